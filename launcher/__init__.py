@@ -1,0 +1,1 @@
+"""One command turns a CPU server into an inference server for transformer models."""

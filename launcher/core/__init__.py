@@ -1,0 +1,1 @@
+"""Decides and never acts: no clock, file, socket, process or torch in here; time is an argument."""

@@ -1,0 +1,68 @@
+"""Kernel cpu lists (``0-3,8``) and hex masks (``00000000,0000ff00``), both ways.
+
+The format is that of ``Documentation/admin-guide/cputopology.rst``; node lists have the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MAX_ID = 1 << 16  # far over any kernel's NR_CPUS; keeps a broken file from filling the memory
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """Ids of a kernel list such as ``0-2,8-12:2/4``, ascending, without repeats. Raises ``ValueError``."""
+    ids: set[int] = set()
+    for part in text.replace("\0", "").strip().split(","):
+        token = part.strip()
+        if token and token != "(null)":
+            ids.update(_parse_range(token))
+    return tuple(sorted(ids))
+
+
+def _parse_range(token: str) -> Iterable[int]:
+    span, _, stride = token.partition(":")
+    first_text, dash, last_text = span.partition("-")
+    first = _number(first_text, token)
+    last = _number(last_text, token) if dash else first
+    if last < first:
+        raise ValueError(f"{token!r} is no cpu range: it ends before it starts")
+    if not stride:
+        return range(first, last + 1)
+    used_text, _, group_text = stride.partition("/")
+    used, group = _number(used_text, token), _number(group_text, token)
+    if not 0 < used <= group:
+        raise ValueError(f"{token!r} is no cpu range: it uses {used} of each {group}")
+    return (cpu for cpu in range(first, last + 1) if (cpu - first) % group < used)
+
+
+def _number(text: str, token: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"{token!r} is no cpu or range of cpus")
+    value = int(text)
+    if value > MAX_ID:
+        raise ValueError(f"{token!r} is over the largest id this program takes, {MAX_ID}")
+    return value
+
+
+def parse_cpu_mask(text: str) -> tuple[int, ...]:
+    """Ids of a kernel hex mask, comma-separated 32-bit words, highest first. Raises ``ValueError``."""
+    cleaned = text.replace("\0", "").strip()
+    words = cleaned.split(",") if cleaned else []
+    bits = 0
+    for word in words:
+        bits = bits << 32 | int(word, 16)
+    if bits.bit_length() > MAX_ID:
+        raise ValueError(f"a mask of {bits.bit_length()} bits is over the largest id this program takes, {MAX_ID}")
+    return tuple(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
+
+
+def format_cpu_list(cpus: Iterable[int]) -> str:
+    """The kernel list of these ids: ``0-2,8``; empty for none."""
+    spans: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if spans and cpu == spans[-1][1] + 1:
+            spans[-1][1] = cpu
+        else:
+            spans.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)

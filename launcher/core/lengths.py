@@ -1,0 +1,91 @@
+"""Length classes: which sequence lengths an instance is there for.
+
+Ranges are closed, start at 1 and have neither gap nor overlap: ``32:8,384:16,max:24`` gives 1…32, 33…384 and
+385…limit, whatever the order in which they were written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class LengthClass:
+    """Sequences of ``min_length`` … ``max_length`` tokens, both included, special tokens counted.
+
+    ``max_length`` None: as long as the model takes, where the model is not known yet.
+    """
+
+    min_length: int
+    max_length: int | None
+
+    @property
+    def name(self) -> str:
+        """As it stands in logs and metrics: ``1-32``, ``33-max``."""
+        return f"{self.min_length}-{'max' if self.max_length is None else self.max_length}"
+
+    def admits(self, length: int) -> bool:
+        """Whether a sequence of ``length`` tokens belongs to this class."""
+        return self.min_length <= length and (self.max_length is None or length <= self.max_length)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSpec:
+    """One entry of ``--classes``: up to ``max_length`` tokens (None: the model's limit) on ``cores`` cores."""
+
+    max_length: int | None
+    cores: int
+
+
+def parse_classes(text: str) -> tuple[ClassSpec, ...]:
+    """The entries of ``32:8,384:16,max:24``, shortest first. Raises ``UsageError``.
+
+    The same length may stand several times: that many instances serve the class.
+    """
+    specs = [_parse_entry(entry.strip(), text) for entry in text.split(",")]
+    if not any(spec.max_length is None for spec in specs):
+        longest = max(spec.max_length or 0 for spec in specs)
+        raise UsageError(
+            f"--classes {text!r} leaves a gap: nothing serves sequences of more than {longest} tokens; "
+            "add an entry for the rest, such as max:4"
+        )
+    return tuple(sorted(specs, key=lambda spec: (spec.max_length is None, spec.max_length or 0)))
+
+
+def _parse_entry(entry: str, text: str) -> ClassSpec:
+    length, colon, cores = entry.partition(":")
+    length, cores = length.strip(), cores.strip()
+    if "-" in length:
+        raise UsageError(
+            f"--classes {text!r}: {entry!r} names a range; give only the largest length of each class "
+            "(32:8,max:24), so that classes can neither overlap nor leave a gap"
+        )
+    well_formed = colon and cores.isdigit() and cores.isascii() and (length == "max" or length.isdigit())
+    if not well_formed:
+        raise UsageError(f"--classes {text!r}: {entry!r} is not of the form LENGTH:CORES, such as 32:8 or max:24")
+    if int(cores) == 0 or (length != "max" and int(length) == 0):
+        raise UsageError(f"--classes {text!r}: {entry!r} has a 0; lengths and cores start at 1")
+    return ClassSpec(None if length == "max" else int(length), int(cores))
+
+
+def resolve_classes(specs: Sequence[ClassSpec], limit: int | None) -> tuple[LengthClass, ...]:
+    """The length range of each entry, for a model that takes ``limit`` tokens (None: not known).
+
+    Raises ``UsageError`` when a class lies beyond the limit.
+    """
+    classes: list[LengthClass] = []
+    bounds = sorted({spec.max_length for spec in specs if spec.max_length is not None})
+    for bound in bounds:
+        if limit is not None and bound >= limit:
+            raise UsageError(
+                f"--classes asks for a class up to {bound} tokens and one beyond, but the model takes at most "
+                f"{limit}; use max for the longest class and lengths below {limit} for the others"
+            )
+    for spec in specs:
+        upper = limit if spec.max_length is None else spec.max_length
+        lower = max((bound for bound in bounds if spec.max_length is None or bound < spec.max_length), default=0) + 1
+        classes.append(LengthClass(lower, upper))
+    return tuple(classes)

@@ -1,0 +1,101 @@
+"""The messages between front and worker, as msgspec structs; ``frames`` puts them on the wire.
+
+The front sends ``Setup`` once, then ``Run`` for each batch and ``Stop`` at the end. The worker answers with
+``Loading`` while it starts, one ``Ready`` or ``Unusable``, then one ``Done`` or ``Failed`` for each ``Run`` in
+the order in which they came. Tensors travel as raw bytes in a frame's body, never inside the message.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from launcher.core.models import ModelCard
+
+
+class Setup(msgspec.Struct, tag="setup", frozen=True):
+    """Front → worker, first: what to load and which shapes to warm up.
+
+    ``warmup`` holds (rows, width) of padded batches, in tokens, in the order in which they shall run.
+    """
+
+    card: ModelCard
+    dtype: Literal["bf16", "fp32"]
+    backend: Literal["eager", "fake"]
+    warmup: tuple[tuple[int, int], ...]
+    trust_remote_code: bool = False
+
+
+class Run(msgspec.Struct, tag="run", frozen=True):
+    """Front → worker: one batch. Body: the token ids of all items, int32, one after the other.
+
+    ``lengths`` are the items' lengths in tokens, special tokens included, longest first.
+    """
+
+    batch: int
+    lengths: tuple[int, ...]
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """Front → worker: finish the batches already sent, then exit with status 0."""
+
+
+class Loading(msgspec.Struct, tag="loading", frozen=True):
+    """Worker → front while it starts. ``stage`` is ``import``, ``load``, ``check`` or ``warmup``; ``done`` is 0…1."""
+
+    stage: Literal["import", "load", "check", "warmup"]
+    done: float
+    detail: str = ""
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """Worker → front: warm, batches may be sent.
+
+    ``width`` is the number of float32 values in the result of one item. ``measured`` holds (rows, width,
+    seconds) of the second warm-up run of each shape. ``accuracy`` is the lowest cosine between the results in
+    ``dtype`` and in fp32 over the check texts (None when dtype is fp32).
+    """
+
+    pid: int
+    threads: int
+    dtype: str
+    backend: str
+    width: int
+    labels: tuple[str, ...]
+    torch_version: str
+    load_seconds: float
+    warmup_seconds: float
+    measured: tuple[tuple[int, int, float], ...]
+    accuracy: float | None
+    notes: tuple[str, ...] = ()
+
+
+class Unusable(msgspec.Struct, tag="unusable", frozen=True):
+    """Worker → front instead of ``Ready``: the model cannot be served, and a restart would not help."""
+
+    reason: str
+
+
+class Done(msgspec.Struct, tag="done", frozen=True):
+    """Worker → front: results of a batch. Body: float32, ``items`` × ``width``, in the order of ``Run.lengths``.
+
+    ``seconds`` is the time from taking the batch to having the results; ``computed_tokens`` counts padding.
+    """
+
+    batch: int
+    items: int
+    width: int
+    seconds: float
+    computed_tokens: int
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """Worker → front: this batch raised; the worker is unharmed and takes the next one."""
+
+    batch: int
+    reason: str
+
+
+ToWorker = Setup | Run | Stop
+ToFront = Loading | Ready | Unusable | Done | Failed

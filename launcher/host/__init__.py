@@ -1,0 +1,1 @@
+"""What the launcher does to and reads from the machine: sysfs, cgroups, processes, their verification."""

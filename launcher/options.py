@@ -1,0 +1,89 @@
+"""Settings and their defaults, one home each. The command line fills them; nothing else reads a default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Dtype = Literal["auto", "bf16", "fp32"]
+TaskChoice = Literal["auto", "embed", "classify"]
+Backend = Literal["eager", "fake"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+DEFAULT_MODEL = "demo"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOptions:
+    """Which machine is planned for, and how. ``None`` means that the planner decides."""
+
+    sysroot: Path = Path("/")
+    instances: int | None = None
+    cores_per_instance: int | None = None
+    classes: str | None = None
+    reserve_cores: int | None = None
+    oversubscribe: bool = False
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model, and how it is run. ``max_length`` (tokens) can only lower the model's own limit."""
+
+    model: str = DEFAULT_MODEL
+    task: TaskChoice = "auto"
+    dtype: Dtype = "auto"
+    backend: Backend = "eager"
+    max_length: int | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FrontOptions:
+    """The HTTP side and its limits. ``body_bytes`` is the largest body, ``request_items`` the most texts in one
+    request, ``text_characters`` the longest text that is tokenized at all, ``queue_items`` the bound of the queue,
+    ``batch_tokens`` the token budget of one batch, padding counted. ``drain_seconds`` bounds the end."""
+
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
+    body_bytes: int = 8 * 1024 * 1024
+    request_items: int = 2048
+    text_characters: int = 1_000_000
+    queue_items: int = 16_384
+    batch_tokens: int = 2048
+    drain_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class SuperviseOptions:
+    """How instances are kept alive. An instance that fails ``max_failures`` times in a row is given up.
+
+    ``backoff_seconds`` is doubled at each failure in a row, up to ``backoff_limit_seconds``.
+    """
+
+    start_seconds: float = 600.0
+    max_failures: int = 5
+    backoff_seconds: float = 0.5
+    backoff_limit_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """What is logged, and in which form."""
+
+    level: LogLevel = "info"
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Everything ``launch serve`` needs."""
+
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    front: FrontOptions = field(default_factory=FrontOptions)
+    supervise: SuperviseOptions = field(default_factory=SuperviseOptions)
+    log: LogOptions = field(default_factory=LogOptions)
