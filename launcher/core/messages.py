@@ -18,6 +18,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     """Front → worker, first: what to load and which shapes to warm up.
 
     ``warmup`` holds (rows, width) of padded batches, in tokens, in the order in which they shall run.
+    ``fake_seconds_per_token`` is the time that the fake backend takes for a token, padding counted.
     """
 
     card: ModelCard
@@ -25,6 +26,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     backend: Literal["eager", "fake"]
     warmup: tuple[tuple[int, int], ...]
     trust_remote_code: bool = False
+    fake_seconds_per_token: float = 0.0
 
 
 class Run(msgspec.Struct, tag="run", frozen=True):

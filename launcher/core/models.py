@@ -1,7 +1,7 @@
-"""What the launcher knows of a model before it loads it: its card.
+"""What the launcher knows of a model before it loads it: its card, and the shapes of models without weights.
 
 A card is made once, on the host, from the model's files (``host.models``) and travels to front and workers,
-so that pooling, limits and labels are read in one place.
+so that pooling, limits and labels are read in one place. Reading files is not done here.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ import msgspec
 
 Task = Literal["embed", "classify"]
 Pooling = Literal["mean", "cls", "max"]
+Scores = Literal["softmax", "sigmoid", "raw"]
+
+FLOAT32_BYTES = 4
 
 
 class ModelCard(msgspec.Struct, frozen=True):
     """Facts of one model.
 
     ``name`` is what clients call it, ``asked`` what the user gave to ``--model``. ``folder`` holds config and
-    tokenizer; ``shape`` is set for ``random:`` models, which have no weights on disk. ``max_length`` is in
-    tokens, special tokens included. ``weight_bytes`` is the size in fp32 of all parameters.
+    weights; ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the
+    ``tokenizer.json`` to use (empty: the one in ``folder``). ``max_length`` is in tokens, special tokens
+    included. ``weight_bytes`` is the size in fp32 of all parameters. ``scores`` says how a classifier's logits
+    become scores; with ``multi_label`` each label is scored by itself.
     """
 
     name: str
@@ -39,3 +44,46 @@ class ModelCard(msgspec.Struct, frozen=True):
     multi_label: bool
     weight_bytes: int
     prompts: dict[str, str] = {}
+    tokenizer_file: str = ""
+    scores: Scores = "softmax"
+
+    @property
+    def tokenizer_path(self) -> str:
+        """The ``tokenizer.json`` that texts are tokenized with."""
+        return self.tokenizer_file or f"{self.folder}/tokenizer.json"
+
+    @property
+    def result_width(self) -> int:
+        """How many float32 values the result of one item has."""
+        return self.hidden_size if self.task == "embed" else len(self.labels)
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """Numbers of a BERT encoder; vocabulary and positions are those of the uncased BERT models."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    vocab_size: int = 30522
+    positions: int = 512
+    token_types: int = 2
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the encoder has, without pooler and heads."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        norm = 2 * hidden
+        embeddings = (self.vocab_size + self.positions + self.token_types) * hidden + norm
+        attention = 4 * (hidden * hidden + hidden) + norm
+        feed_forward = hidden * inner + inner + inner * hidden + hidden + norm
+        return embeddings + self.layers * (attention + feed_forward)
+
+
+# Published sizes: Devlin et al. 2018 (base, large), Turc et al. 2019 (tiny), MiniLM-L6-H384-uncased (minilm).
+SHAPES: dict[str, Shape] = {
+    "tiny": Shape(hidden_size=128, layers=2, heads=2, intermediate_size=512),
+    "minilm": Shape(hidden_size=384, layers=6, heads=12, intermediate_size=1536),
+    "bert-base": Shape(hidden_size=768, layers=12, heads=12, intermediate_size=3072),
+    "bert-large": Shape(hidden_size=1024, layers=24, heads=16, intermediate_size=4096),
+}
