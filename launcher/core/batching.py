@@ -1,0 +1,130 @@
+"""The queue of one length class, and how a batch is cut from it.
+
+Items wait in buckets of similar length, each first in, first out. A batch starts from the oldest item (so nothing
+starves) and takes what fits beside it with the least padding: its own bucket, then neighbours as long as the
+padding they bring costs less than a batch of their own would. Nothing in here looks at a whole bucket, so the cost of
+an operation does not grow with the queue.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from launcher.core.cost import CostModel
+
+
+class Item(msgspec.Struct, frozen=True, gc=False):
+    """One sequence: item ``index`` of ``request``, ``length`` tokens long."""
+
+    request: int
+    index: int
+    length: int
+
+
+def _bucket_bounds(largest: int = 1 << 17) -> tuple[int, ...]:
+    """Upper bounds of the buckets: steps of 8 tokens while short, then of about a tenth."""
+    bounds = [8]
+    while bounds[-1] < largest:
+        bounds.append(bounds[-1] + max(8, bounds[-1] // 10))
+    return tuple(bounds)
+
+
+BOUNDS = _bucket_bounds()
+
+
+class LengthQueue:
+    """Items waiting for one class of instances. ``is_waiting`` tells items that were cancelled meanwhile."""
+
+    def __init__(self, is_waiting: Callable[[Item], bool]) -> None:
+        self._is_waiting = is_waiting
+        self._buckets: dict[int, deque[tuple[int, Item]]] = {}
+        self._sequence = 0
+        self.count = 0
+        self.tokens = 0
+        self.squares = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def push(self, item: Item) -> None:
+        """Add an item at the end."""
+        self._sequence += 1
+        bucket = self._buckets.setdefault(bisect_left(BOUNDS, item.length), deque())
+        bucket.append((self._sequence, item))
+        self._account(item, 1)
+
+    def forget(self, item: Item) -> None:
+        """Take a cancelled item out of the sums; it is dropped when it comes up."""
+        self._account(item, -1)
+
+    def _account(self, item: Item, sign: int) -> None:
+        self.count += sign
+        self.tokens += sign * item.length
+        self.squares += sign * item.length**2
+
+    def oldest(self) -> Item | None:
+        """The item that has waited longest."""
+        heads = [head for head in map(self._head, list(self._buckets)) if head]
+        return min(heads)[1] if heads else None
+
+    def _head(self, key: int) -> tuple[int, Item] | None:
+        """The first live entry of a bucket; entries cancelled meanwhile are dropped, an empty bucket too."""
+        bucket = self._buckets.get(key)
+        while bucket:
+            if self._is_waiting(bucket[0][1]):
+                return bucket[0]
+            bucket.popleft()
+        self._buckets.pop(key, None)
+        return None
+
+    def cut(self, cost: CostModel, budget: int, share: float) -> tuple[Item, ...]:
+        """Take a batch out: longest first, at most ``budget`` padded tokens and about ``share`` predicted seconds.
+
+        At least one item is taken when there is one, whatever its length.
+        """
+        oldest = self.oldest()
+        if oldest is None:
+            return ()
+        batch = _Cut(cost, budget, share)
+        for key in self._neighbours(bisect_left(BOUNDS, oldest.length)):
+            bound, width = BOUNDS[key], batch.width
+            narrower = len(self._buckets[key]) * (width - bound)
+            padding = narrower if bound <= width else len(batch.items) * (bound - width)
+            if not batch.items or padding * cost.per_token <= cost.overhead:
+                self._fill(batch, key)
+        return tuple(sorted(batch.items, key=lambda item: -item.length))
+
+    def _neighbours(self, start: int) -> list[int]:
+        """The bucket ``start``, then the others, nearest first."""
+        return sorted(self._buckets, key=lambda key: (abs(key - start), key))
+
+    def _fill(self, batch: _Cut, key: int) -> None:
+        """Move items from a bucket to the batch, oldest first, while its limits hold."""
+        while (head := self._head(key)) and batch.take(head[1]):
+            self._buckets[key].popleft()
+            self._account(head[1], -1)
+
+
+class _Cut:
+    """A batch being cut. The share counts what the items cost without padding, so that shares add up to the whole."""
+
+    def __init__(self, cost: CostModel, budget: int, share: float) -> None:
+        self.items: list[Item] = []
+        self.width = 0
+        self._cost, self._budget, self._share = cost, budget, share
+        self._tokens = self._squares = 0
+
+    def take(self, item: Item) -> bool:
+        """Add an item unless that breaks a limit; the first is always taken. Returns whether it was taken."""
+        rows, width = len(self.items) + 1, max(self.width, item.length)
+        tokens, squares = self._tokens + item.length, self._squares + item.length**2
+        over = rows * width > self._budget or self._cost.item_seconds(rows, tokens, squares) > self._share
+        if self.items and over:
+            return False
+        self.items.append(item)
+        self.width, self._tokens, self._squares = width, tokens, squares
+        return True
