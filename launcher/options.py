@@ -61,13 +61,15 @@ class FrontOptions:
 class SuperviseOptions:
     """How instances are kept alive. An instance that fails ``max_failures`` times in a row is given up.
 
-    ``backoff_seconds`` is doubled at each failure in a row, up to ``backoff_limit_seconds``.
+    ``backoff_seconds`` is doubled at each failure in a row, up to ``backoff_limit_seconds``. A worker that was
+    ready for ``settled_seconds`` ends the row: what failed before it does not count any more.
     """
 
     start_seconds: float = 600.0
     max_failures: int = 5
     backoff_seconds: float = 0.5
     backoff_limit_seconds: float = 30.0
+    settled_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
