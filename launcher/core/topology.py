@@ -25,7 +25,11 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One NUMA node. ``distances`` pairs node id and SLIT distance; ``free_bytes`` is as of the reading."""
+    """One NUMA node. ``cpus`` is the kernel's list, which on older kernels names offline cpus too.
+
+    ``distances`` pairs node id and SLIT distance. ``free_bytes`` is as of the reading: unused pages and those that
+    only cache files.
+    """
 
     id: int
     cpus: tuple[int, ...]
@@ -50,7 +54,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """All that was read. ``cores`` are the usable ones only; ``warnings`` say what was odd while reading."""
+    """All that was read. ``cores`` are the usable ones only; ``warnings`` say what was odd while reading.
+
+    ``memory_bytes`` and ``free_bytes`` are of the whole machine: what counts where it has no nodes.
+    """
 
     arch: str
     vendor: str | None
@@ -64,6 +71,8 @@ class Machine:
     nodes: tuple[Node, ...]
     limits: Limits
     warnings: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+    free_bytes: int | None = None
 
     def node(self, node_id: int) -> Node | None:
         """The node of that id, or None."""

@@ -1,0 +1,166 @@
+"""Reads the machine: its cpus, caches, nodes and limits as the kernel states them in `/sys` and `/proc`.
+
+Reading only: what the readings mean is decided in ``core.readings``. Every file is read once, under an injectable
+root; for a root other than ``/`` nothing of the machine this runs on gets in. Formats:
+``Documentation/admin-guide/cputopology.rst``, ``Documentation/ABI/{stable,testing}/sysfs-devices-*``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from launcher.core.readings import CpuReading, KindReading, MachineReading, build_machine
+from launcher.core.topology import Limits, Machine, Node
+from launcher.errors import UsageError
+from launcher.host.cgroup import read_bounds
+from launcher.host.processor import meminfo, read_memory, read_processor
+from launcher.host.tree import Tree
+
+CPU = "sys/devices/system/cpu"
+NODE = "sys/devices/system/node"
+# A hybrid machine has a counter device for each kind of core; older kernels show them only on the bus.
+PMU_FOLDERS = ("sys/devices", "sys/bus/event_source/devices")
+EFFICIENCY_PMUS = ("cpu_atom", "cpu_lowpower")
+
+
+def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -> Machine:
+    """The machine under ``sysroot``.
+
+    Raises ``UsageError`` when there is none, ``MachineError`` when nothing of it may be used.
+    """
+    tree = Tree(sysroot)
+    if not tree.exists(CPU):
+        raise UsageError(
+            f"{sysroot} holds no machine: there is no folder {CPU} in it. Give the root of a recorded /sys and /proc "
+            "tree, or / for this machine."
+        )
+    return build_machine(_read(tree), include_isolated=include_isolated)
+
+
+def _read(tree: Tree) -> MachineReading:
+    processor = read_processor(tree)
+    memory_bytes, free_bytes = read_memory(tree)
+    present, online = _present_and_online(tree)
+    bounds = read_bounds(tree)
+    nodes = _nodes(tree)
+    return MachineReading(
+        arch=processor.arch,
+        vendor=processor.vendor,
+        model=processor.model,
+        isa=processor.isa,
+        present=present,
+        online=online,
+        isolated=tree.cpu_list(f"{CPU}/isolated") or (),
+        cpus={cpu: _cpu(tree, cpu) for cpu in online},
+        nodes=nodes,
+        kinds=_kinds(tree, online),
+        cpuset=bounds.cpuset,
+        limits=_with_memory_only(bounds.limits, nodes),
+        memory_bytes=memory_bytes,
+        free_bytes=free_bytes,
+        problems=tuple(tree.problems),
+    )
+
+
+def _present_and_online(tree: Tree) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    folders = tuple(tree.numbered(CPU, "cpu"))
+    present = tree.cpu_list(f"{CPU}/present") or folders
+    online = tree.cpu_list(f"{CPU}/online")
+    if not online:
+        online = tuple(cpu for cpu in folders if tree.text(f"{CPU}/cpu{cpu}/online") != "0")
+    return present, online
+
+
+def _cpu(tree: Tree, cpu: int) -> CpuReading:
+    folder = f"{CPU}/cpu{cpu}/topology"
+    siblings = tree.list_or_mask(f"{folder}/core_cpus_list", f"{folder}/core_cpus")
+    if siblings is None:
+        siblings = tree.list_or_mask(f"{folder}/thread_siblings_list", f"{folder}/thread_siblings")
+    package = tree.number(f"{folder}/physical_package_id")
+    return CpuReading(siblings, None if package is None or package < 0 else package, _l3(tree, cpu))
+
+
+def _l3(tree: Tree, cpu: int) -> tuple[int, ...] | None:
+    """The cpus that share this one's level-3 cache, itself included."""
+    folder = f"{CPU}/cpu{cpu}/cache"
+    for index in reversed(tree.numbered(folder, "index")):
+        if tree.number(f"{folder}/index{index}/level") == 3:
+            place = f"{folder}/index{index}"
+            if tree.text(f"{place}/type") == "Instruction":
+                continue
+            shared = tree.list_or_mask(f"{place}/shared_cpu_list", f"{place}/shared_cpu_map")
+            return tuple(sorted({cpu, *(shared or ())}))
+    return None
+
+
+def _nodes(tree: Tree) -> tuple[Node, ...]:
+    ids = tree.numbered(NODE, "node")
+    online = tree.cpu_list(f"{NODE}/online") or tuple(ids)
+    return tuple(_node(tree, node, online if len(online) >= len(ids) else tuple(ids)) for node in ids)
+
+
+def _node(tree: Tree, node: int, order: tuple[int, ...]) -> Node:
+    folder = f"{NODE}/node{node}"
+    cpus = tree.list_or_mask(f"{folder}/cpulist", f"{folder}/cpumap")
+    if cpus is None:
+        cpus = tuple(tree.numbered(folder, "cpu"))
+    memory = meminfo(tree.text(f"{folder}/meminfo") or "")
+    free = [memory[name] for name in ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable") if name in memory]
+    return Node(
+        id=node,
+        cpus=cpus,
+        memory_bytes=memory.get("MemTotal"),
+        distances=_distances(tree, folder, order),
+        free_bytes=sum(free) if "MemFree" in memory else None,
+    )
+
+
+def _distances(tree: Tree, folder: str, order: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Distance to each online node; the file has one number for each, in the order of their ids."""
+    text = tree.text(f"{folder}/distance")
+    if not text:
+        return ()
+    words = text.split()
+    if len(words) != len(order) or not all(word.isdigit() for word in words):
+        tree.problems.append(f"{folder}/distance holds {text[:60]!r}, not one number for each of {len(order)} nodes")
+        return ()
+    return tuple(zip(order, map(int, words), strict=True))
+
+
+def _with_memory_only(limits: Limits, nodes: tuple[Node, ...]) -> Limits:
+    """A mask of allowed nodes names possible ones; only those with memory can be bound to."""
+    if limits.memory_nodes is None or not nodes:
+        return replace(limits, memory_nodes=None)
+    with_memory = {node.id for node in nodes if node.memory_bytes != 0}
+    return replace(limits, memory_nodes=tuple(sorted(with_memory & set(limits.memory_nodes))))
+
+
+def _kinds(tree: Tree, online: tuple[int, ...]) -> KindReading:
+    for folder in PMU_FOLDERS:
+        slow = [tree.cpu_list(f"{folder}/{name}/cpus") for name in EFFICIENCY_PMUS]
+        if any(found is not None for found in slow):
+            return KindReading(efficiency_cpus=tuple(sorted({cpu for found in slow for cpu in found or ()})))
+    capacity = _each(tree, online, "cpu_capacity")
+    if capacity:
+        return KindReading(capacity=capacity)
+    return KindReading(
+        max_khz=_clock(tree, online, "cpuinfo_max_freq"), base_khz=_clock(tree, online, "base_frequency")
+    )
+
+
+def _each(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
+    found = ((cpu, tree.number(f"{CPU}/cpu{cpu}/{name}")) for cpu in online)
+    return {cpu: value for cpu, value in found if value is not None}
+
+
+def _clock(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
+    """A frequency of each cpu in kHz, by policy where cpus share them."""
+    found: dict[int, int] = {}
+    for policy in tree.numbered(f"{CPU}/cpufreq", "policy"):
+        folder = f"{CPU}/cpufreq/policy{policy}"
+        value = tree.number(f"{folder}/{name}")
+        if value is not None:
+            text = tree.text(f"{folder}/related_cpus") or str(policy)
+            found.update((int(word), value) for word in text.split() if word.isdigit())
+    return found or _each(tree, online, f"cpufreq/{name}")
