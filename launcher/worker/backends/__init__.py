@@ -1,0 +1,64 @@
+"""What a backend is, and which one a worker gets. Backends compute; they know neither channel nor messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.core.messages import Setup
+
+Stage = Literal["import", "load", "check", "warmup"]
+Report = Callable[[Stage, float, str], None]
+"""Takes a stage of the start, how much of it is done (0…1) and a few words for people."""
+
+Ids = NDArray[np.int32]
+Values = NDArray[np.float32]
+
+
+class ModelRefused(Exception):
+    """The model cannot be served, and trying again would not help. The message is one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is known once the model is in memory. ``accuracy`` and ``notes`` are those of ``messages.Ready``."""
+
+    torch_version: str
+    threads: int
+    accuracy: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Results of a batch: float32, items × width, in the order of the items. ``computed_tokens`` counts padding."""
+
+    values: Values
+    computed_tokens: int
+
+
+class Backend(Protocol):
+    """One loaded model. Called from one thread, one batch at a time."""
+
+    def load(self, report: Report) -> Loaded:
+        """Load the model and check it. Raises ``ModelRefused``, or whatever the libraries below raise."""
+        ...
+
+    def run(self, ids: Ids, lengths: Sequence[int]) -> Output:
+        """Results of items of ``lengths`` tokens, longest first, whose ``ids`` follow each other."""
+        ...
+
+
+def create(setup: Setup, threads: int) -> Backend:
+    """The backend that ``setup`` asks for, with nothing loaded yet; its libraries are imported here."""
+    if setup.backend == "fake":
+        from launcher.worker.backends.fake import FakeBackend
+
+        return FakeBackend(setup, threads)
+    from launcher.worker.backends.eager import EagerBackend  # torch takes seconds to import
+
+    return EagerBackend(setup, threads)

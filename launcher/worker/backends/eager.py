@@ -1,0 +1,166 @@
+"""The eager backend: plain transformers and torch, in fp32 or bf16, padded batches sorted by length.
+
+Weights are read in fp32 and converted tensor by tensor, so that the check against fp32 needs no second model in
+memory. Pooling and scores are in ``tasks``; the channel must not enter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
+
+from launcher.core.messages import Setup
+from launcher.core.models import SHAPES, ModelCard
+from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
+from launcher.worker.check import check_items, lowest_cosine
+from launcher.worker.tasks.classify import score
+from launcher.worker.tasks.embed import pool
+
+SEED = 0  # random weights: every instance must have the same ones
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Items padded on the right to the longest: ``ids`` int64, ``mask`` True for real tokens, or None."""
+
+    ids: Tensor
+    mask: Tensor | None
+    lengths: Tensor
+
+
+def pad(ids: Ids, lengths: Sequence[int], pad_id: int) -> PaddedBatch:
+    """The items whose ``ids`` follow each other, longest first, as rows of one width."""
+    rows, width = len(lengths), lengths[0]
+    counts = np.asarray(lengths, dtype=np.int64)
+    if lengths[-1] == width:
+        padded = ids.reshape(rows, width).astype(np.int64)
+        return PaddedBatch(torch.from_numpy(padded), None, torch.from_numpy(counts))
+    mask = np.arange(width) < counts[:, None]
+    padded = np.full((rows, width), pad_id, dtype=np.int64)
+    padded[mask] = ids
+    return PaddedBatch(torch.from_numpy(padded), torch.from_numpy(mask), torch.from_numpy(counts))
+
+
+class EagerBackend:
+    """See the head of this module."""
+
+    def __init__(self, setup: Setup, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.set_num_interop_threads(1)
+        torch.set_grad_enabled(False)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self._setup = setup
+        self._card = setup.card
+        self._model: torch.nn.Module
+
+    def load(self, report: Report) -> Loaded:
+        """Weights in memory in the dtype asked for; in bf16 compared with fp32 over the check texts."""
+        report("load", 0.0, self._card.asked)
+        self._model = _load_model(self._setup).eval()
+        if self._setup.dtype == "fp32":
+            _leave_the_file(self._model)
+        report("load", 1.0, self._card.asked)
+        accuracy = self._convert(report) if self._setup.dtype == "bf16" else None
+        attention = getattr(self._model.config, "_attn_implementation", None)
+        return Loaded(
+            torch_version=str(torch.__version__),
+            threads=torch.get_num_threads(),
+            accuracy=accuracy,
+            notes=(f"attention: {attention}",),
+        )
+
+    def _convert(self, report: Report) -> float:
+        """Turn the weights into bf16; returns the lowest cosine between results before and after."""
+        report("check", 0.0, "fp32")
+        items = check_items(self._card)
+        before = self._run_items(items)
+        self._model.to(torch.bfloat16)
+        report("check", 0.5, "bf16")
+        accuracy = lowest_cosine(before, self._run_items(items))
+        report("check", 1.0, f"lowest cosine between bf16 and fp32 {accuracy:.5f}")
+        return accuracy
+
+    def _run_items(self, items: Sequence[Ids]) -> Values:
+        """Results of ``items``, longest first, as one batch."""
+        return self.run(np.concatenate(items), [len(item) for item in items]).values
+
+    @torch.inference_mode()
+    def run(self, ids: Ids, lengths: Sequence[int]) -> Output:
+        """Results of one padded batch (see ``Backend.run``)."""
+        batch = pad(ids, lengths, self._card.pad_id)
+        mask = None if batch.mask is None else batch.mask.to(torch.int64)
+        output = self._model(input_ids=batch.ids, attention_mask=mask)
+        return Output(self._reduce(output, batch).numpy(), batch.ids.numel())
+
+    def _reduce(self, output: transformers.utils.ModelOutput, batch: PaddedBatch) -> Tensor:
+        card = self._card
+        if card.task == "classify":
+            return score(output.logits, card.scores)
+        return pool(output.last_hidden_state, batch.lengths, batch.mask, card.pooling, card.normalize)
+
+
+def _load_model(setup: Setup) -> torch.nn.Module:
+    """The model of a card in fp32, its weights in memory. Raises ``ModelRefused`` when some are missing."""
+    card = setup.card
+    kind = AutoModelForSequenceClassification if card.task == "classify" else AutoModel
+    if card.shape is not None:
+        model = _random_model(card, kind)
+    else:
+        model, info = kind.from_pretrained(
+            card.folder,
+            local_files_only=True,
+            trust_remote_code=setup.trust_remote_code,
+            output_loading_info=True,
+            **{_dtype_argument(): torch.float32},
+        )
+        _refuse_missing_weights(card, info["missing_keys"])
+    if card.task == "embed" and isinstance(getattr(model, "pooler", None), torch.nn.Module):
+        setattr(model, "pooler", None)  # noqa: B010  # nn.Module's types know no None here; its result is not used, and some models come without its weights
+    return model
+
+
+def _dtype_argument() -> str:
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return "dtype" if version >= (4, 56) else "torch_dtype"
+
+
+def _random_model(card: ModelCard, kind: type) -> torch.nn.Module:
+    shape = SHAPES[card.shape or ""]
+    config = BertConfig(
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.positions,
+        type_vocab_size=shape.token_types,
+        pad_token_id=card.pad_id,
+        num_labels=max(1, len(card.labels)),
+    )
+    torch.manual_seed(SEED)
+    model: torch.nn.Module = kind.from_config(config)  # type: ignore[attr-defined]  # transformers' auto classes
+    return model
+
+
+def _refuse_missing_weights(card: ModelCard, missing: Sequence[str]) -> None:
+    """transformers fills missing weights with random ones and goes on; such a model answers nonsense."""
+    needed = sorted(key for key in missing if not (card.task == "embed" and key.startswith("pooler.")))
+    if needed:
+        raise ModelRefused(
+            f"{card.asked}: the weights lack {len(needed)} of the tensors that {card.architecture} needs "
+            f"for the task {card.task}, the first is {needed[0]}"
+        )
+
+
+def _leave_the_file(model: torch.nn.Module) -> None:
+    """Copy weights that are still a view of the mapped file: pages of the file cache stay on whatever node first read
+    them, whatever this process's memory policy is."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()

@@ -1,0 +1,58 @@
+"""A backend without a model: a given time per token, and results that follow from the token ids alone.
+
+It is there to test and to measure everything around the model, so it must start at once: torch must not enter.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from launcher.core.messages import Setup
+from launcher.core.models import ModelCard
+from launcher.worker.backends import Ids, Loaded, Output, Report, Values
+
+_STEP = 2654435761  # Knuth's multiplicative hashing: 2**32 over the golden ratio, spreads neighbours apart
+
+
+def fake_result(ids: Ids, card: ModelCard) -> Values:
+    """What the fake backend answers for one item: the same for the same ids, different for others.
+
+    A unit vector of ``card.hidden_size``, or for a classifier scores that sum to 1.
+    """
+    seed = zlib.crc32(np.ascontiguousarray(ids, dtype="<i4").tobytes())
+    turns = (seed + np.arange(1, card.result_width + 1, dtype=np.uint64) * _STEP) % 2**32 / 2**32
+    raw: Values = np.cos(2 * np.pi * turns).astype(np.float32)
+    if card.task == "classify":
+        scores: Values = np.exp(raw) / np.exp(raw).sum()
+        return scores
+    vector: Values = raw / np.linalg.norm(raw)
+    return vector
+
+
+class FakeBackend:
+    """See the head of this module."""
+
+    def __init__(self, setup: Setup, threads: int) -> None:
+        self._card = setup.card
+        self._seconds_per_token = setup.fake_seconds_per_token
+        self._threads = threads
+
+    def load(self, report: Report) -> Loaded:
+        """Nothing to load."""
+        report("load", 1.0, "no model: the fake backend")
+        return Loaded(torch_version="none", threads=self._threads, notes=("fake backend: results mean nothing",))
+
+    def run(self, ids: Ids, lengths: Sequence[int]) -> Output:
+        """``fake_result`` of each item, no sooner than a padded batch of this size takes."""
+        tokens = len(lengths) * lengths[0]
+        end = time.monotonic() + tokens * self._seconds_per_token
+        items = np.split(ids, np.cumsum(lengths)[:-1])
+        values = np.stack([fake_result(item, self._card) for item in items])
+        rest = end - time.monotonic()
+        if rest > 0:
+            time.sleep(rest)
+        return Output(values, tokens)

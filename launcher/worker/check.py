@@ -1,0 +1,37 @@
+"""Check sequences and their measure: what a model in another dtype is compared by when it is loaded.
+
+Real texts of several lengths, because random ids give hidden states unlike those of a language.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from launcher.core.models import ModelCard
+from launcher.worker.backends import Ids, Values
+
+CHECK_TEXTS = (
+    "yes",
+    "Where is the nearest station?",
+    "The harvest was late that year, and the barns stood half empty until the first frost.",
+    "Error 1604: the connection to 10.0.0.7:5432 was lost after 3 attempts.",
+    "Invoices are due within thirty days of receipt; a fee of 2 % is added for each month after that date.",
+    "She had read the letter twice before she noticed that the second page was in a different hand, smaller and "
+    "slanted to the left, as though someone had finished it in a hurry, at night, by poor light.",
+)
+
+
+def check_items(card: ModelCard) -> list[Ids]:
+    """Token ids of the check texts, longest first, cut to what the model takes."""
+    tokenizer = Tokenizer.from_file(card.tokenizer_path)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(card.max_length)
+    items = [np.array(encoding.ids, dtype=np.int32) for encoding in tokenizer.encode_batch(list(CHECK_TEXTS))]
+    return sorted(items, key=len, reverse=True)
+
+
+def lowest_cosine(first: Values, second: Values) -> float:
+    """The lowest cosine between rows of the same place; nan when one of them holds no numbers."""
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return float(np.min(np.sum(first * second, axis=1) / norms))

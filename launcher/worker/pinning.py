@@ -1,0 +1,127 @@
+"""What a worker does to its own process before torch is imported: die with the front, bind to cpus and memory.
+
+Separate because it must run first: threads and pages take over the mask and the policy of the moment in which they
+are made, and OpenMP sizes its pool from the mask. Only the standard library may enter here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import select
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+
+from launcher.core.cpuset import format_cpu_list
+from launcher.errors import MachineError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# linux/mempolicy.h
+MEMORY_POLICIES = {"preferred": 1, "bind": 2, "interleave": 3}
+
+# arch/*/entry/syscalls/*.tbl; the last three machines share asm-generic/unistd.h
+SET_MEMPOLICY = {
+    "x86_64": 238,
+    "i386": 276,
+    "i686": 276,
+    "armv7l": 321,
+    "ppc64": 261,
+    "ppc64le": 261,
+    "s390x": 270,
+    "aarch64": 237,
+    "riscv64": 237,
+    "loongarch64": 237,
+}
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends. Raises ``MachineError``."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        raise MachineError(f"prctl(PR_SET_PDEATHSIG) was refused: {os.strerror(ctypes.get_errno())}")
+
+
+def leave_signals_to_the_front() -> None:
+    """Ignore SIGINT and SIGTERM: Ctrl-C reaches the whole process group, systemd signals the whole control group,
+    and the front alone decides in which order its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def has_hung_up(channel: socket.socket) -> bool:
+    """Whether the other side is gone already; it may have died before ``die_with_parent`` took effect."""
+    poller = select.poll()
+    poller.register(channel, 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0))
+
+
+def exit_on_hangup(channel: socket.socket) -> threading.Thread:
+    """Start a thread that ends the process, with status 0, as soon as the other side has closed the channel.
+
+    The main thread cannot see that while it imports, loads or computes, and the death signal does not cover a front
+    that lives on but has given this worker up, nor a starter in between that outlives the front. The thread sleeps in
+    the kernel and is not woken by data: POLLHUP alone is waited for, and that one cannot be masked. It comes only
+    when both directions are shut, so a front that sends ``Stop`` and closes its writing half still gets its results.
+    """
+
+    def watch() -> None:
+        poller = select.poll()
+        poller.register(channel, 0)
+        poller.poll()
+        os._exit(0)
+
+    thread = threading.Thread(target=watch, name="hang-up watch", daemon=True)
+    thread.start()
+    return thread
+
+
+def bind_cpus(cpus: Sequence[int]) -> None:
+    """Restrict this thread, and all that it starts, to exactly ``cpus``. Raises ``MachineError``.
+
+    The kernel drops cpus that are offline or outside the cpuset without a word, so the mask is read back.
+    """
+    asked = format_cpu_list(cpus)
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        raise MachineError(f"cpus {asked} were refused by sched_setaffinity: {error.strerror}") from error
+    missing = set(cpus) - os.sched_getaffinity(0)
+    if missing:
+        raise MachineError(
+            f"cpus {asked} were asked for, but {format_cpu_list(missing)} are offline or outside the cpuset"
+        )
+
+
+def bind_memory(policy: str, nodes: Sequence[int]) -> None:
+    """Have pages that are touched from now on come from ``nodes``: only (``bind``), in turn (``interleave``) or from
+    the first one as long as it has some (``preferred``). Raises ``MachineError`` when the kernel refuses.
+    """
+    asked = f"memory {policy} on node {format_cpu_list(nodes)}"
+    machine = platform.machine()
+    if machine not in SET_MEMPOLICY:
+        raise MachineError(f"{asked}: the number of set_mempolicy on {machine} is not known here; install numactl")
+    mask, bits = _node_mask(nodes[:1] if policy == "preferred" else nodes)
+    libc = ctypes.CDLL(None, use_errno=True)
+    # The kernel takes one bit less than maxnode says (mm/mempolicy.c, get_nodes), hence the + 1.
+    status = libc.syscall(
+        ctypes.c_long(SET_MEMPOLICY[machine]),
+        ctypes.c_long(MEMORY_POLICIES[policy]),
+        mask,
+        ctypes.c_ulong(bits + 1),
+    )
+    if status != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise MachineError(f"{asked} was refused by set_mempolicy: {reason} (containers often filter this call)")
+
+
+def _node_mask(nodes: Sequence[int]) -> tuple[ctypes.Array[ctypes.c_ulong], int]:
+    """The bit mask of ``nodes`` in the machine's words, and its size in bits."""
+    word = ctypes.sizeof(ctypes.c_ulong) * 8
+    words = [0] * (max(nodes) // word + 1)
+    for node in nodes:
+        words[node // word] |= 1 << node % word
+    return (ctypes.c_ulong * len(words))(*words), word * len(words)
