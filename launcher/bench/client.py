@@ -1,0 +1,117 @@
+"""An HTTP/1.1 client connection that costs little: requests are bytes made beforehand, replies are only measured.
+
+Separate from any client library because the generator shares the machine with the server that it measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httptools
+
+from launcher.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go."""
+
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> Target:
+        """Of an ``http://host:port/path`` address. Raises ``UsageError``."""
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise UsageError(f"{url!r}: an address like http://127.0.0.1:8000 is what works (http only)")
+        return cls(parts.hostname, parts.port or 80, parts.path or "/")
+
+    def request(self, body: bytes, headers: tuple[str, ...] = ()) -> bytes:
+        """A whole POST request with a JSON body."""
+        lines = [
+            f"POST {self.path} HTTP/1.1",
+            f"Host: {self.host}:{self.port}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            *headers,
+        ]
+        return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Status and body; ``seconds`` from the first byte written to the last byte read."""
+
+    status: int
+    body: bytes
+    seconds: float
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection with at most one request under way."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[Reply] | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []
+        self._started = 0.0
+        self._loop = asyncio.get_running_loop()
+
+    @classmethod
+    async def open(cls, target: Target) -> Connection:
+        """Connect. Raises ``OSError``."""
+        _, connection = await asyncio.get_running_loop().create_connection(cls, target.host, target.port)
+        return connection
+
+    @property
+    def closed(self) -> bool:
+        """Whether a new connection is needed."""
+        return self._transport is None or self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(
+                exc or ConnectionResetError("the server closed the connection without a reply")
+            )
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        if self._waiter is not None and not self._waiter.done():
+            seconds = self._loop.time() - self._started
+            self._waiter.set_result(Reply(self._parser.get_status_code(), b"".join(self._body), seconds))
+        keep = self._parser.should_keep_alive()
+        self._parser = httptools.HttpResponseParser(self)
+        if not keep and self._transport is not None:
+            self._transport.close()
+
+    async def send(self, request: bytes) -> Reply:
+        """Send one request and wait for its reply. Raises ``OSError`` when the connection breaks."""
+        if self._transport is None:
+            raise ConnectionResetError("the connection is closed")
+        self._body = []
+        self._waiter = self._loop.create_future()
+        self._started = self._loop.time()
+        self._transport.write(request)
+        return await self._waiter
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,239 @@
+"""Load over HTTP: a closed loop (a number of connections) or an open one (a rate of Poisson arrivals).
+
+In the open loop a request's latency counts from the moment at which it was to arrive, so that a server that falls
+behind cannot hide the waiting. Works against any server with an OpenAI-style embeddings route, and against TEI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from launcher.bench.client import Connection, Reply, Target
+from launcher.bench.mix import Mix
+from launcher.errors import LauncherError, UsageError
+
+Api = Literal["openai", "tei"]
+PATHS: dict[Api, str] = {"openai": "/v1/embeddings", "tei": "/embed"}
+PERCENTILES = (50, 90, 95, 99)
+# Upper bounds of the classes in which latencies are shown, in tokens; words of the text stand for them.
+LENGTH_BOUNDS = (32, 128, 1 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """``rate`` (requests/s) makes the loop open; otherwise ``connections`` requests are always under way.
+
+    ``per_request`` texts go into one request. The first ``warmup`` requests are not counted.
+    """
+
+    url: str
+    connections: int = 64
+    rate: float | None = None
+    per_request: int = 1
+    warmup: int = 100
+    api: Api = "openai"
+    model: str | None = None
+    encoding: Literal["float", "base64"] = "float"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been seen. ``latencies`` are (longest text in tokens, seconds) of each counted request."""
+
+    latencies: list[tuple[int, float]] = field(default_factory=list)
+    texts: int = 0
+    tokens: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    started: float = 0.0
+    ended: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    data: bytes
+    texts: int
+    longest: int
+    counted: bool
+
+
+def _requests(options: LoadOptions, target: Target, mix: Mix) -> list[_Request]:
+    size = options.per_request
+    made: list[_Request] = []
+    for start in range(0, len(mix.texts), size):
+        texts = mix.texts[start : start + size]
+        longest = max(len(text.split()) + 2 for text in texts)
+        body = msgspec.json.encode(_body(options, texts))
+        made.append(_Request(target.request(body), len(texts), longest, len(made) >= options.warmup))
+    if not any(request.counted for request in made):
+        raise UsageError(
+            f"{len(made)} requests are no more than the {options.warmup} of the warm-up; ask for more texts"
+        )
+    return made
+
+
+def _body(options: LoadOptions, texts: Sequence[str]) -> dict[str, Any]:
+    content = texts[0] if len(texts) == 1 else list(texts)
+    if options.api == "tei":
+        return {"inputs": content}
+    return {"input": content, "model": options.model, "encoding_format": options.encoding}
+
+
+async def run_load(options: LoadOptions, mix: Mix) -> Tally:
+    """Send all texts of the mix once. Raises ``LauncherError`` when the server cannot be reached."""
+    if options.model is None and options.api == "openai":
+        options = replace(options, model=await _first_model(options))
+    base = options.url.rstrip("/")
+    target = Target.parse(base if base.endswith(PATHS[options.api]) else base + PATHS[options.api])
+    requests = _requests(options, target, mix)
+    tally = Tally()
+    cpu_before = time.process_time()
+    if options.rate:
+        await _open_loop(options.rate, options.connections, target, requests, tally)
+    else:
+        await _closed_loop(options.connections, target, requests, tally)
+    tally.cpu_seconds = time.process_time() - cpu_before
+    return tally
+
+
+async def _first_model(options: LoadOptions) -> str:
+    """The name of the first model that the server lists."""
+    base = options.url.rstrip("/").removesuffix(PATHS["openai"]).removesuffix("/v1")
+
+    def fetch() -> bytes:
+        Target.parse(base)  # http only, before urllib opens anything else
+        with urllib.request.urlopen(base + "/v1/models", timeout=10) as reply:
+            return bytes(reply.read())
+
+    try:
+        return str(msgspec.json.decode(await anyio.to_thread.run_sync(fetch))["data"][0]["id"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise LauncherError(
+            f"no model is listed at {base}/v1/models ({error!r}); is a server there? Otherwise name it with --model"
+        ) from error
+
+
+class _Sender:
+    """Sends requests over a connection that it opens again when the server has closed it."""
+
+    def __init__(self, target: Target, tally: Tally) -> None:
+        self._target, self._tally = target, tally
+        self._connection: Connection | None = None
+
+    async def send(self, request: _Request, due: float | None = None) -> None:
+        """Send one request and count it. ``due`` is when it was to arrive (open loop), on the loop's clock."""
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = await Connection.open(self._target)
+            reply = await self._connection.send(request.data)
+        except OSError as error:
+            self._count_error(request, type(error).__name__)
+            return
+        self._count(request, reply, due)
+
+    def _count(self, request: _Request, reply: Reply, due: float | None) -> None:
+        if reply.status != 200:
+            self._count_error(request, f"HTTP {reply.status}")
+        elif request.counted:
+            tally, now = self._tally, asyncio.get_running_loop().time()
+            tally.started = tally.started or now - reply.seconds
+            tally.ended = now
+            tally.texts += request.texts
+            tally.tokens += _tokens(reply.body)
+            tally.latencies.append((request.longest, reply.seconds if due is None else now - due))
+
+    def _count_error(self, request: _Request, what: str) -> None:
+        if request.counted:
+            self._tally.errors[what] += 1
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _tokens(body: bytes) -> int:
+    """``usage.total_tokens`` of a reply, 0 without one. Only the tail is looked at: vectors are large."""
+    _, found, tail = body[-200:].rpartition(b'"total_tokens":')
+    digits = tail.split(b"}")[0].split(b",")[0].strip() if found else b""
+    return int(digits) if digits.isdigit() else 0
+
+
+async def _closed_loop(connections: int, target: Target, requests: list[_Request], tally: Tally) -> None:
+    source = iter(requests)
+
+    async def client() -> None:
+        sender = _Sender(target, tally)
+        for request in source:
+            await sender.send(request)
+        sender.close()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(connections, len(requests))):
+            group.start_soon(client)
+
+
+async def _open_loop(rate: float, connections: int, target: Target, requests: list[_Request], tally: Tally) -> None:
+    """Requests arrive as a Poisson process; each takes an idle connection, or a new one: none waits for another."""
+    rng, loop = random.Random(2), asyncio.get_running_loop()
+    idle: list[_Sender] = [_Sender(target, tally) for _ in range(connections)]
+    due = loop.time()
+
+    async def one(request: _Request, due: float) -> None:
+        sender = idle.pop() if idle else _Sender(target, tally)
+        await sender.send(request, due)
+        idle.append(sender)
+
+    async with anyio.create_task_group() as group:
+        for request in requests:
+            due += rng.expovariate(rate)
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            group.start_soon(one, request, due)
+    for sender in idle:
+        sender.close()
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest-rank percentile of values that need not be sorted; NaN for none."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else math.nan
+
+
+def summary(tally: Tally) -> dict[str, Any]:
+    """The figures of a run, as they go into JSON: rates per second, latencies in milliseconds."""
+    seconds = max(tally.ended - tally.started, 1e-9)
+    lower, by_length = 0, {}
+    for bound in LENGTH_BOUNDS:
+        part = [s for longest, s in tally.latencies if lower < longest <= bound]
+        name = f"{lower + 1}-{bound}" if bound < LENGTH_BOUNDS[-1] else f"{lower + 1}-"
+        if part:
+            by_length[name] = _latency(part)
+        lower = bound
+    return {
+        "requests": len(tally.latencies),
+        "texts": tally.texts,
+        "tokens": tally.tokens,
+        "seconds": round(seconds, 3),
+        "texts_per_second": round(tally.texts / seconds, 1),
+        "tokens_per_second": round(tally.tokens / seconds, 1),
+        "latency_ms": _latency([s for _, s in tally.latencies]) if tally.latencies else None,
+        "latency_ms_by_length": by_length,
+        "errors": dict(tally.errors),
+        "generator_cpu": round(tally.cpu_seconds / seconds, 3),
+    }
+
+
+def _latency(seconds: Sequence[float]) -> dict[str, float]:
+    figures = {f"p{p}": round(percentile(seconds, p) * 1e3, 2) for p in PERCENTILES}
+    return {"count": len(seconds), **figures, "max": round(max(seconds) * 1e3, 2)}

@@ -1,0 +1,256 @@
+"""The command line. Each command builds options and calls one function; nothing is decided here.
+
+``serve`` is the default command: ``launch --instances 4`` is ``launch serve --instances 4``. Exit codes: 0 fine,
+1 failed at run time, 2 usage, 3 the machine cannot do what was asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from launcher.bench.command import app as bench
+from launcher.errors import LauncherError, UsageError
+from launcher.options import (
+    DEFAULT_HOST,
+    DEFAULT_MODEL,
+    DEFAULT_PORT,
+    Backend,
+    Dtype,
+    FrontOptions,
+    LogLevel,
+    LogOptions,
+    MachineOptions,
+    ModelOptions,
+    ServeOptions,
+    TaskChoice,
+)
+
+DEFAULT_COMMAND = "serve"
+FRONT = FrontOptions()
+
+
+class DefaultCommandGroup(TyperGroup):
+    """Puts ``serve`` in front when the first word is an option of it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {"--help", "--version", "--install-completion", "--show-completion"}
+        if not args or (args[0].startswith("-") and args[0].split("=")[0] not in own):
+            args = [DEFAULT_COMMAND, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=DefaultCommandGroup,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    help="Turn this CPU server into an inference server for transformer models. Without a command: serve.",
+)
+
+
+app.add_typer(bench, name="bench")
+
+
+def _count_or_auto(name: str, text: str, least: int) -> int | None:
+    """The number in ``text``, None for ``auto``. Raises ``UsageError``."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise UsageError(f"{name} {text}: a whole number of at least {least}, or auto, is what works")
+    return int(text)
+
+
+MACHINE, MODEL, SERVER, OUTPUT = "Machine and plan", "Model", "Server", "Output"
+
+Instances = Annotated[
+    str, typer.Option(help="Number of model instances, or auto.", metavar="N|auto", rich_help_panel=MACHINE)
+]
+CoresPerInstance = Annotated[
+    int | None, typer.Option(help="Physical cores of each instance.", min=1, rich_help_panel=MACHINE)
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="Length classes, each with an instance of its own: LENGTH:CORES,…,max:CORES (tokens : cores), "
+        "such as 32:8,384:16,max:24.",
+        metavar="SPEC",
+        rich_help_panel=MACHINE,
+    ),
+]
+ReserveCores = Annotated[
+    str, typer.Option(help="Cores kept free for the front, or auto.", metavar="N|auto", rich_help_panel=MACHINE)
+]
+Oversubscribe = Annotated[
+    bool, typer.Option("--oversubscribe", help="Allow more instances than cores.", rich_help_panel=MACHINE)
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Fail where binding is less than asked, or is missed.", rich_help_panel=MACHINE),
+]
+Sysroot = Annotated[
+    Path, typer.Option(help="Read the machine from this tree (a copy of /sys and /proc).", rich_help_panel=MACHINE)
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Hub id, local folder, demo, or random:SHAPE (bert-base, bert-large, minilm, tiny).",
+        rich_help_panel=MODEL,
+    ),
+]
+TaskOption = Annotated[TaskChoice, typer.Option(help="What the model is served for.", rich_help_panel=MODEL)]
+DtypeOption = Annotated[
+    Dtype, typer.Option(help="Number format; auto is bf16 where the CPU has it.", rich_help_panel=MODEL)
+]
+BackendOption = Annotated[
+    Backend, typer.Option(help="What runs the model; fake computes nothing (tests).", rich_help_panel=MODEL)
+]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Longest text in tokens; at most the model's own.", min=2, rich_help_panel=MODEL)
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL)
+]
+Host = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)]
+Port = Annotated[
+    int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535, rich_help_panel=SERVER)
+]
+BodyBytes = Annotated[int, typer.Option(help="Largest request body in bytes.", min=1, rich_help_panel=SERVER)]
+RequestItems = Annotated[int, typer.Option(help="Most texts in one request.", min=1, rich_help_panel=SERVER)]
+QueueItems = Annotated[int, typer.Option(help="Most texts that wait or run.", min=1, rich_help_panel=SERVER)]
+BatchTokens = Annotated[
+    int, typer.Option(help="Token budget of a batch, padding counted.", min=1, rich_help_panel=SERVER)
+]
+DrainSeconds = Annotated[
+    float, typer.Option(help="Longest time to finish what runs at the end.", min=0.0, rich_help_panel=SERVER)
+]
+LogLevelOption = Annotated[LogLevel, typer.Option(help="Least severe level that is logged.", rich_help_panel=OUTPUT)]
+LogJson = Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT)]
+
+
+def _machine_options(
+    instances: str,
+    cores_per_instance: int | None,
+    classes: str | None,
+    reserve_cores: str,
+    oversubscribe: bool,
+    strict: bool,
+    sysroot: Path,
+) -> MachineOptions:
+    return MachineOptions(
+        sysroot=sysroot,
+        instances=_count_or_auto("--instances", instances, 1),
+        cores_per_instance=cores_per_instance,
+        classes=classes,
+        reserve_cores=_count_or_auto("--reserve-cores", reserve_cores, 0),
+        oversubscribe=oversubscribe,
+        strict=strict,
+    )
+
+
+@app.command()
+def serve(
+    instances: Instances = "auto",
+    cores_per_instance: CoresPerInstance = None,
+    classes: Classes = None,
+    reserve_cores: ReserveCores = "auto",
+    oversubscribe: Oversubscribe = False,
+    strict: Strict = False,
+    sysroot: Sysroot = Path("/"),
+    model: Model = DEFAULT_MODEL,
+    task: TaskOption = "auto",
+    dtype: DtypeOption = "auto",
+    backend: BackendOption = "eager",
+    max_length: MaxLength = None,
+    trust_remote_code: TrustRemoteCode = False,
+    host: Host = DEFAULT_HOST,
+    port: Port = DEFAULT_PORT,
+    max_body_bytes: BodyBytes = FRONT.body_bytes,
+    max_request_items: RequestItems = FRONT.request_items,
+    max_queue_items: QueueItems = FRONT.queue_items,
+    batch_tokens: BatchTokens = FRONT.batch_tokens,
+    drain_seconds: DrainSeconds = FRONT.drain_seconds,
+    log_level: LogLevelOption = "info",
+    log_json: LogJson = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, start nothing.", rich_help_panel=OUTPUT)
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Serve a model from instances that are bound to their cores (the default command)."""
+    from launcher.serve import prepare, server
+
+    machine = _machine_options(instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot)
+    options = ServeOptions(
+        machine=machine,
+        model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code),
+        front=FrontOptions(
+            host=host,
+            port=port,
+            body_bytes=max_body_bytes,
+            request_items=max_request_items,
+            queue_items=max_queue_items,
+            batch_tokens=batch_tokens,
+            drain_seconds=drain_seconds,
+        ),
+        log=LogOptions(log_level, log_json),
+    )
+    if dry_run:
+        prepare.show(options, as_json=json)
+        return
+    if json:
+        raise UsageError("--json is for reports: use it with --dry-run, or with the command topology")
+    server.run(options)
+
+
+@app.command()
+def topology(
+    instances: Instances = "auto",
+    cores_per_instance: CoresPerInstance = None,
+    classes: Classes = None,
+    reserve_cores: ReserveCores = "auto",
+    oversubscribe: Oversubscribe = False,
+    strict: Strict = False,
+    sysroot: Sysroot = Path("/"),
+    model: Model = DEFAULT_MODEL,
+    task: TaskOption = "auto",
+    dtype: DtypeOption = "auto",
+    max_length: MaxLength = None,
+    json: Json = False,
+) -> None:
+    """Show the machine and the plan: what would be started where, and why. Nothing is started."""
+    from launcher.serve import prepare
+
+    machine = _machine_options(instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot)
+    prepare.show(
+        ServeOptions(machine=machine, model=ModelOptions(model, task, dtype, "eager", max_length)), as_json=json
+    )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"launch {version('launcher')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version_: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the ``launch`` command."""
+    try:
+        app(standalone_mode=True)
+    except LauncherError as error:
+        print(f"launch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

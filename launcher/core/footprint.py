@@ -1,0 +1,49 @@
+"""What one instance of a model asks of a machine: number format, memory, and the shapes to warm it up with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+from launcher.core.models import ModelCard
+
+# Any of these computes bf16 products natively; without them bf16 is emulated and slower than fp32.
+BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+
+# Resident memory of a worker before any weights: Python, torch, transformers, oneDNN.
+RUNTIME_BYTES = 400 * 1024**2
+
+# Widths of the warm-up, in tokens: the powers of two between which real batches fall.
+SHORTEST_WARMUP = 16
+
+
+def choose_dtype(asked: Literal["auto", "bf16", "fp32"], isa: Collection[str]) -> Literal["bf16", "fp32"]:
+    """The number format to run in: as asked, or bf16 where the machine has instructions for it."""
+    if asked != "auto":
+        return asked
+    return "bf16" if BF16_FLAGS.intersection(isa) else "fp32"
+
+
+def instance_bytes(card: ModelCard) -> int:
+    """Memory that one instance needs at its peak.
+
+    Weights are read in fp32 whatever they are run in; the activations and the copies that libraries make of
+    reordered weights are put at half of that.
+    """
+    return RUNTIME_BYTES + card.weight_bytes + card.weight_bytes // 2
+
+
+def warmup_shapes(max_length: int, batch_tokens: int) -> tuple[tuple[int, int], ...]:
+    """(rows, width) of the batches to warm up with and to measure: each width alone, then full batches.
+
+    Single rows of every width are quick and fit the cost of short batches; three full batches fit that of large ones.
+    """
+    widths = [SHORTEST_WARMUP]
+    while widths[-1] * 2 < max_length:
+        widths.append(widths[-1] * 2)
+    widths = [min(width, max_length) for width in widths]
+    if widths[-1] < max_length:
+        widths.append(max_length)
+    single = [(1, width) for width in widths]
+    full = [(max(1, batch_tokens // width), width) for width in (widths[0], widths[len(widths) // 2], widths[-1])]
+    return tuple(dict.fromkeys(single + full))
