@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from launcher.core.cpuset import format_cpu_list
+from launcher.core.oddities import Oddities
 from launcher.core.topology import Core, Limits, Machine, Node
 from launcher.errors import MachineError
 
@@ -64,21 +65,21 @@ class MachineReading:
     limits: Limits
     memory_bytes: int | None = None
     free_bytes: int | None = None
-    problems: tuple[str, ...] = ()
 
 
-def build_machine(reading: MachineReading, *, include_isolated: bool = False) -> Machine:
-    """The machine as it may be used. Raises ``MachineError`` when no cpu is left to use."""
-    warnings = list(reading.problems)
+def build_machine(
+    reading: MachineReading, oddities: Oddities | None = None, *, include_isolated: bool = False
+) -> Machine:
+    """The machine as it may be used; ``oddities``: those already found. Raises ``MachineError`` when no cpu is left."""
+    odd = Oddities() if oddities is None else oddities
     allowed = _allowed(reading, include_isolated)
     usable = frozenset(allowed if include_isolated else set(allowed) - set(reading.isolated))
     if not usable:
         raise MachineError(_nothing_usable(reading, include_isolated))
-    groups = group_cores(reading.cpus, reading.online, warnings)
-    _check_groups(groups, reading, warnings)
-    cores = _cores(groups, usable, reading)
-    _check_l3(reading, warnings)
-    _check_nodes(reading, warnings)
+    groups = group_cores(reading.cpus, reading.online, odd)
+    _check_cores(groups, reading, odd)
+    _check_l3(reading, odd)
+    _check_nodes(reading, odd)
     return Machine(
         arch=reading.arch,
         vendor=reading.vendor,
@@ -88,10 +89,10 @@ def build_machine(reading: MachineReading, *, include_isolated: bool = False) ->
         online=reading.online,
         allowed=allowed,
         isolated=reading.isolated,
-        cores=cores,
+        cores=_cores(groups, usable, reading),
         nodes=reading.nodes,
         limits=reading.limits,
-        warnings=tuple(warnings),
+        warnings=odd.sentences(),
         memory_bytes=reading.memory_bytes,
         free_bytes=reading.free_bytes,
     )
@@ -124,7 +125,7 @@ def _nothing_usable(reading: MachineReading, include_isolated: bool) -> str:
     return f"No cpu of this machine may be used: {'; '.join(found)}. To go on, {advice}."
 
 
-def group_cores(cpus: Mapping[int, CpuReading], online: Cpus, warnings: list[str]) -> tuple[Cpus, ...]:
+def group_cores(cpus: Mapping[int, CpuReading], online: Cpus, odd: Oddities) -> tuple[Cpus, ...]:
     """Online cpus grouped into physical cores, by lowest cpu.
 
     Two cpus share a core when each names the other, or one names the other and that one says nothing. A one-sided
@@ -133,14 +134,14 @@ def group_cores(cpus: Mapping[int, CpuReading], online: Cpus, warnings: list[str
     known = set(online)
     claims = {cpu: _claim(cpus.get(cpu), cpu, known) for cpu in online}
     groups: list[Cpus] = []
-    odd: list[int] = []
+    unclear: list[int] = []
     for cpu, claim in claims.items():
         if claim is not None and all(claims[other] == claim for other in claim):
             if cpu == claim[0]:
                 groups.append(claim)
         else:
-            odd.append(cpu)
-    groups.extend(_group_odd(odd, claims, warnings))
+            unclear.append(cpu)
+    groups.extend(_group_unclear(unclear, claims, odd))
     return tuple(sorted(groups))
 
 
@@ -150,57 +151,35 @@ def _claim(reading: CpuReading | None, cpu: int, online: set[int]) -> Cpus | Non
     return tuple(sorted({cpu, *reading.siblings} & online))
 
 
-def _group_odd(odd: list[int], claims: Mapping[int, Cpus | None], warnings: list[str]) -> list[Cpus]:
-    """Groups of the cpus whose claims do not simply agree."""
-    leader = {cpu: cpu for cpu in odd}
+def _group_unclear(unclear: list[int], claims: Mapping[int, Cpus | None], odd: Oddities) -> list[Cpus]:
+    """Groups of the cpus whose claims do not simply agree: those linked, directly or not, by accepted claims."""
+    leader = {cpu: cpu for cpu in unclear}
 
     def find(cpu: int) -> int:
         while leader[cpu] != cpu:
             cpu = leader[cpu]
         return cpu
 
-    for cpu in odd:
-        refused = []
-        for other in claims[cpu] or ():
-            answer = claims[other]
-            if other == cpu:
-                continue
-            if other in leader and (answer is None or cpu in answer):
-                first, second = sorted((find(cpu), find(other)))
-                leader[second] = first
-            else:
-                refused.append(other)
+    for cpu in unclear:
+        others = [other for other in claims[cpu] or () if other != cpu]
+        accepted = [other for other in others if other in leader and _accepts(claims[other], cpu)]
+        for other in accepted:
+            first, second = sorted((find(cpu), find(other)))
+            leader[second] = first
+        refused = set(others) - set(accepted)
         if refused:
-            warnings.append(
-                f"cpu{cpu}/topology/core_cpus_list names cpus {format_cpu_list(refused)} as siblings, whose own "
-                f"files do not name cpu {cpu}; they are taken as different cores"
+            odd.add(
+                "cpus whose siblings (topology/core_cpus) do not name them, so that they are taken as different cores: {}",
+                f"cpu {cpu} names {format_cpu_list(refused)}",
             )
     members: dict[int, list[int]] = defaultdict(list)
-    for cpu in odd:
+    for cpu in unclear:
         members[find(cpu)].append(cpu)
     return [tuple(group) for group in members.values()]
 
 
-def _check_groups(groups: Iterable[Cpus], reading: MachineReading, warnings: list[str]) -> None:
-    node_of = _node_of_cpu(reading.nodes)
-    for group in groups:
-        if len(group) == 1:
-            continue
-        nodes = {node_of.get(cpu) for cpu in group}
-        readings = [reading.cpus.get(cpu, CpuReading()) for cpu in group]
-        name = f"cpus {format_cpu_list(group)} share a core (topology/core_cpus_list)"
-        packages = {one.package for one in readings}
-        if len(packages) > 1:
-            warnings.append(f"{name} but lie in packages {_listed(packages)} (topology/physical_package_id)")
-        if len(nodes) > 1:
-            warnings.append(f"{name} but lie in nodes {_listed(nodes)} (node*/cpulist)")
-        if len({one.l3 for one in readings}) > 1:
-            warnings.append(f"{name} but not a level-3 cache (cache/index*/shared_cpu_list)")
-
-
-def _listed(ids: set[int | None]) -> str:
-    known = sorted(number for number in ids if number is not None)
-    return ", ".join([*map(str, known), *(["none"] if None in ids else [])])
+def _accepts(claim: Cpus | None, cpu: int) -> bool:
+    return claim is None or cpu in claim
 
 
 def _cores(groups: Iterable[Cpus], usable: frozenset[int], reading: MachineReading) -> tuple[Core, ...]:
@@ -261,57 +240,84 @@ def _below_gap(values: Mapping[int, int], online: Cpus, gap: float) -> frozenset
     return frozenset(cpu for cpu in online if values[cpu] < bound) if widest >= gap else frozenset()
 
 
-def _check_l3(reading: MachineReading, warnings: list[str]) -> None:
+def _check_cores(groups: Iterable[Cpus], reading: MachineReading, odd: Oddities) -> None:
+    node_of = _node_of_cpu(reading.nodes)
+    for group in groups:
+        if len(group) == 1:
+            continue
+        said = [reading.cpus.get(cpu, CpuReading()) for cpu in group]
+        name = f"cpus {format_cpu_list(group)}"
+        if len({one.package for one in said}) > 1:
+            odd.add(
+                "siblings (topology/core_cpus) that lie in different packages (topology/physical_package_id): {}",
+                name,
+            )
+        if len({one.l3 for one in said}) > 1:
+            odd.add("siblings (topology/core_cpus) that have different level-3 caches (cache/index*): {}", name)
+        if len({node_of.get(cpu) for cpu in group}) > 1:
+            odd.add("siblings (topology/core_cpus) that lie in different nodes (node*/cpumap): {}", name)
+
+
+def _check_l3(reading: MachineReading, odd: Oddities) -> None:
     groups = {said.l3 for cpu in reading.online if (said := reading.cpus.get(cpu)) is not None and said.l3}
     owners: dict[int, Cpus] = {}
     for group in sorted(groups):
-        for cpu in group:
-            if owners.setdefault(cpu, group) != group:
-                warnings.append(
-                    f"cpus {format_cpu_list(owners[cpu])} and cpus {format_cpu_list(group)} are both said to share "
-                    f"the level-3 cache of cpu {cpu} (cache/index*/shared_cpu_list)"
-                )
-                break
-        packages = {said.package for cpu in group if (said := reading.cpus.get(cpu)) is not None}
-        if len(packages - {None}) > 1:
-            warnings.append(
-                f"the level-3 cache of cpus {format_cpu_list(group)} (cache/index*/shared_cpu_list) spans packages "
-                f"{_listed(packages - {None})} (topology/physical_package_id)"
+        name = f"cpus {format_cpu_list(group)}"
+        rivals = {owners[cpu] for cpu in group if owners.setdefault(cpu, group) != group}
+        for rival in sorted(rivals):
+            odd.add(
+                "sets of cpus that each share a level-3 cache (cache/index*/shared_cpu_map) and overlap: {}",
+                f"{format_cpu_list(rival)} and {format_cpu_list(group)}",
             )
-        _check_l3_nodes(group, reading, warnings)
+        packages = {said.package for cpu in group if (said := reading.cpus.get(cpu)) is not None} - {None}
+        if len(packages) > 1:
+            odd.add(
+                "level-3 caches (cache/index*/shared_cpu_map) that span packages (topology/physical_package_id): {}",
+                f"{name} of packages {format_cpu_list(package for package in packages if package is not None)}",
+            )
+        _check_l3_nodes(group, reading, odd)
 
 
-def _check_l3_nodes(group: Cpus, reading: MachineReading, warnings: list[str]) -> None:
+def _check_l3_nodes(group: Cpus, reading: MachineReading, odd: Oddities) -> None:
     """A cache inside one node, or over whole nodes (sub-NUMA clusters), is sound; a partial overlap is not."""
     members = set(group)
     online = set(reading.online)
     for node in reading.nodes:
         cpus = set(node.cpus) & online
         if cpus & members and not (cpus <= members or members <= cpus):
-            warnings.append(
-                f"the level-3 cache of cpus {format_cpu_list(group)} (cache/index*/shared_cpu_list) overlaps node "
-                f"{node.id} of cpus {format_cpu_list(cpus)} (node{node.id}/cpulist) only in part"
+            odd.add(
+                "level-3 caches (cache/index*/shared_cpu_map) that cut nodes (node*/cpumap) in two: {}",
+                f"cpus {format_cpu_list(group)} and node {node.id} of cpus {format_cpu_list(cpus)}",
             )
 
 
-def _check_nodes(reading: MachineReading, warnings: list[str]) -> None:
-    owner: dict[int, int] = {}
+def _check_nodes(reading: MachineReading, odd: Oddities) -> None:
+    nodes_of: dict[int, tuple[int, ...]] = defaultdict(tuple)
+    for node in reading.nodes:
+        for cpu in node.cpus:
+            nodes_of[cpu] = (*nodes_of[cpu], node.id)
+    online = set(reading.online)
+    sharers: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for cpu, nodes in nodes_of.items():
+        if len(nodes) > 1 and cpu in online:
+            sharers[nodes].append(cpu)
+    for nodes, cpus in sharers.items():
+        odd.add(
+            "cpus in several nodes at once (node*/cpumap), of which the first is taken: {}",
+            f"cpus {format_cpu_list(cpus)} in nodes {format_cpu_list(nodes)}",
+        )
+    homeless = online - set(nodes_of)
+    if reading.nodes and homeless:
+        odd.add("cpus that are in no node (node*/cpumap): {}", format_cpu_list(homeless))
+    _check_offline(reading, odd)
+
+
+def _check_offline(reading: MachineReading, odd: Oddities) -> None:
     online = set(reading.online)
     for node in reading.nodes:
-        shared: dict[int, list[int]] = defaultdict(list)
-        for cpu in node.cpus:
-            if owner.setdefault(cpu, node.id) != node.id:
-                shared[owner[cpu]].append(cpu)
-        for other, cpus in shared.items():
-            warnings.append(
-                f"cpus {format_cpu_list(cpus)} are in two nodes, {other} and {node.id} (node{other}/cpulist, "
-                f"node{node.id}/cpulist); node {other} is taken"
-            )
         offline = set(node.cpus) - online
         if offline:
-            warnings.append(
-                f"node{node.id}/cpulist names cpus {format_cpu_list(offline)}, which are not online; they are unused"
+            odd.add(
+                "nodes that list cpus which are not online (node*/cpumap, cpu/online) and stay unused: {}",
+                f"node {node.id} cpus {format_cpu_list(offline)}",
             )
-    homeless = online - set(owner)
-    if reading.nodes and homeless:
-        warnings.append(f"cpus {format_cpu_list(homeless)} are in no node (node*/cpulist)")

@@ -12,10 +12,11 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
-from launcher.core.cpuset import parse_cpu_list
+from launcher.core.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.topology import Limits
 from launcher.host.tree import Tree
 
@@ -27,11 +28,10 @@ NO_MEMORY_LIMIT = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """``limits``, and the cpuset with the file it comes from."""
+    """``limits``, and the cpus of the cpuset."""
 
     limits: Limits
     cpuset: tuple[int, ...] | None = None
-    cpuset_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,7 @@ def read_limits(sysroot: Path = Path("/")) -> Limits:
 
 def read_bounds(tree: Tree) -> Bounds:
     """The limits and the cpuset; every part that is not known is None."""
-    cpuset, cpuset_file = _cpuset(tree, "cpus")
-    mems, _ = _cpuset(tree, "mems")
+    mems = _cpuset(tree, "mems")
     status = _status(tree)
     affinity = _mask(status.get("Cpus_allowed_list"))
     if tree.live:
@@ -83,7 +82,7 @@ def read_bounds(tree: Tree) -> Bounds:
         memory_bytes=_tightest(value for group in _groups(tree, "memory") for value in _memory(tree, group)),
         affinity=affinity,
     )
-    return Bounds(limits, cpuset, cpuset_file)
+    return Bounds(limits, _cpuset(tree, "cpus"))
 
 
 def read_throttling(sysroot: Path = Path("/")) -> Throttling | None:
@@ -101,18 +100,45 @@ def _tightest(values: Iterator[Amount | None]) -> Amount | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def _cpuset(tree: Tree, what: str) -> tuple[tuple[int, ...] | None, str | None]:
-    """The ids of the nearest cpuset that says some, with the file; ``what`` is ``cpus`` or ``mems``."""
-    for group in _groups(tree, "cpuset"):
-        # Without the effective list an empty one of version 2 means: as the group above.
-        names = [f"cpuset.{what}.effective"] if group.unified else [f"{group.prefix}effective_{what}"]
-        names.append(f"{group.prefix}{what}")
-        for index, name in enumerate(names):
-            path = f"{group.folder}/{name}"
-            found = tree.cpu_list(path)
-            if found or (found is not None and not (group.unified and index)):
-                return found, "/" + path
-    return None, None
+def _cpuset(tree: Tree, what: str) -> tuple[int, ...] | None:
+    """What all visible cpusets above the process leave; ``what`` is ``cpus`` or ``mems``."""
+    left: set[int] | None = None
+    groups = _groups(tree, "cpuset")
+    for group in groups:
+        found = _unified_cpuset(tree, group, what) if group.unified else _old_cpuset(tree, group, what)
+        if found is not None:
+            left = set(found) if left is None else left & set(found)
+    _check_effective(tree, groups, what)
+    return None if left is None else tuple(sorted(left))
+
+
+def _unified_cpuset(tree: Tree, group: _Group, what: str) -> tuple[int, ...] | None:
+    """Version 2: what is in effect; an empty wish means: as the group above."""
+    effective = tree.cpu_list(f"{group.folder}/cpuset.{what}.effective")
+    return effective if effective is not None else tree.cpu_list(f"{group.folder}/cpuset.{what}") or None
+
+
+def _old_cpuset(tree: Tree, group: _Group, what: str) -> tuple[int, ...] | None:
+    """Version 1: what was configured; what is in effect is that without what is offline."""
+    configured = tree.cpu_list(f"{group.folder}/{group.prefix}{what}")
+    return configured if configured is not None else tree.cpu_list(f"{group.folder}/{group.prefix}effective_{what}")
+
+
+def _check_effective(tree: Tree, groups: list[_Group], what: str) -> None:
+    """Of version 1: what a group has, and the one above has in effect, must be in effect."""
+    for group, above in pairwise(groups):
+        configured, effective, given = (
+            tree.cpu_list(f"{one.folder}/{one.prefix}{kind}{what}")
+            for one, kind in ((group, ""), (group, "effective_"), (above, "effective_"))
+        )
+        if group.unified or configured is None or effective is None or given is None:
+            continue
+        missing = set(configured) & set(given) - set(effective)
+        if missing:
+            tree.odd.add(
+                f"cpusets whose {what} are not all in effective_{what} though the cpuset above has them: {{}}",
+                f"/{group.folder} {what} {format_cpu_list(missing)}",
+            )
 
 
 def _quota(tree: Tree, group: _Group) -> float | None:

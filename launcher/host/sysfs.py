@@ -21,6 +21,7 @@ CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"
 # A hybrid machine has a counter device for each kind of core; older kernels show them only on the bus.
 PMU_FOLDERS = ("sys/devices", "sys/bus/event_source/devices")
+MEMORY_TOLERANCE = 0.1
 EFFICIENCY_PMUS = ("cpu_atom", "cpu_lowpower")
 
 
@@ -35,7 +36,7 @@ def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -
             f"{sysroot} holds no machine: there is no folder {CPU} in it. Give the root of a recorded /sys and /proc "
             "tree, or / for this machine."
         )
-    return build_machine(_read(tree), include_isolated=include_isolated)
+    return build_machine(_read(tree), tree.odd, include_isolated=include_isolated)
 
 
 def _read(tree: Tree) -> MachineReading:
@@ -43,7 +44,7 @@ def _read(tree: Tree) -> MachineReading:
     memory_bytes, free_bytes = read_memory(tree)
     present, online = _present_and_online(tree)
     bounds = read_bounds(tree)
-    nodes = _nodes(tree)
+    nodes = _with_all_memory(tree, _nodes(tree), memory_bytes, free_bytes)
     return MachineReading(
         arch=processor.arch,
         vendor=processor.vendor,
@@ -59,7 +60,6 @@ def _read(tree: Tree) -> MachineReading:
         limits=_with_memory_only(bounds.limits, nodes),
         memory_bytes=memory_bytes,
         free_bytes=free_bytes,
-        problems=tuple(tree.problems),
     )
 
 
@@ -74,9 +74,9 @@ def _present_and_online(tree: Tree) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _cpu(tree: Tree, cpu: int) -> CpuReading:
     folder = f"{CPU}/cpu{cpu}/topology"
-    siblings = tree.list_or_mask(f"{folder}/core_cpus_list", f"{folder}/core_cpus")
+    siblings = tree.cpus(f"{folder}/core_cpus", f"{folder}/core_cpus_list")
     if siblings is None:
-        siblings = tree.list_or_mask(f"{folder}/thread_siblings_list", f"{folder}/thread_siblings")
+        siblings = tree.cpus(f"{folder}/thread_siblings", f"{folder}/thread_siblings_list")  # before Linux 5.3
     package = tree.number(f"{folder}/physical_package_id")
     return CpuReading(siblings, None if package is None or package < 0 else package, _l3(tree, cpu))
 
@@ -89,7 +89,7 @@ def _l3(tree: Tree, cpu: int) -> tuple[int, ...] | None:
             place = f"{folder}/index{index}"
             if tree.text(f"{place}/type") == "Instruction":
                 continue
-            shared = tree.list_or_mask(f"{place}/shared_cpu_list", f"{place}/shared_cpu_map")
+            shared = tree.cpus(f"{place}/shared_cpu_map", f"{place}/shared_cpu_list")
             return tuple(sorted({cpu, *(shared or ())}))
     return None
 
@@ -102,7 +102,7 @@ def _nodes(tree: Tree) -> tuple[Node, ...]:
 
 def _node(tree: Tree, node: int, order: tuple[int, ...]) -> Node:
     folder = f"{NODE}/node{node}"
-    cpus = tree.list_or_mask(f"{folder}/cpulist", f"{folder}/cpumap")
+    cpus = tree.cpus(f"{folder}/cpumap", f"{folder}/cpulist")
     if cpus is None:
         cpus = tuple(tree.numbered(folder, "cpu"))
     memory = meminfo(tree.text(f"{folder}/meminfo") or "")
@@ -123,9 +123,35 @@ def _distances(tree: Tree, folder: str, order: tuple[int, ...]) -> tuple[tuple[i
         return ()
     words = text.split()
     if len(words) != len(order) or not all(word.isdigit() for word in words):
-        tree.problems.append(f"{folder}/distance holds {text[:60]!r}, not one number for each of {len(order)} nodes")
+        tree.odd.add(
+            f"distances that are not one number for each of {len(order)} nodes and are ignored: {{}}",
+            f"{folder}/distance: {text[:40]!r}",
+        )
         return ()
     return tuple(zip(order, map(int, words), strict=True))
+
+
+def _with_all_memory(
+    tree: Tree, nodes: tuple[Node, ...], memory_bytes: int | None, free_bytes: int | None
+) -> tuple[Node, ...]:
+    """The nodes; where `/proc/meminfo` knows more than the only node with memory, that node has it all.
+
+    Guests whose memory was grown or whose balloon was emptied show this: the kernel counts it for the machine and not
+    for the node.
+    """
+    known = sum(node.memory_bytes or 0 for node in nodes)
+    if not memory_bytes or not known or abs(known - memory_bytes) <= MEMORY_TOLERANCE * memory_bytes:
+        return nodes
+    tree.odd.add(
+        "memory that the nodes (node*/meminfo) and the whole machine (/proc/meminfo) state differently: {}",
+        f"{known / 2**30:.1f} GiB against {memory_bytes / 2**30:.1f} GiB",
+    )
+    only = [node for node in nodes if node.memory_bytes]
+    if len(only) > 1 or known > memory_bytes:
+        return nodes
+    return tuple(
+        replace(node, memory_bytes=memory_bytes, free_bytes=free_bytes) if node in only else node for node in nodes
+    )
 
 
 def _with_memory_only(limits: Limits, nodes: tuple[Node, ...]) -> Limits:

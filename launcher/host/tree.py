@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from launcher.core.cpuset import parse_cpu_list, parse_cpu_mask
+from launcher.core.oddities import Oddities
 
-Value = TypeVar("Value")
+Parse = Callable[[str], tuple[int, ...]]
 
 MAX_FILE = 16 * 1024 * 1024  # /proc/cpuinfo of 4,096 cpus has about 6 MB
 _CHUNK = 64 * 1024
@@ -23,21 +23,20 @@ _CHUNK = 64 * 1024
 class Tree:
     """The files under ``root``; a missing, unreadable or malformed one is None, as nothing in `/sys` is certain.
 
-    ``problems`` collects one sentence for each file that is there and makes no sense.
+    ``odd`` collects the files that are there and make no sense.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
         self.live = self.root == Path("/")
-        self.problems: list[str] = []
+        self.odd = Oddities()
         self._base = "" if self.live else str(self.root)
-        self._folders: dict[str, str | None] = {}
-        self._lists: dict[str, tuple[int, ...]] = {}
-        self._masks: dict[str, tuple[int, ...]] = {}
+        self._folders: dict[str, str | None] = {"": self._base}
+        self._parsed: dict[tuple[Parse, str], tuple[int, ...]] = {}
 
     def text(self, path: str) -> str | None:
         """The file's text without NUL bytes and outer white space; None when there is nothing to read."""
-        place = self._place(path)
+        place = self._file(path)
         if place is None:
             return None
         try:
@@ -60,79 +59,90 @@ class Tree:
         try:
             return int(text)
         except ValueError:
-            self.problems.append(f"{path} holds {text[:40]!r}, which is no number; it is ignored")
+            self._malformed(path, f"{text[:40]!r} is no number")
             return None
 
     def cpu_list(self, path: str) -> tuple[int, ...] | None:
         """The file as a kernel list (``0-3,8``); ``()`` for an empty file."""
-        return self._ids(path, parse_cpu_list, self._lists)
+        return self._ids(path, parse_cpu_list)
 
-    def cpu_mask(self, path: str) -> tuple[int, ...] | None:
-        """The file as a kernel hex mask."""
-        return self._ids(path, parse_cpu_mask, self._masks)
-
-    def list_or_mask(self, list_path: str, mask_path: str) -> tuple[int, ...] | None:
-        """The list, or where an older kernel has none the mask."""
-        found = self.cpu_list(list_path)
-        return self.cpu_mask(mask_path) if found is None else found
+    def cpus(self, mask_path: str, list_path: str) -> tuple[int, ...] | None:
+        """The set that a kernel file states twice: as a mask, which every kernel writes, and as a list."""
+        by_mask = self._ids(mask_path, parse_cpu_mask)
+        by_list = self._ids(list_path, parse_cpu_list)
+        if by_mask is not None and by_list is not None and by_mask != by_list:
+            files = f"{_pattern(list_path)} against {_pattern(mask_path).rpartition('/')[2]}"
+            self.odd.add(
+                f"lists that are not what their masks say ({files}), of which the masks are taken: {{}}",
+                _short(list_path),
+            )
+        return by_list if by_mask is None else by_mask
 
     def numbered(self, folder: str, prefix: str) -> list[int]:
         """The N of all ``folder/prefixN``, ascending."""
-        pattern = re.compile(re.escape(prefix) + r"(\d+)")
-        matches = (pattern.fullmatch(name) for name in self.names(folder))
-        return sorted(int(match.group(1)) for match in matches if match)
+        start = len(prefix)
+        tails = (name[start:] for name in self.names(folder) if name.startswith(prefix))
+        return sorted(int(tail) for tail in tails if tail.isascii() and tail.isdigit())
 
-    def names(self, folder: str) -> Iterator[str]:
+    def names(self, folder: str) -> list[str]:
         """The names in a folder, none when it is not there."""
         place = self._folder(folder)
-        if place is None:
-            return
         try:
-            yield from os.listdir(place)  # noqa: PTH208  # names only, for thousands of folders
+            return [] if place is None else os.listdir(place)  # noqa: PTH208  # names only, for thousands of folders
         except OSError:
-            return
+            return []
 
     def exists(self, folder: str) -> bool:
         """Whether this folder is there."""
         place = self._folder(folder)
         return place is not None and Path(place).is_dir()
 
-    def _ids(
-        self, path: str, parse: Callable[[str], tuple[int, ...]], known: dict[str, tuple[int, ...]]
-    ) -> tuple[int, ...] | None:
+    def _ids(self, path: str, parse: Parse) -> tuple[int, ...] | None:
         text = self.text(path)
         if text is None:
             return None
         # Thousands of cpus carry the same few lists; each is parsed once.
-        if text not in known:
+        found = self._parsed.get((parse, text))
+        if found is None:
             try:
-                known[text] = parse(text)
+                found = self._parsed[parse, text] = parse(text)
             except ValueError as error:
-                self.problems.append(f"{path} is ignored: {error}")
-                return None
-        return known[text]
+                self._malformed(path, str(error))
+        return found
 
-    def _place(self, path: str) -> str | None:
-        if self.live:
-            return "/" + path
-        folder_path, _, name = path.rpartition("/")
-        folder = self._folder(folder_path)
+    def _malformed(self, path: str, reason: str) -> None:
+        self.odd.add(
+            f"files that make no sense ({_pattern(path)}) and are ignored: {{}}", f"{_short(path)}: {reason}"
+        )
+
+    def _file(self, path: str) -> str | None:
+        folder, _, name = path.rpartition("/")
+        return self._entry(self._folder(folder), name)
+
+    def _folder(self, path: str) -> str | None:
+        """Where a folder is, itself and all above it followed as links inside the root."""
+        if path not in self._folders:
+            above, _, name = path.rpartition("/")
+            self._folders[path] = self._entry(self._folder(above), name)
+        return self._folders[path]
+
+    def _entry(self, folder: str | None, name: str) -> str | None:
         if folder is None:
             return None
         place = f"{folder}/{name}"
         # os.path, as Path objects would double the time of reading a large machine.
-        return self._inside(place) if os.path.islink(place) else place  # noqa: PTH114
-
-    def _folder(self, path: str) -> str | None:
-        if self.live:
-            return "/" + path
-        if path not in self._folders:
-            self._folders[path] = self._inside(f"{self._base}/{path}")
-        return self._folders[path]
-
-    def _inside(self, place: str) -> str | None:
+        if self.live or not os.path.islink(place):  # noqa: PTH114
+            return place
         real = os.path.realpath(place)
-        return real if real == self._base or real.startswith(self._base + "/") else None
+        return real if real.startswith(self._base + "/") else None
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"\d+", "*", _short(path))
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("sys/devices/system/")
 
 
 def _read_all(descriptor: int) -> bytes:
