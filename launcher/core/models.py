@@ -24,7 +24,8 @@ class ModelCard(msgspec.Struct, frozen=True):
     weights; ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the
     ``tokenizer.json`` to use (empty: the one in ``folder``). ``max_length`` is in tokens, special tokens
     included. ``weight_bytes`` is the size in fp32 of all parameters. ``scores`` says how a classifier's logits
-    become scores; with ``multi_label`` each label is scored by itself.
+    become scores; with ``multi_label`` each label is scored by itself. ``notes`` say what people should know of how
+    the card came about.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     prompts: dict[str, str] = {}
     tokenizer_file: str = ""
     scores: Scores = "softmax"
+    notes: tuple[str, ...] = ()
 
     @property
     def tokenizer_path(self) -> str:

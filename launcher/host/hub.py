@@ -1,0 +1,136 @@
+"""Fetches a model from the Hugging Face hub: the cached copy when it is whole, else a download with progress.
+
+Separate because it is the only place of the host side that talks to the network, and so the only one that can hang:
+each wait is bounded. What the fetched files mean is for ``model_files``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import UsageError
+
+WAIT_SECONDS = 10.0  # for each answer of the hub, not for the whole download
+
+_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_OTHERS = re.compile(r".*\.(json|txt|model|codes)")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A folder with the model's files; ``notes`` say what people should know about where they came from."""
+
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+
+def fetch(repo: str, *, with_code: bool, wait_seconds: float = WAIT_SECONDS) -> Fetched:
+    """The files of the hub's model ``repo``; code only when asked for. Raises ``UsageError`` when there is none."""
+    # Both are read when huggingface_hub is imported, which no other module does.
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(wait_seconds)))
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(wait_seconds)))
+    cached = _cached(repo)
+    if cached is not None and is_whole(cached):
+        return Fetched(cached)
+    try:
+        return Fetched(_download(repo, with_code=with_code, wait_seconds=wait_seconds))
+    except UsageError:
+        raise
+    except Exception as error:
+        # The client raises its own errors, those of its HTTP library (which changed between versions) and OSError;
+        # all of them mean that the hub cannot give the model now.
+        if cached is not None and has_weights(cached):
+            return Fetched(cached, (f"the cached copy was used, the hub could not be asked: {_reason(error)}",))
+        raise UsageError(_explanation(repo, error, cached)) from error
+
+
+def _cached(repo: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, local_files_only=True))
+    except HFValidationError as error:
+        raise UsageError(f"--model {repo}: neither a folder nor an id that the hub allows: {error}") from error
+    except (LocalEntryNotFoundError, OSError):
+        return None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether config.json and some weights are there."""
+    return (folder / "config.json").is_file() and any(_WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether nothing can be missing. A copy that transformers cached lacks the files of sentence-transformers,
+    without which vectors would be pooled differently: no modules.json proves nothing, so the hub is asked then."""
+    modules = folder / "modules.json"
+    if not has_weights(folder) or not modules.is_file():
+        return False
+    try:
+        entries = json.loads(modules.read_text(encoding="utf-8"))
+        pooling = [entry["path"] for entry in entries if entry["type"].endswith("Pooling")]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True  # broken, but there: model_files says so
+    return all((folder / path / "config.json").is_file() for path in pooling)
+
+
+def _download(repo: str, *, with_code: bool, wait_seconds: float) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    # Asked first and by itself: one answer within a bounded time, before the client's own retries begin.
+    info = HfApi().model_info(repo, timeout=wait_seconds)
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    files = wanted_files(names, with_code=with_code)
+    if not any(_WEIGHTS.fullmatch(name) for name in files):
+        raise UsageError(
+            f"--model {repo}: the hub has no weights of it for torch (model.safetensors or pytorch_model.bin); "
+            f"it has {', '.join(names[:8]) or 'no files'}"
+        )
+    return Path(snapshot_download(repo, revision=info.sha, allow_patterns=files))
+
+
+def wanted_files(names: Sequence[str], *, with_code: bool) -> list[str]:
+    """Of a model's files those that are needed: weights in one format, JSON and vocabularies of the model and its
+    sentence-transformers modules, code only when asked for; not the copies for other runtimes."""
+    parts = [name for name in names if name.count("/") <= 1 and not name.startswith(("onnx/", "openvino/"))]
+    weights = [name for name in parts if _WEIGHTS.fullmatch(name.rpartition("/")[2])]
+    safe = [name for name in weights if ".safetensors" in name]
+    others = [name for name in parts if _OTHERS.fullmatch(name) and name not in weights]
+    code = [name for name in parts if with_code and name.endswith(".py")]
+    return sorted({*(safe or weights), *others, *code})
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def _explanation(repo: str, error: Exception, cached: Path | None) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    looked = f"looked for as a folder, in the cache {constants.HF_HUB_CACHE}"
+    if cached is not None:
+        looked += " (an incomplete copy)"
+    if isinstance(error, GatedRepoError):
+        return f"--model {repo}: the hub gives it only to those who accepted its terms; do so and set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"--model {repo}: {looked} and at {constants.ENDPOINT}, which has no such model or keeps it private; "
+            "check the spelling, or set HF_TOKEN"
+        )
+    if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        return (
+            f"--model {repo}: {looked}; the hub was not asked, because HF_HUB_OFFLINE is set; "
+            "unset it, or give --model a folder, or demo"
+        )
+    return (
+        f"--model {repo}: {looked} and at {constants.ENDPOINT}, which could not be asked ({_reason(error)}); "
+        "give --model a folder, or demo, which needs no hub"
+    )
