@@ -1,0 +1,157 @@
+"""Boots one guest, runs one command in it, and ends it, whatever happens.
+
+The command's two streams, its exit code and its own results are files in a folder that host and guest share: the host
+follows the streams while they grow. QEMU is ended by its process id, by the time limit, and by the kernel when this
+process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from image import Image
+from shape import Shape, qemu_arguments
+
+# Emulated mitigations and randomization cost a third of the time and prove nothing here; cpu0_hotplug lets kernels
+# before 6.5 switch off cpu 0; a panic ends QEMU at once through -no-reboot.
+KERNEL_COMMAND = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no5lvl nowatchdog tsc=reliable cpu0_hotplug"
+EXIT_TIME_LIMIT = 124
+EXIT_NO_ANSWER = 125
+FOLLOW_SECONDS = 0.05
+POWER_OFF_SECONDS = 10.0
+
+START = """cd {folder}
+export HOME={home} PATH={path} LC_ALL=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VM_RESULTS=/run/vm
+{command} </dev/null >/run/vm/stdout 2>/run/vm/stderr
+echo $? >/run/vm/exit_code.part
+mv /run/vm/exit_code.part /run/vm/exit_code
+sync
+echo o >/proc/sysrq-trigger
+while :; do sleep 1; done
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """One boot: what to run, in which folder, what the guest may write to, and how long it may take in seconds."""
+
+    shape: Shape
+    image: Image
+    command: Sequence[str]
+    folder: Path
+    results: Path
+    seconds: float
+    kernel_command: str = ""
+
+
+def run_guest(boot: Boot) -> int:
+    """The exit code of the command; ``EXIT_TIME_LIMIT`` or ``EXIT_NO_ANSWER`` when there is none, with the reason
+    on stderr."""
+    for name in ("stdout", "stderr", "exit_code", "console"):
+        (boot.results / name).unlink(missing_ok=True)
+    (boot.results / "start").write_text(_start(boot))
+    with _qemu(boot) as process:
+        ended = _follow(boot, process)
+    code = boot.results / "exit_code"
+    if code.exists():
+        return int(code.read_text())
+    reason = (
+        f"did not end within {boot.seconds:.0f} s" if ended is None else f"ended without an answer (QEMU: {ended})"
+    )
+    print(f"vm: {boot.shape.name} {reason}; the end of its console:\n{_console(boot)}", file=sys.stderr)
+    return EXIT_TIME_LIMIT if ended is None else EXIT_NO_ANSWER
+
+
+@contextlib.contextmanager
+def only_guest(lock: Path) -> Iterator[None]:
+    """Wait until no other guest runs on this machine: two would halve each other and take twice the memory."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("vm: waiting for another guest to end", file=sys.stderr)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def qemu_command(boot: Boot) -> list[str]:
+    """The whole command line of QEMU, ended by the kernel when its parent dies."""
+    return [
+        *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
+        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,vendor=GenuineIntel"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *qemu_arguments(boot.shape),
+        *("-serial", f"file:{boot.results / 'console'}".replace(",", ",,")),
+        *("-kernel", str(boot.image.kernel), "-initrd", str(boot.image.initramfs)),
+        *("-append", f"{KERNEL_COMMAND} {boot.kernel_command}".strip()),
+        *("-device", "virtio-rng-pci"),
+        *_share("root", Path("/"), "readonly=on,multidevs=remap"),
+        *_share("results", boot.results, "readonly=off"),
+    ]
+
+
+def _console(boot: Boot) -> str:
+    path = boot.results / "console"
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return text.split("Call Trace:")[0][-3000:]
+
+
+def _share(tag: str, path: Path, options: str) -> list[str]:
+    device = f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"
+    escaped = str(path).replace(",", ",,")
+    return ["-fsdev", f"local,id={tag},path={escaped},security_model=none,{options}", "-device", device]
+
+
+def _start(boot: Boot) -> str:
+    return START.format(
+        folder=shlex.quote(str(boot.folder)),
+        home=shlex.quote(os.environ.get("HOME", "/root")),
+        path=shlex.quote("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        command=shlex.join(boot.command),
+    )
+
+
+@contextlib.contextmanager
+def _qemu(boot: Boot) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(qemu_command(boot), stdin=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _follow(boot: Boot, process: subprocess.Popen[bytes]) -> int | None:
+    """Copy the two streams while they grow; QEMU's exit code, or None when the time is over."""
+    limit = time.monotonic() + boot.seconds
+    with contextlib.ExitStack() as stack:
+        streams: list[tuple[BinaryIO, BinaryIO]] = []
+        for name, target in (("stdout", sys.stdout.buffer), ("stderr", sys.stderr.buffer)):
+            path = boot.results / name
+            path.touch()
+            streams.append((stack.enter_context(path.open("rb")), target))
+        while (ended := process.poll()) is None and time.monotonic() < limit:
+            _copy(streams)
+            if (boot.results / "exit_code").exists():
+                limit = min(limit, time.monotonic() + POWER_OFF_SECONDS)
+            time.sleep(FOLLOW_SECONDS)
+        _copy(streams)
+    return ended
+
+
+def _copy(streams: list[tuple[BinaryIO, BinaryIO]]) -> None:
+    for source, target in streams:
+        while content := source.read(1 << 16):
+            target.write(content)
+            target.flush()
