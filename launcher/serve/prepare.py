@@ -1,0 +1,142 @@
+"""From options to everything that is known before a process starts: machine, model card, plan, bindings, commands.
+
+``launch topology`` and ``--dry-run`` print it, ``server`` carries it out; so that both say the same, both take it
+from here. Nothing is started in here but the probes of the bindings.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from rich.console import Console
+
+from launcher.core.binding import Binding, worker_command, worker_env
+from launcher.core.footprint import choose_dtype, instance_bytes, warmup_shapes
+from launcher.core.lengths import parse_classes
+from launcher.core.messages import Setup
+from launcher.core.models import ModelCard
+from launcher.core.plan import InstancePlan, Plan, PlanRequest, make_plan
+from launcher.core.report import Command, report_json, report_text
+from launcher.core.topology import Machine
+from launcher.errors import LauncherError, UsageError
+from launcher.host import models
+from launcher.host.probe import choose_bindings
+from launcher.host.sysfs import read_machine
+from launcher.options import MachineOptions, ServeOptions
+
+HERE = Path("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All decisions. ``commands`` are in the order of ``plan.instances``; ``card`` is None without a model."""
+
+    machine: Machine
+    card: ModelCard | None
+    plan: Plan
+    bindings: tuple[Binding, ...]
+    commands: tuple[Command, ...]
+    warnings: tuple[str, ...]
+
+
+def prepare(options: ServeOptions, *, model_needed: bool) -> Prepared:
+    """Read the machine, resolve the model and plan. Raises any ``LauncherError``.
+
+    Without ``model_needed`` (reports) a model that is not there becomes a warning: limits and memory that depend on
+    it stay unknown.
+    """
+    _check(options.machine)
+    machine = read_machine(options.machine.sysroot)
+    card, warnings = _card(options, model_needed)
+    plan = make_plan(machine, _request(options, card))
+    live = options.machine.sysroot == HERE
+    bindings = _bindings(plan, options.machine.strict, live)
+    python = sys.executable if live else "python3"
+    commands, notes = _commands(plan, bindings, python, os.environ if live else {})
+    if live:
+        warnings += tuple(b.reason for b in bindings if b.level != "bind" or b.tool != "numactl")
+    everything = (*machine.warnings, *plan.warnings, *warnings, *notes)
+    return Prepared(machine, card, plan, bindings, commands, tuple(dict.fromkeys(everything)))
+
+
+def _check(options: MachineOptions) -> None:
+    if options.classes and (options.instances or options.cores_per_instance):
+        raise UsageError(
+            "--classes says how many instances there are and how large; "
+            "leave --instances and --cores-per-instance away"
+        )
+
+
+def _card(options: ServeOptions, needed: bool) -> tuple[ModelCard | None, tuple[str, ...]]:
+    try:
+        return models.resolve(options.model), ()
+    except LauncherError as error:
+        if needed:
+            raise
+        return None, (f"The plan was made without the model, so its limits are not in it: {error}",)
+
+
+def _request(options: ServeOptions, card: ModelCard | None) -> PlanRequest:
+    wanted = options.machine
+    return PlanRequest(
+        instances=wanted.instances,
+        cores_per_instance=wanted.cores_per_instance,
+        classes=parse_classes(wanted.classes) if wanted.classes else (),
+        reserve_cores=wanted.reserve_cores,
+        oversubscribe=wanted.oversubscribe,
+        length_limit=card.max_length if card else None,
+        instance_bytes=instance_bytes(card) if card else None,
+    )
+
+
+def _bindings(plan: Plan, strict: bool, live: bool) -> tuple[Binding, ...]:
+    if live:
+        return choose_bindings(plan, strict=strict)
+    return tuple(
+        Binding("cpus" if i.memory == "local" else "bind", "numactl", "planned for another machine")
+        for i in plan.instances
+    )
+
+
+def _commands(
+    plan: Plan, bindings: tuple[Binding, ...], python: str, user_env: Mapping[str, str]
+) -> tuple[tuple[Command, ...], tuple[str, ...]]:
+    commands, notes = [], []
+    for instance, binding in zip(plan.instances, bindings, strict=True):
+        env, said = worker_env(instance, user_env)
+        commands.append(Command(worker_command(instance, binding, python), env))
+        notes += said
+    return tuple(commands), tuple(dict.fromkeys(notes))
+
+
+def dtype_of(options: ServeOptions, machine: Machine) -> Literal["bf16", "fp32"]:
+    """The number format to run in on this machine."""
+    return choose_dtype(options.model.dtype, machine.isa)
+
+
+def setup_of(options: ServeOptions, machine: Machine, card: ModelCard, instance: InstancePlan) -> Setup:
+    """What the worker of an instance is told to load. Any length may reach it: classes help each other."""
+    return Setup(
+        card=card,
+        dtype=dtype_of(options, machine),
+        backend=options.model.backend,
+        warmup=warmup_shapes(card.max_length, options.front.batch_tokens),
+        trust_remote_code=options.model.trust_remote_code,
+    )
+
+
+def show(options: ServeOptions, *, as_json: bool) -> None:
+    """Print the report: for people, or exactly the JSON document of schema 1."""
+    prepared = prepare(options, model_needed=False)
+    if as_json:
+        document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings)
+        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(report_text(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, console.width))

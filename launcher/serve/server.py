@@ -1,0 +1,351 @@
+"""Runs the server: joins supervisor, dispatcher and HTTP, and owns the signals and the order of the end.
+
+Order of the start: the port, the machine, the model's files, the plan, the probes; only then processes. Order of the
+end (first Ctrl-C or SIGTERM): not ready, what is admitted is finished, workers stop, HTTP closes, exit 0. A second
+signal ends all at once. Signal handlers only record; a task reacts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from launcher.core.binding import Binding
+from launcher.core.messages import Loading, Ready
+from launcher.core.models import ModelCard
+from launcher.core.plan import InstancePlan
+from launcher.core.scheduler import InstanceSpec, Scheduler, SchedulerLimits
+from launcher.errors import InstanceError, LauncherError, UsageError
+from launcher.front.dispatcher import Dispatcher
+from launcher.front.http.app import Services, create_app
+from launcher.front.http.server import HttpServer
+from launcher.front.metrics import FrontMetrics
+from launcher.front.tokenizer import FrontTokenizer
+from launcher.host import log as logs
+from launcher.host.spawn import Launch
+from launcher.host.supervisor import Supervisor
+from launcher.host.verify import Verification, verify
+from launcher.options import FrontOptions, ServeOptions
+from launcher.serve.prepare import Prepared, prepare, setup_of
+
+log = logging.getLogger("launcher.serve")
+
+# After the drain: time for a worker that was told to stop, and for replies that are being written.
+STOP_SECONDS = 5.0
+
+
+def run(options: ServeOptions) -> None:
+    """Serve until a signal. Raises any ``LauncherError``; returns after a clean end."""
+    logs.set_up(options.log)
+    sock = listen(options.front)
+    with sock:
+        prepared = prepare(options, model_needed=True)
+        assert prepared.card is not None, "prepare() raises when a needed model is not there"
+        server = Server(options, prepared, prepared.card, sock)
+        anyio.run(server.run, backend_options={"use_uvloop": True})
+    if server.failure:
+        raise server.failure
+
+
+def listen(front: FrontOptions) -> socket.socket:
+    """The listening socket. Raises ``UsageError`` when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in front.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((front.host, front.port))
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        raise UsageError(
+            f"cannot listen on {front.host} port {front.port}: {error.strerror or error}; "
+            "another --port (0 takes a free one) or --host, or ending the program that has it, is what works"
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+@dataclass(slots=True)
+class InstanceView:
+    """What the parts have said of one instance, for ``/info``."""
+
+    plan: InstancePlan
+    binding: Binding
+    pid: int | None = None
+    ready: Ready | None = None
+    stage: str | None = None
+    verification: Verification | None = None
+
+
+class Server:
+    """One run of the server; the listener of supervisor and dispatcher, which do not know each other."""
+
+    def __init__(self, options: ServeOptions, prepared: Prepared, card: ModelCard, sock: socket.socket) -> None:
+        self._options = options
+        self._prepared = prepared
+        self._card = card
+        self._started_at = time.time()
+        plan = prepared.plan
+        self._views = {
+            instance.id: InstanceView(instance, binding)
+            for instance, binding in zip(plan.instances, prepared.bindings, strict=True)
+        }
+        self._setups = {i.id: setup_of(options, prepared.machine, card, i) for i in plan.instances}
+        self._draining = False
+        self._group: TaskGroup | None = None
+        self._signals = 0
+        self.failure: LauncherError | None = None
+        self._finished = anyio.Event()
+        self._build(sock)
+
+    def _build(self, sock: socket.socket) -> None:
+        plan, front = self._prepared.plan, self._options.front
+        specs = [InstanceSpec(i.id, i.threads, i.length_class) for i in plan.instances]
+        scheduler = Scheduler(specs, SchedulerLimits(front.queue_items, front.batch_tokens))
+        names = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
+        metrics = FrontMetrics(names)
+        metrics.watch_queue(sorted(set(names.values())), scheduler.queued_by_class)
+        width = len(self._card.labels) if self._card.task == "classify" else self._card.hidden_size
+        self._dispatcher = Dispatcher(scheduler, self, metrics, width=width)
+        metrics.watch_in_flight(lambda: self._dispatcher.in_flight)
+        launches = [
+            Launch(instance.id, command.argv, {**os.environ, **command.env})
+            for instance, command in zip(plan.instances, self._prepared.commands, strict=True)
+        ]
+        self._supervisor = Supervisor(launches, self._options.supervise, self)
+        services = Services(
+            dispatcher=self._dispatcher,
+            tokenizer=FrontTokenizer(self._card, text_characters=front.text_characters),
+            card=self._card,
+            options=front,
+            info=self.info,
+            states=self.states,
+            is_ready=self.is_ready,
+            metrics=metrics,
+        )
+        self._http = HttpServer(create_app(services), sock)
+        self._address = "http://{}:{}".format(*sock.getsockname()[:2])
+
+    # --------------------------------------------------------------------- run
+
+    async def run(self) -> None:
+        """Serve until a signal, or until no instance is left."""
+        self._finished = anyio.Event()
+        self._say_start()
+        async with anyio.create_task_group() as group:
+            self._group = group
+            group.start_soon(self._watch_signals)
+            group.start_soon(self._http.run)
+            group.start_soon(self._supervisor.run)
+            await self._finished.wait()
+            group.cancel_scope.cancel()
+        log.info("ended", extra={"event": "ended"})
+
+    def _say_start(self) -> None:
+        plan, card = self._prepared.plan, self._card
+        setup = self._setups[plan.instances[0].id]
+        log.info(
+            "model %s (%s, %s, at most %d tokens) in %s on %d instances; listening on %s, not ready yet",
+            card.name, card.architecture, card.task, card.max_length, setup.dtype, len(plan.instances), self._address,
+            extra={"event": "starting"},
+        )  # fmt: skip
+        for warning in self._prepared.warnings:
+            log.warning("%s", warning, extra={"event": "warning"})
+        for instance, command in zip(plan.instances, self._prepared.commands, strict=True):
+            extra = {"instance": instance.id, "event": "planned", "command": list(command.argv)}
+            log.info("%s", instance.why, extra=extra)
+            log.debug("command: %s", " ".join(command.argv), extra=extra)
+
+    async def _watch_signals(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+            async for number in received:
+                self._signals += 1
+                name = signal.Signals(number).name
+                if self._signals == 1:
+                    log.info("%s: draining; a second signal ends at once", name, extra={"event": "draining"})
+                    self._start(self._end)
+                else:
+                    log.warning("%s again: ending at once", name, extra={"event": "ending"})
+                    self._supervisor.stop_now()
+                    self._finished.set()
+
+    def _start(self, function: Any, *arguments: Any) -> None:
+        if self._group is not None:
+            self._group.start_soon(function, *arguments)
+
+    async def _end(self) -> None:
+        """The clean end: nothing that was admitted is lost, unless it takes longer than the drain may."""
+        self._draining = True
+        self._supervisor.begin_drain()
+        self._dispatcher.begin_drain()
+        with anyio.move_on_after(self._options.front.drain_seconds) as drain:
+            await self._dispatcher.drained()
+        if drain.cancelled_caught:
+            left = self._dispatcher.in_flight
+            log.error("%d requests were not finished in %g s", left, self._options.front.drain_seconds)
+            self._dispatcher.all_gone("the server is shutting down and its time to finish is over")
+        self._dispatcher.stop_workers()
+        await self._supervisor.stop(STOP_SECONDS)
+        await self._http.stop(STOP_SECONDS)
+        self._finished.set()
+
+    async def _fail(self, reason: str) -> None:
+        """The end when no instance is left: what waits is answered, the exit status says that it failed."""
+        self.failure = InstanceError(f"no instance is left: {reason}")
+        self._dispatcher.all_gone(reason)
+        await self._end()
+
+    # -------------------------------------------------- listener of supervisor
+
+    def started(self, instance: int, pid: int, sock: socket.socket) -> None:
+        """A worker process exists: give its channel to the dispatcher."""
+        view = self._views[instance]
+        view.pid, view.ready, view.stage, view.verification = pid, None, "starting", None
+        self._start(self._attach, instance, sock)
+
+    async def _attach(self, instance: int, sock: socket.socket) -> None:
+        try:
+            await self._dispatcher.attach(instance, sock, self._setups[instance])
+        except OSError as error:
+            self._supervisor.kill(instance, f"its channel could not be opened: {error}")
+
+    def exited(self, instance: int, pid: int, description: str) -> None:
+        """The worker process has ended; its channel tells the dispatcher by itself."""
+        view = self._views[instance]
+        view.pid, view.ready, view.stage = None, None, None
+
+    def restarting(self, instance: int, delay: float) -> None:
+        """Nothing to do: the state says it."""
+
+    def given_up(self, instance: int, reason: str) -> None:
+        """There will be no other worker for this instance."""
+        states = self._supervisor.states().values()
+        if not self._draining and all(state["state"] == "given_up" for state in states):
+            self._start(self._fail, f"instance {instance} was given up last: {reason}")
+
+    # -------------------------------------------------- listener of dispatcher
+
+    def loading(self, instance: int, message: Loading) -> None:
+        """The worker is starting."""
+        self._views[instance].stage = message.stage
+        detail = f": {message.detail}" if message.detail else ""
+        extra = {"instance": instance, "event": "loading", "stage": message.stage, "done": message.done}
+        level = logging.INFO if message.done in (0.0, 1.0) else logging.DEBUG
+        log.log(level, "%s %.0f %%%s", message.stage, 100 * message.done, detail, extra=extra)
+
+    def ready(self, instance: int, message: Ready) -> None:
+        """The worker is warm: tell the supervisor, and look at the process from outside."""
+        view = self._views[instance]
+        view.ready, view.stage = message, None
+        self._supervisor.ready(instance, message.pid)
+        for note in message.notes:
+            log.warning("%s", note, extra={"instance": instance, "event": "note"})
+        self._start(self._verify, instance, message)
+        if self.is_ready() and all(v.ready for v in self._views.values()):
+            log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
+
+    async def _verify(self, instance: int, message: Ready) -> None:
+        view = self._views[instance]
+        threads = message.threads if message.backend != "fake" else None
+        look = partial(verify, message.pid, view.plan.cpus, view.plan.nodes, threads, view.binding.level)
+        try:
+            found = await anyio.to_thread.run_sync(look)
+        except InstanceError as error:  # it has ended meanwhile; the supervisor says how
+            log.debug("%s", error, extra={"instance": instance})
+            return
+        view.verification = found
+        extra = {"instance": instance, "event": "verified", "verification": found.to_json()}
+        log.log(logging.INFO if found.ok else logging.ERROR, "%s", found.sentence(), extra=extra)
+        if not found.ok and self._options.machine.strict:
+            self._supervisor.unusable(instance, f"--strict: {found.sentence()}")
+
+    def unusable(self, instance: int, reason: str) -> None:
+        """The worker says that its model cannot be served."""
+        self._supervisor.unusable(instance, reason)
+
+    def lost(self, instance: int, reason: str) -> None:
+        """The channel is gone; the process may still be there."""
+        if not self._draining:
+            self._supervisor.kill(instance, reason)
+
+    # ------------------------------------------------------------------- views
+
+    def is_ready(self) -> bool:
+        """Whether requests are served: at least one instance is warm and the end has not begun."""
+        return not self._draining and any(view.ready for view in self._views.values())
+
+    def states(self) -> dict[str, Any]:
+        """The state of every instance, for ``/ready``."""
+        return {
+            str(instance): {**state, "stage": self._views[instance].stage}
+            for instance, state in self._supervisor.states().items()
+        }
+
+    def info(self) -> dict[str, Any]:
+        """What runs where, and what was found when it was looked at: the body of ``/info``."""
+        prepared, card = self._prepared, self._card
+        setup = self._setups[prepared.plan.instances[0].id]
+        return {
+            "launcher": version("launcher"),
+            "started": self._started_at,
+            "draining": self._draining,
+            "model": {
+                "name": card.name,
+                "asked": card.asked,
+                "task": card.task,
+                "architecture": card.architecture,
+                "max_length": card.max_length,
+                "width": len(card.labels) or card.hidden_size,
+                "pooling": card.pooling,
+                "normalize": card.normalize,
+                "labels": list(card.labels),
+                "dtype": setup.dtype,
+                "backend": setup.backend,
+            },
+            "packing": "off: batches are sorted by length and padded",
+            "instances": [self._instance_info(view) for view in self._views.values()],
+            "reserved_cpus": list(prepared.plan.reserved_cpus),
+            "unused_cpus": list(prepared.plan.unused_cpus),
+            "warnings": list(prepared.warnings),
+        }
+
+    def _instance_info(self, view: InstanceView) -> dict[str, Any]:
+        plan, ready, found = view.plan, view.ready, view.verification
+        command = self._prepared.commands[list(self._views).index(plan.id)]
+        length_class = plan.length_class
+        return {
+            "id": plan.id,
+            **self._supervisor.states()[plan.id],
+            "cpus": list(plan.cpus),
+            "threads": plan.threads,
+            "nodes": list(plan.nodes),
+            "memory": plan.memory,
+            "class": None if length_class is None else {
+                "min_length": length_class.min_length, "max_length": length_class.max_length
+            },
+            "command": list(command.argv),
+            "env": dict(command.env),
+            "why": plan.why,
+            "binding": {"level": view.binding.level, "tool": view.binding.tool, "reason": view.binding.reason},
+            "verification": found.to_json() if found else None,
+            "worker": None if ready is None else {
+                "torch": ready.torch_version,
+                "dtype": ready.dtype,
+                "load_seconds": round(ready.load_seconds, 3),
+                "warmup_seconds": round(ready.warmup_seconds, 3),
+                "accuracy": ready.accuracy,
+                "measured": [list(m) for m in ready.measured],
+                "notes": list(ready.notes),
+            },
+        }  # fmt: skip
