@@ -58,10 +58,16 @@ class BecameReady:
 
 @dataclass(frozen=True, slots=True)
 class Condemned:
-    """The worker must go: it hangs, its channel broke, it was too slow to load, or it is unusable (``permanent``)."""
+    """The worker must go: it hangs, its channel broke, or it was too slow to load."""
 
     reason: str
-    permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredUnusable:
+    """The worker has said that it can never serve. It ends by itself, so this may be heard after its exit."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,7 @@ Event = (
     | SpawnFailed
     | BecameReady
     | Condemned
+    | DeclaredUnusable
     | Exited
     | RetryGranted
     | RetryRefused
@@ -119,6 +126,7 @@ TRANSITIONS: Mapping[State, Mapping[type[Event], State]] = MappingProxyType(
         "loading": {
             BecameReady: "ready",
             Condemned: "ending",
+            DeclaredUnusable: "ending",
             Exited: "lost",
             DrainStarted: "loading",
             StopAsked: "stopping",
@@ -133,7 +141,13 @@ TRANSITIONS: Mapping[State, Mapping[type[Event], State]] = MappingProxyType(
         },
         "ending": {Exited: "lost", DrainStarted: "ending", StopAsked: "stopping", GraceOver: "stopping"},
         "lost": {RetryGranted: "backoff", RetryRefused: "given_up", DrainStarted: "stopped"},
-        "backoff": {StartDue: "starting", DrainStarted: "stopped", StopAsked: "stopped", GraceOver: "stopped"},
+        "backoff": {
+            StartDue: "starting",
+            DeclaredUnusable: "given_up",
+            DrainStarted: "stopped",
+            StopAsked: "stopped",
+            GraceOver: "stopped",
+        },
         "draining": {Condemned: "stopping", Exited: "stopped", GraceOver: "stopping"},
         "stopping": {Exited: "stopped"},
         "stopped": {},
@@ -250,9 +264,8 @@ def step(life: Life, event: Event, now: float, policy: RestartPolicy) -> Step:
         return replace(moved, pid=event.pid), ()
     if isinstance(event, BecameReady):
         return replace(moved, deadline=None), ()
-    if isinstance(event, Condemned):
-        condemned = replace(moved, deadline=None, reason=event.reason, permanent=event.permanent)
-        return _with_failures(condemned, life, now, policy), (Kill(event.reason),)
+    if isinstance(event, Condemned | DeclaredUnusable):
+        return _condemned(moved, life, event, now, policy)
     if isinstance(event, SpawnFailed):
         return _after_loss(replace(moved, failures=life.failures + 1, reason=event.reason), now, policy)
     if isinstance(event, Exited):
@@ -262,6 +275,16 @@ def step(life: Life, event: Event, now: float, policy: RestartPolicy) -> Step:
 
 def _ends_restarts(event: Event) -> bool:
     return isinstance(event, DrainStarted | StopAsked | GraceOver)
+
+
+def _condemned(
+    moved: Life, before: Life, event: Condemned | DeclaredUnusable, now: float, policy: RestartPolicy
+) -> Step:
+    permanent = isinstance(event, DeclaredUnusable)
+    condemned = replace(moved, deadline=None, reason=event.reason, permanent=permanent)
+    if condemned.state == "given_up":  # its process has ended, and was counted, before we heard why
+        return condemned, (GiveUp(event.reason),)
+    return _with_failures(condemned, before, now, policy), (Kill(event.reason),)
 
 
 def _exited(moved: Life, before: Life, event: Exited, now: float, policy: RestartPolicy) -> Step:
@@ -283,7 +306,8 @@ def _after_loss(life: Life, now: float, policy: RestartPolicy) -> Step:
         return replace(life, state=transition(life.state, DrainStarted), deadline=None), ()
     reason = life.reason or "no reason known"
     if life.permanent or life.failures >= policy.max_failures:
-        why = reason if life.permanent else f"{life.failures} failures in a row, the last: {reason}"
+        in_a_row = f"{life.failures} failures in a row, the last: {reason}"
+        why = reason if life.permanent or life.failures == 1 else in_a_row
         return replace(life, state=transition(life.state, RetryRefused), deadline=None), (GiveUp(why),)
     delay = policy.delay(life.failures)
     waiting = replace(life, state=transition(life.state, RetryGranted), deadline=now + delay)

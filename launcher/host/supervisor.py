@@ -23,6 +23,7 @@ from launcher.core.lifecycle import (
     Action,
     BecameReady,
     Condemned,
+    DeclaredUnusable,
     DrainStarted,
     Event,
     Exited,
@@ -50,7 +51,7 @@ log = logging.getLogger("launcher.supervisor")
 
 
 # What others ask for may come too late, for a worker that is gone; what we see ourselves must fit the table.
-ASKED = (BecameReady, Condemned, DrainStarted, StopAsked, GraceOver)
+ASKED = (BecameReady, Condemned, DeclaredUnusable, DrainStarted, StopAsked, GraceOver)
 
 
 class Listener(Protocol):
@@ -126,7 +127,7 @@ class Supervisor:
 
     def unusable(self, instance: int, reason: str, pid: int | None = None) -> None:
         """The worker has said that it can never serve: it is ended, and not replaced."""
-        self._post(instance, Condemned(reason, permanent=True), pid)
+        self._post(instance, DeclaredUnusable(reason), pid)
 
     def kill(self, instance: int, reason: str, pid: int | None = None) -> None:
         """End a worker that hangs or whose channel is broken; the restart rule decides what follows."""
@@ -251,7 +252,7 @@ class Supervisor:
             _say(logging.ERROR, after, "lost", "%s", event.reason)
         elif isinstance(event, BecameReady):
             _say(logging.INFO, after, "ready", "ready after %.1f s", now - before.since)
-        elif isinstance(event, Condemned):
+        elif isinstance(event, Condemned | DeclaredUnusable) and before.pid is not None:
             _say(logging.ERROR, after, "condemned", "its worker, pid %d, is killed: %s", before.pid, event.reason)
         elif isinstance(event, Exited) and before.pid is not None:
             asked = before.state in ("draining", "stopping")
