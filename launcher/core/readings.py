@@ -70,7 +70,7 @@ class MachineReading:
 def build_machine(
     reading: MachineReading, oddities: Oddities | None = None, *, include_isolated: bool = False
 ) -> Machine:
-    """The machine as it may be used; ``oddities``: those already found. Raises ``MachineError`` when no cpu is left."""
+    """The machine as it may be used; ``oddities``: those already found. Raises ``MachineError`` if no cpu is left."""
     odd = Oddities() if oddities is None else oddities
     allowed = _allowed(reading, include_isolated)
     usable = frozenset(allowed if include_isolated else set(allowed) - set(reading.isolated))
@@ -169,7 +169,7 @@ def _group_unclear(unclear: list[int], claims: Mapping[int, Cpus | None], odd: O
         refused = set(others) - set(accepted)
         if refused:
             odd.add(
-                "cpus whose siblings (topology/core_cpus) do not name them, so that they are taken as different cores: {}",
+                "cpus whose siblings (topology/core_cpus) do not name them and are taken as different cores: {}",
                 f"cpu {cpu} names {format_cpu_list(refused)}",
             )
     members: dict[int, list[int]] = defaultdict(list)

@@ -1,14 +1,21 @@
 """A machine as frozen facts, and what can be said of it without looking again.
 
-``host.sysfs`` fills these values, the planner reads them. Unknown facts are ``None``, never a guess.
+``host.sysfs`` fills these values, the planner reads them. Unknown facts are ``None``, never a guess. A machine can
+be written as JSON and read back elsewhere, so that a plan for it can be made on another one. No file is opened here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
-from launcher.core.cpuset import format_cpu_list
+import msgspec
+
+from launcher.core.cpuset import format_cpu_list, parse_cpu_list
+from launcher.errors import UsageError
+
+SCHEMA = 1
+UNKNOWN_ARCH = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class Machine:
         memory_nodes = self.limits.memory_nodes
         affinity = self.limits.affinity
         return {
-            "arch": self.arch,
+            "arch": None if self.arch == UNKNOWN_ARCH else self.arch,
             "vendor": self.vendor,
             "model": self.model,
             "isa": list(self.isa),
@@ -120,3 +127,143 @@ class Machine:
                 "affinity": None if affinity is None else format_cpu_list(affinity),
             },
         }
+
+    @classmethod
+    def from_json(cls, data: object) -> Machine:
+        """The machine of such an object. Raises ``UsageError`` naming what is missing, mistyped or impossible."""
+        return _machine(_decoded(data, _MachineJson, "machine"))
+
+
+def machine_to_json(machine: Machine) -> dict[str, Any]:
+    """What a machine file holds: the topology report's ``machine`` and ``warnings``, without the plan.
+
+    Free memory is left out: it is true of one moment only.
+    """
+    return {
+        "schema": SCHEMA,
+        "machine": machine.to_json(),
+        "memory_bytes": machine.memory_bytes,
+        "warnings": list(machine.warnings),
+    }
+
+
+def machine_from_json(data: object) -> Machine:
+    """The machine of a machine file, a whole topology report, or its ``machine`` alone. Raises ``UsageError``."""
+    if not isinstance(data, dict) or "machine" not in data:
+        return Machine.from_json(data)
+    if data.get("schema", SCHEMA) != SCHEMA:
+        raise UsageError(f"The machine file has schema {data['schema']!r}; this version reads schema {SCHEMA}")
+    file = _decoded(data, _FileJson, "machine file")
+    return replace(_machine(file.machine), memory_bytes=file.memory_bytes, warnings=tuple(file.warnings))
+
+
+class _CpusJson(msgspec.Struct):
+    present: str
+    online: str
+    allowed: str
+    isolated: str
+
+
+class _CoreJson(msgspec.Struct):
+    id: int
+    cpus: list[int]
+    package: int | None
+    node: int | None
+    l3: int | None
+    kind: Literal["performance", "efficiency"] = "performance"
+
+
+class _NodeJson(msgspec.Struct):
+    id: int
+    cpus: str
+    memory_bytes: int | None = None
+    distances: dict[int, int] = {}
+
+
+class _LimitsJson(msgspec.Struct):
+    cpu_quota: float | None = None
+    memory_nodes: str | None = None
+    memory_bytes: int | None = None
+    affinity: str | None = None
+
+
+class _MachineJson(msgspec.Struct):
+    arch: str | None
+    vendor: str | None
+    model: str | None
+    isa: list[str]
+    cpus: _CpusJson
+    cores: list[_CoreJson]
+    nodes: list[_NodeJson]
+    limits: _LimitsJson
+
+
+class _FileJson(msgspec.Struct):
+    machine: _MachineJson
+    memory_bytes: int | None = None
+    warnings: list[str] = []
+
+
+Decoded = TypeVar("Decoded")
+
+
+def _decoded(data: object, kind: type[Decoded], what: str) -> Decoded:
+    try:
+        return msgspec.convert(data, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"This is no {what} as `launch topology --json` prints it: {error}") from error
+
+
+def _machine(data: _MachineJson) -> Machine:
+    limits = data.limits
+    machine = Machine(
+        arch=data.arch or UNKNOWN_ARCH,
+        vendor=data.vendor,
+        model=data.model,
+        isa=tuple(data.isa),
+        present=_cpus(data.cpus.present),
+        online=_cpus(data.cpus.online),
+        allowed=_cpus(data.cpus.allowed),
+        isolated=_cpus(data.cpus.isolated),
+        cores=tuple(
+            Core(core.id, tuple(core.cpus), core.package, core.node, core.l3, core.kind) for core in data.cores
+        ),
+        nodes=tuple(
+            Node(node.id, _cpus(node.cpus), node.memory_bytes, tuple(node.distances.items())) for node in data.nodes
+        ),
+        limits=Limits(
+            cpu_quota=limits.cpu_quota,
+            memory_nodes=None if limits.memory_nodes is None else _cpus(limits.memory_nodes),
+            memory_bytes=limits.memory_bytes,
+            affinity=None if limits.affinity is None else _cpus(limits.affinity),
+        ),
+    )
+    _check(machine)
+    return machine
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    try:
+        return parse_cpu_list(text)
+    except ValueError as error:
+        raise UsageError(f"The machine has a list that is none: {error}") from error
+
+
+def _check(machine: Machine) -> None:
+    """Refuse what no plan could be made for; a machine that was read cannot be so, a file edited by hand can."""
+    cpus = [cpu for core in machine.cores for cpu in core.cpus]
+    twice = {cpu for cpu in cpus if cpus.count(cpu) > 1} if len(set(cpus)) < len(cpus) else set()
+    if not machine.cores or not all(core.cpus for core in machine.cores):
+        raise UsageError("The machine has no cores, or a core without cpus; each core needs at least one cpu")
+    if twice:
+        raise UsageError(f"The machine has cpus {format_cpu_list(twice)} in more than one core")
+    if len({core.id for core in machine.cores}) < len(machine.cores):
+        raise UsageError("The machine has several cores of one id; ids tell cores apart")
+    if not set(cpus) <= set(machine.allowed):
+        extra = set(cpus) - set(machine.allowed)
+        raise UsageError(
+            f"The machine has cores with cpus {format_cpu_list(extra)}, which it does not list as allowed"
+        )
+    lost = {core.node for core in machine.cores} - {None} - {node.id for node in machine.nodes}
+    if lost:
+        raise UsageError(f"The machine has cores in nodes {sorted(map(str, lost))}, which it does not list")

@@ -13,6 +13,7 @@ from pathlib import Path
 from launcher.core.readings import CpuReading, KindReading, MachineReading, build_machine
 from launcher.core.topology import Limits, Machine, Node
 from launcher.errors import UsageError
+from launcher.host import lscpu
 from launcher.host.cgroup import read_bounds
 from launcher.host.processor import meminfo, read_memory, read_processor
 from launcher.host.tree import Tree
@@ -36,7 +37,11 @@ def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -
             f"{sysroot} holds no machine: there is no folder {CPU} in it. Give the root of a recorded /sys and /proc "
             "tree, or / for this machine."
         )
-    return build_machine(_read(tree), tree.odd, include_isolated=include_isolated)
+    with lscpu.Opinion(tree) as opinion:
+        reading = _read(tree)
+        rows = opinion.rows()
+    lscpu.check_against(rows, reading, lambda cpu: tree.number(f"{CPU}/cpu{cpu}/topology/core_id"), tree.odd)
+    return build_machine(reading, tree.odd, include_isolated=include_isolated)
 
 
 def _read(tree: Tree) -> MachineReading:
