@@ -1,0 +1,371 @@
+"""Carries out what the scheduler decides: sends batches to workers, puts results together, wakes those who wait.
+
+It is the shell around ``core.scheduler``: it has the sockets, the clock, the one timer and the futures, and decides
+nothing that the scheduler can decide. What a worker sends is checked here against what it was asked for; a worker
+that breaks the agreement is given up rather than believed. HTTP and the starting of processes must not enter here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from launcher.core.batching import Item
+from launcher.core.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, ToFront, Unusable
+from launcher.core.scheduler import (
+    Action,
+    AllGone,
+    Arrived,
+    BatchDone,
+    BatchFailed,
+    Cancelled,
+    DrainStarted,
+    Event,
+    Finish,
+    InstanceLost,
+    InstanceReady,
+    Reject,
+    Replace,
+    Scheduler,
+    Send,
+)
+from launcher.errors import RequestError
+from launcher.front.channel import Channel
+from launcher.front.metrics import FrontMetrics, InstanceMetrics
+
+Tokens = npt.NDArray[np.int32]
+Vectors = npt.NDArray[np.float32]
+
+FLOAT32_BYTES = 4
+# uvloop's timers have milliseconds; a deadline this near counts as reached.
+TIMER_RESOLUTION = 1e-3
+
+
+class Listener(Protocol):
+    """Who is told what becomes of the workers. All methods return at once."""
+
+    def loading(self, instance: int, message: Loading) -> None:
+        """The worker is starting."""
+
+    def ready(self, instance: int, message: Ready) -> None:
+        """The worker is warm and takes batches from now on."""
+
+    def unusable(self, instance: int, reason: str) -> None:
+        """The worker says that its model cannot be served and that a restart would not help."""
+
+    def lost(self, instance: int, reason: str) -> None:
+        """The channel is gone. The process may still live (it hangs, or sent garbage) and must then be ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Results of one request: float32 of shape (items, width), in its order.
+
+    ``queue_seconds`` is the time until its first batch began, ``compute_seconds`` the time from then on until its
+    last batch was done; ``instances`` are those that computed it.
+    """
+
+    results: Vectors
+    queue_seconds: float
+    compute_seconds: float
+    instances: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Request:
+    items: Sequence[Tokens]
+    results: Vectors
+    future: asyncio.Future[Outcome]
+    arrived: float
+    began: float = math.inf
+    instances: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Sent:
+    batch: int
+    items: tuple[Item, ...]
+    tokens: int
+
+
+class _Worker:
+    """What is known of one worker: its channel, and the batches that it was sent and has not answered."""
+
+    __slots__ = ("channel", "instance", "metrics", "ready", "sent", "stopping")
+
+    def __init__(self, instance: int, metrics: InstanceMetrics, dispatcher: Dispatcher) -> None:
+        self.instance = instance
+        self.metrics = metrics
+        self.ready = False
+        self.stopping = False
+        self.sent: deque[_Sent] = deque()
+        self.channel = Channel(partial(dispatcher._received, self), partial(dispatcher._lost, self))
+
+
+class Dispatcher:
+    """See the module's head. To be used from the thread of the running event loop only.
+
+    ``width`` is the number of float32 values in the result of one item. ``clock`` gives seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        listener: Listener,
+        metrics: FrontMetrics,
+        *,
+        width: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._listener = listener
+        self._metrics = metrics
+        self._width = width
+        self._clock = clock
+        self._now = clock()
+        self._workers: dict[int, _Worker] = {}
+        self._requests: dict[int, _Request] = {}
+        self._next_request = 1
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._empty: list[asyncio.Future[None]] = []
+
+    # ----------------------------------------------------------------- workers
+
+    async def attach(self, instance: int, sock: socket.socket, setup: Setup) -> None:
+        """Take over ``sock``, a Unix stream socket connected to the worker of ``instance``, and send it ``setup``."""
+        if instance in self._workers:
+            raise ValueError(f"instance {instance} has a worker already")
+        worker = self._workers[instance] = _Worker(instance, self._metrics.instances[instance], self)
+        try:
+            await worker.channel.connect(sock)
+        except BaseException:
+            self._workers.pop(instance, None)
+            raise
+        worker.metrics.attached()
+        worker.channel.send(setup)
+
+    def stop_workers(self) -> None:
+        """Ask every worker to finish the batches it has and to exit."""
+        for worker in self._workers.values():
+            worker.stopping = True
+            worker.channel.send(Stop())
+
+    def all_gone(self, reason: str) -> None:
+        """No instance is left and none will come back: whatever waits, and whatever comes, is answered with 503."""
+        self._feed(AllGone(reason))
+
+    def _received(self, worker: _Worker, message: ToFront, body: bytes) -> None:
+        match message:
+            case Done():
+                self._done(worker, message, body)
+            case Failed():
+                self._failed(worker, message)
+            case _ if worker.ready:
+                worker.channel.fail(f"the worker was ready and then said {type(message).__name__}")
+            case Loading():
+                self._listener.loading(worker.instance, message)
+            case Ready():
+                self._ready(worker, message)
+            case Unusable():
+                self._listener.unusable(worker.instance, message.reason)
+
+    def _ready(self, worker: _Worker, message: Ready) -> None:
+        if message.width != self._width:
+            worker.channel.fail(
+                f"the worker's results have {message.width} values, the model's card says {self._width}"
+            )
+            return
+        worker.ready = True
+        worker.metrics.ready()
+        self._listener.ready(worker.instance, message)
+        self._feed(InstanceReady(worker.instance, message.measured))
+
+    def _done(self, worker: _Worker, message: Done, body: bytes) -> None:
+        sent = worker.sent.popleft() if worker.sent else None
+        fault = _fault(sent, message, len(body), self._width)
+        if sent is None or fault:
+            worker.channel.fail(f"the worker's results are not those of the batch it was sent: {fault}")
+            return
+        rows = np.frombuffer(body, dtype=np.float32).reshape(message.items, message.width)
+        if not np.isfinite(rows).all():
+            worker.metrics.batch_failed()
+            self._feed(BatchFailed(worker.instance, sent.batch, "the results are not finite numbers"))
+            return
+        worker.metrics.batch_done(message.items, sent.tokens, message.computed_tokens, message.seconds)
+        self._keep(worker.instance, sent.items, rows, self._clock() - message.seconds)
+        self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
+
+    def _keep(self, instance: int, items: tuple[Item, ...], rows: Vectors, began: float) -> None:
+        """Write each row to its place in the results of its request, unless nobody waits for it any more."""
+        for row, item in zip(rows, items, strict=True):
+            request = self._requests.get(item.request)
+            if request is None:
+                continue
+            request.results[item.index] = row
+            request.began = min(request.began, began)
+            if instance not in request.instances:
+                request.instances += (instance,)
+
+    def _failed(self, worker: _Worker, message: Failed) -> None:
+        sent = worker.sent.popleft() if worker.sent else None
+        if sent is None or sent.batch != message.batch:
+            asked = f"batch {sent.batch} was due" if sent else "none was due"
+            worker.channel.fail(f"the worker says that batch {message.batch} failed, but {asked}")
+            return
+        worker.metrics.batch_failed()
+        self._feed(BatchFailed(worker.instance, message.batch, message.reason))
+
+    def _lost(self, worker: _Worker, reason: str) -> None:
+        del self._workers[worker.instance]
+        worker.metrics.lost()
+        if worker.ready:
+            self._feed(InstanceLost(worker.instance))
+        self._listener.lost(worker.instance, "stopped as asked" if worker.stopping else reason)
+
+    # ---------------------------------------------------------------- requests
+
+    @property
+    def in_flight(self) -> int:
+        """Requests admitted and not yet answered."""
+        return len(self._requests)
+
+    def enqueue(self, items: Sequence[Tokens]) -> asyncio.Future[Outcome]:
+        """A future of the results of ``items`` (token ids, special tokens included), or of a ``RequestError``.
+
+        Cancelling the future takes back what is not computed yet. Awaiting it from a task that is cancelled does so.
+        """
+        request_id = self._next_request
+        self._next_request += 1
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        results = np.empty((len(items), self._width), dtype=np.float32)
+        self._requests[request_id] = _Request(items, results, future, self._clock())
+        future.add_done_callback(lambda done: self._take_back(request_id, done))
+        self._feed(Arrived(request_id, tuple(map(len, items))))
+        return future
+
+    async def submit(self, items: Sequence[Tokens]) -> Outcome:
+        """The results of ``items`` (token ids, special tokens included). Raises ``RequestError`` when refused.
+
+        When the task that awaits is cancelled, what is not computed yet is taken back.
+        """
+        return await self.enqueue(items)
+
+    def begin_drain(self) -> None:
+        """Admit nothing more."""
+        self._feed(DrainStarted())
+
+    async def drained(self) -> None:
+        """Returns when no admitted request is left unanswered."""
+        while self._requests:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._empty.append(waiter)
+            await waiter
+
+    def _take_back(self, request_id: int, future: asyncio.Future[Outcome]) -> None:
+        if future.cancelled() and self._close(request_id) is not None:
+            self._feed(Cancelled(request_id))
+
+    def _close(self, request_id: int) -> _Request | None:
+        request = self._requests.pop(request_id, None)
+        if not self._requests and self._empty:
+            for waiter in self._empty:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._empty.clear()
+        return request
+
+    # ----------------------------------------------------------------- actions
+
+    def _feed(self, event: Event) -> None:
+        self._now = max(self._now, self._clock())
+        self._carry_out(self._scheduler.handle(event, self._now))
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    self._send(action)
+                case Finish():
+                    self._finish(action.request)
+                case Reject():
+                    self._reject(action)
+                case Replace():
+                    self._workers[action.instance].channel.fail(action.reason)
+        self._arm()
+
+    def _send(self, action: Send) -> None:
+        worker = self._workers[action.instance]
+        lengths = tuple([item.length for item in action.items])
+        worker.sent.append(_Sent(action.batch, action.items, sum(lengths)))
+        body = b"".join([self._tokens(item) for item in action.items])
+        worker.channel.send(Run(action.batch, lengths), body)
+
+    def _tokens(self, item: Item) -> Any:
+        # An array is a buffer, which `join` takes; typeshed cannot say so before Python 3.12.
+        return self._requests[item.request].items[item.index]
+
+    def _finish(self, request_id: int) -> None:
+        request = self._close(request_id)
+        if request is not None and not request.future.done():
+            now = self._clock()
+            began = min(max(request.began, request.arrived), now)
+            request.future.set_result(
+                Outcome(request.results, began - request.arrived, now - began, request.instances)
+            )
+
+    def _reject(self, action: Reject) -> None:
+        request = self._close(action.request)
+        if request is not None and not request.future.done():
+            error = RequestError(
+                action.reason, status=action.status, code=action.code, retry_after=action.retry_after
+            )
+            request.future.set_exception(error)
+
+    # ------------------------------------------------------------------- timer
+
+    def _arm(self) -> None:
+        """Have the scheduler asked in time. A timer that is too early is left: that costs less than a new one."""
+        deadline = self._scheduler.next_deadline()
+        if deadline is None or deadline >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        delay = deadline - self._clock()
+        # A deadline that stays in the past must not become a loop that never sleeps.
+        delay = delay if delay > 0 else TIMER_RESOLUTION
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        self._now = max(self._now, self._clock())
+        deadline = self._scheduler.next_deadline()
+        if deadline is not None and self._now < deadline <= self._now + TIMER_RESOLUTION:
+            self._now = deadline
+        self._carry_out(self._scheduler.tick(self._now))
+
+
+def _fault(sent: _Sent | None, done: Done, body_bytes: int, width: int) -> str | None:
+    """What is wrong with a result, or None."""
+    if sent is None:
+        return f"batch {done.batch} came, none was due"
+    if done.batch != sent.batch:
+        return f"batch {done.batch} came, batch {sent.batch} was due"
+    if done.items != len(sent.items):
+        return f"{done.items} results for {len(sent.items)} items"
+    if done.width != width:
+        return f"{done.width} values for each item instead of {width}"
+    if body_bytes != done.items * done.width * FLOAT32_BYTES:
+        return f"{body_bytes} bytes of results instead of {done.items * done.width * FLOAT32_BYTES}"
+    return None

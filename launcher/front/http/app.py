@@ -1,0 +1,95 @@
+"""The table of routes, as one Starlette application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from launcher.front.http.bodies import Health, Readiness
+from launcher.front.http.compute import Services
+from launcher.front.http.docs import docs_page
+from launcher.front.http.errors import http_exception, internal_error
+from launcher.front.http.openai import EmbeddingsRoute, Models
+from launcher.front.http.openapi import openapi_document
+from launcher.front.http.predict import PredictRoute
+from launcher.front.metrics import METRICS_CONTENT_TYPE
+
+__all__ = ["Services", "create_app"]
+
+_encode = msgspec.json.Encoder().encode
+_HEALTH = _encode(Health())
+
+
+def create_app(services: Services) -> Starlette:
+    """The application with all routes of the HTTP contract; it holds no state besides ``services``."""
+    models = Models(services.card)
+    reports = Reports(services)
+    routes: list[BaseRoute] = [
+        *_both(EmbeddingsRoute.path, EmbeddingsRoute(services), "POST"),
+        *_both(PredictRoute.path, PredictRoute(services), "POST"),
+        *_both("/v1/models", models.list, "GET"),
+        Route("/v1/models/{id:path}", models.one, methods=["GET"]),
+        *_both("/health", reports.health, "GET"),
+        *_both("/ready", reports.ready, "GET"),
+        *_both("/metrics", reports.metrics, "GET"),
+        *_both("/info", reports.info, "GET"),
+        *_both("/docs", reports.docs, "GET"),
+        *_both("/openapi.json", reports.openapi, "GET"),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: http_exception, Exception: internal_error})
+    # A redirect would send clients that do not follow it, and those that drop the body, into nothing.
+    app.router.redirect_slashes = False
+    return app
+
+
+def _both(path: str, endpoint: ASGIApp | Callable[[Request], object], method: str) -> list[BaseRoute]:
+    """A route with and without a slash at its end."""
+    return [Route(path, endpoint, methods=[method]), Route(f"{path}/", endpoint, methods=[method])]
+
+
+class Reports:
+    """The routes that tell how the server is; none of them waits for a worker."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        document = openapi_document(services.card, services.options)
+        self._openapi = _encode(document)
+        self._docs = docs_page(document).encode()
+
+    async def health(self, request: Request) -> Response:
+        """That the front lives."""
+        return _json(_HEALTH)
+
+    async def ready(self, request: Request) -> Response:
+        """Whether requests are answered, and the states of the instances."""
+        ready = self._services.is_ready()
+        states = {str(id): state for id, state in self._services.states().items()}
+        headers = {} if ready else {"retry-after": "1"}
+        return Response(_encode(Readiness(ready, states)), 200 if ready else 503, headers, "application/json")
+
+    async def metrics(self, request: Request) -> Response:
+        """Everything that is counted."""
+        return Response(self._services.metrics.render(), headers={"content-type": METRICS_CONTENT_TYPE})
+
+    async def info(self, request: Request) -> Response:
+        """Plan, model, levels reached."""
+        return _json(_encode(self._services.info()))
+
+    async def docs(self, request: Request) -> Response:
+        """The page for people."""
+        return Response(self._docs, media_type="text/html")
+
+    async def openapi(self, request: Request) -> Response:
+        """The document for programs."""
+        return _json(self._openapi)
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

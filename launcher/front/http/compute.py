@@ -1,0 +1,149 @@
+"""What all routes that compute have in common: body in, tokens, the wait, body out; times, counts and errors.
+
+A route says how its body is read and how its reply is written (``Route``); everything that must be the same for
+all of them is here, once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+from starlette.types import Receive, Scope, Send
+
+from launcher.core.models import ModelCard
+from launcher.errors import RequestError
+from launcher.front.dispatcher import Dispatcher, Vectors
+from launcher.front.http.bodies import BodyDecoder, as_lists
+from launcher.front.http.errors import error_body, error_headers
+from launcher.front.http.exchange import (
+    BodyTooLarge,
+    ClientGone,
+    Headers,
+    read_body,
+    reply,
+    reply_and_close,
+    while_connected,
+)
+from launcher.front.metrics import FrontMetrics
+from launcher.front.tokenizer import FrontTokenizer, Tokenized
+from launcher.options import FrontOptions
+
+Body = TypeVar("Body", bound=Struct)
+
+# What nginx logs for a client that left before its answer; nothing is sent, only counted.
+CLIENT_GONE = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that the routes need. ``info`` gives the body of ``/info``, ``states`` the states of the instances, by id,
+    ``is_ready`` whether enough instances are warm and the server is not about to end."""
+
+    dispatcher: Dispatcher
+    tokenizer: FrontTokenizer
+    card: ModelCard
+    options: FrontOptions
+    info: Callable[[], Mapping[str, Any]]
+    states: Callable[[], Mapping[str, Any]]
+    is_ready: Callable[[], bool]
+    metrics: FrontMetrics
+
+
+class ComputeRoute(Generic[Body]):
+    """An ASGI application for one route. Subclasses set the three attributes and write the three methods."""
+
+    path: str
+    field: str
+    body_type: type[Body]
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._card = services.card
+        self._dispatcher = services.dispatcher
+        self._tokenizer = services.tokenizer
+        self._options = services.options
+        self._decoder = BodyDecoder(self.body_type)
+        self._count = services.metrics.route(self.path)
+        stage = services.metrics.stage
+        self._parse_seconds, self._tokenize_seconds = stage("parse"), stage("tokenize")
+        self._queue_seconds, self._compute_seconds = stage("queue"), stage("compute")
+        self._reply_seconds = stage("reply")
+
+    def check(self, body: Body) -> None:
+        """Raise ``RequestError`` for what the types alone cannot say."""
+        raise NotImplementedError
+
+    def inputs(self, body: Body) -> tuple[Any, bool]:
+        """The inputs as they stand in the body, and whether long ones are to be truncated."""
+        raise NotImplementedError
+
+    def write(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
+        """The JSON of the reply."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        status = 200
+        try:
+            payload, headers = await self._answer(scope, receive)
+            await reply(send, 200, payload, headers)
+        except BodyTooLarge as error:
+            status = error.status
+            await reply_and_close(receive, send, status, _payload(error))
+        except RequestError as error:
+            status = error.status
+            await reply(send, status, _payload(error), error_headers(error))
+        except ClientGone:
+            status = CLIENT_GONE
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self._count.answered(status)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[bytes, Headers]:
+        clock = time.perf_counter
+        raw = await read_body(scope, receive, self._options.body_bytes)
+        started = clock()
+        body, ignored = self._decoder.decode(raw)
+        self.check(body)
+        value, truncate = self.inputs(body)
+        texts, ids = as_lists(value, self.field, self._options.request_items)
+        parsed = clock()
+        if texts is not None:
+            tokenized = await self._tokenizer.texts(texts, truncate=truncate, field=self.field)
+        else:
+            tokenized = self._tokenizer.ids(ids or (), truncate=truncate, field=self.field)
+        done = clock()
+        self._parse_seconds(parsed - started)
+        self._tokenize_seconds(done - parsed)
+
+        outcome = await while_connected(self._dispatcher.enqueue(tokenized.items), receive)
+
+        started = clock()
+        self._queue_seconds(outcome.queue_seconds)
+        self._compute_seconds(outcome.compute_seconds)
+        self._count.computed(len(tokenized.items), tokenized.tokens)
+        payload = self.write(body, outcome.results, tokenized)
+        self._reply_seconds(clock() - started)
+        return payload, _notes(tokenized, ignored) if ignored or tokenized.truncated else ()
+
+
+def _payload(error: RequestError) -> bytes:
+    return error_body(str(error), error.status, error.code, error.param)
+
+
+def _notes(tokenized: Tokenized, ignored: Sequence[str]) -> Headers:
+    """Headers that say what was done differently from what the client may think."""
+    notes = []
+    if tokenized.truncated:
+        notes.append((b"x-launcher-truncated-inputs", b"%d" % len(tokenized.truncated)))
+    if ignored:
+        # Names come from the client: only what can stand in a header is repeated.
+        names = [name for name in ignored[:8] if name.isascii() and name.isprintable() and len(name) <= 64]
+        notes.append((b"x-launcher-ignored-fields", ", ".join(names).encode() or b"?"))
+    return notes

@@ -1,0 +1,114 @@
+"""The page for people at ``/docs``: the OpenAPI document as HTML that needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import Any
+
+Json = dict[str, Any]
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
+h2{margin-top:2.5rem;border-top:1px solid #d0d7de;padding-top:1rem}
+h2 b{font:600 .8rem monospace;background:#0a5;color:#fff;border-radius:4px;padding:.2rem .5rem;margin-right:.5rem}
+h2 b.get{background:#06c} code,pre,textarea{font:14px/1.4 monospace} table{border-collapse:collapse;width:100%}
+td,th{text-align:left;vertical-align:top;border-bottom:1px solid #d0d7de;padding:.3rem .6rem .3rem 0}
+textarea{width:100%;box-sizing:border-box} pre{background:#f6f8fa;padding:.8rem;overflow:auto;max-height:24rem}
+@media(prefers-color-scheme:dark){body{color:#dde;background:#15181c}pre,textarea{background:#22262b;color:#dde}}
+"""
+
+_SCRIPT = """
+for (const form of document.forms) form.onsubmit = async event => {
+  event.preventDefault();
+  const out = form.querySelector("pre"), body = form.querySelector("textarea");
+  out.hidden = false; out.textContent = "…";
+  try {
+    const answer = await fetch(form.dataset.path, body
+      ? {method: "POST", headers: {"content-type": "application/json"}, body: body.value} : {});
+    const text = await answer.text();
+    out.textContent = answer.status + "\\n" + (text.length > 5000 ? text.slice(0, 5000) + " …" : text);
+  } catch (error) { out.textContent = error; }
+};
+"""
+
+
+def docs_page(document: Json) -> str:
+    """HTML of the whole page, for an OpenAPI document of ours."""
+    info, schemas = document["info"], document["components"]["schemas"]
+    operations = [
+        _operation(path, method, operation, schemas)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    types = [_type(name, schema) for name, schema in sorted(schemas.items())]
+    title = escape(f"{info['title']} {info['version']}")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><h1>{title}</h1>'
+        f'<p>{escape(info["description"])} <a href="/openapi.json">OpenAPI document</a></p>'
+        f"{''.join(operations)}<h2>Types</h2>{''.join(types)}<script>{_SCRIPT}</script></html>\n"
+    )
+
+
+def _operation(path: str, method: str, operation: Json, schemas: Json) -> str:
+    rows = [
+        f"<tr><td><code>{status}</code><td>{escape(answer['description'])}<td>{_answer(answer)}"
+        for status, answer in operation["responses"].items()
+    ]
+    return (
+        f'<h2><b class="{method}">{method.upper()}</b>{escape(path)}</h2><p>{escape(operation["summary"])}</p>'
+        f"{_request(path, operation, schemas)}<table><tr><th>Status<th>Meaning<th>Body{''.join(rows)}</table>"
+    )
+
+
+def _answer(answer: Json) -> str:
+    ((kind, content),) = answer["content"].items()
+    return _kind(content["schema"]) if kind == "application/json" else f"<code>{kind}</code>"
+
+
+def _request(path: str, operation: Json, schemas: Json) -> str:
+    if "requestBody" in operation:
+        content = operation["requestBody"]["content"]["application/json"]
+        example = json.dumps(content["example"], indent=2)
+        curl = (
+            f"curl http://HOST:PORT{path} -H 'content-type: application/json' -d '{json.dumps(content['example'])}'"
+        )
+        lines = example.count("\n") + 1
+        return (
+            f"{_fields(schemas[content['schema']['$ref'].rsplit('/', 1)[1]])}<pre>{escape(curl)}</pre>"
+            f'<form data-path="{escape(path)}"><textarea rows="{lines}">{escape(example)}</textarea>'
+            "<button>Send</button><pre hidden></pre></form>"
+        )
+    if "parameters" in operation:
+        return ""
+    return f'<form data-path="{escape(path)}"><button>Send</button><pre hidden></pre></form>'
+
+
+def _type(name: str, schema: Json) -> str:
+    about = escape(schema.get("description", "")).replace("\n", " ")
+    return f'<h3 id="{name}">{name}</h3><p>{about}</p>{_fields(schema)}'
+
+
+def _fields(schema: Json) -> str:
+    required = schema.get("required", [])
+    rows = [
+        f"<tr><td><code>{escape(name)}</code><td>{_kind(field)}"
+        f"<td>{'required' if name in required else ''}<td>{escape(field.get('description', ''))}"
+        for name, field in schema.get("properties", {}).items()
+    ]
+    return f"<table><tr><th>Field<th>Type<th><th>{''.join(rows)}</table>" if rows else ""
+
+
+def _kind(schema: Json) -> str:
+    """The type of a field in words, as HTML."""
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[1]
+        return f'<a href="#{name}">{name}</a>'
+    if "anyOf" in schema:
+        return " or ".join(_kind(choice) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(f"<code>{escape(json.dumps(value))}</code>" for value in schema["enum"])
+    if schema.get("type") == "array" and isinstance(schema.get("items"), dict):
+        return f"list of ({_kind(schema['items'])})"
+    return escape(str(schema.get("type", "any")))

@@ -1,0 +1,118 @@
+"""The OpenAPI document, made from the types of ``bodies``, so that it cannot say anything else than the code does."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from launcher.core.models import ModelCard
+from launcher.front.http.bodies import (
+    EmbeddingsReply,
+    EmbeddingsRequest,
+    ErrorBody,
+    Health,
+    Model,
+    ModelList,
+    PredictReply,
+    PredictRequest,
+    Readiness,
+)
+from launcher.options import FrontOptions
+
+_TYPES: tuple[type, ...] = (
+    EmbeddingsRequest,
+    EmbeddingsReply,
+    PredictRequest,
+    PredictReply,
+    ModelList,
+    Model,
+    Health,
+    Readiness,
+    ErrorBody,
+)
+_REF = "#/components/schemas/{name}"
+
+_COMPUTE_ERRORS = {
+    400: "The body cannot be used: not JSON, a wrong type, an empty input, an input that is too long.",
+    413: "Too large for ever: the body, or the number of inputs.",
+    415: "The body is not plain application/json.",
+    429: "Overloaded; Retry-After says when to come back.",
+    500: "The inputs could not be computed, tried twice.",
+    503: "No instance is ready, or the server is shutting down.",
+}
+
+Json = dict[str, Any]
+
+
+def openapi_document(card: ModelCard, options: FrontOptions) -> Json:
+    """The document for the served model, as JSON values."""
+    (_, components) = msgspec.json.schema_components(_TYPES, ref_template=_REF)
+    limits = (
+        f"A request may have {options.request_items} inputs and {options.body_bytes} bytes; "
+        f"the model takes {card.max_length} tokens an input. Paths may end with a slash."
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "launcher", "version": version("launcher"), "description": f"Serves {card.name}. {limits}"},
+        "paths": _compute_paths(card) | _report_paths(),
+        "components": {"schemas": components},
+    }
+
+
+def _compute_paths(card: ModelCard) -> Json:
+    embeddings = _compute(
+        "Embeddings, as OpenAI's API has them",
+        EmbeddingsRequest,
+        EmbeddingsReply,
+        {"input": ["What is a core?", "A core computes."], "model": card.name},
+        {404: "The model is not the one that is served."},
+    )
+    predict = _compute(
+        "The result of the model's own task", PredictRequest, PredictReply, {"inputs": ["What is a core?"]}, {}
+    )
+    return {"/v1/embeddings": {"post": embeddings}, "/predict": {"post": predict}}
+
+
+def _compute(summary: str, body: type, answer: type, example: Json, errors: dict[int, str]) -> Json:
+    content = {"application/json": {"schema": _ref(body), "example": example}}
+    responses = {"200": _response(answer.__doc__ or "", answer)}
+    for status, description in sorted({**_COMPUTE_ERRORS, **errors}.items()):
+        responses[str(status)] = _response(description, ErrorBody)
+    return {"summary": summary, "requestBody": {"required": True, "content": content}, "responses": responses}
+
+
+def _report_paths() -> Json:
+    unready = {"503": _response("Not enough instances are ready, or the server is shutting down.", Readiness)}
+    unknown = {"404": _response("The model is not the one that is served.", ErrorBody)}
+    parameter = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {
+        "/v1/models": {"get": _report("The model that is served", _response("The list.", ModelList))},
+        "/v1/models/{id}": {
+            "get": {**_report("One model", _response("The model.", Model), unknown), "parameters": [parameter]}
+        },
+        "/health": {"get": _report("That the server lives", _response("It does.", Health))},
+        "/ready": {"get": _report("Whether requests are answered", _response("They are.", Readiness), unready)},
+        "/info": {"get": _report("Plan, model and the levels reached", _response("An object.", None))},
+        "/metrics": {"get": _report("Metrics for Prometheus", _text("The text format of Prometheus.", "text/plain"))},
+        "/docs": {"get": _report("This document for people", _text("A page.", "text/html"))},
+        "/openapi.json": {"get": _report("This document", _response("An object.", None))},
+    }
+
+
+def _report(summary: str, answer: Json, more: Json | None = None) -> Json:
+    return {"summary": summary, "responses": {"200": answer, **(more or {})}}
+
+
+def _response(description: str, answer: type | None) -> Json:
+    schema = _ref(answer) if answer else {"type": "object"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _text(description: str, kind: str) -> Json:
+    return {"description": description, "content": {kind: {"schema": {"type": "string"}}}}
+
+
+def _ref(answer: type) -> Json:
+    return {"$ref": _REF.format(name=answer.__name__)}
