@@ -93,7 +93,7 @@ class PredictReply(Struct, frozen=True):
 
     model: str
     task: Literal["embed", "classify"]
-    predictions: list[list[LabelScore]] | list[list[float]]
+    predictions: list[list[LabelScore | float]]
     usage: Usage
 
 
