@@ -267,16 +267,17 @@ class _Planner:
         return max(options, key=lambda option: sizes.work_of(option[1]))
 
     def share_by_default(self, kinds: tuple[KindCores, ...]) -> tuple[list[_Share], tuple[Core, ...]]:
-        wanted = self.reserve(kinds, 1)
-        count = self.default_count(without(kinds, cores_for_front(kinds, wanted)[0]))
-        reserved, parts = self.front_and_parts(kinds, wanted, count)
+        fronts = cores_for_front(kinds, self.reserve(kinds, 1))
+        best = min((without(kinds, front) for front in fronts), key=lambda left: sizes.default_counts(left)[0].flaws)
+        count = self.default_count(best)
+        reserved, parts = self.front_and_parts(kinds, len(fronts[0]), count)
         self.warn_of_front(kinds, reserved)
         self.warn_of_spare(kinds, count, len(_spare(without(kinds, reserved), parts)))
         return _equal_shares(parts, count), reserved
 
     def default_count(self, kinds: tuple[KindCores, ...]) -> int:
         """The best number of instances that memory allows; where none does, one: the check will say why not."""
-        candidates = sizes.default_counts(kinds)
+        candidates = [candidate.count for candidate in sizes.default_counts(kinds)]
         fewer = range(min(candidates) - 1, 0, -1)
         for count in itertools.chain(candidates, fewer):
             if self.fits_memory(sizes.equal_parts(kinds, count), count):
@@ -420,8 +421,8 @@ class _Planner:
         else:
             fewer = "fewer instances and " if (self.request.instances or 0) >= total else ""
             reason = (
-                f"with fewer than {RESERVE_FROM} cores ({total} here) one of its own would cost them more than sharing; "
-                f"{fewer}--reserve-cores 1 would keep one for it"
+                f"with fewer than {RESERVE_FROM} cores ({total} here) one of its own costs them more than sharing; "
+                f"{fewer}--reserve-cores 1 keeps one for it"
             )
         self.warnings.append(f"The front shares the cores of the instances: {reason}.")
 
@@ -537,10 +538,9 @@ def _equal_reason(part: sizes.Part, count: int) -> str:
     if count == 1:
         return "The only instance"
     here = len(part.sizes)
-    node = part.nodes[0].node
-    if part.spans or here == count or node is None:
+    if part.spans or here == count or part.nodes[0].node is None:
         return f"One of {count} equal instances"
-    return f"One of {count} equal instances, {'the only one' if here == 1 else here} on node {node}"
+    return f"One of {count} equal instances, {'the only one' if here == 1 else f'{here} of them'} on its node"
 
 
 def _spare(kinds: Sequence[KindCores], parts: Sequence[sizes.Part]) -> tuple[Core, ...]:
@@ -597,7 +597,7 @@ def _where(cores: Sequence[Core], kinds: int) -> str:
     parts = [_number(len(cores), f"{kind}core")]
     if None not in groups:
         parts.append("in one L3 group" if len(groups) == 1 else f"in {len(groups)} L3 groups")
-    if nodes != {None}:
+    if len(nodes) > 1:
         parts.append(f"of {_nodes_text(nodes)}")
     return " ".join(parts)
 

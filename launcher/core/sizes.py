@@ -135,20 +135,27 @@ def _stretches(kind: KindCores, count: int) -> list[tuple[KindCores, int]]:
     return list(inside) if used >= total * (1 - IDLE_SHARE) else [(kind, count)]
 
 
-def default_counts(kinds: Sequence[KindCores]) -> tuple[int, ...]:
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A number of instances for ``auto``. ``flaws`` sort the candidates: what is wrong with this one, worst first."""
+
+    count: int
+    flaws: tuple[float, ...]
+
+
+def default_counts(kinds: Sequence[KindCores]) -> tuple[Candidate, ...]:
     """Numbers of instances for ``auto``, best first; never empty. docs/decisions/0002-default-instances.md."""
     total = sum(one.size for kind in kinds for one in kind)
     size = min(_l3_unit(kinds), max(1.0, total // DEFAULT_INSTANCES + (total % DEFAULT_INSTANCES >= 2)))
     ideal = max(1, min(total, round(total / size)))
     near = range(max(1, -(-ideal * 3 // 5)), min(total, ideal * 3 // 2) + 1)
-    nodes = sum(map(len, kinds))
+    counts = set(near)
     if len(near) > MOST_CANDIDATES:
+        nodes = sum(map(len, kinds))
         even = [count for count in near if count % nodes == 0]
-        step = max(1, len(even) // MOST_CANDIDATES)
-        near_counts = {ideal, *even[::step]}
-    else:
-        near_counts = set(near)
-    return tuple(sorted(near_counts, key=lambda count: (*_flaws(kinds, count), abs(count - ideal), count)))
+        counts = {ideal, *even[:: max(1, len(even) // MOST_CANDIDATES)]}
+    found = (Candidate(count, (*_flaws(kinds, count), abs(count - ideal), count)) for count in counts)
+    return tuple(sorted(found, key=lambda candidate: candidate.flaws))
 
 
 def _l3_unit(kinds: Sequence[KindCores]) -> float:
@@ -160,7 +167,7 @@ def _l3_unit(kinds: Sequence[KindCores]) -> float:
     return typical / -(-typical // LARGEST_DEFAULT)
 
 
-def _flaws(kinds: Sequence[KindCores], count: int) -> tuple[bool, float, int, float]:
+def _flaws(kinds: Sequence[KindCores], count: int) -> tuple[float, ...]:
     """What is wrong with that many equal instances, worst first: nodes crossed, work left undone, instances that
     share several L3 groups with others, the largest size against the smallest where that is more than a third."""
     parts = equal_parts(kinds, count)

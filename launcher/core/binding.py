@@ -1,0 +1,103 @@
+"""How a worker is bound to its instance's cores and memory, and told its threads: commands and environments as text.
+
+Separate because the report prints exactly what is started: both take the words from here. Which level works on a
+machine is found out in ``host.probe``; nothing is tried or started here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.core.cpuset import format_cpu_list
+from launcher.core.plan import InstancePlan
+
+Level = Literal["bind", "preferred", "cpus", "none"]
+Tool = Literal["numactl", "syscalls"]
+
+# What a user may set for the OpenMP and BLAS libraries; kept as it is, and said.
+RUNTIME_PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "MALLOC_")
+
+# oneDNN keeps a compiled kernel for each shape it has met, 1,024 by default; with texts of every length that was
+# measured as +592 MB in a worker, against +59 MB at 64.
+PRIMITIVE_CACHE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """How one instance is bound. ``level``: memory only from its nodes, memory preferably from them, cpus alone, or
+    nothing; ``tool``: what applies it; ``reason``: why this level, in words."""
+
+    level: Level
+    tool: Tool
+    reason: str
+
+
+def command_prefix(instance: InstancePlan, binding: Binding) -> tuple[str, ...]:
+    """What goes before a program so that it runs bound: ``numactl -C 0-11 -m 0``; empty where numactl is not used."""
+    if binding.tool != "numactl" or binding.level == "none":
+        return ()
+    return ("numactl", "-C", format_cpu_list(instance.cpus), *_numactl_memory(instance, binding.level))
+
+
+def _numactl_memory(instance: InstancePlan, level: Level) -> tuple[str, ...]:
+    nodes = format_cpu_list(instance.nodes)
+    if not nodes or level == "cpus":
+        return ()
+    if level == "preferred":
+        # -p takes one node; -P, several of them, is known to numactl from 2.0.15 and to Linux from 5.15 on.
+        return ("-p", nodes) if len(instance.nodes) == 1 else ("-P", nodes)
+    return ("-i", nodes) if instance.memory == "interleave" else ("-m", nodes)
+
+
+def worker_command(instance: InstancePlan, binding: Binding, python: str) -> tuple[str, ...]:
+    """The whole command of the instance's worker; without numactl it carries what the worker applies to itself."""
+    own = (python, "-m", "launcher.worker", "--instance", str(instance.id), "--threads", str(instance.threads))
+    return (*command_prefix(instance, binding), *own, *_self_binding(instance, binding))
+
+
+def _self_binding(instance: InstancePlan, binding: Binding) -> tuple[str, ...]:
+    if binding.tool != "syscalls" or binding.level == "none":
+        return ()
+    cpus = ("--cpus", format_cpu_list(instance.cpus))
+    if binding.level == "cpus" or not instance.nodes:
+        return cpus
+    policy = "preferred" if binding.level == "preferred" else instance.memory
+    return (*cpus, "--memory", policy, "--nodes", format_cpu_list(instance.nodes))
+
+
+def worker_env(instance: InstancePlan, user_env: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What is set for the instance's worker beside the user's own environment, and notes on what the user has set.
+
+    The number of threads is the plan's. Everything else that a user sets for these libraries is kept.
+    """
+    threads = str(instance.threads)
+    counts = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    kept = {name: value for name, value in user_env.items() if name.startswith(RUNTIME_PREFIXES)} | {
+        name: user_env[name] for name in _defaults() if name in user_env
+    }
+    added = {name: value for name, value in _defaults().items() if name not in kept}
+    notes = [
+        f"{name}={user_env[name]} of your environment is not used: every instance has as many threads as cores; "
+        "--cores-per-instance changes both."
+        for name, value in counts.items()
+        if user_env.get(name, value) != value
+    ]
+    notes += [_kept_note(name, kept[name]) for name in sorted(kept) if name not in counts]
+    return {**counts, **added}, tuple(notes)
+
+
+def _defaults() -> dict[str, str]:
+    """What suits a pinned worker, where the user has no wish of his own."""
+    return {
+        "TOKENIZERS_PARALLELISM": "false",  # the front tokenizes
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRIMITIVE_CACHE),
+    }
+
+
+def _kept_note(name: str, value: str) -> str:
+    note = f"{name}={value} of your environment is kept"
+    if name == "GOMP_CPU_AFFINITY":
+        return f"{note}, but it moves threads off the planned cores: all of them may end up on one; unset it."
+    return f"{note}."
