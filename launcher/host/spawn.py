@@ -43,23 +43,28 @@ class Launch:
 
 
 class LineSplitter:
-    """Cuts a stream of bytes into lines of text; invalid UTF-8 is replaced, over-long lines are cut."""
+    """Cuts a stream of bytes into lines of text, ended by newline or carriage return (progress bars).
+
+    Invalid UTF-8 is replaced, over-long lines are cut, and a ``\\r\\n`` gives an empty line more.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:
         """The lines that ``data`` completes."""
-        *lines, self._rest = (self._rest + data).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        while len(self._rest) > LINE_BYTES:
-            lines.append(self._rest[:LINE_BYTES])
-            self._rest = self._rest[LINE_BYTES:]
-        return [_text(line) for line in lines]
+        *lines, rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
+        *pieces, self._rest = _pieces(rest)
+        return [_text(piece) for piece in [*(piece for line in lines for piece in _pieces(line)), *pieces]]
 
     def end(self) -> list[str]:
         """What is left when the stream ends without a newline."""
         rest, self._rest = self._rest, b""
         return [_text(rest)] if rest else []
+
+
+def _pieces(line: bytes) -> list[bytes]:
+    return [line[start : start + LINE_BYTES] for start in range(0, max(len(line), 1), LINE_BYTES)]
 
 
 def _text(line: bytes) -> str:

@@ -48,6 +48,7 @@ POLICY = RestartPolicy(
 STATES: tuple[State, ...] = get_args(State)
 EVENTS: tuple[type[Event], ...] = get_args(Event)
 DECIDED_INSIDE = (RetryGranted, RetryRefused)
+ENDING = (DrainStarted, StopAsked, GraceOver)
 
 
 def history(*timed: tuple[float, Event], policy: RestartPolicy = POLICY) -> tuple[Life, list[object]]:
@@ -243,12 +244,18 @@ def histories(draw: st.DrawFn) -> tuple[RestartPolicy, list[tuple[float, Event]]
     )
     pids = itertools.count(100)
     life, now, events = Life(0), 0.0, []
-    for _ in range(draw(st.integers(0, 40))):
+    for _ in range(draw(st.integers(0, 60))):
+        ending = draw(st.integers(0, 9)) == 0  # else most histories would end after a few steps
         legal = sorted(
-            (kind for kind in TRANSITIONS[life.state] if kind not in DECIDED_INSIDE), key=lambda k: k.__name__
+            (
+                kind
+                for kind in TRANSITIONS[life.state]
+                if kind not in DECIDED_INSIDE and (ending or kind not in ENDING)
+            ),
+            key=lambda kind: kind.__name__,
         )
         if not legal:
-            break
+            continue
         kind = draw(st.sampled_from(legal))
         now += draw(st.floats(0, 30))
         event = {
