@@ -183,7 +183,8 @@ def serve(
     json: Json = False,
 ) -> None:
     """Serve a model from instances that are bound to their cores (the default command)."""
-    from launcher.serve import prepare, server
+    from launcher.serve.prepare import show
+    from launcher.serve.server import run
 
     machine = _machine_options(instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot)
     options = ServeOptions(
@@ -201,11 +202,11 @@ def serve(
         log=LogOptions(log_level, log_json),
     )
     if dry_run:
-        prepare.show(options, as_json=json)
+        show(options, as_json=json)
         return
     if json:
         raise UsageError("--json is for reports: use it with --dry-run, or with the command topology")
-    server.run(options)
+    run(options)
 
 
 @app.command()
@@ -224,12 +225,10 @@ def topology(
     json: Json = False,
 ) -> None:
     """Show the machine and the plan: what would be started where, and why. Nothing is started."""
-    from launcher.serve import prepare
+    from launcher.serve.prepare import show
 
     machine = _machine_options(instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot)
-    prepare.show(
-        ServeOptions(machine=machine, model=ModelOptions(model, task, dtype, "eager", max_length)), as_json=json
-    )
+    show(ServeOptions(machine=machine, model=ModelOptions(model, task, dtype, "eager", max_length)), as_json=json)
 
 
 def _print_version(asked: bool) -> None:

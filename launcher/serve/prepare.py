@@ -107,7 +107,8 @@ def _bindings(plan: Plan, strict: bool, live: bool) -> tuple[Binding, ...]:
 def _commands(
     plan: Plan, bindings: tuple[Binding, ...], python: str, user_env: Mapping[str, str]
 ) -> tuple[tuple[Command, ...], tuple[str, ...]]:
-    commands, notes = [], []
+    commands: list[Command] = []
+    notes: list[str] = []
     for instance, binding in zip(plan.instances, bindings, strict=True):
         env, said = worker_env(instance, user_env)
         commands.append(Command(worker_command(instance, binding, python), env))

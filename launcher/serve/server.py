@@ -120,7 +120,7 @@ class Server:
         self._dispatcher = Dispatcher(scheduler, self, metrics, width=width)
         metrics.watch_in_flight(lambda: self._dispatcher.in_flight)
         launches = [
-            Launch(instance.id, command.argv, {**os.environ, **command.env})
+            Launch(instance.id, command.command, {**os.environ, **command.env})
             for instance, command in zip(plan.instances, self._prepared.commands, strict=True)
         ]
         self._supervisor = Supervisor(launches, self._options.supervise, self)
@@ -163,9 +163,9 @@ class Server:
         for warning in self._prepared.warnings:
             log.warning("%s", warning, extra={"event": "warning"})
         for instance, command in zip(plan.instances, self._prepared.commands, strict=True):
-            extra = {"instance": instance.id, "event": "planned", "command": list(command.argv)}
+            extra = {"instance": instance.id, "event": "planned", "command": list(command.command)}
             log.info("%s", instance.why, extra=extra)
-            log.debug("command: %s", " ".join(command.argv), extra=extra)
+            log.debug("command: %s", " ".join(command.command), extra=extra)
 
     async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
@@ -239,10 +239,10 @@ class Server:
     def loading(self, instance: int, message: Loading) -> None:
         """The worker is starting."""
         self._views[instance].stage = message.stage
-        detail = f": {message.detail}" if message.detail else ""
         extra = {"instance": instance, "event": "loading", "stage": message.stage, "done": message.done}
         level = logging.INFO if message.done in (0.0, 1.0) else logging.DEBUG
-        log.log(level, "%s %.0f %%%s", message.stage, 100 * message.done, detail, extra=extra)
+        progress = "done" if message.done == 1.0 else f"{100 * message.done:.0f} %"
+        log.log(level, "%-6s %4s  %s", message.stage, progress, message.detail, extra=extra)
 
     def ready(self, instance: int, message: Ready) -> None:
         """The worker is warm: tell the supervisor, and look at the process from outside."""
@@ -250,7 +250,7 @@ class Server:
         view.ready, view.stage = message, None
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
-            log.warning("%s", note, extra={"instance": instance, "event": "note"})
+            log.info("%s", note, extra={"instance": instance, "event": "note"})
         self._start(self._verify, instance, message)
         if self.is_ready() and all(v.ready for v in self._views.values()):
             log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
@@ -334,7 +334,7 @@ class Server:
             "class": None if length_class is None else {
                 "min_length": length_class.min_length, "max_length": length_class.max_length
             },
-            "command": list(command.argv),
+            "command": list(command.command),
             "env": dict(command.env),
             "why": plan.why,
             "binding": {"level": view.binding.level, "tool": view.binding.tool, "reason": view.binding.reason},
