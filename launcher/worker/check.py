@@ -1,4 +1,4 @@
-"""Check sequences and their measure: what a model in another dtype is compared by when it is loaded.
+"""Check sequences and their measures: what a model is compared by, padded and in another dtype, when it is loaded.
 
 Real texts of several lengths, because random ids give hidden states unlike those of a language.
 """
@@ -29,6 +29,12 @@ def check_items(card: ModelCard) -> list[Ids]:
     tokenizer.enable_truncation(card.max_length)
     items = [np.array(encoding.ids, dtype=np.int32) for encoding in tokenizer.encode_batch(list(CHECK_TEXTS))]
     return sorted(items, key=len, reverse=True)
+
+
+def largest_difference(first: Values, second: Values) -> float:
+    """The largest distance between rows of the same place, relative to the first one's length."""
+    distances = np.linalg.norm(first - second, axis=1)
+    return float(np.max(distances / np.maximum(np.linalg.norm(first, axis=1), 1e-12)))
 
 
 def lowest_cosine(first: Values, second: Values) -> float:

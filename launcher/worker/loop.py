@@ -45,7 +45,7 @@ def work(connection: socket.socket, instance: int, threads: int) -> int:
         backend = _start(channel, setup, threads)
         if backend is None:
             return EXIT_UNUSABLE
-        return _run_batches(channel, backend, setup.card)
+        return run_batches(channel, backend, setup.card)
     except FrameError as error:
         _log(f"instance {instance}: the channel is broken: {error}")
         return EXIT_BROKEN_CHANNEL
@@ -102,7 +102,8 @@ def _load(setup: Setup, threads: int, report: Report) -> tuple[Backend, Ready]:
     )
 
 
-def _run_batches(channel: Channel, backend: Backend, card: ModelCard) -> int:
+def run_batches(channel: Channel, backend: Backend, card: ModelCard) -> int:
+    """Run what the front sends until ``Stop`` or the end of the channel; the exit status. Raises ``FrameError``."""
     while (received := channel.receive()) is not None:
         message, body = received
         if isinstance(message, Stop):

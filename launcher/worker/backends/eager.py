@@ -18,10 +18,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertConf
 from launcher.core.messages import Setup
 from launcher.core.models import SHAPES, ModelCard
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
-from launcher.worker.check import check_items, lowest_cosine
+from launcher.worker.check import check_items, largest_difference, lowest_cosine
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool
 
+SAME = 0.01  # relative; fp32 rounding gives about 1e-5, padding that leaks in 0.1 and more
+ACCURATE = 0.999  # lowest cosine between bf16 and fp32 that needs no words
 SEED = 0  # random weights: every instance must have the same ones
 
 
@@ -67,23 +69,35 @@ class EagerBackend:
         if self._setup.dtype == "fp32":
             _leave_the_file(self._model)
         report("load", 1.0, self._card.asked)
-        accuracy = self._convert(report) if self._setup.dtype == "bf16" else None
-        attention = getattr(self._model.config, "_attn_implementation", None)
-        return Loaded(
-            torch_version=str(torch.__version__),
-            threads=torch.get_num_threads(),
-            accuracy=accuracy,
-            notes=(f"attention: {attention}",),
-        )
+        accuracy = self._check(report)
+        notes = [f"attention: {getattr(self._model.config, '_attn_implementation', 'its own')}"]
+        if accuracy is not None and accuracy < ACCURATE:
+            notes.append(f"bf16 is coarse for this model: cosine {accuracy:.5f} with fp32; --dtype fp32 is exact")
+        return Loaded(str(torch.__version__), torch.get_num_threads(), accuracy, tuple(notes))
 
-    def _convert(self, report: Report) -> float:
-        """Turn the weights into bf16; returns the lowest cosine between results before and after."""
-        report("check", 0.0, "fp32")
+    def _check(self, report: Report) -> float | None:
+        """Prove on the check texts what batches rely on, then convert to the dtype asked for.
+
+        Returns the lowest cosine between bf16 and fp32, None for fp32. Raises ``ModelRefused`` when the result of an
+        item depends on the padding beside it, or is not a number.
+        """
+        report("check", 0.0, "alone and in a padded batch")
         items = check_items(self._card)
-        before = self._run_items(items)
+        alone = np.concatenate([self._run_items([item]) for item in items])
+        difference = largest_difference(alone, self._run_items(items))
+        if not difference <= SAME:
+            raise ModelRefused(
+                f"{self._card.asked}: the result of a text depends on the padding beside it (relative difference "
+                f"{difference:.2g} over the check texts, {SAME} allowed), so this model cannot be served in batches"
+            )
+        if self._setup.dtype == "fp32":
+            report("check", 1.0, f"relative difference in a padded batch {difference:.1g}")
+            return None
+        report("check", 0.5, "bf16 against fp32")
         self._model.to(torch.bfloat16)
-        report("check", 0.5, "bf16")
-        accuracy = lowest_cosine(before, self._run_items(items))
+        accuracy = lowest_cosine(alone, self._run_items(items))
+        if not np.isfinite(accuracy):
+            raise ModelRefused(f"{self._card.asked}: results in bf16 are not numbers; use --dtype fp32")
         report("check", 1.0, f"lowest cosine between bf16 and fp32 {accuracy:.5f}")
         return accuracy
 

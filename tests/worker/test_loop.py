@@ -1,0 +1,115 @@
+"""The loop with backends that misbehave, over a real socket pair."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import pytest
+
+from launcher.core.frames import encode, to_front_decoder
+from launcher.core.messages import Done, Failed, Run, Stop
+from launcher.worker.backends import Output
+from launcher.worker.channel import Channel
+from launcher.worker.loop import run_batches
+
+POISON = 666
+
+
+class Misbehaving:
+    """Does what the first token id of a batch says; answers zeros otherwise."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+
+    def load(self, report):
+        raise NotImplementedError
+
+    def run(self, ids, lengths):
+        values = np.zeros((len(lengths), self._width), dtype=np.float32)
+        if ids[0] == 1:
+            raise RuntimeError("the kernel of this\n  shape is broken")
+        if ids[0] == 2:
+            raise MemoryError
+        if ids[0] == 3:
+            values[1, 5] = np.nan
+        if ids[0] == 4:
+            values[0, 0], values[1, 0] = np.inf, -np.inf
+        if ids[0] == 5:
+            values = values[:1]
+        if ids[0] == 6:
+            values = values.T.copy().T  # not contiguous
+        return Output(values, int(ids.size))
+
+
+def answers(card, *batches):
+    ours, theirs = socket.socketpair()
+    for number, items in enumerate(batches):
+        body = np.concatenate([np.asarray(item, dtype=np.int32) for item in items]).tobytes()
+        ours.sendall(b"".join(encode(Run(number, tuple(map(len, items))), body)))
+    ours.sendall(b"".join(encode(Stop())))
+    assert run_batches(Channel(theirs), Misbehaving(card.result_width), card) == 0
+    theirs.close()
+    received = b"".join(iter(lambda: ours.recv(1 << 16), b""))
+    ours.close()
+    return list(to_front_decoder().feed(received))
+
+
+@pytest.mark.parametrize(
+    ("first_id", "reason"),
+    [
+        (1, "RuntimeError: the kernel of this shape is broken"),
+        (2, "MemoryError"),
+        (3, "NaN or infinite values for 1 of 2 items, the first is item 1 with 2 tokens"),
+        (4, "NaN or infinite values for 2 of 2 items, the first is item 0 with 3 tokens"),
+        (5, "shape (1, 16) where (2, 16) belong"),
+    ],
+)
+def test_a_batch_that_goes_wrong_is_failed_with_its_reason_and_the_next_is_answered(card, first_id, reason) -> None:
+    (failed, _), (done, _) = answers(card(), [[first_id, 8, 9], [8, 9]], [[8]])
+
+    assert isinstance(failed, Failed)
+    assert failed.batch == 0
+    assert reason in failed.reason
+    assert "\n" not in failed.reason
+    assert isinstance(done, Done)
+    assert done.batch == 1
+
+
+def test_results_that_do_not_lie_in_order_in_memory_are_sent_in_order(card) -> None:
+    ((done, body),) = answers(card(), [[6, 1], [6]])
+
+    assert isinstance(done, Done)
+    assert len(body) == done.items * done.width * 4
+
+
+def test_an_empty_batch_is_failed(card) -> None:
+    ours, theirs = socket.socketpair()
+    ours.sendall(b"".join(encode(Run(7, ()))) + b"".join(encode(Stop())))
+    run_batches(Channel(theirs), Misbehaving(16), card())
+    ((failed, _),) = to_front_decoder().feed(ours.recv(1 << 16))
+
+    assert isinstance(failed, Failed)
+    assert failed.batch == 7
+
+
+def test_frames_that_arrive_in_pieces_and_results_larger_than_the_socket_buffer_are_whole(card) -> None:
+    """A reply of 2 MB does not fit in the socket's buffer: the worker writes while the other side reads."""
+    import threading
+
+    wide = card(hidden_size=4096)
+    ours, theirs = socket.socketpair()
+    worker = threading.Thread(target=run_batches, args=(Channel(theirs), Misbehaving(4096), wide))
+    worker.start()
+    items = np.full(128, 8, dtype=np.int32).tobytes()
+    stream = b"".join([*encode(Run(0, (1,) * 128), items), *encode(Stop())])
+    for offset in range(0, len(stream), 100):
+        ours.sendall(stream[offset : offset + 100])
+    decoder, received = to_front_decoder(), []
+    while not received:
+        received.extend(decoder.feed(ours.recv(1 << 16)))
+    worker.join(10)
+
+    ((done, body),) = received
+    assert isinstance(done, Done)
+    assert len(body) == 128 * 4096 * 4
