@@ -49,7 +49,7 @@ ASCII = str.maketrans({"·": "-", "–": "-", "…": "...", "×": "x"})
 class Command:
     """What is started for an instance: the words of the command, and what is set beside the user's environment."""
 
-    argv: tuple[str, ...]
+    command: tuple[str, ...]
     env: Mapping[str, str]
 
 
@@ -64,7 +64,7 @@ def report_json(machine: Machine, plan: Plan, commands: Sequence[Command], warni
 
 def _with_command(entry: dict[str, Any], command: Command) -> dict[str, Any]:
     why = entry.pop("why")
-    return {**entry, "command": list(command.argv), "env": dict(command.env), "why": why}
+    return {**entry, "command": list(command.command), "env": dict(command.env), "why": why}
 
 
 def report_text(
@@ -413,7 +413,7 @@ def _command_lines(plan: Plan, commands: Sequence[Command], width: int) -> list[
         lines += _shell_lines([f"{name}={value}" for name, value in common.items()], width, "env for all: ")
     for instance, command in zip(plan.instances, shown, strict=False):
         own = [f"{name}={value}" for name, value in command.env.items() if name not in common]
-        lines += _shell_lines([*own, *command.argv], width, f"{instance.id}: ", mark_of(instance.id).style)
+        lines += _shell_lines([*own, *command.command], width, f"{instance.id}: ", mark_of(instance.id).style)
     if len(shown) < len(commands):
         lines.append(Text(f"  … and {len(commands) - len(shown)} more in the same way; --json has them all", "dim"))
     return lines
