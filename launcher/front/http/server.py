@@ -1,22 +1,93 @@
 """The HTTP server on a socket that is bound already: uvicorn, without its signals, its logging and its access log.
 
 Separate because uvicorn is meant to own its process and here it must not: signals, logs and the order of the end
-belong to whoever composes the server.
+belong to whoever composes the server. What uvicorn leaves unbounded is bounded here: the size of a head, and the time
+in which a request has to have come. Routes must not enter.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import http
 import socket
 from collections.abc import Iterator
 
 import anyio
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from launcher.front.http.errors import error_body
 
 # Longer than the idle time of usual clients and proxies (httpx 5 s, nginx and AWS 60 s): whoever closes first must be
 # the client, or requests meet a connection that is just being closed.
 KEEP_ALIVE_SECONDS = 75
+# Of request line and headers, in bytes; what comes with their first packet is not counted.
+HEAD_BYTES = 64 * 1024
+# In which a head, and then a body, has to have come; looked at every few seconds, so that requests pay nothing.
+REQUEST_SECONDS = 60.0
+SWEEP_SECONDS = 5
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection, with a bound on its heads and on its patience."""
+
+    _in_head = False
+    _head_bytes = 0
+    _owed_since: float | None = None
+    _owed_by: RequestResponseCycle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        continued = self._in_head
+        super().data_received(data)
+        if continued and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse(431, f"the request's head is longer than {HEAD_BYTES} bytes", "head_too_large")
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """For what is no HTTP; in the shape of every other error."""
+        self._refuse(400, "this is not a valid HTTP request", "invalid_http")
+
+    def _refuse(self, status: int, message: str, code: str) -> None:
+        if self.transport.is_closing():
+            return
+        body = error_body(message, status, code)
+        head = (
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def close_if_slow(self, now: float, seconds: float) -> None:
+        """Close when the client has owed the rest of the same request for longer than ``seconds``."""
+        if not self._owes():
+            self._owed_since = None
+        elif self._owed_since is None or self._owed_by is not self.cycle:
+            self._owed_since, self._owed_by = now, self.cycle
+        elif now - self._owed_since > seconds:
+            self.transport.close()
+
+    def _owes(self) -> bool:
+        """Whether the client is in the middle of a request, or has connected and never sent one."""
+        if self.cycle is None:
+            return True  # type: ignore[unreachable]  # uvicorn's types forget that it starts as None
+        if self.cycle.response_complete:
+            return self.timeout_keep_alive_task is None
+        return self.cycle.more_body
 
 
 class _Server(uvicorn.Server):
@@ -27,13 +98,23 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves ``app`` on ``sock``, a bound socket, which it owns from now on."""
+    """Serves ``app`` on ``sock``, a bound socket, which it owns from now on.
 
-    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+    A client that does not send the rest of a request within ``request_seconds`` is disconnected.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        *,
+        request_seconds: float = REQUEST_SECONDS,
+        sweep_seconds: int = SWEEP_SECONDS,
+    ) -> None:
         config = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -41,9 +122,12 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            callback_notify=self._sweep,
+            timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
         self._sock = sock
+        self._request_seconds = request_seconds
         self._ended: anyio.Event | None = None
 
     async def run(self) -> None:
@@ -66,3 +150,9 @@ class HttpServer:
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
         self._server.should_exit = True
         await self._ended.wait()
+
+    async def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for connection in list(self._server.server_state.connections):
+            if isinstance(connection, BoundedProtocol):
+                connection.close_if_slow(now, self._request_seconds)
