@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +232,12 @@ class Front:
         """Connect a worker that is ready and answers nothing by itself."""
         worker = await self.attach(instance)
         await worker.become_ready(self._card.result_width)
-        count = sum(kind == "ready" for kind, _, _ in self.listener.events)
-        await until(lambda: sum(kind == "ready" for kind, _, _ in self.listener.events) > count or count > 0)
+        await self.listener.wait("ready", instance)
         return worker
+
+    async def ready_again(self, instance: int) -> None:
+        """Wait until the second worker of an instance is ready."""
+        await until(lambda: sum(event[:2] == ("ready", instance) for event in self.listener.events) == 2)
 
     async def serving(self, instance: int = 0) -> ScriptedWorker:
         """Connect a worker that answers everything."""
@@ -303,11 +306,11 @@ async def make_front(card: ModelCard, vector_of: Any) -> AsyncIterator[MakeFront
 
 
 @pytest.fixture
-def make_client() -> Iterator[Callable[[Services], httpx.AsyncClient]]:
+def make_client() -> Callable[[Services], httpx.AsyncClient]:
     """Makes an HTTP client that calls the application without a socket."""
 
     def make(services: Services) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://front")
 
-    yield make
+    return make

@@ -1,0 +1,123 @@
+"""Whatever happens to the stream, the channel says once that it is lost, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from launcher.core.frames import PREFIX, encode
+from launcher.core.messages import Loading, Stop
+from launcher.front.channel import Channel
+
+pytestmark = pytest.mark.anyio
+
+
+class Ends:
+    """A channel, what it said, and the other end of its socket."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Any, bytes]] = []
+        self.reasons: list[str] = []
+        self.channel = Channel(lambda message, body: self.messages.append((message, body)), self.reasons.append)
+
+    async def connect(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        await self.channel.connect(ours)
+        return theirs
+
+
+def frame(message: Any, body: bytes = b"") -> bytes:
+    return b"".join(bytes(part) for part in encode(message, body))
+
+
+async def test_messages_arrive_in_order_whatever_the_pieces_in_which_they_come(until: Any) -> None:
+    ends = Ends()
+    theirs = await ends.connect()
+    stream = b"".join(frame(Loading("load", step / 10), bytes(step)) for step in range(10))
+    for start in range(0, len(stream), 7):
+        await asyncio.get_running_loop().sock_sendall(theirs, stream[start : start + 7])
+    await until(lambda: len(ends.messages) == 10)
+    assert [(message.done, len(body)) for message, body in ends.messages] == [(s / 10, s) for s in range(10)]
+    theirs.close()
+    await until(lambda: bool(ends.reasons))
+
+
+async def test_the_end_of_the_stream_is_the_end_of_the_channel(until: Any) -> None:
+    ends = Ends()
+    theirs = await ends.connect()
+    assert ends.channel.open
+    theirs.close()
+    await until(lambda: bool(ends.reasons))
+    assert ends.reasons == ["the worker closed its connection"]
+    assert not ends.channel.open
+    ends.channel.send(Stop())  # to nobody: no error
+
+
+async def test_an_end_inside_a_message_is_said(until: Any) -> None:
+    ends = Ends()
+    theirs = await ends.connect()
+    await asyncio.get_running_loop().sock_sendall(theirs, frame(Loading("load", 0.5))[:-3])
+    theirs.close()
+    await until(lambda: bool(ends.reasons))
+    assert "bytes into a message" in ends.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"Traceback (most recent call last):\n", PREFIX.pack(5, 0) + b"\xc1\xc1\xc1\xc1\xc1", PREFIX.pack(0, 0), frame(Stop())],
+    ids=["text", "not msgpack", "no head", "a message of the other direction"],
+)  # fmt: skip
+async def test_garbage_ends_the_channel_and_what_follows_is_not_delivered(garbage: bytes, until: Any) -> None:
+    ends = Ends()
+    theirs = await ends.connect()
+    await asyncio.get_running_loop().sock_sendall(theirs, garbage + frame(Loading("load", 0.5)))
+    await until(lambda: bool(ends.reasons))
+    assert len(ends.reasons) == 1
+    assert ends.reasons[0].startswith("the worker sent something that is no message")
+    assert ends.messages == []
+    theirs.close()
+
+
+async def test_a_channel_that_is_failed_reports_later_and_delivers_nothing_more(until: Any) -> None:
+    ends = Ends()
+    theirs = await ends.connect()
+    ends.channel.fail("it lies")
+    assert ends.reasons == []  # the caller is still at work
+    ends.channel.fail("again")
+    await until(lambda: bool(ends.reasons))
+    assert ends.reasons == ["it lies"]
+    theirs.close()
+
+
+async def test_a_message_handler_that_fails_the_channel_gets_no_second_message(until: Any) -> None:
+    ends = Ends()
+    received: list[Any] = []
+
+    def refuse(message: Any, body: bytes) -> None:
+        received.append(message)
+        channel.fail("not wanted")
+
+    channel = Channel(refuse, ends.reasons.append)
+    ours, theirs = socket.socketpair()
+    await channel.connect(ours)
+    theirs.sendall(frame(Loading("load", 0.1)) + frame(Loading("load", 0.2)))
+    await until(lambda: bool(ends.reasons))
+    assert len(received) == 1
+    theirs.close()
+
+
+async def test_a_worker_that_does_not_read_does_not_stop_the_loop(until: Any) -> None:
+    ends = Ends()
+    theirs = await ends.connect()
+    ends.channel.send(Stop(), bytes(8 * 1024 * 1024))  # far more than the socket takes
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await asyncio.sleep(0)
+    assert loop.time() - start < 1
+    ends.channel.fail("enough")
+    await until(lambda: bool(ends.reasons))
+    theirs.close()
