@@ -113,7 +113,8 @@ class Supervisor:
                 self._group = group
                 try:
                     for instance in self._lives:
-                        self._post(instance, StartDue())
+                        if accepts(self._lives[instance].state, StartDue):  # else it was stopped before it began
+                            self._post(instance, StartDue())
                         await anyio.lowlevel.checkpoint()  # a start blocks for milliseconds; others want a turn
                     await self._watch_deadlines()
                 finally:
@@ -171,9 +172,9 @@ class Supervisor:
         while not self._ended.is_set():
             self._changed = anyio.Event()
             now = time.monotonic()
-            for instance, life in list(self._lives.items()):
-                if event := overdue(life, now):
-                    self._post(instance, event, life.pid)
+            for instance in self._lives:
+                if event := overdue(self._lives[instance], now):
+                    self._post(instance, event)
             deadlines = [life.deadline for life in self._lives.values() if life.deadline is not None]
             with anyio.move_on_after(min(deadlines, default=float("inf")) - time.monotonic()):
                 await self._changed.wait()
