@@ -43,6 +43,8 @@ log = logging.getLogger("launcher.serve")
 
 # After the drain: time for a worker that was told to stop, and for replies that are being written.
 STOP_SECONDS = 5.0
+# After a channel is gone: time for its process to be seen ending by itself.
+EXIT_SECONDS = 0.25
 
 
 def run(options: ServeOptions) -> None:
@@ -158,7 +160,7 @@ class Server:
         log.info(
             "model %s (%s, %s, at most %d tokens) in %s on %d instances; listening on %s, not ready yet",
             card.name, card.architecture, card.task, card.max_length, setup.dtype, len(plan.instances), self._address,
-            extra={"event": "starting"},
+            extra={"event": "starting", "address": self._address},
         )  # fmt: skip
         for warning in self._prepared.warnings:
             log.warning("%s", warning, extra={"event": "warning"})
@@ -277,7 +279,13 @@ class Server:
     def lost(self, instance: int, reason: str) -> None:
         """The channel is gone; the process may still be there."""
         if not self._draining:
-            self._supervisor.kill(instance, reason)
+            self._start(self._end_lost, instance, self._views[instance].pid, reason)
+
+    async def _end_lost(self, instance: int, pid: int | None, reason: str) -> None:
+        # Mostly the channel is gone because the process is, and then its own exit status says more than our signal.
+        await anyio.sleep(EXIT_SECONDS)
+        if pid is not None and self._views[instance].pid == pid:
+            self._supervisor.kill(instance, reason, pid)
 
     # ------------------------------------------------------------------- views
 

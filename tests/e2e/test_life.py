@@ -1,0 +1,194 @@
+"""Starts, deaths and ends of a whole server, with real processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.running import Launch, Running, gone
+
+pytestmark = pytest.mark.slow
+
+FAKE = ("--model", "random:tiny", "--backend", "fake", "--instances", "2")
+
+
+def test_ctrl_c_drains_and_leaves_nothing(launch: Launch) -> None:
+    with launch(*FAKE) as server:
+        server.wait_serving()
+        pids = [p.pid for p in server.workers()]
+        assert len(pids) == 2
+        server.signal(signal.SIGINT)
+        assert server.process.wait(10) == 0
+        assert gone(pids)
+
+
+def test_kill_9_of_the_front_leaves_no_worker(launch: Launch) -> None:
+    with launch(*FAKE) as server:
+        server.wait_serving()
+        pids = [p.pid for p in server.workers()]
+        server.signal(signal.SIGKILL)
+        server.process.wait(10)
+        assert gone(pids, 2.0)
+
+
+def test_kill_9_of_the_front_while_models_load_leaves_no_worker(launch: Launch) -> None:
+    with launch("--model", "random:tiny", "--instances", "2") as server:
+        server.wait_for("loading")
+        pids = [p.pid for p in server.workers()]
+        assert len(pids) == 2
+        server.signal(signal.SIGKILL)
+        server.process.wait(10)
+        assert gone(pids, 2.0)
+
+
+def test_sigterm_while_models_load_ends_at_once(launch: Launch) -> None:
+    with launch("--model", "random:tiny", "--instances", "2") as server:
+        server.wait_for("loading")
+        pids = [p.pid for p in server.workers()]
+        started = time.monotonic()
+        assert server.end(10) == 0
+        assert time.monotonic() - started < 3
+        assert gone(pids)
+
+
+def test_a_second_signal_ends_at_once(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    with launch(*FAKE) as server:
+        server.wait_serving()
+        for worker in server.workers():
+            worker.suspend()
+        pids = [p.pid for p in server.workers()]
+        thread = threading.Thread(target=lambda: server.embed("a request that is never answered"), daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while "launcher_requests_in_flight 1" not in server.get("/metrics").text:
+            assert time.monotonic() < deadline, server.get("/metrics").text
+        server.signal(signal.SIGTERM)
+        server.wait_for("draining")
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(3) is not None
+        assert gone(pids)
+
+
+def test_a_killed_worker_is_said_and_replaced_on_the_same_cores(launch: Launch) -> None:
+    with launch(*FAKE) as server:
+        server.wait_serving()
+        before = server.info()["instances"][1]
+        os.kill(before["pid"], signal.SIGKILL)
+        assert "SIGKILL" in server.wait_for("exited", instance=1)["message"]
+        server.wait_for("ready", instance=1)
+        after = server.info()["instances"][1]
+        assert after["pid"] != before["pid"]
+        assert (after["cpus"], after["command"]) == (before["cpus"], before["command"])
+        status = Path(f"/proc/{after['pid']}/status").read_text().splitlines()
+        mask = next(line.split()[1] for line in status if line.startswith("Cpus_allowed_list"))
+        assert mask == ",".join(map(str, after["cpus"]))
+        assert server.embed("still here").status_code == 200
+
+
+def test_a_request_whose_worker_is_killed_is_answered_by_another(launch: Launch) -> None:
+    with launch(*FAKE) as server:
+        server.wait_serving()
+        victim = server.worker_of(0)
+        os.kill(victim, signal.SIGSTOP)  # it takes the batch, and never answers
+        replies: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: replies.append(server.embed(["one", "two two", "three"])))
+        thread.start()
+        deadline = time.monotonic() + 10
+        while "launcher_requests_in_flight 1" not in server.get("/metrics").text:
+            assert time.monotonic() < deadline
+        os.kill(victim, signal.SIGKILL)
+        thread.join(20)
+        assert [r.status_code for r in replies] == [200]
+        assert [d["index"] for d in replies[0].json()["data"]] == [0, 1, 2]
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "launcher", *FAKE, "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert port in done.stderr
+    assert "--port" in done.stderr
+    assert "started as pid" not in done.stderr
+
+
+def test_a_model_that_crashes_at_load_ends_the_server_with_its_reason(tmp_path, launch: Launch) -> None:  # type: ignore[no-untyped-def]
+    from launcher.host.models import demo_folder
+
+    shutil.copytree(demo_folder(), tmp_path, dirs_exist_ok=True)
+    weights = (demo_folder() / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    command = [sys.executable, "-m", "launcher", "--model", str(tmp_path), "--port", "0", "--instances", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode in {1, 2}
+    assert "Traceback" not in done.stderr
+    assert "safetensors" in done.stderr
+
+
+def test_under_load_sigterm_loses_no_reply(launch: Launch) -> None:
+    with launch("--model", "random:tiny", "--dtype", "fp32", "--instances", "2") as server:
+        server.wait_serving()
+        pids = [p.pid for p in server.workers()]
+        outcomes: list[int | str] = []
+        lock = threading.Lock()
+
+        def client(seed: int) -> None:
+            with httpx.Client(timeout=30) as session:
+                for number in range(1000):
+                    texts = [f"client {seed} sends text {number} " * (1 + (seed + number) % 9)] * (1 + number % 5)
+                    try:
+                        reply = session.post(server.address + "/v1/embeddings", json={"input": texts})
+                    except httpx.ConnectError:
+                        return  # refused before anything was sent: the listening socket is closed
+                    except httpx.HTTPError as error:
+                        with lock:
+                            outcomes.append(repr(error))
+                        return
+                    complete = reply.status_code == 200 and len(reply.json()["data"]) == len(texts)
+                    with lock:
+                        outcomes.append(200 if complete else reply.status_code)
+                    if reply.status_code != 200:
+                        return
+
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 20
+        while len(outcomes) < 100:
+            assert time.monotonic() < deadline
+        assert server.end(30) == 0
+        for thread in threads:
+            thread.join(10)
+        assert gone(pids)
+        assert set(outcomes) <= {200, 503}, outcomes[-20:]
+        assert outcomes.count(200) >= 100
+
+
+def test_an_idle_server_uses_next_to_no_cpu(launch: Launch) -> None:
+    with launch(*FAKE) as server:
+        server.wait_serving()
+        assert server.embed("one request before").status_code == 200
+        before, started = _cpu_seconds(server), time.monotonic()
+        time.sleep(3)  # the measured span, not a synchronisation
+        used = (_cpu_seconds(server) - before) / (time.monotonic() - started)
+        assert used < 0.01
+
+
+def _cpu_seconds(server: Running) -> float:
+    import psutil
+
+    times = [p.cpu_times() for p in [psutil.Process(server.process.pid), *server.workers()]]
+    return sum(t.user + t.system for t in times)
