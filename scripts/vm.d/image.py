@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -102,6 +103,8 @@ def build_image(cache: Path, say: Callable[[str], None], *, again: bool = False)
 
 def install_programs(say: Callable[[str], None]) -> None:
     """Install the programs that are missing, when this is root and apt is there. Raises ``ImageError`` otherwise."""
+    if platform.machine() != "x86_64":
+        raise ImageError(f"the guests are x86-64, this machine is {platform.machine()}")
     missing = sorted({package for program, package in PACKAGES.items() if shutil.which(program) is None})
     if not missing:
         return

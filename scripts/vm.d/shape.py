@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 LOCAL_DISTANCE = 10
@@ -15,7 +16,7 @@ REMOTE_DISTANCE = 21
 DESCRIPTION = re.compile(r"(?P<grid>\d+(x\d+){2,3})(@(?P<nodes>\d+:\d+(\+\d+:\d+)*))?")
 GRAMMAR = (
     "SOCKETSx[DIESx]CORESxTHREADS[@CORES:MIB+CORES:MIB…], such as 2x4x2@4:2048+4:2048; the nodes take the cores "
-    "in order, a node of 0 cores has memory only, a node of 0 MiB has cores only"
+    "in order; nodes of 0 cores have memory only and come last, nodes of 0 MiB have cores only"
 )
 
 
@@ -85,8 +86,8 @@ NAMED = {
         Shape(
             "odd-nodes",
             *(3, 1, 2, 2),
-            nodes=(NodeShape(2, 1536), NodeShape(2, 1536), NodeShape(0, 1024), NodeShape(2, 0)),
-            distances=((10, 21, 17, 31), (21, 10, 28, 14), (17, 28, 10, 38), (31, 14, 38, 10)),
+            nodes=(NodeShape(2, 1536), NodeShape(2, 1536), NodeShape(2, 0), NodeShape(0, 1024)),
+            distances=((10, 21, 31, 17), (21, 10, 14, 28), (31, 14, 10, 38), (17, 28, 38, 10)),
             why="a node with memory and no cpus (as CXL or HBM), and one with cpus and no memory",
         ),
         Shape(
@@ -174,5 +175,8 @@ def _check(shape: Shape) -> None:
         raise ShapeError(
             f"{shape.name}: the nodes hold {held} cores, the sockets have {shape.core_count}; make them equal"
         )
+    if any(a.cores == 0 < b.cores for a, b in pairwise(shape.nodes)):
+        # The kernel gives the first ids to the nodes of the cpus; another order would be renumbered.
+        raise ShapeError(f"{shape.name}: nodes without cores come last")
     if not 1024 <= shape.memory <= 6144 or (shape.nodes and shape.nodes[0].mebibytes < 512):
         raise ShapeError(f"{shape.name}: {shape.memory} MiB; 1024 to 6144 work, at least 512 of them in node 0")
