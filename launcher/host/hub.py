@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import UsageError
+from launcher.host.model_files import Refusal, weight_files
 
 WAIT_SECONDS = 10.0  # for each answer of the hub, not for the whole download
 
@@ -29,62 +30,64 @@ class Fetched:
     notes: tuple[str, ...] = ()
 
 
-def fetch(repo: str, *, with_code: bool, wait_seconds: float = WAIT_SECONDS) -> Fetched:
+def fetch(repo: str, *, with_code: bool) -> Fetched:
     """The files of the hub's model ``repo``; code only when asked for. Raises ``UsageError`` when there is none."""
     # Both are read when huggingface_hub is imported, which no other module does.
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(wait_seconds)))
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(wait_seconds)))
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(WAIT_SECONDS)))
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(WAIT_SECONDS)))
     cached = _cached(repo)
     if cached is not None and is_whole(cached):
         return Fetched(cached)
     try:
-        return Fetched(_download(repo, with_code=with_code, wait_seconds=wait_seconds))
+        return Fetched(_download(repo, with_code=with_code))
     except UsageError:
         raise
     except Exception as error:
         # The client raises its own errors, those of its HTTP library (which changed between versions) and OSError;
         # all of them mean that the hub cannot give the model now.
-        if cached is not None and has_weights(cached):
+        if cached is not None and has_model(cached):
             return Fetched(cached, (f"the cached copy was used, the hub could not be asked: {_reason(error)}",))
         raise UsageError(_explanation(repo, error, cached)) from error
 
 
 def _cached(repo: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    """The folder of the cached copy, whole or not. Asks the file system only: other doors of the client build
+    request headers first, and some versions go to the network for that."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(repo, local_files_only=True))
+        found = [try_to_load_from_cache(repo, name) for name in ("config.json", "modules.json")]
     except HFValidationError as error:
         raise UsageError(f"--model {repo}: neither a folder nor an id that the hub allows: {error}") from error
-    except (LocalEntryNotFoundError, OSError):
-        return None
+    return next((Path(path).parent for path in found if isinstance(path, str)), None)
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether config.json and some weights are there."""
-    return (folder / "config.json").is_file() and any(_WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+def has_model(folder: Path) -> bool:
+    """Whether config.json and all weights are there."""
+    try:
+        return (folder / "config.json").is_file() and bool(weight_files(folder, Refusal(str(folder))))
+    except UsageError:
+        return False
 
 
 def is_whole(folder: Path) -> bool:
     """Whether nothing can be missing. A copy that transformers cached lacks the files of sentence-transformers,
     without which vectors would be pooled differently: no modules.json proves nothing, so the hub is asked then."""
-    modules = folder / "modules.json"
-    if not has_weights(folder) or not modules.is_file():
-        return False
     try:
-        entries = json.loads(modules.read_text(encoding="utf-8"))
-        pooling = [entry["path"] for entry in entries if entry["type"].endswith("Pooling")]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return True  # broken, but there: model_files says so
-    return all((folder / path / "config.json").is_file() for path in pooling)
+        entries = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        places = {entry["type"].rpartition(".")[2]: folder / entry["path"] for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    pooling = places.get("Pooling")
+    return has_model(places.get("Transformer", folder)) and (pooling is None or (pooling / "config.json").is_file())
 
 
-def _download(repo: str, *, with_code: bool, wait_seconds: float) -> Path:
+def _download(repo: str, *, with_code: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     # Asked first and by itself: one answer within a bounded time, before the client's own retries begin.
-    info = HfApi().model_info(repo, timeout=wait_seconds)
+    info = HfApi().model_info(repo, timeout=WAIT_SECONDS)
     names = [sibling.rfilename for sibling in info.siblings or []]
     files = wanted_files(names, with_code=with_code)
     if not any(_WEIGHTS.fullmatch(name) for name in files):
@@ -92,7 +95,8 @@ def _download(repo: str, *, with_code: bool, wait_seconds: float) -> Path:
             f"--model {repo}: the hub has no weights of it for torch (model.safetensors or pytorch_model.bin); "
             f"it has {', '.join(names[:8]) or 'no files'}"
         )
-    return Path(snapshot_download(repo, revision=info.sha, allow_patterns=files))
+    # Without a revision: only then does the client note in its cache which copy is the current one.
+    return Path(snapshot_download(repo, allow_patterns=files))
 
 
 def wanted_files(names: Sequence[str], *, with_code: bool) -> list[str]:
