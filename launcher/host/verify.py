@@ -97,7 +97,8 @@ class Verification:
         if self.misses:
             return "; ".join(self.misses)
         memory = "" if self.private_local is None else f", {self.private_local:.1%} of its memory on its nodes"
-        return f"verified: all {self.threads} threads on cpus {self.cpus}{memory}"
+        unchecked = "".join(f"; not checked: {what}" for what in self.unchecked)
+        return f"verified: all {self.threads} threads on cpus {self.cpus}{memory}{unchecked}"
 
 
 def verify(
