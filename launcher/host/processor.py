@@ -1,8 +1,8 @@
 """Reads what the cores are: architecture, vendor, model name, instruction sets that matter for inference; and memory.
 
 Separate from ``sysfs``, which reads how they are arranged. `/proc/cpuinfo` is read directly, because py-cpuinfo
-needs a second (it starts processes and runs CPUID); it is asked only for what the file does not say, and only of
-the machine this runs on.
+needs a second (it starts processes and runs CPUID); it is asked only where that file says nothing, and only of the
+machine this runs on.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from launcher.core.topology import UNKNOWN_ARCH
 from launcher.host.tree import Tree
 
-# As the kernel spells them; what deep-learning kernels choose by.
-ISA_OF_INTEREST = (
+# As the kernel spells them; what deep-learning kernels choose by. Apart, as one name may mean two things: `sme` is
+# matrix instructions on ARM and memory encryption on AMD.
+X86_ISA = (
     "amx_bf16", "amx_int8", "amx_fp16", "amx_tile", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx512f", "avx2",
     "avx_vnni", "avx_vnni_int8", "avx_ne_convert", "avx", "fma", "f16c", "sse4_2",
-    "asimd", "asimdhp", "asimddp", "asimdfhm", "bf16", "i8mm", "neon", "sve", "sve2", "svebf16", "svei8mm", "sme",
-    "sme2", "lasx", "lsx", "vx", "vxe", "nnpa",
 )  # fmt: skip
+ARM_ISA = (
+    "bf16", "i8mm", "sme2", "sme", "sve2", "svebf16", "svei8mm", "sve", "asimd", "asimddp", "asimdhp", "asimdfhm",
+    "neon",
+)  # fmt: skip
+OTHER_ISA = ("lasx", "lsx", "nnpa", "vxe", "vx")
+X86_VENDORS = {"GenuineIntel", "AuthenticAMD", "HygonGenuine", "CentaurHauls", "Shanghai"}
 
 # Names of server cores by implementer and part of MIDR; ARM's /proc/cpuinfo has numbers only.
 ARM_PARTS = {
@@ -30,6 +36,7 @@ ARM_PARTS = {
     (0x41, 0xD4F): "Neoverse-V2",
     (0x41, 0xD83): "Neoverse-V3AE",
     (0x41, 0xD84): "Neoverse-V3",
+    (0x41, 0xD85): "Cortex-X925",
     (0x41, 0xD8E): "Neoverse-N3",
     (0x46, 0x001): "A64FX",
     (0x48, 0xD01): "TaiShan-v110",
@@ -39,14 +46,25 @@ ARM_PARTS = {
 ARM_IMPLEMENTERS = {0x41: "ARM", 0x42: "Broadcom", 0x43: "Cavium", 0x46: "Fujitsu", 0x48: "HiSilicon", 0x4E: "NVIDIA",
                     0x51: "Qualcomm", 0x53: "Samsung", 0x61: "Apple", 0xC0: "Ampere"}  # fmt: skip
 
-_MODEL_KEYS = ("model name", "Model Name", "uarch", "cpu")
+_MODEL_KEYS = ("model name", "Model Name", "uarch", "cpu", "family", "Hardware")
 _VENDOR_KEYS = ("vendor_id", "vendor", "CPU Family")
 _FLAG_KEYS = ("flags", "Features", "features")
+_SIGNS = (
+    ("vendor_id", "IBM/S390", "s390x"),
+    ("cpu", "POWER", "ppc64"),
+    ("cpu", "Cell", "ppc64"),
+    ("isa", "rv64", "riscv64"),
+    ("isa", "rv32", "riscv32"),
+    ("type", "sun4", "sparc64"),
+    ("CPU Family", "Loongson", "loongarch64"),
+)
+X86 = {"x86_64", "i686", "i386"}
+ARM = {"aarch64", "armv7l", "armv8l"}
 
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """``arch`` as ``uname -m`` says it or ``unknown``; ``isa`` in the order of ``ISA_OF_INTEREST``."""
+    """``arch`` as ``uname -m`` says it or ``unknown``; ``isa`` in the order of ``X86_ISA`` and the like."""
 
     arch: str
     vendor: str | None
@@ -58,13 +76,14 @@ def read_processor(tree: Tree) -> Processor:
     """The processor of the machine under the tree's root."""
     fields = _first_fields(tree.text("proc/cpuinfo") or "")
     flags = " ".join(fields.get(key, "") for key in _FLAG_KEYS).split()
-    arch = platform.machine() if tree.live else _arch(fields, flags, tree)
     vendor = _first(fields, _VENDOR_KEYS) or _arm_vendor(fields)
-    model = _first(fields, _MODEL_KEYS) or _arm_model(fields)
-    if tree.live and (model is None or not flags):
-        vendor, model, flags = _ask_cpuinfo(vendor, model, flags)
+    model = _arm_model(fields) or _first(fields, _MODEL_KEYS)
+    arch = platform.machine() if tree.live else _arch(fields, flags, tree)
+    if tree.live and model is None and not flags:
+        vendor, model, flags = _ask_cpuinfo()
     known = {flag.lower() for flag in flags}
-    return Processor(arch, vendor, model, tuple(flag for flag in ISA_OF_INTEREST if flag in known))
+    interest = X86_ISA if arch in X86 else ARM_ISA if arch in ARM else OTHER_ISA
+    return Processor(arch, vendor, model, tuple(flag for flag in interest if flag in known))
 
 
 def read_memory(tree: Tree) -> tuple[int | None, int | None]:
@@ -94,8 +113,8 @@ def _first_fields(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in text.splitlines():
         key, colon, value = line.partition(":")
-        if colon and value.strip():
-            found.setdefault(key.strip(), value.strip())
+        if colon and value.strip() not in ("", "unknown"):
+            found.setdefault(key.strip(), " ".join(value.split()))
     return found
 
 
@@ -122,29 +141,30 @@ def _arm_model(fields: dict[str, str]) -> str | None:
 
 def _arch(fields: dict[str, str], flags: list[str], tree: Tree) -> str:
     """Of a recorded machine, which has no uname: by what only that architecture's `/proc/cpuinfo` has."""
-    if "fpu" in flags and "cpu family" in fields:
-        return "x86_64" if "lm" in flags else "i686"
+    if fields.get("arch") == "IA-64" or "Itanium" in fields.get("family", ""):
+        return "ia64"
+    if _is_x86(fields, tree):
+        return "i686" if flags and "lm" not in flags else "x86_64"
     if "CPU implementer" in fields:
         return "aarch64" if "asimd" in flags or "fp" in flags else "armv7l"
-    vendor = _first(fields, ("vendor_id", "vendor", "cpu", "isa", "type", "CPU Family")) or ""
-    signs = {
-        "IBM/S390": "s390x", "POWER": "ppc64", "rv64": "riscv64", "rv32": "riscv32",
-        "sun4": "sparc64", "Loongson": "loongarch64",
-    }  # fmt: skip
-    for sign, arch in signs.items():
-        if any(sign in fields.get(key, "") for key in ("vendor_id", "cpu", "isa", "type", "CPU Family")):
+    for key, sign, arch in _SIGNS:
+        if sign in fields.get(key, ""):
             return arch
-    if ("family" in fields and "Itanium" in fields["family"]) or vendor == "GenuineIntel":
-        return "ia64"
+    return UNKNOWN_ARCH
+
+
+def _is_x86(fields: dict[str, str], tree: Tree) -> bool:
+    name = fields.get("model name", "")
+    modalias = tree.text("sys/devices/system/cpu/modalias") or ""
     return (
-        "x86_64"
-        if (tree.text("sys/devices/system/cpu/modalias") or "").startswith(("x86cpu", "cpu:type:x86"))
-        else "unknown"
+        fields.get("vendor_id") in X86_VENDORS
+        or name.startswith(("Intel(R)", "AMD "))
+        or modalias.startswith(("x86cpu", "cpu:type:x86"))
     )
 
 
-def _ask_cpuinfo(vendor: str | None, model: str | None, flags: list[str]) -> tuple[str | None, str | None, list[str]]:
+def _ask_cpuinfo() -> tuple[str | None, str | None, list[str]]:
     import cpuinfo  # only where it is needed: it costs a second
 
     info = cpuinfo.get_cpu_info()
-    return vendor or info.get("vendor_id_raw"), model or info.get("brand_raw"), flags or list(info.get("flags", ()))
+    return info.get("vendor_id_raw"), info.get("brand_raw"), list(info.get("flags", ()))
