@@ -65,7 +65,10 @@ class Condemned:
 
 @dataclass(frozen=True, slots=True)
 class DeclaredUnusable:
-    """The worker has said that it can never serve. It ends by itself, so this may be heard after its exit."""
+    """The worker has said, or a look at it has shown, that no worker here can serve as it should.
+
+    A worker that says so ends by itself, so this may be heard after its exit.
+    """
 
     reason: str
 
@@ -134,6 +137,7 @@ TRANSITIONS: Mapping[State, Mapping[type[Event], State]] = MappingProxyType(
         },
         "ready": {
             Condemned: "ending",
+            DeclaredUnusable: "ending",
             Exited: "lost",
             DrainStarted: "ready",
             StopAsked: "draining",

@@ -199,6 +199,11 @@ def test_an_unusable_worker_whose_exit_is_heard_first_is_given_up_too() -> None:
     assert actions == [Spawn(), Retry(0.5, 1), GiveUp("no such weights")]
 
 
+def test_a_ready_worker_that_turns_out_unusable_is_given_up_too() -> None:
+    life, actions = history(*WARM, (4, DeclaredUnusable("--strict: not on its cpus")), (4.1, Exited("killed")))
+    assert (life.state, actions[-1]) == ("given_up", GiveUp("--strict: not on its cpus"))
+
+
 def test_while_draining_a_lost_worker_is_not_replaced() -> None:
     life, actions = history(*WARM, (5, DrainStarted()), (6, Exited("killed by SIGKILL")))
     assert (life.state, actions) == ("stopped", [Spawn()])
