@@ -115,7 +115,7 @@ def _as_start(one: NodeCores, wanted: int, machine: Machine) -> tuple[bool, int,
     return foreign, max(0, wanted - one.size), -1 if one.node is None else one.node
 
 
-def cores_for_front(kinds: Sequence[KindCores], count: int) -> tuple[tuple[Core, ...], ...]:
+def front_cores(kinds: Sequence[KindCores], count: int) -> tuple[tuple[Core, ...], ...]:
     """The ``count`` cores that the instances miss least: in one node, and, where they differ, one node after another.
 
     Slow cores where there are any; of the node that has most, so that shares stay even; of the L3 group that has most

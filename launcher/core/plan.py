@@ -1,29 +1,22 @@
 """The plan: which instance gets which cores and which memory, with the reason for each decision.
 
-A pure function of machine and request. Frozen values, JSON in and out. What is summed is in ``sizes``, which cores
-stand together in ``placement``, memory in ``memory``; here they are put together and the words are found.
+A pure function of machine and request. Frozen values, JSON in and out. Which cores go to whom is decided in
+``sharing``, memory in ``memory``; here they are put together and the words are found.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.core import sizes
+from launcher.core import sharing, sizes
 from launcher.core.cpuset import format_cpu_list
 from launcher.core.lengths import ClassSpec, LengthClass, resolve_classes
 from launcher.core.memory import MemoryNodes, Need, check_memory
-from launcher.core.placement import (
-    Distances,
-    KindCores,
-    NodeCores,
-    cores_for_front,
-    group_by_kind,
-    keep_together,
-    without,
-)
+from launcher.core.placement import Distances, KindCores, group_by_kind, keep_together
+from launcher.core.sharing import Layout
 from launcher.core.topology import Core, Machine
 from launcher.errors import MachineError, UsageError
 
@@ -174,15 +167,6 @@ def _check_request(request: PlanRequest) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """The cores of one instance to be, and where they come from."""
-
-    cores: tuple[Core, ...]
-    reason: str
-    length_class: LengthClass | None = None
-
-
 class _Planner:
     """One planning: the facts that every step needs, and the warnings that come up. Lives for one call."""
 
@@ -191,23 +175,26 @@ class _Planner:
         self.request = request
         self.distances = Distances(machine)
         self.memory = MemoryNodes(machine, self.distances)
-        self.kinds = len({core.kind for core in machine.cores})
         self.warnings: list[str] = []
-        self.spanning: dict[tuple[int | None, ...], list[int]] = {}
-        self.foreign: dict[tuple[tuple[int | None, ...], tuple[int, ...]], list[int]] = {}
+        self.kinds = self.group(self.budget())
+        self.total = sharing.total(self.kinds)
 
     def plan(self) -> Plan:
-        kinds = self.group(self.budget())
-        shares, reserved = self.share(kinds)
-        instances = tuple(self.instance(index, share) for index, share in enumerate(shares))
-        self.warn_of_nodes()
-        self.check_memory(instances)
-        used = {core.id for share in shares for core in share.cores} | {core.id for core in reserved}
-        unused = [core.cpus[0] for core in self.machine.cores if core.id not in used]
+        layout = self.layout()
+        reasons, classes = self.reasons(layout), self.classes(len(layout.shares))
+        instances = tuple(
+            self.instance(index, cores, reason, span)
+            for index, (cores, reason, span) in enumerate(zip(layout.shares, reasons, classes, strict=True))
+        )
+        self.check_memory(layout)
+        self.warn_of_front(layout)
+        self.warn_of_spare(layout)
+        self.warn_of_nodes(layout)
+        used = {core.id for cores in (*layout.shares, layout.front) for core in cores}
         return Plan(
             instances=instances,
-            reserved_cpus=tuple(sorted(core.cpus[0] for core in reserved)),
-            unused_cpus=tuple(sorted(unused)),
+            reserved_cpus=tuple(sorted(core.cpus[0] for core in layout.front)),
+            unused_cpus=tuple(sorted(core.cpus[0] for core in self.machine.cores if core.id not in used)),
             warnings=tuple(self.warnings),
         )
 
@@ -230,267 +217,82 @@ class _Planner:
 
     # -- which cores for which instance -------------------------------------------------------------------------
 
-    def share(self, kinds: tuple[KindCores, ...]) -> tuple[list[_Share], tuple[Core, ...]]:
-        """The cores of each instance, and those of the front."""
+    def layout(self) -> Layout:
         request = self.request
+        asked = request.reserve_cores or 0
+        if asked >= self.total:
+            raise MachineError(
+                f"--reserve-cores {asked}: the machine has {self.found()}, and an instance needs at least 1; "
+                f"the most is {self.total - 1}"
+            )
         if request.classes:
-            return self.share_exactly(kinds, [spec.cores for spec in request.classes])
+            return self.exact_layout([spec.cores for spec in request.classes])
         if request.cores_per_instance is not None:
-            count: int = request.instances or self.count_of_size(kinds, request.cores_per_instance)
-            return self.share_exactly(kinds, [request.cores_per_instance] * count)
+            return self.sized_layout(request.cores_per_instance)
         if request.instances is None:
-            return self.share_by_default(kinds)
-        if request.instances > _total(kinds) - (request.reserve_cores or 0):
-            return self.share_threads(kinds, request.instances)
-        return self.share_equally(kinds, request.instances)
+            return self.default_layout()
+        if request.instances <= self.total - asked:
+            return sharing.equal(self.kinds, request.instances, self.reserve(request.instances))
+        if request.oversubscribe:
+            return sharing.in_turn(self.kinds, request.instances, asked)
+        raise MachineError(self.too_many_instances(request.instances, self.total - asked))
 
-    def share_equally(self, kinds: tuple[KindCores, ...], count: int) -> tuple[list[_Share], tuple[Core, ...]]:
-        wanted = self.reserve(kinds, count)
-        parts = sizes.equal_parts(kinds, count)
-        spare = _spare(kinds, parts)
-        reserved = spare[:wanted]
-        if len(spare) < wanted:
-            reserved, parts = self.front_and_parts(kinds, wanted, count)
-            spare = _spare(without(kinds, reserved), parts)
-        self.warn_of_front(kinds, reserved)
-        self.warn_of_spare(kinds, count, len(set(spare) - set(reserved)))
-        return _equal_shares(parts, count), reserved
+    def reserve(self, needed: int) -> int:
+        """How many cores the front gets when the instances need ``needed`` of them at least."""
+        if self.request.reserve_cores is not None:
+            return self.request.reserve_cores
+        wanted = 2 if self.total >= RESERVE_TWO_FROM else 1 if self.total >= RESERVE_FROM else 0
+        return min(wanted, self.total - needed)
 
-    def front_and_parts(
-        self, kinds: tuple[KindCores, ...], wanted: int, count: int
-    ) -> tuple[tuple[Core, ...], tuple[sizes.Part, ...]]:
-        """The front's cores, chosen so that ``count`` instances can use most of the others, and their parts."""
-        options = [
-            (reserved, sizes.equal_parts(without(kinds, reserved), count))
-            for reserved in cores_for_front(kinds, wanted)
-        ]
-        return max(options, key=lambda option: sizes.work_of(option[1]))
+    def sized_layout(self, size: int) -> Layout:
+        largest = max(sum(one.size for one in kind) for kind in self.kinds)
+        if size > largest:
+            raise MachineError(
+                f"--cores-per-instance {size}: the machine has {self.found()}; "
+                f"the largest instance possible has {_number(largest, 'core')}"
+            )
+        reserve = self.request.reserve_cores or 0
+        count = self.request.instances or sharing.count_of_size(self.kinds, size, reserve)
+        return self.exact_layout([size] * count)
 
-    def share_by_default(self, kinds: tuple[KindCores, ...]) -> tuple[list[_Share], tuple[Core, ...]]:
-        fronts = cores_for_front(kinds, self.reserve(kinds, 1))
-        best = min((without(kinds, front) for front in fronts), key=lambda left: sizes.default_counts(left)[0].flaws)
-        count = self.default_count(best)
-        reserved, parts = self.front_and_parts(kinds, len(fronts[0]), count)
-        self.warn_of_front(kinds, reserved)
-        self.warn_of_spare(kinds, count, len(_spare(without(kinds, reserved), parts)))
-        return _equal_shares(parts, count), reserved
+    def exact_layout(self, wanted: list[int]) -> Layout:
+        room = self.total - (self.request.reserve_cores or 0)
+        if sum(wanted) > room:
+            raise MachineError(self.too_many_cores(wanted, room))
+        return sharing.exact(self.kinds, wanted, self.reserve(sum(wanted)), self.distances)
 
-    def default_count(self, kinds: tuple[KindCores, ...]) -> int:
-        """The best number of instances that memory allows; where none does, one: the check will say why not."""
-        candidates = [candidate.count for candidate in sizes.default_counts(kinds)]
-        fewer = range(min(candidates) - 1, 0, -1)
-        for count in itertools.chain(candidates, fewer):
-            if self.fits_memory(sizes.equal_parts(kinds, count), count):
-                if count != candidates[0]:
-                    self.warnings.append(
-                        f"Memory allows {_number(count, 'instance')} of this model; "
-                        f"by its cores the machine would get {candidates[0]}."
-                    )
-                return count
-        return 1
+    def default_layout(self) -> Layout:
+        """The best that memory allows; where none does, the one with the least need: the check will say why not."""
+        layouts = sharing.default(self.kinds, self.reserve(1))
+        best = chosen = next(layouts)
+        while not self.memory_fits(chosen) and (following := next(layouts, None)):
+            chosen = following
+        if len(chosen.shares) != len(best.shares):
+            self.warnings.append(
+                f"Memory allows {_number(len(chosen.shares), 'instance')} of this model; "
+                f"by its cores the machine would get {len(best.shares)}."
+            )
+        return chosen
 
-    def fits_memory(self, parts: Sequence[sizes.Part], count: int) -> bool:
-        each = self.request.instance_bytes
-        if each is None:
-            return True
-        nodes = [self.memory.serving(core.node for core in share.cores) for share in _equal_shares(parts, count)]
+    def memory_fits(self, layout: Layout) -> bool:
         try:
-            check_memory(self.machine, Need(nodes, each))
+            self.check_memory(layout)
         except MachineError:
             return False
         return True
 
-    def count_of_size(self, kinds: tuple[KindCores, ...], size: int) -> int:
-        """As many instances of ``size`` cores as there is room for."""
-        if size > (largest := max(sum(one.size for one in kind) for kind in kinds)):
-            raise MachineError(
-                f"--cores-per-instance {size}: the machine has {self.found(kinds)}; "
-                f"the largest instance possible has {_number(largest, 'core')}"
-            )
-        reserve = self.request.reserve_cores or 0
-        rooms = [one.size // size for kind in kinds for one in kind]
-        count = sum(rooms) or sum(sum(one.size for one in kind) // size for kind in kinds)
-        while count > 1 and count * size > _total(kinds) - reserve:
-            count -= 1
-        return count
-
-    def share_exactly(self, kinds: tuple[KindCores, ...], wanted: list[int]) -> tuple[list[_Share], tuple[Core, ...]]:
-        reserve = self.reserve(kinds, sum(wanted), exact=True)
-        if sum(wanted) > _total(kinds) - reserve:
-            raise MachineError(self.too_many(kinds, wanted, reserve))
-        nodes = [one for kind in kinds for one in kind]
-        places = sizes.assign([one.size for one in nodes], wanted)
-        taken = self.take_inside(nodes, wanted, places)
-        self.take_across(kinds, wanted, taken)
-        left = without(kinds, (core for cores in taken.values() for core in cores))
-        reserved = tuple(core for kind in left for one in kind for core in one.cores)[:reserve]
-        self.warn_of_front(kinds, reserved)
-        self.warn_of_exact_spare(_total(left) - reserve)
-        return self.exact_shares(wanted, taken), reserved
-
-    def take_inside(
-        self, nodes: Sequence[NodeCores], wanted: Sequence[int], places: Sequence[int | None]
-    ) -> dict[int, tuple[Core, ...]]:
-        """The cores of every instance that fits in a node, by its index."""
-        taken: dict[int, tuple[Core, ...]] = {}
-        for place, one in enumerate(nodes):
-            here = [index for index, chosen in enumerate(places) if chosen == place]
-            cores = one.cores
-            for chosen in sizes.order_in_node(one, [wanted[index] for index in here]):
-                index = here[chosen]
-                taken[index], cores = cores[: wanted[index]], cores[wanted[index] :]
-        return taken
-
-    def take_across(
-        self, kinds: tuple[KindCores, ...], wanted: Sequence[int], taken: dict[int, tuple[Core, ...]]
-    ) -> None:
-        """Add the instances that fit in no node, largest first, each on the nearest nodes that have cores left."""
-        for index in sorted(set(range(len(wanted))) - set(taken), key=lambda index: (-wanted[index], index)):
-            left = without(kinds, (core for cores in taken.values() for core in cores))
-            roomy = [kind for kind in left if sum(one.size for one in kind) >= wanted[index]]
-            if not roomy:
-                raise MachineError(
-                    f"an instance of {_number(wanted[index], 'core')} finds only "
-                    f"{' and '.join(_kind_count(kind) for kind in left)} left, and performance and efficiency cores "
-                    f"are not mixed in one instance; the machine has {self.found(kinds)}"
-                )
-            start = max(roomy[0], key=lambda one: one.size)
-            near = sorted(roomy[0], key=lambda one: self.distances.order(start.node, one.node))
-            taken[index] = tuple(core for one in near for core in one.cores)[: wanted[index]]
-
-    def share_threads(self, kinds: tuple[KindCores, ...], count: int) -> tuple[list[_Share], tuple[Core, ...]]:
-        """More instances than cores: one thread each, cores shared in turn."""
-        reserve = self.reserve(kinds, 1)
-        if not self.request.oversubscribe:
-            raise MachineError(self.too_many(kinds, [1] * count, self.request.reserve_cores or 0))
-        reserved = cores_for_front(kinds, reserve)[0] if self.request.reserve_cores else ()
-        kinds = without(kinds, reserved)
-        nodes = [one for kind in kinds for one in kind]
-        self.warn_of_front(kinds, reserved)
-        total = _total(kinds)
-        self.warnings.append(
-            f"{count} instances share {_number(total, 'core')}, one thread each (--oversubscribe): they slow each "
-            f"other down, and {_number(total, 'instance')} would answer sooner."
-        )
-        shares = []
-        for one, share in zip(nodes, sizes.largest_remainder([one.size for one in nodes], count), strict=True):
-            cores = one.cores
-            for index in range(share):
-                core = cores[index % len(cores)]
-                others = share // len(cores) + (index % len(cores) < share % len(cores)) - 1
-                shares.append(_Share((core,), _shared_reason(core, others, count, total)))
-        return shares, reserved
-
-    def exact_shares(self, wanted: Sequence[int], taken: dict[int, tuple[Core, ...]]) -> list[_Share]:
-        request = self.request
-        classes = resolve_classes(request.classes, request.length_limit)
-        shares = []
-        for index, size in enumerate(wanted):
-            if classes:
-                reason = f"--classes asks for {_number(size, 'core')} for {_span_text(classes[index])}"
-            else:
-                reason = f"--cores-per-instance asks for {_number(size, 'core')}"
-            shares.append(_Share(taken[index], reason, classes[index] if classes else None))
-        return shares
-
-    # -- the front ----------------------------------------------------------------------------------------------
-
-    def reserve(self, kinds: tuple[KindCores, ...], needed: int, *, exact: bool = False) -> int:
-        """How many cores the front gets when the instances need ``needed`` at least."""
-        total = _total(kinds)
-        asked = self.request.reserve_cores
-        if asked is None:
-            wanted = 2 if total >= RESERVE_TWO_FROM else 1 if total >= RESERVE_FROM else 0
-            # A size that was asked for is kept: then the front gets what is left, which may be nothing.
-            return min(wanted, max(0, total - needed)) if exact or total - needed < wanted else wanted
-        if asked >= total:
-            raise MachineError(
-                f"--reserve-cores {asked}: the machine has {self.found(kinds)}, and an instance needs at least 1; "
-                f"the most is {total - 1}"
-            )
-        return asked
-
-    def warn_of_front(self, kinds: tuple[KindCores, ...], reserved: Sequence[Core]) -> None:
-        if reserved or self.request.reserve_cores == 0:
-            return
-        total = _total(kinds)
-        if total >= RESERVE_FROM:
-            reason = "the instances asked for take all of them; fewer or smaller ones leave it a core of its own"
-        elif total == 1:
-            reason = "there is only one"
-        else:
-            fewer = "fewer instances and " if (self.request.instances or 0) >= total else ""
-            reason = (
-                f"with fewer than {RESERVE_FROM} cores ({total} here) one of its own costs them more than sharing; "
-                f"{fewer}--reserve-cores 1 keeps one for it"
-            )
-        self.warnings.append(f"The front shares the cores of the instances: {reason}.")
-
-    # -- words --------------------------------------------------------------------------------------------------
-
-    def found(self, kinds: tuple[KindCores, ...]) -> str:
-        """What there is, in words: ``48 usable cores in 2 nodes``."""
-        total = _total(kinds)
-        nodes = {one.node for kind in kinds for one in kind}
-        text = f"{total} usable {'core' if total == 1 else 'cores'}"
-        if len(nodes) > 1:
-            text += f" in {len(nodes)} nodes"
-        if len(kinds) > 1:
-            text += f" ({' and '.join(_kind_count(kind) for kind in kinds)})"
-        if total < len(self.machine.cores):
-            text += f" within its cpu quota of {self.machine.limits.cpu_quota:g}"
-        return text
-
-    def too_many(self, kinds: tuple[KindCores, ...], wanted: Sequence[int], reserve: int) -> str:
-        room = _total(kinds) - reserve
-        found = f"the machine has {self.found(kinds)}"
-        if reserve:
-            found += f", of which {reserve} {'is' if reserve == 1 else 'are'} reserved for the front"
-        if self.request.classes:
-            missing = sum(wanted) - room
-            return (
-                f"--classes asks for {_number(sum(wanted), 'core')}, {found}: {missing} too few; "
-                f"{_fitting_classes(self.request.classes, room)}"
-            )
-        if self.request.cores_per_instance is None:
-            remedy = f"--instances {room} fits, and --oversubscribe lets instances share cores"
-            return f"--instances {len(wanted)} needs a core for each, {found}; {remedy}"
-        size = wanted[0]
-        fits = f"--instances {room // size} of that size fits" if room >= size else f"at most {room} cores each fit"
-        return f"{len(wanted)} instances of {size} cores need {sum(wanted)} cores, {found}; {fits}"
-
-    def warn_of_spare(self, kinds: tuple[KindCores, ...], count: int, spare: int) -> None:
-        if spare <= 0:
-            return
-        better = _count_without_spare(kinds, count)
-        remedy = f"--instances {better} would use them all, and " if better else ""
-        limit = "without mixing kinds of cores" if len(kinds) > 1 else "inside the nodes"
-        self.warnings.append(
-            f"{_number(spare, 'core')} of {_total(kinds)} {'stays' if spare == 1 else 'stay'} unused, because "
-            f"{_number(count, 'instance')} of equal size {'takes' if count == 1 else 'take'} no more {limit}; "
-            f"{remedy}--classes gives instances of unequal size."
-        )
-
-    def warn_of_exact_spare(self, spare: int) -> None:
-        if spare > 0:
-            asked = "--classes asks" if self.request.classes else "the instances ask"
-            self.warnings.append(
-                f"{_number(spare, 'core')} {'stays' if spare == 1 else 'stay'} unused, because {asked} for no more."
-            )
-
     # -- memory -------------------------------------------------------------------------------------------------
 
-    def instance(self, index: int, share: _Share) -> InstancePlan:
-        cores = tuple(sorted(share.cores, key=lambda core: core.cpus[0]))
+    def check_memory(self, layout: Layout) -> None:
+        if self.request.instance_bytes is not None:
+            nodes = [self.memory.serving(core.node for core in cores) for cores in layout.shares]
+            check_memory(self.machine, Need(nodes, self.request.instance_bytes))
+
+    def instance(self, index: int, share: Sequence[Core], reason: str, span: LengthClass | None) -> InstancePlan:
+        cores = sorted(share, key=lambda core: core.cpus[0])
         own = {core.node for core in cores}
         nodes = self.memory.serving(own)
         policy: MemoryPolicy = "local" if not nodes else "bind" if len(nodes) == 1 else "interleave"
-        elsewhere = bool(nodes) and not set(nodes) <= own
-        in_order = tuple(sorted(own, key=lambda node: (node is None, node or 0)))
-        if len(own) > 1:
-            self.spanning.setdefault(in_order, []).append(index)
-        if elsewhere:
-            self.foreign.setdefault((in_order, nodes), []).append(index)
         return InstancePlan(
             id=index,
             cores=tuple(core.id for core in cores),
@@ -498,80 +300,170 @@ class _Planner:
             threads=len(cores),
             nodes=nodes,
             memory=policy,
-            length_class=share.length_class,
-            why=f"{share.reason}: {_where(cores, self.kinds)}, {_memory_reason(nodes, elsewhere)}.",
+            length_class=span,
+            why=f"{reason}: {self.where(cores)}, {_memory_reason(nodes, own)}.",
         )
 
-    def warn_of_nodes(self) -> None:
-        if self.spanning:
-            where = ", ".join(f"{_instances_text(who)} in {_nodes_text(own)}" for own, who in self.spanning.items())
+    def classes(self, count: int) -> Sequence[LengthClass | None]:
+        request = self.request
+        return resolve_classes(request.classes, request.length_limit) if request.classes else [None] * count
+
+    # -- reasons ------------------------------------------------------------------------------------------------
+
+    def reasons(self, layout: Layout) -> list[str]:
+        """Why each instance is there and of that size."""
+        request = self.request
+        if request.classes:
+            spans = resolve_classes(request.classes, request.length_limit)
+            asked = (f"--classes asks for {_number(spec.cores, 'core')}" for spec in request.classes)
+            return [f"{text} for {_span_text(span)}" for text, span in zip(asked, spans, strict=True)]
+        if request.cores_per_instance is not None:
+            return [f"--cores-per-instance asks for {_number(len(cores), 'core')}" for cores in layout.shares]
+        count = len(layout.shares)
+        if count > self.total - len(layout.front):
+            return _shared_reasons(layout)
+        here = Counter(_node_of(cores) for cores in layout.shares)
+        return [_equal_reason(count, here[_node_of(cores)], _node_of(cores)) for cores in layout.shares]
+
+    def where(self, cores: Sequence[Core]) -> str:
+        """Where these cores are, in words; their kind is named where the machine has several."""
+        many = len({core.kind for core in self.machine.cores}) > 1
+        kind = f"{cores[0].kind} " if many and len({core.kind for core in cores}) == 1 else ""
+        parts = [_number(len(cores), f"{kind}core")]
+        groups = {core.l3 for core in cores}
+        if None not in groups:
+            parts.append("in one L3 group" if len(groups) == 1 else f"in {len(groups)} L3 groups")
+        nodes = {core.node for core in cores}
+        if len(nodes) > 1:
+            parts.append(f"of {_nodes_text(nodes)}")
+        return " ".join(parts)
+
+    def found(self) -> str:
+        """What there is, in words: ``48 usable cores in 2 nodes``."""
+        text = _number(self.total, "usable core")
+        nodes = {one.node for kind in self.kinds for one in kind}
+        if len(nodes) > 1:
+            text += f" in {len(nodes)} nodes"
+        if len(self.kinds) > 1:
+            text += f" ({' and '.join(map(sharing.kind_text, self.kinds))})"
+        if self.total < len(self.machine.cores):
+            text += f" within its cpu quota of {self.machine.limits.cpu_quota:g}"
+        if reserved := self.request.reserve_cores:
+            text += f", of which --reserve-cores takes {reserved}"
+        return text
+
+    def too_many_instances(self, count: int, room: int) -> str:
+        remedy = f"--instances {room} fits, and --oversubscribe lets instances share cores"
+        return f"--instances {count} needs a core for each, and the machine has {self.found()}; {remedy}"
+
+    def too_many_cores(self, wanted: Sequence[int], room: int) -> str:
+        asked = sum(wanted)
+        missing = f"and the machine has {self.found()}: {asked - room} too few"
+        if self.request.classes:
+            remedy = _fitting_classes(self.request.classes, room)
+            return f"--classes asks for {_number(asked, 'core')}, {missing}; {remedy}"
+        size = wanted[0]
+        fits = f"--instances {room // size} of that size fits" if room >= size else f"the largest has {room} cores"
+        return f"{len(wanted)} instances of {_number(size, 'core')} need {asked}, {missing}; {fits}"
+
+    # -- warnings -----------------------------------------------------------------------------------------------
+
+    def warn_of_front(self, layout: Layout) -> None:
+        count = len(layout.shares)
+        if count > self.total - len(layout.front):
+            room = self.total - len(layout.front)
             self.warnings.append(
-                f"Too large for one node: {where}, memory interleaved over them; crossing sockets was measured "
-                "27–33 % slower for up to 128 tokens and 7–11 % faster for 384 to 512."
+                f"{count} instances share {_number(room, 'core')}, one thread each (--oversubscribe): they slow each "
+                f"other down, and --instances {room} would have a core for each."
             )
-        for (own, nodes), who in self.foreign.items():
-            missing = [node for node in own if node is not None and node not in self.memory.usable]
-            denied = any(node in self.memory.with_memory for node in missing)
+        if layout.front or self.request.reserve_cores == 0:
+            return
+        if self.total == 1:
+            reason = "there is only one"
+        elif self.total >= RESERVE_FROM:
+            reason = "the instances asked for take all of them; fewer or smaller ones leave it a core of its own"
+        else:
+            fewer = "fewer instances and " if (self.request.instances or 0) >= self.total else ""
+            reason = (
+                f"with fewer than {RESERVE_FROM} cores ({self.total} here) one of its own costs them more than "
+                f"sharing; {fewer}--reserve-cores 1 keeps one for it"
+            )
+        self.warnings.append(f"The front shares the cores of the instances: {reason}.")
+
+    def warn_of_spare(self, layout: Layout) -> None:
+        if not layout.spare:
+            return
+        spare = f"{_number(len(layout.spare), 'core')} of {self.total}"
+        spare += " stays unused, because " if len(layout.spare) == 1 else " stay unused, because "
+        if self.request.classes or self.request.cores_per_instance is not None:
+            self.warnings.append(f"{spare}no more were asked for.")
+            return
+        count = len(layout.shares)
+        better = sharing.uses_all(self.kinds, count)
+        limit = "without mixing kinds of cores" if len(self.kinds) > 1 else "inside the nodes"
+        self.warnings.append(
+            f"{spare}{_number(count, 'instance')} of equal size {'takes' if count == 1 else 'take'} no more {limit}; "
+            f"{f'--instances {better} would use them all, and ' if better else ''}--classes gives instances of "
+            "unequal size."
+        )
+
+    def warn_of_nodes(self, layout: Layout) -> None:
+        owns = [{core.node for core in cores} for cores in layout.shares]
+        spanning = [index for index, own in enumerate(owns) if len(own) > 1]
+        if spanning:
+            where = _nodes_text({node for index in spanning for node in owns[index]})
+            self.warnings.append(
+                f"No node has room for {_instances_text(spanning)}: cores and memory are spread over {where}. "
+                "Crossing sockets was measured 27–33 % slower for up to 128 tokens and 7–11 % faster for 384 to 512."
+            )
+        foreign: dict[tuple[tuple[int, ...], bool], tuple[list[int], set[int]]] = {}
+        for index, own in enumerate(owns):
+            nodes = self.memory.serving(own)
+            missing = {node for node in own if node is not None} - set(self.memory.usable)
+            if nodes and missing:
+                denied = bool(missing & self.memory.with_memory)
+                who, lacking = foreign.setdefault((nodes, denied), ([], set()))
+                who.append(index)
+                lacking |= missing
+        for (nodes, denied), (who, lacking) in foreign.items():
+            reason = "may not be used for it (Mems_allowed)" if denied else f"ha{_s(lacking, 's', 've')} none"
             self.warnings.append(
                 f"Memory of {_instances_text(who)} comes from {_nodes_text(nodes)}, the nearest with any, because "
-                f"{_nodes_text(missing)} {'may not be used for it (Mems_allowed)' if denied else 'has none'}."
+                f"{_nodes_text(lacking)} {reason}."
             )
 
-    def check_memory(self, instances: Sequence[InstancePlan]) -> None:
-        if self.request.instance_bytes is not None:
-            need = Need([instance.nodes for instance in instances], self.request.instance_bytes)
-            check_memory(self.machine, need)
 
-
-def _equal_shares(parts: Sequence[sizes.Part], count: int) -> list[_Share]:
-    shares = []
-    for part in parts:
-        cores = tuple(core for one in part.nodes for core in one.cores)
-        start = 0
-        for size in part.sizes:
-            shares.append(_Share(cores[start : start + size], _equal_reason(part, count)))
-            start += size
-    return shares
-
-
-def _equal_reason(part: sizes.Part, count: int) -> str:
-    if count == 1:
-        return "The only instance"
-    here = len(part.sizes)
-    if part.spans or here == count or part.nodes[0].node is None:
-        return f"One of {count} equal instances"
-    return f"One of {count} equal instances, {'the only one' if here == 1 else f'{here} of them'} on its node"
-
-
-def _spare(kinds: Sequence[KindCores], parts: Sequence[sizes.Part]) -> tuple[Core, ...]:
-    """The cores that no instance of ``parts`` takes, lowest cpu first."""
-    taken = {core.id for share in _equal_shares(parts, 0) for core in share.cores}
-    left = (core for kind in kinds for one in kind for core in one.cores if core.id not in taken)
-    return tuple(sorted(left, key=lambda core: core.cpus[0]))
-
-
-def _count_without_spare(kinds: Sequence[KindCores], count: int) -> int | None:
-    """The number of instances nearest to ``count`` that leaves no core over and crosses no node, if one is near."""
-    total = _total(kinds)
-    counts = range(max(1, count // 2), min(total, count + 16) + 1)
-    near = sorted(counts, key=lambda other: (abs(other - count), -other))
-    for other in near:
-        parts = sizes.equal_parts(kinds, other)
-        if sum(map(sum, (part.sizes for part in parts))) == total and not any(part.spans for part in parts):
-            return other
-    return None
-
-
-def _total(kinds: Iterable[KindCores]) -> int:
-    return sum(one.size for kind in kinds for one in kind)
+def _s(things: Iterable[object], one: str, many: str) -> str:
+    return one if len(list(things)) == 1 else many
 
 
 def _number(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
-def _kind_count(kind: KindCores) -> str:
-    return f"{sum(one.size for one in kind)} {kind[0].kind}"
+def _node_of(cores: Sequence[Core]) -> int | None:
+    """The node that all of these cores are in, or None."""
+    nodes = {core.node for core in cores}
+    return nodes.pop() if len(nodes) == 1 else None
+
+
+def _equal_reason(count: int, here: int, node: int | None) -> str:
+    if count == 1:
+        return "The only instance"
+    if here == count or node is None:
+        return f"One of {count} equal instances"
+    return f"One of {count} equal instances, {'the only one' if here == 1 else f'{here} of them'} on its node"
+
+
+def _shared_reasons(layout: Layout) -> list[str]:
+    users = Counter(cores[0].id for cores in layout.shares)
+    cores = f"{_number(len(users), 'core')}"
+    reasons = []
+    for (core,) in layout.shares:
+        others = users[core.id] - 1
+        company = f"shares cpu {core.cpus[0]} with {others} more" if others else f"alone on cpu {core.cpus[0]}"
+        reasons.append(f"One of {len(layout.shares)} instances on {cores}, {company}, one thread")
+    return reasons
 
 
 def _nodes_text(nodes: Iterable[int | None]) -> str:
@@ -589,41 +481,21 @@ def _span_text(span: LengthClass) -> str:
     return f"{span.min_length} to {span.max_length} tokens"
 
 
-def _where(cores: Sequence[Core], kinds: int) -> str:
-    """Where these cores are, in words; their kind is named where the machine has several."""
-    nodes = {core.node for core in cores}
-    kind = f"{cores[0].kind} " if kinds > 1 and len({core.kind for core in cores}) == 1 else ""
-    groups = {core.l3 for core in cores}
-    parts = [_number(len(cores), f"{kind}core")]
-    if None not in groups:
-        parts.append("in one L3 group" if len(groups) == 1 else f"in {len(groups)} L3 groups")
-    if len(nodes) > 1:
-        parts.append(f"of {_nodes_text(nodes)}")
-    return " ".join(parts)
-
-
-def _memory_reason(nodes: Sequence[int], elsewhere: bool) -> str:
+def _memory_reason(nodes: Sequence[int], own: set[int | None]) -> str:
     if not nodes:
         return "memory wherever the kernel puts it, as there are no nodes to choose"
     if len(nodes) > 1:
         return f"memory interleaved over {_nodes_text(nodes)}"
-    return f"memory on node {nodes[0]}, the nearest with any" if elsewhere else "memory on the same node"
-
-
-def _shared_reason(core: Core, others: int, count: int, total: int) -> str:
-    company = f"shares cpu {core.cpus[0]} with {others} more" if others else f"alone on cpu {core.cpus[0]}"
-    return f"One of {count} instances on {_number(total, 'core')}, {company}, one thread"
+    return "memory on the same node" if own == set(nodes) else f"memory on node {nodes[0]}, the nearest with any"
 
 
 def _fitting_classes(classes: Sequence[ClassSpec], room: int) -> str:
     """An example of the same classes that fits in ``room`` cores."""
     if room < len(classes):
         return f"{len(classes)} classes need at least a core each; fewer classes fit"
-    total = sum(spec.cores for spec in classes)
-    shares = [1 + extra for extra in sizes.largest_remainder([spec.cores for spec in classes], room - len(classes))]
-    assert sum(shares) == room < total
+    extras = sizes.largest_remainder([spec.cores for spec in classes], room - len(classes))
     entries = (
-        f"{'max' if spec.max_length is None else spec.max_length}:{share}"
-        for spec, share in zip(classes, shares, strict=True)
+        f"{'max' if spec.max_length is None else spec.max_length}:{1 + extra}"
+        for spec, extra in zip(classes, extras, strict=True)
     )
     return f"--classes {','.join(entries)} would fit"
