@@ -1,0 +1,163 @@
+"""The stock OpenAI client against a running server, compared with plain transformers text by text."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openai
+import pytest
+
+from tests.e2e.running import Running, running
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+LOWEST_COSINE = {"fp32": 0.9995, "bf16": 0.999}
+Vectors = npt.NDArray[np.float32]
+
+
+def sentences(count: int) -> list[str]:
+    """Real sentences, of 3 to some 200 words, from the texts that come with the repository."""
+    text = " ".join((ROOT / name).read_text() for name in ("LICENSE", "CONTRIBUTING.md", "docs/glossary.md"))
+    found = [" ".join(s.split()) for s in re.split(r"(?<=[.;:|])\s", text)]
+    usable = [s for s in found if len(s.split()) >= 3]
+    assert len(usable) >= count
+    return usable[:count]
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Vectors]:
+    """What the model card's own code gives for each sentence alone, in fp32."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from launcher.host.models import demo_folder
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_folder())
+    model = AutoModel.from_pretrained(demo_folder(), dtype=torch.float32).eval()
+    torch.set_num_threads(1)  # other tests may be running on the other cores
+    vectors = {}
+    for text in sentences(100):
+        encoded = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**encoded).last_hidden_state[0]
+        pooled = hidden.mean(0)
+        vectors[text] = (pooled / pooled.norm()).numpy()
+    return vectors
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def server(request: pytest.FixtureRequest) -> Iterator[Running]:
+    with running("--instances", "2", "--dtype", request.param) as started:
+        yield started.wait_serving()
+
+
+@pytest.fixture
+def client(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.address + "/v1", api_key="not needed", max_retries=0)
+
+
+def lowest(server: Running) -> float:
+    return LOWEST_COSINE[server.info()["model"]["dtype"]]
+
+
+def test_single_texts(client: openai.OpenAI, server: Running, reference: dict[str, Vectors]) -> None:
+    for text in list(reference)[:20]:
+        reply = client.embeddings.create(model="demo", input=text, encoding_format="float")
+        assert np.dot(reply.data[0].embedding, reference[text]) >= lowest(server), text
+        assert reply.usage.total_tokens >= len(text.split())
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_a_batch_of_100_sentences_comes_back_in_order(
+    client: openai.OpenAI, server: Running, reference: dict[str, Vectors], encoding: str
+) -> None:
+    texts = list(reference)
+    arguments = {"encoding_format": "float"} if encoding == "float" else {}  # the client's own default is base64
+    reply = client.embeddings.create(model="demo", input=texts, **arguments)  # type: ignore[arg-type]
+    assert [d.index for d in reply.data] == list(range(100))
+    got = np.array([d.embedding for d in reply.data])
+    cosines = (got * np.array([reference[t] for t in texts])).sum(1)
+    assert cosines.min() >= lowest(server)
+    assert np.allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-3)
+
+
+def test_32_clients_with_random_batches_all_get_their_own_vectors(
+    server: Running, reference: dict[str, Vectors]
+) -> None:
+    texts, floor = list(reference), lowest(server)
+    faults: list[str] = []
+    answered = [0] * 32
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        own = openai.OpenAI(base_url=server.address + "/v1", api_key="x", max_retries=0)
+        for _ in range(6):
+            batch = rng.choices(texts, k=rng.randint(1, 16))
+            reply = own.embeddings.create(model="demo", input=batch, encoding_format="float")
+            cosines = [float(np.dot(d.embedding, reference[t])) for d, t in zip(reply.data, batch, strict=True)]
+            if min(cosines) < floor:
+                faults.append(f"client {seed}: {min(cosines)}")
+            answered[seed] += 1
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert faults == []
+    assert answered == [6] * 32
+    info = server.info()
+    assert all(instance["restarts"] == 0 for instance in info["instances"])
+
+
+def test_every_instance_has_had_its_part(server: Running) -> None:
+    text = server.get("/metrics").text
+    counts = [float(v) for v in re.findall(r"^launcher_batch_items_sum{.*} (\S+)$", text, re.M)]
+    assert len(counts) == 2, text
+    assert min(counts) > 0.2 * max(counts)
+
+
+def test_each_thread_and_each_page_is_where_the_plan_says(server: Running) -> None:
+    for instance in server.info()["instances"]:
+        planned = set(instance["cpus"])
+        tasks = list(Path(f"/proc/{instance['pid']}/task").iterdir())
+        assert tasks
+        for task in tasks:
+            status = (task / "status").read_text()
+            (mask,) = re.findall(r"^Cpus_allowed_list:\s*(\S+)$", status, re.M)
+            assert mask == ",".join(map(str, sorted(planned)))
+        policies = {
+            line.split()[1]
+            for line in Path(f"/proc/{instance['pid']}/numa_maps").read_text().splitlines()
+            if " anon=" in line
+        }
+        if instance["binding"]["level"] == "bind":
+            assert policies == {f"bind:{','.join(map(str, instance['nodes']))}"}
+        assert instance["verification"]["ok"], instance["verification"]["misses"]
+
+
+def test_health_answers_while_all_cores_are_busy(server: Running) -> None:
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            server.embed(["a text that keeps the instances busy for a while " * 20] * 16)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    import httpx
+
+    with httpx.Client(base_url=server.address) as session:
+        seconds = sorted(session.get("/health").elapsed.total_seconds() for _ in range(100))
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert seconds[50] < 0.05
