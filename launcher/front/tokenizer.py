@@ -50,7 +50,7 @@ class FrontTokenizer:
         self._max_length = card.max_length
         self._vocab_size = card.vocab_size
         self._text_characters = text_characters
-        self._special_tokens = self._tokenizer.num_special_tokens_to_add(False)
+        self._closing_tokens = _closing_tokens(self._tokenizer)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class FrontTokenizer:
                 if not ids:
                     raise RequestError(f"{name} has no tokens for this model", code="empty_input", param=field)
                 self._refuse_unless(truncate, len(ids), name, field)
-                ids = self._cut(texts[index])
+                ids = self._cut(ids)
                 truncated.append(index)
             tokens += len(ids)
             items.append(np.array(ids, dtype=np.int32))
@@ -130,11 +130,10 @@ class FrontTokenizer:
                 f"the model's tokenizer cannot take this text: {error}", code="untokenizable"
             ) from error
 
-    def _cut(self, text: str) -> list[int]:
-        """The first tokens of ``text``, with the special tokens around them."""
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        encoding.truncate(max(0, self._max_length - self._special_tokens))
-        return self._tokenizer.post_process(encoding).ids
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The first ids, and the special ones at the end. (``Encoding.truncate`` would keep all that it cuts off.)"""
+        closing = min(self._closing_tokens, self._max_length)
+        return ids[: self._max_length - closing] + ids[len(ids) - closing :]
 
     # --------------------------------------------------------------------- ids
 
@@ -164,6 +163,13 @@ class FrontTokenizer:
 
 def _name(field: str, index: int, count: int) -> str:
     return f"'{field}'" if count == 1 else f"'{field}[{index}]'"
+
+
+def _closing_tokens(tokenizer: Tokenizer) -> int:
+    """How many special tokens stand after a text."""
+    (encoding,) = tokenizer.encode_batch_fast(["a"])
+    added = encoding.special_tokens_mask
+    return len(added) - 1 - max((place for place, special in enumerate(added) if not special), default=len(added) - 1)
 
 
 def _load(card: ModelCard) -> Tokenizer:

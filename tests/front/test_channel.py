@@ -66,11 +66,15 @@ async def test_an_end_inside_a_message_is_said(until: Any) -> None:
     assert "bytes into a message" in ends.reasons[0]
 
 
-@pytest.mark.parametrize(
-    "garbage",
-    [b"Traceback (most recent call last):\n", PREFIX.pack(5, 0) + b"\xc1\xc1\xc1\xc1\xc1", PREFIX.pack(0, 0), frame(Stop())],
-    ids=["text", "not msgpack", "no head", "a message of the other direction"],
-)  # fmt: skip
+GARBAGE = {
+    "text": b"Traceback (most recent call last):\n",
+    "not msgpack": PREFIX.pack(5, 0) + b"\xc1\xc1\xc1\xc1\xc1",
+    "no head": PREFIX.pack(0, 0),
+    "a message of the other direction": frame(Stop()),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
 async def test_garbage_ends_the_channel_and_what_follows_is_not_delivered(garbage: bytes, until: Any) -> None:
     ends = Ends()
     theirs = await ends.connect()

@@ -91,6 +91,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._leave = anyio.Event()
+
+    def leave(self) -> None:
+        self.should_exit = True
+        self._leave.set()
+
+    async def main_loop(self) -> None:
+        """Wake once a second for the date and the sweep, not ten times, and at once when it is time to leave."""
+        while not await self.on_tick(0):
+            with anyio.move_on_after(1):
+                await self._leave.wait()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave all signals to whoever composes the server."""
@@ -122,7 +136,7 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            callback_notify=self._sweep,
+            callback_notify=self.sweep,
             timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
@@ -148,10 +162,11 @@ class HttpServer:
             return
         # uvicorn takes this for whole seconds only where its command line reads it.
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
-        self._server.should_exit = True
+        self._server.leave()
         await self._ended.wait()
 
-    async def _sweep(self) -> None:
+    async def sweep(self) -> None:
+        """Disconnect clients that are too slow; happens by itself every few seconds."""
         now = asyncio.get_running_loop().time()
         for connection in list(self._server.server_state.connections):
             if isinstance(connection, BoundedProtocol):

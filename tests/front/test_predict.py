@@ -1,0 +1,60 @@
+"""``POST /predict``: the task's own result."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from launcher.core.messages import Done, Run
+from launcher.front.http.predict import ranked
+from launcher.options import FrontOptions
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_embedder_gives_vectors(make_front: Any, make_client: Any, card: Any, vector_of: Any) -> None:
+    front = make_front()
+    await front.serving()
+    async with make_client(front.services(card, FrontOptions())) as client:
+        answer = await client.post("/predict", json={"inputs": ["w1", "w2 w2"]})
+    body = answer.json()
+    found = np.array(body.pop("predictions"), dtype=np.float32)
+    np.testing.assert_array_equal(found, [vector_of([2, 5, 3]), vector_of([2, 6, 6, 3])])
+    assert body == {"model": "words", "task": "embed", "usage": {"prompt_tokens": 7, "total_tokens": 7}}
+
+
+async def test_a_classifier_gives_all_labels_best_first(make_front: Any, make_client: Any, card: Any) -> None:
+    classifier = msgspec.structs.replace(card, task="classify", labels=("bad", "fair", "good"))
+    front = make_front(card=classifier)
+    worker = await front.ready()
+    async with make_client(front.services(classifier, FrontOptions())) as client:
+        request = asyncio.ensure_future(client.post("/predict", json={"inputs": ["w1", "w2"]}))
+        run, _ = await worker.expect(Run)
+        scores = np.array([[0.1, 0.2, 0.7], [0.25, 0.5, 0.25]], dtype=np.float32)
+        await worker.send(Done(run.batch, 2, 3, 0.001, 6), scores.tobytes())
+        answer = await request
+    assert answer.json()["predictions"] == [
+        [{"label": "good", "score": 0.7}, {"label": "fair", "score": 0.2}, {"label": "bad", "score": 0.1}],
+        [{"label": "fair", "score": 0.5}, {"label": "bad", "score": 0.25}, {"label": "good", "score": 0.25}],
+    ]
+    assert answer.json()["task"] == "classify"
+
+
+async def test_a_single_text_gives_a_list_of_one(make_front: Any, make_client: Any, card: Any) -> None:
+    front = make_front()
+    await front.serving()
+    async with make_client(front.services(card, FrontOptions())) as client:
+        answer = await client.post("/predict", json={"inputs": "w1"})
+        assert len(answer.json()["predictions"]) == 1
+        refused = await client.post("/predict", json={"inputs": ["w1", ""]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "inputs"
+
+
+def test_equal_scores_keep_the_order_of_the_labels() -> None:
+    entries = ranked(np.array([0.5, 0.1, 0.5], dtype=np.float32), ("a", "b", "c"))
+    assert [(entry.label, entry.score) for entry in entries] == [("a", 0.5), ("c", 0.5), ("b", 0.1)]

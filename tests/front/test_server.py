@@ -1,0 +1,306 @@
+"""The server on a real socket: connections, slow and odd clients, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import httpx
+import openai
+import pytest
+
+from launcher.core.messages import Run
+from launcher.front.http.app import create_app
+from launcher.front.http.server import HEAD_BYTES, HttpServer
+from launcher.options import FrontOptions
+
+pytestmark = pytest.mark.anyio
+
+
+class Running:
+    """A front with its HTTP server on an ephemeral port."""
+
+    def __init__(self, front: Any, card: Any, options: FrontOptions, **limits: Any) -> None:
+        sock = socket.create_server(("127.0.0.1", 0))
+        self.front = front
+        self.port = sock.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = HttpServer(create_app(front.services(card, options)), sock, **limits)
+        self.task = asyncio.ensure_future(self.server.run())
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def stop(self) -> None:
+        if not self.task.done():
+            await asyncio.wait_for(self.server.stop(2), 10)
+        await asyncio.wait_for(self.task, 10)
+
+
+@pytest.fixture
+async def start(make_front: Any, card: Any) -> AsyncIterator[Any]:
+    """Starts a server in front of one worker; ``limits`` are those of the server."""
+    started: list[Running] = []
+
+    def start_(options: FrontOptions = FrontOptions(), **limits: Any) -> Running:  # noqa: B008  # frozen
+        running = Running(make_front(), card, options, **limits)
+        started.append(running)
+        return running
+
+    yield start_
+    for running in started:
+        await running.stop()
+
+
+def request(body: bytes, *headers: str, path: str = "/v1/embeddings") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: front", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+    status_line, *lines = head.strip().split("\r\n")
+    headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
+    body = await asyncio.wait_for(reader.readexactly(int(headers.get("content-length", "0"))), 10)
+    return int(status_line.split()[1]), headers, body
+
+
+GOOD = b'{"input": "w1"}'
+
+
+async def test_the_stock_client_of_openai_works(start: Any) -> None:
+    running = start()
+    await running.front.serving()
+    async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        texts = [" ".join(["w1"] * (1 + number % 12)) for number in range(100)]
+        many = await client.embeddings.create(model="words", input=texts)  # base64 is what this client asks for
+        assert [entry.index for entry in many.data] == list(range(100))
+        one = await client.embeddings.create(model="words", input="w1", encoding_format="float")
+        assert one.data[0].embedding == pytest.approx(many.data[0].embedding)
+        assert one.usage.prompt_tokens == 3
+        assert [model.id for model in (await client.models.list()).data] == ["words"]
+        with pytest.raises(openai.NotFoundError, match="gpt-4"):
+            await client.embeddings.create(model="gpt-4", input="w1")
+        with pytest.raises(openai.BadRequestError, match="empty string"):
+            await client.embeddings.create(model="words", input="")
+
+
+async def test_a_connection_lives_on_after_errors_and_takes_pipelined_requests(start: Any) -> None:
+    running = start()
+    await running.front.serving()
+    reader, writer = await running.connect()
+    for body, status in ((GOOD, 200), (b"", 400), (b"{", 400), (GOOD, 200)):
+        writer.write(request(body))
+        assert (await answer_of(reader))[0] == status
+    writer.write(request(GOOD) * 5 + request(b'{"input": []}') + request(GOOD))
+    assert [(await answer_of(reader))[0] for _ in range(7)] == [200] * 5 + [400, 200]
+    writer.close()
+
+
+async def test_a_client_that_leaves_takes_its_request_with_it(start: Any, until: Any) -> None:
+    running = start()
+    worker = await running.front.ready()
+    reader, writer = await running.connect()
+    writer.write(request(GOOD))
+    run, body = await worker.expect(Run)
+    writer.close()
+    await until(lambda: running.front.dispatcher.in_flight == 0)
+    running.front.scheduler.check()
+    assert b'launcher_requests_total{route="/v1/embeddings",status="499"} 1.0' in running.front.metrics.render()
+    await worker.answer(run, body)  # late: nobody waits
+    worker.serve_in_background()
+    async with httpx.AsyncClient(base_url=running.url) as client:
+        assert (await client.post("/v1/embeddings", json={"input": "w1"})).status_code == 200
+    assert reader is not None
+
+
+async def test_a_client_that_sends_too_much_still_reads_why(start: Any) -> None:
+    running = start(FrontOptions(body_bytes=1_000))
+    await running.front.serving()
+    async with httpx.AsyncClient(base_url=running.url) as client:
+        big = await client.post(
+            "/v1/embeddings", content=b"x" * 3_000_000, headers={"content-type": "application/json"}
+        )
+        assert (big.status_code, big.json()["error"]["code"]) == (413, "body_too_large")
+        assert big.headers["connection"] == "close"
+        assert (await client.post("/v1/embeddings", json={"input": "w1"})).status_code == 200
+
+
+async def test_a_large_body_that_is_announced_is_refused_before_it_is_asked_for(start: Any) -> None:
+    running = start(FrontOptions(body_bytes=1_000))
+    reader, writer = await running.connect()
+    writer.write(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: front\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 9000000000\r\nExpect: 100-continue\r\n\r\n"
+    )
+    status, _, body = await answer_of(reader)
+    assert (status, json.loads(body)["error"]["code"]) == (413, "body_too_large")
+    writer.close()
+
+
+async def test_a_chunked_body_without_end_is_cut_off(start: Any) -> None:
+    running = start(FrontOptions(body_bytes=1_000))
+    reader, writer = await running.connect()
+    writer.write(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: front\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    chunk = b"1000\r\n" + b"x" * 0x1000 + b"\r\n"
+    writer.write(chunk)
+    status, headers, _ = await answer_of(reader)
+    assert (status, headers["connection"]) == (413, "close")
+
+    async def go_on() -> None:
+        while True:
+            writer.write(chunk * 256)
+            await writer.drain()
+
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(go_on(), 30)
+    writer.close()
+
+
+UNFINISHED = {"nothing": b"", "head": b"POST /v1/embeddings HTTP/1.1\r\nHost:", "body": request(GOOD)[:-5]}
+
+
+@pytest.mark.parametrize("sent", UNFINISHED.values(), ids=UNFINISHED.keys())
+async def test_a_client_that_is_too_slow_is_disconnected(sent: bytes, start: Any, until: Any) -> None:
+    running = start(request_seconds=0.02)
+    reader, writer = await running.connect()
+    writer.write(sent)
+    ended = asyncio.ensure_future(reader.read())
+    await sweep_until(running, ended.done, until)
+    assert ended.result() == b""
+    writer.close()
+
+
+async def sweep_until(running: Any, condition: Any, until: Any) -> None:
+    async def sweep() -> None:
+        while True:
+            await running.server.sweep()
+            await asyncio.sleep(0.005)
+
+    sweeping = asyncio.ensure_future(sweep())
+    await until(condition)
+    sweeping.cancel()
+
+
+async def test_a_client_that_is_slow_between_requests_of_a_connection_is_disconnected(start: Any, until: Any) -> None:
+    running = start(request_seconds=0.02)
+    reader, writer = await running.connect()
+    writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
+    assert (await answer_of(reader))[0] == 200
+    writer.write(b"GET /hea")
+    ended = asyncio.ensure_future(reader.read())
+    await sweep_until(running, ended.done, until)
+    writer.close()
+
+
+async def test_clients_that_wait_for_an_answer_or_rest_are_not_too_slow(start: Any, until: Any) -> None:
+    running = start(request_seconds=0.02)
+    worker = await running.front.ready()
+    resting_reader, resting_writer = await running.connect()
+    resting_writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
+    assert (await answer_of(resting_reader))[0] == 200
+    reader, writer = await running.connect()
+    writer.write(request(GOOD))
+    run, body = await worker.expect(Run)
+    slow_reader, slow_writer = await running.connect()
+    ended = asyncio.ensure_future(slow_reader.read())
+    await sweep_until(running, ended.done, until)  # one that owes a request was disconnected meanwhile
+    await worker.answer(run, body)
+    assert (await answer_of(reader))[0] == 200
+    resting_writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
+    assert (await answer_of(resting_reader))[0] == 200
+    for one in (writer, slow_writer, resting_writer):
+        one.close()
+
+
+@pytest.mark.slow
+async def test_slow_clients_are_looked_for_without_being_asked(start: Any) -> None:
+    running = start(request_seconds=0.05, sweep_seconds=0)
+    reader, writer = await running.connect()
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def test_a_head_without_end_is_refused(start: Any) -> None:
+    running = start()
+    reader, writer = await running.connect()
+    writer.write(b"GET /health HTTP/1.1\r\n")
+    answer = asyncio.ensure_future(answer_of(reader))
+    piece = b"x-padding: " + b"x" * 1000 + b"\r\n"
+    for _ in range(2 * HEAD_BYTES // len(piece)):
+        writer.write(piece)
+        await asyncio.wait({answer}, timeout=0.002)
+        if answer.done():
+            break
+    status, headers, body = await answer
+    assert (status, headers["connection"]) == (431, "close")
+    assert json.loads(body)["error"]["code"] == "head_too_large"
+    writer.close()
+
+
+async def test_what_is_no_http_is_refused_in_the_shape_of_errors(start: Any) -> None:
+    running = start()
+    reader, writer = await running.connect()
+    writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # a client that tries TLS
+    status, _, body = await answer_of(reader)
+    assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_http")
+    writer.close()
+
+
+async def test_a_path_that_is_no_ascii_is_refused(start: Any) -> None:
+    running = start()
+    for path in ("/%ff%fe", "/\u00fc", "//evil", "/" + "x" * 5000):
+        reader, writer = await running.connect()
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: front\r\n\r\n".encode())
+        status, _, body = await answer_of(reader)
+        assert status in (400, 404)
+        assert json.loads(body)["error"]["message"]
+        writer.close()
+
+
+async def test_stop_answers_what_is_inside_and_closes_what_is_idle(start: Any) -> None:
+    running = start()
+    worker = await running.front.ready()
+    idle_reader, idle_writer = await running.connect()
+    idle_writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
+    assert (await answer_of(idle_reader))[0] == 200
+    reader, writer = await running.connect()
+    writer.write(request(GOOD))
+    run, body = await worker.expect(Run)
+    stopping = asyncio.ensure_future(running.server.stop(10))
+    assert await asyncio.wait_for(idle_reader.read(), 10) == b""
+    with pytest.raises(ConnectionError):
+        await running.connect()
+    assert not stopping.done()
+    await worker.answer(run, body)
+    status, headers, _ = await answer_of(reader)
+    assert (status, headers["connection"]) == (200, "close")
+    writer.close()
+    await asyncio.wait_for(stopping, 10)
+    assert running.task.done()
+    idle_writer.close()
+
+
+async def test_stop_waits_no_longer_than_it_is_told(start: Any) -> None:
+    running = start()
+    worker = await running.front.ready()
+    _, writer = await running.connect()
+    writer.write(request(GOOD))
+    await worker.expect(Run)
+    with anyio.fail_after(5):
+        await running.server.stop(0.1)
+    writer.close()
+
+
+async def test_a_server_that_never_ran_can_be_stopped(make_front: Any, card: Any) -> None:
+    sock = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(create_app(make_front().services(card, FrontOptions())), sock)
+    await server.stop(1)
+    assert sock.fileno() == -1
