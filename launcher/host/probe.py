@@ -23,6 +23,13 @@ from launcher.errors import MachineError
 
 LEVELS: tuple[Level, ...] = ("bind", "preferred", "cpus", "none")
 TOOLS: tuple[Tool, ...] = ("numactl", "syscalls")
+AS_ASKED = "as asked"
+IN_WORDS: dict[Level, str] = {
+    "bind": "bound to its cpus and nodes",
+    "preferred": "bound to its cpus; memory comes from its nodes while these have some",
+    "cpus": "bound to its cpus only, and where its memory comes from is left to the kernel",
+    "none": "not bound at all",
+}
 PROBE_SECONDS = 20.0
 PROBES_AT_ONCE = 16
 TOUCH_BYTES = 8 << 20
@@ -94,6 +101,22 @@ def choose_bindings(plan: Plan, *, strict: bool, requested: Level = "bind") -> t
     if strict:
         _refuse_less(plan, bindings, requested)
     return bindings
+
+
+def explain(plan: Plan, bindings: Sequence[Binding]) -> tuple[str, ...]:
+    """What people should know of these bindings, one sentence for all instances of which the same is true.
+
+    Empty when every instance is bound as asked at the first attempt.
+    """
+    alike: dict[Binding, list[int]] = {}
+    for instance, binding in zip(plan.instances, bindings, strict=True):
+        alike.setdefault(binding, []).append(instance.id)
+    return tuple(
+        f"{'Instance' if len(ids) == 1 else 'Each of the instances'} {format_cpu_list(ids)} is {IN_WORDS[binding.level]}"
+        f"{' (by system calls)' if binding.tool == 'syscalls' and binding.level != 'none' else ''}: {binding.reason}."
+        for binding, ids in alike.items()
+        if binding.reason != AS_ASKED
+    )
 
 
 def asked_level(instance: InstancePlan, requested: Level) -> Level:
@@ -183,11 +206,8 @@ def _condense(lines: Sequence[str]) -> str:
 def _binding(instance: InstancePlan, requested: Level, trials: Sequence[Trial], numactl: bool) -> Binding:
     reasons = [*([] if numactl else ["numactl is not installed"]), *_denials(trials)]
     held = next((trial.rung for trial in trials if trial.denial is None), None)
-    if held is None:
-        return Binding("none", "syscalls", "; ".join(reasons) if trials else "not asked for")
-    if held.level == asked_level(instance, requested):
-        reasons.insert(0, "as asked")
-    return Binding(held.level, held.tool, "; ".join(reasons))
+    level, tool = (held.level, held.tool) if held else ("none", "syscalls")
+    return Binding(level, tool, "; ".join(reasons) if trials and reasons else AS_ASKED)
 
 
 def _denials(trials: Sequence[Trial]) -> list[str]:

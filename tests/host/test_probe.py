@@ -18,7 +18,7 @@ from launcher.core.binding import Binding, Level, command_prefix
 from launcher.core.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.plan import InstancePlan, MemoryPolicy, Plan
 from launcher.errors import MachineError
-from launcher.host.probe import asked_level, choose_bindings
+from launcher.host.probe import asked_level, choose_bindings, explain
 
 DENY = Path(__file__).with_name("deny.py")
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
@@ -88,7 +88,7 @@ def test_the_chosen_prefix_really_binds() -> None:
 
 @pytest.mark.usefixtures("without_numactl")
 def test_without_numactl_system_calls_reach_the_same_level() -> None:
-    assert choose(instance(), strict=True) == (Binding("bind", "syscalls", "as asked; numactl is not installed"),)
+    assert choose(instance(), strict=True) == (Binding("bind", "syscalls", "numactl is not installed"),)
 
 
 def test_an_instance_over_several_nodes_is_tried_with_interleaving() -> None:
@@ -100,7 +100,8 @@ def test_an_instance_without_nodes_is_asked_for_its_cpus_only_and_that_is_not_le
     local = instance(nodes=(), memory="local")
     assert asked_level(local, "bind") == "cpus"
     (binding,) = choose(local, strict=True)
-    assert (binding.level, binding.reason.partition(";")[0]) == ("cpus", "as asked")
+    assert binding.level == "cpus"
+    assert binding.reason in ("as asked", "numactl is not installed")
 
 
 @pytest.mark.parametrize("requested", ["preferred", "cpus", "none"])
@@ -239,7 +240,7 @@ def test_a_numactl_that_crashes_is_named_with_what_it_said(tmp_path: Path, monke
     monkeypatch.setenv("PATH", fake_numactl(tmp_path, "echo 'libnuma.so.1: cannot open shared object' >&2; exit 127"))
     (binding,) = choose(instance())
     assert (binding.level, binding.tool) == ("bind", "syscalls")
-    assert binding.reason == "as asked; bind by numactl: libnuma.so.1: cannot open shared object"
+    assert binding.reason == "bind by numactl: libnuma.so.1: cannot open shared object"
 
 
 def test_a_silent_failure_is_named_by_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,3 +255,15 @@ def test_the_manual_that_numactl_prints_is_not_repeated() -> None:
     assert "usage" not in binding.reason
     assert "numactl: libnuma: Warning: cpu argument" in binding.reason
     assert len(binding.reason) < 400
+
+
+def test_what_people_should_know_is_said_once_for_all_instances_it_is_true_of() -> None:
+    refused = Binding("cpus", "numactl", "bind by numactl: set_mempolicy: Operation not permitted")
+    missing = Binding("bind", "syscalls", "numactl is not installed")
+    each = plan(*[instance(number) for number in range(5)])
+    said = explain(each, [refused, refused, Binding("bind", "numactl", "as asked"), missing, refused])
+    assert said == (
+        "Each of the instances 0-1,4 is bound to its cpus only, and where its memory comes from is left to the kernel: "
+        "bind by numactl: set_mempolicy: Operation not permitted.",
+        "Instance 3 is bound to its cpus and nodes (by system calls): numactl is not installed.",
+    )

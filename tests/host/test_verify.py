@@ -56,7 +56,7 @@ print('up', flush=True)
 sys.stdin.read()
 done.set()
 """
-BURN = "start = time.thread_time()\nwhile time.thread_time() < start + 0.12: pass"
+BURN = "start = time.thread_time()\nwhile time.thread_time() < start + 0.3: pass"
 
 
 @contextmanager
@@ -290,7 +290,7 @@ def threads(*seconds: float, cpus: Callable[[int], tuple[int, ...]] = lambda _: 
         ((9.0, 0.0, 0.0), 1),
         ((9.0, 3.0, 3.1, 0.0), 3),
         ((9.0, 3.0, 0.1), 2),  # an idle pool's thread that spun while it was created
-        ((0.0, 0.04, 0.04), 1),
+        ((0.0, 0.1, 0.1), 1),  # spinning while they are made
     ],
 )
 def test_threads_that_compute_are_told_from_idle_ones(seconds: tuple[float, ...], computing: int) -> None:
