@@ -14,10 +14,14 @@ from pathlib import Path
 
 def convert(folder: Path, out: Path) -> Path:
     """Write ``out/tokenizer.json``; returns its path. Raises what transformers raises, ``ValueError`` when the
-    tokenizer exists in Python only."""
-    from transformers import AutoTokenizer
+    tokenizer exists in Python only or lacks most of the model's vocabulary."""
+    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    wanted = AutoConfig.from_pretrained(str(folder), local_files_only=True).vocab_size
+    # transformers 5 makes a tokenizer of special tokens only where it does not find the vocabulary it expects.
+    if len(tokenizer) < wanted // 2:
+        raise ValueError(f"the tokenizer made knows {len(tokenizer)} tokens, the model {wanted}")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{type(tokenizer).__name__} has no fast form")

@@ -54,11 +54,12 @@ class Backend(Protocol):
 
 
 def create(setup: Setup, threads: int) -> Backend:
-    """The backend that ``setup`` asks for, with nothing loaded yet; its libraries are imported here."""
+    """The backend that ``setup`` asks for, with nothing loaded yet; its libraries are imported and set up here."""
     if setup.backend == "fake":
         from launcher.worker.backends.fake import FakeBackend
 
         return FakeBackend(setup, threads)
-    from launcher.worker.backends.eager import EagerBackend  # torch takes seconds to import
+    from launcher.worker.backends.eager import EagerBackend, configure_process  # torch takes seconds to import
 
-    return EagerBackend(setup, threads)
+    configure_process(threads)
+    return EagerBackend(setup)

@@ -49,15 +49,19 @@ def pad(ids: Ids, lengths: Sequence[int], pad_id: int) -> PaddedBatch:
     return PaddedBatch(torch.from_numpy(padded), torch.from_numpy(mask), torch.from_numpy(counts))
 
 
+def configure_process(threads: int) -> None:
+    """Settings that hold for the whole process: threads, no gradients, quiet libraries. Can be called once."""
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+    torch.set_grad_enabled(False)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 class EagerBackend:
     """See the head of this module."""
 
-    def __init__(self, setup: Setup, threads: int) -> None:
-        torch.set_num_threads(threads)
-        torch.set_num_interop_threads(1)
-        torch.set_grad_enabled(False)
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+    def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._card = setup.card
         self._model: torch.nn.Module
@@ -135,8 +139,9 @@ def _load_model(setup: Setup) -> torch.nn.Module:
             **{_dtype_argument(): torch.float32},
         )
         _refuse_missing_weights(card, info["missing_keys"])
-    if card.task == "embed" and isinstance(getattr(model, "pooler", None), torch.nn.Module):
-        setattr(model, "pooler", None)  # noqa: B010  # nn.Module's types know no None here; its result is not used, and some models come without its weights
+    if card.task == "embed" and hasattr(model, "pooler"):
+        # Its result is not used, and some models come without its weights. Not None: some models call it unasked.
+        model.pooler = torch.nn.Identity()
     return model
 
 

@@ -1,0 +1,283 @@
+"""The eager backend with real models: the demo, models built here, and all kinds of encoders that are served.
+
+The reference is plain transformers in fp32, one text at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from launcher.core.messages import Setup
+from launcher.core.models import ModelCard
+from launcher.host.model_files import ENCODERS, POSITIONS_AFTER_PADDING
+from launcher.host.models import resolve
+from launcher.options import ModelOptions
+
+pytestmark = pytest.mark.slow
+
+TEXTS = (
+    "no",
+    "A cat sat on the mat.",
+    "The committee will publish its findings on Thursday, after the figures have been checked a second time.",
+    "Разрешите представиться: меня зовут Анна.",
+    "def add(a, b):\n    return a + b",
+    "It rained. " * 20,
+    "It rained. " * 60,
+    "How do I reset the password of an account whose owner has left the company, if nobody has the recovery key?",
+    "🙂🙂🙂",
+    "naïve café, 12 °C",
+)
+
+
+def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.sum(first * second, axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+
+
+def token_ids(card: ModelCard, texts: tuple[str, ...] = TEXTS) -> list[list[int]]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(card.tokenizer_path)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(card.max_length)
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
+def run_in_batches(worker, items: list[list[int]], size: int) -> np.ndarray:
+    """Results in the order of ``items``, which are sent longest first, ``size`` at a time."""
+    order = sorted(range(len(items)), key=lambda index: -len(items[index]))
+    results: dict[int, np.ndarray] = {}
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        worker.run(start, [items[index] for index in part])
+        done, values = worker.results()
+        assert done.batch == start
+        results.update(zip(part, values, strict=True))
+    return np.stack([results[index] for index in range(len(items))])
+
+
+@pytest.fixture(scope="module")
+def demo_reference() -> np.ndarray:
+    """What transformers gives for each text alone: mean over the tokens, normalized, as the model card shows it."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    card = resolve(ModelOptions())
+    tokenizer, model = AutoTokenizer.from_pretrained(card.folder), AutoModel.from_pretrained(card.folder)
+    vectors = []
+    with torch.no_grad():
+        for text in TEXTS:
+            encoded = tokenizer(text, return_tensors="pt", truncation=True, max_length=256)
+            hidden = model(**encoded).last_hidden_state[0]
+            vectors.append(torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy())
+    return np.stack(vectors)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("fp32", 0.9995), ("bf16", 0.999)])
+def test_the_demo_gives_the_vectors_of_transformers_alone_and_in_any_batch(
+    start, demo_reference, dtype, least
+) -> None:
+    card = resolve(ModelOptions())
+    worker = start()
+    worker.send(Setup(card, dtype, "eager", ((2, 16),)))
+    ready = worker.ready()
+    assert (ready.width, ready.dtype, ready.threads) == (384, dtype, 1)
+    assert (ready.accuracy is None) == (dtype == "fp32")
+    assert ready.accuracy is None or 0.999 < ready.accuracy < 1
+
+    items = token_ids(card)
+    for size in (1, 3, len(items)):
+        vectors = run_in_batches(worker, items, size)
+        assert cosines(vectors, demo_reference).min() >= least
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    assert worker.stop() == 0
+
+
+def test_every_instance_of_a_random_model_has_the_same_weights(start) -> None:
+    card = resolve(ModelOptions(model="random:tiny"))
+    results = []
+    for _ in range(2):
+        worker = start()
+        worker.send(Setup(card, "fp32", "eager", ()))
+        worker.ready()
+        results.append(run_in_batches(worker, [[101, 2023, 102], [101, 102]], 2))
+
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_it_computes_with_as_many_threads_as_it_was_given(start) -> None:
+    worker = start("--threads", "2")
+    worker.send(Setup(resolve(ModelOptions(model="random:tiny")), "fp32", "eager", ((4, 64),)))
+
+    assert worker.ready().threads == 2
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_weights_lie_in_memory_of_the_worker_and_not_in_the_file_cache(start, dtype) -> None:
+    worker = start()
+    worker.send(Setup(resolve(ModelOptions()), dtype, "eager", ()))
+    pid = worker.ready().pid
+
+    assert "model.safetensors" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+# --- classifiers, built here
+
+
+def save_classifier(folder: Path, demo_folder: Path, **config: object) -> None:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertForSequenceClassification(BertConfig(**sizes, **config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # far from a coin toss
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_folder / name, folder / name)
+
+
+@pytest.mark.parametrize(
+    ("config", "labels"),
+    [
+        ({"id2label": {0: "red", 1: "green", 2: "blue"}}, ("red", "green", "blue")),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ({"num_labels": 1}, ("LABEL_0",)),
+    ],
+)
+def test_a_classifier_gives_the_scores_of_transformers_own_pipeline(
+    start, tmp_path, demo_folder, config, labels
+) -> None:
+    from transformers import pipeline
+
+    save_classifier(tmp_path, demo_folder, **config)
+    card = resolve(ModelOptions(model=str(tmp_path)))
+    assert (card.task, card.labels) == ("classify", labels)
+    worker = start()
+    worker.send(Setup(card, "fp32", "eager", ((1, 8),)))
+    assert worker.ready().width == len(labels)
+
+    scores = run_in_batches(worker, token_ids(card), 4)
+
+    classify = pipeline("text-classification", model=str(tmp_path), top_k=None)
+    for text, found in zip(TEXTS, scores, strict=True):
+        expected = {entry["label"]: entry["score"] for entry in classify([text], truncation=True, max_length=256)[0]}
+        np.testing.assert_allclose(found, [expected[label] for label in labels], atol=1e-5)
+
+
+def test_a_classifier_without_the_weights_of_its_head_is_refused(start, tmp_path, demo_folder) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    BertModel(config).save_pretrained(tmp_path)
+    shutil.copy(demo_folder / "tokenizer.json", tmp_path / "tokenizer.json")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "architectures": ["BertForSequenceClassification"]}))
+    worker = start()
+    worker.send(Setup(resolve(ModelOptions(model=str(tmp_path))), "fp32", "eager", ()))
+
+    reason = worker.unusable()
+
+    assert "the weights lack 2 of the tensors" in reason
+    assert "classifier.bias" in reason
+    assert worker.exit_status() == 4
+
+
+def test_a_model_whose_files_went_away_is_refused_in_one_sentence(start, tmp_path, demo_folder) -> None:
+    card = msgspec.structs.replace(resolve(ModelOptions()), folder=str(tmp_path / "gone"), asked="gone")
+    worker = start()
+    worker.send(Setup(card, "fp32", "eager", ()))
+
+    reason = worker.unusable()
+
+    assert reason.startswith("gone cannot be loaded: ")
+    assert "\n" not in reason
+    assert worker.exit_status() == 4
+
+
+def test_weights_of_another_size_than_the_config_says_are_refused(start, tmp_path, demo_folder) -> None:
+    shutil.copytree(demo_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 768}))
+    worker = start()
+    worker.send(Setup(resolve(ModelOptions(model=str(tmp_path))), "fp32", "eager", ()))
+
+    assert "cannot be loaded" in worker.unusable()
+    assert worker.exit_status() == 4
+
+
+# --- all kinds of encoders
+
+
+def tiny_config(kind: str) -> dict[str, object]:
+    sizes: dict[str, object] = {"vocab_size": 200, "max_position_embeddings": 130}
+    if kind == "distilbert":
+        return {**sizes, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128}
+    sizes |= {"embedding_size": 64, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    if kind == "eurobert":
+        sizes |= {"head_dim": 16, "num_key_value_heads": 4}
+    if kind in ("eurobert", "modernbert"):
+        sizes |= {"pad_token_id": 0}
+    return sizes
+
+
+def save_encoder(kind: str, folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **tiny_config(kind)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    model.save_pretrained(folder)
+    letters = {"[UNK]": 4} | {letter: 5 + place for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("kind", sorted(ENCODERS))
+def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_padded_up_to_its_limit(kind, tmp_path) -> None:
+    """In this process: a worker each would take minutes."""
+    from launcher.worker.backends.eager import EagerBackend
+
+    save_encoder(kind, tmp_path)
+    card = resolve(ModelOptions(model=str(tmp_path)))
+    backend = EagerBackend(Setup(card, "fp32", "eager", ()))
+    backend.load(lambda stage, done, detail: None)
+    lengths = (card.max_length, 60, 17, 1)
+    ids = 5 + np.arange(sum(lengths), dtype=np.int32) * 31 % 190
+
+    together = backend.run(ids, lengths).values
+    alone = [backend.run(item, [len(item)]).values[0] for item in np.split(ids, np.cumsum(lengths)[:-1])]
+
+    assert together.shape == (4, card.hidden_size)
+    assert cosines(together, np.stack(alone)).min() > 0.9999
+    if kind in POSITIONS_AFTER_PADDING:
+        assert card.max_length == 128
+        with pytest.raises((IndexError, RuntimeError)):
+            backend.run(np.full(129, 5, dtype=np.int32), [129])
+
+
+@pytest.mark.parametrize("kind", ["fnet", "convbert"])
+def test_a_model_that_mixes_padding_into_its_results_is_refused_at_load(kind, tmp_path, card) -> None:
+    from launcher.worker.backends import ModelRefused
+    from launcher.worker.backends.eager import EagerBackend
+
+    save_encoder(kind, tmp_path)
+    made = card(folder=str(tmp_path), hidden_size=64, vocab_size=200)
+    backend = EagerBackend(Setup(made, "fp32", "eager", ()))
+
+    with pytest.raises(ModelRefused, match="depends on the padding beside it"):
+        backend.load(lambda stage, done, detail: None)

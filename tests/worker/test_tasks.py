@@ -1,0 +1,87 @@
+"""Padding, pooling and scores against the plainest way of writing them down."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.worker.backends.eager import pad
+from launcher.worker.tasks.classify import score
+from launcher.worker.tasks.embed import pool
+
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(lambda lengths: sorted(lengths, reverse=True))
+
+
+def ids_of(lengths: list[int]) -> np.ndarray:
+    return np.arange(1, sum(lengths) + 1, dtype=np.int32)
+
+
+@given(LENGTHS)
+def test_padding_keeps_each_item_in_its_row_and_masks_the_rest(lengths) -> None:
+    ids = ids_of(lengths)
+    ids.flags.writeable = False  # as received
+
+    batch = pad(ids, lengths, pad_id=-7)
+
+    assert batch.ids.dtype == torch.int64
+    assert batch.ids.shape == (len(lengths), lengths[0])
+    offset = 0
+    for row, length in enumerate(lengths):
+        assert batch.ids[row, :length].tolist() == ids[offset : offset + length].tolist()
+        assert batch.ids[row, length:].tolist() == [-7] * (lengths[0] - length)
+        if batch.mask is not None:
+            assert batch.mask[row].tolist() == [True] * length + [False] * (lengths[0] - length)
+        offset += length
+    assert (batch.mask is None) == (lengths[0] == lengths[-1])
+
+
+def plainly(hidden: torch.Tensor, lengths: list[int], pooling: str, normalize: bool) -> list[list[float]]:
+    vectors = []
+    for row, length in enumerate(lengths):
+        tokens = hidden[row, :length].double()
+        vector = {"mean": tokens.mean(0), "cls": tokens[0], "max": tokens.max(0).values}[pooling]
+        vectors.append((vector / vector.norm() if normalize else vector).tolist())
+    return vectors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("lengths", [[9, 5, 5, 1], [6, 6], [1]])
+def test_pooling_looks_at_real_tokens_only(lengths, pooling, normalize, dtype) -> None:
+    torch.manual_seed(len(lengths))
+    hidden = torch.randn(len(lengths), lengths[0], 16).to(dtype)
+    batch = pad(ids_of(lengths), lengths, 0)
+    for row, length in enumerate(lengths):
+        hidden[row, length:] = 1000.0  # would show
+
+    vectors = pool(hidden, batch.lengths, batch.mask, pooling, normalize)
+
+    assert vectors.dtype == torch.float32
+    np.testing.assert_allclose(vectors.numpy(), plainly(hidden, lengths, pooling, normalize), rtol=1e-5, atol=1e-6)
+
+
+@given(st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_softmax_scores_sum_to_one_and_sigmoid_scores_stand_alone(rows) -> None:
+    logits = torch.tensor(rows)
+
+    shares, singles = score(logits, "softmax"), score(logits, "sigmoid")
+
+    np.testing.assert_allclose(shares.sum(1).numpy(), 1, rtol=1e-5)
+    chosen = shares.gather(1, logits.argmax(1, keepdim=True))
+    assert torch.equal(chosen, shares.max(1, keepdim=True).values)
+    expected = 1 / (1 + np.exp(-np.array(rows, dtype=np.float64)))
+    np.testing.assert_allclose(singles.numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(score(logits, "raw"), logits)
+
+
+def test_scores_of_bf16_logits_are_computed_in_fp32() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.bfloat16)
+
+    scores = score(logits, "softmax")
+
+    assert scores.dtype == torch.float32
+    assert float(scores.sum()) == pytest.approx(1, abs=1e-6)
