@@ -111,12 +111,13 @@ def explain(plan: Plan, bindings: Sequence[Binding]) -> tuple[str, ...]:
     alike: dict[Binding, list[int]] = {}
     for instance, binding in zip(plan.instances, bindings, strict=True):
         alike.setdefault(binding, []).append(instance.id)
-    return tuple(
-        f"{'Instance' if len(ids) == 1 else 'Each of the instances'} {format_cpu_list(ids)} is {IN_WORDS[binding.level]}"
-        f"{' (by system calls)' if binding.tool == 'syscalls' and binding.level != 'none' else ''}: {binding.reason}."
-        for binding, ids in alike.items()
-        if binding.reason != AS_ASKED
-    )
+    return tuple(_sentence(binding, ids) for binding, ids in alike.items() if binding.reason != AS_ASKED)
+
+
+def _sentence(binding: Binding, ids: Sequence[int]) -> str:
+    who = f"{'Instance' if len(ids) == 1 else 'Each of instances'} {format_cpu_list(ids)}"
+    how = " (by system calls)" if binding.tool == "syscalls" and binding.level != "none" else ""
+    return f"{who} is {IN_WORDS[binding.level]}{how}: {binding.reason}."
 
 
 def asked_level(instance: InstancePlan, requested: Level) -> Level:

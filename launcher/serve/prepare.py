@@ -26,7 +26,7 @@ from launcher.core.report import Command, report_json, report_text
 from launcher.core.topology import Machine
 from launcher.errors import LauncherError, UsageError
 from launcher.host import models
-from launcher.host.probe import choose_bindings
+from launcher.host.probe import choose_bindings, explain
 from launcher.host.sysfs import read_machine
 from launcher.options import MachineOptions, ServeOptions
 
@@ -60,7 +60,7 @@ def prepare(options: ServeOptions, *, model_needed: bool) -> Prepared:
     python = sys.executable if live else "python3"
     commands, notes = _commands(plan, bindings, python, os.environ if live else {})
     if live:
-        warnings += tuple(b.reason for b in bindings if b.level != "bind" or b.tool != "numactl")
+        warnings += explain(plan, bindings)
     everything = (*machine.warnings, *plan.warnings, *warnings, *notes)
     return Prepared(machine, card, plan, bindings, commands, tuple(dict.fromkeys(everything)))
 

@@ -263,7 +263,7 @@ def test_what_people_should_know_is_said_once_for_all_instances_it_is_true_of() 
     each = plan(*[instance(number) for number in range(5)])
     said = explain(each, [refused, refused, Binding("bind", "numactl", "as asked"), missing, refused])
     assert said == (
-        "Each of the instances 0-1,4 is bound to its cpus only, and where its memory comes from is left to the kernel: "
+        "Each of instances 0-1,4 is bound to its cpus only, and where its memory comes from is left to the kernel: "
         "bind by numactl: set_mempolicy: Operation not permitted.",
         "Instance 3 is bound to its cpus and nodes (by system calls): numactl is not installed.",
     )
