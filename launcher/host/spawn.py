@@ -82,6 +82,7 @@ class Worker:
         self._process = process
         self._oom = oom
         self._killed_for: str | None = None
+        self._in_manual = False
 
     def kill(self, reason: str) -> None:
         """End the worker and whatever it started, at once. Nothing happens when it has been reaped already."""
@@ -130,7 +131,9 @@ class Worker:
 
     def _say(self, lines: list[str]) -> None:
         for line in lines:
-            if line:
+            # When numactl refuses, it says so and prints its manual, in which the reason would be lost.
+            self._in_manual = self._in_manual or line.startswith("usage: numactl")
+            if line and not self._in_manual:
                 self.last_lines.append(line)
                 log.info("%s", line, extra={"instance": self.instance, "event": "output"})
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,17 @@ async def test_more_output_than_a_pipe_holds_blocks_nobody(caplog: pytest.LogCap
 )
 async def test_an_exit_is_described_in_words(code: str, described: str) -> None:
     assert await outcome(code) == described
+
+
+@pytest.mark.skipif(shutil.which("numactl") is None, reason="numactl is not installed")
+async def test_a_binding_that_numactl_refuses_is_said_without_its_manual(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "launcher.worker")
+    worker = start(Launch(0, ("numactl", "-C", "4090", "true"), {"PATH": os.environ["PATH"]}))
+    with worker.sock:
+        described = await worker.wait()
+    assert described.startswith("exit status 1; its last words: ")
+    assert "4090" in described
+    assert len(caplog.messages) <= 2
 
 
 async def test_a_real_segmentation_fault_in_native_code_is_named() -> None:
