@@ -254,12 +254,12 @@ class Supervisor:
         elif isinstance(event, BecameReady):
             _say(logging.INFO, after, "ready", "ready after %.1f s", now - before.since)
         elif isinstance(event, Condemned | DeclaredUnusable) and before.pid is not None:
-            _say(logging.ERROR, after, "condemned", "its worker, pid %d, is killed: %s", before.pid, event.reason)
+            _say(logging.ERROR, after, "condemned", "kills its worker, pid %d: %s", before.pid, event.reason)
         elif isinstance(event, Exited) and before.pid is not None:
             asked = before.state in ("draining", "stopping")
             level, word = (logging.INFO, "ended") if asked else (logging.ERROR, "lost")
-            message = "its worker, pid %d, is %s after %.1f s of %s: %s"
-            _say(level, after, "exited", message, before.pid, word, now - before.since, before.state, event.reason)
+            message = "%s its worker, pid %d, %s for %.1f s: %s"
+            _say(level, after, "exited", message, word, before.pid, before.state, now - before.since, event.reason)
             self._listener.exited(after.instance, before.pid, event.reason)
 
 

@@ -259,7 +259,8 @@ class Server:
 
     async def _verify(self, instance: int, message: Ready) -> None:
         view = self._views[instance]
-        threads = message.threads if message.backend != "fake" else None
+        # The plan's, not what the worker counts itself: a collapsed team is what is looked for.
+        threads = view.plan.threads if message.backend != "fake" else None
         look = partial(verify, message.pid, view.plan.cpus, view.plan.nodes, threads, view.binding.level)
         try:
             found = await anyio.to_thread.run_sync(look)
