@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 MAX_ID = 1 << 16  # far over any kernel's NR_CPUS; keeps a broken file from filling the memory
 
 
@@ -47,14 +48,20 @@ def _number(text: str, token: str) -> int:
 
 def parse_cpu_mask(text: str) -> tuple[int, ...]:
     """Ids of a kernel hex mask, comma-separated 32-bit words, highest first. Raises ``ValueError``."""
+    # Bit by bit over the number would take quadratic time for thousands of cpus.
+    digits = f"{mask_bits(text):b}"[::-1]
+    return tuple(cpu for cpu, digit in enumerate(digits) if digit == "1")
+
+
+def mask_bits(text: str) -> int:
+    """The mask as one number, bit N for id N: what to compare many masks by. Raises ``ValueError``."""
     cleaned = text.replace("\0", "").strip()
     words = cleaned.split(",") if cleaned else []
-    bits = 0
-    for word in words:
-        bits = bits << 32 | int(word, 16)
-    if bits.bit_length() > MAX_ID:
-        raise ValueError(f"a mask of {bits.bit_length()} bits is over the largest id this program takes, {MAX_ID}")
-    return tuple(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
+    if not all(word and len(word) <= 8 and HEX_DIGITS.issuperset(word) for word in words):
+        raise ValueError(f"{cleaned[:60]!r} is no hex mask of 32-bit words")
+    if 32 * len(words) > MAX_ID:
+        raise ValueError(f"a mask of {32 * len(words)} bits is over the largest id this program takes, {MAX_ID}")
+    return int("".join(word.rjust(8, "0") for word in words) or "0", 16)
 
 
 def format_cpu_list(cpus: Iterable[int]) -> str:

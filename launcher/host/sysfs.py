@@ -70,11 +70,11 @@ def _read(tree: Tree) -> MachineReading:
 
 def _present_and_online(tree: Tree) -> tuple[tuple[int, ...], tuple[int, ...]]:
     folders = tuple(tree.numbered(CPU, "cpu"))
-    present = tree.cpu_list(f"{CPU}/present") or folders
     online = tree.cpu_list(f"{CPU}/online")
     if not online:
         online = tuple(cpu for cpu in folders if tree.text(f"{CPU}/cpu{cpu}/online") != "0")
-    return present, online
+    present = tree.cpu_list(f"{CPU}/present") or folders
+    return tuple(sorted({*present, *online})), online
 
 
 def _cpu(tree: Tree, cpu: int) -> CpuReading:
@@ -181,8 +181,14 @@ def _kinds(tree: Tree, online: tuple[int, ...]) -> KindReading:
 
 
 def _each(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
-    found = ((cpu, tree.number(f"{CPU}/cpu{cpu}/{name}")) for cpu in online)
-    return {cpu: value for cpu, value in found if value is not None}
+    """A number of each cpu; nothing where one has none, as kinds are told by comparing all."""
+    found: dict[int, int] = {}
+    for cpu in online:
+        value = tree.number(f"{CPU}/cpu{cpu}/{name}")
+        if value is None:
+            return {}
+        found[cpu] = value
+    return found
 
 
 def _clock(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:

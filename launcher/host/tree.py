@@ -6,17 +6,20 @@ would mix facts of this machine into those of the recorded one. What a file mean
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from launcher.core.cpuset import parse_cpu_list, parse_cpu_mask
+from launcher.core.cpuset import mask_bits, parse_cpu_list, parse_cpu_mask
 from launcher.core.oddities import Oddities
 
-Parse = Callable[[str], tuple[int, ...]]
+Parsed = TypeVar("Parsed")
 
 MAX_FILE = 16 * 1024 * 1024  # /proc/cpuinfo of 4,096 cpus has about 6 MB
+READ = os.O_RDONLY | os.O_CLOEXEC
 _CHUNK = 64 * 1024
 
 
@@ -32,16 +35,14 @@ class Tree:
         self.odd = Oddities()
         self._base = "" if self.live else str(self.root)
         self._folders: dict[str, str | None] = {"": self._base}
-        self._parsed: dict[tuple[Parse, str], tuple[int, ...]] = {}
+        self._lists: dict[str, tuple[int, ...]] = {}
+        self._masks: dict[str, tuple[int, ...]] = {}
+        self._bits: dict[str, int] = {}
 
     def text(self, path: str) -> str | None:
         """The file's text without NUL bytes and outer white space; None when there is nothing to read."""
-        place = self._file(path)
-        if place is None:
-            return None
-        try:
-            descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+        descriptor = self._open(path)
+        if descriptor is None:
             return None
         try:
             raw = _read_all(descriptor)
@@ -68,15 +69,18 @@ class Tree:
 
     def cpus(self, mask_path: str, list_path: str) -> tuple[int, ...] | None:
         """The set that a kernel file states twice: as a mask, which every kernel writes, and as a list."""
-        by_mask = self._ids(mask_path, parse_cpu_mask)
         by_list = self._ids(list_path, parse_cpu_list)
-        if by_mask is not None and by_list is not None and by_mask != by_list:
+        bits = self._parse(mask_path, mask_bits, self._bits)
+        # As a number first: spelling out thousands of masks would take most of the time.
+        if bits is None or (by_list is not None and bits == sum(1 << cpu for cpu in by_list)):
+            return by_list
+        if by_list is not None:
             files = f"{_pattern(list_path)} against {_pattern(mask_path).rpartition('/')[2]}"
             self.odd.add(
                 f"lists that are not what their masks say ({files}), of which the masks are taken: {{}}",
                 _short(list_path),
             )
-        return by_list if by_mask is None else by_mask
+        return self._ids(mask_path, parse_cpu_mask)
 
     def numbered(self, folder: str, prefix: str) -> list[int]:
         """The N of all ``folder/prefixN``, ascending."""
@@ -97,27 +101,42 @@ class Tree:
         place = self._folder(folder)
         return place is not None and Path(place).is_dir()
 
-    def _ids(self, path: str, parse: Parse) -> tuple[int, ...] | None:
+    def _ids(self, path: str, parse: Callable[[str], tuple[int, ...]]) -> tuple[int, ...] | None:
+        return self._parse(path, parse, self._lists if parse is parse_cpu_list else self._masks)
+
+    def _parse(self, path: str, parse: Callable[[str], Parsed], known: dict[str, Parsed]) -> Parsed | None:
         text = self.text(path)
         if text is None:
             return None
-        # Thousands of cpus carry the same few lists; each is parsed once.
-        found = self._parsed.get((parse, text))
-        if found is None:
+        # Thousands of cpus carry the same few texts; each is parsed once.
+        if text not in known:
             try:
-                found = self._parsed[parse, text] = parse(text)
+                known[text] = parse(text)
             except ValueError as error:
                 self._malformed(path, str(error))
-        return found
+                return None
+        return known[text]
 
     def _malformed(self, path: str, reason: str) -> None:
         self.odd.add(
             f"files that make no sense ({_pattern(path)}) and are ignored: {{}}", f"{_short(path)}: {reason}"
         )
 
-    def _file(self, path: str) -> str | None:
-        folder, _, name = path.rpartition("/")
-        return self._entry(self._folder(folder), name)
+    def _open(self, path: str) -> int | None:
+        folder_path, _, name = path.rpartition("/")
+        folder = self._folder(folder_path)
+        if folder is None:
+            return None
+        try:
+            return os.open(f"{folder}/{name}", READ if self.live else READ | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                return None
+        try:
+            place = self._entry(folder, name)
+            return None if place is None else os.open(place, READ)
+        except OSError:
+            return None
 
     def _folder(self, path: str) -> str | None:
         """Where a folder is, itself and all above it followed as links inside the root."""
