@@ -433,8 +433,7 @@ def test_when_the_front_is_killed_no_worker_is_left_within_a_second(stopped: boo
                 os.kill(pid, signal.SIGSTOP)
         front.kill()
         front.wait()
-        left = lambda: [pid for pid in pids if runs(pid)]  # noqa: E731
-        assert wait_until(lambda: not left(), 1.0), f"still there: {left()}"
+        assert wait_until(lambda: not any(runs(pid) for pid in pids), 1.0), f"one of {pids} is still there"
 
 
 def has_death_signal_set(pid: int) -> bool:
