@@ -6,7 +6,9 @@ Separate from any client library because the generator shares the machine with t
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -74,8 +76,7 @@ class Connection(asyncio.Protocol):
         return self._transport is None or self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -94,7 +95,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Called by the parser."""
         if self._waiter is not None and not self._waiter.done():
-            seconds = self._loop.time() - self._started
+            seconds = time.perf_counter() - self._started
             self._waiter.set_result(Reply(self._parser.get_status_code(), b"".join(self._body), seconds))
         keep = self._parser.should_keep_alive()
         self._parser = httptools.HttpResponseParser(self)
@@ -107,7 +108,7 @@ class Connection(asyncio.Protocol):
             raise ConnectionResetError("the connection is closed")
         self._body = []
         self._waiter = self._loop.create_future()
-        self._started = self._loop.time()
+        self._started = time.perf_counter()  # uvloop's own clock has milliseconds
         self._transport.write(request)
         return await self._waiter
 

@@ -105,6 +105,8 @@ async def run_load(options: LoadOptions, mix: Mix) -> Tally:
     else:
         await _closed_loop(options.connections, target, requests, tally)
     tally.cpu_seconds = time.process_time() - cpu_before
+    if not tally.latencies:
+        raise LauncherError(f"none of {len(requests)} requests to {options.url} was answered: {dict(tally.errors)}")
     return tally
 
 
@@ -133,7 +135,7 @@ class _Sender:
         self._connection: Connection | None = None
 
     async def send(self, request: _Request, due: float | None = None) -> None:
-        """Send one request and count it. ``due`` is when it was to arrive (open loop), on the loop's clock."""
+        """Send one request and count it. ``due`` is when it was to arrive (open loop)."""
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = await Connection.open(self._target)
@@ -147,7 +149,7 @@ class _Sender:
         if reply.status != 200:
             self._count_error(request, f"HTTP {reply.status}")
         elif request.counted:
-            tally, now = self._tally, asyncio.get_running_loop().time()
+            tally, now = self._tally, time.perf_counter()
             tally.started = tally.started or now - reply.seconds
             tally.ended = now
             tally.texts += request.texts
@@ -186,9 +188,9 @@ async def _closed_loop(connections: int, target: Target, requests: list[_Request
 
 async def _open_loop(rate: float, connections: int, target: Target, requests: list[_Request], tally: Tally) -> None:
     """Requests arrive as a Poisson process; each takes an idle connection, or a new one: none waits for another."""
-    rng, loop = random.Random(2), asyncio.get_running_loop()
+    rng = random.Random(2)
     idle: list[_Sender] = [_Sender(target, tally) for _ in range(connections)]
-    due = loop.time()
+    due = time.perf_counter()
 
     async def one(request: _Request, due: float) -> None:
         sender = idle.pop() if idle else _Sender(target, tally)
@@ -198,7 +200,7 @@ async def _open_loop(rate: float, connections: int, target: Target, requests: li
     async with anyio.create_task_group() as group:
         for request in requests:
             due += rng.expovariate(rate)
-            await asyncio.sleep(max(0.0, due - loop.time()))
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
             group.start_soon(one, request, due)
     for sender in idle:
         sender.close()
