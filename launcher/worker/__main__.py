@@ -70,11 +70,11 @@ def bind(values: argparse.Namespace) -> None:
 def refuse(connection: socket.socket, reason: str) -> None:
     """Tell the front why this worker does not start; nobody listening is no reason to fail differently."""
     from launcher.core.messages import Unusable  # after the binding
-    from launcher.worker.channel import Channel
+    from launcher.worker.channel import Channel, ChannelClosed
 
     try:
         Channel(connection).send(Unusable(reason))
-    except ConnectionError:
+    except ChannelClosed:
         print(reason, file=sys.stderr, flush=True)
 
 

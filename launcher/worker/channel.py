@@ -16,6 +16,10 @@ from launcher.core.messages import ToWorker
 RECEIVE_BYTES = 256 * 1024  # more than the kernel's default socket buffer holds: one read takes all there is
 
 
+class ChannelClosed(Exception):
+    """The front is gone. Not a ``ConnectionError``, which libraries raise for reasons of their own."""
+
+
 class Channel:
     """Receives what the front sends and sends what the worker has to say; used from one thread."""
 
@@ -41,10 +45,13 @@ class Channel:
         return self._arrived.popleft()
 
     def send(self, message: msgspec.Struct, body: Buffer = b"") -> None:
-        """Send one frame. Raises ``ConnectionError`` when the front is gone."""
+        """Send one frame. Raises ``ChannelClosed``."""
         buffers = [memoryview(buffer).cast("B") for buffer in encode(message, body)]
-        sent = self._socket.sendmsg(buffers)
-        for buffer in buffers:
-            if sent < len(buffer):
-                self._socket.sendall(buffer[sent:])
-            sent = max(0, sent - len(buffer))
+        try:
+            sent = self._socket.sendmsg(buffers)
+            for buffer in buffers:
+                if sent < len(buffer):
+                    self._socket.sendall(buffer[sent:])
+                sent = max(0, sent - len(buffer))
+        except ConnectionError as error:
+            raise ChannelClosed from error

@@ -19,7 +19,7 @@ from launcher.core.frames import FrameError
 from launcher.core.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, Unusable
 from launcher.core.models import ModelCard
 from launcher.worker.backends import Backend, Ids, ModelRefused, Report, Stage, Values, create
-from launcher.worker.channel import Channel
+from launcher.worker.channel import Channel, ChannelClosed
 from launcher.worker.warmup import warm_up
 
 EXIT_UNUSABLE = 4
@@ -49,7 +49,7 @@ def work(connection: socket.socket, instance: int, threads: int) -> int:
     except FrameError as error:
         _log(f"instance {instance}: the channel is broken: {error}")
         return EXIT_BROKEN_CHANNEL
-    except ConnectionError:
+    except ChannelClosed:
         return 0
 
 
@@ -61,7 +61,7 @@ def _start(channel: Channel, setup: Setup, threads: int) -> Backend | None:
 
     try:
         backend, ready = _load(setup, threads, report)
-    except ConnectionError:
+    except ChannelClosed:
         raise
     except ModelRefused as error:
         channel.send(Unusable(str(error)))

@@ -62,6 +62,13 @@ class WorkerProcess:
                 return None
             self._arrived.extend(self._decoder.feed(data))
 
+    def wait_for_stage(self, stage: str) -> None:
+        """Read until the worker has reported ``stage``."""
+        while not any(message.stage == stage for message in self.loading):
+            for message, _ in self._decoder.feed(self.socket.recv(1 << 16)):
+                assert isinstance(message, Loading), message
+                self.loading.append(message)
+
     def expect(self, kind: type[msgspec.Struct]) -> tuple[msgspec.Struct, bytes]:
         received = self.receive()
         assert received is not None, f"the channel ended; the worker said: {self.errors()}"

@@ -6,6 +6,7 @@ The reference is plain transformers in fp32, one text at a time.
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -124,6 +125,21 @@ def test_weights_lie_in_memory_of_the_worker_and_not_in_the_file_cache(start, dt
     pid = worker.ready().pid
 
     assert "model.safetensors" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_batch_that_does_not_fit_in_memory_fails_alone(start) -> None:
+    worker = start()
+    worker.send(Setup(resolve(ModelOptions(model="random:tiny")), "fp32", "eager", ((1, 8),)))
+    pid = worker.ready().pid
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (used + (16 << 20), before[1]))
+    worker.run(1, [[5] * 512] * 256)
+    assert "memory" in worker.failed().reason
+
+    resource.prlimit(pid, resource.RLIMIT_AS, before)
+    worker.run(2, [[5] * 512] * 2)
+    assert worker.results()[0].batch == 2
 
 
 # --- classifiers, built here
@@ -281,3 +297,13 @@ def test_a_model_that_mixes_padding_into_its_results_is_refused_at_load(kind, tm
 
     with pytest.raises(ModelRefused, match="depends on the padding beside it"):
         backend.load(lambda stage, done, detail: None)
+
+
+@pytest.mark.parametrize("stage", ["import", "load"])
+def test_it_ends_at_once_when_the_channel_is_closed_while_it_starts(start, stage) -> None:
+    worker = start()
+    worker.send(Setup(resolve(ModelOptions(model="random:bert-base")), "fp32", "eager", ((8, 512),) * 50))
+    worker.wait_for_stage(stage)
+    worker.socket.close()
+
+    assert worker.process.wait(10) == 0
