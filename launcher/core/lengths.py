@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from launcher.errors import UsageError
 
 
+MOST_DIGITS = 9  # far over any length or machine
+
+
 @dataclass(frozen=True, slots=True)
 class LengthClass:
     """Sequences of ``min_length`` … ``max_length`` tokens, both included, special tokens counted.
@@ -63,12 +66,15 @@ def _parse_entry(entry: str, text: str) -> ClassSpec:
             f"--classes {text!r}: {entry!r} names a range; give only the largest length of each class "
             "(32:8,max:24), so that classes can neither overlap nor leave a gap"
         )
-    well_formed = colon and cores.isdigit() and cores.isascii() and (length == "max" or length.isdigit())
-    if not well_formed:
+    if not colon or not _is_number(cores) or not (length == "max" or _is_number(length)):
         raise UsageError(f"--classes {text!r}: {entry!r} is not of the form LENGTH:CORES, such as 32:8 or max:24")
     if int(cores) == 0 or (length != "max" and int(length) == 0):
         raise UsageError(f"--classes {text!r}: {entry!r} has a 0; lengths and cores start at 1")
     return ClassSpec(None if length == "max" else int(length), int(cores))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
 
 
 def resolve_classes(specs: Sequence[ClassSpec], limit: int | None) -> tuple[LengthClass, ...]:
