@@ -221,14 +221,18 @@ def _denials(trials: Sequence[Trial]) -> list[str]:
 
 
 def _refuse_less(plan: Plan, bindings: Sequence[Binding], requested: Level) -> None:
-    missed = [
-        f"instance {instance.id} (cpus {format_cpu_list(instance.cpus)}, nodes {format_cpu_list(instance.nodes)}): "
-        f"{asked_level(instance, requested)} was asked for, {binding.level} is what works here ({binding.reason})"
-        for instance, binding in zip(plan.instances, bindings, strict=True)
-        if LEVELS.index(binding.level) > LEVELS.index(asked_level(instance, requested))
-    ]
+    missed: dict[tuple[Level, Binding], list[str]] = {}
+    for instance, binding in zip(plan.instances, bindings, strict=True):
+        asked = asked_level(instance, requested)
+        if LEVELS.index(binding.level) > LEVELS.index(asked):
+            where = f"cpus {format_cpu_list(instance.cpus)}, nodes {format_cpu_list(instance.nodes)}"
+            missed.setdefault((asked, binding), []).append(f"instance {instance.id} ({where})")
     if missed:
+        lines = [
+            f"{', '.join(who)}: {asked} was asked for, {binding.level} is what works here ({binding.reason})"
+            for (asked, binding), who in missed.items()
+        ]
         raise MachineError(
-            "\n".join(missed) + "\nLeave out --strict to run with what works, or lift the restriction "
+            "\n".join(lines) + "\nLeave out --strict to run with what works, or lift the restriction "
             "(in a container: allow set_mempolicy and mbind, and give it these cpus and memory nodes)"
         )
