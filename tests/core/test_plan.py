@@ -217,10 +217,9 @@ def test_classes_of_the_reference_fit_into_nodes() -> None:
 
 
 def test_classes_that_only_a_search_can_place_are_not_split_over_nodes() -> None:
-    wanted = [5, 5, 4, 4, 3, 3]
-    classes = tuple(ClassSpec(100 * index, size) for index, size in enumerate(wanted, 1))
-    plan = plan_of(machine(((12,), (12,))), classes=classes)
-    assert all(len(one.nodes) == 1 for one in plan.instances)
+    classes = tuple(ClassSpec(100 * index, size) for index, size in enumerate([4, 4, 3, 3], 1))
+    plan = plan_of(machine(((6,), (8,))), classes=classes, reserve_cores=0)
+    assert [one.nodes for one in plan.instances] == [(1,), (1,), (0,), (0,)]
 
 
 def test_a_class_takes_whole_l3_groups_where_the_sizes_allow() -> None:
@@ -256,6 +255,13 @@ def test_a_node_of_memory_alone_is_not_taken_before_one_with_cores() -> None:
     near = dataclasses.replace(on.nodes[1], distances=((0, 20), (1, 10), (2, 20)))
     plan = plan_of(dataclasses.replace(on, nodes=(on.nodes[0], near, on.nodes[2])), instances=2)
     assert plan.instances[1].nodes == (0,)
+
+
+def test_a_table_of_distances_that_is_wrong_moves_no_memory_from_its_own_node() -> None:
+    on = machine(((4,), (4,)))
+    wrong = tuple(dataclasses.replace(node, distances=((0, 10), (1, 20))) for node in on.nodes)
+    plan = plan_of(dataclasses.replace(on, nodes=wrong), instances=2)
+    assert [one.nodes for one in plan.instances] == [(0,), (1,)]
 
 
 @pytest.mark.parametrize(
