@@ -176,6 +176,7 @@ class _Planner:
         self.distances = Distances(machine)
         self.memory = MemoryNodes(machine, self.distances)
         self.warnings: list[str] = []
+        self.has_kinds = len({core.kind for core in machine.cores}) > 1
         self.kinds = self.group(self.budget())
         self.total = sharing.total(self.kinds)
 
@@ -327,8 +328,7 @@ class _Planner:
 
     def where(self, cores: Sequence[Core]) -> str:
         """Where these cores are, in words; their kind is named where the machine has several."""
-        many = len({core.kind for core in self.machine.cores}) > 1
-        kind = f"{cores[0].kind} " if many and len({core.kind for core in cores}) == 1 else ""
+        kind = f"{cores[0].kind} " if self.has_kinds and len({core.kind for core in cores}) == 1 else ""
         parts = [_number(len(cores), f"{kind}core")]
         groups = {core.l3 for core in cores}
         if None not in groups:
