@@ -6,6 +6,7 @@ all of them is here, once.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from launcher.core.models import ModelCard
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Dispatcher, Vectors
 from launcher.front.http.bodies import BodyDecoder, as_lists
-from launcher.front.http.errors import error_body, error_headers
+from launcher.front.http.errors import error_body, error_headers, internal_error_body
 from launcher.front.http.exchange import (
     BodyTooLarge,
     ClientGone,
@@ -33,6 +34,7 @@ from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 
 Body = TypeVar("Body", bound=Struct)
+_log = logging.getLogger(__name__)
 
 # What nginx logs for a client that left before its answer; nothing is sent, only counted.
 CLIENT_GONE = 499
@@ -86,24 +88,24 @@ class ComputeRoute(Generic[Body]):
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        status = 200
+        """Answer one request, whatever happens."""
+        headers: Headers = ()
         try:
-            payload, headers = await self._answer(scope, receive)
-            await reply(send, 200, payload, headers)
-        except BodyTooLarge as error:
-            status = error.status
-            await reply_and_close(receive, send, status, _payload(error))
+            status, (payload, headers) = 200, await self._answer(scope, receive)
         except RequestError as error:
-            status = error.status
-            await reply(send, status, _payload(error), error_headers(error))
+            status, payload, headers = error.status, _payload(error), error_headers(error)
+            if isinstance(error, BodyTooLarge):
+                self._count.answered(status)
+                await reply_and_close(receive, send, status, payload)
+                return
         except ClientGone:
-            status = CLIENT_GONE
+            self._count.answered(CLIENT_GONE)
+            return
         except Exception:
-            status = 500
-            raise
-        finally:
-            self._count.answered(status)
+            _log.exception("a request to %s failed inside", self.path, extra={"event": "internal_error"})
+            status, payload = 500, internal_error_body()
+        self._count.answered(status)
+        await reply(send, status, payload, headers)
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[bytes, Headers]:
         clock = time.perf_counter

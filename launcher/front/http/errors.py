@@ -6,7 +6,6 @@ Separate because a request can fail in many places and must look the same from a
 from __future__ import annotations
 
 import http
-import logging
 import math
 
 import msgspec
@@ -17,7 +16,6 @@ from starlette.responses import Response
 from launcher.errors import RequestError
 from launcher.front.http.bodies import ErrorBody, ErrorDetail
 
-_log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 # What OpenAI's clients know as the kind of an error, by status; everything else is the client's fault or ours.
@@ -60,7 +58,11 @@ async def http_exception(request: Request, error: Exception) -> Response:
     return Response(body, error.status_code, headers, media_type="application/json")
 
 
+def internal_error_body() -> bytes:
+    """For everything that nobody expected; what it was stands in the log and not in the answer."""
+    return error_body("the server failed inside; its log says how", 500, "internal_error")
+
+
 async def internal_error(request: Request, error: Exception) -> Response:
-    """For everything that nobody expected; Starlette raises it again, so that it is logged with its traceback."""
-    message = "the server failed inside; its log says how"
-    return Response(error_body(message, 500, "internal_error"), 500, media_type="application/json")
+    """Starlette raises the error again after this, so that it is logged with its traceback."""
+    return Response(internal_error_body(), 500, media_type="application/json")

@@ -12,6 +12,7 @@ import contextlib
 import http
 import socket
 from collections.abc import Iterator
+from typing import Any, cast
 
 import anyio
 import uvicorn
@@ -30,6 +31,42 @@ REQUEST_SECONDS = 60.0
 SWEEP_SECONDS = 5
 
 
+class JoinedWrites:
+    """A transport that sends head and body of a reply together: uvicorn writes them one after the other, and each
+    write would be a system call and a packet of its own. Everything but writing and closing goes through."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """As the transport has it; here because it is asked often."""
+        return self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Hold the first piece until the next one comes, or the event loop's next turn."""
+        if self._held is None:
+            self._held = data
+            self._loop.call_soon(self._flush)
+        else:
+            held, self._held = self._held, None
+            self._transport.writelines((held, data))
+
+    def close(self) -> None:
+        """Send what is held, then close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.write(held)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection, with a bound on its heads and on its patience."""
 
@@ -37,6 +74,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _owed_since: float | None = None
     _owed_by: RequestResponseCycle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        super().connection_made(cast(asyncio.Transport, JoinedWrites(cast(asyncio.Transport, transport), self.loop)))
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
