@@ -22,6 +22,7 @@ Cpus = tuple[int, ...]
 # Cores of one kind differ by turbo bins (5.2 and 5.0 GHz in one hybrid part); kinds differ by a quarter and more.
 FREQUENCY_GAP = 1.2
 CAPACITY_GAP = 1.1
+MAX_THREADS = 8  # POWER8 to POWER10; no processor has more hardware threads to a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +132,11 @@ def group_cores(cpus: Mapping[int, CpuReading], online: Cpus, odd: Oddities) -> 
     Two cpus share a core when each names the other, or one names the other and that one says nothing. A one-sided
     claim against the other's word is reported and not followed.
     """
-    known = set(online)
-    claims = {cpu: _claim(cpus.get(cpu), cpu, known) for cpu in online}
+    claims = _claims(cpus, online)
     groups: list[Cpus] = []
     unclear: list[int] = []
     for cpu, claim in claims.items():
-        if claim is not None and all(claims[other] == claim for other in claim):
+        if claim is not None and all(claims[other] is claim or claims[other] == claim for other in claim):
             if cpu == claim[0]:
                 groups.append(claim)
         else:
@@ -145,10 +145,16 @@ def group_cores(cpus: Mapping[int, CpuReading], online: Cpus, odd: Oddities) -> 
     return tuple(sorted(groups))
 
 
-def _claim(reading: CpuReading | None, cpu: int, online: set[int]) -> Cpus | None:
-    if reading is None or reading.siblings is None:
-        return None
-    return tuple(sorted({cpu, *reading.siblings} & online))
+def _claims(cpus: Mapping[int, CpuReading], online: Cpus) -> dict[int, Cpus | None]:
+    """The online siblings that each cpu names, itself among them; equal ones are one object."""
+    known = set(online)
+    seen: dict[frozenset[int], Cpus] = {}
+    claims: dict[int, Cpus | None] = {}
+    for cpu in online:
+        said = cpus.get(cpu)
+        named = None if said is None or said.siblings is None else frozenset({cpu, *said.siblings} & known)
+        claims[cpu] = None if named is None else seen.setdefault(named, tuple(sorted(named)))
+    return claims
 
 
 def _group_unclear(unclear: list[int], claims: Mapping[int, Cpus | None], odd: Oddities) -> list[Cpus]:
@@ -247,6 +253,8 @@ def _check_cores(groups: Iterable[Cpus], reading: MachineReading, odd: Oddities)
             continue
         said = [reading.cpus.get(cpu, CpuReading()) for cpu in group]
         name = f"cpus {format_cpu_list(group)}"
+        if len(group) > MAX_THREADS:
+            odd.add("siblings (topology/core_cpus) that are more than any core has: {}", name)
         if len({one.package for one in said}) > 1:
             odd.add(
                 "siblings (topology/core_cpus) that lie in different packages (topology/physical_package_id): {}",

@@ -24,7 +24,7 @@ from launcher.host.tree import Tree
 COLUMNS = ("cpu", "core", "socket", "node", "online")
 DEFAULT_COLUMNS = ("cpu", "core", "socket", "node")
 TIMEOUT = 3.0
-MAX_THREADS = 8  # POWER; no processor has more hardware threads to a core
+MAX_DIGITS = 9  # caches have ids of up to 32 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,10 @@ def _row(line: str, columns: tuple[str, ...]) -> Row | None:
     cpu = numbers["cpu"]
     if cpu is None:
         return None
+    if cpu > MAX_ID:
+        raise UsageError(
+            f"{line!r} is no row of `lscpu -p`: cpu {cpu} is over the largest this program takes, {MAX_ID}"
+        )
     online = {"Y": True, "N": False}.get(fields.get("online", ""))
     return Row(cpu, numbers.get("core"), numbers.get("socket"), numbers.get("node"), online, caches)
 
@@ -131,7 +135,7 @@ def _row(line: str, columns: tuple[str, ...]) -> Row | None:
 def _number(value: str, line: str) -> int | None:
     if value in ("", "-"):
         return None
-    if not (value.isascii() and value.isdigit() and int(value) <= MAX_ID):
+    if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
         raise UsageError(f"{line!r} is no row of `lscpu -p`: {value!r} is no number of a cpu, core, package or node")
     return int(value)
 
@@ -233,16 +237,20 @@ def machine_from_lscpu_p(text: str) -> Machine:
 
 
 def _core_labels(rows: list[Row], odd: Oddities) -> dict[int, Hashable]:
-    """What tells cores apart: the level-1 data cache where it is given, as the number in CORE may repeat."""
+    """What tells cores apart: CORE with the level-2 cache, which siblings share, as CORE alone may repeat."""
     labels: dict[int, Hashable] = {}
     for row in rows:
-        alone = row.core is None and row.cache("l1d") is None
-        labels[row.cpu] = ("cpu", row.cpu) if alone else (row.socket, row.core, row.cache("l1d"))
+        if row.core is not None:
+            labels[row.cpu] = (row.socket, row.core, row.cache("l2"))
+        else:
+            l1d = row.cache("l1d")
+            labels[row.cpu] = ("cpu", row.cpu) if l1d is None else ("l1d", l1d)
+    uncertain = {row.cpu for row in rows if row.core is not None and row.cache("l2") is None}
     for cpus in _parts(labels).values():
-        if len(cpus) > MAX_THREADS:
+        if len(cpus) > 1 and uncertain >= set(cpus):
             odd.add(
-                "cpus of one CORE, more than any core has; its numbers may repeat, which the caches of a plain "
-                "`lscpu -p` would tell: {}",
+                "cpus taken as one core by CORE alone, which repeats in a package on some machines (a plain "
+                "`lscpu -p` with its caches is surer): {}",
                 f"cpus {format_cpu_list(cpus)}",
             )
     return labels

@@ -95,7 +95,7 @@ def _l3(tree: Tree, cpu: int) -> tuple[int, ...] | None:
             if tree.text(f"{place}/type") == "Instruction":
                 continue
             shared = tree.cpus(f"{place}/shared_cpu_map", f"{place}/shared_cpu_list")
-            return tuple(sorted({cpu, *(shared or ())}))
+            return shared if shared and cpu in shared else tuple(sorted({cpu, *(shared or ())}))
     return None
 
 
