@@ -9,38 +9,22 @@ from __future__ import annotations
 import itertools
 import shlex
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.text import Text
 
 from launcher.core.cpuset import format_cpu_list
+from launcher.core.drawing import RESERVED, Mark, drawing, legend, mark_of, short, table
 from launcher.core.memory import gib
 from launcher.core.plan import InstancePlan, Plan
-from launcher.core.topology import Core, Machine
+from launcher.core.topology import Machine
 
 SCHEMA = 1
 
-RESERVED, UNUSED, SHARED = "r", ".", "+"
-# `r` means reserved and is left out.
-SYMBOLS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqstuvwxyz"
-COLOURS = (
-    "cyan",
-    "green",
-    "magenta",
-    "yellow",
-    "blue",
-    "bright_red",
-    "bright_cyan",
-    "bright_green",
-    "bright_magenta",
-)
-
-CORES_PER_LINE = (72, 64, 56, 48, 40, 32, 24, 16)
-MOST_ROWS = 64  # lines of the drawing
+MOST_ROWS = 40  # lines of the drawing, and of the table of instances
 MOST_INSTANCES = 16  # instances that are listed one by one, and their commands
-MOST_LIST = 28  # characters of a cpu list in the drawing
 
 ASCII = str.maketrans({"·": "-", "–": "-", "…": "...", "×": "x"})
 
@@ -83,7 +67,7 @@ def report_text(
     width = max(width, 60)
     sections = [
         _machine_lines(machine, width),
-        _drawing(machine, plan, width),
+        _drawing_lines(machine, plan, width),
         _instance_lines(plan, width),
         _reason_lines(plan, width),
         _command_lines(plan, commands, width),
@@ -173,173 +157,12 @@ def _limits_text(machine: Machine) -> str:
     return ", ".join(parts)
 
 
-# -- the drawing ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    symbol: str
-    style: str
-
-
-class _Marks:
-    """Which character and colour stands for each core."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._owners: dict[int, list[int]] = {}
-        for instance in plan.instances:
-            for cpu in instance.cpus:
-                self._owners.setdefault(cpu, []).append(instance.id)
-        self._reserved = set(plan.reserved_cpus)
-
-    def of(self, core: Core) -> _Mark:
-        owners = self._owners.get(core.cpus[0], [])
-        if len(owners) > 1:
-            return _Mark(SHARED, "bold")
-        if owners:
-            return mark_of(owners[0])
-        return _Mark(RESERVED, "bold") if core.cpus[0] in self._reserved else _Mark(UNUSED, "dim")
-
-
-def mark_of(instance: int) -> _Mark:
-    """Character and colour of an instance; both repeat when there are more instances than characters."""
-    return _Mark(SYMBOLS[instance % len(SYMBOLS)], COLOURS[instance % len(COLOURS)])
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One line of the drawing: some L3 groups of one node. None: not known."""
-
-    package: int | None
-    node: int | None
-    kind: str
-    groups: tuple[tuple[Core, ...], ...]
-
-    @property
-    def cores(self) -> list[Core]:
-        return [core for group in self.groups for core in group]
-
-    @property
-    def place(self) -> tuple[int | None, int | None, str]:
-        return self.package, self.node, self.kind
-
-
-def _rows(machine: Machine, columns: int) -> list[_Row]:
-    """The cores by package, node, kind and L3 group, in rows of at most ``columns`` characters."""
-
-    def place(core: Core) -> tuple[int, int, bool]:
-        return _or_last(core.package), _or_last(core.node), core.kind == "efficiency"
-
-    rows = []
-    in_order = sorted(machine.cores, key=lambda core: (*place(core), _or_last(core.l3), core.cpus[0]))
-    for _, here in itertools.groupby(in_order, key=place):
-        cores = list(here)
-        groups = [tuple(group) for _, group in itertools.groupby(cores, key=lambda core: core.l3)]
-        first = cores[0]
-        rows += [_Row(first.package, first.node, first.kind, line) for line in _fill_lines(groups, columns)]
-    return rows
-
-
-def _or_last(number: int | None) -> int:
-    return 1 << 30 if number is None else number
-
-
-def _fill_lines(groups: Iterable[tuple[Core, ...]], columns: int) -> Iterator[tuple[tuple[Core, ...], ...]]:
-    line: list[tuple[Core, ...]] = []
-    for group in groups:
-        pieces = [group[start : start + columns] for start in range(0, len(group), columns)]
-        for piece in pieces:
-            if line and sum(len(one) + 1 for one in line) + len(piece) > columns:
-                yield tuple(line)
-                line = []
-            line.append(piece)
-    if line:
-        yield tuple(line)
-
-
-def _drawing(machine: Machine, plan: Plan, width: int) -> list[Text]:
-    """The table of cores, with as many cores to a line as the width allows."""
-    for columns in CORES_PER_LINE:
-        lines = _table_of_cores(machine, plan, columns)
-        if max(map(len, lines)) <= width:
-            break
+def _drawing_lines(machine: Machine, plan: Plan, width: int) -> list[Text]:
+    lines = drawing(machine, plan, width)
     if len(lines) > MOST_ROWS:
         more = len(lines) - MOST_ROWS
         lines = [*lines[:MOST_ROWS], Text(f"  … and {more} more lines like these; --json lists every core", "dim")]
-    return [*lines, Text(""), *_legend(plan, width)]
-
-
-def _table_of_cores(machine: Machine, plan: Plan, columns: int) -> list[Text]:
-    marks = _Marks(plan)
-    kinds = len({core.kind for core in machine.cores}) > 1
-    siblings = any(len(core.cpus) > 1 for core in machine.cores)
-    heads = ["package", "node", *(["kind"] if kinds else []), "L3", "cores", "cpus"]
-    heads += ["siblings, idle"] if siblings else []
-    rows = _rows(machine, columns)
-    pairs = zip(rows, [None, *rows], strict=False)
-    return _table(heads, [_row_cells(row, marks, kinds, siblings, before) for row, before in pairs], "  ")
-
-
-def _row_cells(row: _Row, marks: _Marks, kinds: bool, siblings: bool, before: _Row | None) -> list[Text]:
-    again = before is not None and before.place == row.place
-    same_package = before is not None and before.package == row.package
-    groups = [core.l3 for core in row.cores if core.l3 is not None]
-    continued = again and before is not None and before.cores[-1].l3 == row.cores[0].l3 == row.cores[-1].l3
-    drawn = Text(" ").join(_drawn(group, marks) for group in row.groups)
-    cells = [
-        Text("" if same_package else _id(row.package)),
-        Text("" if again else _id(row.node)),
-        *([Text("" if again else row.kind)] if kinds else []),
-        Text("" if continued else _short(format_cpu_list(groups), 9) or "-"),
-        drawn,
-        Text(_short(format_cpu_list(core.cpus[0] for core in row.cores))),
-    ]
-    if siblings:
-        cells.append(Text(_short(format_cpu_list(cpu for core in row.cores for cpu in core.cpus[1:])) or "-", "dim"))
-    return cells
-
-
-def _drawn(cores: Iterable[Core], marks: _Marks) -> Text:
-    text = Text()
-    for core in cores:
-        mark = marks.of(core)
-        text.append(mark.symbol, mark.style)
-    return text
-
-
-def _id(number: int | None) -> str:
-    return "-" if number is None else str(number)
-
-
-def _short(cpus: str, most: int = MOST_LIST) -> str:
-    return cpus if len(cpus) <= most else cpus[: most - 1].rsplit(",", 1)[0] + ",…"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Text]], indent: str) -> list[Text]:
-    """Columns as wide as their longest cell, two blanks between them, nothing behind the last."""
-    widths = [max([len(head), *(len(row[index]) for row in rows)]) for index, head in enumerate(heads)]
-    lines = []
-    for row in [[Text(head, "dim") for head in heads], *rows]:
-        line = Text(indent)
-        for cell, size in zip(row, widths, strict=True):
-            line.append_text(cell).append(" " * (size - len(cell) + 2))
-        lines.append(line)
-    return lines
-
-
-def _legend(plan: Plan, width: int) -> Iterator[Text]:
-    parts = ["0, 1, … the instance that uses the core"]
-    if plan.reserved_cpus:
-        parts.append(f"{RESERVED} reserved for the front")
-    if plan.unused_cpus:
-        parts.append(f"{UNUSED} unused")
-    if len({cpu for instance in plan.instances for cpu in instance.cpus}) < sum(len(i.cpus) for i in plan.instances):
-        parts.append(f"{SHARED} shared by several instances")
-    if len(plan.instances) > 10:
-        parts.append(
-            f"A is instance 10{', and so on up to z, then again from 0' if len(plan.instances) > 36 else ''}"
-        )
-    yield from _wrapped("; ".join(parts), width, "  ", "dim", first="  ")
+    return [*lines, Text(""), *_wrapped(legend(plan), width, "  ", "dim")]
 
 
 # -- the instances -------------------------------------------------------------------------------------------
@@ -358,24 +181,31 @@ def _bundles(plan: Plan) -> list[list[InstancePlan]]:
 
 def _instance_lines(plan: Plan, width: int) -> list[Text]:
     bundles = _bundles(plan)
+    shown = bundles[:MOST_ROWS]
     classes = any(instance.length_class for instance in plan.instances)
     heads = ["instance", "cpus", "threads", "memory", *(["tokens"] if classes else [])]
-    rows = []
-    for bundle in bundles:
-        first = bundle[0]
-        ids = [instance.id for instance in bundle]
-        mark = mark_of(first.id) if len(bundle) == 1 else _Mark("", "")
-        cpus = format_cpu_list(cpu for instance in bundle for cpu in instance.cpus)
-        rows.append(
-            [
-                Text(format_cpu_list(ids), mark.style),
-                Text(_short(cpus, width - 48)),
-                Text(f"{first.threads}{' each' if len(bundle) > 1 else ''}"),
-                Text(_memory_cell(first)),
-                *([Text(first.length_class.name if first.length_class else "any")] if classes else []),
-            ]
-        )
-    return _table(heads, rows, "  ")
+    rows = [_instance_cells(bundle, classes) for bundle in shown]
+    others = sum(
+        max([len(head), *(len(row[index]) for row in rows)]) + 2 for index, head in enumerate(heads) if index != 1
+    )
+    for row in rows:
+        row[1] = Text(short(row[1].plain, max(12, width - others - 2)))
+    lines = table(heads, rows, "  ")
+    if len(shown) < len(bundles):
+        lines.append(Text(f"  … and {len(bundles) - len(shown)} more; --json has them all", "dim"))
+    return lines
+
+
+def _instance_cells(bundle: Sequence[InstancePlan], classes: bool) -> list[Text]:
+    first = bundle[0]
+    mark = mark_of(first.id) if len(bundle) == 1 else Mark("", "")
+    return [
+        Text(format_cpu_list(instance.id for instance in bundle), mark.style),
+        Text(format_cpu_list(cpu for instance in bundle for cpu in instance.cpus)),
+        Text(f"{first.threads}{' each' if len(bundle) > 1 else ''}"),
+        Text(_memory_cell(first)),
+        *([Text(first.length_class.name if first.length_class else "any")] if classes else []),
+    ]
 
 
 def _memory_cell(instance: InstancePlan) -> str:
