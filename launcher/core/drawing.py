@@ -31,8 +31,8 @@ COLOURS = (
     "bright_magenta",
 )
 
-CORES_PER_LINE = (72, 64, 56, 48, 40, 32, 24, 16)
-LONGEST_LIST = (28, 14)  # characters of a cpu list
+CORES_PER_LINE = (72, 64, 56, 48, 40, 32, 24, 16, 8)
+LONGEST_LIST = (28, 14, 9)  # characters of a cpu list
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _table_of_cores(machine: Machine, plan: Plan, columns: int, longest: int) ->
         longest=longest,
     )
     heads = ["package", "node", *(["kind"] if shown.kinds else []), "L3", "cores", "cpus"]
-    heads += ["siblings, idle"] if shown.siblings else []
+    heads += ["siblings"] if shown.siblings else []
     rows = _rows(machine, columns)
     pairs = zip(rows, [None, *rows], strict=False)
     return table(heads, [_row_cells(row, marks, shown, before) for row, before in pairs], "  ")
@@ -208,9 +208,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Text]], indent: str) -> 
     return lines
 
 
-def legend(plan: Plan) -> str:
+def legend(plan: Plan) -> list[str]:
     """What the characters mean that this plan's drawing has."""
-    parts = ["0, 1, … the instance that uses the core"]
+    parts = ["0, 1, … the instance that uses the core, on its first cpu alone"]
     if plan.reserved_cpus:
         parts.append(f"{RESERVED} reserved for the front")
     if plan.unused_cpus:
@@ -222,4 +222,4 @@ def legend(plan: Plan) -> str:
         parts.append("A is instance 10, and so on up to z, then again from 0")
     elif len(plan.instances) > 10:
         parts.append("A is instance 10, and so on")
-    return "; ".join(parts)
+    return parts

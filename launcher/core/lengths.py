@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from launcher.errors import UsageError
 
-
 MOST_DIGITS = 9  # far over any length or machine
 
 

@@ -22,6 +22,7 @@ from launcher.core.plan import InstancePlan, Plan
 from launcher.core.topology import Machine
 
 SCHEMA = 1
+LEAST_WIDTH = 72
 
 MOST_ROWS = 40  # lines of the drawing, and of the table of instances
 MOST_INSTANCES = 16  # instances that are listed one by one, and their commands
@@ -60,11 +61,11 @@ def report_text(
     *,
     unicode: bool = True,
 ) -> Text:
-    """The report for people, in lines of at most ``width`` columns, single words that are longer apart.
+    """The report for people, in lines of at most ``width`` columns (72 at least), longer words apart.
 
     Colours only repeat what the characters say. ``unicode`` False keeps to ASCII.
     """
-    width = max(width, 60)
+    width = max(width, LEAST_WIDTH)
     sections = [
         _machine_lines(machine, width),
         _drawing_lines(machine, plan, width),
@@ -162,7 +163,17 @@ def _drawing_lines(machine: Machine, plan: Plan, width: int) -> list[Text]:
     if len(lines) > MOST_ROWS:
         more = len(lines) - MOST_ROWS
         lines = [*lines[:MOST_ROWS], Text(f"  … and {more} more lines like these; --json lists every core", "dim")]
-    return [*lines, Text(""), *_wrapped(legend(plan), width, "  ", "dim")]
+    return [*lines, Text(""), *_legend_lines(plan, width)]
+
+
+def _legend_lines(plan: Plan, width: int) -> Iterator[Text]:
+    line = ""
+    for part in legend(plan):
+        if line and len(line) + len(part) + 4 > width:
+            yield Text(f"  {line}", "dim")
+            line = ""
+        line += f"; {part}" if line else part
+    yield Text(f"  {line}", "dim")
 
 
 # -- the instances -------------------------------------------------------------------------------------------
