@@ -23,8 +23,12 @@ from image import Image
 from shape import Shape, qemu_arguments
 
 # Emulated mitigations and randomization cost a third of the time and prove nothing here; cpu0_hotplug lets kernels
-# before 6.5 switch off cpu 0; a panic ends QEMU at once through -no-reboot.
-KERNEL_COMMAND = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no5lvl nowatchdog tsc=reliable cpu0_hotplug"
+# before 6.5 switch off cpu 0; a panic ends QEMU at once through -no-reboot. String instructions are emulated byte by
+# byte: without them (erms; 112 is rep_good in the kernel's cpufeatures.h) memory is cleared seven times faster.
+KERNEL_COMMAND = (
+    "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no5lvl nowatchdog tsc=reliable clearcpuid=112 cpu0_hotplug"
+)
+CPU_MODEL = "max,vendor=GenuineIntel,erms=off"
 EXIT_TIME_LIMIT = 124
 EXIT_NO_ANSWER = 125
 FOLLOW_SECONDS = 0.05
@@ -89,7 +93,7 @@ def qemu_command(boot: Boot) -> list[str]:
     """The whole command line of QEMU, ended by the kernel when its parent dies."""
     return [
         *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
-        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,vendor=GenuineIntel"),
+        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU_MODEL),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *qemu_arguments(boot.shape),
         *("-serial", f"file:{boot.results / 'console'}".replace(",", ",,")),

@@ -85,10 +85,10 @@ NAMED = {
         ),
         Shape(
             "odd-nodes",
-            *(3, 1, 2, 2),
-            nodes=(NodeShape(2, 1536), NodeShape(2, 1536), NodeShape(2, 0), NodeShape(0, 1024)),
-            distances=((10, 21, 31, 17), (21, 10, 14, 28), (31, 14, 10, 38), (17, 28, 38, 10)),
-            why="a node with memory and no cpus (as CXL or HBM), and one with cpus and no memory",
+            *(2, 1, 2, 2),
+            nodes=(NodeShape(2, 2048), NodeShape(2, 0), NodeShape(0, 1024)),
+            distances=((10, 21, 17), (21, 10, 14), (17, 14, 10)),
+            why="a node with memory and no cpus (as CXL or HBM); it is the nearest memory of a node that has none",
         ),
         Shape(
             "two-dies",

@@ -1,4 +1,4 @@
-"""Boots each guest once for all tests of its shape; they compare what the guest wrote down with what was asked."""
+"""Guests and the vectors to compare with, made once for all tests."""
 
 from __future__ import annotations
 
@@ -7,105 +7,11 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-DRIVER = Path(__file__).with_name("driver.py")
-EXIT_CANNOT = 3
-BOOT_SECONDS = 540
-READY_SECONDS = 300.0
-# The small shapes of a warm-up are enough here, and an emulated machine takes its time with the large ones.
-MODEL = ("--model", "random:tiny", "--dtype", "fp32", "--max-length", "64", "--batch-tokens", "128")
-TEXTS = (
-    "a",
-    "Which cpu runs this thread?",
-    "The memory of a node is nearest to the cores of that node, and far from all others.",
-    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
-    " ".join(["one two three four five six seven"] * 7),
-)
-TWO = ("--instances", "2")
-# A sibling that is not the first of its core, both cpus of a core, the first of a core on the other node.
-OFF = (0, 5, 6, 7, 8)
-
-Step = dict[str, Any]
-
-
-def topology(name: str, *arguments: str, inside: str | None = None) -> Step:
-    """A step that asks for the report of the machine and the plan."""
-    return {"name": name, "do": "topology", "arguments": [*arguments, *MODEL[:-2]], "inside": inside}
-
-
-def serve(name: str, *arguments: str, inside: str | None = None, port: int = 8000) -> Step:
-    """A step that serves the model and looks at the workers."""
-    options = {"texts": TEXTS, "port": port, "seconds": READY_SECONDS, "inside": inside}
-    return {"name": name, "do": "serve", "arguments": [*arguments, *MODEL], **options}
-
-
-OUTER = {"cpuset.cpus": "1-13", "cpuset.mems": "0-1", "cpu.max": "450000 100000"}
-# The inner group asks for cpus that the outer one has not, and its quota is the tighter one.
-INNER = {"cpuset.cpus": "2-11,15", "cpu.max": "320000 100000"}
-STEPS: dict[str, list[Step]] = {
-    "two-sockets": [
-        topology("plan", *TWO),
-        serve("served", *TWO),
-        {"name": "switched", "do": "offline", "cpus": OFF},
-        topology("plan-offline", *TWO),
-        {"name": "outer", "do": "cgroup", "path": "outer", "files": OUTER},
-        {"name": "inner", "do": "cgroup", "path": "outer/inner", "files": INNER},
-        topology("plan-limited", *TWO, inside="outer/inner"),
-        serve("served-limited", *TWO, inside="outer/inner"),
-    ],
-    "four-unequal-nodes": [topology("plan", "--instances", "4"), serve("served", "--instances", "4")],
-    "odd-nodes": [topology("plan", "--instances", "3"), serve("served", "--instances", "3")],
-    "two-dies": [topology("plan", *TWO)],
-    "one-cpu": [topology("plan", "--instances", "1")],
-}
-
-
-@dataclass(frozen=True)
-class Guest:
-    """One guest that has ended: what QEMU was told, and where its answers are."""
-
-    asked: dict[str, Any]
-    results: Path
-
-    def step(self, name: str) -> dict[str, Any]:
-        """What the guest wrote down for a step; fails the test when the step failed."""
-        path = self.results / f"{name}.json"
-        assert path.exists(), f"the guest did not get to {name}: {(self.results / 'stderr').read_text()}"
-        found: dict[str, Any] = json.loads(path.read_text())
-        assert "error" not in found, found["error"]
-        return found
-
-
-class Guests:
-    """Boots the guest of a shape when it is first asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._guests: dict[str, Guest] = {}
-
-    def __getitem__(self, shape: str) -> Guest:
-        if shape not in self._guests:
-            self._guests[shape] = self._boot(shape)
-        return self._guests[shape]
-
-    def _boot(self, shape: str) -> Guest:
-        results = self._folder / shape
-        results.mkdir(parents=True, exist_ok=True)
-        (results / "steps.json").write_text(json.dumps(STEPS[shape]))
-        vm = [REPOSITORY / "scripts/vm", "run", shape, "--timeout", str(BOOT_SECONDS), "--results", results]
-        command = [*map(str, vm), "--", sys.executable, str(DRIVER)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == EXIT_CANNOT:
-            pytest.skip(f"no guest can run here: {done.stderr.strip()}")
-        if not (results / "asked.json").exists():
-            pytest.fail(f"scripts/vm failed with {done.returncode}: {done.stderr}")
-        return Guest(json.loads((results / "asked.json").read_text()), results)
+from tests.vm.guests import DRIVER, REPOSITORY, Guests, serve
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,211 @@
+"""The launcher on emulated machines with a real kernel: it reads what QEMU was told, and what it plans is what runs.
+
+The kernel's word (masks of threads, pages of mappings) is taken from the guest itself, not from the launcher.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import pytest
+
+from launcher.core.cpuset import parse_cpu_list
+from tests.vm.guests import OFF, STEPS, Guest, Guests
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.xdist_group("vm")]
+
+Json = dict[str, Any]
+Core = tuple[tuple[int, ...], int, int]
+
+# Memory that the firmware and the kernel keep for themselves, most of it in the node of cpu 0.
+KEPT_MEBIBYTES = 192
+LEAST_COSINE = 0.99999
+# The plans of a guest, and the cpus that are left to each: all, those still online, those of the inner cgroup.
+ALL = frozenset(range(64))
+PLANS = {
+    ("two-sockets", "plan-offline"): ALL - set(OFF),
+    ("two-sockets", "plan-limited"): set(range(2, 12)) - set(OFF),
+}
+SHAPES = tuple(STEPS)
+EVERY_PLAN = [(shape, step["name"]) for shape, steps in STEPS.items() for step in steps if step["do"] == "topology"]
+EVERY_SERVED = [(shape, step["name"]) for shape, steps in STEPS.items() for step in steps if step["do"] == "serve"]
+
+
+@pytest.mark.parametrize(("shape", "step"), EVERY_PLAN)
+def test_the_cores_are_those_that_qemu_was_told(guests: Guests, shape: str, step: str) -> None:
+    guest, machine = guests[shape], _report(guests[shape], step)["machine"]
+    allowed = PLANS.get((shape, step), ALL)
+    told = _cores(guest.asked["cores"], allowed)
+    assert _cores(machine["cores"], ALL) == told
+    assert _l3_groups(machine["cores"], ALL) == _l3_groups(guest.asked["cores"], allowed)
+    assert parse_cpu_list(machine["cpus"]["allowed"]) == tuple(cpu for cpus, *_ in told for cpu in cpus)
+
+
+@pytest.mark.parametrize(("shape", "step"), EVERY_PLAN)
+def test_present_and_online_cpus_are_those_of_the_machine(guests: Guests, shape: str, step: str) -> None:
+    told = {cpu for core in guests[shape].asked["cores"] for cpu in core["cpus"]}
+    cpus = _report(guests[shape], step)["machine"]["cpus"]
+    assert set(parse_cpu_list(cpus["present"])) == told
+    assert set(parse_cpu_list(cpus["online"])) == (told if step == "plan" else told - set(OFF))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_nodes_are_those_that_qemu_was_told(guests: Guests, shape: str) -> None:
+    guest, machine = guests[shape], _report(guests[shape], "plan")["machine"]
+    told = {node["id"]: node for node in guest.asked["nodes"]}
+    found = {node["id"]: node for node in machine["nodes"]}
+    assert set(found) == set(told)
+    for number, node in found.items():
+        assert list(parse_cpu_list(node["cpus"])) == told[number]["cpus"]
+        assert node["distances"] == told[number]["distances"]
+        asked, shown = told[number]["mebibytes"], (node["memory_bytes"] or 0) / 2**20
+        assert max(0, asked - KEPT_MEBIBYTES) <= shown <= asked
+
+
+@pytest.mark.parametrize(("shape", "step"), EVERY_PLAN)
+def test_no_contradiction_is_found_in_a_sound_machine(guests: Guests, shape: str, step: str) -> None:
+    """Those warnings name the files that contradict each other."""
+    warnings = _report(guests[shape], step)["warnings"]
+    files = ("topology/", "cache/", "node*", "meminfo", "lscpu")
+    assert [warning for warning in warnings if any(file in warning for file in files)] == []
+
+
+@pytest.mark.parametrize(("shape", "step"), EVERY_PLAN)
+def test_every_usable_core_is_in_one_instance_reserved_or_unused(guests: Guests, shape: str, step: str) -> None:
+    report = _report(guests[shape], step)
+    plan = report["plan"]
+    named = [cpu for instance in plan["instances"] for cpu in instance["cpus"]]
+    named += plan["reserved_cpus"] + plan["unused_cpus"]
+    assert sorted(named) == [core["cpus"][0] for core in report["machine"]["cores"]]
+    assert all(instance["threads"] == len(instance["cpus"]) for instance in plan["instances"])
+
+
+@pytest.mark.parametrize("shape", ["two-sockets", "four-unequal-nodes", "odd-nodes"])
+def test_as_many_instances_as_nodes_sit_on_a_node_each_with_the_nearest_memory(guests: Guests, shape: str) -> None:
+    guest = guests[shape]
+    home = {cpu: core["node"] for core in guest.asked["cores"] for cpu in core["cpus"]}
+    plan = _report(guest, "plan")["plan"]
+    homes = [{home[cpu] for cpu in instance["cpus"]} for instance in plan["instances"]]
+    assert sorted(next(iter(nodes)) for nodes in homes) == sorted(set(home.values()))
+    assert all(len(nodes) == 1 for nodes in homes)
+    for instance, nodes in zip(plan["instances"], homes, strict=True):
+        assert instance["nodes"] == [_nearest_memory(guest, next(iter(nodes)))]
+
+
+def test_cpus_are_switched_off_in_the_running_guest(guests: Guests) -> None:
+    found = guests["two-sockets"].step("switched")
+    assert {int(cpu) for cpu, error in found["refused"].items() if error is None} == set(OFF)
+
+
+def test_an_inner_cgroup_gets_what_the_outer_one_has_and_the_tighter_quota_counts(guests: Guests) -> None:
+    guest = guests["two-sockets"]
+    effective = set(parse_cpu_list(guest.step("inner")["cpuset.cpus.effective"]))
+    assert effective == set(range(2, 12)) - set(OFF)
+    report = _report(guest, "plan-limited")
+    assert report["machine"]["limits"]["cpu_quota"] == 3.2
+    assert sum(instance["threads"] for instance in report["plan"]["instances"]) <= 3
+    assert len(report["plan"]["instances"]) == 2
+
+
+@pytest.mark.parametrize(("shape", "step"), EVERY_SERVED)
+def test_the_vectors_are_those_of_the_host(
+    guests: Guests, host_vectors: list[list[float]], shape: str, step: str
+) -> None:
+    found = guests[shape].step(step)
+    for way in ("alone", "together"):
+        assert len(found[way]) == len(host_vectors)
+        cosines = [_cosine(a, b) for a, b in zip(found[way], host_vectors, strict=True)]
+        assert min(cosines) >= LEAST_COSINE, way
+
+
+@pytest.mark.parametrize(("shape", "step"), EVERY_SERVED)
+def test_what_runs_is_what_was_planned(guests: Guests, shape: str, step: str) -> None:
+    plan = _report(guests[shape], step.replace("served", "plan"))["plan"]["instances"]
+    found = guests[shape].step(step)
+    running = found["info"]["instances"]
+    for name in ("id", "cpus", "threads", "nodes", "memory", "command", "env"):
+        assert [instance[name] for instance in running] == [instance[name] for instance in plan], name
+    assert [instance["binding"]["level"] for instance in running] == ["bind"] * len(plan)
+    for instance in running:
+        assert instance["verification"]["misses"] == []
+        assert instance["restarts"] == 0
+
+
+@pytest.mark.parametrize(("shape", "step"), EVERY_SERVED)
+def test_the_mask_of_every_thread_is_the_planned_one(guests: Guests, shape: str, step: str) -> None:
+    found = guests[shape].step(step)
+    for instance in found["info"]["instances"]:
+        threads = found["workers"][str(instance["id"])]["threads"]
+        assert len(threads) >= instance["threads"]
+        assert {tuple(parse_cpu_list(mask)) for mask in threads.values()} == {tuple(sorted(instance["cpus"]))}
+
+
+@pytest.mark.parametrize(("shape", "step"), EVERY_SERVED)
+def test_every_written_page_is_on_the_planned_nodes(guests: Guests, shape: str, step: str) -> None:
+    found = guests[shape].step(step)
+    for instance in found["info"]["instances"]:
+        mappings = found["workers"][str(instance["id"])]["mappings"]
+        policies = {mapping["policy"] for mapping in mappings if mapping["nodes"]}
+        assert policies == {f"bind:{','.join(map(str, instance['nodes']))}"}
+        private = _private_pages(mappings)
+        assert set(private) == set(instance["nodes"])
+        assert private.total() > 10_000, "a worker with a model has more than 40 MB of its own"
+
+
+@pytest.mark.parametrize(("shape", "step"), EVERY_SERVED)
+def test_the_server_ends_cleanly_and_leaves_nothing(guests: Guests, shape: str, step: str) -> None:
+    found = guests[shape].step(step)
+    assert found["code"] == 0
+    assert found["left"] == []
+
+
+def test_workers_stay_in_the_cgroup_they_were_started_in(guests: Guests) -> None:
+    workers = guests["two-sockets"].step("served-limited")["workers"]
+    assert {worker["cgroup"] for worker in workers.values()} == {"0::/outer/inner"}
+
+
+def _report(guest: Guest, step: str) -> Json:
+    found = guest.step(step)
+    assert found["code"] == 0, found["stderr"]
+    report: Json = found["report"]
+    return report
+
+
+def _cores(cores: list[Json], allowed: AbstractSet[int]) -> list[Core]:
+    """Each core's allowed cpus, package and node; cores of which none is allowed are left out."""
+    kept = [(tuple(cpu for cpu in core["cpus"] if cpu in allowed), core["package"], core["node"]) for core in cores]
+    return [core for core in kept if core[0]]
+
+
+def _l3_groups(cores: list[Json], allowed: AbstractSet[int]) -> set[frozenset[int]]:
+    groups: dict[int, set[int]] = {}
+    for core in cores:
+        groups.setdefault(core["l3"], set()).update(cpu for cpu in core["cpus"] if cpu in allowed)
+    return {frozenset(group) for group in groups.values() if group}
+
+
+def _nearest_memory(guest: Guest, home: int) -> int:
+    nodes = guest.asked["nodes"]
+    distances = next(node["distances"] for node in nodes if node["id"] == home)
+    return int(min((node["id"] for node in nodes if node["mebibytes"]), key=lambda node: int(distances[str(node)])))
+
+
+def _private_pages(mappings: list[Json]) -> Counter[int]:
+    """Pages by node of the mappings whose every page was written: heap, stacks, anonymous memory, written data.
+
+    Pages of files lie in the page cache, shared by all processes, on the node of whoever read them first.
+    """
+    pages: Counter[int] = Counter()
+    for mapping in mappings:
+        if mapping["written"] >= sum(mapping["nodes"].values()):
+            pages.update({int(node): count for node, count in mapping["nodes"].items()})
+    return pages
+
+
+def _cosine(a: list[float], b: list[float]) -> float:
+    assert len(a) == len(b)
+    product = sum(x * y for x, y in zip(a, b, strict=True))
+    return product / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
