@@ -6,6 +6,7 @@ all of them is here, once.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 # What nginx logs for a client that left before its answer; nothing is sent, only counted.
 CLIENT_GONE = 499
+# About 3 ms of work for vectors of 384 values.
+ENTRIES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Services:
 
 
 class ComputeRoute(Generic[Body]):
-    """An ASGI application for one route. Subclasses set the three attributes and write the three methods."""
+    """An ASGI application for one route. Subclasses set the three attributes and write the methods before ``__call__``."""
 
     path: str
     field: str
@@ -83,8 +86,16 @@ class ComputeRoute(Generic[Body]):
         """The inputs as they stand in the body, and whether long ones are to be truncated."""
         raise NotImplementedError
 
-    def write(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
-        """The JSON of the reply."""
+    def shape(self, body: Body, results: Vectors) -> Vectors:
+        """The results as this request wants them."""
+        return results
+
+    def entries(self, body: Body, results: Vectors, first: int) -> list[bytes]:
+        """The JSON of each result; ``first`` is the index of the first one."""
+        raise NotImplementedError
+
+    def envelope(self, tokenized: Tokenized) -> tuple[bytes, bytes]:
+        """The JSON before and after the entries of the reply."""
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,9 +141,20 @@ class ComputeRoute(Generic[Body]):
         self._queue_seconds(outcome.queue_seconds)
         self._compute_seconds(outcome.compute_seconds)
         self._count.computed(len(tokenized.items), tokenized.tokens)
-        payload = self.write(body, outcome.results, tokenized)
+        payload = await self._write(body, outcome.results, tokenized)
         self._reply_seconds(clock() - started)
         return payload, _notes(tokenized, ignored) if ignored or tokenized.truncated else ()
+
+    async def _write(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
+        """The whole reply; a long one is written with pauses, in which others are served."""
+        results = self.shape(body, results)
+        entries: list[bytes] = []
+        for first in range(0, len(results), ENTRIES_AT_ONCE):
+            if first:
+                await asyncio.sleep(0)
+            entries += self.entries(body, results[first : first + ENTRIES_AT_ONCE], first)
+        before, after = self.envelope(tokenized)
+        return b"".join((before, b",".join(entries), after))
 
 
 def _payload(error: RequestError) -> bytes:

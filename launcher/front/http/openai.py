@@ -76,22 +76,25 @@ class EmbeddingsRoute(ComputeRoute[EmbeddingsRequest]):
         """See the base class."""
         return body.input, body.truncate
 
-    def write(self, body: EmbeddingsRequest, results: Vectors, tokenized: Tokenized) -> bytes:
-        """See the base class. The vectors are written once, straight into the parts of the reply."""
-        if body.dimensions is not None and body.dimensions < results.shape[1]:
-            results = shorten(results, body.dimensions, self._card.normalize)
+    def shape(self, body: EmbeddingsRequest, results: Vectors) -> Vectors:
+        """See the base class."""
+        if body.dimensions is None or body.dimensions == results.shape[1]:
+            return results
+        return shorten(results, body.dimensions, self._card.normalize)
+
+    def entries(self, body: EmbeddingsRequest, results: Vectors, first: int) -> list[bytes]:
+        """See the base class."""
         if body.encoding_format == "base64":
             values = [b'"%b"' % base64.b64encode(row) for row in results.astype("<f4", copy=False)]
         else:
             values = [vector_json(row) for row in results]
-        data = [
-            b'{"object":"embedding","index":%d,"embedding":%b}' % (index, value) for index, value in enumerate(values)
-        ]
-        return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (
-            b",".join(data),
-            self._model_json,
-            _encode(usage(tokenized)),
-        )
+        form = b'{"object":"embedding","index":%d,"embedding":%b}'
+        return [form % (index, value) for index, value in enumerate(values, first)]
+
+    def envelope(self, tokenized: Tokenized) -> tuple[bytes, bytes]:
+        """See the base class."""
+        after = b'],"model":%b,"usage":%b}' % (self._model_json, _encode(usage(tokenized)))
+        return b'{"object":"list","data":[', after
 
 
 def check_model(asked: str | None, card: ModelCard) -> None:

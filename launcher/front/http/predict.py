@@ -25,7 +25,7 @@ class PredictRoute(ComputeRoute[PredictRequest]):
 
     def __init__(self, services: Services) -> None:
         super().__init__(services)
-        self._head = _encode({"model": self._card.name, "task": self._card.task})[:-1]
+        self._before = _encode({"model": self._card.name, "task": self._card.task})[:-1] + b',"predictions":['
 
     def check(self, body: PredictRequest) -> None:
         """Nothing is left to check."""
@@ -34,17 +34,15 @@ class PredictRoute(ComputeRoute[PredictRequest]):
         """See the base class."""
         return body.inputs, body.truncate
 
-    def write(self, body: PredictRequest, results: Vectors, tokenized: Tokenized) -> bytes:
+    def entries(self, body: PredictRequest, results: Vectors, first: int) -> list[bytes]:
         """See the base class."""
         if self._card.task == "classify":
-            predictions = [_encode(ranked(row, self._card.labels)) for row in results]
-        else:
-            predictions = [vector_json(row) for row in results]
-        return b'%b,"predictions":[%b],"usage":%b}' % (
-            self._head,
-            b",".join(predictions),
-            _encode(usage(tokenized)),
-        )
+            return [_encode(ranked(row, self._card.labels)) for row in results]
+        return [vector_json(row) for row in results]
+
+    def envelope(self, tokenized: Tokenized) -> tuple[bytes, bytes]:
+        """See the base class."""
+        return self._before, b'],"usage":%b}' % _encode(usage(tokenized))
 
 
 def ranked(scores: Vectors, labels: tuple[str, ...]) -> list[LabelScore]:
