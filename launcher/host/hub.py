@@ -30,14 +30,19 @@ class Fetched:
     notes: tuple[str, ...] = ()
 
 
-def fetch(repo: str, *, with_code: bool) -> Fetched:
-    """The files of the hub's model ``repo``; code only when asked for. Raises ``UsageError`` when there is none."""
+def fetch(repo: str, *, with_code: bool, download: bool = True) -> Fetched:
+    """The files of the hub's model ``repo``; code only when asked for. Raises ``UsageError`` when there is none.
+
+    Without ``download`` only the cache is looked at.
+    """
     # Both are read when huggingface_hub is imported, which no other module does.
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(WAIT_SECONDS)))
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(WAIT_SECONDS)))
     cached = _cached(repo)
     if cached is not None and is_whole(cached):
         return Fetched(cached)
+    if not download:
+        raise UsageError(f"--model {repo}: it is not in the cache, and a report downloads nothing")
     try:
         return Fetched(_download(repo, with_code=with_code))
     except UsageError:

@@ -30,8 +30,11 @@ RANDOM_LABELS = ("LABEL_0", "LABEL_1")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
-def resolve(options: ModelOptions) -> ModelCard:
-    """The card of ``options.model``. May download from the hub, with progress on stderr. Raises ``UsageError``."""
+def resolve(options: ModelOptions, *, download: bool = True) -> ModelCard:
+    """The card of ``options.model``. With ``download``, may fetch it from the hub, with progress on stderr.
+
+    Raises ``UsageError``.
+    """
     asked = options.model
     if asked == "demo":
         return read_card(demo_folder(), options, name=asked)
@@ -47,7 +50,7 @@ def resolve(options: ModelOptions) -> ModelCard:
             f"--model {asked}: there is no such folder; give a folder with config.json and weights, a hub id such as "
             f"sentence-transformers/all-MiniLM-L6-v2, demo, or random:SHAPE"
         )
-    found = hub.fetch(asked, with_code=options.trust_remote_code)
+    found = hub.fetch(asked, with_code=options.trust_remote_code, download=download)
     card = read_card(found.folder, options, name=asked)
     return msgspec.structs.replace(card, notes=(*found.notes, *card.notes))
 

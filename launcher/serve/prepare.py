@@ -75,7 +75,8 @@ def _check(options: MachineOptions) -> None:
 
 def _card(options: ServeOptions, needed: bool) -> tuple[ModelCard | None, tuple[str, ...]]:
     try:
-        return models.resolve(options.model), ()
+        card = models.resolve(options.model, download=needed)
+        return card, card.notes
     except LauncherError as error:
         if needed:
             raise

@@ -118,8 +118,7 @@ class Server:
         names = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
         metrics = FrontMetrics(names)
         metrics.watch_queue(sorted(set(names.values())), scheduler.queued_by_class)
-        width = len(self._card.labels) if self._card.task == "classify" else self._card.hidden_size
-        self._dispatcher = Dispatcher(scheduler, self, metrics, width=width)
+        self._dispatcher = Dispatcher(scheduler, self, metrics, width=self._card.result_width)
         metrics.watch_in_flight(lambda: self._dispatcher.in_flight)
         launches = [
             Launch(instance.id, command.command, {**os.environ, **command.env})
@@ -315,7 +314,7 @@ class Server:
                 "task": card.task,
                 "architecture": card.architecture,
                 "max_length": card.max_length,
-                "width": len(card.labels) or card.hidden_size,
+                "width": card.result_width,
                 "pooling": card.pooling,
                 "normalize": card.normalize,
                 "labels": list(card.labels),
