@@ -25,7 +25,6 @@ from launcher.core.batching import Item, LengthQueue
 from launcher.core.cost import CostModel, Measurement, fit
 from launcher.core.lengths import LengthClass
 
-
 MAX_ATTEMPTS = 2
 # A share must be worth this many times the overhead of the batch that carries it.
 SHARE_OVER_OVERHEAD = 3.0
