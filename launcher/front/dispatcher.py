@@ -251,7 +251,11 @@ class Dispatcher:
         results = np.empty((len(items), self._width), dtype=np.float32)
         self._requests[request_id] = _Request(items, results, future, self._clock())
         future.add_done_callback(lambda done: self._take_back(request_id, done))
-        self._feed(Arrived(request_id, tuple(map(len, items))))
+        try:
+            self._feed(Arrived(request_id, tuple(map(len, items))))
+        except BaseException:
+            self._close(request_id)
+            raise
         return future
 
     async def submit(self, items: Sequence[Tokens]) -> Outcome:
@@ -364,6 +368,8 @@ def _fault(sent: _Sent | None, done: Done, body_bytes: int, width: int) -> str |
         return f"batch {done.batch} came, batch {sent.batch} was due"
     if done.items != len(sent.items):
         return f"{done.items} results for {len(sent.items)} items"
+    if not 0 <= done.seconds < math.inf or done.computed_tokens < sent.tokens:
+        return f"{done.seconds} s for {done.computed_tokens} tokens, it was sent {sent.tokens}"
     if done.width != width:
         return f"{done.width} values for each item instead of {width}"
     if body_bytes != done.items * done.width * FLOAT32_BYTES:

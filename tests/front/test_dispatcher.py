@@ -268,11 +268,14 @@ async def test_a_poisoned_item_fails_alone(make_front: Any, vector_of: Any) -> N
         ({"items": 3}, 0, "3 results for 2 items"),
         ({"width": 7}, 0, "7 values for each item instead of 8"),
         ({"batch": 99}, 0, "batch 99 came"),
+        ({"seconds": float("nan")}, 0, "nan s for 2 tokens"),
+        ({"seconds": -1.0}, 0, "-1.0 s for 2 tokens"),
+        ({"computed_tokens": 1}, 0, "1 tokens, it was sent 2"),
         ({}, 4, "60 bytes of results instead of 64"),
     ],
 )
 async def test_a_worker_whose_result_does_not_fit_is_given_up_and_its_items_go_elsewhere(
-    changes: dict[str, int], cut: int, complaint: str, make_front: Any, vector_of: Any
+    changes: dict[str, Any], cut: int, complaint: str, make_front: Any, vector_of: Any
 ) -> None:
     front = make_front(2)
     liar, honest = await front.ready(0), await front.attach(1)

@@ -17,6 +17,7 @@ from launcher.front.http.bodies import Health, Readiness
 from launcher.front.http.compute import ComputeRoute, Services
 from launcher.front.http.docs import docs_page
 from launcher.front.http.errors import http_exception, internal_error
+from launcher.front.http.exchange import Intake
 from launcher.front.http.openai import EmbeddingsRoute, Models
 from launcher.front.http.openapi import openapi_document
 from launcher.front.http.predict import PredictRoute
@@ -25,13 +26,16 @@ from launcher.front.metrics import METRICS_CONTENT_TYPE
 __all__ = ["Services", "create_app"]
 
 _encode = msgspec.json.Encoder().encode
+# Of bodies, from their first byte to their answer. What comes of a body takes a few times its size.
+INSIDE_BYTES = 256 * 1024 * 1024
 _HEALTH = _encode(Health())
 
 
 def create_app(services: Services) -> Starlette:
     """The application with all routes of the HTTP contract; it holds no state besides ``services``."""
     models, reports = Models(services.card), Reports(services)
-    computing: list[ComputeRoute[Any]] = [EmbeddingsRoute(services), PredictRoute(services)]
+    intake = Intake(services.options.body_bytes, INSIDE_BYTES)
+    computing: list[ComputeRoute[Any]] = [EmbeddingsRoute(services, intake), PredictRoute(services, intake)]
     routes: list[BaseRoute] = [
         *(route for endpoint in computing for route in _both(endpoint.path, endpoint, "POST")),
         *_both("/v1/models", models.list, "GET"),

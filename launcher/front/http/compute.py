@@ -22,10 +22,10 @@ from launcher.front.dispatcher import Dispatcher, Vectors
 from launcher.front.http.bodies import BodyDecoder, as_lists
 from launcher.front.http.errors import error_body, error_headers, internal_error_body
 from launcher.front.http.exchange import (
-    BodyTooLarge,
     ClientGone,
     Headers,
-    read_body,
+    Intake,
+    Unread,
     reply,
     reply_and_close,
     while_connected,
@@ -59,14 +59,14 @@ class Services:
 
 
 class ComputeRoute(Generic[Body]):
-    """An ASGI application for one route. Subclasses set the three attributes and write the methods before ``__call__``."""
+    """An ASGI application for one route. Subclasses set the three attributes and write the first methods."""
 
     path: str
     field: str
     body_type: type[Body]
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, services: Services, intake: Intake) -> None:
+        self._intake = intake
         self._card = services.card
         self._dispatcher = services.dispatcher
         self._tokenizer = services.tokenizer
@@ -105,9 +105,9 @@ class ComputeRoute(Generic[Body]):
             status, (payload, headers) = 200, await self._answer(scope, receive)
         except RequestError as error:
             status, payload, headers = error.status, _payload(error), error_headers(error)
-            if isinstance(error, BodyTooLarge):
+            if isinstance(error, Unread):
                 self._count.answered(status)
-                await reply_and_close(receive, send, status, payload)
+                await reply_and_close(receive, send, status, payload, headers)
                 return
         except ClientGone:
             self._count.answered(CLIENT_GONE)
@@ -119,18 +119,19 @@ class ComputeRoute(Generic[Body]):
         await reply(send, status, payload, headers)
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[bytes, Headers]:
+        raw = await self._intake.read(scope, receive)
+        try:
+            return await self._compute(raw, receive)
+        finally:
+            self._intake.release(raw)
+
+    async def _compute(self, raw: bytes, receive: Receive) -> tuple[bytes, Headers]:
         clock = time.perf_counter
-        raw = await read_body(scope, receive, self._options.body_bytes)
         started = clock()
         body, ignored = self._decoder.decode(raw)
         self.check(body)
-        value, truncate = self.inputs(body)
-        texts, ids = as_lists(value, self.field, self._options.request_items)
         parsed = clock()
-        if texts is not None:
-            tokenized = await self._tokenizer.texts(texts, truncate=truncate, field=self.field)
-        else:
-            tokenized = self._tokenizer.ids(ids or (), truncate=truncate, field=self.field)
+        tokenized = await self._tokenize(body)
         done = clock()
         self._parse_seconds(parsed - started)
         self._tokenize_seconds(done - parsed)
@@ -144,6 +145,13 @@ class ComputeRoute(Generic[Body]):
         payload = await self._write(body, outcome.results, tokenized)
         self._reply_seconds(clock() - started)
         return payload, _notes(tokenized, ignored) if ignored or tokenized.truncated else ()
+
+    async def _tokenize(self, body: Body) -> Tokenized:
+        value, truncate = self.inputs(body)
+        texts, ids = as_lists(value, self.field, self._options.request_items)
+        if texts is not None:
+            return await self._tokenizer.texts(texts, truncate=truncate, field=self.field)
+        return self._tokenizer.ids(ids or (), truncate=truncate, field=self.field)
 
     async def _write(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
         """The whole reply; a long one is written with pauses, in which others are served."""

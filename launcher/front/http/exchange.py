@@ -29,44 +29,86 @@ class ClientGone(Exception):
     """The client has closed its connection; nobody waits for an answer."""
 
 
-class BodyTooLarge(RequestError):
-    """The body is over the limit, and what is left of it was not read."""
+class Unread(RequestError):
+    """The request is refused before its body was read to the end."""
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body, at most ``limit`` bytes of JSON. Raises ``RequestError`` and ``ClientGone``."""
-    _check_headers(scope, limit)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(f"{len(body)} bytes", limit)
+class BodyTooLarge(Unread):
+    """The body is over the limit."""
+
+
+class Overfull(Unread):
+    """So much is inside that this body is not read at all."""
+
+
+class Intake:
+    """Reads bodies: each at most ``body_bytes`` long, all that are inside together at most ``total_bytes``.
+
+    Without the second bound a thousand clients with the largest body would take a thousand times its memory.
+    """
+
+    def __init__(self, body_bytes: int, total_bytes: int) -> None:
+        self._body_bytes = body_bytes
+        self._total_bytes = max(total_bytes, body_bytes)
+        self.inside = 0
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, which counts as inside until ``release``. Raises ``RequestError`` and ``ClientGone``."""
+        announced = _announced(scope, self._body_bytes)
+        self._reserve(announced)
+        try:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                body: bytes = message.get("body", b"")
+            else:
+                body = await self._read_rest(message, receive)
+            if len(body) > self._body_bytes:
+                raise _too_large(f"{len(body)} bytes", self._body_bytes)
+        except BaseException:
+            self.inside -= announced
+            raise
+        self.inside += len(body) - announced
         return body
-    return await _read_rest(message, receive, limit)
+
+    def release(self, body: bytes) -> None:
+        """The body is not needed any more."""
+        self.inside -= len(body)
+
+    async def _read_rest(self, message: Message, receive: Receive) -> bytes:
+        parts = bytearray()
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            parts += message.get("body", b"")
+            if len(parts) > self._body_bytes:
+                raise _too_large(f"more than {self._body_bytes} bytes", self._body_bytes)
+            if not message.get("more_body"):
+                return bytes(parts)
+            message = await receive()
+
+    def _reserve(self, announced: int) -> None:
+        if self.inside + announced > self._total_bytes:
+            raise Overfull(
+                f"the requests inside have {self.inside} bytes, the limit is {self._total_bytes}; retry later",
+                status=429,
+                code="too_much_inside",
+                retry_after=1.0,
+            )
+        self.inside += announced
 
 
-async def _read_rest(message: Message, receive: Receive, limit: int) -> bytes:
-    parts = bytearray()
-    while True:
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        parts += message.get("body", b"")
-        if len(parts) > limit:
-            raise _too_large(f"more than {limit} bytes", limit)
-        if not message.get("more_body"):
-            return bytes(parts)
-        message = await receive()
-
-
-def _check_headers(scope: Scope, limit: int) -> None:
-    kind = JSON
+def _announced(scope: Scope, limit: int) -> int:
+    """How long the body is to be: its length, or the limit where it comes in chunks. Raises ``RequestError``."""
+    kind, announced = JSON, 0
     for name, value in scope["headers"]:
         if name == b"content-type":
             kind = value
         elif name == b"content-length":
-            # The parser has seen to it that these are digits.
-            if int(value) > limit:
-                raise _too_large(f"{int(value)} bytes", limit)
+            announced = int(value)  # the parser has seen to it that these are digits
+            if announced > limit:
+                raise _too_large(f"{announced} bytes", limit)
+        elif name == b"transfer-encoding":
+            announced = limit
         elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
             raise RequestError(
                 f"the body is encoded as {value.decode('latin-1')!r}; send it plain, without content-encoding",
@@ -79,6 +121,7 @@ def _check_headers(scope: Scope, limit: int) -> None:
             status=415,
             code="unsupported_content_type",
         )
+    return announced
 
 
 def _too_large(found: str, limit: int) -> BodyTooLarge:

@@ -18,6 +18,7 @@ from launcher.front.dispatcher import Vectors
 from launcher.front.http.bodies import EmbeddingsRequest, Model, ModelList, Usage
 from launcher.front.http.compute import ComputeRoute, Services
 from launcher.front.http.errors import error_body
+from launcher.front.http.exchange import Intake
 from launcher.front.tokenizer import Tokenized
 
 _encode = msgspec.json.Encoder().encode
@@ -52,8 +53,8 @@ class EmbeddingsRoute(ComputeRoute[EmbeddingsRequest]):
     field = "input"
     body_type = EmbeddingsRequest
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
+    def __init__(self, services: Services, intake: Intake) -> None:
+        super().__init__(services, intake)
         self._model_json = _encode(self._card.name)
 
     def check(self, body: EmbeddingsRequest) -> None:

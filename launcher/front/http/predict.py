@@ -10,6 +10,7 @@ import numpy as np
 from launcher.front.dispatcher import Vectors
 from launcher.front.http.bodies import LabelScore, PredictRequest
 from launcher.front.http.compute import ComputeRoute, Services
+from launcher.front.http.exchange import Intake
 from launcher.front.http.openai import usage, vector_json
 from launcher.front.tokenizer import Tokenized
 
@@ -23,8 +24,8 @@ class PredictRoute(ComputeRoute[PredictRequest]):
     field = "inputs"
     body_type = PredictRequest
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
+    def __init__(self, services: Services, intake: Intake) -> None:
+        super().__init__(services, intake)
         self._before = _encode({"model": self._card.name, "task": self._card.task})[:-1] + b',"predictions":['
 
     def check(self, body: PredictRequest) -> None:

@@ -1,0 +1,123 @@
+"""Reading bodies within their bounds, and noticing clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from launcher.front.http.exchange import BodyTooLarge, ClientGone, Intake, Overfull, while_connected
+
+pytestmark = pytest.mark.anyio
+
+
+def scope(**headers: str) -> dict[str, Any]:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "headers": pairs}
+
+
+def receiver(*messages: Any) -> Any:
+    """Gives the messages one after the other, then nothing more."""
+    left = list(messages)
+
+    async def receive() -> Any:
+        if left:
+            return left.pop(0)
+        return await asyncio.get_running_loop().create_future()
+
+    return receive
+
+
+def part(body: bytes, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+GONE = {"type": "http.disconnect"}
+
+
+async def test_a_body_counts_as_inside_until_it_is_released() -> None:
+    intake = Intake(100, 1000)
+    body = await intake.read(scope(content_length="6"), receiver(part(b"abc"), part(b"def", more=False)))
+    assert body == b"abcdef"
+    assert intake.inside == 6
+    intake.release(body)
+    assert intake.inside == 0
+
+
+async def test_bodies_that_are_too_much_together_are_refused_for_now() -> None:
+    intake = Intake(100, 250)
+    bodies = [
+        await intake.read(scope(content_length="100"), receiver(part(b"x" * 100, more=False))) for _ in range(2)
+    ]
+    with pytest.raises(Overfull) as error:
+        await intake.read(scope(content_length="100"), receiver())
+    assert (error.value.status, error.value.retry_after) == (429, 1.0)
+    with pytest.raises(Overfull):  # one without a length may become as long as the limit
+        await intake.read(scope(transfer_encoding="chunked"), receiver())
+    assert await intake.read(scope(content_length="50"), receiver(part(b"x" * 50, more=False)))
+    intake.release(bodies[0])
+    assert await intake.read(scope(transfer_encoding="chunked"), receiver(part(b"y", more=False))) == b"y"
+    assert intake.inside == 151
+
+
+@pytest.mark.parametrize(
+    ("headers", "messages", "error"),
+    [
+        ({"content_length": "101"}, [], BodyTooLarge),
+        ({"transfer_encoding": "chunked"}, [part(b"x" * 60), part(b"x" * 60)], BodyTooLarge),
+        ({"content_length": "5"}, [part(b"x" * 101, more=False)], BodyTooLarge),
+        ({"content_length": "50"}, [part(b"x" * 20), GONE], ClientGone),
+        ({"content_length": "50"}, [GONE], ClientGone),
+    ],
+)
+async def test_a_body_that_does_not_come_whole_leaves_nothing_inside(headers: Any, messages: Any, error: Any) -> None:
+    intake = Intake(100, 1000)
+    with pytest.raises(error):
+        await intake.read(scope(**headers), receiver(*messages))
+    assert intake.inside == 0
+
+
+async def test_a_reader_that_is_cancelled_leaves_nothing_inside() -> None:
+    intake = Intake(100, 1000)
+    task = asyncio.ensure_future(intake.read(scope(content_length="50"), receiver(part(b"x"))))
+    await asyncio.sleep(0)
+    assert intake.inside == 50
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert intake.inside == 0
+
+
+async def test_the_wait_ends_with_the_result_and_leaves_no_task() -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    before = asyncio.all_tasks()
+    task = asyncio.ensure_future(while_connected(future, receiver()))
+    await asyncio.sleep(0)
+    future.set_result(5)
+    assert await task == 5
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_the_wait_ends_when_the_client_leaves() -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    with pytest.raises(ClientGone):
+        await while_connected(future, receiver(part(b"", more=False), GONE))
+    assert future.cancelled()
+
+
+async def test_a_wait_that_is_cancelled_by_the_server_is_not_taken_for_a_client_that_left() -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    task = asyncio.ensure_future(while_connected(future, receiver()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert future.cancelled()
+
+
+async def test_a_failure_of_the_future_is_raised() -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    future.set_exception(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        await while_connected(future, receiver())
