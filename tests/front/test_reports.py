@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from launcher.front.http.app import INSIDE_BYTES
+from launcher.front.http.server import HEAD_BYTES, KEEP_ALIVE_SECONDS, REQUEST_SECONDS
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio
@@ -159,3 +162,29 @@ async def test_the_page_for_people_needs_nothing_from_elsewhere(open_client: Any
         assert shown in page
     loaded = re.findall(r'(?:src|href)=["\']([^"\']+)', page) + re.findall(r"@import|url\(", page)
     assert [target for target in loaded if not target.startswith(("#", "/"))] == []
+
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+
+
+async def test_the_documentation_names_every_metric_and_no_other(make_front: Any) -> None:
+    front = make_front()
+    front.metrics.watch_in_flight(lambda: 0)
+    described = set(re.findall(r"`(launcher_\w+)`", DOCUMENT))
+    counted = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in front.metrics.registry.collect()
+        if family.name.startswith("launcher_")
+    }
+    assert described == counted
+
+
+def test_the_documentation_names_the_limits_that_are_set() -> None:
+    options = FrontOptions()
+    assert f"{options.body_bytes >> 20} MiB" in DOCUMENT
+    for number in (options.request_items, options.text_characters, options.queue_items):
+        assert f"{number:,}" in DOCUMENT
+    assert f"{INSIDE_BYTES >> 20} MiB" in DOCUMENT
+    assert f"{HEAD_BYTES >> 10} KiB" in DOCUMENT
+    assert f"{REQUEST_SECONDS:g} s" in DOCUMENT
+    assert f"{KEEP_ALIVE_SECONDS} s" in DOCUMENT
