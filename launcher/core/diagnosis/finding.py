@@ -1,0 +1,123 @@
+"""The words of the diagnosis: evidence, verdict, finding, and the check that leads from facts to one.
+
+Every check gives exactly one finding on every machine: what is fine is said, and so is what cannot be known.
+Which checks there are is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launcher.core.cpuset import format_cpu_list
+from launcher.core.diagnosis.facts import Facts, PerCpu, Reading
+
+Severity = Literal["problem", "advice", "unknown", "fine"]
+SEVERITIES: tuple[Severity, ...] = ("problem", "advice", "unknown", "fine")
+
+ABSENT = "not there"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A file or command, and what it said."""
+
+    source: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found. ``mend`` has lines for a shell; what no command can do is a comment (``# …``) in them."""
+
+    severity: Severity
+    title: str
+    evidence: tuple[Evidence, ...]
+    mend: tuple[str, ...] = ()
+    needs_root: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that is looked at; ``why`` it matters is the same on every machine."""
+
+    id: str
+    why: str
+    judge: Callable[[Facts], Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One finding of the report. ``mend`` is None where nothing is to be done; ``needs_root`` is about ``mend``."""
+
+    id: str
+    severity: Severity
+    title: str
+    evidence: tuple[Evidence, ...]
+    why: str
+    mend: tuple[str, ...] | None
+    needs_root: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of ``findings`` in the document of schema 1."""
+        return {
+            "id": self.id,
+            "severity": self.severity,
+            "title": self.title,
+            "evidence": [{"source": one.source, "found": one.found} for one in self.evidence],
+            "why": self.why,
+            "mend": None if self.mend is None else list(self.mend),
+            "needs_root": self.needs_root,
+        }
+
+
+def fine(title: str, *evidence: Evidence) -> Verdict:
+    """Looked at, and nothing is to be done."""
+    return Verdict("fine", title, evidence)
+
+
+def unknown(title: str, *evidence: Evidence, mend: tuple[str, ...] = ()) -> Verdict:
+    """Could not be decided; the evidence says what was tried."""
+    return Verdict("unknown", title, evidence, mend)
+
+
+def advice(title: str, *evidence: Evidence, mend: tuple[str, ...] = (), root: bool = False) -> Verdict:
+    """Something may be gained."""
+    return Verdict("advice", title, evidence, mend, root)
+
+
+def problem(title: str, *evidence: Evidence, mend: tuple[str, ...] = (), root: bool = False) -> Verdict:
+    """Speed is lost."""
+    return Verdict("problem", title, evidence, mend, root)
+
+
+def unseen(what: str) -> Verdict:
+    """Of a recorded machine: ``what`` is known only where programs run."""
+    return unknown(f"{what} is known only on the machine itself.", Evidence("/proc, sysroot", "a recorded machine"))
+
+
+def said(*readings: Reading | PerCpu) -> tuple[Evidence, ...]:
+    """The readings as evidence."""
+    return tuple(
+        Evidence(reading.source, (reading.value or ABSENT) if isinstance(reading, Reading) else _spread(reading))
+        for reading in readings
+    )
+
+
+def _spread(reading: PerCpu) -> str:
+    if not reading.values:
+        return ABSENT
+    if len(reading.values) == 1:
+        return reading.values[0][0]
+    return ", ".join(f"{value} on {cpus_text(cpus)}" for value, cpus in reading.values)
+
+
+def cpus_text(cpus: tuple[int, ...] | list[int]) -> str:
+    """``cpu 3`` or ``cpus 0-3``."""
+    return f"cpu{'' if len(cpus) == 1 else 's'} {format_cpu_list(cpus)}"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """``1 core``, ``2 cores``."""
+    return f"{number} {one if number == 1 else many or one + 's'}"

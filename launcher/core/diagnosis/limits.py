@@ -1,0 +1,84 @@
+"""Checks of what bounds this process: CPU quota, throttling, open files, priority."""
+
+from __future__ import annotations
+
+from launcher.core.diagnosis.facts import Facts
+from launcher.core.diagnosis.finding import Evidence, Verdict, advice, count, fine, problem, unknown, unseen
+
+QUOTA = "cpu.max, cpu.cfs_quota_us"
+OFTEN = 0.01  # share of periods
+FEW_FILES = 4096
+ENOUGH_FILES = 65536
+
+
+def judge_quota(facts: Facts) -> Verdict:
+    """Whether a CPU quota allows fewer cpus than there are cores; the plan heeds it, the other cores stay idle."""
+    quota, cores = facts.machine.limits.cpu_quota, len(facts.machine.cores)
+    evidence = tuple(Evidence(one.source, f"{one.value} ({one.cpus:g} cpus)") for one in facts.quotas)
+    if quota is None:
+        return fine("No CPU quota is set on this process.", Evidence(QUOTA, "none"))
+    evidence = evidence or (Evidence(QUOTA, f"{quota:g} cpus"),)
+    evidence += (Evidence("usable cores", str(cores)),)
+    if quota >= cores:
+        return fine(f"The CPU quota of {quota:g} cpus covers all {count(cores, 'core')}.", *evidence)
+    mend: tuple[str, ...] = (f"docker update --cpus {cores} CONTAINER  # on the host",)
+    tightest = min(facts.quotas, key=lambda one: one.cpus, default=None)
+    if tightest is not None:
+        lift = "echo max >" if tightest.source.endswith("cpu.max") else "echo -1 >"
+        mend = (f"{lift} {tightest.source}  # where this may be written", *mend)
+    if quota < 1:
+        title = f"The CPU quota of {quota:g} cpus stops even a single busy core."
+        return problem(title, *evidence, mend=mend, root=True)
+    title = f"The CPU quota of {quota:g} cpus leaves {int(quota)} of {count(cores, 'core')} for the plan."
+    return problem(title, *evidence, mend=mend, root=True)
+
+
+def judge_throttling(facts: Facts) -> Verdict:
+    """Whether a quota has stopped this process's control groups."""
+    found = facts.throttled
+    source = "cpu.stat of the control groups"
+    if found is None:
+        return unknown("Whether a quota has stopped this process is not stated.", Evidence(source, "no nr_throttled"))
+    evidence = Evidence(source, f"nr_throttled {found.stopped} of nr_periods {found.periods}, {found.seconds:.1f} s")
+    mend = ("launch topology  # plans within the quota; other programs of the control group use it too",)
+    if found.now:
+        now = Evidence("the same while looking", count(found.now, "more time", "more times"))
+        return problem("The CPU quota is stopping programs of this control group now.", evidence, now, mend=mend)
+    if found.stopped > OFTEN * found.periods:
+        title = f"The CPU quota has stopped this control group in {found.stopped / found.periods:.0%} of its periods."
+        return advice(title, evidence, mend=mend)
+    return fine("No quota has stopped this process to speak of.", evidence)
+
+
+def judge_open_files(facts: Facts) -> Verdict:
+    """Whether the front can hold many connections; each is an open file."""
+    if facts.live is None:
+        return unseen("The limit of open files")
+    soft, hard = facts.live.software.open_files
+    evidence = Evidence("ulimit -n, ulimit -Hn", f"{_files(soft)}, {_files(hard)}")
+    if soft < 0 or soft >= FEW_FILES:
+        return fine(f"{_files(soft)} open files are allowed.", evidence)
+    wanted = ENOUGH_FILES if hard < 0 else min(hard, ENOUGH_FILES)
+    title = f"Only {soft} open files are allowed, and each connection is one."
+    if wanted < FEW_FILES:
+        return advice(title, evidence, mend=(f"prlimit --nofile={ENOUGH_FILES} --pid $$",), root=True)
+    return advice(title, evidence, mend=(f"ulimit -n {wanted}",))
+
+
+def _files(limit: int) -> str:
+    return "unlimited" if limit < 0 else str(limit)
+
+
+def judge_priority(facts: Facts) -> Verdict:
+    """Whether what is started from here yields to other programs."""
+    if facts.live is None:
+        return unseen("The priority of programs started from a shell")
+    software = facts.live.software
+    evidence = Evidence("nice, sched_getscheduler", f"{software.nice}, {software.scheduling}")
+    if software.scheduling in ("SCHED_IDLE", "SCHED_BATCH"):
+        mend = ("chrt --other --pid 0 $$",)
+        return problem(f"Programs started here run as {software.scheduling}.", evidence, mend=mend, root=True)
+    if software.nice > 0:
+        title = f"Programs started here yield to others: nice {software.nice}."
+        return problem(title, evidence, mend=("renice -n 0 -p $$",), root=True)
+    return fine("Programs started here have at least the usual priority.", evidence)
