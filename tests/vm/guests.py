@@ -60,7 +60,11 @@ STEPS: dict[str, list[Step]] = {
         topology("plan-limited", *TWO, inside="outer/inner"),
         serve("served-limited", *TWO, inside="outer/inner"),
     ],
-    "four-unequal-nodes": [topology("plan", "--instances", "4"), serve("served", "--instances", "4")],
+    "four-unequal-nodes": [
+        topology("plan", "--instances", "4"),
+        topology("plan-spanning", *TWO),
+        serve("served-spanning", *TWO),
+    ],
     "odd-nodes": [topology("plan", *TWO), serve("served", *TWO)],
     "two-dies": [topology("plan", *TWO)],
     "one-cpu": [topology("plan", "--instances", "1")],
@@ -69,15 +73,16 @@ STEPS: dict[str, list[Step]] = {
 
 @dataclass(frozen=True)
 class Guest:
-    """One guest that has ended: what QEMU was told, and where its answers are."""
+    """One guest that has ended: what QEMU was told, where its answers are, and what was said while it ran."""
 
     asked: dict[str, Any]
     results: Path
+    said: str
 
     def step(self, name: str) -> dict[str, Any]:
         """What the guest wrote down for a step; fails the test when the step failed."""
         path = self.results / f"{name}.json"
-        assert path.exists(), f"the guest did not get to {name}: {(self.results / 'stderr').read_text()}"
+        assert path.exists(), f"the guest did not get to {name}: {self.said}"
         found: dict[str, Any] = json.loads(path.read_text())
         assert "error" not in found, found["error"]
         return found
@@ -89,8 +94,11 @@ class Guests:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._guests: dict[str, Guest] = {}
+        self._refused: str | None = None
 
     def __getitem__(self, shape: str) -> Guest:
+        if self._refused:
+            pytest.skip(self._refused)
         if shape not in self._guests:
             self._guests[shape] = self._boot(shape)
         return self._guests[shape]
@@ -103,7 +111,8 @@ class Guests:
         command = [*map(str, vm), "--", sys.executable, str(DRIVER)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == EXIT_CANNOT:
-            pytest.skip(f"no guest can run here: {done.stderr.strip()}")
+            self._refused = f"no guest can run here: {done.stderr.strip()}"
+            pytest.skip(self._refused)
         if not (results / "asked.json").exists():
             pytest.fail(f"scripts/vm failed with {done.returncode}: {done.stderr}")
-        return Guest(json.loads((results / "asked.json").read_text()), results)
+        return Guest(json.loads((results / "asked.json").read_text()), results, done.stdout + done.stderr)
