@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from launcher.core.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.topology import Limits
-from launcher.host.tree import Tree
+from launcher.host.tree import Tree, decimal
 
 Amount = TypeVar("Amount", int, float)
 
@@ -144,36 +144,34 @@ def _check_effective(tree: Tree, groups: list[_Group], what: str) -> None:
 def _quota(tree: Tree, group: _Group) -> float | None:
     """CPU quota in cpus; ``cpu.max`` is ``QUOTA PERIOD`` in µs, with ``max`` for none, where version 1 has -1."""
     if group.unified:
-        words = (tree.text(f"{group.folder}/cpu.max") or "max").split()
-        if words[0] == "max" or len(words) != 2 or not (words[0].isdigit() and words[1].isdigit()):
-            return None
-        quota, period = int(words[0]), int(words[1])
+        first, _, second = (tree.text(f"{group.folder}/cpu.max") or "max").partition(" ")
     else:
-        quota = tree.number(f"{group.folder}/cpu.cfs_quota_us") or -1
-        period = tree.number(f"{group.folder}/cpu.cfs_period_us") or 0
-    return quota / period if quota > 0 and period > 0 else None
+        first = tree.text(f"{group.folder}/cpu.cfs_quota_us") or ""
+        second = tree.text(f"{group.folder}/cpu.cfs_period_us") or ""
+    quota, period = decimal(first), decimal(second)
+    return quota / period if quota and period else None
 
 
 def _memory(tree: Tree, group: _Group) -> Iterator[int | None]:
     """Limits in bytes. ``memory.high`` counts: beyond it the kernel slows the group down until it gives back."""
     if group.unified:
         for name in ("memory.max", "memory.high"):
-            text = tree.text(f"{group.folder}/{name}") or "max"
-            yield int(text) if text.isdigit() else None
+            yield decimal(tree.text(f"{group.folder}/{name}"))
         return
     stat = _fields(tree.text(f"{group.folder}/memory.stat"), None)
     # The second also knows the groups above that cannot be seen from here.
     for said in (tree.text(f"{group.folder}/memory.limit_in_bytes"), stat.get("hierarchical_memory_limit")):
-        value = int(said) if said and said.isdigit() else NO_MEMORY_LIMIT
-        yield value if value < NO_MEMORY_LIMIT else None
+        value = decimal(said)
+        yield value if value is not None and value < NO_MEMORY_LIMIT else None
 
 
 def _throttling(tree: Tree, group: _Group) -> Throttling | None:
-    stat = _fields(tree.text(f"{group.folder}/cpu.stat"), None)
+    fields = _fields(tree.text(f"{group.folder}/cpu.stat"), None)
+    stat = {name: decimal(value) or 0 for name, value in fields.items()}
     if "nr_throttled" not in stat:
         return None
-    seconds = int(stat.get("throttled_usec", 0)) / 1e6 if group.unified else int(stat.get("throttled_time", 0)) / 1e9
-    return Throttling(int(stat.get("nr_periods", 0)), int(stat["nr_throttled"]), seconds)
+    seconds = stat.get("throttled_usec", 0) / 1e6 if group.unified else stat.get("throttled_time", 0) / 1e9
+    return Throttling(stat.get("nr_periods", 0), stat["nr_throttled"], seconds)
 
 
 def _status(tree: Tree) -> dict[str, str]:

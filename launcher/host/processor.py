@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from launcher.core.topology import UNKNOWN_ARCH
-from launcher.host.tree import Tree
+from launcher.host.tree import Tree, decimal
 
 # As the kernel spells them; what deep-learning kernels choose by. Apart, as one name may mean two things: `sme` is
 # matrix instructions on ARM and memory encryption on AMD.
@@ -103,8 +103,9 @@ def meminfo(text: str) -> dict[str, int]:
     for line in text.splitlines():
         name, colon, value = line.rpartition(":")
         words = value.split()
-        if colon and words and words[0].isdigit():
-            found[name.split()[-1]] = int(words[0]) * (1024 if words[-1] == "kB" else 1)
+        amount = decimal(words[0]) if words else None
+        if colon and name.strip() and amount is not None:
+            found[name.split()[-1]] = amount * (1024 if words[-1] == "kB" else 1)
     return found
 
 

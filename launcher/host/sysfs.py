@@ -16,7 +16,7 @@ from launcher.errors import UsageError
 from launcher.host import lscpu
 from launcher.host.cgroup import read_bounds
 from launcher.host.processor import meminfo, read_memory, read_processor
-from launcher.host.tree import Tree
+from launcher.host.tree import Tree, decimal
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"
@@ -126,14 +126,14 @@ def _distances(tree: Tree, folder: str, order: tuple[int, ...]) -> tuple[tuple[i
     text = tree.text(f"{folder}/distance")
     if not text:
         return ()
-    words = text.split()
-    if len(words) != len(order) or not all(word.isdigit() for word in words):
+    found = [value for word in text.split() if (value := decimal(word)) is not None]
+    if len(found) != len(order) or len(text.split()) != len(order):
         tree.odd.add(
             f"distances that are not one number for each of {len(order)} nodes and are ignored: {{}}",
             f"{folder}/distance: {text[:40]!r}",
         )
         return ()
-    return tuple(zip(order, map(int, words), strict=True))
+    return tuple(zip(order, found, strict=True))
 
 
 def _with_all_memory(
@@ -199,5 +199,5 @@ def _clock(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
         value = tree.number(f"{folder}/{name}")
         if value is not None:
             text = tree.text(f"{folder}/related_cpus") or str(policy)
-            found.update((int(word), value) for word in text.split() if word.isdigit())
+            found.update((cpu, value) for word in text.split() if (cpu := decimal(word)) is not None)
     return found or _each(tree, online, f"cpufreq/{name}")

@@ -19,7 +19,7 @@ from launcher.core.oddities import Oddities
 Parsed = TypeVar("Parsed")
 
 MAX_FILE = 16 * 1024 * 1024  # /proc/cpuinfo of 4,096 cpus has about 6 MB
-READ = os.O_RDONLY | os.O_CLOEXEC
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CHUNK = 64 * 1024
 
 
@@ -154,6 +154,12 @@ class Tree:
             return place
         real = os.path.realpath(place)
         return real if real.startswith(self._base + "/") else None
+
+
+def decimal(text: str | None) -> int | None:
+    """The text as a number of up to 20 decimal digits, as kernels print them; None for anything else."""
+    digits = (text or "").strip()
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else None
 
 
 def _pattern(path: str) -> str:

@@ -413,6 +413,54 @@ def _read_in_child(before: str) -> Machine:
     return machine_from_json(json.loads(output))
 
 
+SMALL = regular(
+    nodes=2,
+    cores=2,
+    threads=2,
+    files={
+        "proc/cpuinfo": "vendor_id : GenuineIntel\nmodel name : Fake\nflags : fpu lm avx2",
+        "proc/meminfo": "MemTotal: 33554432 kB",
+        "proc/self/status": "Cpus_allowed_list: 0-7\nMems_allowed_list: 0-1",
+        "proc/self/cgroup": "0::/a",
+        "proc/self/mountinfo": "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+        "sys/fs/cgroup/a/cpu.max": "400000 100000",
+        "sys/fs/cgroup/a/memory.max": "1073741824",
+        "sys/fs/cgroup/a/cpuset.cpus.effective": "0-7",
+        f"{CPU}/cpu0/cpu_capacity": "1024",
+        f"{CPU}/cpufreq/policy0/cpuinfo_max_freq": "1000",
+        f"{CPU}/cpufreq/policy0/related_cpus": "0 1 2",
+    },
+)
+garbage = st.one_of(
+    st.binary(max_size=40),
+    st.text("0123456789,-: \n\0abcdefx²", max_size=30).map(str.encode),
+    st.sampled_from(
+        [b"", b"\0", b"(null)\n", b"9" * 5000, b"-1", b"0-2000", b"ffffffff," * 3000, b"0-3:1/2", b"1e9"]
+    ),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_whatever_the_files_hold_there_is_a_machine_or_a_clear_refusal(data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        root = build(Path(folder), SMALL)
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=4, unique=True)):
+            if data.draw(st.booleans()):
+                path.write_bytes(data.draw(garbage))
+            else:
+                path.unlink()
+        try:
+            machine = read_machine(root)
+        except MachineError:
+            return  # the garbage forbids every cpu
+        cpus = [cpu for core in machine.cores for cpu in core.cpus]
+        assert len(cpus) == len(set(cpus))
+        assert set(cpus) <= set(machine.allowed) <= set(machine.online) <= set(machine.present)
+        assert {core.node for core in machine.cores} - {None} <= {node.id for node in machine.nodes}
+
+
 def test_the_reader_does_not_import_what_makes_a_start_slow() -> None:
     code = (
         "import sys, launcher.host.sysfs; print([one for one in ('torch', 'cpuinfo', 'numpy') if one in sys.modules])"
