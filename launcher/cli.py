@@ -231,6 +231,14 @@ def topology(
     show(ServeOptions(machine=machine, model=ModelOptions(model, task, dtype, "eager", max_length)), as_json=json)
 
 
+@app.command()
+def doctor(sysroot: Sysroot = Path("/"), json: Json = False) -> None:
+    """Say what keeps this machine from its speed, with the evidence and the command that mends it."""
+    from launcher.serve.examine import show
+
+    show(sysroot, as_json=json)
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         print(f"launch {version('launcher')}")

@@ -72,8 +72,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "nodes",
-        "An instance is fastest on the cores and memory of one node; crossing packages cost the reference 27 to "
-        "33 % for up to 128 tokens.",
+        "An instance is fastest on the cores and memory of one node; crossing packages is published to cost "
+        "27 to 33 % for up to 128 tokens.",
         memory.judge_nodes,
     ),
     Check(
@@ -195,8 +195,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "contradictions",
-        "What is told wrongly is planned wrongly: instances on siblings taken for cores were reported 2 times "
-        "slower.",
+        "What is told wrongly is planned wrongly, such as siblings taken for cores (reported 2 times slower).",
         software.judge_contradictions,
     ),
 )

@@ -82,8 +82,8 @@ def judge_node_memory(facts: Facts) -> Verdict:
 
 
 def _total(node: Node) -> Evidence:
-    found = "not there" if node.memory_bytes is None else f"MemTotal {gib(node.memory_bytes)}"
-    return Evidence(f"{NODE}/node{node.id}/meminfo", found)
+    found = "not stated" if node.memory_bytes is None else gib(node.memory_bytes)
+    return Evidence("node*/meminfo, /proc/meminfo", f"node {node.id} has {found}")
 
 
 def _judge_equal(per_core: dict[int, float], evidence: tuple[Evidence, ...]) -> Verdict:

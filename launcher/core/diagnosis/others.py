@@ -70,7 +70,8 @@ def _ways_out(facts: Facts, programs: Sequence[Program]) -> tuple[str, ...]:
         return ("# end it where it runs, or plan without its cpus: taskset -c CPUS launch",)
     if free:
         return tuple(f"taskset -a -p -c {format_cpu_list(free)} {pid}" for pid in pids)
-    return (f"renice -n 19 -p {' '.join(map(str, pids))}", "# or end them")
+    # To `renice -p PID` only one thread of the process would yield.
+    return (*(f"renice -n 19 -p $(ls /proc/{pid}/task)" for pid in pids), "# or end them")
 
 
 def judge_pinned(facts: Facts) -> Verdict:
