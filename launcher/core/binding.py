@@ -19,9 +19,18 @@ Tool = Literal["numactl", "syscalls"]
 # What a user may set for the OpenMP and BLAS libraries; kept as it is, and said.
 RUNTIME_PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "MALLOC_")
 
-# oneDNN keeps a compiled kernel for each shape it has met, 1,024 by default; with texts of every length that was
-# measured as +592 MB in a worker, against +59 MB at 64.
-PRIMITIVE_CACHE = 64
+# oneDNN, and torch's layer above it, keep a compiled kernel for each shape they have met, 1,024 by default. With 250
+# batches of different shapes that was 525 MB in a worker; 94 MB with both at 64, for 2 to 6 % of time where every
+# shape is a new one (docs/decisions/0004-worker-environment.md).
+KERNEL_CACHE = "64"
+
+
+# What suits a pinned worker, where the user has no wish of his own.
+DEFAULTS = {
+    "TOKENIZERS_PARALLELISM": "false",  # the front tokenizes
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": KERNEL_CACHE,
+    "LRU_CACHE_CAPACITY": KERNEL_CACHE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +83,8 @@ def worker_env(instance: InstancePlan, user_env: Mapping[str, str]) -> tuple[dic
     """
     threads = str(instance.threads)
     counts = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    kept = {name: value for name, value in user_env.items() if name.startswith(RUNTIME_PREFIXES)} | {
-        name: user_env[name] for name in _defaults() if name in user_env
-    }
-    added = {name: value for name, value in _defaults().items() if name not in kept}
+    kept = {name: value for name, value in user_env.items() if name.startswith(RUNTIME_PREFIXES) or name in DEFAULTS}
+    added = {name: value for name, value in DEFAULTS.items() if name not in kept}
     notes = [
         f"{name}={user_env[name]} of your environment is not used: every instance has as many threads as cores; "
         "--cores-per-instance changes both."
@@ -86,14 +93,6 @@ def worker_env(instance: InstancePlan, user_env: Mapping[str, str]) -> tuple[dic
     ]
     notes += [_kept_note(name, kept[name]) for name in sorted(kept) if name not in counts]
     return {**counts, **added}, tuple(notes)
-
-
-def _defaults() -> dict[str, str]:
-    """What suits a pinned worker, where the user has no wish of his own."""
-    return {
-        "TOKENIZERS_PARALLELISM": "false",  # the front tokenizes
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRIMITIVE_CACHE),
-    }
 
 
 def _kept_note(name: str, value: str) -> str:

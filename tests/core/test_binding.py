@@ -68,14 +68,15 @@ def test_nothing_is_set_that_spins_or_that_moves_threads() -> None:
     assert not {"OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"} & set(env)
 
 
-def test_the_cache_of_compiled_kernels_is_bounded() -> None:
+@pytest.mark.parametrize("name", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"])
+def test_the_caches_of_compiled_kernels_are_bounded(name: str) -> None:
     env, _ = worker_env(instance(), {})
-    assert 0 < int(env["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
+    assert 0 < int(env[name]) < 1024
 
 
 @pytest.mark.parametrize(
     "name",
-    ["KMP_BLOCKTIME", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"],
+    ["KMP_BLOCKTIME", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX", "LRU_CACHE_CAPACITY"],
 )
 def test_what_the_user_has_set_is_kept_and_said(name: str) -> None:
     env, notes = worker_env(instance(), {name: "7"})
