@@ -7,9 +7,11 @@ root; for a root other than ``/`` nothing of the machine this runs on gets in. F
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
+from launcher.core.cpuset import format_cpu_list
 from launcher.core.readings import CpuReading, KindReading, MachineReading, build_machine
 from launcher.core.topology import Limits, Machine, Node
 from launcher.errors import UsageError
@@ -32,7 +34,7 @@ def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -
     Raises ``UsageError`` when there is none, ``MachineError`` when nothing of it may be used.
     """
     tree = Tree(sysroot)
-    if not tree.exists(CPU):
+    if not tree.exists(CPU) and not tree.live:
         raise UsageError(
             f"{sysroot} holds no machine: there is no folder {CPU} in it. Give the root of a recorded /sys and /proc "
             "tree, or / for this machine."
@@ -73,6 +75,13 @@ def _present_and_online(tree: Tree) -> tuple[tuple[int, ...], tuple[int, ...]]:
     online = tree.cpu_list(f"{CPU}/online")
     if not online:
         online = tuple(cpu for cpu in folders if tree.text(f"{CPU}/cpu{cpu}/online") != "0")
+    if not online and tree.live:
+        # Some sandboxes show no /sys at all, and yet there is something to run on.
+        online = tuple(sorted(os.sched_getaffinity(0)))
+        tree.odd.add(
+            "cpus of which only the affinity mask is known, as /sys shows nothing of them; each counts as a core: {}",
+            f"cpus {format_cpu_list(online)}",
+        )
     present = tree.cpu_list(f"{CPU}/present") or folders
     return tuple(sorted({*present, *online})), online
 

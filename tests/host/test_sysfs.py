@@ -209,7 +209,7 @@ def described_machines(draw: st.DrawFn) -> Described:
     )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(described_machines())
 def test_a_described_machine_is_read_as_described(described: Described) -> None:
     with TemporaryDirectory() as folder:
@@ -402,6 +402,19 @@ def test_the_affinity_mask_limits_what_is_usable() -> None:
     assert [core.cpus for core in machine.cores] == [(cpu,)]
 
 
+def test_where_sys_is_hidden_each_cpu_of_the_mask_is_a_core() -> None:
+    code = "from launcher.host.sysfs import read_machine as r; m = r(); print(len(m.cores), m.nodes, m.warnings)"
+    script = 'umount -R /sys && mount -t tmpfs none /sys && exec "$0" -c "$1"'
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable, code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    if result.returncode and "Traceback" not in result.stderr:
+        pytest.skip(f"/sys cannot be hidden here: {result.stderr.strip()}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(
+        f"{len(os.sched_getaffinity(0))} () ('cpus of which only the affinity mask is known"
+    )
+
+
 def _read_in_child(before: str) -> Machine:
     code = (
         f"import json, os; {before}; from launcher.host.sysfs import read_machine; "
@@ -440,7 +453,7 @@ garbage = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_whatever_the_files_hold_there_is_a_machine_or_a_clear_refusal(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
