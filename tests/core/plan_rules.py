@@ -15,7 +15,7 @@ def check_plan(machine: Machine, request: PlanRequest, plan: Plan) -> None:
     """Raises ``AssertionError`` for the first rule that ``plan`` breaks."""
     check_cores(machine, request, plan)
     check_memory(machine, plan)
-    check_words(plan)
+    check_words(request, plan)
     if not request.mix_kinds:
         for one in plan.instances:
             assert len({core.kind for core in cores_of(machine, one)}) == 1, f"kinds are mixed: {one}"
@@ -89,15 +89,15 @@ def nearest_distance(machine: Machine, node: int | None, usable: dict[int, Node]
     return min(found.distance(other) for other in usable)
 
 
-def check_words(plan: Plan) -> None:
+def check_words(request: PlanRequest, plan: Plan) -> None:
     for one in plan.instances:
         assert one.why.endswith(".")
         assert one.why[0].isupper() or one.why.startswith("--")
     for warning in plan.warnings:
         assert warning.endswith(".")
         assert warning[0].isupper() or warning[0].isdigit()
-    if not plan.reserved_cpus:
-        assert any("front shares" in warning for warning in plan.warnings) or "--reserve" not in str(plan.warnings)
+    said = any("front shares" in warning for warning in plan.warnings)
+    assert said == (not plan.reserved_cpus and request.reserve_cores != 0), "sharing with the front is said or not"
 
 
 def check_equal(machine: Machine, request: PlanRequest, plan: Plan) -> None:
