@@ -26,6 +26,8 @@ MemoryPolicy = Literal["bind", "interleave", "local"]
 RESERVE_FROM = 8
 # One core is for the event loop, which is one thread; from here on there is work for a second one, which tokenizes.
 RESERVE_TWO_FROM = 64
+# What a front uses at most where it has no core of its own; the load of a few instances gives it no more to do.
+FRONT_CPUS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +391,12 @@ class _Planner:
                 f"sharing; {fewer}--reserve-cores 1 keeps one for it"
             )
         self.warnings.append(f"The front shares the cores of the instances: {reason}.")
+        quota = self.machine.limits.cpu_quota
+        if quota is not None and quota - self.total + len(layout.spare) < FRONT_CPUS:
+            self.warnings.append(
+                f"The quota of {quota:g} cpus has nothing to spare for the front: under full load the kernel stops "
+                "instances and front for a part of each period; --reserve-cores 1 avoids that, a larger quota too."
+            )
 
     def warn_of_spare(self, layout: Layout) -> None:
         if not layout.spare:

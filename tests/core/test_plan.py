@@ -301,7 +301,22 @@ def test_what_a_quota_leaves_lies_where_memory_may_be_used() -> None:
 
 
 def test_a_quota_over_the_cores_changes_nothing() -> None:
-    assert plan_of(dataclasses.replace(TWO_CORES, limits=Limits(cpu_quota=2.0))) == plan_of(TWO_CORES)
+    assert plan_of(dataclasses.replace(TWO_CORES, limits=Limits(cpu_quota=3.0))) == plan_of(TWO_CORES)
+
+
+@pytest.mark.parametrize(
+    ("quota", "wish", "said"),
+    [
+        (4.0, {}, True),
+        (4.5, {}, False),
+        (4.0, {"reserve_cores": 1}, False),
+        (4.0, {"instances": 1, "cores_per_instance": 3}, False),
+        (2.0, {}, True),
+    ],
+)
+def test_a_quota_that_leaves_nothing_to_the_front_is_said(quota: float, wish: dict[str, int], said: bool) -> None:
+    plan = plan_of(dataclasses.replace(TWO_SOCKETS, limits=Limits(cpu_quota=quota)), **wish)
+    assert any("nothing to spare for the front" in warning for warning in plan.warnings) == said
 
 
 # -- wishes that cannot be ----------------------------------------------------------------------------------------
