@@ -44,6 +44,24 @@ class Throttling:
 
 
 @dataclass(frozen=True, slots=True)
+class QuotaFile:
+    """What one cgroup's file says about its CPU quota; ``cpus`` None: no limit."""
+
+    file: str
+    text: str
+    cpus: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """A cgroup's memory limit and what of it is in use, in bytes; file pages that can be dropped do not count."""
+
+    folder: str
+    limit: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Mount:
     """A mounted hierarchy; ``controllers`` is None for version 2, ``top`` the group that is its root."""
 
@@ -94,6 +112,33 @@ def read_throttling(sysroot: Path = Path("/")) -> Throttling | None:
     return Throttling(
         sum(one.periods for one in found), sum(one.throttled for one in found), sum(one.seconds for one in found)
     )
+
+
+def read_quota_files(tree: Tree) -> tuple[QuotaFile, ...] | None:
+    """The quotas of all visible cgroups of this process; None: no hierarchy that could have one is visible."""
+    groups = _groups(tree, "cpu")
+    files = ((group, f"{group.folder}/{'cpu.max' if group.unified else 'cpu.cfs_quota_us'}") for group in groups)
+    found = ((group, file, tree.text(file)) for group, file in files)
+    quotas = tuple(QuotaFile(f"/{file}", text, _quota(tree, group)) for group, file, text in found if text)
+    return quotas if groups else None
+
+
+def read_memory_use(tree: Tree) -> MemoryUse | None:
+    """Limit and use of the visible cgroup with the least room left; None where no limit, or no use, is stated."""
+    found = [use for group in _groups(tree, "memory") if (use := _memory_use(tree, group)) is not None]
+    return min(found, key=lambda use: use.limit - use.used, default=None)
+
+
+def _memory_use(tree: Tree, group: _Group) -> MemoryUse | None:
+    limit = _tightest(_memory(tree, group))
+    name, cache = (
+        ("memory.current", "inactive_file") if group.unified else ("memory.usage_in_bytes", "total_inactive_file")
+    )
+    used = decimal(tree.text(f"{group.folder}/{name}"))
+    if limit is None or used is None:
+        return None
+    stat = _fields(tree.text(f"{group.folder}/memory.stat"), None)
+    return MemoryUse(f"/{group.folder}", limit, max(0, used - (decimal(stat.get(cache)) or 0)))
 
 
 def _tightest(values: Iterator[Amount | None]) -> Amount | None:

@@ -23,19 +23,21 @@ from launcher.core.diagnosis.facts import (
     Kernel,
     Live,
     Memory,
+    MemoryLimit,
     PerCpu,
+    Quota,
     Reading,
     Software,
     Throttled,
 )
 from launcher.core.diagnosis.software import ENVIRONMENT
 from launcher.core.plan import PlanRequest, make_plan
-from launcher.host.cgroup import read_bounds, read_throttling
+from launcher.host.cgroup import read_bounds, read_memory_use, read_quota_files, read_throttling
 from launcher.host.probe import choose_bindings
 from launcher.host.processor import meminfo
 from launcher.host.sample import look
 from launcher.host.sysfs import CPU, read_machine
-from launcher.host.tree import Tree
+from launcher.host.tree import Tree, decimal
 
 HYPERVISORS = ("QEMU", "KVM", "VMware", "Xen", "innotek", "Microsoft", "Amazon EC2", "Google", "Alibaba", "OpenStack")
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
@@ -55,6 +57,7 @@ def read_facts(sysroot: Path = Path("/")) -> Facts:
         machine,
         plan,
         cpuset=read_bounds(tree).cpuset,
+        quotas=_quotas(tree),
         clocks=_clocks(tree, machine.allowed),
         memory=_memory(tree),
         kernel=_kernel(tree),
@@ -71,8 +74,8 @@ def read_facts(sysroot: Path = Path("/")) -> Facts:
     )
 
 
-def _siblings(tree: Tree, planned: Cpus, online: Cpus) -> Cpus:
-    """The other online threads of the planned cores, allowed or not."""
+def _siblings(tree: Tree, planned: Cpus, online: Cpus) -> Cpus | None:
+    """The other online threads of the planned cores, allowed or not; None where nothing is said of them."""
     found: set[int] = set()
     for cpu in planned:
         folder = f"{CPU}/cpu{cpu}/topology"
@@ -80,7 +83,12 @@ def _siblings(tree: Tree, planned: Cpus, online: Cpus) -> Cpus:
         if shared is None:
             shared = tree.cpus(f"{folder}/thread_siblings", f"{folder}/thread_siblings_list")
         found.update(shared or ())
-    return tuple(sorted(found & set(online) - set(planned)))
+    return tuple(sorted(found & set(online) - set(planned))) if found else None
+
+
+def _quotas(tree: Tree) -> tuple[Quota, ...] | None:
+    found = read_quota_files(tree)
+    return None if found is None else tuple(Quota(quota.file, quota.text, quota.cpus) for quota in found)
 
 
 def _throttled(sysroot: Path, before: Throttled | None) -> Throttled | None:
@@ -92,12 +100,12 @@ def _throttled(sysroot: Path, before: Throttled | None) -> Throttled | None:
 
 
 def _reading(tree: Tree, path: str) -> Reading:
-    return Reading(f"/{path}", tree.text(path) or None)
+    return Reading(f"/{path}", tree.text(path))
 
 
 def _filled(tree: Tree, reading: Reading) -> Reading:
     """The reading with the value that its own file has."""
-    return replace(reading, value=tree.text(reading.source.lstrip("/")) or None)
+    return replace(reading, value=tree.text(reading.source.lstrip("/")))
 
 
 def _clocks(tree: Tree, cpus: Cpus) -> Clocks:
@@ -139,7 +147,7 @@ def _by_policy(tree: Tree, name: str, cpus: Cpus) -> Iterator[tuple[int, str | N
         folder = f"{CPU}/cpufreq/policy{policy}"
         text = tree.text(f"{folder}/{name}")
         for word in (tree.text(f"{folder}/related_cpus") or str(policy)).split():
-            if (cpu := _number(word)) in wanted and cpu is not None:
+            if (cpu := decimal(word)) in wanted and cpu is not None:
                 yield cpu, text
 
 
@@ -147,6 +155,7 @@ def _memory(tree: Tree) -> Memory:
     memory = Memory()
     amounts = meminfo(tree.text("proc/meminfo") or "")
     total, free = amounts.get("SwapTotal"), amounts.get("SwapFree")
+    use = read_memory_use(tree)
     return Memory(
         huge_pages=_filled(tree, memory.huge_pages),
         compaction=_filled(tree, memory.compaction),
@@ -154,6 +163,7 @@ def _memory(tree: Tree) -> Memory:
         swappiness=_filled(tree, memory.swappiness),
         swap_bytes=total,
         swap_used=None if total is None or free is None else total - free,
+        limit=None if use is None else MemoryLimit(use.folder, use.limit, use.used),
     )
 
 
@@ -166,6 +176,7 @@ def _kernel(tree: Tree) -> Kernel:
     return Kernel(
         release=_release(tree, kernel.release),
         command_line=_filled(tree, kernel.command_line),
+        isolated=_filled(tree, kernel.isolated),
         smt=_filled(tree, kernel.smt),
         clock_source=_filled(tree, kernel.clock_source),
         clock_sources=_filled(tree, kernel.clock_sources),
@@ -173,8 +184,8 @@ def _kernel(tree: Tree) -> Kernel:
         virtual=virtual,
         virtual_sign=sign,
         flags_known=bool(flags),
-        family=_number(fields.get("cpu family")),
-        model=_number(fields.get("model")),
+        family=decimal(fields.get("cpu family")),
+        model=decimal(fields.get("model")),
     )
 
 
@@ -191,10 +202,6 @@ def _processor_fields(tree: Tree) -> dict[str, str]:
     first, _, _ = (tree.text("proc/cpuinfo") or "").partition("\n\n")
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 10 else None
 
 
 def _virtual(tree: Tree, fields: dict[str, str]) -> tuple[bool | None, Reading]:

@@ -30,6 +30,8 @@ CLOCK_TOLERANCE = 0.98
 def judge_smt(facts: Facts) -> Verdict:
     """Whether cores have several hardware threads; the plan uses one of each, so either is fine."""
     control = said(facts.kernel.smt)
+    if facts.siblings is None:
+        return unknown("Which cpus share a core is not stated.", *control, Evidence(SIBLINGS, "not there"))
     evidence = (*control, Evidence(SIBLINGS, cpus_text(facts.siblings) if facts.siblings else "no siblings"))
     if not facts.siblings:
         return fine("Every planned core has one hardware thread that is online.", *evidence)
@@ -80,6 +82,9 @@ def judge_offline(facts: Facts) -> Verdict:
         return fine("All cpus are online.", *evidence)
     if facts.kernel.smt.value in ("off", "forceoff"):
         return fine(f"SMT is switched off, and with it {cpus_text(offline)}.", *evidence, *said(facts.kernel.smt))
+    if machine.arch.startswith("ppc64"):
+        title = f"Whether {cpus_text(offline)}, which are off, are cores or only threads of cores is not shown."
+        return unknown(title, *evidence, mend=("ppc64_cpu --smt  # says how many threads of each core are on",))
     return problem(
         f"{len(offline)} of {count(len(machine.present), 'cpu')} are switched off: {format_cpu_list(offline)}.",
         *evidence,
@@ -92,13 +97,15 @@ def judge_offline(facts: Facts) -> Verdict:
 def judge_isolated(facts: Facts) -> Verdict:
     """Cpus that the kernel keeps free of ordinary programs, and the plan therefore of instances."""
     isolated = facts.machine.isolated
-    evidence = Evidence(f"{CPU}/isolated", format_cpu_list(isolated) or "none")
+    evidence = said(facts.kernel.isolated, facts.kernel.command_line)
+    if not isolated and facts.kernel.isolated.value is None:
+        return unknown("Whether cpus are isolated is not stated.", *evidence)
     if not isolated:
-        return fine("No cpus are isolated.", evidence)
+        return fine("No cpus are isolated.", *said(facts.kernel.isolated))
     mend = ("# kernel command line: remove isolcpus=…, or leave these cpus out of it; then restart",)
     share = f"{len(isolated)} of {count(len(facts.machine.online), 'cpu')}"
     title = f"{share} are isolated and unused by the plan: {format_cpu_list(isolated)}."
-    return advice(title, evidence, *said(facts.kernel.command_line), mend=mend, root=True)
+    return advice(title, *evidence, mend=mend, root=True)
 
 
 def judge_allowed(facts: Facts) -> Verdict:
@@ -111,6 +118,8 @@ def judge_allowed(facts: Facts) -> Verdict:
         Evidence("/proc/self/status Cpus_allowed_list", _cpus_or(affinity, "not there")),
         Evidence(f"{CPU}/online", format_cpu_list(machine.online)),
     )
+    if affinity is None and facts.cpuset is None:
+        return unknown("Which of the online cpus may be used is not stated.", *evidence)
     if not lost:
         return fine("All online cpus may be used.", *evidence)
     allowed = f"{len(machine.allowed)} of {count(len(machine.online), 'online cpu')}"

@@ -47,6 +47,15 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """The limit of a control group and what of it is in use, in bytes."""
+
+    source: str
+    limit: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Files about memory; bytes."""
 
@@ -56,16 +65,16 @@ class Memory:
     swappiness: Reading = Reading("/proc/sys/vm/swappiness")
     swap_bytes: int | None = None
     swap_used: int | None = None
-    limit_used: int | None = None
+    limit: MemoryLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """A CPU quota of one control group: its file, what it says, and how many cpus that are."""
+    """What one control group's file says about its CPU quota, and how many cpus that are; None: no limit."""
 
     source: str
     value: str
-    cpus: float
+    cpus: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,7 @@ class Kernel:
 
     release: Reading = Reading("/proc/sys/kernel/osrelease")
     command_line: Reading = Reading("/proc/cmdline")
+    isolated: Reading = Reading("/sys/devices/system/cpu/isolated")
     smt: Reading = Reading("/sys/devices/system/cpu/smt/control")
     clock_source: Reading = Reading("/sys/devices/system/clocksource/clocksource0/current_clocksource")
     clock_sources: Reading = Reading("/sys/devices/system/clocksource/clocksource0/available_clocksource")
@@ -164,15 +174,16 @@ class Facts:
     """Everything that the checks judge by.
 
     ``plan`` is what ``launch`` would do by default. ``siblings`` are the online cpus that share a planned core and
-    are not planned themselves. ``cpuset`` has its cpus, None where there is none. ``live`` is None for a recorded
+    are not planned themselves, None where nothing is said of siblings. ``cpuset`` has its cpus, None where there is
+    none. ``quotas`` is None where no control group that could have one is visible. ``live`` is None for a recorded
     machine.
     """
 
     machine: Machine
     plan: Plan
-    siblings: Cpus = ()
+    siblings: Cpus | None = ()
     cpuset: Cpus | None = None
-    quotas: tuple[Quota, ...] = ()
+    quotas: tuple[Quota, ...] | None = ()
     throttled: Throttled | None = None
     clocks: Clocks = field(default_factory=Clocks)
     memory: Memory = field(default_factory=Memory)

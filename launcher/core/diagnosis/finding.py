@@ -100,9 +100,13 @@ def unseen(what: str) -> Verdict:
 def said(*readings: Reading | PerCpu) -> tuple[Evidence, ...]:
     """The readings as evidence."""
     return tuple(
-        Evidence(reading.source, (reading.value or ABSENT) if isinstance(reading, Reading) else _spread(reading))
+        Evidence(reading.source, _value(reading) if isinstance(reading, Reading) else _spread(reading))
         for reading in readings
     )
+
+
+def _value(reading: Reading) -> str:
+    return ABSENT if reading.value is None else reading.value or "empty"
 
 
 def _spread(reading: PerCpu) -> str:
@@ -121,3 +125,8 @@ def cpus_text(cpus: tuple[int, ...] | list[int]) -> str:
 def count(number: int, one: str, many: str | None = None) -> str:
     """``1 core``, ``2 cores``."""
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def nodes_text(nodes: list[int]) -> str:
+    """``node 3`` or ``nodes 0-3``."""
+    return f"node{'' if len(nodes) == 1 else 's'} {format_cpu_list(nodes)}"

@@ -13,23 +13,28 @@ ENOUGH_FILES = 65536
 
 def judge_quota(facts: Facts) -> Verdict:
     """Whether a CPU quota allows fewer cpus than there are cores; the plan heeds it, the other cores stay idle."""
-    quota, cores = facts.machine.limits.cpu_quota, len(facts.machine.cores)
-    evidence = tuple(Evidence(one.source, f"{one.value} ({one.cpus:g} cpus)") for one in facts.quotas)
-    if quota is None:
-        return fine("No CPU quota is set on this process.", Evidence(QUOTA, "none"))
-    evidence = evidence or (Evidence(QUOTA, f"{quota:g} cpus"),)
-    evidence += (Evidence("usable cores", str(cores)),)
-    if quota >= cores:
-        return fine(f"The CPU quota of {quota:g} cpus covers all {count(cores, 'core')}.", *evidence)
-    mend: tuple[str, ...] = (f"docker update --cpus {cores} CONTAINER  # on the host",)
-    tightest = min(facts.quotas, key=lambda one: one.cpus, default=None)
-    if tightest is not None:
-        lift = "echo max >" if tightest.source.endswith("cpu.max") else "echo -1 >"
-        mend = (f"{lift} {tightest.source}  # where this may be written", *mend)
-    if quota < 1:
-        title = f"The CPU quota of {quota:g} cpus stops even a single busy core."
-        return problem(title, *evidence, mend=mend, root=True)
-    title = f"The CPU quota of {quota:g} cpus leaves {int(quota)} of {count(cores, 'core')} for the plan."
+    cores = len(facts.machine.cores)
+    if facts.quotas is None:
+        return unknown("Whether there is a CPU quota is not stated.", Evidence(QUOTA, "no control group is visible"))
+    limits = [(quota.cpus, quota) for quota in facts.quotas if quota.cpus is not None]
+    if not limits:
+        files = tuple(Evidence(quota.source, quota.value) for quota in facts.quotas)
+        return fine("No CPU quota is set on this process.", *(files or (Evidence(QUOTA, "none in a root group"),)))
+    cpus, tightest = min(limits, key=lambda pair: pair[0])
+    evidence = (
+        *(Evidence(quota.source, f"{quota.value} ({limit:g} cpus)") for limit, quota in limits),
+        Evidence("usable cores", str(cores)),
+    )
+    if cpus >= cores:
+        return fine(f"The CPU quota of {cpus:g} cpus covers all {count(cores, 'core')}.", *evidence)
+    title = f"The CPU quota of {cpus:g} cpus leaves {int(cpus)} of {count(cores, 'core')} for the plan."
+    if cpus < 1:
+        title = f"The CPU quota of {cpus:g} cpus stops even a single busy core."
+    lift = "max" if tightest.source.endswith("cpu.max") else "-1"
+    mend = (
+        f"echo {lift} > {tightest.source}  # where this may be written, or:",
+        f"docker update --cpus {cores} CONTAINER  # on the host",
+    )
     return problem(title, *evidence, mend=mend, root=True)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from launcher.core.cpuset import format_cpu_list
 from launcher.core.diagnosis.facts import Facts
-from launcher.core.diagnosis.finding import Evidence, Verdict, advice, count, fine, problem, said, unknown
+from launcher.core.diagnosis.finding import Evidence, Verdict, advice, count, fine, nodes_text, problem, said, unknown
 from launcher.core.memory import gib
 from launcher.core.topology import Node
 
@@ -67,12 +67,12 @@ def judge_node_memory(facts: Facts) -> Verdict:
     evidence = tuple(_total(node) for node in nodes[:MOST_NODES_SHOWN])
     empty = [node.id for node in nodes if node.memory_bytes == 0]
     if empty:
-        title = f"There are usable cores, but no memory, in node {format_cpu_list(empty)}."
+        title = f"There are usable cores, but no memory, in {nodes_text(empty)}."
         return problem(title, *evidence, mend=("# hardware: fill the memory slots next to every processor",))
     allowed = machine.limits.memory_nodes
     barred = [] if allowed is None else [node.id for node in nodes if node.id not in allowed]
     if barred:
-        title = f"Cores of node {format_cpu_list(barred)} may be used, but not its memory."
+        title = f"Cores of {nodes_text(barred)} may be used, but not its memory."
         shown = Evidence("/proc/self/status Mems_allowed_list, cpuset.mems", format_cpu_list(allowed or ()) or "none")
         mend = (f"docker update --cpuset-mems {format_cpu_list(cores)} CONTAINER  # on the host",)
         return problem(title, shown, *evidence, mend=mend)
@@ -99,23 +99,19 @@ def _judge_equal(per_core: dict[int, float], evidence: tuple[Evidence, ...]) -> 
 
 def judge_room(facts: Facts) -> Verdict:
     """Whether memory is nearly full: the machine's, or that of the control group."""
-    machine = facts.machine
-    limit, used = machine.limits.memory_bytes, facts.memory.limit_used
+    machine, limit = facts.machine, facts.memory.limit
     total, free = machine.memory_bytes, machine.free_bytes
+    rooms: list[tuple[int, int]] = []
     evidence: tuple[Evidence, ...] = ()
-    if total is not None and free is not None:
+    if total and free is not None:
+        rooms.append((free, total))
         evidence += (Evidence("/proc/meminfo", f"MemAvailable {gib(free)} of {gib(total)}"),)
-    if limit is not None:
-        found = f"limit {gib(limit)}" + ("" if used is None else f", {gib(used)} used")
-        evidence += (Evidence("memory limit of the control group", found),)
-    rooms = [(free, total)] if total and free is not None else []
-    if limit and used is not None and limit < (total or limit + 1):
-        rooms.append((max(0, limit - used), limit))
+    if limit is not None and limit.limit < (total or limit.limit + 1):
+        rooms.append((max(0, limit.limit - limit.used), limit.limit))
+        evidence += (Evidence(limit.source, f"limit {gib(limit.limit)}, {gib(limit.used)} in use"),)
     if not rooms:
-        return unknown(
-            "How much memory is free is not stated.", *(evidence or (Evidence("/proc/meminfo", "not there"),))
-        )
-    room, of = min(rooms)
+        return unknown("How much memory is free is not stated.", Evidence("/proc/meminfo", "no MemAvailable"))
+    room, of = min(rooms, key=lambda pair: pair[0] / pair[1])
     mend = ("ps -eo pid,rss,args --sort=-rss | head  # who has it",)
     if room < FULL * of:
         return problem(f"Memory is full: {gib(room)} of {gib(of)} are left.", *evidence, mend=mend)

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from launcher.core.cpuset import format_cpu_list
 from launcher.core.diagnosis.facts import Cpus, Facts, Program, Sample
-from launcher.core.diagnosis.finding import Evidence, Verdict, advice, count, cpus_text, fine, problem, unseen
+from launcher.core.diagnosis.finding import (
+    Evidence,
+    Verdict,
+    advice,
+    count,
+    cpus_text,
+    fine,
+    problem,
+    unknown,
+    unseen,
+)
 
 BUSY = 0.2  # of a cpu; below that it is what every machine does beside its work
 RAN = 0.05  # cpus' worth; less is a program that idles
@@ -23,17 +33,15 @@ def judge_busy(facts: Facts) -> Verdict:
 
 def judge_siblings(facts: Facts) -> Verdict:
     """Whether other programs use the hardware threads beside the planned ones now."""
+    source = "cpu*/topology/core_cpus_list"
+    if facts.siblings is None:
+        return unknown("Which cpus share a planned core is not stated.", Evidence(source, "not there"))
     if not facts.siblings:
-        return fine(
-            "The planned cores have no second hardware thread that others could use.", _sibling_evidence(facts)
-        )
+        title = "The planned cores have no second hardware thread that others could use."
+        return fine(title, Evidence(source, "no siblings online"))
     if facts.live is None:
         return unseen("How busy the siblings of the planned cpus are")
     return _judge_use(facts, facts.live.sample, facts.siblings, "siblings of planned cpus")
-
-
-def _sibling_evidence(facts: Facts) -> Evidence:
-    return Evidence("cpu*/topology/core_cpus_list", format_cpu_list(facts.siblings) or "no siblings online")
 
 
 def _judge_use(facts: Facts, sample: Sample, cpus: Cpus, what: str) -> Verdict:
@@ -64,7 +72,9 @@ def _named(programs: Sequence[Program]) -> tuple[Evidence, ...]:
 
 def _ways_out(facts: Facts, programs: Sequence[Program]) -> tuple[str, ...]:
     """Move them to cpus that neither the plan nor a sibling of it uses; where there are none, let them yield."""
-    free = sorted(set(facts.machine.online) - set(facts.planned) - set(facts.siblings) - set(facts.machine.isolated))
+    free = sorted(
+        set(facts.machine.online) - set(facts.planned) - set(facts.siblings or ()) - set(facts.machine.isolated)
+    )
     pids = [one.pid for one in sorted(programs, key=lambda one: (-one.share, one.pid))[:MOST_NAMED]]
     if not pids:
         return ("# end it where it runs, or plan without its cpus: taskset -c CPUS launch",)
