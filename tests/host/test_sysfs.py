@@ -483,15 +483,15 @@ def test_the_reader_does_not_import_what_makes_a_start_slow() -> None:
 
 
 @pytest.mark.slow
-def test_4096_cpus_are_read_in_seconds(tmp_path: Path) -> None:
+def test_4096_cpus_are_read_in_two_seconds_of_cpu_time(tmp_path: Path) -> None:
     root = build(tmp_path, regular(packages=16, nodes=2, cores=64, threads=2, l3_cores=8))
-    start = time.perf_counter()
+    start = time.process_time()
     machine = read_machine(root)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert len(machine.cores) == 2048
     assert len(machine.nodes) == 32
     assert len({core.l3 for core in machine.cores}) == 256
-    assert seconds < 5, f"{seconds:.2f} s"
+    assert seconds < 2, f"{seconds:.2f} s"
 
 
 def test_each_recorded_machine_says_what_it_is_made_of() -> None:
