@@ -18,7 +18,8 @@ import numpy as np
 from launcher.core.frames import FrameError
 from launcher.core.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, Unusable
 from launcher.core.models import ModelCard
-from launcher.worker.backends import Backend, Ids, ModelRefused, Report, Stage, Values, create
+from launcher.worker.backends import Backend, Ids, ModelRefused, Report, Stage, Values
+from launcher.worker.backends.create import create
 from launcher.worker.channel import Channel, ChannelClosed
 from launcher.worker.warmup import warm_up
 

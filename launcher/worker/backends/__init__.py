@@ -1,4 +1,4 @@
-"""What a backend is, and which one a worker gets. Backends compute; they know neither channel nor messages."""
+"""What a backend is. Backends compute; they know neither channel nor messages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from launcher.core.messages import Setup
 
 Stage = Literal["import", "load", "check", "warmup"]
 Report = Callable[[Stage, float, str], None]
@@ -51,15 +49,3 @@ class Backend(Protocol):
     def run(self, ids: Ids, lengths: Sequence[int]) -> Output:
         """Results of items of ``lengths`` tokens, longest first, whose ``ids`` follow each other."""
         ...
-
-
-def create(setup: Setup, threads: int) -> Backend:
-    """The backend that ``setup`` asks for, with nothing loaded yet; its libraries are imported and set up here."""
-    if setup.backend == "fake":
-        from launcher.worker.backends.fake import FakeBackend
-
-        return FakeBackend(setup, threads)
-    from launcher.worker.backends.eager import EagerBackend, configure_process  # torch takes seconds to import
-
-    configure_process(threads)
-    return EagerBackend(setup)
