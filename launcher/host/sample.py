@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePath
 
 from launcher.core.diagnosis.facts import Program, Sample
@@ -136,7 +137,7 @@ def _program(pid: int, process: _Process, share: float, online: Sequence[int]) -
         foreign = folder.stat().st_uid != os.geteuid()
     except OSError:
         return None
-    front = process.parent if WORKER in words else None
+    front = process.parent if ("-m", WORKER) in pairwise(words) else None
     return Program(pid, describe(words, process.command), cpus, share, front, foreign)
 
 

@@ -90,9 +90,7 @@ def _judge_equal(per_core: dict[int, float], evidence: tuple[Evidence, ...]) -> 
     least, most = min(per_core.values()), max(per_core.values())
     poor = [node for node, amount in per_core.items() if amount < UNEQUAL * most]
     if poor:
-        title = (
-            f"Node {format_cpu_list(poor)} has less memory per core than others: {gib(least)}, they have {gib(most)}."
-        )
+        title = f"Memory per core of {nodes_text(poor)} is less than elsewhere: {gib(least)} against {gib(most)}."
         return advice(title, *evidence, mend=("# hardware: fill the memory slots of all processors alike",))
     return fine(f"Every node with cores has memory, at least {gib(least)} per core.", *evidence)
 
@@ -117,7 +115,8 @@ def judge_room(facts: Facts) -> Verdict:
         return problem(f"Memory is full: {gib(room)} of {gib(of)} are left.", *evidence, mend=mend)
     if room < NEARLY_FULL * of:
         return advice(f"Memory is nearly full: {gib(room)} of {gib(of)} are left.", *evidence, mend=mend)
-    return fine(f"{gib(room)} of {gib(of)} of memory can be had.", *evidence)
+    least, whole = min(rooms)
+    return fine(f"{gib(least)} of {gib(whole)} of memory can be had.", *evidence)
 
 
 def judge_huge_pages(facts: Facts) -> Verdict:
