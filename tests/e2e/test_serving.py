@@ -1,0 +1,122 @@
+"""Options of the server that change what is served, and bad requests to a real one."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.e2e.running import Launch, Running, running
+
+pytestmark = pytest.mark.slow
+
+TINY = ("--model", "random:tiny", "--dtype", "fp32")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Running]:
+    with running(*TINY, "--instances", "2") as server:
+        yield server.wait_serving()
+
+
+def test_a_classifier_answers_with_labels_and_scores(launch: Launch) -> None:
+    with launch(*TINY, "--task", "classify", "--instances", "1") as server:
+        server.wait_serving()
+        reply = server.post("/predict", json={"inputs": ["a good day", "a bad day"]}).json()
+    assert reply["task"] == "classify"
+    assert len(reply["predictions"]) == 2
+    for prediction in reply["predictions"]:
+        scores = [entry["score"] for entry in prediction]
+        assert {entry["label"] for entry in prediction} == {"LABEL_0", "LABEL_1"}
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_embedder_answers_predict_with_the_vectors_of_embeddings(tiny: Running) -> None:
+    predicted = tiny.post("/predict", json={"inputs": ["one", "two"]}).json()["predictions"]
+    embedded = [d["embedding"] for d in tiny.embed(["one", "two"]).json()["data"]]
+    assert predicted == embedded
+
+
+def test_classes_send_short_and_long_texts_to_their_instances(launch: Launch) -> None:
+    with launch(*TINY, "--classes", "16:1,max:1") as server:
+        server.wait_serving()
+        for _ in range(10):
+            assert server.embed("short").status_code == 200
+            assert server.embed("a long text " * 20).status_code == 200
+        metrics = server.get("/metrics").text
+        instances = server.info()["instances"]
+    assert [i["class"] for i in instances] == [
+        {"min_length": 1, "max_length": 16},
+        {"min_length": 17, "max_length": instances[1]["class"]["max_length"]},
+    ]
+    tokens = {
+        instance: float(value)
+        for instance, value in re.findall(r'^launcher_batch_tokens_sum{.*instance="(\d)".*} (\S+)$', metrics, re.M)
+    }
+    assert tokens["0"] == 10 * 3
+    assert tokens["1"] > 10 * 60
+
+
+def test_truncation_is_refused_or_reported(tiny: Running) -> None:
+    text = "word " * 5000
+    refused = tiny.embed(text)
+    assert refused.status_code == 400
+    assert "5002" in refused.json()["error"]["message"]
+    cut = tiny.embed(text, truncate=True)
+    assert cut.status_code == 200
+    assert cut.json()["usage"]["truncated"] == [0]
+
+
+BAD: list[tuple[bytes, int]] = [
+    (b"", 400),
+    (b"{", 400),
+    (b'{"input": "\xff"}', 400),
+    (b'{"input": "\\ud800"}', 400),
+    (b'{"input": 3}', 400),
+    (b'{"input": null}', 400),
+    (b'{"input": []}', 400),
+    (b'{"input": ""}', 400),
+    (b'{"input": ["fine", ""]}', 400),
+    (b'{"input": [1, 99999999]}', 400),
+    (b'{"input": [-1]}', 400),
+    (b'{"input": [[1], "text"]}', 400),
+    (b'{"input": "x", "model": "another"}', 404),
+    (b'{"input": "x", "dimensions": 0}', 400),
+    (b'{"input": "x", "dimensions": true}', 400),
+    (b'{"input": "x", "dimensions": 100000}', 400),
+    (b'{"input": "x", "encoding_format": "hex"}', 400),
+    (b"[" * 100_000, 400),
+    (b'{"input": "' + b"x" * (8 * 1024 * 1024) + b'"}', 413),
+    (b'{"input": [' + b",".join([b'"x"'] * 2049) + b"]}", 413),
+]
+
+
+def test_bad_bodies_get_a_clear_answer_and_harm_nothing(tiny: Running) -> None:
+    for body, status in BAD:
+        reply = tiny.post("/v1/embeddings", content=body, headers={"Content-Type": "application/json"})
+        assert reply.status_code == status, (body[:60], reply.text)
+        error: dict[str, Any] = reply.json()["error"]
+        assert len(error["message"]) > 10
+    assert tiny.embed("still fine").status_code == 200
+    assert all(instance["restarts"] == 0 for instance in tiny.info()["instances"])
+
+
+def test_wrong_methods_types_and_paths(tiny: Running) -> None:
+    assert tiny.get("/v1/embeddings").status_code == 405
+    assert tiny.post("/health").status_code == 405
+    assert tiny.post("/v1/embeddings", content="x", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert tiny.get("/nothing/here").status_code == 404
+
+
+def test_what_is_no_http_at_all_is_answered_or_closed(tiny: Running) -> None:
+    host, port = tiny.address.removeprefix("http://").split(":")
+    for garbage in (b"\x00\x01\x02\x03\r\n\r\n", b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: -5\r\n\r\n"):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(garbage)
+            answer = connection.recv(1000)
+            assert answer == b"" or b" 400 " in answer
+    assert tiny.get("/health").status_code == 200
