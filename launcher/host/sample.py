@@ -134,11 +134,16 @@ def _program(pid: int, process: _Process, share: float, online: Sequence[int]) -
         if share < NOTICEABLE and set(cpus) >= set(online):
             return None
         words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-        foreign = folder.stat().st_uid != os.geteuid()
+        foreign = _owner((folder / "status").read_text(errors="replace")) != os.geteuid()
     except OSError:
         return None
     front = process.parent if ("-m", WORKER) in pairwise(words) else None
     return Program(pid, describe(words, process.command), cpus, share, front, foreign)
+
+
+def _owner(status: str) -> int:
+    """The user that a process belongs to; the owner of its folder in /proc is root for some that are not root's."""
+    return int(next(line.split()[2] for line in status.splitlines() if line.startswith("Uid:")))
 
 
 def describe(words: Sequence[str], command: str) -> str:

@@ -129,7 +129,8 @@ def judge_allowed(facts: Facts) -> Verdict:
         mend += (f"taskset -c {format_cpu_list(within)} launch",)
     if facts.cpuset is not None and set(machine.online) - set(facts.cpuset):
         mend += (f"docker update --cpuset-cpus {format_cpu_list(machine.online)} CONTAINER  # on the host",)
-    return advice(f"{allowed} may be used: {format_cpu_list(machine.allowed)}.", *evidence, mend=mend)
+    title = f"{allowed} may be used: {format_cpu_list(machine.allowed)}."
+    return advice(title, *evidence, mend=mend, root=any("docker" in line for line in mend))
 
 
 def _cpus_or(cpus: tuple[int, ...] | None, otherwise: str) -> str:

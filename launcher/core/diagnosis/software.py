@@ -48,7 +48,7 @@ ONEDNN_SAME = {
 ONEDNN_BELOW = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 ONEDNN_NAMES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
-SLOW_CLOCKS = ("hpet", "acpi_pm", "pit", "jiffies", "refined-jiffies", "xen", "hyperv_clocksource_msr")
+SLOW_CLOCKS = ("hpet", "acpi_pm", "pit", "jiffies", "refined-jiffies", "hyperv_clocksource_msr")
 FAST_CLOCKS = ("tsc", "tsc-early", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "timebase", "tod")
 
 PLACING = ("OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "KMP_HW_SUBSET")
@@ -221,7 +221,7 @@ def judge_isa(facts: Facts) -> Verdict:
     name, expected = known_isa(facts)
     missing = expected - set(machine.isa)
     if missing:
-        title = f"This {name} has {_listed(missing)}, but the kernel does not show it."
+        title = f"This processor ({name}) has {_listed(missing)}, but the kernel does not show it."
         mend, evidence = _unhide(facts, missing)
         return problem(title, shown, number, *evidence, mend=mend, root=True)
     if not BF16_FLAGS & set(machine.isa):
@@ -241,7 +241,7 @@ def known_isa(facts: Facts) -> tuple[str, frozenset[str]]:
         if family == 25 and any(model in models for models in ZEN4_MODELS):
             return "Zen 4", AVX512_BF16
         if family == 26:
-            return "Zen 5", AVX512_BF16
+            return "Zen 5 or later", AVX512_BF16
     if machine.arch == "aarch64" and machine.model in ARM_CORES:
         return machine.model, ARM_CORES[machine.model]
     return "", frozenset()
