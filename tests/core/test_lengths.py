@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.core.lengths import ClassSpec, LengthClass, parse_classes, resolve_classes
@@ -73,6 +73,7 @@ def test_a_class_beyond_the_model_is_refused_with_the_limit(text: str) -> None:
 SPECS = st.lists(st.tuples(st.integers(1, 511), st.integers(1, 8)), max_size=6)
 
 
+@settings(deadline=None)
 @given(SPECS, st.integers(1, 8), st.sampled_from([None, 512]))
 def test_every_length_belongs_to_exactly_one_range(
     entries: list[tuple[int, int]], rest: int, limit: int | None

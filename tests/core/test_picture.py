@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from xml.etree import ElementTree
 
-from hypothesis import given
+from hypothesis import given, settings
 
 from launcher.core.lengths import parse_classes
 from launcher.core.picture import fill_of, picture
@@ -50,6 +50,7 @@ def test_every_recorded_machine_has_a_picture(name: str) -> None:
     check_picture(read(name), make_plan(read(name), PlanRequest()))
 
 
+@settings(deadline=None)
 @given(machines())
 def test_any_machine_has_a_picture(on: Machine) -> None:
     check_picture(on, make_plan(on, PlanRequest()))

@@ -397,6 +397,7 @@ def test_a_plan_for_another_machine_is_refused() -> None:
 # -- whatever else ------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.data(), machines(), st.none() | st.integers(0, 3))
 def test_any_wish_on_any_machine_gives_a_plan_that_keeps_the_rules_or_a_reason(
     data: st.DataObject, on: Machine, reserve: int | None
@@ -442,6 +443,7 @@ def surely_possible(on: Machine, request: PlanRequest) -> bool:
     return len(kinds) == 1 and sum(wanted) + (request.reserve_cores or 0) <= total
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(0, 60))
 def test_largest_remainder_gives_everyone_his_quota_rounded_down_or_up(weights: list[int], count: int) -> None:
     shares = sizes.largest_remainder(weights, count)
@@ -450,6 +452,7 @@ def test_largest_remainder_gives_everyone_his_quota_rounded_down_or_up(weights: 
         assert 0 <= share - count * weight // sum(weights) <= 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.data())
 def test_cutting_at_the_ends_of_stretches_keeps_sizes_within_one(lengths: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, sum(lengths)))
@@ -461,11 +464,11 @@ def test_cutting_at_the_ends_of_stretches_keeps_sizes_within_one(lengths: list[i
         assert smallest * instances <= cores <= (smallest + (longer > 0)) * instances
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 12), min_size=1, max_size=4),
     st.lists(st.integers(1, 12), min_size=1, max_size=6),
 )
-@settings(max_examples=200)
 def test_assigning_overfills_no_node_and_leaves_out_no_size_that_could_be_placed(
     room: list[int], wanted: list[int]
 ) -> None:

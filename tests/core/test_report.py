@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
@@ -103,6 +103,7 @@ def test_every_recorded_machine_is_readable_at_any_width_and_does_not_flood(name
     assert len(text_of(on, 100).plain.split("\n")) <= 140
 
 
+@settings(deadline=None)
 @given(machines(), st.integers(40, 160), st.integers(1, 30))
 def test_any_plan_is_readable(on: Machine, width: int, count: int) -> None:
     try:
