@@ -7,18 +7,28 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.vm.guests import DRIVER, REPOSITORY, Guests, serve
+from tests.vm.table import guest_table
+
+TABLE = REPOSITORY / ".cache/vm/guests.md"
 
 
 @pytest.fixture(scope="session")
-def guests(tmp_path_factory: pytest.TempPathFactory) -> Guests:
-    """All guests, by the name of their shape. ``VM_KEEP=DIR`` keeps what they wrote."""
+def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guests]:
+    """All guests, by the name of their shape. ``VM_KEEP=DIR`` keeps what they wrote.
+
+    At the end the table of those that booted is written to ``TABLE``, for the documentation.
+    """
     kept = os.environ.get("VM_KEEP")
-    return Guests(Path(kept) if kept else tmp_path_factory.mktemp("guests"))
+    found = Guests(Path(kept) if kept else tmp_path_factory.mktemp("guests"))
+    yield found
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    TABLE.write_text(guest_table(found.booted))
 
 
 @pytest.fixture(scope="session")

@@ -79,12 +79,20 @@ class Guest:
     results: Path
     said: str
 
+    def failure(self, name: str) -> str | None:
+        """Why a step has no answer."""
+        path = self.results / f"{name}.json"
+        if not path.exists():
+            return f"the guest did not get to {name}: {self.said}"
+        error: str | None = json.loads(path.read_text()).get("error")
+        return error
+
     def step(self, name: str) -> dict[str, Any]:
         """What the guest wrote down for a step; fails the test when the step failed."""
-        path = self.results / f"{name}.json"
-        assert path.exists(), f"the guest did not get to {name}: {self.said}"
-        found: dict[str, Any] = json.loads(path.read_text())
-        assert "error" not in found, found["error"]
+        failure = self.failure(name)
+        if failure is not None:
+            pytest.fail(failure, pytrace=False)
+        found: dict[str, Any] = json.loads((self.results / f"{name}.json").read_text())
         return found
 
 
@@ -93,15 +101,15 @@ class Guests:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._guests: dict[str, Guest] = {}
+        self.booted: dict[str, Guest] = {}
         self._refused: str | None = None
 
     def __getitem__(self, shape: str) -> Guest:
         if self._refused:
             pytest.skip(self._refused)
-        if shape not in self._guests:
-            self._guests[shape] = self._boot(shape)
-        return self._guests[shape]
+        if shape not in self.booted:
+            self.booted[shape] = self._boot(shape)
+        return self.booted[shape]
 
     def _boot(self, shape: str) -> Guest:
         results = self._folder / shape

@@ -6,7 +6,6 @@ The kernel's word (masks of threads, pages of mappings) is taken from the guest 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from launcher.core.cpuset import format_cpu_list, parse_cpu_list
 from tests.vm.guests import OFF, STEPS, Guest, Guests
+from tests.vm.table import private_pages
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.xdist_group("vm")]
 
@@ -152,7 +152,7 @@ def test_every_written_page_is_on_the_planned_nodes(guests: Guests, shape: str, 
         mappings = found["workers"][str(instance["id"])]["mappings"]
         policies = {mapping["policy"] for mapping in mappings if mapping["nodes"]}
         assert policies == {f"{instance['memory']}:{format_cpu_list(instance['nodes'])}"}
-        private = _private_pages(mappings)
+        private = private_pages(mappings)
         assert set(private) == set(instance["nodes"])
         assert private.total() > 10_000, "a worker with a model has more than 40 MB of its own"
 
@@ -172,7 +172,7 @@ def test_an_instance_that_spans_nodes_spreads_its_memory_over_the_two_that_are_n
         ([2, 3], "interleave"),
     ]
     for instance in instances:
-        private = _private_pages(found["workers"][str(instance["id"])]["mappings"])
+        private = private_pages(found["workers"][str(instance["id"])]["mappings"])
         assert min(private.values()) >= LEAST_SPREAD * private.total()
 
 
@@ -205,18 +205,6 @@ def _nearest_memory(guest: Guest, home: int) -> int:
     nodes = guest.asked["nodes"]
     distances = next(node["distances"] for node in nodes if node["id"] == home)
     return int(min((node["id"] for node in nodes if node["mebibytes"]), key=lambda node: int(distances[str(node)])))
-
-
-def _private_pages(mappings: list[Json]) -> Counter[int]:
-    """Pages by node of the mappings whose every page was written: heap, stacks, anonymous memory, written data.
-
-    Pages of files lie in the page cache, shared by all processes, on the node of whoever read them first.
-    """
-    pages: Counter[int] = Counter()
-    for mapping in mappings:
-        if mapping["written"] >= sum(mapping["nodes"].values()):
-            pages.update({int(node): count for node, count in mapping["nodes"].items()})
-    return pages
 
 
 def _cosine(a: list[float], b: list[float]) -> float:
