@@ -7,15 +7,19 @@ be written as JSON and read back elsewhere, so that a plan for it can be made on
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from launcher.core.cpuset import format_cpu_list, parse_cpu_list
+from launcher.core.cpuset import MAX_ID, format_cpu_list, parse_cpu_list
 from launcher.errors import UsageError
 
 SCHEMA = 1
 UNKNOWN_ARCH = "unknown"
+FROM_A_REPORT = (
+    "The machine is that of a topology report, whose warnings are of another plan and are left out; a file of "
+    "`launch topology --save` keeps those that are of the machine."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,14 @@ def machine_from_json(data: object) -> Machine:
     if data.get("schema", SCHEMA) != SCHEMA:
         raise UsageError(f"The machine file has schema {data['schema']!r}; this version reads schema {SCHEMA}")
     file = _decoded(data, _FileJson, "machine file")
-    return replace(_machine(file.machine), memory_bytes=file.memory_bytes, warnings=tuple(file.warnings))
+    # A report's warnings are of its plan too, and which is which cannot be told.
+    warnings = (FROM_A_REPORT,) if "plan" in data and file.warnings else tuple(file.warnings)
+    return replace(_machine(file.machine), memory_bytes=file.memory_bytes, warnings=warnings)
+
+
+# Larger or negative numbers are none of cpus, nodes or amounts, and could fill the memory when a mask is made.
+Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
+Amount = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _CpusJson(msgspec.Struct):
@@ -165,25 +176,25 @@ class _CpusJson(msgspec.Struct):
 
 
 class _CoreJson(msgspec.Struct):
-    id: int
-    cpus: list[int]
-    package: int | None
-    node: int | None
-    l3: int | None
+    id: Id
+    cpus: list[Id]
+    package: Amount | None
+    node: Id | None
+    l3: Amount | None
     kind: Literal["performance", "efficiency"] = "performance"
 
 
 class _NodeJson(msgspec.Struct):
-    id: int
+    id: Id
     cpus: str
-    memory_bytes: int | None = None
-    distances: dict[int, int] = {}
+    memory_bytes: Amount | None = None
+    distances: dict[Id, Amount] = {}
 
 
 class _LimitsJson(msgspec.Struct):
-    cpu_quota: float | None = None
+    cpu_quota: Annotated[float, msgspec.Meta(gt=0)] | None = None
     memory_nodes: str | None = None
-    memory_bytes: int | None = None
+    memory_bytes: Amount | None = None
     affinity: str | None = None
 
 
@@ -200,7 +211,7 @@ class _MachineJson(msgspec.Struct):
 
 class _FileJson(msgspec.Struct):
     machine: _MachineJson
-    memory_bytes: int | None = None
+    memory_bytes: Amount | None = None
     warnings: list[str] = []
 
 
@@ -264,6 +275,8 @@ def _check(machine: Machine) -> None:
         raise UsageError(
             f"The machine has cores with cpus {format_cpu_list(extra)}, which it does not list as allowed"
         )
+    if len({node.id for node in machine.nodes}) < len(machine.nodes):
+        raise UsageError("The machine has several nodes of one id; ids tell nodes apart")
     lost = {core.node for core in machine.cores} - {None} - {node.id for node in machine.nodes}
     if lost:
         raise UsageError(f"The machine has cores in nodes {sorted(map(str, lost))}, which it does not list")

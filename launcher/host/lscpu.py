@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -124,10 +124,11 @@ def _row(line: str, columns: tuple[str, ...]) -> Row | None:
     cpu = numbers["cpu"]
     if cpu is None:
         return None
-    if cpu > MAX_ID:
-        raise UsageError(
-            f"{line!r} is no row of `lscpu -p`: cpu {cpu} is over the largest this program takes, {MAX_ID}"
-        )
+    for name in ("cpu", "node"):
+        if (number := numbers.get(name) or 0) > MAX_ID:
+            raise UsageError(
+                f"{line!r} is no row of `lscpu -p`: {name} {number} is over the largest this program takes, {MAX_ID}"
+            )
     online = {"Y": True, "N": False}.get(fields.get("online", ""))
     return Row(cpu, numbers.get("core"), numbers.get("socket"), numbers.get("node"), online, caches)
 
@@ -208,27 +209,34 @@ def machine_from_lscpu_p(text: str) -> Machine:
 
     Memory, distances and limits stay unknown. Raises ``UsageError`` when the text is no such output.
     """
-    rows = [row for row in parse_rows(text) if row.online is not False]
+    every = parse_rows(text)
+    rows = [row for row in every if row.online is not False]
     if not rows:
         raise UsageError(
             "There is no cpu in what was given as output of `lscpu -p`; make it anew with: lscpu -p > FILE"
         )
+    twice = {cpu for cpu, times in Counter(row.cpu for row in every).items() if times > 1}
+    if twice:
+        raise UsageError(f"cpus {format_cpu_list(twice)} have several rows; `lscpu -p` prints one for each cpu")
     odd = Oddities()
     cores, l3 = _parts(_core_labels(rows, odd)), _parts({row.cpu: row.cache("l3") for row in rows})
     siblings = {cpu: tuple(core) for core in cores.values() for cpu in core}
     sharing = {cpu: tuple(group) for number, group in l3.items() if number is not None for cpu in group}
     online = tuple(sorted(row.cpu for row in rows))
-    nodes = _parts({row.cpu: row.node for row in rows if row.node is not None})
+    nodes: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        if row.node is not None:
+            nodes[row.node].append(row.cpu)
     reading = MachineReading(
         arch="unknown",
         vendor=None,
         model=None,
         isa=(),
-        present=tuple(sorted(row.cpu for row in parse_rows(text))),
+        present=tuple(sorted(row.cpu for row in every)),
         online=online,
         isolated=(),
         cpus={row.cpu: CpuReading(siblings[row.cpu], row.socket, sharing.get(row.cpu)) for row in rows},
-        nodes=tuple(Node(int(str(number)), tuple(cpus), None) for number, cpus in sorted(nodes.items(), key=str)),
+        nodes=tuple(Node(node, tuple(sorted(nodes[node])), None) for node in sorted(nodes)),
         kinds=KindReading(),
         cpuset=None,
         limits=Limits(),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.topology import Core, Limits, Machine, Node, machine_from_json, machine_to_json
+from launcher.core.topology import FROM_A_REPORT, Core, Limits, Machine, Node, machine_from_json, machine_to_json
 from launcher.errors import UsageError
 
 MACHINE = Machine(
@@ -62,10 +62,13 @@ def test_a_machine_file_brings_the_machine_back() -> None:
     assert machine_from_json(json.loads(json.dumps(machine_to_json(MACHINE)))) == MACHINE
 
 
-def test_a_whole_report_is_a_machine_file_too() -> None:
-    report = {"schema": 1, "machine": MACHINE.to_json(), "plan": {"instances": []}, "warnings": ["of the plan"]}
+@pytest.mark.parametrize(("warnings", "kept"), [(["of the plan"], (FROM_A_REPORT,)), ([], ())])
+def test_a_whole_report_is_a_machine_file_too_but_for_its_warnings(
+    warnings: list[str], kept: tuple[str, ...]
+) -> None:
+    report = {"schema": 1, "machine": MACHINE.to_json(), "plan": {"instances": []}, "warnings": warnings}
     machine = machine_from_json(json.loads(json.dumps(report)))
-    assert (machine.cores, machine.warnings, machine.memory_bytes) == (MACHINE.cores, ("of the plan",), None)
+    assert (machine.cores, machine.warnings, machine.memory_bytes) == (MACHINE.cores, kept, None)
 
 
 def _changed(path: list[str | int], value: Any) -> dict[str, Any]:
@@ -95,6 +98,11 @@ def _changed(path: list[str | int], value: Any) -> dict[str, Any]:
         (["cpus", "online"], "0-x", "0-x"),
         (["nodes", 0, "distances"], {"near": 10}, "distances"),
         (["limits", "cpu_quota"], "much", r"\$\.limits\.cpu_quota"),
+        (["limits", "cpu_quota"], 0.0, r"\$\.limits\.cpu_quota"),
+        (["limits", "memory_bytes"], -1, r"\$\.limits\.memory_bytes"),
+        (["nodes", 1, "id"], 10**9, r"\$\.nodes\[1\]\.id"),
+        (["nodes", 1, "id"], 0, "several nodes of one id"),
+        (["cores", 1, "package"], -1, r"\$\.cores\[1\]\.package"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_with_the_place(path: list[str | int], value: Any, words: str) -> None:
