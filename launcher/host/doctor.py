@@ -40,7 +40,7 @@ from launcher.host.sysfs import CPU, read_machine
 from launcher.host.tree import Tree, decimal
 
 HYPERVISORS = ("QEMU", "KVM", "VMware", "Xen", "innotek", "Microsoft", "Amazon EC2", "Google", "Alibaba", "OpenStack")
-LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
+LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 LIBRARY_PATTERNS = ("libtcmalloc*.so*", "libjemalloc.so*")
 SCHEDULING = {0: "SCHED_OTHER", 1: "SCHED_FIFO", 2: "SCHED_RR", 3: "SCHED_BATCH", 5: "SCHED_IDLE"}  # sched(7)
 
@@ -226,7 +226,7 @@ def _software(tree: Tree) -> Software:
     return Software(
         numactl=shutil.which("numactl"),
         allocators=tuple(_allocators()),
-        allocators_sought=f"{' '.join(LIBRARY_PATTERNS)} in {' '.join(LIBRARY_FOLDERS)}",
+        allocators_sought=f"{' '.join(LIBRARY_PATTERNS)} in {', '.join(LIBRARY_FOLDERS)}, the environment's lib",
         torch=version,
         cuda_parts=cuda_parts,
         environment=tuple((name, os.environ[name]) for name in ENVIRONMENT if name in os.environ),
@@ -239,7 +239,8 @@ def _software(tree: Tree) -> Software:
 
 def _allocators() -> Iterator[str]:
     """Paths of the libraries; one of each kind and folder, as they are there under several names."""
-    for folder in (*map(Path, LIBRARY_FOLDERS), *Path("/usr/lib").glob("*-linux-gnu"), Path(sys.prefix) / "lib"):
+    folders = [folder for pattern in LIBRARY_FOLDERS for folder in Path("/").glob(pattern.lstrip("/"))]
+    for folder in (*folders, Path(sys.prefix) / "lib"):
         for pattern in LIBRARY_PATTERNS:
             found = sorted(str(path) for path in folder.glob(pattern))
             yield from found[:1]

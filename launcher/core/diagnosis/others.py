@@ -56,7 +56,8 @@ def _judge_use(facts: Facts, sample: Sample, cpus: Cpus, what: str) -> Verdict:
     evidence = (Evidence(seen.source, shares), *_named(programs))
     if not programs:
         evidence += (Evidence("/proc/PID/stat", "no program seen from here; another container, or the kernel"),)
-    title = f"Other programs use {len(taken)} of the {len(cpus)} {what}."
+    which = f"{len(taken)} of the {len(cpus)} {what}" if len(cpus) > 1 else cpus_text(taken)
+    title = f"Other programs use {which}."
     return problem(title, *evidence, mend=_ways_out(facts, programs), root=any(one.foreign for one in programs))
 
 
