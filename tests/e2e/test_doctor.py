@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from launcher.core.diagnosis import CHECKS
 from tests.machines import build, regular
 
 DENY = Path(__file__).parents[1] / "host" / "deny.py"
@@ -124,3 +125,9 @@ def test_what_is_no_machine_is_refused(tmp_path: Path) -> None:
     done = doctor("--sysroot", str(barred))
     assert done.returncode == 3
     assert "No cpu of this machine may be used" in done.stderr
+
+
+def test_the_page_about_the_doctor_names_every_check() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    table = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert table == [check.id for check in CHECKS]
