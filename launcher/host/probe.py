@@ -53,7 +53,7 @@ print('PROBE ' + json.dumps({{'cpus': cpus, 'pages': pages}}), flush=True)
 # The same as a worker without numactl does to itself, with the worker's own code and before anything else.
 SELF_BINDING = """
 import json, sys
-from launcher.worker import pinning
+from launcher import pinning
 cpus, policy, nodes = json.loads(sys.argv[1])
 try:
     pinning.bind_cpus(cpus)

@@ -17,9 +17,10 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from launcher import pinning
 from launcher.core.cpuset import parse_cpu_list
 from launcher.errors import LauncherError, MachineError, UsageError
-from launcher.worker import pinning
+from launcher.worker import signals
 
 EXIT_USAGE = 2
 EXIT_NOT_BOUND = 5
@@ -80,7 +81,7 @@ def refuse(connection: socket.socket, reason: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker until ``Stop`` or the end of its channel; returns the exit status."""
-    pinning.leave_signals_to_the_front()
+    signals.leave_signals_to_the_front()
     values = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
         pinning.die_with_parent()
@@ -88,14 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LauncherError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    if pinning.has_hung_up(connection):
+    if signals.has_hung_up(connection):
         return 0
     try:
         bind(values)
     except MachineError as error:
         refuse(connection, f"instance {values.instance}: {error}")
         return EXIT_NOT_BOUND
-    pinning.exit_on_hangup(connection)
+    signals.exit_on_hangup(connection)
 
     from launcher.worker.loop import work  # numpy and torch come with it
 

@@ -303,7 +303,7 @@ def test_says_which_cpus_it_could_not_get(start, cpus) -> None:
 
 
 def memory_policies_are_allowed() -> bool:
-    script = "from launcher.worker.pinning import bind_memory; bind_memory('bind', [0])"
+    script = "from launcher.pinning import bind_memory; bind_memory('bind', [0])"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
 
 
