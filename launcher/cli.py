@@ -95,6 +95,15 @@ Strict = Annotated[
 Sysroot = Annotated[
     Path, typer.Option(help="Read the machine from this tree (a copy of /sys and /proc).", rich_help_panel=MACHINE)
 ]
+MachineFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Plan for the machine of this file (of --save, --json or lscpu -p; - is standard input). "
+        "Nothing can be started for it.",
+        metavar="FILE",
+        rich_help_panel=MACHINE,
+    ),
+]
 Model = Annotated[
     str,
     typer.Option(
@@ -141,9 +150,11 @@ def _machine_options(
     oversubscribe: bool,
     strict: bool,
     sysroot: Path,
+    machine_file: Path | None,
 ) -> MachineOptions:
     return MachineOptions(
         sysroot=sysroot,
+        machine_file=machine_file,
         instances=_count_or_auto("--instances", instances, 1),
         cores_per_instance=cores_per_instance,
         classes=classes,
@@ -162,6 +173,7 @@ def serve(
     oversubscribe: Oversubscribe = False,
     strict: Strict = False,
     sysroot: Sysroot = Path("/"),
+    machine: MachineFile = None,
     model: Model = DEFAULT_MODEL,
     task: TaskOption = "auto",
     dtype: DtypeOption = "auto",
@@ -186,9 +198,10 @@ def serve(
     from launcher.serve.prepare import show
     from launcher.serve.server import run
 
-    machine = _machine_options(instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot)
     options = ServeOptions(
-        machine=machine,
+        machine=_machine_options(
+            instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot, machine
+        ),
         model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code),
         front=FrontOptions(
             host=host,
@@ -218,17 +231,29 @@ def topology(
     oversubscribe: Oversubscribe = False,
     strict: Strict = False,
     sysroot: Sysroot = Path("/"),
+    machine: MachineFile = None,
     model: Model = DEFAULT_MODEL,
     task: TaskOption = "auto",
     dtype: DtypeOption = "auto",
     max_length: MaxLength = None,
     json: Json = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the machine to this file, for --machine elsewhere.", metavar="FILE", rich_help_panel=OUTPUT
+        ),
+    ] = None,
 ) -> None:
     """Show the machine and the plan: what would be started where, and why. Nothing is started."""
     from launcher.serve.prepare import show
 
-    machine = _machine_options(instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot)
-    show(ServeOptions(machine=machine, model=ModelOptions(model, task, dtype, "eager", max_length)), as_json=json)
+    options = ServeOptions(
+        machine=_machine_options(
+            instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot, machine
+        ),
+        model=ModelOptions(model, task, dtype, "eager", max_length),
+    )
+    show(options, as_json=json, save=save)
 
 
 @app.command()

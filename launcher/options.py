@@ -18,9 +18,13 @@ DEFAULT_PORT = 8000
 
 @dataclass(frozen=True, slots=True)
 class MachineOptions:
-    """Which machine is planned for, and how. ``None`` means that the planner decides."""
+    """Which machine is planned for, and how. ``None`` means that the planner decides.
+
+    ``machine_file`` describes a machine that is not here; ``-`` is standard input. It excludes ``sysroot``.
+    """
 
     sysroot: Path = Path("/")
+    machine_file: Path | None = None
     instances: int | None = None
     cores_per_instance: int | None = None
     classes: str | None = None

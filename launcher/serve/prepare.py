@@ -26,6 +26,7 @@ from launcher.core.report import Command, report_json, report_text
 from launcher.core.topology import Machine
 from launcher.errors import LauncherError, UsageError
 from launcher.host import models
+from launcher.host.machine_file import read_machine_file, write_machine_file
 from launcher.host.probe import choose_bindings, explain
 from launcher.host.sysfs import read_machine
 from launcher.options import MachineOptions, ServeOptions
@@ -51,11 +52,36 @@ def prepare(options: ServeOptions, *, model_needed: bool) -> Prepared:
     Without ``model_needed`` (reports) a model that is not there becomes a warning: limits and memory that depend on
     it stay unknown.
     """
-    _check(options.machine)
-    machine = read_machine(options.machine.sysroot)
+    return _prepare(read(options.machine), options, model_needed)
+
+
+def read(wanted: MachineOptions) -> Machine:
+    """The machine to plan for: this one, or a recorded or described one. Raises ``UsageError``, ``MachineError``."""
+    _check(wanted)
+    if wanted.machine_file is not None:
+        return read_machine_file(wanted.machine_file)
+    return read_machine(wanted.sysroot)
+
+
+def is_here(wanted: MachineOptions) -> bool:
+    """Whether it is the machine that this runs on: only then may anything that is found out here be in the plan."""
+    return wanted.machine_file is None and wanted.sysroot.resolve() == HERE
+
+
+def refuse_elsewhere(wanted: MachineOptions) -> None:
+    """Raises ``UsageError`` where a plan is for another machine, and can be shown but not carried out."""
+    if not is_here(wanted):
+        option, place = ("--machine", wanted.machine_file) if wanted.machine_file else ("--sysroot", wanted.sysroot)
+        raise UsageError(
+            f"{option} {place} is for a plan of another machine, and instances start on this one; "
+            f"--dry-run or `launch topology` shows that plan, and without {option} this machine is served from"
+        )
+
+
+def _prepare(machine: Machine, options: ServeOptions, model_needed: bool) -> Prepared:
     card, warnings = _card(options, model_needed)
     plan = make_plan(machine, _request(options, card))
-    live = options.machine.sysroot == HERE
+    live = is_here(options.machine)
     bindings = _bindings(plan, options.machine.strict, live)
     python = sys.executable if live else "python3"
     commands, notes = _commands(plan, bindings, python, os.environ if live else {})
@@ -66,6 +92,10 @@ def prepare(options: ServeOptions, *, model_needed: bool) -> Prepared:
 
 
 def _check(options: MachineOptions) -> None:
+    if options.machine_file is not None and options.sysroot != HERE:
+        raise UsageError(
+            f"--machine {options.machine_file} and --sysroot {options.sysroot} each name a machine; one of them works"
+        )
     if options.classes and (options.instances or options.cores_per_instance):
         raise UsageError(
             "--classes says how many instances there are and how large; "
@@ -133,9 +163,16 @@ def setup_of(options: ServeOptions, machine: Machine, card: ModelCard, instance:
     )
 
 
-def show(options: ServeOptions, *, as_json: bool) -> None:
-    """Print the report: for people, or exactly the JSON document of schema 1."""
-    prepared = prepare(options, model_needed=False)
+def show(options: ServeOptions, *, as_json: bool, save: Path | None = None) -> None:
+    """Print the report: for people, or exactly the JSON document of schema 1.
+
+    ``save`` gets the machine as a file, also where no plan can be made for it.
+    """
+    machine = read(options.machine)
+    if save is not None:
+        write_machine_file(save, machine)
+        print(f"launch: the machine ({len(machine.cores)} usable cores) is written to {save}", file=sys.stderr)
+    prepared = _prepare(machine, options, model_needed=False)
     if as_json:
         document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings)
         print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

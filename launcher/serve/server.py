@@ -37,7 +37,7 @@ from launcher.host.spawn import Launch
 from launcher.host.supervisor import Supervisor
 from launcher.host.verify import Verification, verify
 from launcher.options import FrontOptions, ServeOptions
-from launcher.serve.prepare import Prepared, prepare, setup_of
+from launcher.serve.prepare import Prepared, prepare, refuse_elsewhere, setup_of
 
 log = logging.getLogger("launcher.serve")
 
@@ -49,6 +49,7 @@ EXIT_SECONDS = 0.25
 
 def run(options: ServeOptions) -> None:
     """Serve until a signal. Raises any ``LauncherError``; returns after a clean end."""
+    refuse_elsewhere(options.machine)
     logs.set_up(options.log)
     sock = listen(options.front)
     with sock:
