@@ -114,7 +114,7 @@ def judge_allowed(facts: Facts) -> Verdict:
     affinity = machine.limits.affinity
     lost = set(machine.online) - set(machine.allowed) - set(machine.isolated)
     evidence = (
-        Evidence("cpuset.cpus of the control group", _cpus_or(facts.cpuset, "no limit")),
+        Evidence("cpuset.cpus of the control group", _cpus_or(facts.cpuset, "no limit stated")),
         Evidence("/proc/self/status Cpus_allowed_list", _cpus_or(affinity, "not there")),
         Evidence(f"{CPU}/online", format_cpu_list(machine.online)),
     )

@@ -27,6 +27,9 @@ class Evidence:
     found: str
 
 
+RECORDED = Evidence("--sysroot", "a recorded machine, on which nothing runs")
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a check found. ``mend`` has lines for a shell; what no command can do is a comment (``# …``) in them."""
@@ -94,7 +97,7 @@ def problem(title: str, *evidence: Evidence, mend: tuple[str, ...] = (), root: b
 
 def unseen(what: str) -> Verdict:
     """Of a recorded machine: ``what`` is known only where programs run."""
-    return unknown(f"{what} is known only on the machine itself.", Evidence("/proc, sysroot", "a recorded machine"))
+    return unknown(f"{what} is known only on the machine itself.", RECORDED)
 
 
 def said(*readings: Reading | PerCpu) -> tuple[Evidence, ...]:

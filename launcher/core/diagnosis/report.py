@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from launcher.core.diagnosis.finding import SEVERITIES, Evidence, Finding, Severity, count
+from launcher.core.diagnosis.finding import RECORDED, SEVERITIES, Evidence, Finding, Severity, count
 from launcher.core.topology import Machine
 
 SCHEMA = 1
@@ -92,7 +92,7 @@ def _evidence_lines(evidence: Iterable[Evidence], width: int) -> Iterator[str]:
 
 def _mend_lines(finding: Finding, width: int) -> Iterator[Text]:
     commands = finding.mend or ()
-    if finding.needs_root:
+    if finding.needs_root and not all(command.startswith("#") for command in commands):
         commands = ("# as root:", *commands)
     room = width - len(INDENT) - LABEL
     yield from _labelled("mend", (line for command in commands for line in _shell(command, room)), "cyan")
@@ -113,19 +113,16 @@ def _shell(command: str, room: int) -> list[str]:
 
 
 def _unknowns(group: Sequence[Finding], width: int) -> Iterator[Text]:
-    """Those with something to say one by one; those of which the same was tried, in one line together."""
-    alike: dict[tuple[Evidence, ...], list[Finding]] = {}
+    """One by one with what was tried; those that a recorded machine cannot tell together."""
+    recorded = [finding for finding in group if finding.evidence == (RECORDED,)]
+    if recorded:
+        names = ", ".join(finding.id for finding in recorded)
+        yield from _wrapped(f"Known only on the machine itself: {names}.", width, "  ", STYLES["unknown"])
     for finding in group:
-        alike.setdefault(finding.evidence, []).append(finding)
-    for evidence, findings in alike.items():
-        if len(findings) > 1 and not any(finding.mend for finding in findings):
-            names = ", ".join(finding.id for finding in findings)
-            yield from _wrapped(f"Known only on the machine itself: {names}.", width, "  ", STYLES["unknown"])
-        else:
-            for finding in findings:
-                yield from _title(finding, width)
-                yield from _labelled("tried", _evidence_lines(evidence, width))
-                yield from _mend_lines(finding, width)
+        if finding.evidence != (RECORDED,):
+            yield from _title(finding, width)
+            yield from _labelled("tried", _evidence_lines(finding.evidence, width))
+            yield from _mend_lines(finding, width)
 
 
 def _table(group: Sequence[Finding], width: int) -> Iterator[Text]:
