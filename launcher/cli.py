@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from launcher.bench.command import app as bench
+from launcher.core.export import Target
 from launcher.errors import LauncherError, UsageError
 from launcher.options import (
     DEFAULT_HOST,
@@ -88,6 +89,12 @@ ReserveCores = Annotated[
 Oversubscribe = Annotated[
     bool, typer.Option("--oversubscribe", help="Allow more instances than cores.", rich_help_panel=MACHINE)
 ]
+MixKinds = Annotated[
+    bool,
+    typer.Option(
+        "--mix-kinds", help="Allow performance and efficiency cores in one instance.", rich_help_panel=MACHINE
+    ),
+]
 Strict = Annotated[
     bool,
     typer.Option("--strict", help="Fail where binding is less than asked, or is missed.", rich_help_panel=MACHINE),
@@ -148,6 +155,7 @@ def _machine_options(
     classes: str | None,
     reserve_cores: str,
     oversubscribe: bool,
+    mix_kinds: bool,
     strict: bool,
     sysroot: Path,
     machine_file: Path | None,
@@ -160,6 +168,7 @@ def _machine_options(
         classes=classes,
         reserve_cores=_count_or_auto("--reserve-cores", reserve_cores, 0),
         oversubscribe=oversubscribe,
+        mix_kinds=mix_kinds,
         strict=strict,
     )
 
@@ -171,6 +180,7 @@ def serve(
     classes: Classes = None,
     reserve_cores: ReserveCores = "auto",
     oversubscribe: Oversubscribe = False,
+    mix_kinds: MixKinds = False,
     strict: Strict = False,
     sysroot: Sysroot = Path("/"),
     machine: MachineFile = None,
@@ -195,12 +205,12 @@ def serve(
     json: Json = False,
 ) -> None:
     """Serve a model from instances that are bound to their cores (the default command)."""
-    from launcher.serve.prepare import show
+    from launcher.serve.reports import Wanted, show
     from launcher.serve.server import run
 
     options = ServeOptions(
         machine=_machine_options(
-            instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot, machine
+            instances, cores_per_instance, classes, reserve_cores, oversubscribe, mix_kinds, strict, sysroot, machine
         ),
         model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code),
         front=FrontOptions(
@@ -215,7 +225,7 @@ def serve(
         log=LogOptions(log_level, log_json),
     )
     if dry_run:
-        show(options, as_json=json)
+        show(options, Wanted(json))
         return
     if json:
         raise UsageError("--json is for reports: use it with --dry-run, or with the command topology")
@@ -229,6 +239,7 @@ def topology(
     classes: Classes = None,
     reserve_cores: ReserveCores = "auto",
     oversubscribe: Oversubscribe = False,
+    mix_kinds: MixKinds = False,
     strict: Strict = False,
     sysroot: Sysroot = Path("/"),
     machine: MachineFile = None,
@@ -243,17 +254,32 @@ def topology(
             help="Write the machine to this file, for --machine elsewhere.", metavar="FILE", rich_help_panel=OUTPUT
         ),
     ] = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option(help="Draw machine and plan into this file.", metavar="FILE", rich_help_panel=OUTPUT),
+    ] = None,
+    export: Annotated[
+        Target | None,
+        typer.Option(help="Print the plan for another supervisor instead of the report.", rich_help_panel=OUTPUT),
+    ] = None,
+    program: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="With --export: the program that each instance is, after --; {instance} becomes its number. "
+            "Otherwise a server of one instance."
+        ),
+    ] = None,
 ) -> None:
     """Show the machine and the plan: what would be started where, and why. Nothing is started."""
-    from launcher.serve.prepare import show
+    from launcher.serve.reports import Wanted, show
 
     options = ServeOptions(
         machine=_machine_options(
-            instances, cores_per_instance, classes, reserve_cores, oversubscribe, strict, sysroot, machine
+            instances, cores_per_instance, classes, reserve_cores, oversubscribe, mix_kinds, strict, sysroot, machine
         ),
         model=ModelOptions(model, task, dtype, "eager", max_length),
     )
-    show(options, as_json=json, save=save)
+    show(options, Wanted(json, save, svg, export, tuple(program or ())))
 
 
 @app.command()

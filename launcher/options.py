@@ -9,6 +9,8 @@ from typing import Literal
 Dtype = Literal["auto", "bf16", "fp32"]
 TaskChoice = Literal["auto", "embed", "classify"]
 Backend = Literal["eager", "fake"]
+Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
+OpenMP = Literal["auto", "intel", "gnu"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEFAULT_MODEL = "demo"
@@ -30,7 +32,16 @@ class MachineOptions:
     classes: str | None = None
     reserve_cores: int | None = None
     oversubscribe: bool = False
+    mix_kinds: bool = False
     strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """Libraries that are loaded before the program: its allocator, and its OpenMP runtime."""
+
+    allocator: Allocator = "auto"
+    openmp: OpenMP = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,7 @@ class ServeOptions:
     """Everything ``launch serve`` needs."""
 
     machine: MachineOptions = field(default_factory=MachineOptions)
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     front: FrontOptions = field(default_factory=FrontOptions)
     supervise: SuperviseOptions = field(default_factory=SuperviseOptions)

@@ -13,20 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-from rich.console import Console
-
 from launcher.core.binding import Binding, worker_command, worker_env
 from launcher.core.footprint import choose_dtype, instance_bytes, warmup_shapes
 from launcher.core.lengths import parse_classes
 from launcher.core.messages import Setup
 from launcher.core.models import ModelCard
 from launcher.core.plan import InstancePlan, Plan, PlanRequest, make_plan
-from launcher.core.report import Command, report_json, report_text
+from launcher.core.report import Command
 from launcher.core.topology import Machine
 from launcher.errors import LauncherError, UsageError
 from launcher.host import models
-from launcher.host.machine_file import read_machine_file, write_machine_file
+from launcher.host.machine_file import read_machine_file
 from launcher.host.probe import choose_bindings, explain
 from launcher.host.sysfs import read_machine
 from launcher.options import MachineOptions, ServeOptions
@@ -46,13 +43,13 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def prepare(options: ServeOptions, *, model_needed: bool) -> Prepared:
-    """Read the machine, resolve the model and plan. Raises any ``LauncherError``.
+def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | None = None) -> Prepared:
+    """Read the machine unless it is given, resolve the model and plan. Raises any ``LauncherError``.
 
     Without ``model_needed`` (reports) a model that is not there becomes a warning: limits and memory that depend on
     it stay unknown.
     """
-    return _prepare(read(options.machine), options, model_needed)
+    return _prepare(machine or read(options.machine), options, model_needed)
 
 
 def read(wanted: MachineOptions) -> Machine:
@@ -121,6 +118,7 @@ def _request(options: ServeOptions, card: ModelCard | None) -> PlanRequest:
         classes=parse_classes(wanted.classes) if wanted.classes else (),
         reserve_cores=wanted.reserve_cores,
         oversubscribe=wanted.oversubscribe,
+        mix_kinds=wanted.mix_kinds,
         length_limit=card.max_length if card else None,
         instance_bytes=instance_bytes(card) if card else None,
     )
@@ -161,21 +159,3 @@ def setup_of(options: ServeOptions, machine: Machine, card: ModelCard, instance:
         warmup=warmup_shapes(card.max_length, options.front.batch_tokens),
         trust_remote_code=options.model.trust_remote_code,
     )
-
-
-def show(options: ServeOptions, *, as_json: bool, save: Path | None = None) -> None:
-    """Print the report: for people, or exactly the JSON document of schema 1.
-
-    ``save`` gets the machine as a file, also where no plan can be made for it.
-    """
-    machine = read(options.machine)
-    if save is not None:
-        write_machine_file(save, machine)
-        print(f"launch: the machine ({len(machine.cores)} usable cores) is written to {save}", file=sys.stderr)
-    prepared = _prepare(machine, options, model_needed=False)
-    if as_json:
-        document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings)
-        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(report_text(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, console.width))

@@ -1,0 +1,102 @@
+"""What is printed or written of a plan: report, JSON, picture, the machine as a file, files of other supervisors.
+
+``launch topology`` and ``launch … --dry-run`` end here; nothing is started.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from launcher.core.export import Target, export_plan
+from launcher.core.picture import picture
+from launcher.core.plan import InstancePlan
+from launcher.core.report import Command, report_json, report_text
+from launcher.errors import UsageError
+from launcher.host.machine_file import write_machine_file
+from launcher.options import ServeOptions
+from launcher.serve.prepare import Prepared, prepare, read
+
+# In the words of an exported program: the number of the instance.
+PLACEHOLDER = "{instance}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which forms of the report. ``save`` gets the machine as a file, ``svg`` the picture; ``export`` prints the plan
+    for another supervisor that starts ``program`` once per instance."""
+
+    as_json: bool = False
+    save: Path | None = None
+    svg: Path | None = None
+    export: Target | None = None
+    program: tuple[str, ...] = ()
+
+
+def show(options: ServeOptions, wanted: Wanted) -> None:
+    """Print the report in the form that is wanted. Raises any ``LauncherError``."""
+    _check(wanted)
+    machine = read(options.machine)
+    if wanted.save is not None:  # before the plan: a machine that nothing fits on can be saved all the same
+        write_machine_file(wanted.save, machine)
+        _say(f"the machine ({len(machine.cores)} usable cores) is written to {wanted.save}")
+    prepared = prepare(options, model_needed=False, machine=machine)
+    if wanted.svg is not None:
+        _write_picture(wanted.svg, prepared)
+    if wanted.export is not None:
+        commands = [
+            _exported(options, wanted.program, i, c)
+            for i, c in zip(prepared.plan.instances, prepared.commands, strict=True)
+        ]
+        print(export_plan(prepared.plan, commands, wanted.export), end="")
+        for warning in prepared.warnings:
+            _say(f"warning: {warning}")
+    elif wanted.as_json:
+        document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings)
+        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    else:
+        _print_report(prepared)
+
+
+def _check(wanted: Wanted) -> None:
+    if wanted.program and wanted.export is None:
+        raise UsageError(
+            f"{wanted.program[0]!r}: a program goes with --export; `launch run -- PROGRAM` starts one on this machine"
+        )
+    if wanted.export is not None and wanted.as_json:
+        raise UsageError("--export and --json each say what is printed; one of them works")
+
+
+def _print_report(prepared: Prepared) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    unicode = console.encoding.lower().startswith("utf")
+    parts = prepared.machine, prepared.plan, prepared.commands, prepared.warnings
+    console.print(report_text(*parts, console.width, unicode=unicode))
+
+
+def _write_picture(file: Path, prepared: Prepared) -> None:
+    try:
+        file.write_text(picture(prepared.machine, prepared.plan), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--svg {file}: the picture cannot be written there: {error.strerror or error}") from error
+    _say(f"the picture is written to {file}")
+
+
+def _exported(options: ServeOptions, program: tuple[str, ...], instance: InstancePlan, command: Command) -> Command:
+    """What another supervisor is to start as this instance: the program, or a server of one instance.
+
+    The server takes the cores that its supervisor leaves it, one port after another.
+    """
+    if not program:
+        front, model = options.front, options.model
+        program = ("launch", "--instances", "1", "--model", model.model, "--port", str(front.port + instance.id))
+    words = tuple(word.replace(PLACEHOLDER, str(instance.id)) for word in program)
+    return Command(words, command.env)
+
+
+def _say(sentence: str) -> None:
+    print(f"launch: {sentence}", file=sys.stderr)
