@@ -55,6 +55,8 @@ class Channel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         self._transport = cast(asyncio.WriteTransport, transport)
+        if self._reason is not None:  # failed while it was being connected
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""

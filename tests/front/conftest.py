@@ -137,7 +137,10 @@ class ScriptedWorker:
         """The next message; (None, b"") at the end of the stream."""
         loop = asyncio.get_running_loop()
         while not self._inbox:
-            data = await loop.sock_recv(self._sock, 1 << 16)
+            try:
+                data = await loop.sock_recv(self._sock, 1 << 16)
+            except ConnectionError:  # closed by the front with something of ours unread
+                data = b""
             if not data:
                 return None, b""
             self._inbox += list(self._decoder.feed(data))

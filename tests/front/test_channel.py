@@ -97,6 +97,17 @@ async def test_a_channel_that_is_failed_reports_later_and_delivers_nothing_more(
     theirs.close()
 
 
+async def test_a_channel_that_is_failed_while_it_is_being_connected_ends_too(until: Any) -> None:
+    ends = Ends()
+    connecting = asyncio.ensure_future(ends.connect())
+    ends.channel.fail("not wanted any more")
+    theirs = await connecting
+    await until(lambda: bool(ends.reasons))
+    assert ends.reasons == ["not wanted any more"]
+    assert theirs.recv(10) == b""
+    theirs.close()
+
+
 async def test_a_message_handler_that_fails_the_channel_gets_no_second_message(until: Any) -> None:
     ends = Ends()
     received: list[Any] = []
