@@ -24,7 +24,9 @@ EXIT_CANNOT = 3
 
 def main() -> int:
     """The exit code: that of the guest's command for ``run``, 2 for a bad shape, 3 when no guest can run here."""
-    options = _parser().parse_args()
+    # Cut by hand: argparse takes every further -- out of the command.
+    words, command = _cut(sys.argv[1:])
+    options = _parser().parse_args(words, argparse.Namespace(command=command))
     try:
         return int(options.act(options))
     except ShapeError as error:
@@ -33,6 +35,11 @@ def main() -> int:
     except ImageError as error:
         print(f"vm: {error}", file=sys.stderr)
         return EXIT_CANNOT
+
+
+def _cut(words: list[str]) -> tuple[list[str], list[str]]:
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     shapes = commands.add_parser("shapes", help="the named shapes")
     shapes.add_argument("--json", action="store_true", help="with every core and node that a guest of it must show")
     shapes.set_defaults(act=_shapes)
-    run = commands.add_parser("run", help="boot, run a command in the checkout, pass its exit code through")
+    run = commands.add_parser(
+        "run",
+        help="boot, run a command in the checkout, pass its exit code through",
+        usage="scripts/vm run [--timeout SECONDS] [--results DIR] [--append TEXT] SHAPE -- COMMAND…",
+    )
     run.add_argument("shape", metavar="SHAPE", help=f"{', '.join(NAMED)}; or {GRAMMAR}")
     run.add_argument(
         "--timeout", type=float, default=DEFAULT_SECONDS, metavar="SECONDS", help="end the guest after that"
@@ -59,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
         "--results", type=Path, metavar="DIR", help="keep what the guest writes to $VM_RESULTS, and its log"
     )
     run.add_argument("--append", default="", metavar="TEXT", help="more kernel parameters")
-    run.add_argument("command", nargs="+", metavar="-- COMMAND…")
     run.set_defaults(act=_run)
     return parser
 
@@ -82,6 +92,8 @@ def _shapes(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not options.command:
+        raise ShapeError("no command; scripts/vm run SHAPE -- COMMAND… is what works")
     shape = parse_shape(options.shape)
     with only_guest(CACHE / "lock"):
         image = build_image(CACHE, _say)
