@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -51,6 +52,7 @@ def run(options: ServeOptions) -> None:
     """Serve until a signal. Raises any ``LauncherError``; returns after a clean end."""
     refuse_elsewhere(options.machine)
     logs.set_up(options.log)
+    _raise_descriptor_limit()
     sock = listen(options.front)
     with sock:
         prepared = prepare(options, model_needed=True)
@@ -59,6 +61,13 @@ def run(options: ServeOptions) -> None:
         anyio.run(server.run, backend_options={"use_uvloop": True})
     if server.failure:
         raise server.failure
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many connections as the system lets this user have; the soft limit is 1,024 on most systems."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def listen(front: FrontOptions) -> socket.socket:
