@@ -364,7 +364,7 @@ CASES: list[Case] = [
     ("nodes", _on(machine(((4,), (4,)), has_nodes=False)), "advice", ["no nodes"]),
     ("nodes", _on(machine(((4,),), has_nodes=False)), "fine", ["no NUMA nodes"]),
     ("node-memory", _on(_memory_of(0, 64 * GIB)), "problem", ["node 0", "memory slots"]),
-    ("node-memory", _on(_memory_of(16 * GIB, 64 * GIB)), "advice", ["node 0", "4.0 GiB against 16.0 GiB"]),
+    ("node-memory", _on(_memory_of(16 * GIB, 64 * GIB)), "advice", ["node 0", "16.0 GiB against 64.0 GiB"]),
     ("node-memory", _on(_memory_of(None, 64 * GIB)), "unknown", ["not stated"]),
     (
         "node-memory",
@@ -508,7 +508,7 @@ CASES: list[Case] = [
     ("clock-source", _with_kernel(clock_source=Reading("/s", "sundial")), "unknown", ["sundial"]),
     ("clock-source", _with_kernel(clock_source=Reading("/s", None)), "unknown", ["not there"]),
     ("mitigations", _with_kernel(vulnerabilities=(Reading(GDS, "Mitigation: Microcode"),)), "advice", ["Gather"]),
-    ("mitigations", _with_kernel(vulnerabilities=(Reading(GDS, "Not affected"),)), "fine", ["0 mitigations"]),
+    ("mitigations", _with_kernel(vulnerabilities=(Reading(GDS, "Not affected"),)), "fine", ["None of 0 mitigations"]),
     ("mitigations", _with_kernel(vulnerabilities=()), "unknown", ["not there"]),
     ("open-files", _with_software(open_files=(1024, 524288)), "advice", ["1024", "ulimit -n 65536"]),
     ("open-files", _with_software(open_files=(1024, -1)), "advice", ["ulimit -n 65536", "unlimited"]),
@@ -551,6 +551,22 @@ def test_problems_and_advice_say_how_to_mend_them() -> None:
 def test_programs_move_to_cpus_that_are_not_planned_where_there_are_some() -> None:
     here = live(facts(_machine(online=tuple(range(20)))), sample=_sample(busy=_busy(3), programs=(BUSY,)))
     assert found("busy-cpus", here).mend == ("taskset -a -p -c 16-19 42",)
+
+
+def test_a_sibling_does_not_yield_and_its_core_is_left_out_instead() -> None:
+    busy = found("busy-siblings", live(facts(), sample=_sample(busy=_busy(8), programs=(BUSY,))))
+    assert busy.mend == ("# or end them, or leave their cores out of the plan:", "taskset -c 1-7,9-15 launch")
+    foreign = replace(
+        facts(), machine=_machine(allowed=ALL, cores=tuple(replace(c, cpus=c.cpus[:1]) for c in _machine().cores))
+    )
+    assert found("busy-siblings", live(foreign, sample=_sample(busy=_busy(8)))).mend == ("# or end them",)
+
+
+def test_nodes_with_fewer_usable_cores_are_not_poor() -> None:
+    here = _machine()
+    assert found("node-memory", facts(replace(here, cores=here.cores[:4] + here.cores[6:]))).severity == "fine"
+    fewer = replace(_memory_of(64 * GIB, 32 * GIB), cores=here.cores[:6])
+    assert found("node-memory", facts(fewer)).severity == "fine"
 
 
 def test_another_users_program_needs_root() -> None:

@@ -78,7 +78,7 @@ def judge_node_memory(facts: Facts) -> Verdict:
         return problem(title, shown, *evidence, mend=mend)
     if any(node.memory_bytes is None for node in nodes):
         return unknown("How much memory each node has is not stated.", *evidence)
-    return _judge_equal({node.id: (node.memory_bytes or 0) / cores[node.id] for node in nodes}, evidence)
+    return _judge_equal({node.id: (node.memory_bytes or 0, cores[node.id]) for node in nodes}, evidence)
 
 
 def _total(node: Node) -> Evidence:
@@ -86,13 +86,24 @@ def _total(node: Node) -> Evidence:
     return Evidence("node*/meminfo, /proc/meminfo", f"node {node.id} has {found}")
 
 
-def _judge_equal(per_core: dict[int, float], evidence: tuple[Evidence, ...]) -> Verdict:
-    least, most = min(per_core.values()), max(per_core.values())
-    poor = [node for node, amount in per_core.items() if amount < UNEQUAL * most]
+def _judge_equal(filled: dict[int, tuple[int, int]], evidence: tuple[Evidence, ...]) -> Verdict:
+    """``filled`` has bytes and usable cores of each node.
+
+    Poor is who has less both in all and per core: nodes may have unequal cores, or some that cannot be used.
+    """
+    most = max(total for total, _ in filled.values())
+    richest = max(total / cores for total, cores in filled.values())
+    poor = [
+        node
+        for node, (total, cores) in filled.items()
+        if total < UNEQUAL * most and total / cores < UNEQUAL * richest
+    ]
     if poor:
-        title = f"Memory per core of {nodes_text(poor)} is less than elsewhere: {gib(least)} against {gib(most)}."
+        least = min(filled[node][0] for node in poor)
+        title = f"There is less memory in {nodes_text(poor)} than in others: {gib(least)} against {gib(most)}."
         return advice(title, *evidence, mend=("# hardware: fill the memory slots of all processors alike",))
-    return fine(f"Every node with cores has memory, at least {gib(least)} per core.", *evidence)
+    least = min(total for total, _ in filled.values())
+    return fine(f"Every node with cores has memory, {gib(least)} or more.", *evidence)
 
 
 def judge_room(facts: Facts) -> Verdict:

@@ -58,7 +58,9 @@ def _judge_use(facts: Facts, sample: Sample, cpus: Cpus, what: str) -> Verdict:
         evidence += (Evidence("/proc/PID/stat", "no program seen from here; another container, or the kernel"),)
     which = f"{len(taken)} of the {len(cpus)} {what}" if len(cpus) > 1 else cpus_text(taken)
     title = f"Other programs use {which}."
-    return problem(title, *evidence, mend=_ways_out(facts, programs), root=any(one.foreign for one in programs))
+    return problem(
+        title, *evidence, mend=_ways_out(facts, programs, taken), root=any(one.foreign for one in programs)
+    )
 
 
 def _named(programs: Sequence[Program]) -> tuple[Evidence, ...]:
@@ -71,18 +73,28 @@ def _named(programs: Sequence[Program]) -> tuple[Evidence, ...]:
     return (*named, Evidence("/proc", f"and {more} more")) if more > 0 else named
 
 
-def _ways_out(facts: Facts, programs: Sequence[Program]) -> tuple[str, ...]:
-    """Move them to cpus that neither the plan nor a sibling of it uses; where there are none, let them yield."""
-    free = sorted(
-        set(facts.machine.online) - set(facts.planned) - set(facts.siblings or ()) - set(facts.machine.isolated)
-    )
+def _ways_out(facts: Facts, programs: Sequence[Program], taken: Sequence[int]) -> tuple[str, ...]:
+    """Move them to cpus that neither the plan nor a sibling of it uses; else let them yield, or plan round them."""
+    wanted = {*facts.planned, *(facts.siblings or ()), *facts.machine.isolated}
+    free = sorted(set(facts.machine.online) - wanted)
     pids = [one.pid for one in sorted(programs, key=lambda one: (-one.share, one.pid))[:MOST_NAMED]]
-    if not pids:
-        return ("# end it where it runs, or plan without its cpus: taskset -c CPUS launch",)
-    if free:
+    if pids and free:
         return tuple(f"taskset -a -p -c {format_cpu_list(free)} {pid}" for pid in pids)
-    # To `renice -p PID` only one thread of the process would yield.
-    return (*(f"renice -n 19 -p $(ls /proc/{pid}/task)" for pid in pids), "# or end them")
+    yielding: tuple[str, ...] = ()
+    # Yielding helps on the same cpu only: a sibling is a cpu of its own, which nobody else asks for.
+    if set(taken) & set(facts.planned):
+        # To `renice -p PID` only one thread of the process would yield.
+        yielding = tuple(f"renice -n 19 -p $(ls /proc/{pid}/task)" for pid in pids)
+    return (*yielding, *_without(facts, taken))
+
+
+def _without(facts: Facts, taken: Sequence[int]) -> tuple[str, ...]:
+    """How to plan with the cores that have none of these cpus; a sibling that is not allowed is in no core here."""
+    rest = [cpu for core in facts.machine.cores if not set(taken) & set(core.cpus) for cpu in core.cpus]
+    known = set(taken) <= {cpu for core in facts.machine.cores for cpu in core.cpus}
+    if not rest or not known:
+        return ("# or end them",)
+    return ("# or end them, or leave their cores out of the plan:", f"taskset -c {format_cpu_list(rest)} launch")
 
 
 def judge_pinned(facts: Facts) -> Verdict:
@@ -96,9 +108,10 @@ def judge_pinned(facts: Facts) -> Verdict:
     looked = Evidence("/proc/PID, sched_getaffinity", f"{count(len(pinned), 'program')} pinned to planned cpus")
     if not pinned:
         return fine("No other program is pinned to planned cpus.", looked)
-    on = cpus_text(sorted(planned & {cpu for one in pinned for cpu in one.cpus}))
+    held = sorted(planned & {cpu for one in pinned for cpu in one.cpus})
+    on = cpus_text(held)
     root = any(one.foreign for one in pinned)
-    mend = _ways_out(facts, pinned)
+    mend = _ways_out(facts, pinned, held)
     who = "Another program is" if len(pinned) == 1 else f"{len(pinned)} other programs are"
     if any(one.share >= RAN for one in pinned):
         return problem(f"{who} pinned to planned {on}, and at work.", looked, *_named(pinned), mend=mend, root=root)

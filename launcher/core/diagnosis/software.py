@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from launcher.core.cpuset import format_cpu_list
 from launcher.core.diagnosis.facts import Facts, Reading, Software
-from launcher.core.diagnosis.finding import Evidence, Verdict, advice, fine, problem, said, unknown, unseen
+from launcher.core.diagnosis.finding import Evidence, Verdict, advice, count, fine, problem, said, unknown, unseen
 from launcher.core.footprint import BF16_FLAGS
 
 # Models of x86 processors (kernel: arch/x86/include/asm/intel-family.h, arch/x86/kernel/cpu/amd.c), and what all of
@@ -309,7 +309,7 @@ def judge_mitigations(facts: Facts) -> Verdict:
     active = [one for one in found if (one.value or "").startswith("Mitigation")]
     gathers = [one for one in active if one.source.endswith("/gather_data_sampling")]
     if not gathers:
-        return fine(f"{len(active)} mitigations are in place, none of which slows computing.", *_brief(active))
+        return fine(f"None of {count(len(active), 'mitigation')} in place slows computing.", *_brief(active))
     mend = ("# a decision about security: kernel command line gather_data_sampling=off, where no one else runs code",)
     title = "Gather instructions are slowed down by a mitigation in microcode."
     return advice(title, *said(*gathers), mend=mend, root=True)
