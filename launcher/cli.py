@@ -21,6 +21,7 @@ from launcher.options import (
     DEFAULT_HOST,
     DEFAULT_MODEL,
     DEFAULT_PORT,
+    Allocator,
     Backend,
     Dtype,
     FrontOptions,
@@ -28,6 +29,8 @@ from launcher.options import (
     LogOptions,
     MachineOptions,
     ModelOptions,
+    OpenMP,
+    RuntimeOptions,
     ServeOptions,
     TaskChoice,
 )
@@ -111,6 +114,16 @@ MachineFile = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+AllocatorOption = Annotated[
+    Allocator,
+    typer.Option(
+        "--allocator", help="Memory allocator to preload; auto takes tcmalloc or jemalloc.", rich_help_panel=MACHINE
+    ),
+]
+OpenMPOption = Annotated[
+    OpenMP,
+    typer.Option("--openmp", help="OpenMP runtime; auto and gnu are what torch brings.", rich_help_panel=MACHINE),
+]
 Model = Annotated[
     str,
     typer.Option(
@@ -184,6 +197,8 @@ def serve(
     strict: Strict = False,
     sysroot: Sysroot = Path("/"),
     machine: MachineFile = None,
+    allocator: AllocatorOption = "auto",
+    openmp: OpenMPOption = "auto",
     model: Model = DEFAULT_MODEL,
     task: TaskOption = "auto",
     dtype: DtypeOption = "auto",
@@ -212,6 +227,7 @@ def serve(
         machine=_machine_options(
             instances, cores_per_instance, classes, reserve_cores, oversubscribe, mix_kinds, strict, sysroot, machine
         ),
+        runtime=RuntimeOptions(allocator, openmp),
         model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code),
         front=FrontOptions(
             host=host,
@@ -243,6 +259,8 @@ def topology(
     strict: Strict = False,
     sysroot: Sysroot = Path("/"),
     machine: MachineFile = None,
+    allocator: AllocatorOption = "auto",
+    openmp: OpenMPOption = "auto",
     model: Model = DEFAULT_MODEL,
     task: TaskOption = "auto",
     dtype: DtypeOption = "auto",
@@ -277,6 +295,7 @@ def topology(
         machine=_machine_options(
             instances, cores_per_instance, classes, reserve_cores, oversubscribe, mix_kinds, strict, sysroot, machine
         ),
+        runtime=RuntimeOptions(allocator, openmp),
         model=ModelOptions(model, task, dtype, "eager", max_length),
     )
     show(options, Wanted(json, save, svg, export, tuple(program or ())))

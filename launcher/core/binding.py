@@ -12,12 +12,14 @@ from typing import Literal
 
 from launcher.core.cpuset import format_cpu_list
 from launcher.core.plan import InstancePlan
+from launcher.core.runtimes import OWN_RUNTIMES, Runtimes, split_preload
 
 Level = Literal["bind", "preferred", "cpus", "none"]
 Tool = Literal["numactl", "syscalls"]
 
 # What a user may set for the OpenMP and BLAS libraries; kept as it is, and said.
-RUNTIME_PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "MALLOC_")
+RUNTIME_PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "MALLOC_", "TCMALLOC_")
+RUNTIME_NAMES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
 # oneDNN, and torch's layer above it, keep a compiled kernel for each shape they have met, 1,024 by default. With 250
 # batches of different shapes that was 525 MB in a worker; 94 MB with both at 64, for 2 to 6 % of time where every
@@ -28,6 +30,7 @@ KERNEL_CACHE = "64"
 # What suits a pinned worker, where the user has no wish of his own.
 DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",  # the front tokenizes
+    "OPENBLAS_NUM_THREADS": "1",  # numpy only copies here, and its threads would spin when they are made
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": KERNEL_CACHE,
     "LRU_CACHE_CAPACITY": KERNEL_CACHE,
 }
@@ -76,14 +79,16 @@ def _self_binding(instance: InstancePlan, binding: Binding) -> tuple[str, ...]:
     return (*cpus, "--memory", policy, "--nodes", format_cpu_list(instance.nodes))
 
 
-def worker_env(instance: InstancePlan, user_env: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def worker_env(
+    instance: InstancePlan, user_env: Mapping[str, str], runtimes: Runtimes = OWN_RUNTIMES
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """What is set for the instance's worker beside the user's own environment, and notes on what the user has set.
 
     The number of threads is the plan's. Everything else that a user sets for these libraries is kept.
     """
     threads = str(instance.threads)
     counts = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    kept = {name: value for name, value in user_env.items() if name.startswith(RUNTIME_PREFIXES) or name in DEFAULTS}
+    kept = {name: value for name, value in user_env.items() if is_for_runtimes(name) or name in DEFAULTS}
     added = {name: value for name, value in DEFAULTS.items() if name not in kept}
     notes = [
         f"{name}={user_env[name]} of your environment is not used: every instance has as many threads as cores; "
@@ -91,12 +96,25 @@ def worker_env(instance: InstancePlan, user_env: Mapping[str, str]) -> tuple[dic
         for name, value in counts.items()
         if user_env.get(name, value) != value
     ]
-    notes += [_kept_note(name, kept[name]) for name in sorted(kept) if name not in counts]
-    return {**counts, **added}, tuple(notes)
+    notes += kept_notes({name: value for name, value in kept.items() if name not in counts}, runtimes)
+    return {**counts, **added, **runtimes.env}, tuple(notes)
 
 
-def _kept_note(name: str, value: str) -> str:
+def is_for_runtimes(name: str) -> bool:
+    """Whether an environment variable is for OpenMP, BLAS or an allocator."""
+    return name.startswith(RUNTIME_PREFIXES) or name in RUNTIME_NAMES
+
+
+def kept_notes(kept: Mapping[str, str], runtimes: Runtimes = OWN_RUNTIMES) -> list[str]:
+    """What is said of variables that a user has set and that stay as they are, a sentence for each."""
+    return [_kept_note(name, kept[name], runtimes) for name in sorted(kept)]
+
+
+def _kept_note(name: str, value: str, runtimes: Runtimes) -> str:
     note = f"{name}={value} of your environment is kept"
     if name == "GOMP_CPU_AFFINITY":
         return f"{note}, but it moves threads off the planned cores: all of them may end up on one; unset it."
+    if name == "LD_PRELOAD" and name in runtimes.env:
+        added = runtimes.env[name].split(":")[len(split_preload(value)) :]
+        return f"{note}, and comes before {', '.join(added)}."
     return f"{note}."

@@ -20,13 +20,15 @@ from launcher.core.messages import Setup
 from launcher.core.models import ModelCard
 from launcher.core.plan import InstancePlan, Plan, PlanRequest, make_plan
 from launcher.core.report import Command
+from launcher.core.runtimes import Runtimes, choose_runtimes, wanted_libraries
 from launcher.core.topology import Machine
 from launcher.errors import LauncherError, UsageError
 from launcher.host import models
 from launcher.host.machine_file import read_machine_file
 from launcher.host.probe import choose_bindings, explain
+from launcher.host.runtimes import look_around
 from launcher.host.sysfs import read_machine
-from launcher.options import MachineOptions, ServeOptions
+from launcher.options import MachineOptions, RuntimeOptions, ServeOptions
 
 HERE = Path("/")
 
@@ -81,10 +83,12 @@ def _prepare(machine: Machine, options: ServeOptions, model_needed: bool) -> Pre
     live = is_here(options.machine)
     bindings = _bindings(plan, options.machine.strict, live)
     python = sys.executable if live else "python3"
-    commands, notes = _commands(plan, bindings, python, os.environ if live else {})
+    user_env = os.environ if live else {}
+    runtimes = decide_runtimes(options.runtime, live, user_env)
+    commands, notes = _commands(plan, bindings, python, user_env, runtimes)
     if live:
         warnings += explain(plan, bindings)
-    everything = (*machine.warnings, *plan.warnings, *warnings, *notes)
+    everything = (*machine.warnings, *plan.warnings, *warnings, *runtimes.notes, *notes)
     return Prepared(machine, card, plan, bindings, commands, tuple(dict.fromkeys(everything)))
 
 
@@ -133,13 +137,19 @@ def _bindings(plan: Plan, strict: bool, live: bool) -> tuple[Binding, ...]:
     )
 
 
+def decide_runtimes(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Runtimes:
+    """Allocator and OpenMP runtime; only on the machine itself are they looked for. Raises as ``choose_runtimes``."""
+    surroundings = look_around(wanted_libraries(options), user_env) if live else None
+    return choose_runtimes(options, surroundings, user_env)
+
+
 def _commands(
-    plan: Plan, bindings: tuple[Binding, ...], python: str, user_env: Mapping[str, str]
+    plan: Plan, bindings: tuple[Binding, ...], python: str, user_env: Mapping[str, str], runtimes: Runtimes
 ) -> tuple[tuple[Command, ...], tuple[str, ...]]:
     commands: list[Command] = []
     notes: list[str] = []
     for instance, binding in zip(plan.instances, bindings, strict=True):
-        env, said = worker_env(instance, user_env)
+        env, said = worker_env(instance, user_env, runtimes)
         commands.append(Command(worker_command(instance, binding, python), env))
         notes += said
     return tuple(commands), tuple(dict.fromkeys(notes))
