@@ -56,18 +56,15 @@ def judge_throttling(facts: Facts) -> Verdict:
 
 
 def judge_open_files(facts: Facts) -> Verdict:
-    """Whether the front can hold many connections; each is an open file."""
+    """Whether the front can hold many connections; each is an open file. It raises its soft limit to the hard one."""
     if facts.live is None:
         return unseen("The limit of open files")
     soft, hard = facts.live.software.open_files
     evidence = Evidence("ulimit -n, ulimit -Hn", f"{_files(soft)}, {_files(hard)}")
-    if soft < 0 or soft >= FEW_FILES:
-        return fine(f"{_files(soft)} open files are allowed.", evidence)
-    wanted = ENOUGH_FILES if hard < 0 else min(hard, ENOUGH_FILES)
-    title = f"Only {soft} open files are allowed, and each connection is one."
-    if wanted < FEW_FILES:
-        return advice(title, evidence, mend=(f"prlimit --nofile={ENOUGH_FILES} --pid $$",), root=True)
-    return advice(title, evidence, mend=(f"ulimit -n {wanted}",))
+    if hard < 0 or hard >= FEW_FILES:
+        return fine(f"The front may have {_files(hard)} open files.", evidence)
+    title = f"Only {hard} open files can be allowed, and each connection is one."
+    return advice(title, evidence, mend=(f"prlimit --nofile={ENOUGH_FILES} --pid $$",), root=True)
 
 
 def _files(limit: int) -> str:
