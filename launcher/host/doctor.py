@@ -1,7 +1,7 @@
 """Reads what the diagnosis is made of: kernel settings under any root, and on the machine itself what a look shows.
 
 Reading only: what the readings mean is decided in ``core.diagnosis``. Nothing is changed; the only processes that
-are started are the probes of the bindings. Formats: ``Documentation/admin-guide/pm/cpufreq.rst``,
+are started are the probes of bindings and allocators. Formats: ``Documentation/admin-guide/pm/cpufreq.rst``,
 ``admin-guide/mm/transhuge.rst``, ``admin-guide/sysctl/``, ``admin-guide/hw-vuln/``.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -32,16 +31,17 @@ from launcher.core.diagnosis.facts import (
 )
 from launcher.core.diagnosis.software import ENVIRONMENT
 from launcher.core.plan import PlanRequest, make_plan
+from launcher.core.runtimes import Library
 from launcher.host.cgroup import read_bounds, read_memory_use, read_quota_files, read_throttling
 from launcher.host.probe import choose_bindings
 from launcher.host.processor import meminfo
+from launcher.host.runtimes import look_around
 from launcher.host.sample import look
 from launcher.host.sysfs import CPU, read_machine
 from launcher.host.tree import Tree, decimal
 
 HYPERVISORS = ("QEMU", "KVM", "VMware", "Xen", "innotek", "Microsoft", "Amazon EC2", "Google", "Alibaba", "OpenStack")
-LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
-LIBRARY_PATTERNS = ("libtcmalloc*.so*", "libjemalloc.so*")
+ALLOCATORS: tuple[Library, ...] = ("tcmalloc", "jemalloc")
 SCHEDULING = {0: "SCHED_OTHER", 1: "SCHED_FIFO", 2: "SCHED_RR", 3: "SCHED_BATCH", 5: "SCHED_IDLE"}  # sched(7)
 
 
@@ -225,8 +225,7 @@ def _software(tree: Tree) -> Software:
     version, cuda_parts = _torch()
     return Software(
         numactl=shutil.which("numactl"),
-        allocators=tuple(_allocators()),
-        allocators_sought=f"{' '.join(LIBRARY_PATTERNS)} in {', '.join(LIBRARY_FOLDERS)}, the environment's lib",
+        allocators=look_around(ALLOCATORS, os.environ).sought,
         torch=version,
         cuda_parts=cuda_parts,
         environment=tuple((name, os.environ[name]) for name in ENVIRONMENT if name in os.environ),
@@ -235,15 +234,6 @@ def _software(tree: Tree) -> Software:
         nice=os.getpriority(os.PRIO_PROCESS, 0),
         scheduling=SCHEDULING.get(os.sched_getscheduler(0), "SCHED_OTHER"),
     )
-
-
-def _allocators() -> Iterator[str]:
-    """Paths of the libraries; one of each kind and folder, as they are there under several names."""
-    folders = [folder for pattern in LIBRARY_FOLDERS for folder in Path("/").glob(pattern.lstrip("/"))]
-    for folder in (*folders, Path(sys.prefix) / "lib"):
-        for pattern in LIBRARY_PATTERNS:
-            found = sorted(str(path) for path in folder.glob(pattern))
-            yield from found[:1]
 
 
 def _torch() -> tuple[str | None, tuple[str, ...]]:

@@ -32,6 +32,7 @@ from launcher.core.diagnosis.finding import SEVERITIES, Finding
 from launcher.core.diagnosis.report import findings_json, findings_text
 from launcher.core.diagnosis.software import lost_by, parse_release
 from launcher.core.plan import PlanRequest, make_plan
+from launcher.core.runtimes import Sought
 from launcher.core.topology import Limits, Machine
 from tests.core.by_hand import GIB, machine
 
@@ -123,7 +124,7 @@ def _sample(**changes: Any) -> Sample:
 def _software(**changes: Any) -> Software:
     well = Software(
         numactl="/usr/bin/numactl",
-        allocators=("/usr/lib/libjemalloc.so.2",),
+        allocators=(Sought("tcmalloc", None), Sought("jemalloc", "/usr/lib/libjemalloc.so.2")),
         torch="2.13.0+cpu",
         environment=GOOD_ENVIRONMENT,
         distribution=("ubuntu", "debian"),
@@ -344,7 +345,8 @@ CASES: list[Case] = [
         "advice",
         ["unset OMP_PROC_BIND KMP_AFFINITY"],
     ),
-    ("thread-environment", _in_environment(OMP_NUM_THREADS="48"), "fine", ["OMP_NUM_THREADS=48", "plan's instead"]),
+    ("thread-environment", _in_environment(OMP_NUM_THREADS="48"), "fine", ["OMP_NUM_THREADS=48", "from the plan"]),
+    ("thread-environment", _in_environment(KMP_AFFINITY="disabled"), "fine", ["KMP_AFFINITY=disabled"]),
     (
         "memory-policy",
         _bound(BOUND, Binding("cpus", "numactl", "bind: not permitted")),
@@ -492,7 +494,18 @@ CASES: list[Case] = [
     ("numactl", _with_software(numactl=None), "advice", ["apt-get install -y numactl"]),
     ("numactl", _with_software(numactl=None, distribution=("rocky", "rhel")), "advice", ["dnf install -y numactl"]),
     ("numactl", _with_software(numactl=None, distribution=()), "advice", ["# install numactl"]),
-    ("allocator", _with_software(allocators=()), "advice", ["libtcmalloc-minimal4"]),
+    (
+        "allocator",
+        _with_software(allocators=(Sought("tcmalloc", None, places=("ldconfig -p",)),)),
+        "advice",
+        ["libtcmalloc-minimal4", "ldconfig -p"],
+    ),
+    (
+        "allocator",
+        _with_software(allocators=(Sought("jemalloc", None, (("/opt/libjemalloc.so.2", "wrong ELF class"),)),)),
+        "advice",
+        ["cannot be preloaded", "/opt/libjemalloc.so.2 wrong ELF class"],
+    ),
     ("torch-build", _with_software(torch=None), "problem", ["not installed"]),
     ("torch-build", _with_software(torch="2.13.0", cuda_parts=("nvidia-cublas",)), "advice", ["nvidia-cublas"]),
     ("kernel", _with_kernel(release=Reading("x", "5.4.0-150")), "advice", ["5.15"]),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from launcher.core.binding import Binding
 from launcher.core.plan import Plan
+from launcher.core.runtimes import Sought
 from launcher.core.topology import Machine
 
 Cpus = tuple[int, ...]
@@ -142,15 +143,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Software:
-    """What is installed and set. ``allocators`` are paths of tcmalloc and jemalloc.
+    """What is installed and set. ``allocators`` is what the search for tcmalloc and jemalloc gave.
 
     ``torch`` is its version as installed, ``cuda_parts`` what of a CUDA build is there. ``distribution`` are the ids
     of `/etc/os-release`, the nearest first. ``environment`` has only what the checks know.
     """
 
     numactl: str | None = None
-    allocators: tuple[str, ...] = ()
-    allocators_sought: str = "ldconfig -p"
+    allocators: tuple[Sought, ...] = ()
     torch: str | None = None
     cuda_parts: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()

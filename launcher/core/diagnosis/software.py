@@ -52,6 +52,7 @@ SLOW_CLOCKS = ("hpet", "acpi_pm", "pit", "jiffies", "refined-jiffies", "hyperv_c
 FAST_CLOCKS = ("tsc", "tsc-early", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "timebase", "tod")
 
 PLACING = ("OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "KMP_HW_SUBSET")
+PLACES_NOTHING = ("false", "disabled", "none")
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_THREAD_LIMIT")
 ENVIRONMENT = (*COUNTS, *PLACING, "GOMP_CPU_AFFINITY", *ONEDNN_NAMES, "ATEN_CPU_CAPABILITY")
 
@@ -123,15 +124,21 @@ def _all_nodes(facts: Facts) -> str:
 
 
 def judge_allocator(facts: Facts) -> Verdict:
-    """Whether an allocator made for many threads is there."""
+    """Whether an allocator made for many threads is there, and can be preloaded."""
     if facts.live is None:
         return unseen("Which allocators are installed")
     software = facts.live.software
-    if software.allocators:
-        found = tuple(Evidence(software.allocators_sought, path) for path in software.allocators[:4])
-        return fine("An allocator made for many threads is installed.", *found)
+    usable = [(one.library, one.usable) for one in software.allocators if one.usable is not None]
+    if usable:
+        found = tuple(Evidence(f"a process with {name} preloaded", path) for name, path in usable)
+        return fine(f"{' and '.join(name for name, _ in usable)} can be preloaded.", *found)
     mend, root = _install("allocator", software, "tcmalloc (gperftools) or jemalloc")
-    sought = Evidence(software.allocators_sought, "no libtcmalloc, no libjemalloc")
+    refused = [pair for one in software.allocators for pair in one.refused]
+    if refused:
+        evidence = tuple(Evidence(path, why) for path, why in refused)
+        return advice("An allocator is there, but cannot be preloaded.", *evidence, mend=mend, root=root)
+    places = dict.fromkeys(place for one in software.allocators for place in one.places)
+    sought = Evidence(", ".join(places), "no tcmalloc, no jemalloc")
     return advice("Neither tcmalloc nor jemalloc is installed.", sought, mend=mend, root=root)
 
 
@@ -156,7 +163,7 @@ def judge_threads_set(facts: Facts) -> Verdict:
         return unseen("The environment of programs")
     found = {name: value for name, value in facts.live.software.environment if name in (*PLACING, *COUNTS)}
     gomp = dict(facts.live.software.environment).get("GOMP_CPU_AFFINITY")
-    placing = [name for name in found if name in PLACING]
+    placing = [name for name, value in found.items() if name in PLACING and value.lower() not in PLACES_NOTHING]
     evidence = tuple(Evidence("environment", f"{name}={value}") for name, value in found.items())
     if gomp is not None:
         evidence = (Evidence("environment", f"GOMP_CPU_AFFINITY={gomp}"), *evidence)
@@ -166,7 +173,7 @@ def judge_threads_set(facts: Facts) -> Verdict:
         mend = (f"unset {' '.join(placing)}",)
         return advice(f"{', '.join(placing)} may move threads off the planned cores.", *evidence, mend=mend)
     if found:
-        return fine("Numbers of threads are set; workers get the plan's instead.", *evidence)
+        return fine("What is set moves no threads, and workers get their number from the plan.", *evidence)
     return fine("Nothing in the environment moves threads.", Evidence("environment", f"none of {', '.join(PLACING)}"))
 
 
