@@ -278,6 +278,7 @@ CASES: list[Case] = [
     ("pinned-programs", _with_sample(programs=(PINNED, FOREIGN)), "problem", ["2 other programs", "redis-server"]),
     ("pinned-programs", _with_sample(programs=(replace(PINNED, cpus=(9,)),)), "fine", []),
     ("pinned-programs", _with_sample(programs=WORKERS), "fine", []),
+    ("pinned-programs", _with_sample(programs=(*WORKERS, Program(50, "launch", (0, 1), 0.1))), "fine", []),
     ("stolen-time", _with_sample(stolen=tuple((cpu, 0.2) for cpu in ALL)), "problem", ["20%", "pinned cpus"]),
     ("stolen-time", _with_sample(stolen=tuple((cpu, 0.02) for cpu in ALL)), "advice", ["2%"]),
     ("cpu-quota", _quota(("/a/cpu.max", "350000 100000", 3.5)), "problem", ["3 of 8 cores", "echo max > /a/cpu.max"]),

@@ -103,7 +103,8 @@ def judge_pinned(facts: Facts) -> Verdict:
         return unseen("Which programs are pinned to the planned cpus")
     planned = set(facts.planned)
     online = set(facts.machine.online)
-    others = [one for one in facts.live.sample.programs if one.front is None]
+    fronts = {one.front for one in facts.live.sample.programs}
+    others = [one for one in facts.live.sample.programs if one.front is None and one.pid not in fronts]
     pinned = [one for one in others if online - set(one.cpus) and planned & set(one.cpus)]
     looked = Evidence("/proc/PID, sched_getaffinity", f"{count(len(pinned), 'program')} pinned to planned cpus")
     if not pinned:
