@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from launcher.core.binding import Level
 from launcher.core.cpuset import format_cpu_list, parse_cpu_list
 from launcher.errors import InstanceError
+from launcher.host.teams import count_teams, parse_openmp
 
 # A process has some pages elsewhere for good reasons: what exec prepared, and pages that migrated under pressure.
 LOCAL_SHARE = 0.95
@@ -28,8 +29,6 @@ THREADS_PER_PLANNED, MORE_THREADS = 3, 8
 # A thread that has computed: this much CPU time, and a share of that of the busiest beside the main thread. Threads
 # of OpenBLAS, idle ever after, spin for 0.1 s when they are made.
 COMPUTED_SECONDS, COMPUTED_SHARE = 0.25, 0.1
-
-OPENMP = re.compile(r"/lib(?:gomp|iomp5|omp5?)(?:-[0-9a-f]+)?\.so[.0-9]*(?: \(deleted\))?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,8 @@ class Verification:
     """What was found, and each miss as a sentence; no miss means that the worker sits as planned.
 
     ``private_local`` and ``file_local`` are the shares (0…1) of resident bytes on the planned nodes, None where
-    that is not known or no node was planned. ``unchecked`` says what could not be looked at.
+    that is not known or no node was planned. ``openmp`` are the OpenMP runtimes in the process; where these are
+    several, ``openmp_threads`` says how many threads each has started. ``unchecked`` is what could not be looked at.
     """
 
     pid: int
@@ -67,6 +67,7 @@ class Verification:
     file_bytes: int
     file_local: float | None
     openmp: tuple[str, ...]
+    openmp_threads: tuple[tuple[str, int], ...]
     misses: tuple[str, ...]
     unchecked: tuple[str, ...]
 
@@ -89,6 +90,7 @@ class Verification:
             "file_bytes": self.file_bytes,
             "file_local": _rounded(self.file_local),
             "openmp": list(self.openmp),
+            "openmp_threads": dict(self.openmp_threads),
             "misses": list(self.misses),
             "unchecked": list(self.unchecked),
         }
@@ -119,8 +121,9 @@ def verify(
         raise InstanceError(f"the worker, pid {pid}, cannot be verified: {error.strerror or error}") from error
     pages, unchecked = _read_pages(base, nodes)
     openmp = parse_openmp(maps)
+    teams, unread = _count_teams(base, openmp)
     private_local, file_local = (_share(part, nodes) for part in (pages.private, pages.shared_file))
-    misses = [*(judge_masks(found, cpus) if level != "none" else ()), *judge_openmp(openmp)]
+    misses = [*(judge_masks(found, cpus) if level != "none" else ()), *judge_openmp(teams)]
     if level in ("bind", "preferred"):
         misses += judge_memory(pages.private, nodes)
     if threads is not None:
@@ -137,7 +140,8 @@ def verify(
         file_local=file_local,
         openmp=openmp,
         misses=tuple(misses),
-        unchecked=unchecked,
+        openmp_threads=tuple(teams.items()),
+        unchecked=(*unchecked, *unread),
     )
 
 
@@ -187,16 +191,6 @@ def parse_numa_maps(text: str) -> Pages:
     return Pages(tuple(sorted(private.items())), tuple(sorted(shared.items())))
 
 
-def parse_openmp(maps: str) -> tuple[str, ...]:
-    """The OpenMP runtimes in ``/proc/PID/maps``, one path each; two names of one file count once."""
-    found: dict[tuple[str, str], str] = {}
-    for line in maps.splitlines():
-        fields = line.split(None, 5)
-        if len(fields) == 6 and OPENMP.search(fields[5]):
-            found.setdefault((fields[3], fields[4]), fields[5])
-    return tuple(sorted(found.values()))
-
-
 def judge_masks(found: Sequence[Thread], cpus: Sequence[int]) -> Iterator[str]:
     """The misses of the threads' masks: threads that may run elsewhere, and cpus that no thread may use."""
     planned = set(cpus)
@@ -242,13 +236,26 @@ def count_computing(found: Sequence[Thread], pid: int) -> int:
     return 1 + sum(seconds >= least for seconds in others)
 
 
-def judge_openmp(openmp: Sequence[str]) -> Iterator[str]:
-    """The miss of several OpenMP runtimes in one process."""
-    if len(openmp) > 1:
+def judge_openmp(threads: Mapping[str, int]) -> Iterator[str]:
+    """The miss of several OpenMP runtimes with threads in one process; those that are only mapped do no harm."""
+    active = [f"{path} ({count})" for path, count in threads.items() if count]
+    if len(active) > 1:
         yield (
-            f"{len(openmp)} OpenMP runtimes are loaded, each with threads of its own that compete for the same cpus: "
-            + ", ".join(openmp)
+            f"{len(active)} OpenMP runtimes have threads of their own, which compete for the same cpus: "
+            + ", ".join(active)
         )
+
+
+def _count_teams(base: Path, openmp: Sequence[str]) -> tuple[Mapping[str, int], tuple[str, ...]]:
+    """The threads of each runtime where there are several, and what could not be looked at."""
+    if len(openmp) < 2:
+        return {}, ()
+    what = f"which of {len(openmp)} OpenMP runtimes has threads"
+    try:
+        teams = count_teams(base)
+    except OSError as error:
+        return {}, (f"{what}: their stacks cannot be read ({error.strerror})",)
+    return teams.threads, (f"{what}: {teams.restless} threads never rested",) if teams.restless else ()
 
 
 def _share(bytes_by_node: Iterable[tuple[int, int]], nodes: Sequence[int]) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,10 +22,8 @@ from launcher.host.verify import (
     count_computing,
     judge_masks,
     judge_memory,
-    judge_openmp,
     judge_threads,
     parse_numa_maps,
-    parse_openmp,
     verify,
 )
 
@@ -154,32 +151,6 @@ def test_a_backend_that_does_not_compute_is_not_judged_by_its_threads() -> None:
         assert look(pid, threads=None).ok
 
 
-def find_libgomp() -> Path:
-    found = [
-        *Path("/usr/lib").glob("*/libgomp.so.1"),
-        *Path(sys.prefix).glob("lib/python3*/site-packages/torch/lib/libgomp*"),
-    ]
-    if not found:
-        pytest.skip("no libgomp on this machine")
-    return found[0].resolve()
-
-
-def test_two_openmp_runtimes_in_one_process_are_named(tmp_path: Path) -> None:
-    for name in ("libgomp.so.1", "libgomp-6a29c32d.so.1.0.0"):
-        shutil.copy(find_libgomp(), tmp_path / name)
-    load = "import ctypes; ctypes.CDLL({!r})"
-    first, second = (load.format(str(tmp_path / name)) for name in ("libgomp.so.1", "libgomp-6a29c32d.so.1.0.0"))
-    with process(main=f"{first}\n") as pid:
-        found = look(pid)
-        assert found.openmp == (str(tmp_path / "libgomp.so.1"),)
-        assert found.ok
-    with process(main=f"{first}\n{second}\n") as pid:
-        (miss,) = look(pid).misses
-    assert miss.startswith("2 OpenMP runtimes are loaded")
-    assert str(tmp_path / "libgomp.so.1") in miss
-    assert str(tmp_path / "libgomp-6a29c32d.so.1.0.0") in miss
-
-
 def test_a_worker_that_is_gone_is_an_error_with_its_pid() -> None:
     with process() as pid:
         pass
@@ -252,31 +223,6 @@ def test_a_kernel_without_numa_maps_is_said(tmp_path: Path) -> None:
     assert found.private_local is None
     assert found.unchecked == ("where its memory is: numa_maps cannot be read (No such file or directory)",)
     assert found.sentence() == f"verified: all 1 threads on cpus {CPUS[0]}; not checked: {found.unchecked[0]}"
-
-
-MAPS = """\
-7f00-7f01 r-xp 00000000 fe:00 11 /venv/torch/lib/libgomp.so.1
-7f01-7f02 r--p 00000000 fe:00 11 /venv/torch/lib/libgomp.so.1
-7f02-7f03 r-xp 00000000 fe:00 11 /venv/torch/lib/../lib/libgomp.so.1
-7f03-7f04 r-xp 00000000 fe:00 12 /opt/intel/libiomp5.so
-7f04-7f05 r-xp 00000000 fe:00 13 /usr/lib/llvm/libomp.so.5
-7f05-7f06 r-xp 00000000 fe:00 14 /venv/x.libs/libgomp-6a29c32d.so.1.0.0 (deleted)
-7f06-7f07 r-xp 00000000 fe:00 15 /usr/lib/libcomponents.so.1
-7f07-7f08 r-xp 00000000 fe:00 16 /usr/lib/libompt_tools.so
-7f08-7f09 rw-p 00000000 00:00 0
-7f09-7f0a r-xp 00000000 fe:00 17 /home/some one/libomp.so
-"""
-
-
-def test_openmp_runtimes_are_told_from_other_libraries_and_counted_once() -> None:
-    assert parse_openmp(MAPS) == (
-        "/home/some one/libomp.so",
-        "/opt/intel/libiomp5.so",
-        "/usr/lib/llvm/libomp.so.5",
-        "/venv/torch/lib/libgomp.so.1",
-        "/venv/x.libs/libgomp-6a29c32d.so.1.0.0 (deleted)",
-    )
-    assert list(judge_openmp(parse_openmp(MAPS)[:1])) == []
 
 
 def threads(*seconds: float, cpus: Callable[[int], tuple[int, ...]] = lambda _: (0,)) -> list[Thread]:
