@@ -100,7 +100,14 @@ def build_image(cache: Path, say: Callable[[str], None], *, again: bool = False)
             made.mkdir()
             _build_into(made, Path(scratch), say)
             made.rename(folder)
+        _remove_older(folder)
     return image
+
+
+def _remove_older(kept: Path) -> None:
+    for folder in kept.parent.iterdir():
+        if folder != kept and (folder / "initramfs.gz").exists():
+            shutil.rmtree(folder)
 
 
 def install_programs(say: Callable[[str], None]) -> None:
@@ -113,10 +120,12 @@ def install_programs(say: Callable[[str], None]) -> None:
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise ImageError(f"not installed: {', '.join(missing)}; as root: apt-get install {' '.join(missing)}")
     say(f"installing {' '.join(missing)}")
-    _apt("install", "--yes", "--no-install-recommends", *missing)
+    _apt_fresh("install", "--yes", "--no-install-recommends", *missing)
 
 
 def _build_into(made: Path, scratch: Path, say: Callable[[str], None]) -> None:
+    if shutil.which("apt-cache") is None or shutil.which("dpkg-deb") is None:
+        raise ImageError("apt is not installed; the guest boots Debian's kernel: use Debian, or a container of it")
     say("fetching the kernel and busybox")
     package = _kernel_package()
     kernel_deb, busybox_deb = _download(package, scratch), _download(BUSYBOX_PACKAGE, scratch)
@@ -131,25 +140,36 @@ def _build_into(made: Path, scratch: Path, say: Callable[[str], None]) -> None:
 
 
 def _kernel_package() -> str:
-    shown = subprocess.run(["apt-cache", "depends", KERNEL_PACKAGE], capture_output=True, text=True, check=False)
-    match = re.search(r"Depends: (linux-image-\S+)", shown.stdout)
-    if match is None and os.geteuid() == 0:
-        _apt("update")
+    """The package that Debian's newest kernel is in, for the name without a version is only a pointer to it."""
+    for known in (True, False):
+        if not known and os.geteuid() == 0:
+            _apt("update")
         shown = subprocess.run(["apt-cache", "depends", KERNEL_PACKAGE], capture_output=True, text=True, check=False)
         match = re.search(r"Depends: (linux-image-\S+)", shown.stdout)
-    if match is None:
-        raise ImageError(
-            f"apt knows no {KERNEL_PACKAGE}; the guest boots Debian's kernel: run apt-get update, or use Debian"
-        )
-    return match[1]
+        if match is not None:
+            return match[1]
+    raise ImageError(
+        f"apt knows no {KERNEL_PACKAGE}; the guest boots Debian's kernel: run apt-get update as root, or use Debian"
+    )
 
 
 def _download(package: str, folder: Path) -> Path:
-    _apt("download", package, folder=folder)
+    _apt_fresh("download", package, folder=folder)
     found = sorted(folder.glob(f"{package}_*.deb"))
     if not found:
         raise ImageError(f"apt-get download {package} left no file")
     return found[0]
+
+
+def _apt_fresh(*arguments: str, folder: Path | None = None) -> None:
+    """The same as ``_apt``; when it fails, once more with new lists, for old ones name files that are gone."""
+    try:
+        _apt(*arguments, folder=folder)
+    except ImageError:
+        if os.geteuid() != 0:
+            raise
+        _apt("update")
+        _apt(*arguments, folder=folder)
 
 
 def _apt(*arguments: str, folder: Path | None = None) -> None:
