@@ -7,11 +7,13 @@ which they are made, and OpenMP sizes its pool from the mask. Only the standard 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 from launcher.core.cpuset import format_cpu_list
 from launcher.errors import MachineError
@@ -58,6 +60,25 @@ def bind_cpus(cpus: Sequence[int]) -> None:
         raise MachineError(
             f"cpus {asked} were asked for, but {format_cpu_list(missing)} are offline or outside the cpuset"
         )
+
+
+def bind_process(cpus: Sequence[int]) -> tuple[int, ...]:
+    """Restrict all threads of this process to ``cpus``, and return the mask of before.
+
+    Raises ``MachineError`` when that cannot be, with the mask as it was. Libraries that were imported may have
+    started threads, each of which has a mask of its own.
+    """
+    before = tuple(sorted(os.sched_getaffinity(0)))
+    try:
+        bind_cpus(cpus)
+    except MachineError:
+        os.sched_setaffinity(0, before)
+        raise
+    for thread in Path("/proc/self/task").iterdir():
+        # It may have ended meanwhile.
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cpus)
+    return before
 
 
 def bind_memory(policy: str, nodes: Sequence[int]) -> None:

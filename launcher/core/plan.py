@@ -26,8 +26,6 @@ MemoryPolicy = Literal["bind", "interleave", "local"]
 RESERVE_FROM = 8
 # One core is for the event loop, which is one thread; from here on there is work for a second one, which tokenizes.
 RESERVE_TWO_FROM = 64
-# What a front uses at most where it has no core of its own; the load of a few instances gives it no more to do.
-FRONT_CPUS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +131,23 @@ def _instance_from_json(entry: dict[str, Any], core_of: dict[int, int]) -> Insta
 
 
 def front_cpus(machine: Machine, plan: Plan) -> tuple[int, ...]:
-    """The cpus that the front may use, both hardware threads of each reserved core; empty: it shares all of them."""
-    reserved = set(plan.reserved_cpus)
-    return tuple(sorted(cpu for core in machine.cores if core.cpus[0] in reserved for cpu in core.cpus))
+    """The cpus that the front is bound to; empty: any that this process may use.
+
+    Those are both hardware threads of its reserved cores. Under a cpu quota front and instances together get no more
+    cpus than the quota has whole ones, so that the kernel never stops them: the front gets cpus beside the instances
+    as far as there is room for them, and those of the instances where there is none.
+    """
+    reserved = [core for core in machine.cores if core.cpus[0] in set(plan.reserved_cpus)]
+    quota = machine.limits.cpu_quota
+    everything = {cpu for core in machine.cores for cpu in core.cpus}
+    if quota is None or int(quota) >= len(everything):
+        return tuple(sorted(cpu for core in reserved for cpu in core.cpus))
+    taken = {cpu for instance in plan.instances for cpu in instance.cpus}
+    unused = [core for core in machine.cores if core.cpus[0] in set(plan.unused_cpus)]
+    firsts = [core.cpus[0] for core in reserved or unused]
+    siblings = [cpu for core in reserved or machine.cores for cpu in core.cpus[1:]]
+    beside = [*firsts, *siblings][: max(0, int(quota) - len(taken))]
+    return tuple(sorted(beside or taken))
 
 
 def make_plan(machine: Machine, request: PlanRequest) -> Plan:
@@ -211,11 +223,17 @@ class _Planner:
         if quota is None or int(quota) >= len(usable):
             return usable
         count = max(1, int(quota))
-        self.warnings.append(
-            f"The cpu quota allows {quota:g} cpus, so {_number(count, 'core')} of {len(usable)} "
-            f"{'is' if count == 1 else 'are'} planned for and the others stay unused; "
-            "more threads than that would be stopped by the kernel in every period."
-        )
+        if quota < 1:
+            self.warnings.append(
+                f"The cpu quota allows {quota:g} cpus, less than one core: one of {len(usable)} is planned for, and "
+                "under load the kernel stops it for a part of every period. Only a larger quota helps."
+            )
+        else:
+            self.warnings.append(
+                f"The cpu quota allows {quota:g} cpus, so {_number(count, 'core')} of {len(usable)} "
+                f"{'is' if count == 1 else 'are'} planned for and the others stay unused; "
+                "more threads than that would be stopped by the kernel in every period."
+            )
         return keep_together(self.machine, self.distances, count)
 
     # -- which cores for which instance -------------------------------------------------------------------------
@@ -391,12 +409,18 @@ class _Planner:
                 f"sharing; {fewer}--reserve-cores 1 keeps one for it"
             )
         self.warnings.append(f"The front shares the cores of the instances: {reason}.")
+        self.warn_of_bound_front(self.total - len(layout.spare))
+
+    def warn_of_bound_front(self, used: int) -> None:
+        """What ``front_cpus`` does where the quota has no whole cpu beyond those of the instances."""
         quota = self.machine.limits.cpu_quota
-        if quota is not None and quota - self.total + len(layout.spare) < FRONT_CPUS:
-            self.warnings.append(
-                f"The quota of {quota:g} cpus has nothing to spare for the front: under full load the kernel stops "
-                "instances and front for a part of each period; --reserve-cores 1 avoids that, a larger quota too."
-            )
+        if quota is None or int(quota) > used or int(quota) >= sum(len(core.cpus) for core in self.machine.cores):
+            return
+        effect = ": together they cannot use more than the quota" if quota >= 1 else ""
+        self.warnings.append(
+            f"The quota of {quota:g} cpus has no whole cpu to spare for the front, which is bound to those of the "
+            f"instances{effect}."
+        )
 
     def warn_of_spare(self, layout: Layout) -> None:
         if not layout.spare:

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -34,12 +34,17 @@ OUTPUT_SECONDS = 0.5  # after the exit: how long a grandchild that kept the pipe
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start the worker of one instance: the exact command and the exact environment."""
+    """How to start the worker of one instance: the exact command and the exact environment.
+
+    ``mask``: the cpus that the command may choose from; None: those of this process, which a front may have narrowed
+    for itself.
+    """
 
     instance: int
     command: tuple[str, ...]
     env: Mapping[str, str]
     cwd: str | None = None
+    mask: tuple[int, ...] | None = None
 
 
 class LineSplitter:
@@ -147,17 +152,18 @@ def start(launch: Launch) -> Worker:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     oom = read_oom_count(own_memory_cgroup())
     try:
-        process = subprocess.Popen(
-            launch.command,
-            stdin=theirs.fileno(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            env=dict(launch.env),
-            cwd=launch.cwd,
-            close_fds=True,
-            start_new_session=True,
-        )
+        with _masked(launch.mask):
+            process = subprocess.Popen(
+                launch.command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                env=dict(launch.env),
+                cwd=launch.cwd,
+                close_fds=True,
+                start_new_session=True,
+            )
     except (OSError, ValueError) as error:
         ours.close()
         raise InstanceError(
@@ -167,6 +173,25 @@ def start(launch: Launch) -> Worker:
         theirs.close()
     ours.setblocking(False)
     return Worker(launch, process, ours, oom)
+
+
+@contextlib.contextmanager
+def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
+    """This thread with that mask for a moment, as a process starts with the mask of the thread that starts it.
+
+    Where none of the cpus is left the mask stays, and the command says what it cannot have.
+    """
+    if cpus is None:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, own)
 
 
 def _kill_group(pid: int) -> None:

@@ -23,11 +23,12 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from launcher.core.binding import Binding
+from launcher.core.cpuset import format_cpu_list
 from launcher.core.messages import Loading, Ready
 from launcher.core.models import ModelCard
-from launcher.core.plan import InstancePlan
+from launcher.core.plan import InstancePlan, front_cpus
 from launcher.core.scheduler import InstanceSpec, Scheduler, SchedulerLimits
-from launcher.errors import InstanceError, LauncherError, UsageError
+from launcher.errors import InstanceError, LauncherError, MachineError, UsageError
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.app import Services, create_app
 from launcher.front.http.server import HttpServer
@@ -38,6 +39,7 @@ from launcher.host.spawn import Launch
 from launcher.host.supervisor import Supervisor
 from launcher.host.verify import Verification, verify
 from launcher.options import FrontOptions, ServeOptions
+from launcher.pinning import bind_process
 from launcher.serve.prepare import Prepared, prepare, refuse_elsewhere, setup_of
 
 log = logging.getLogger("launcher.serve")
@@ -57,7 +59,8 @@ def run(options: ServeOptions) -> None:
     with sock:
         prepared = prepare(options, model_needed=True)
         assert prepared.card is not None, "prepare() raises when a needed model is not there"
-        server = Server(options, prepared, prepared.card, sock)
+        mask = bind_front(prepared, strict=options.machine.strict)
+        server = Server(options, prepared, prepared.card, sock, mask)
         anyio.run(server.run, backend_options={"use_uvloop": True})
     if server.failure:
         raise server.failure
@@ -68,6 +71,25 @@ def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def bind_front(prepared: Prepared, *, strict: bool) -> tuple[int, ...] | None:
+    """Bind this process where the plan has a place for the front; the mask before, None where it keeps that.
+
+    With ``strict`` a refusal raises ``MachineError``, otherwise it is said.
+    """
+    cpus = front_cpus(prepared.machine, prepared.plan)
+    if not cpus:
+        return None
+    try:
+        before = bind_process(cpus)
+    except MachineError as error:
+        if strict:
+            raise
+        log.warning("The front is not bound: %s", error, extra={"event": "warning"})
+        return None
+    log.info("the front is bound to cpus %s", format_cpu_list(cpus), extra={"event": "front", "cpus": list(cpus)})
+    return before
 
 
 def listen(front: FrontOptions) -> socket.socket:
@@ -103,8 +125,17 @@ class InstanceView:
 class Server:
     """One run of the server; the listener of supervisor and dispatcher, which do not know each other."""
 
-    def __init__(self, options: ServeOptions, prepared: Prepared, card: ModelCard, sock: socket.socket) -> None:
+    def __init__(
+        self,
+        options: ServeOptions,
+        prepared: Prepared,
+        card: ModelCard,
+        sock: socket.socket,
+        mask: tuple[int, ...] | None = None,
+    ) -> None:
+        """``mask`` is what workers start with where the front has bound itself."""
         self._options = options
+        self._mask = mask
         self._prepared = prepared
         self._card = card
         self._started_at = time.time()
@@ -131,7 +162,7 @@ class Server:
         self._dispatcher = Dispatcher(scheduler, self, metrics, width=self._card.result_width)
         metrics.watch_in_flight(lambda: self._dispatcher.in_flight)
         launches = [
-            Launch(instance.id, command.command, {**os.environ, **command.env})
+            Launch(instance.id, command.command, {**os.environ, **command.env}, mask=self._mask)
             for instance, command in zip(plan.instances, self._prepared.commands, strict=True)
         ]
         self._supervisor = Supervisor(launches, self._options.supervise, self)
@@ -333,6 +364,7 @@ class Server:
             },
             "packing": "off: batches are sorted by length and padded",
             "instances": [self._instance_info(view) for view in self._views.values()],
+            "front_cpus": sorted(os.sched_getaffinity(0)),
             "reserved_cpus": list(prepared.plan.reserved_cpus),
             "unused_cpus": list(prepared.plan.unused_cpus),
             "warnings": list(prepared.warnings),

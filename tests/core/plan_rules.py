@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from launcher.core.plan import InstancePlan, Plan, PlanRequest, make_plan
+from launcher.core.plan import InstancePlan, Plan, PlanRequest, front_cpus, make_plan
 from launcher.core.topology import Core, Machine, Node
 
 
@@ -59,6 +59,13 @@ def check_cores(machine: Machine, request: PlanRequest, plan: Plan) -> None:
     quota = machine.limits.cpu_quota
     if quota is not None:
         assert len(set(used)) + len(plan.reserved_cpus) <= max(1, int(quota))
+        running = set(used) | set(front_cpus(machine, plan) or owner)
+        assert len(running) <= max(1, int(quota)), "instances and front together can use more than the quota"
+    front = set(front_cpus(machine, plan))
+    assert front <= set(owner)
+    if plan.reserved_cpus:
+        assert front
+        assert front <= {cpu for cpu in owner if owner[cpu] in {owner[first] for first in plan.reserved_cpus}}
     if request.reserve_cores is not None:
         assert len(plan.reserved_cpus) == request.reserve_cores
 

@@ -308,15 +308,40 @@ def test_a_quota_over_the_cores_changes_nothing() -> None:
     ("quota", "wish", "said"),
     [
         (4.0, {}, True),
-        (4.5, {}, False),
+        (4.5, {}, True),
         (4.0, {"reserve_cores": 1}, False),
         (4.0, {"instances": 1, "cores_per_instance": 3}, False),
         (2.0, {}, True),
+        (0.5, {}, True),
+        (96.0, {"instances": 48}, False),
     ],
 )
-def test_a_quota_that_leaves_nothing_to_the_front_is_said(quota: float, wish: dict[str, int], said: bool) -> None:
+def test_a_quota_that_leaves_no_cpu_to_the_front_is_said(quota: float, wish: dict[str, int], said: bool) -> None:
     plan = plan_of(dataclasses.replace(TWO_SOCKETS, limits=Limits(cpu_quota=quota)), **wish)
-    assert any("nothing to spare for the front" in warning for warning in plan.warnings) == said
+    assert any("no whole cpu to spare for the front" in warning for warning in plan.warnings) == said
+
+
+@pytest.mark.parametrize(
+    ("quota", "wish", "expected"),
+    [
+        (None, {"instances": 4, "reserve_cores": 0}, ""),
+        (96.0, {"instances": 48}, ""),
+        (50.0, {"instances": 48}, "48-49"),  # siblings, where no core is left and the quota has room
+        (48.0, {"instances": 48}, "0-47"),
+        (1.0, {}, "0"),
+        (0.3, {}, "0"),
+        (4.0, {"reserve_cores": 0}, "0-3"),
+        (4.9, {}, "0-3"),
+        (4.0, {"reserve_cores": 1}, "0"),  # the sibling would be a cpu too many
+        (4.0, {"instances": 1, "cores_per_instance": 3}, "3"),
+        (3.0, {"instances": 9, "oversubscribe": True}, "0-2"),
+    ],
+)
+def test_under_a_quota_the_front_has_the_cpus_that_are_left_or_those_of_the_instances(
+    quota: float | None, wish: dict[str, int], expected: str
+) -> None:
+    on = dataclasses.replace(TWO_SOCKETS, limits=Limits(cpu_quota=quota))
+    assert format_cpu_list(front_cpus(on, plan_of(on, **wish))) == expected
 
 
 # -- wishes that cannot be ----------------------------------------------------------------------------------------

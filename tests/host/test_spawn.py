@@ -176,6 +176,34 @@ async def test_a_binding_that_numactl_refuses_is_said_without_its_manual(caplog:
     assert len(caplog.messages) <= 2
 
 
+@pytest.mark.parametrize("prefix", [(), ("numactl", "-C")])
+async def test_a_front_that_has_bound_itself_starts_workers_with_the_mask_of_before(prefix: tuple[str, ...]) -> None:
+    if prefix and shutil.which("numactl") is None:
+        pytest.skip("numactl is not installed")
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("needs two cpus")
+    first, *_, last = sorted(before)
+    code = f"import os; assert os.sched_getaffinity(0) == set({sorted([last] if prefix else before)})"
+    bound = (*prefix, *([str(last)] if prefix else []), *python(code).command)
+    launch = Launch(0, bound, {"PATH": os.environ["PATH"]}, mask=tuple(before))
+    os.sched_setaffinity(0, [first])
+    try:
+        worker = start(launch)
+        assert os.sched_getaffinity(0) == {first}
+    finally:
+        os.sched_setaffinity(0, before)
+    with worker.sock:
+        assert await worker.wait() == "exit status 0"
+
+
+async def test_a_mask_of_which_nothing_is_left_does_not_keep_a_worker_from_starting() -> None:
+    launch = python("pass")
+    worker = start(Launch(0, launch.command, launch.env, mask=(4090,)))
+    with worker.sock:
+        assert await worker.wait() == "exit status 0"
+
+
 async def test_a_real_segmentation_fault_in_native_code_is_named() -> None:
     assert (await outcome("import ctypes; ctypes.string_at(0)")).startswith("killed by SIGSEGV")
 
