@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -114,3 +115,42 @@ def test_a_plan_for_a_recorded_machine(name: str, tmp_path: Path) -> None:
     assert len(used) == len(set(used))
     assert all(len(i["nodes"]) == 1 for i in instances)
     assert all(i["command"][:2] == ["numactl", "-C"] for i in instances)
+
+
+def test_a_picture_of_machine_and_plan_is_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "plan.svg"
+    done = launch("topology", "--instances", "1", "--svg", str(file))
+    assert done.returncode == 0
+    assert str(file) in done.stderr
+    root = ElementTree.fromstring(file.read_text())
+    assert root.tag.endswith("svg")
+    refused = launch("topology", "--svg", str(tmp_path / "no" / "folder.svg"))
+    assert refused.returncode == 2
+    assert "--svg" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("shell", ["numactl -C", "serve.py --name i0", "wait"]),
+        ("systemd", ["CPUAffinity=", "ExecStart=", "serve.py --name i0"]),
+        ("compose", ["services:", "cpuset:", "i0"]),
+        ("slurm", ["srun", "--cpu-bind", "i0"]),
+    ],
+)
+def test_a_plan_is_exported_for_another_supervisor(target: str, words: list[str]) -> None:
+    done = launch("topology", "--instances", "1", "--export", target, "--", "serve.py", "--name", "i{instance}")
+    assert done.returncode == 0, done.stderr
+    for word in words:
+        assert word in done.stdout
+
+
+def test_without_a_program_a_server_of_one_instance_is_exported() -> None:
+    done = launch("topology", "--instances", "1", "--export", "shell", "--model", "random:tiny")
+    assert "launch --instances 1 --model random:tiny --port 8000" in done.stdout
+
+
+def test_an_ascii_terminal_gets_an_ascii_report() -> None:
+    done = launch("topology", "--instances", "1", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert done.stdout.isascii()
