@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -19,10 +19,13 @@ import psutil
 
 
 class Running:
-    """A running ``launch``: its address, its log so far and its worker processes."""
+    """A running ``launch``: its address, its log so far and its worker processes.
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "launcher", "--port", "0", "--log-json", *arguments]
+    ``prefix`` goes before the command and must become it, as ``taskset`` and ``exec`` of a shell do.
+    """
+
+    def __init__(self, *arguments: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
+        command = [*prefix, sys.executable, "-m", "launcher", "--port", "0", "--log-json", *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )
@@ -94,9 +97,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Running]:
+def running(*arguments: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> Iterator[Running]:
     """A server that is gone, with its workers, whatever the test does."""
-    server = Running(*arguments, env=env)
+    server = Running(*arguments, env=env, prefix=prefix)
     try:
         yield server
     finally:
