@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from launcher.core.batching import Item, LengthQueue
 from launcher.core.cost import CostModel, Measurement, fit
@@ -161,11 +162,24 @@ class _Batch:
 
 
 @dataclass(slots=True)
+class _Group:
+    """The instances of a length class and their queue. ``idle`` has those that may take a batch at once, the one that
+    has been idle longest first. ``leads`` is a heap of (when the ready batch is to be cut, running batch, instance);
+    an entry whose batch is not running any more, or has a ready one behind it, is stale."""
+
+    length_class: LengthClass | None
+    queue: LengthQueue
+    ready: set[int] = field(default_factory=set)
+    idle: dict[int, _Instance] = field(default_factory=dict)
+    leads: list[tuple[float, int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class _Instance:
     """Reservations live here and nowhere else: ``batches`` holds the running one and the ready one."""
 
     spec: InstanceSpec
-    queue: LengthQueue
+    group: _Group
     cost: CostModel = field(default_factory=CostModel)
     ready: bool = False
     batches: deque[_Batch] = field(default_factory=deque)
@@ -216,14 +230,13 @@ class Scheduler:
     def __init__(self, instances: Sequence[InstanceSpec], limits: SchedulerLimits) -> None:
         self._limits = limits
         self._requests: dict[int, _Request] = {}
-        self._queues: dict[LengthClass | None, LengthQueue] = {}
         self._suspects: deque[Item] = deque()
-        for spec in sorted(
-            instances, key=lambda s: (s.length_class is None, s.length_class and s.length_class.min_length)
-        ):
-            self._queues.setdefault(spec.length_class, LengthQueue(self._is_waiting))
-        self._instances = {s.id: _Instance(s, self._queues[s.length_class]) for s in instances}
-        self._routes = list(self._queues.items())
+        classes = {spec.length_class for spec in instances}
+        ordered = sorted(classes, key=lambda c: (c is None, c.min_length if c else 0))
+        self._groups = {c: _Group(c, LengthQueue(self._is_waiting)) for c in ordered}
+        self._instances = {s.id: _Instance(s, self._groups[s.length_class]) for s in instances}
+        # When each running batch counts as a hang: a heap of (time, batch, instance), stale entries as in the leads.
+        self._hangs: list[tuple[float, int, int]] = []
         self._items = 0
         self._running = 0
         self._next_batch = 1
@@ -260,24 +273,45 @@ class Scheduler:
     def tick(self, now: float) -> list[Action]:
         """To be called at ``next_deadline()``."""
         actions: list[Action] = []
-        for instance in self._instances.values():
-            if instance.batches and not instance.replaced and now >= instance.hang_time():
-                instance.replaced = True
-                running, expected = now - instance.started, instance.batches[0].predicted
-                reason = f"a batch has been running for {running:.1f} s, {expected:.3f} s were predicted"
-                actions.append(Replace(instance.spec.id, reason))
+        while (hang := self._next_hang()) and now >= hang[0]:
+            instance = self._instances[hang[2]]
+            instance.replaced = True
+            running, expected = now - instance.started, instance.batches[0].predicted
+            reason = f"a batch has been running for {running:.1f} s, {expected:.3f} s were predicted"
+            actions.append(Replace(instance.spec.id, reason))
         self._dispatch(now, actions)
         return actions
 
     def next_deadline(self) -> float | None:
         """When ``tick`` is to be called at the latest; None when nothing is to happen by itself."""
-        times: list[float] = []
-        for instance in self._instances.values():
-            if instance.batches and not instance.replaced:
-                times.append(instance.hang_time())
-                if len(instance.batches) == 1 and (instance.queue.count or self._suspects):
-                    times.append(instance.lead_time())
-        return min(times, default=None)
+        hang = self._next_hang()
+        deadline = hang[0] if hang else None
+        for group in self._groups.values():
+            lead = self._next_lead(group)  # asked for in any case: it is what drops stale entries
+            if lead and (group.queue.count or self._suspects):
+                deadline = lead[0] if deadline is None else min(deadline, lead[0])
+        return deadline
+
+    def _next_hang(self) -> tuple[float, int, int] | None:
+        """The earliest time at which a running batch counts as a hang."""
+        while self._hangs:
+            _, batch, instance_id = self._hangs[0]
+            instance = self._instances[instance_id]
+            if instance.batches and instance.batches[0].id == batch and not instance.replaced:
+                return self._hangs[0]
+            heappop(self._hangs)
+        return None
+
+    def _next_lead(self, group: _Group) -> tuple[float, int, int] | None:
+        """The earliest time at which a ready batch is to be cut in a group."""
+        while group.leads:
+            _, batch, instance_id = group.leads[0]
+            instance = self._instances[instance_id]
+            alone = len(instance.batches) == 1 and instance.batches[0].id == batch
+            if alone and instance.ready and not instance.replaced:
+                return group.leads[0]
+            heappop(group.leads)
+        return None
 
     def _arrived(self, event: Arrived, now: float, actions: list[Action]) -> None:
         refusal = self._refusal(event, now)
@@ -303,7 +337,7 @@ class Scheduler:
         if count > limit:
             reason = f"the request has {count} inputs, more than the queue ever holds ({limit}); send fewer at once"
             return Reject(event.request, 413, "too_many_items", reason)
-        if not any(instance.ready for instance in self._instances.values()):
+        if not any(group.ready for group in self._groups.values()):
             return Reject(event.request, 503, "not_ready", "no model instance is ready yet", 1.0)
         if self._items + count > limit:
             wait = max(1.0, self.load(now).seconds)
@@ -316,12 +350,16 @@ class Scheduler:
         if instance.ready:
             raise ValueError(f"instance {event.instance} became ready twice")
         instance.ready, instance.replaced = True, False
+        instance.group.ready.add(event.instance)
+        instance.group.idle[event.instance] = instance
         if event.measured:
             instance.cost = CostModel(fit(event.measured))
 
     def _instance_lost(self, instance_id: int, now: float, actions: list[Action]) -> None:
         instance = self._instances[instance_id]
         instance.ready = False
+        instance.group.ready.discard(instance_id)
+        instance.group.idle.pop(instance_id, None)
         batches, instance.batches = list(instance.batches), deque()
         for position, batch in enumerate(batches):
             self._running -= len(batch.items)
@@ -355,9 +393,19 @@ class Scheduler:
         if not instance.batches or instance.batches[0].id != batch_id:
             return None
         batch = instance.batches.popleft()
-        instance.started = now
         self._running -= len(batch.items)
+        if instance.batches:
+            self._begin(instance, now)
+        elif not instance.replaced:
+            instance.group.idle[instance_id] = instance
         return batch
+
+    def _begin(self, instance: _Instance, now: float) -> None:
+        """The first batch of an instance runs from now on."""
+        instance.started = now
+        batch = instance.batches[0].id
+        heappush(self._hangs, (instance.hang_time(), batch, instance.spec.id))
+        heappush(instance.group.leads, (instance.lead_time(), batch, instance.spec.id))
 
     def _retry(self, batch: _Batch, reason: str, actions: list[Action]) -> None:
         for item in batch.items:
@@ -414,34 +462,37 @@ class Scheduler:
     # ---------------------------------------------------------------- dispatch
 
     def _queue_for(self, length: int) -> LengthQueue:
-        for length_class, queue in self._routes:
-            if length_class is None or length_class.admits(length):
+        queue = None
+        for group in self._groups.values():
+            queue = group.queue
+            if group.length_class is None or group.length_class.admits(length):
                 return queue
-        return self._routes[-1][1]
+        assert queue is not None, "there is at least one instance"
+        return queue
 
     def _dispatch(self, now: float, actions: list[Action]) -> None:
-        idle = [i for i in self._instances.values() if i.ready and not i.batches and not i.replaced]
-        while self._suspects and idle:
-            self._send_suspect(idle.pop(0), now, actions)
-        for queue in self._queues.values():
-            self._share_out(queue, [i for i in idle if i.queue is queue], now, actions)
-        for instance in idle:
-            if not instance.batches:
-                self._spill(instance, now, actions)
-        for instance in self._instances.values():
-            if instance.ready and len(instance.batches) == 1 and not instance.replaced:
-                self._prepare(instance, now, actions)
+        groups = self._groups.values()
+        for group in groups:
+            while self._suspects and group.idle:
+                self._send_suspect(next(iter(group.idle.values())), now, actions)
+            if group.queue.count and group.idle:
+                self._share_out(group, now, actions)
+        if len(groups) > 1:
+            self._spill(now, actions)
+        for group in groups:
+            self._prepare(group, now, actions)
 
     def _send_suspect(self, instance: _Instance, now: float, actions: list[Action]) -> None:
         item = self._suspects.popleft()
         self._send(instance, (item,), now, actions)
 
-    def _share_out(self, queue: LengthQueue, idle: list[_Instance], now: float, actions: list[Action]) -> None:
+    def _share_out(self, group: _Group, now: float, actions: list[Action]) -> None:
         """Give each idle instance of a class its share of what waits, by predicted seconds."""
+        idle = list(group.idle.values())
         for position, instance in enumerate(idle):
-            if not queue.count:
+            if not group.queue.count:
                 return
-            self._cut(instance, queue, self._share(instance, queue, len(idle) - position), now, actions)
+            self._cut(instance, group.queue, self._share(instance, group.queue, len(idle) - position), now, actions)
 
     def _share(self, instance: _Instance, queue: LengthQueue, takers: int) -> float:
         """Predicted seconds that one of ``takers`` instances is to take of what waits."""
@@ -450,31 +501,36 @@ class Scheduler:
         waiting = instance.cost.item_seconds(queue.count, queue.tokens, queue.squares)
         return max(waiting / takers, SHARE_OVER_OVERHEAD * instance.cost.overhead)
 
-    def _spill(self, instance: _Instance, now: float, actions: list[Action]) -> None:
-        """Let an idle instance take work of another class where it finishes that earlier than its owners would."""
-        for queue in self._queues.values():
-            item = None if queue is instance.queue else queue.oldest()
-            if item is None:
-                continue
-            owners = [o for o in self._instances.values() if o.ready and o.queue is queue]
-            gain = float("inf")
-            if owners:
-                finish = min(o.finish(now) + o.cost.seconds(1, item.length) for o in owners)
-                gain = finish - now - instance.cost.seconds(1, item.length)
-            if gain > 0:
-                share = gain + instance.cost.seconds(1, item.length)
-                self._cut(instance, queue, share, now, actions)
-                return
+    def _spill(self, now: float, actions: list[Action]) -> None:
+        """Let idle instances take work of other classes where they finish it earlier than its owners would."""
+        for behind in self._groups.values():
+            for group in self._groups.values():
+                while group is not behind and group.idle and behind.queue.count:
+                    if not self._help(next(iter(group.idle.values())), behind, now, actions):
+                        break
 
-    def _prepare(self, instance: _Instance, now: float, actions: list[Action]) -> None:
-        """Cut the ready batch when a full one waits, or when the running one is about to end."""
-        due = now >= instance.lead_time()
-        if self._suspects:
-            if due:
+    def _help(self, instance: _Instance, behind: _Group, now: float, actions: list[Action]) -> bool:
+        item = behind.queue.oldest()
+        if item is None:
+            return False
+        own = instance.cost.seconds(1, item.length)
+        owners = [self._instances[owner] for owner in behind.ready]
+        gain = min((o.finish(now) + o.cost.seconds(1, item.length) - now - own for o in owners), default=float("inf"))
+        if gain <= 0:
+            return False
+        self._cut(instance, behind.queue, gain + own, now, actions)
+        return True
+
+    def _prepare(self, group: _Group, now: float, actions: list[Action]) -> None:
+        """Cut ready batches when a full one waits, or when the running one is about to end."""
+        while (group.queue.count or self._suspects) and (lead := self._next_lead(group)):
+            instance, due = self._instances[lead[2]], now >= lead[0]
+            if self._suspects and due:
                 self._send_suspect(instance, now, actions)
-        elif instance.queue.tokens >= self._limits.batch_tokens or (due and instance.queue.count):
-            peers = sum(1 for i in self._instances.values() if i.ready and i.queue is instance.queue)
-            self._cut(instance, instance.queue, self._share(instance, instance.queue, peers), now, actions)
+            elif group.queue.count and (due or group.queue.tokens >= self._limits.batch_tokens):
+                self._cut(instance, group.queue, self._share(instance, group.queue, len(group.ready)), now, actions)
+            else:
+                return
 
     def _cut(self, instance: _Instance, queue: LengthQueue, share: float, now: float, actions: list[Action]) -> None:
         items = queue.cut(instance.cost, self._limits.batch_tokens, share)
@@ -485,9 +541,10 @@ class Scheduler:
         for item in items:
             self._requests[item.request].states[item.index] = _SENT
         predicted = instance.cost.seconds(len(items), items[0].length)
-        if not instance.batches:
-            instance.started = now
         instance.batches.append(_Batch(self._next_batch, items, predicted))
+        if len(instance.batches) == 1:
+            del instance.group.idle[instance.spec.id]
+            self._begin(instance, now)
         self._running += len(items)
         actions.append(Send(instance.spec.id, self._next_batch, items))
         self._next_batch += 1
@@ -498,13 +555,14 @@ class Scheduler:
         """What waits and runs, and how long the instances that are ready are predicted to need for it."""
         ready = [i for i in self._instances.values() if i.ready]
         seconds = 0.0
-        for queue in self._queues.values():
-            owners = [i for i in ready if i.queue is queue] or ready
+        for group in self._groups.values():
+            queue = group.queue
+            owners = [i for i in ready if i.group is group] or ready
             waits = [i.cost.item_seconds(queue.count, queue.tokens, queue.squares) for i in owners]
             busy = min((i.finish(now) - now for i in owners), default=0.0)
             seconds = max(seconds, busy + (1 / sum(1 / w for w in waits) if waits and min(waits) > 0 else 0.0))
-        queued = sum(queue.count for queue in self._queues.values()) + len(self._suspects)
-        tokens = sum(queue.tokens for queue in self._queues.values()) + sum(i.length for i in self._suspects)
+        queued = sum(group.queue.count for group in self._groups.values()) + len(self._suspects)
+        tokens = sum(group.queue.tokens for group in self._groups.values()) + sum(i.length for i in self._suspects)
         return Load(queued, tokens, self._running, len(self._requests), seconds)
 
     @property
@@ -518,7 +576,7 @@ class Scheduler:
 
     def queued_by_class(self) -> dict[str, int]:
         """Items waiting, by the name of their class."""
-        return {c.name if c else "all": queue.count for c, queue in self._routes}
+        return {c.name if c else "all": group.queue.count for c, group in self._groups.items()}
 
     def check(self) -> None:
         """Raise ``AssertionError`` unless all that is recorded fits together; for tests, after each event."""
@@ -526,6 +584,9 @@ class Scheduler:
         for instance in self._instances.values():
             assert len(instance.batches) <= 2, f"{instance.spec} has more than a running and a ready batch"
             assert instance.ready or not instance.batches, f"{instance.spec} is not ready and has batches"
+            free = instance.ready and not instance.batches and not instance.replaced
+            assert free == (instance.spec.id in instance.group.idle), f"{instance.spec} is wrongly listed as idle"
+            assert instance.ready == (instance.spec.id in instance.group.ready)
             for batch in instance.batches:
                 assert batch.items, "an empty batch"
                 lengths = [item.length for item in batch.items]
@@ -542,7 +603,7 @@ class Scheduler:
             for index, state in enumerate(request.states):
                 assert (state == _SENT) == ((request_id, index) in live_sent), "an item's state is not where it is"
             waiting += sum(s == _WAITING for s in request.states)
-        queued = sum(queue.count for queue in self._queues.values())
+        queued = sum(group.queue.count for group in self._groups.values())
         assert waiting == queued + len(self._suspects), "waiting items are miscounted"
         assert self._items == sum(len(r.lengths) for r in self._requests.values())
         assert self._items <= self._limits.queue_items, "the queue is over its bound"

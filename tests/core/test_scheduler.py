@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import settings
@@ -309,6 +310,23 @@ def test_the_same_request_id_twice_is_a_programming_error() -> None:
     scheduler.handle(Arrived(1, (8,)), 0.0)
     with pytest.raises(ValueError, match="twice"):
         scheduler.handle(Arrived(1, (8,)), 0.0)
+
+
+def test_nothing_is_kept_of_requests_that_are_answered() -> None:
+    scheduler, now = make(count=2, batch=256), 0.0
+    tracemalloc.start()
+    sizes = []
+    for request in range(1, 6001):
+        now += 0.05
+        work = sends(scheduler.handle(Arrived(request, (10 + request % 90,)), now))
+        scheduler.next_deadline()
+        run_all(scheduler, list(work), now)
+        scheduler.next_deadline()
+        if request % 2000 == 0:
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert scheduler.idle
+    assert sizes[2] < sizes[1] + 50_000
 
 
 class Histories(RuleBasedStateMachine):
