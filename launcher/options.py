@@ -11,6 +11,7 @@ TaskChoice = Literal["auto", "embed", "classify"]
 Backend = Literal["eager", "fake"]
 Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
 OpenMP = Literal["auto", "intel", "gnu"]
+OnFailure = Literal["stop", "continue", "restart"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEFAULT_MODEL = "demo"
@@ -103,5 +104,24 @@ class ServeOptions:
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     front: FrontOptions = field(default_factory=FrontOptions)
+    supervise: SuperviseOptions = field(default_factory=SuperviseOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Everything ``launch run`` needs. ``program`` is what is started once per instance.
+
+    No core is reserved, since no front runs beside the programs; and nothing is preloaded unless it is asked for,
+    since the program may be anything. ``grace_seconds`` is the time between the signal to end and SIGKILL.
+    """
+
+    program: tuple[str, ...]
+    machine: MachineOptions = field(default_factory=lambda: MachineOptions(reserve_cores=0))
+    runtime: RuntimeOptions = field(default_factory=lambda: RuntimeOptions(allocator="system"))
+    on_failure: OnFailure = "stop"
+    grace_seconds: float = 30.0
+    log_dir: Path | None = None
+    quiet: bool = False
     supervise: SuperviseOptions = field(default_factory=SuperviseOptions)
     log: LogOptions = field(default_factory=LogOptions)

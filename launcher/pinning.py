@@ -18,7 +18,7 @@ from pathlib import Path
 from launcher.core.cpuset import format_cpu_list
 from launcher.errors import MachineError
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 # linux/mempolicy.h
 MEMORY_POLICIES = {"preferred": 1, "bind": 2, "interleave": 3}
@@ -40,9 +40,18 @@ SET_MEMPOLICY = {
 
 def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends. Raises ``MachineError``."""
+    _prctl("PR_SET_PDEATHSIG", PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent ends. Raises ``MachineError``."""
+    _prctl("PR_SET_CHILD_SUBREAPER", PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(name: str, option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        raise MachineError(f"prctl(PR_SET_PDEATHSIG) was refused: {os.strerror(ctypes.get_errno())}")
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise MachineError(f"prctl({name}) was refused: {os.strerror(ctypes.get_errno())}")
 
 
 def bind_cpus(cpus: Sequence[int]) -> None:

@@ -93,16 +93,16 @@ class Worker:
         """End the worker and whatever it started, at once. Nothing happens when it has been reaped already."""
         if self._process.returncode is None:
             self._killed_for = reason
-            _kill_group(self.pid)
+            kill_group(self.pid)
 
     async def wait(self) -> str:
         """Wait for the end, relaying output meanwhile; reap, and return how it ended in words."""
         async with anyio.create_task_group() as group:
             relayed = anyio.Event()
             group.start_soon(self._relay, relayed)
-            await _wait_exit(self._process)
+            await wait_exit(self._process)
             # Before reaping: while the zombie holds the pid, no stranger can have it as its group.
-            _kill_group(self.pid)
+            kill_group(self.pid)
             status = self._process.wait()
             with anyio.move_on_after(OUTPUT_SECONDS):
                 await relayed.wait()
@@ -125,7 +125,7 @@ class Worker:
         pipe = self._process.stdout
         assert pipe is not None
         splitter = LineSplitter()
-        reader, transport = await _open_reader(pipe)
+        reader, transport = await open_reader(pipe)
         try:
             while data := await reader.read(READ_BYTES):
                 self._say(splitter.feed(data))
@@ -194,20 +194,22 @@ def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
             os.sched_setaffinity(0, own)
 
 
-def _kill_group(pid: int) -> None:
+def kill_group(pid: int) -> None:
+    """End every process of this group at once; nothing happens when there is none."""
     # A group without members is what we want; one of another user cannot be ours.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
-async def _open_reader(pipe: IO[bytes]) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+async def open_reader(pipe: IO[bytes]) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    """The pipe as a stream; to be closed by its transport."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     return reader, transport
 
 
-async def _wait_exit(process: subprocess.Popen[bytes]) -> None:
+async def wait_exit(process: subprocess.Popen[bytes]) -> None:
     """Wait until the process has ended, and leave it to be reaped."""
     try:
         fd = os.pidfd_open(process.pid)
