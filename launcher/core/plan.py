@@ -26,6 +26,9 @@ MemoryPolicy = Literal["bind", "interleave", "local"]
 RESERVE_FROM = 8
 # One core is for the event loop, which is one thread; from here on there is work for a second one, which tokenizes.
 RESERVE_TWO_FROM = 64
+# What a front used beside the fastest worker, with room to spare, in cpus: at least, and for each core of instances
+# (docs/decisions/0007-front-under-a-quota.md). A quota that leaves as much beside them has room for it.
+FRONT_LEAST, FRONT_PER_CORE = 1 / 2, 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +137,8 @@ def front_cpus(machine: Machine, plan: Plan) -> tuple[int, ...]:
     """The cpus that the front is bound to; empty: any that this process may use.
 
     Those are both hardware threads of its reserved cores. Under a cpu quota front and instances together get no more
-    cpus than the quota has whole ones, so that the kernel never stops them: the front gets cpus beside the instances
-    as far as there is room for them, and those of the instances where there is none.
+    cpus than they can use up, so that the kernel does not stop them: the front gets cpus beside the instances as far
+    as the quota has room for them, and those of the instances where it has none.
     """
     reserved = [core for core in machine.cores if core.cpus[0] in set(plan.reserved_cpus)]
     quota = machine.limits.cpu_quota
@@ -146,8 +149,14 @@ def front_cpus(machine: Machine, plan: Plan) -> tuple[int, ...]:
     unused = [core for core in machine.cores if core.cpus[0] in set(plan.unused_cpus)]
     firsts = [core.cpus[0] for core in reserved or unused]
     siblings = [cpu for core in reserved or machine.cores for cpu in core.cpus[1:]]
-    beside = [*firsts, *siblings][: max(0, int(quota) - len(taken))]
+    beside = [*firsts, *siblings][: _room_for_front(quota, len(taken))]
     return tuple(sorted(beside or taken))
+
+
+def _room_for_front(quota: float, used: int) -> int:
+    """How many cpus a quota leaves to the front when the instances use so many: whole ones, or one for a part."""
+    left = quota - used
+    return max(int(left), int(left >= max(FRONT_LEAST, FRONT_PER_CORE * used)))
 
 
 def make_plan(machine: Machine, request: PlanRequest) -> Plan:
@@ -412,13 +421,15 @@ class _Planner:
         self.warn_of_bound_front(self.total - len(layout.spare))
 
     def warn_of_bound_front(self, used: int) -> None:
-        """What ``front_cpus`` does where the quota has no whole cpu beyond those of the instances."""
+        """What ``front_cpus`` does where the quota leaves it no cpu beyond those of the instances."""
         quota = self.machine.limits.cpu_quota
-        if quota is None or int(quota) > used or int(quota) >= sum(len(core.cpus) for core in self.machine.cores):
+        if quota is None or int(quota) >= sum(len(core.cpus) for core in self.machine.cores):
+            return
+        if _room_for_front(quota, used):
             return
         effect = ": together they cannot use more than the quota" if quota >= 1 else ""
         self.warnings.append(
-            f"The quota of {quota:g} cpus has no whole cpu to spare for the front, which is bound to those of the "
+            f"The quota of {quota:g} cpus has no cpu to spare for the front, which is bound to those of the "
             f"instances{effect}."
         )
 

@@ -60,7 +60,7 @@ def check_cores(machine: Machine, request: PlanRequest, plan: Plan) -> None:
     if quota is not None:
         assert len(set(used)) + len(plan.reserved_cpus) <= max(1, int(quota))
         running = set(used) | set(front_cpus(machine, plan) or owner)
-        assert len(running) <= max(1, int(quota)), "instances and front together can use more than the quota"
+        assert len(running) <= max(1, int(quota + 0.5)), "instances and front together can use more than the quota"
     front = set(front_cpus(machine, plan))
     assert front <= set(owner)
     if plan.reserved_cpus:

@@ -313,12 +313,16 @@ def test_a_quota_over_the_cores_changes_nothing() -> None:
         (4.0, {"instances": 1, "cores_per_instance": 3}, False),
         (2.0, {}, True),
         (0.5, {}, True),
+        (1.4, {}, True),
+        (1.5, {}, False),
+        (2.5, {}, True),
+        (2.7, {}, False),
         (96.0, {"instances": 48}, False),
     ],
 )
 def test_a_quota_that_leaves_no_cpu_to_the_front_is_said(quota: float, wish: dict[str, int], said: bool) -> None:
     plan = plan_of(dataclasses.replace(TWO_SOCKETS, limits=Limits(cpu_quota=quota)), **wish)
-    assert any("no whole cpu to spare for the front" in warning for warning in plan.warnings) == said
+    assert any("no cpu to spare for the front" in warning for warning in plan.warnings) == said
 
 
 @pytest.mark.parametrize(
@@ -330,6 +334,10 @@ def test_a_quota_that_leaves_no_cpu_to_the_front_is_said(quota: float, wish: dic
         (48.0, {"instances": 48}, "0-47"),
         (1.0, {}, "0"),
         (0.3, {}, "0"),
+        (1.4, {}, "0"),
+        (1.5, {}, "1"),
+        (2.6, {}, "0-1"),
+        (2.7, {}, "2"),
         (4.0, {"reserve_cores": 0}, "0-3"),
         (4.9, {}, "0-3"),
         (4.0, {"reserve_cores": 1}, "0"),  # the sibling would be a cpu too many

@@ -139,13 +139,19 @@ def test_under_a_quota_of_one_cpu_front_and_worker_share_it_and_are_not_stopped(
 
 
 @two_cpus
-def test_a_fraction_of_a_quota_is_left_rather_than_used_up(group: Group, launch: Launch) -> None:
+def test_under_a_quota_with_room_for_it_the_front_has_a_cpu_of_its_own_and_nothing_is_stopped(
+    group: Group, launch: Launch
+) -> None:
     group.quota(1.5)
     with launch("--dtype", "fp32", prefix=group.prefix()) as server:
         server.wait_serving()
-        assert len(instances(server)) == 1
-        assert masks(server) == {tuple(instances(server)[0])}
-        assert stops(group, server, busy=0.85) == (0.0, 0.0)
+        ((worker,),) = instances(server)
+        (front,) = server.info()["front_cpus"]
+        assert front != worker
+        assert masks(server) == {(front,), (worker,)}
+        share, seconds = stops(group, server, busy=0.85)
+        assert share <= LATE_TIMER
+        assert seconds <= LATE_SECONDS
 
 
 @two_cpus
