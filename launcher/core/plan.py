@@ -141,9 +141,8 @@ def front_cpus(machine: Machine, plan: Plan) -> tuple[int, ...]:
     as the quota has room for them, and those of the instances where it has none.
     """
     reserved = [core for core in machine.cores if core.cpus[0] in set(plan.reserved_cpus)]
-    quota = machine.limits.cpu_quota
-    everything = {cpu for core in machine.cores for cpu in core.cpus}
-    if quota is None or int(quota) >= len(everything):
+    quota = _bounding_quota(machine)
+    if quota is None:
         return tuple(sorted(cpu for core in reserved for cpu in core.cpus))
     taken = {cpu for instance in plan.instances for cpu in instance.cpus}
     unused = [core for core in machine.cores if core.cpus[0] in set(plan.unused_cpus)]
@@ -151,6 +150,12 @@ def front_cpus(machine: Machine, plan: Plan) -> tuple[int, ...]:
     siblings = [cpu for core in reserved or machine.cores for cpu in core.cpus[1:]]
     beside = [*firsts, *siblings][: _room_for_front(quota, len(taken))]
     return tuple(sorted(beside or taken))
+
+
+def _bounding_quota(machine: Machine) -> float | None:
+    """The cpu quota, None where there is none or all cpus together cannot use it up."""
+    quota = machine.limits.cpu_quota
+    return quota if quota is not None and int(quota) < sum(len(core.cpus) for core in machine.cores) else None
 
 
 def _room_for_front(quota: float, used: int) -> int:
@@ -221,6 +226,10 @@ class _Planner:
             unused_cpus=tuple(sorted(core.cpus[0] for core in self.machine.cores if core.id not in used)),
             warnings=tuple(self.warnings),
         )
+
+    @property
+    def bounding_quota(self) -> float | None:
+        return _bounding_quota(self.machine)
 
     def group(self, cores: Iterable[Core]) -> tuple[KindCores, ...]:
         return group_by_kind(cores, self.distances, mix_kinds=self.request.mix_kinds)
@@ -405,7 +414,8 @@ class _Planner:
                 f"{count} instances share {_number(room, 'core')}, one thread each (--oversubscribe): they slow each "
                 f"other down, and --instances {room} would have a core for each."
             )
-        if layout.front or self.request.reserve_cores == 0:
+        used = self.total - len(layout.spare)
+        if layout.front or self.request.reserve_cores == 0 or self.front_is_beside(used):
             return
         if self.total == 1:
             reason = "there is only one"
@@ -418,14 +428,17 @@ class _Planner:
                 f"sharing; {fewer}--reserve-cores 1 keeps one for it"
             )
         self.warnings.append(f"The front shares the cores of the instances: {reason}.")
-        self.warn_of_bound_front(self.total - len(layout.spare))
+        self.warn_of_bound_front(used)
+
+    def front_is_beside(self, used: int) -> bool:
+        """Whether ``front_cpus`` puts it on cores that no instance has, without any being reserved."""
+        quota = self.bounding_quota
+        return quota is not None and _room_for_front(quota, used) > 0 and used < len(self.machine.cores)
 
     def warn_of_bound_front(self, used: int) -> None:
         """What ``front_cpus`` does where the quota leaves it no cpu beyond those of the instances."""
-        quota = self.machine.limits.cpu_quota
-        if quota is None or int(quota) >= sum(len(core.cpus) for core in self.machine.cores):
-            return
-        if _room_for_front(quota, used):
+        quota = self.bounding_quota
+        if quota is None or _room_for_front(quota, used):
             return
         effect = ": together they cannot use more than the quota" if quota >= 1 else ""
         self.warnings.append(

@@ -15,7 +15,7 @@ def check_plan(machine: Machine, request: PlanRequest, plan: Plan) -> None:
     """Raises ``AssertionError`` for the first rule that ``plan`` breaks."""
     check_cores(machine, request, plan)
     check_memory(machine, plan)
-    check_words(request, plan)
+    check_words(machine, request, plan)
     if not request.mix_kinds:
         for one in plan.instances:
             assert len({core.kind for core in cores_of(machine, one)}) == 1, f"kinds are mixed: {one}"
@@ -96,7 +96,7 @@ def nearest_distance(machine: Machine, node: int | None, usable: dict[int, Node]
     return min(found.distance(other) for other in usable)
 
 
-def check_words(request: PlanRequest, plan: Plan) -> None:
+def check_words(machine: Machine, request: PlanRequest, plan: Plan) -> None:
     for one in plan.instances:
         assert one.why.endswith(".")
         assert one.why[0].isupper() or one.why.startswith("--")
@@ -104,7 +104,10 @@ def check_words(request: PlanRequest, plan: Plan) -> None:
         assert warning.endswith(".")
         assert warning[0].isupper() or warning[0].isdigit()
     said = any("front shares" in warning for warning in plan.warnings)
-    assert said == (not plan.reserved_cpus and request.reserve_cores != 0), "sharing with the front is said or not"
+    owner = {cpu: core.id for core in machine.cores for cpu in core.cpus}
+    front = {owner[cpu] for cpu in front_cpus(machine, plan) or owner}
+    shares = bool(front & {owner[cpu] for one in plan.instances for cpu in one.cpus})
+    assert said == (shares and request.reserve_cores != 0), "sharing with the front is said or not"
 
 
 def check_equal(machine: Machine, request: PlanRequest, plan: Plan) -> None:
