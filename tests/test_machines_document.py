@@ -1,0 +1,64 @@
+"""The tables of ``docs/machines.md`` are what the code says now. After a change that is meant: ./scripts/docs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.machines import MISSING, each_recorded, recorded_names
+from tests.machines_document import DOCUMENT, HEAD, merged_guests, name_of, recorded_row, replaced, rows, section
+
+ANEW = "run ./scripts/docs, and look at what changed"
+
+
+def _documented() -> dict[str, str]:
+    return {name_of(row): row for row in rows(section(DOCUMENT.read_text(), "recorded machines"))}
+
+
+@each_recorded()
+def test_the_line_of_each_recorded_machine_is_what_is_read_and_planned_now(name: str) -> None:
+    assert _documented().get(name) == recorded_row(name), ANEW
+
+
+def test_every_recorded_machine_has_a_line_and_nothing_else_has() -> None:
+    if not recorded_names():
+        pytest.skip(MISSING)
+    assert list(_documented()) == recorded_names(), ANEW
+
+
+def test_on_every_machine_of_the_table_all_true_cores_are_found() -> None:
+    cells = {name: row.split("|")[2].split("/") for name, row in _documented().items()}
+    assert len(cells) > 80
+    assert {name: (found, true) for name, (found, true) in cells.items() if int(found) != int(true)} == {}
+
+
+def test_machines_are_refused_exactly_where_they_have_fewer_cores_than_instances() -> None:
+    refused = {name for name, row in _documented().items() if "| refused: " in row}
+    few = {name for name, row in _documented().items() if int(row.split("|")[2].split("/")[0]) < 4}
+    assert refused == few != set()
+
+
+GUESTS = "| guest | asked |\n|---|---|\n"
+
+
+@pytest.mark.parametrize(
+    ("known", "fresh", "merged"),
+    [
+        ("", "| b | 1 |\n", "| b | 1 |"),
+        ("| a | 1 |\n| b | 1 |\n", "| b | 2 |\n", "| a | 1 |\n| b | 2 |"),
+        ("| b | 1 |\n| b, limited | 1 |\n", "| b | 2 |\n", "| b | 2 |"),  # a plan that is no more made
+        ("| b | 1 |\n", "| a | 1 |\n| a, limited | 1 |\n", "| a | 1 |\n| a, limited | 1 |\n| b | 1 |"),
+        ("| b | 1 |\n", "", "| b | 1 |"),  # a run in which no guest booted
+    ],
+)
+def test_guests_that_were_booted_replace_their_own_lines_alone(known: str, fresh: str, merged: str) -> None:
+    assert merged_guests(f"\n{GUESTS}{known}" if known else "", GUESTS + fresh) == GUESTS + merged
+
+
+def test_what_stands_around_a_table_stays() -> None:
+    document = DOCUMENT.read_text()
+    content = section(document, "recorded machines").strip()
+    assert content.startswith(HEAD)
+    assert replaced(document, "recorded machines", content) == document
+    changed = replaced(document, "guests", "nothing")
+    assert section(changed, "guests").strip() == "nothing"
+    assert changed.partition("<!-- guests")[0] == document.partition("<!-- guests")[0]
