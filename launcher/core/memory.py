@@ -31,24 +31,30 @@ class MemoryNodes:
         self.usable = tuple(
             sorted(node for node in self.with_memory if allowed is None or node in allowed),
         )
-        self._cpuless = {node.id for node in machine.nodes if not node.cpus}
-        self._distances = distances
-        self._nearest: dict[int, int] = {}
+        self._nearest = _nearest(machine, distances, self.usable)
 
     def serving(self, nodes: Iterable[int | None]) -> tuple[int, ...]:
         """The nodes that give memory to cores in ``nodes``, ascending; empty where there are none to name."""
         own = {node for node in nodes if node is not None}
-        return tuple(sorted({self._nearest_to(node) for node in own})) if self.usable else ()
+        return tuple(sorted({self._nearest.get(node, node) for node in own})) if self.usable else ()
 
-    def _nearest_to(self, node: int) -> int:
-        if node in self.usable:
-            return node
-        if node not in self._nearest:
-            # Among equally near ones those with cpus: the others are slower memory, or a GPU's.
-            self._nearest[node] = min(
-                self.usable, key=lambda one: (self._distances.between(node, one), one in self._cpuless, one)
-            )
-        return self._nearest[node]
+
+def _nearest(machine: Machine, distances: Distances, usable: Sequence[int]) -> dict[int, int]:
+    """For each node without usable memory the nearest with some.
+
+    Among equally near ones those with cpus: the others are slower memory, or a GPU's. Of those the one that serves
+    the fewest cpus, so that they share the load.
+    """
+    served = {node.id: len(node.cpus) for node in machine.nodes}
+    cpuless = {node.id for node in machine.nodes if not node.cpus}
+    nearest: dict[int, int] = {}
+    for node in sorted(machine.nodes, key=lambda node: node.id):
+        if not usable or node.id in usable:
+            continue
+        near = [(distances.between(node.id, one), one in cpuless, served[one], one) for one in usable]
+        nearest[node.id] = min(near)[-1]
+        served[nearest[node.id]] += len(node.cpus)
+    return nearest
 
 
 @dataclass(frozen=True, slots=True)

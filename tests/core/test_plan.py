@@ -236,6 +236,16 @@ def test_cores_that_no_class_asks_for_go_to_the_front_and_are_left() -> None:
 # -- memory -----------------------------------------------------------------------------------------------------
 
 
+def test_nodes_without_memory_that_are_as_near_to_several_share_them_out() -> None:
+    on = machine(((8,), (8,), (8,), (8,)), memory=(GIB, 0, 0, GIB))
+    far = tuple(
+        dataclasses.replace(node, distances=tuple((other, 10 if other == node.id else 12) for other in range(4)))
+        for node in on.nodes
+    )
+    plan = plan_of(dataclasses.replace(on, nodes=far), instances=4, reserve_cores=0)
+    assert [one.nodes for one in plan.instances] == [(0,), (0,), (3,), (3,)]
+
+
 def test_cores_of_a_node_without_memory_take_the_nearest() -> None:
     on = machine(((4,), (4,), (4,)), memory=(64 * GIB, 0, 64 * GIB))
     plan = plan_of(on, instances=3)
