@@ -75,7 +75,7 @@ class FrontOptions:
 
 @dataclass(frozen=True, slots=True)
 class SuperviseOptions:
-    """How instances are kept alive. An instance that fails ``max_failures`` times in a row is given up.
+    """How instances are kept alive. After ``max_failures`` workers in a row that never got ready, one is given up.
 
     ``backoff_seconds`` is doubled at each failure in a row, up to ``backoff_limit_seconds``. A worker that was
     ready for ``settled_seconds`` ends the row: what failed before it does not count any more.

@@ -183,9 +183,9 @@ def transition(state: State, event: type[Event]) -> State:
 class RestartPolicy:
     """When a lost worker is replaced; all times in seconds.
 
-    ``max_failures`` in a row and the instance is given up. The wait before the next worker starts at
-    ``backoff_seconds``, doubles with each failure in a row and ends at ``backoff_limit_seconds``. A worker that
-    was ready for ``settled_seconds`` proves that starting works: what came before it does not count any more.
+    ``max_failures`` workers in a row that never got ready, and the instance is given up. The wait before the next
+    worker starts at ``backoff_seconds``, doubles with each failure in a row and ends at ``backoff_limit_seconds``. A
+    worker that was ready for ``settled_seconds`` proves that starting works: what came before it does not count any more.
     """
 
     start_seconds: float = 600.0
@@ -204,7 +204,8 @@ class RestartPolicy:
 class Life:
     """One instance as it is now. Times are those of the caller's clock, in seconds.
 
-    ``pid`` is set while a worker process exists; ``failures`` counts in a row, ``starts`` all workers so far.
+    ``pid`` is set while a worker process exists; ``failures`` counts losses in a row, ``failed_starts``
+    those in a row that were never ready, ``starts`` all workers so far.
     ``deadline`` is when `overdue` becomes true; ``reason`` is why the last worker went, or has to go.
     """
 
@@ -214,6 +215,7 @@ class Life:
     pid: int | None = None
     starts: int = 0
     failures: int = 0
+    failed_starts: int = 0
     deadline: float | None = None
     reason: str | None = None
     permanent: bool = False
@@ -271,7 +273,7 @@ def step(life: Life, event: Event, now: float, policy: RestartPolicy) -> Step:
     if isinstance(event, Condemned | DeclaredUnusable):
         return _condemned(moved, life, event, now, policy)
     if isinstance(event, SpawnFailed):
-        return _after_loss(replace(moved, failures=life.failures + 1, reason=event.reason), now, policy)
+        return _after_loss(_counted(replace(moved, reason=event.reason), life, now, policy), now, policy)
     if isinstance(event, Exited):
         return _exited(moved, life, event, now, policy)
     return _stop(moved, event, now)
@@ -288,7 +290,7 @@ def _condemned(
     condemned = replace(moved, deadline=None, reason=event.reason, permanent=permanent)
     if condemned.state == "given_up":  # its process has ended, and was counted, before we heard why
         return condemned, (GiveUp(event.reason),)
-    return _with_failures(condemned, before, now, policy), (Kill(event.reason),)
+    return _counted(condemned, before, now, policy), (Kill(event.reason),)
 
 
 def _exited(moved: Life, before: Life, event: Exited, now: float, policy: RestartPolicy) -> Step:
@@ -297,21 +299,24 @@ def _exited(moved: Life, before: Life, event: Exited, now: float, policy: Restar
         return replace(gone, reason=event.reason), ()
     if before.state == "ending":  # counted when it was condemned, for a reason that says more than SIGKILL does
         return _after_loss(gone, now, policy)
-    return _after_loss(_with_failures(replace(gone, reason=event.reason), before, now, policy), now, policy)
+    return _after_loss(_counted(replace(gone, reason=event.reason), before, now, policy), now, policy)
 
 
-def _with_failures(life: Life, before: Life, now: float, policy: RestartPolicy) -> Life:
-    settled = before.state == "ready" and now - before.since >= policy.settled_seconds
-    return replace(life, failures=1 if settled else before.failures + 1)
+def _counted(life: Life, before: Life, now: float, policy: RestartPolicy) -> Life:
+    # What kills a worker that serves may be what it is asked to compute; hopeless is only what never gets ready.
+    served = before.state == "ready"
+    settled = served and now - before.since >= policy.settled_seconds
+    failures = 1 if settled else before.failures + 1
+    return replace(life, failures=failures, failed_starts=0 if served else before.failed_starts + 1)
 
 
 def _after_loss(life: Life, now: float, policy: RestartPolicy) -> Step:
     if life.draining:
         return replace(life, state=transition(life.state, DrainStarted), deadline=None), ()
     reason = life.reason or "no reason known"
-    if life.permanent or life.failures >= policy.max_failures:
-        in_a_row = f"{life.failures} failures in a row, the last: {reason}"
-        why = reason if life.permanent or life.failures == 1 else in_a_row
+    if life.permanent or life.failed_starts >= policy.max_failures:
+        in_a_row = f"{life.failed_starts} failures in a row, the last: {reason}"
+        why = reason if life.permanent or life.failed_starts == 1 else in_a_row
         return replace(life, state=transition(life.state, RetryRefused), deadline=None), (GiveUp(why),)
     delay = policy.delay(life.failures)
     waiting = replace(life, state=transition(life.state, RetryGranted), deadline=now + delay)
@@ -345,11 +350,12 @@ def check(life: Life, policy: RestartPolicy) -> None:
     assert (life.pid is not None) == (life.state in WITH_PROCESS), f"{life}: process and state disagree"
     timed = life.state in ("starting", "loading", "backoff", "draining")
     assert (life.deadline is not None) == timed, f"{life}: deadlines belong to states that wait for something"
-    assert 0 <= life.failures <= policy.max_failures, f"{life}: more failures than the limit"
+    assert 0 <= life.failed_starts <= policy.max_failures, f"{life}: more failed starts than the limit"
+    assert life.failed_starts <= life.failures, f"{life}: more failed starts than failures"
     assert life.failures <= life.starts, f"{life}: more failures than workers"
     assert life.state != "lost", f"{life}: a lost worker is decided about at once"
     if life.state == "given_up":
-        assert life.permanent or life.failures == policy.max_failures, f"{life}: given up too early"
+        assert life.permanent or life.failed_starts == policy.max_failures, f"{life}: given up too early"
     if life.draining:
         assert life.state not in ("planned", "starting", "backoff"), f"{life}: nothing starts while draining"
 

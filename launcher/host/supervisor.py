@@ -223,10 +223,8 @@ class Supervisor:
         elif isinstance(action, Kill):
             self._workers[instance].kill(action.reason)
         elif isinstance(action, Retry):
-            message = "restarts on the same cores in %.1f s (failure %d of %d in a row)"
-            _say(
-                logging.WARNING, life, "restarting", message, action.delay, action.failures, self._policy.max_failures
-            )
+            message = "restarts on the same cores in %.1f s (failure %d in a row)"
+            _say(logging.WARNING, life, "restarting", message, action.delay, action.failures)
             self._listener.restarting(instance, action.delay)
         elif isinstance(action, GiveUp):
             _say(logging.ERROR, life, "given_up", "is given up and will not be restarted: %s", action.reason)

@@ -146,6 +146,7 @@ class Server:
         }
         self._setups = {i.id: setup_of(options, prepared.machine, card, i) for i in plan.instances}
         self._draining = False
+        self._was_ready = False
         self._group: TaskGroup | None = None
         self._signals = 0
         self.failure: LauncherError | None = None
@@ -177,7 +178,8 @@ class Server:
             metrics=metrics,
         )
         self._http = HttpServer(create_app(services), sock)
-        self._address = "http://{}:{}".format(*sock.getsockname()[:2])
+        host, port = sock.getsockname()[:2]
+        self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     # --------------------------------------------------------------------- run
 
@@ -198,8 +200,9 @@ class Server:
         plan, card = self._prepared.plan, self._card
         setup = self._setups[plan.instances[0].id]
         log.info(
-            "model %s (%s, %s, at most %d tokens) in %s on %d instances; listening on %s, not ready yet",
-            card.name, card.architecture, card.task, card.max_length, setup.dtype, len(plan.instances), self._address,
+            "model %s (%s, %s, at most %d tokens) in %s on %d instance%s; listening on %s, not ready yet",
+            card.name, card.architecture, card.task, card.max_length, setup.dtype, len(plan.instances),
+            "s" if len(plan.instances) > 1 else "", self._address,
             extra={"event": "starting", "address": self._address},
         )  # fmt: skip
         for warning in self._prepared.warnings:
@@ -231,6 +234,7 @@ class Server:
         self._draining = True
         self._supervisor.begin_drain()
         self._dispatcher.begin_drain()
+        self._answer_when_nobody_is_left()
         with anyio.move_on_after(self._options.front.drain_seconds) as drain:
             await self._dispatcher.drained()
         if drain.cancelled_caught:
@@ -266,6 +270,16 @@ class Server:
         """The worker process has ended; its channel tells the dispatcher by itself."""
         view = self._views[instance]
         view.pid, view.ready, view.stage = None, None, None
+        self._start(self._after_exit)
+
+    async def _after_exit(self) -> None:
+        await anyio.sleep(EXIT_SECONDS)  # for the last results, which may still be in the channel
+        self._answer_when_nobody_is_left()
+
+    def _answer_when_nobody_is_left(self) -> None:
+        """Nothing is restarted while draining: what waits when the last instance has ended waits for nothing."""
+        if self._draining and all(view.pid is None for view in self._views.values()):
+            self._dispatcher.all_gone("the last instance ended while the server was shutting down")
 
     def restarting(self, instance: int, delay: float) -> None:
         """Nothing to do: the state says it."""
@@ -282,7 +296,7 @@ class Server:
         """The worker is starting."""
         self._views[instance].stage = message.stage
         extra = {"instance": instance, "event": "loading", "stage": message.stage, "done": message.done}
-        level = logging.INFO if message.done in (0.0, 1.0) else logging.DEBUG
+        level = logging.INFO if message.done == 1.0 else logging.DEBUG
         progress = "done" if message.done == 1.0 else f"{100 * message.done:.0f} %"
         log.log(level, "%-6s %4s  %s", message.stage, progress, message.detail, extra=extra)
 
@@ -290,6 +304,7 @@ class Server:
         """The worker is warm: tell the supervisor, and look at the process from outside."""
         view = self._views[instance]
         view.ready, view.stage = message, None
+        self._was_ready = True
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
@@ -307,18 +322,25 @@ class Server:
         except InstanceError as error:  # it has ended meanwhile; the supervisor says how
             log.debug("%s", error, extra={"instance": instance})
             return
+        if view.pid != message.pid:
+            return
         view.verification = found
         extra = {"instance": instance, "event": "verified", "verification": found.to_json()}
         log.log(logging.INFO if found.ok else logging.ERROR, "%s", found.sentence(), extra=extra)
         if not found.ok and self._options.machine.strict:
-            self._supervisor.unusable(instance, f"--strict: {found.sentence()}")
+            self._supervisor.unusable(instance, f"--strict: {found.sentence()}", message.pid)
 
     def unusable(self, instance: int, reason: str) -> None:
-        """The worker says that its model cannot be served."""
-        self._supervisor.unusable(instance, reason)
+        """The worker says that its model cannot be served; believed for good only where no worker ever could."""
+        pid = self._views[instance].pid
+        if self._was_ready:
+            self._supervisor.kill(instance, reason, pid)
+        else:
+            self._supervisor.unusable(instance, reason, pid)
 
     def lost(self, instance: int, reason: str) -> None:
         """The channel is gone; the process may still be there."""
+        self._views[instance].ready = None
         if not self._draining:
             self._start(self._end_lost, instance, self._views[instance].pid, reason)
 
@@ -331,8 +353,10 @@ class Server:
     # ------------------------------------------------------------------- views
 
     def is_ready(self) -> bool:
-        """Whether requests are served: at least one instance is warm and the end has not begun."""
-        return not self._draining and any(view.ready for view in self._views.values())
+        """Whether requests are served as planned: an instance of each class is warm, and the end has not begun."""
+        classes = {view.plan.length_class for view in self._views.values()}
+        warm = {view.plan.length_class for view in self._views.values() if view.ready}
+        return not self._draining and warm == classes
 
     def states(self) -> dict[str, Any]:
         """The state of every instance, for ``/ready``."""

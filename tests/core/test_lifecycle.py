@@ -161,7 +161,17 @@ def test_a_worker_that_was_ready_for_a_while_ends_the_row_of_failures() -> None:
     late, _ = history(*twice, (5 + POLICY.settled_seconds, Exited("crash")))
     assert (late.state, late.failures) == ("backoff", 1)
     early, _ = history(*twice, (4 + POLICY.settled_seconds, Exited("crash")))
-    assert (early.state, early.failures) == ("given_up", 3)
+    assert (early.state, early.failures) == ("backoff", 3)
+
+
+def test_a_worker_that_gets_ready_each_time_is_never_given_up() -> None:
+    life, now = Life(0, since=0.0), 0.0
+    for pid in range(1, 20):
+        for event in (StartDue(), Spawned(pid), BecameReady(), Exited("killed by SIGSEGV")):
+            now += 1.0
+            life, actions = step(life, event, now, POLICY)
+    assert life.state == "backoff"
+    assert actions == (Retry(POLICY.backoff_limit_seconds, 19),), "it waits as long as it ever waits"
 
 
 def test_time_spent_loading_does_not_end_the_row() -> None:

@@ -69,9 +69,7 @@ def test_a_second_signal_ends_at_once(launch: Launch, monkeypatch: pytest.Monkey
         pids = [p.pid for p in server.workers()]
         thread = threading.Thread(target=lambda: server.embed("a request that is never answered"), daemon=True)
         thread.start()
-        deadline = time.monotonic() + 10
-        while "launcher_requests_in_flight 1" not in server.get("/metrics").text:
-            assert time.monotonic() < deadline, server.get("/metrics").text
+        wait_in_flight(server, 1)
         server.signal(signal.SIGTERM)
         server.wait_for("draining")
         server.signal(signal.SIGTERM)
@@ -98,18 +96,28 @@ def test_a_killed_worker_is_said_and_replaced_on_the_same_cores(launch: Launch) 
 def test_a_request_whose_worker_is_killed_is_answered_by_another(launch: Launch) -> None:
     with launch(*FAKE) as server:
         server.wait_serving()
-        victim = server.worker_of(0)
-        os.kill(victim, signal.SIGSTOP)  # it takes the batch, and never answers
+        victim, other = server.worker_of(0), server.worker_of(1)
+        for pid in (victim, other):  # each takes a batch, and does not answer
+            os.kill(pid, signal.SIGSTOP)
         replies: list[httpx.Response] = []
-        thread = threading.Thread(target=lambda: replies.append(server.embed(["one", "two two", "three"])))
-        thread.start()
-        deadline = time.monotonic() + 10
-        while "launcher_requests_in_flight 1" not in server.get("/metrics").text:
-            assert time.monotonic() < deadline
+        texts = ["one", "two two", "three three three"]
+        threads = [threading.Thread(target=lambda: replies.append(server.embed(texts))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_in_flight(server, 2)
         os.kill(victim, signal.SIGKILL)
-        thread.join(20)
-        assert [r.status_code for r in replies] == [200]
-        assert [d["index"] for d in replies[0].json()["data"]] == [0, 1, 2]
+        os.kill(other, signal.SIGCONT)
+        for thread in threads:
+            thread.join(20)
+        assert [r.status_code for r in replies] == [200, 200]
+        for reply in replies:
+            assert [d["index"] for d in reply.json()["data"]] == [0, 1, 2]
+
+
+def wait_in_flight(server: Running, count: int) -> None:
+    deadline = time.monotonic() + 10
+    while f"launcher_requests_in_flight {count}" not in server.get("/metrics").text:
+        assert time.monotonic() < deadline, server.get("/metrics").text
 
 
 def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
@@ -192,3 +200,30 @@ def _cpu_seconds(server: Running) -> float:
 
     times = [p.cpu_times() for p in [psutil.Process(server.process.pid), *server.workers()]]
     return sum(t.user + t.system for t in times)
+
+
+def test_a_drain_does_not_wait_for_an_instance_that_has_died(launch: Launch) -> None:
+    with launch("--model", "random:tiny", "--backend", "fake", "--instances", "1") as server:
+        server.wait_serving()
+        victim = server.worker_of(0)
+        os.kill(victim, signal.SIGSTOP)
+        replies: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: replies.append(server.embed("it will not be computed")))
+        thread.start()
+        wait_in_flight(server, 1)
+        server.signal(signal.SIGTERM)
+        server.wait_for("draining")
+        os.kill(victim, signal.SIGKILL)
+        assert server.process.wait(5) == 0
+        thread.join(5)
+        assert [r.status_code for r in replies] == [503]
+
+
+def test_workers_that_die_while_serving_are_replaced_however_often(launch: Launch) -> None:
+    with launch("--model", "random:tiny", "--backend", "fake", "--instances", "1") as server:
+        server.wait_serving()
+        for _ in range(4):
+            os.kill(server.worker_of(0), signal.SIGKILL)
+            server.wait_for("ready", instance=0)
+        assert server.embed("still served").status_code == 200
+        assert server.info()["instances"][0]["restarts"] == 4
