@@ -1,16 +1,17 @@
 """The queue of one length class, and how a batch is cut from it.
 
-Items wait in buckets of similar length, each first in, first out. A batch starts from the oldest item (so nothing
-starves) and takes what fits beside it with the least padding: its own bucket, then neighbours as long as the
-padding they bring costs less than a batch of their own would. Nothing in here looks at a whole bucket, so the cost of
-an operation does not grow with the queue.
+Items wait in buckets of similar length, each ordered by a rank that is a time: when the item arrived, put off by what
+the items before it in its own request cost. So a request of a thousand items queues up as if its client had sent them
+one after another, and does not keep others waiting; since a rank never changes, nothing starves. A batch starts from
+the item of the lowest rank and takes what fits beside it with the least padding: its own bucket, then neighbours as
+long as the padding they bring costs less than a batch of their own would. Nothing in here looks at a whole bucket.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 import msgspec
 
@@ -41,7 +42,8 @@ class LengthQueue:
 
     def __init__(self, is_waiting: Callable[[Item], bool]) -> None:
         self._is_waiting = is_waiting
-        self._buckets: dict[int, deque[tuple[int, Item]]] = {}
+        # Each a heap of (rank, number, item); the number keeps items of equal rank in their order.
+        self._buckets: dict[int, list[tuple[float, int, Item]]] = {}
         self._sequence = 0
         self.count = 0
         self.tokens = 0
@@ -50,11 +52,11 @@ class LengthQueue:
     def __len__(self) -> int:
         return self.count
 
-    def push(self, item: Item) -> None:
-        """Add an item at the end."""
+    def push(self, item: Item, rank: float) -> None:
+        """Add an item; ``rank`` is a time in seconds, the lowest is served first."""
         self._sequence += 1
-        bucket = self._buckets.setdefault(bisect_left(BOUNDS, item.length), deque())
-        bucket.append((self._sequence, item))
+        bucket = self._buckets.setdefault(bisect_left(BOUNDS, item.length), [])
+        heappush(bucket, (rank, self._sequence, item))
         self._account(item, 1)
 
     def forget(self, item: Item) -> None:
@@ -67,17 +69,17 @@ class LengthQueue:
         self.squares += sign * item.length**2
 
     def oldest(self) -> Item | None:
-        """The item that has waited longest."""
+        """The item of the lowest rank."""
         heads = [head for head in map(self._head, list(self._buckets)) if head]
-        return min(heads)[1] if heads else None
+        return min(heads)[2] if heads else None
 
-    def _head(self, key: int) -> tuple[int, Item] | None:
+    def _head(self, key: int) -> tuple[float, int, Item] | None:
         """The first live entry of a bucket; entries cancelled meanwhile are dropped, an empty bucket too."""
         bucket = self._buckets.get(key)
         while bucket:
-            if self._is_waiting(bucket[0][1]):
+            if self._is_waiting(bucket[0][2]):
                 return bucket[0]
-            bucket.popleft()
+            heappop(bucket)
         self._buckets.pop(key, None)
         return None
 
@@ -104,9 +106,9 @@ class LengthQueue:
 
     def _fill(self, batch: _Cut, key: int) -> None:
         """Move items from a bucket to the batch, oldest first, while its limits hold."""
-        while (head := self._head(key)) and batch.take(head[1]):
-            self._buckets[key].popleft()
-            self._account(head[1], -1)
+        while (head := self._head(key)) and batch.take(head[2]):
+            heappop(self._buckets[key])
+            self._account(head[2], -1)
 
 
 class _Cut:

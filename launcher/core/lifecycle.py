@@ -185,7 +185,7 @@ class RestartPolicy:
 
     ``max_failures`` workers in a row that never got ready, and the instance is given up. The wait before the next
     worker starts at ``backoff_seconds``, doubles with each failure in a row and ends at ``backoff_limit_seconds``. A
-    worker that was ready for ``settled_seconds`` proves that starting works: what came before it does not count any more.
+    worker that was ready for ``settled_seconds`` proves that starting works: what came before it does not count.
     """
 
     start_seconds: float = 600.0

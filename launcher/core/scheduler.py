@@ -33,6 +33,9 @@ SHARE_OVER_OVERHEAD = 3.0
 # longer than a message takes to the worker, short against the batch.
 LEAD_SECONDS = 1e-3
 LEAD_PART = 0.05
+# Nothing more is sent to an instance whose batch runs this many times longer than predicted, and at least the floor.
+OVERDUE_FACTOR = 2.0
+OVERDUE_FLOOR = 0.5
 # A batch is a hang when it runs this many times longer than predicted, and at least the floor (seconds).
 HANG_FACTOR = 5.0
 HANG_FLOOR = 30.0
@@ -187,10 +190,18 @@ class _Instance:
     replaced: bool = False
 
     def finish(self, now: float) -> float:
-        """When all that it has is predicted to be done."""
+        """When all that it has is predicted to be done. What is overdue is taken to need as long again."""
         if not self.batches:
             return now
-        return max(now, self.started + self.batches[0].predicted) + sum(b.predicted for b in list(self.batches)[1:])
+        overdue = max(0.0, now - self.started - self.batches[0].predicted)
+        return max(now, self.started + self.batches[0].predicted) + overdue + self._behind()
+
+    def _behind(self) -> float:
+        return self.batches[1].predicted if len(self.batches) > 1 else 0.0
+
+    def overdue(self, now: float) -> bool:
+        """Whether its running batch takes so much longer than predicted that nothing should wait behind it."""
+        return now > self.started + max(OVERDUE_FLOOR, OVERDUE_FACTOR * self.batches[0].predicted)
 
     def lead_time(self) -> float:
         """When the ready batch is to be cut."""
@@ -210,6 +221,7 @@ class _Request:
     lengths: tuple[int, ...]
     states: bytearray
     remaining: int
+    arrived: float
     attempts: dict[int, int] = field(default_factory=dict)
 
 
@@ -319,12 +331,19 @@ class Scheduler:
             actions.append(refusal)
             return
         count = len(event.lengths)
-        self._requests[event.request] = _Request(event.lengths, bytearray(count), count)
+        self._requests[event.request] = _Request(event.lengths, bytearray(count), count, now)
         self._items += count
         if not count:
             self._finish(event.request, actions)
+        cost, rank = self._any_cost(), now
         for index, length in enumerate(event.lengths):
-            self._queue_for(length).push(Item(event.request, index, length))
+            self._queue_for(length).push(Item(event.request, index, length), rank)
+            rank += cost.item_seconds(1, length, length * length)
+
+    def _any_cost(self) -> CostModel:
+        """The cost model of an instance that serves; which one hardly matters for who is served before whom."""
+        serving = next((i for group in self._groups.values() for i in group.ready), None)
+        return self._instances[serving].cost if serving is not None else CostModel()
 
     def _refusal(self, event: Arrived, now: float) -> Reject | None:
         count, limit = len(event.lengths), self._limits.queue_items
@@ -429,7 +448,7 @@ class Scheduler:
             if item.index in request.attempts:
                 self._suspects.append(item)
             else:
-                self._queue_for(item.length).push(item)
+                self._queue_for(item.length).push(item, request.arrived)
 
     # ---------------------------------------------------------------- requests
 
@@ -525,6 +544,9 @@ class Scheduler:
         """Cut ready batches when a full one waits, or when the running one is about to end."""
         while (group.queue.count or self._suspects) and (lead := self._next_lead(group)):
             instance, due = self._instances[lead[2]], now >= lead[0]
+            if instance.overdue(now):
+                heappop(group.leads)
+                continue
             if self._suspects and due:
                 self._send_suspect(instance, now, actions)
             elif group.queue.count and (due or group.queue.tokens >= self._limits.batch_tokens):

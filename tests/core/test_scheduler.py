@@ -312,6 +312,51 @@ def test_the_same_request_id_twice_is_a_programming_error() -> None:
         scheduler.handle(Arrived(1, (8,)), 0.0)
 
 
+def test_a_large_request_does_not_keep_small_ones_waiting() -> None:
+    scheduler = make(count=2, queue=10_000)
+    running = sends(scheduler.handle(Arrived(1, (256,) * 1000), 0.0))
+    now = 0.2  # some of the large request is done by then
+    for _ in range(8):
+        send = running.pop(0)
+        running += sends(scheduler.handle(BatchDone(send.instance, send.batch, 0.1), now))
+    running += sends(scheduler.handle(Arrived(2, (10,)), now))
+    batches = 0
+    while not any(item.request == 2 for send in running for item in send.items):
+        send, batches, now = running.pop(0), batches + 1, now + 0.1
+        running += sends(scheduler.handle(BatchDone(send.instance, send.batch, 0.1), now))
+    assert batches <= 4, "it waits for what runs and what is ready, not for the large request"
+
+
+def test_small_requests_without_end_do_not_starve_a_large_one() -> None:
+    scheduler, now = make(count=1, queue=10_000, batch=256), 0.0
+    running = sends(scheduler.handle(Arrived(1, (100,) * 20), now))
+    request, finished = 1, False
+    while not finished:
+        for _ in range(10):  # more than the instance can do
+            request += 1
+            running += sends(scheduler.handle(Arrived(request, (100,)), now))
+        now += 0.06
+        send = running.pop(0)
+        actions = scheduler.handle(BatchDone(send.instance, send.batch, 0.06), now)
+        running += sends(actions)
+        finished = Finish(1) in actions
+        assert now < 20.0, "the large request starves"
+
+
+def test_nothing_is_sent_to_wait_behind_a_batch_that_is_overdue() -> None:
+    scheduler = make(count=2)
+    blocked = sends(scheduler.handle(Arrived(1, (50,)), 0.0)) + sends(scheduler.handle(Arrived(2, (50,)), 0.0))
+    assert {send.instance for send in blocked} == {0, 1}
+    scheduler.handle(BatchDone(1, blocked[1].batch, 0.01), 0.01)
+    used = set()
+    for request in range(3, 30):  # instance 0 hangs, and instance 1 does all the rest
+        now = 1.0 + request
+        for send in sends(scheduler.handle(Arrived(request, (50,)), now)):
+            used.add(send.instance)
+            scheduler.handle(BatchDone(send.instance, send.batch, 0.01), now + 0.01)
+    assert used == {1}
+
+
 def test_nothing_is_kept_of_requests_that_are_answered() -> None:
     scheduler, now = make(count=2, batch=256), 0.0
     tracemalloc.start()
