@@ -50,15 +50,28 @@ async def test_bodies_that_are_too_much_together_are_refused_for_now() -> None:
     bodies = [
         await intake.read(scope(content_length="100"), receiver(part(b"x" * 100, more=False))) for _ in range(2)
     ]
-    with pytest.raises(Overfull) as error:
-        await intake.read(scope(content_length="100"), receiver())
+    with pytest.raises(Overfull, match="the bodies inside have 240 bytes, the limit is 250") as error:
+        await intake.read(scope(content_length="100"), receiver(part(b"x" * 40), part(b"x" * 20)))
     assert (error.value.status, error.value.retry_after) == (429, 1.0)
-    with pytest.raises(Overfull):  # one without a length may become as long as the limit
-        await intake.read(scope(transfer_encoding="chunked"), receiver())
+    with pytest.raises(Overfull):
+        await intake.read(scope(transfer_encoding="chunked"), receiver(part(b"x" * 51, more=False)))
     assert await intake.read(scope(content_length="50"), receiver(part(b"x" * 50, more=False)))
     intake.release(bodies[0])
     assert await intake.read(scope(transfer_encoding="chunked"), receiver(part(b"y", more=False))) == b"y"
     assert intake.inside == 151
+
+
+async def test_bodies_that_are_announced_and_do_not_come_take_no_room() -> None:
+    intake = Intake(100, 100)
+    heads = [scope(content_length="100"), scope(transfer_encoding="chunked")] * 16
+    idle = [asyncio.ensure_future(intake.read(head, receiver(part(b"x")))) for head in heads]
+    await asyncio.sleep(0)
+    assert intake.inside == 32
+    assert await intake.read(scope(content_length="60"), receiver(part(b"y" * 60, more=False)))
+    for task in idle:
+        task.cancel()
+    await asyncio.gather(*idle, return_exceptions=True)
+    assert intake.inside == 60
 
 
 @pytest.mark.parametrize(
@@ -82,7 +95,7 @@ async def test_a_reader_that_is_cancelled_leaves_nothing_inside() -> None:
     intake = Intake(100, 1000)
     task = asyncio.ensure_future(intake.read(scope(content_length="50"), receiver(part(b"x"))))
     await asyncio.sleep(0)
-    assert intake.inside == 50
+    assert intake.inside == 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert intake.inside == 0

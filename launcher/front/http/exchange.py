@@ -38,7 +38,7 @@ class BodyTooLarge(Unread):
 
 
 class Overfull(Unread):
-    """So much is inside that this body is not read at all."""
+    """So much is inside that no more of this body is taken."""
 
 
 class Intake:
@@ -53,53 +53,55 @@ class Intake:
         self.inside = 0
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body, which counts as inside until ``release``. Raises ``RequestError`` and ``ClientGone``."""
-        announced = _announced(scope, self._body_bytes)
-        self._reserve(announced)
-        try:
-            message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body"):
-                body: bytes = message.get("body", b"")
-            else:
-                body = await self._read_rest(message, receive)
-            if len(body) > self._body_bytes:
-                raise _too_large(f"{len(body)} bytes", self._body_bytes)
-        except BaseException:
-            self.inside -= announced
-            raise
-        self.inside += len(body) - announced
-        return body
+        """The whole body, which counts as inside until ``release``. Raises ``RequestError`` and ``ClientGone``.
+
+        What has come counts, not what was announced: announcing costs a client nothing.
+        """
+        _check_head(scope, self._body_bytes)
+        first = await receive()
+        body = first.get("body", b"")
+        if first["type"] == "http.request" and not first.get("more_body"):
+            self._count(len(body), 0)
+            return bytes(body)
+        return await self._read_parts(first, receive)
 
     def release(self, body: bytes) -> None:
         """The body is not needed any more."""
         self.inside -= len(body)
 
-    async def _read_rest(self, message: Message, receive: Receive) -> bytes:
+    async def _read_parts(self, message: Message, receive: Receive) -> bytes:
         parts = bytearray()
-        while True:
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            parts += message.get("body", b"")
-            if len(parts) > self._body_bytes:
-                raise _too_large(f"more than {self._body_bytes} bytes", self._body_bytes)
-            if not message.get("more_body"):
-                return bytes(parts)
-            message = await receive()
+        try:
+            while True:
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part = message.get("body", b"")
+                self._count(len(part), len(parts))
+                parts += part
+                if not message.get("more_body"):
+                    return bytes(parts)
+                message = await receive()
+        except BaseException:
+            self.inside -= len(parts)
+            raise
 
-    def _reserve(self, announced: int) -> None:
-        if self.inside + announced > self._total_bytes:
+    def _count(self, more: int, before: int) -> None:
+        """Let ``more`` bytes of a body in that has ``before`` already."""
+        if before + more > self._body_bytes:
+            raise _too_large(f"more than {self._body_bytes} bytes", self._body_bytes)
+        if self.inside + more > self._total_bytes:
             raise Overfull(
-                f"the requests inside have {self.inside} bytes, the limit is {self._total_bytes}; retry later",
+                f"the bodies inside have {self.inside} bytes, the limit is {self._total_bytes}; retry later",
                 status=429,
                 code="too_much_inside",
                 retry_after=1.0,
             )
-        self.inside += announced
+        self.inside += more
 
 
-def _announced(scope: Scope, limit: int) -> int:
-    """How long the body is to be: its length, or the limit where it comes in chunks. Raises ``RequestError``."""
-    kind, announced = JSON, 0
+def _check_head(scope: Scope, limit: int) -> None:
+    """Raise ``RequestError`` for a body that need not be read: announced as too long, or as no plain JSON."""
+    kind = JSON
     for name, value in scope["headers"]:
         if name == b"content-type":
             kind = value
@@ -107,8 +109,6 @@ def _announced(scope: Scope, limit: int) -> int:
             announced = int(value)  # the parser has seen to it that these are digits
             if announced > limit:
                 raise _too_large(f"{announced} bytes", limit)
-        elif name == b"transfer-encoding":
-            announced = limit
         elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
             raise RequestError(
                 f"the body is encoded as {value.decode('latin-1')!r}; send it plain, without content-encoding",
@@ -121,7 +121,6 @@ def _announced(scope: Scope, limit: int) -> int:
             status=415,
             code="unsupported_content_type",
         )
-    return announced
 
 
 def _too_large(found: str, limit: int) -> BodyTooLarge:
