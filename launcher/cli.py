@@ -29,21 +29,25 @@ from launcher.options import (
     LogOptions,
     MachineOptions,
     ModelOptions,
+    OnFailure,
     OpenMP,
+    RunOptions,
     RuntimeOptions,
     ServeOptions,
+    SuperviseOptions,
     TaskChoice,
 )
 
 DEFAULT_COMMAND = "serve"
 FRONT = FrontOptions()
+SUPERVISE = SuperviseOptions()
 
 
 class DefaultCommandGroup(TyperGroup):
     """Puts ``serve`` in front when the first word is an option of it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = {"--help", "--version", "--install-completion", "--show-completion"}
+        own = {"-h", "--help", "--version", "--install-completion", "--show-completion"}
         if not args or (args[0].startswith("-") and args[0].split("=")[0] not in own):
             args = [DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)
@@ -53,6 +57,7 @@ app = typer.Typer(
     cls=DefaultCommandGroup,
     no_args_is_help=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Turn this CPU server into an inference server for transformer models. Without a command: serve.",
 )
 
@@ -69,7 +74,7 @@ def _count_or_auto(name: str, text: str, least: int) -> int | None:
     return int(text)
 
 
-MACHINE, MODEL, SERVER, OUTPUT = "Machine and plan", "Model", "Server", "Output"
+MACHINE, MODEL, SERVER, PROGRAMS, OUTPUT = "Machine and plan", "Model", "Server", "Programs", "Output"
 
 Instances = Annotated[
     str, typer.Option(help="Number of model instances, or auto.", metavar="N|auto", rich_help_panel=MACHINE)
@@ -159,6 +164,7 @@ DrainSeconds = Annotated[
 ]
 LogLevelOption = Annotated[LogLevel, typer.Option(help="Least severe level that is logged.", rich_help_panel=OUTPUT)]
 LogJson = Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.", rich_help_panel=OUTPUT)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, start nothing.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT)]
 
 
@@ -214,9 +220,7 @@ def serve(
     drain_seconds: DrainSeconds = FRONT.drain_seconds,
     log_level: LogLevelOption = "info",
     log_json: LogJson = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, start nothing.", rich_help_panel=OUTPUT)
-    ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Serve a model from instances that are bound to their cores (the default command)."""
@@ -299,6 +303,86 @@ def topology(
         model=ModelOptions(model, task, dtype, "eager", max_length),
     )
     show(options, Wanted(json, save, svg, export, tuple(program or ())))
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    program: Annotated[
+        list[str],
+        typer.Argument(
+            help="What to start, after --; {instance}, {instances}, {cpus}, {threads} and {nodes} are filled in.",
+            metavar="PROGRAM [ARGS]...",
+        ),
+    ],
+    instances: Instances = "auto",
+    cores_per_instance: CoresPerInstance = None,
+    reserve_cores: Annotated[
+        int, typer.Option(help="Cores on which nothing is started.", min=0, rich_help_panel=MACHINE)
+    ] = 0,
+    oversubscribe: Oversubscribe = False,
+    mix_kinds: MixKinds = False,
+    strict: Strict = False,
+    sysroot: Sysroot = Path("/"),
+    machine: MachineFile = None,
+    allocator: AllocatorOption = "system",
+    openmp: OpenMPOption = "auto",
+    on_failure: Annotated[
+        OnFailure,
+        typer.Option(
+            "--on-failure",
+            help="When a program fails: stop the others, let them continue, or restart it.",
+            rich_help_panel=PROGRAMS,
+        ),
+    ] = "stop",
+    max_failures: Annotated[
+        int,
+        typer.Option(help="Failures in a row that end the restarts.", min=1, rich_help_panel=PROGRAMS),
+    ] = SUPERVISE.max_failures,
+    grace_seconds: Annotated[
+        float, typer.Option(help="Time to end after a signal, before SIGKILL.", min=0.0, rich_help_panel=PROGRAMS)
+    ] = 30.0,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(help="Write the output of each instance here as well.", metavar="DIR", rich_help_panel=OUTPUT),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="With --log-dir: show no output of the programs.", rich_help_panel=OUTPUT)
+    ] = False,
+    log_level: LogLevelOption = "info",
+    log_json: LogJson = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Start copies of any program, each on its own cores: launch run -- python train.py --seed {instance}"""
+    from launcher.run import runner
+
+    options = RunOptions(
+        program=tuple(program),
+        machine=_machine_options(
+            instances,
+            cores_per_instance,
+            None,
+            str(reserve_cores),
+            oversubscribe,
+            mix_kinds,
+            strict,
+            sysroot,
+            machine,
+        ),
+        runtime=RuntimeOptions(allocator, openmp),
+        on_failure=on_failure,
+        grace_seconds=grace_seconds,
+        log_dir=log_dir,
+        quiet=quiet,
+        supervise=SuperviseOptions(max_failures=max_failures),
+        log=LogOptions(log_level, log_json),
+    )
+    if dry_run:
+        runner.show(options, as_json=json)
+        return
+    if json:
+        raise UsageError("--json is for reports: use it with --dry-run")
+    runner.run(options)
 
 
 @app.command()

@@ -6,11 +6,12 @@ machine is found out in ``host.probe``; nothing is tried or started here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from launcher.core.cpuset import format_cpu_list
+from launcher.core.placeholders import values_of
 from launcher.core.plan import InstancePlan
 from launcher.core.runtimes import OWN_RUNTIMES, Runtimes, split_preload
 
@@ -69,6 +70,15 @@ def worker_command(instance: InstancePlan, binding: Binding, python: str) -> tup
     return (*command_prefix(instance, binding), *own, *_self_binding(instance, binding))
 
 
+def program_command(
+    instance: InstancePlan, binding: Binding, program: Sequence[str], binder: Sequence[str]
+) -> tuple[str, ...]:
+    """The whole command of a foreign program; without numactl, ``binder`` goes before it and applies the binding."""
+    own = _self_binding(instance, binding)
+    before = (*binder, *own, "--") if own else command_prefix(instance, binding)
+    return (*before, *program)
+
+
 def _self_binding(instance: InstancePlan, binding: Binding) -> tuple[str, ...]:
     if binding.tool != "syscalls" or binding.level == "none":
         return ()
@@ -98,6 +108,22 @@ def worker_env(
     ]
     notes += kept_notes({name: value for name, value in kept.items() if name not in counts}, runtimes)
     return {**counts, **added, **runtimes.env}, tuple(notes)
+
+
+def program_env(
+    instance: InstancePlan, instances: int, user_env: Mapping[str, str], runtimes: Runtimes
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What is set for a foreign program beside the user's own environment, and notes on what the user has set.
+
+    It is told its place, and as many threads as it has cores unless the user says otherwise: what computes in it, and
+    how, only the user knows.
+    """
+    threads = str(instance.threads)
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    kept = {name: value for name, value in user_env.items() if is_for_runtimes(name) and counts.get(name) != value}
+    place = {f"LAUNCH_{name.upper()}": value for name, value in values_of(instance, instances).items()}
+    wanted = {name: value for name, value in counts.items() if name not in kept}
+    return {**wanted, **place, **runtimes.env}, tuple(kept_notes(kept, runtimes))
 
 
 def is_for_runtimes(name: str) -> bool:

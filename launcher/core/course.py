@@ -14,9 +14,10 @@ from typing import Literal
 
 from launcher.core.lifecycle import RestartPolicy
 from launcher.errors import InstanceError, MachineError
-from launcher.options import OnFailure
 
 State = Literal["planned", "running", "ending", "waiting", "done", "failed", "ended"]
+
+OnFailure = Literal["stop", "continue", "restart"]
 
 UNUSABLE = MachineError.exit_code
 
@@ -154,6 +155,11 @@ class Course:
     def over(self) -> bool:
         """Whether every instance has come to its end."""
         return all(one.state in FINAL for one in self._all.values())
+
+    @property
+    def ending(self) -> bool:
+        """Whether every program has been told to end, so that nothing starts any more."""
+        return self._ending
 
     @property
     def exit_status(self) -> int:

@@ -208,11 +208,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Text]], indent: str) -> 
     return lines
 
 
-def legend(plan: Plan) -> list[str]:
+def legend(plan: Plan, front: bool = True) -> list[str]:
     """What the characters mean that this plan's drawing has."""
     parts = ["0, 1, … the instance that uses the core, on its first cpu alone"]
     if plan.reserved_cpus:
-        parts.append(f"{RESERVED} reserved for the front")
+        parts.append(f"{RESERVED} reserved{' for the front' if front else ''}")
     if plan.unused_cpus:
         parts.append(f"{UNUSED} unused")
     used = [cpu for instance in plan.instances for cpu in instance.cpus]

@@ -60,17 +60,19 @@ def report_text(
     width: int,
     *,
     unicode: bool = True,
+    front: bool = True,
 ) -> Text:
     """The report for people, in lines of at most ``width`` columns (72 at least), longer words apart.
 
-    Colours only repeat what the characters say. ``unicode`` False keeps to ASCII.
+    Colours only repeat what the characters say. ``unicode`` False keeps to ASCII; ``front`` False is
+    for plans of which no front is a part.
     """
     width = max(width, LEAST_WIDTH)
     sections = [
         _machine_lines(machine, width),
-        _drawing_lines(machine, plan, width),
+        _drawing_lines(machine, plan, width, front),
         _instance_lines(plan, width),
-        _reason_lines(plan, width),
+        _reason_lines(plan, width, front),
         _command_lines(plan, commands, width),
         _warning_lines(warnings, width),
     ]
@@ -158,17 +160,17 @@ def _limits_text(machine: Machine) -> str:
     return ", ".join(parts)
 
 
-def _drawing_lines(machine: Machine, plan: Plan, width: int) -> list[Text]:
+def _drawing_lines(machine: Machine, plan: Plan, width: int, front: bool) -> list[Text]:
     lines = drawing(machine, plan, width)
     if len(lines) > MOST_ROWS:
         more = len(lines) - MOST_ROWS
         lines = [*lines[:MOST_ROWS], Text(f"  … and {more} more lines like these; --json lists every core", "dim")]
-    return [*lines, Text(""), *_legend_lines(plan, width)]
+    return [*lines, Text(""), *_legend_lines(plan, width, front)]
 
 
-def _legend_lines(plan: Plan, width: int) -> Iterator[Text]:
+def _legend_lines(plan: Plan, width: int, front: bool) -> Iterator[Text]:
     line = ""
-    for part in legend(plan):
+    for part in legend(plan, front):
         if line and len(line) + len(part) + 4 > width:
             yield Text(f"  {line}", "dim")
             line = ""
@@ -225,7 +227,7 @@ def _memory_cell(instance: InstancePlan) -> str:
     return f"{instance.memory} {'node' if len(instance.nodes) == 1 else 'nodes'} {format_cpu_list(instance.nodes)}"
 
 
-def _reason_lines(plan: Plan, width: int) -> list[Text]:
+def _reason_lines(plan: Plan, width: int, front: bool) -> list[Text]:
     reasons: dict[str, list[int]] = {}
     for instance in plan.instances:
         reasons.setdefault(instance.why, []).append(instance.id)
@@ -235,12 +237,14 @@ def _reason_lines(plan: Plan, width: int) -> list[Text]:
     if len(reasons) > MOST_INSTANCES:
         lines.append(Text(f"  … and {len(reasons) - MOST_INSTANCES} more; --json has them all", "dim"))
     if plan.reserved_cpus:
-        lines += _wrapped(_reserved_reason(plan), width, "      ", first="  ")
+        lines += _wrapped(_reserved_reason(plan, front), width, "      ", first="  ")
     return lines
 
 
-def _reserved_reason(plan: Plan) -> str:
+def _reserved_reason(plan: Plan, front: bool) -> str:
     cpus = f"cpu{'' if len(plan.reserved_cpus) == 1 else 's'} {format_cpu_list(plan.reserved_cpus)}"
+    if not front:
+        return f"{RESERVED}  Reserved, as asked: nothing is started on {cpus}."
     return (
         f"{RESERVED}  Reserved for the front: HTTP, tokenizing and dispatching run on {cpus} and disturb no instance."
     )

@@ -21,7 +21,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.errors import MachineError, UsageError
-from launcher.options import Allocator, OpenMP, RuntimeOptions
+
+# The wishes of ``--allocator`` and ``--openmp``.
+Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
+OpenMP = Literal["auto", "intel", "gnu"]
 
 Library = Literal["tcmalloc", "jemalloc", "intel"]
 
@@ -111,7 +114,7 @@ class Runtimes:
 OWN_RUNTIMES = Runtimes("system", "own", {})
 
 
-def wanted_libraries(options: RuntimeOptions) -> tuple[Library, ...]:
+def wanted_libraries(allocator: Allocator, openmp: OpenMP) -> tuple[Library, ...]:
     """What has to be looked for, in order of preference."""
     allocators: Mapping[Allocator, tuple[Library, ...]] = {
         "auto": ("tcmalloc", "jemalloc"),
@@ -119,11 +122,11 @@ def wanted_libraries(options: RuntimeOptions) -> tuple[Library, ...]:
         "jemalloc": ("jemalloc",),
         "system": (),
     }
-    return (*allocators[options.allocator], *(("intel",) if options.openmp == "intel" else ()))
+    return (*allocators[allocator], *(("intel",) if openmp == "intel" else ()))
 
 
 def choose_runtimes(
-    options: RuntimeOptions, surroundings: Surroundings | None, user_env: Mapping[str, str]
+    allocator: Allocator, openmp: OpenMP, surroundings: Surroundings | None, user_env: Mapping[str, str]
 ) -> Runtimes:
     """The allocator and the OpenMP runtime for all instances. ``surroundings`` None: the machine is another one.
 
@@ -131,11 +134,11 @@ def choose_runtimes(
     when the user's own ``LD_PRELOAD`` has another one in its place.
     """
     mine = split_preload(user_env.get("LD_PRELOAD", ""))
-    allocator, preload, notes = _choose_allocator(options, surroundings, mine)
-    openmp, more, said = _choose_openmp(options.openmp, surroundings, mine)
+    taken, preload, notes = _choose_allocator(allocator, surroundings, mine)
+    runtime, more, said = _choose_openmp(openmp, surroundings, mine)
     env = {
-        **({"MALLOC_CONF": JEMALLOC_CONF} if allocator == "jemalloc" else {}),
-        **(INTEL_ENV if openmp == "intel" else {}),
+        **({"MALLOC_CONF": JEMALLOC_CONF} if taken == "jemalloc" else {}),
+        **(INTEL_ENV if runtime == "intel" else {}),
         **_huge_pages(surroundings),
     }
     env = {name: value for name, value in env.items() if name not in user_env}
@@ -143,7 +146,7 @@ def choose_runtimes(
     if added:
         # The user's come first: what wraps calls (a profiler, a checker) must be found first, and passes them on.
         env = {"LD_PRELOAD": ":".join((*mine, *added)), **env}
-    return Runtimes(allocator, openmp, env, (*notes, *said))
+    return Runtimes(taken, runtime, env, (*notes, *said))
 
 
 def split_preload(value: str) -> tuple[str, ...]:
@@ -152,9 +155,9 @@ def split_preload(value: str) -> tuple[str, ...]:
 
 
 def _choose_allocator(
-    options: RuntimeOptions, surroundings: Surroundings | None, mine: Sequence[str]
+    asked: Allocator, surroundings: Surroundings | None, mine: Sequence[str]
 ) -> tuple[Literal["tcmalloc", "jemalloc", "system", "user"], tuple[str, ...], tuple[str, ...]]:
-    asked, users = options.allocator, _first_of(ALLOCATORS, mine)
+    users = _first_of(ALLOCATORS, mine)
     if users is not None:
         if asked in ("tcmalloc", "jemalloc") and not KINDS[asked].names.fullmatch(_name(users)):
             raise UsageError(_conflict(f"--allocator {asked}", users))
@@ -163,7 +166,7 @@ def _choose_allocator(
         return "system", (), ()
     if surroundings is None:
         return "system", (), (_not_here(f"--allocator {asked}"),) if asked != "auto" else ()
-    wanted = wanted_libraries(RuntimeOptions(asked))
+    wanted = wanted_libraries(asked, "auto")
     sought = [one for one in surroundings.sought if one.library in wanted]
     refusals = tuple(_refusals(sought))
     for one in sought:

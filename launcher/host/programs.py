@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,15 @@ import psutil
 from launcher.errors import InstanceError
 from launcher.host import bound
 from launcher.host.outputs import Relay
-from launcher.host.spawn import kill_group, open_reader, wait_exit
+from launcher.host.spawn import (
+    OomCount,
+    describe_status,
+    kill_group,
+    open_reader,
+    own_memory_cgroup,
+    read_oom_count,
+    wait_exit,
+)
 
 READ_BYTES = 65536
 OUTPUT_SECONDS = 0.5  # after the exit: how long a silent stranger that kept the pipe may delay the news
@@ -45,14 +54,24 @@ class ProgramLaunch:
 class Program:
     """A running program, as `start_program` made it."""
 
-    def __init__(self, launch: ProgramLaunch, process: subprocess.Popen[bytes], relay: Relay) -> None:
+    def __init__(self, launch: ProgramLaunch, process: subprocess.Popen[bytes], relay: Relay, oom: OomCount) -> None:
         self.instance = launch.instance
         self.pid = process.pid
         self._mark = launch.mark
         self._process = process
         self._relay = relay
+        self._oom = oom
+        self._killed = False
         self._open_pipes, self._pieces, self._writing = 2, 0, 0
         self._all_relayed = anyio.Event()
+
+    def describe(self, status: int) -> str:
+        """How it ended, in words; with the kernel's out-of-memory counter where that has grown."""
+        text = describe_status(status)
+        if status != -signal.SIGKILL or self._killed:
+            return text
+        grown = self._oom.growth(read_oom_count(self._oom.cgroup))
+        return f"{text} ({grown})" if grown else text
 
     def signal(self, number: int) -> None:
         """Send a signal to the program and what it has started in its group; nothing happens when it has ended."""
@@ -63,6 +82,7 @@ class Program:
     def kill(self) -> None:
         """End it, and all that it has started, at once."""
         if self._process.returncode is None:
+            self._killed = True
             kill_group(self.pid)
 
     async def wait(self) -> int:
@@ -120,6 +140,7 @@ def start_program(launch: ProgramLaunch, relay: Relay) -> Program:
     To be called in the main thread: the program dies with the thread that started it. What keeps the program itself
     from starting is its exit status, 126 or 127, and its words on standard error.
     """
+    oom = read_oom_count(own_memory_cgroup())
     try:
         process = subprocess.Popen(
             (*BINDER, "--parent", str(os.getpid()), "--", *launch.command),
@@ -133,4 +154,4 @@ def start_program(launch: ProgramLaunch, relay: Relay) -> Program:
         )
     except (OSError, ValueError) as error:
         raise InstanceError(f"instance {launch.instance} could not be started: {error}") from error
-    return Program(launch, process, relay)
+    return Program(launch, process, relay, oom)

@@ -81,7 +81,7 @@ def _prepare(machine: Machine, options: ServeOptions, model_needed: bool) -> Pre
     card, warnings = _card(options, model_needed)
     plan = make_plan(machine, _request(options, card))
     live = is_here(options.machine)
-    bindings = _bindings(plan, options.machine.strict, live)
+    bindings = bindings_of(plan, options.machine.strict, live)
     python = sys.executable if live else "python3"
     user_env = os.environ if live else {}
     runtimes = decide_runtimes(options.runtime, live, user_env)
@@ -128,7 +128,8 @@ def _request(options: ServeOptions, card: ModelCard | None) -> PlanRequest:
     )
 
 
-def _bindings(plan: Plan, strict: bool, live: bool) -> tuple[Binding, ...]:
+def bindings_of(plan: Plan, strict: bool, live: bool) -> tuple[Binding, ...]:
+    """How each instance is bound: as the probes say, or, for another machine, as planned. Raises ``MachineError``."""
     if live:
         return choose_bindings(plan, strict=strict)
     return tuple(
@@ -139,8 +140,8 @@ def _bindings(plan: Plan, strict: bool, live: bool) -> tuple[Binding, ...]:
 
 def decide_runtimes(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Runtimes:
     """Allocator and OpenMP runtime; only on the machine itself are they looked for. Raises as ``choose_runtimes``."""
-    surroundings = look_around(wanted_libraries(options), user_env) if live else None
-    return choose_runtimes(options, surroundings, user_env)
+    surroundings = look_around(wanted_libraries(options.allocator, options.openmp), user_env) if live else None
+    return choose_runtimes(options.allocator, options.openmp, surroundings, user_env)
 
 
 def _commands(

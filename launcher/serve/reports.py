@@ -14,15 +14,13 @@ from rich.console import Console
 
 from launcher.core.export import Target, export_plan
 from launcher.core.picture import picture
+from launcher.core.placeholders import fill, values_of
 from launcher.core.plan import InstancePlan
 from launcher.core.report import Command, report_json, report_text
 from launcher.errors import UsageError
 from launcher.host.machine_file import write_machine_file
 from launcher.options import ServeOptions
 from launcher.serve.prepare import Prepared, prepare, read
-
-# In the words of an exported program: the number of the instance.
-PLACEHOLDER = "{instance}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +47,16 @@ def show(options: ServeOptions, wanted: Wanted) -> None:
         _write_picture(wanted.svg, prepared)
     if wanted.export is not None:
         commands = [
-            _exported(options, wanted.program, i, c)
+            _exported(options, wanted.program, i, len(prepared.commands), c)
             for i, c in zip(prepared.plan.instances, prepared.commands, strict=True)
         ]
         print(export_plan(prepared.plan, commands, wanted.export), end="")
         for warning in prepared.warnings:
             _say(f"warning: {warning}")
     elif wanted.as_json:
-        document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings)
-        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        print_json(prepared)
     else:
-        _print_report(prepared)
+        print_report(prepared)
 
 
 def _check(wanted: Wanted) -> None:
@@ -71,11 +68,18 @@ def _check(wanted: Wanted) -> None:
         raise UsageError("--export and --json each say what is printed; one of them works")
 
 
-def _print_report(prepared: Prepared) -> None:
+def print_json(prepared: Prepared) -> None:
+    """Exactly the JSON document of schema 1."""
+    document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings)
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def print_report(prepared: Prepared, *, front: bool = True) -> None:
+    """The report for people, as wide as the terminal; ``front`` as for ``report_text``."""
     console = Console(highlight=False, soft_wrap=True)
     unicode = console.encoding.lower().startswith("utf")
     parts = prepared.machine, prepared.plan, prepared.commands, prepared.warnings
-    console.print(report_text(*parts, console.width, unicode=unicode))
+    console.print(report_text(*parts, console.width, unicode=unicode, front=front))
 
 
 def _write_picture(file: Path, prepared: Prepared) -> None:
@@ -86,7 +90,9 @@ def _write_picture(file: Path, prepared: Prepared) -> None:
     _say(f"the picture is written to {file}")
 
 
-def _exported(options: ServeOptions, program: tuple[str, ...], instance: InstancePlan, command: Command) -> Command:
+def _exported(
+    options: ServeOptions, program: tuple[str, ...], instance: InstancePlan, instances: int, command: Command
+) -> Command:
     """What another supervisor is to start as this instance: the program, or a server of one instance.
 
     The server takes the cores that its supervisor leaves it, one port after another.
@@ -94,8 +100,7 @@ def _exported(options: ServeOptions, program: tuple[str, ...], instance: Instanc
     if not program:
         front, model = options.front, options.model
         program = ("launch", "--instances", "1", "--model", model.model, "--port", str(front.port + instance.id))
-    words = tuple(word.replace(PLACEHOLDER, str(instance.id)) for word in program)
-    return Command(words, command.env)
+    return Command(fill(program, values_of(instance, instances)), command.env)
 
 
 def _say(sentence: str) -> None:

@@ -12,7 +12,9 @@ from launcher.core.binding import worker_env
 from launcher.core.plan import InstancePlan
 from launcher.core.runtimes import (
     KINDS,
+    Allocator,
     Library,
+    OpenMP,
     Runtimes,
     Sought,
     Surroundings,
@@ -21,7 +23,6 @@ from launcher.core.runtimes import (
     wanted_libraries,
 )
 from launcher.errors import MachineError, UsageError
-from launcher.options import Allocator, OpenMP, RuntimeOptions
 
 PATHS: dict[Library, str] = {
     "tcmalloc": "/usr/lib/libtcmalloc_minimal.so.4",
@@ -48,7 +49,7 @@ def surroundings(*there: Library, huge_pages: str | None = "never", **refused: s
 def choose(
     allocator: Allocator = "auto", openmp: OpenMP = "auto", machine: Surroundings | None = None, **env: str
 ) -> Runtimes:
-    return choose_runtimes(RuntimeOptions(allocator, openmp), machine, env)
+    return choose_runtimes(allocator, openmp, machine, env)
 
 
 EVERYTHING = surroundings("tcmalloc", "jemalloc", "intel")
@@ -79,18 +80,18 @@ def test_with_auto_nothing_found_is_said_with_the_package_that_has_one() -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("asked", "words"),
     [
-        (RuntimeOptions("tcmalloc"), ["--allocator tcmalloc", "libtcmalloc_minimal.so*", "libtcmalloc-minimal4"]),
-        (RuntimeOptions("jemalloc"), ["--allocator jemalloc", "libjemalloc.so*", "libjemalloc2"]),
-        (RuntimeOptions(openmp="intel"), ["--openmp intel", "libiomp5.so", "intel-openmp"]),
+        (("tcmalloc", "auto"), ["--allocator tcmalloc", "libtcmalloc_minimal.so*", "libtcmalloc-minimal4"]),
+        (("jemalloc", "auto"), ["--allocator jemalloc", "libjemalloc.so*", "libjemalloc2"]),
+        (("auto", "intel"), ["--openmp intel", "libiomp5.so", "intel-openmp"]),
     ],
 )
 def test_what_is_asked_for_by_name_and_absent_is_refused_with_where_it_was_sought(
-    options: RuntimeOptions, words: list[str]
+    asked: tuple[Allocator, OpenMP], words: list[str]
 ) -> None:
     with pytest.raises(MachineError) as caught:
-        choose_runtimes(options, surroundings(), {})
+        choose_runtimes(*asked, surroundings(), {})
     for word in (*words, "ldconfig -p", "site-packages"):
         assert word in str(caught.value)
 
@@ -169,9 +170,9 @@ def test_for_another_machine_nothing_is_preloaded_and_a_wish_is_said_to_be_open(
 
 
 def test_only_what_may_be_used_is_looked_for() -> None:
-    assert wanted_libraries(RuntimeOptions()) == ("tcmalloc", "jemalloc")
-    assert wanted_libraries(RuntimeOptions("system", "gnu")) == ()
-    assert wanted_libraries(RuntimeOptions("jemalloc", "intel")) == ("jemalloc", "intel")
+    assert wanted_libraries("auto", "auto") == ("tcmalloc", "jemalloc")
+    assert wanted_libraries("system", "gnu") == ()
+    assert wanted_libraries("jemalloc", "intel") == ("jemalloc", "intel")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_a_preload_list_is_read_as_the_loader_reads_it(entries: list[str], separ
 
 def test_a_worker_is_told_what_was_decided_and_people_what_was_kept() -> None:
     user = {"LD_PRELOAD": "/a/libprofiler.so", "MALLOC_CONF": "stats_print:true", "GLIBC_TUNABLES": "x=1"}
-    env, notes = worker_env(INSTANCE, user, choose_runtimes(RuntimeOptions("jemalloc"), EVERYTHING, user))
+    env, notes = worker_env(INSTANCE, user, choose_runtimes("jemalloc", "auto", EVERYTHING, user))
     assert env["LD_PRELOAD"] == f"/a/libprofiler.so:{PATHS['jemalloc']}"
     assert "MALLOC_CONF" not in env
     assert notes == (

@@ -1,0 +1,1 @@
+"""``launch run``: N copies of any program, each on its cores."""
