@@ -47,7 +47,10 @@ def load(
     tokens: Tokens = None,
     seed: Seed = 1,
     longest: Longest = 256,
-    warmup: Annotated[int, typer.Option(help="Requests at the start that are not counted.", min=0)] = 100,
+    warmup: Annotated[
+        int | None,
+        typer.Option(help="Requests at the start that are not counted; otherwise a tenth, at most 100.", min=0),
+    ] = None,
     api: Annotated[Literal["openai", "tei"], typer.Option(help="Which API the server speaks.")] = "openai",
     model: Annotated[str | None, typer.Option(help="Model name to send; the first that is listed otherwise.")] = None,
     encoding: Annotated[Literal["float", "base64"], typer.Option(help="Form of the vectors.")] = "float",
@@ -55,9 +58,8 @@ def load(
 ) -> None:
     """Send texts to a running server and print rates and latencies."""
     mix = _mix(count, texts, tokens, seed, longest)
-    options = LoadOptions(
-        url, connections, rate, per_request, min(warmup, count // per_request // 10), api, model, encoding
-    )
+    uncounted = min(100, count // per_request // 10) if warmup is None else warmup
+    options = LoadOptions(url, connections, rate, per_request, uncounted, api, model, encoding)
     tally = anyio.run(run_load, options, mix, backend_options={"use_uvloop": True})
     how = f"{rate} requests/s, open loop" if rate else f"{connections} connections"
     heading = f"{url}, {how}, {per_request} text(s) per request, {mix.source}"

@@ -1,6 +1,7 @@
 """What a plain script reaches: one transformers process on all cores, in fp32, as model cards show it.
 
-The yardstick for the server: tokenize with padding, forward, mean pooling, normalize; no queue, no HTTP.
+The yardstick for the server: tokenize with padding, forward, mean pooling, normalize; no queue, no HTTP. Only models
+that are on disk: a plain script has no ``random:`` ones.
 """
 
 from __future__ import annotations
@@ -11,15 +12,24 @@ from typing import Any
 from launcher.bench.load import percentile
 from launcher.bench.mix import Mix
 from launcher.core.models import ModelCard
+from launcher.errors import UsageError
 
 
 def run_plain(card: ModelCard, mix: Mix, batch: int) -> dict[str, Any]:
-    """Embed all texts in the order of the mix, ``batch`` at a time; returns rates and seconds per call."""
+    """Embed all texts in the order of the mix, ``batch`` at a time; returns rates and seconds per call.
+
+    Raises ``UsageError`` for what this script cannot run.
+    """
+    if card.shape is not None or card.task != "embed":
+        raise UsageError(
+            f"--model {card.asked}: demo, or an embedding model in a folder or on the hub, is what works"
+        )
+
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(card.folder)
-    model = AutoModel.from_pretrained(card.folder)
+    model = AutoModel.from_pretrained(card.folder, dtype=torch.float32).eval()
 
     def embed(texts: list[str]) -> int:
         encoded = tokenizer(texts, padding=True, truncation=True, max_length=card.max_length, return_tensors="pt")
@@ -39,6 +49,7 @@ def run_plain(card: ModelCard, mix: Mix, batch: int) -> dict[str, Any]:
         tokens += embed(part)
         calls.append(time.perf_counter() - started)
     return {
+        "model": f"{card.name} ({card.architecture}), fp32",
         "texts": len(mix.texts),
         "tokens": tokens,
         "batch": batch,

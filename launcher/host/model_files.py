@@ -139,6 +139,9 @@ def _notes(task: Task, sentence: SentenceFiles, tokenizer: tokenizer_files.Token
     notes = []
     if task == "embed" and not sentence.found:
         notes.append("the model has no sentence-transformers files: mean pooling, vectors not normalized")
+    if task == "embed" and sentence.prompts:
+        names = ", ".join(sorted(sentence.prompts))
+        notes.append(f"the model comes with prompts ({names}); they are not added, send them with the texts")
     if tokenizer.converted:
         notes.append(f"the model has no tokenizer.json: one was made from its other files, {tokenizer.path}")
     return tuple(notes)

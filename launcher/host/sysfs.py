@@ -156,12 +156,14 @@ def _with_all_memory(
     known = sum(node.memory_bytes or 0 for node in nodes)
     if not memory_bytes or not known or abs(known - memory_bytes) <= MEMORY_TOLERANCE * memory_bytes:
         return nodes
+    only = [node for node in nodes if node.memory_bytes]
+    believed = "nodes" if len(only) > 1 or known > memory_bytes else "machine"
     tree.odd.add(
-        "memory that the nodes (node*/meminfo) and the whole machine (/proc/meminfo) state differently: {}",
+        "memory that the nodes (node*/meminfo) and the whole machine (/proc/meminfo) state differently: {}; "
+        f"the plan goes by what the {believed} state{'s' if believed == 'machine' else ''}",
         f"{known / 2**30:.1f} GiB against {memory_bytes / 2**30:.1f} GiB",
     )
-    only = [node for node in nodes if node.memory_bytes]
-    if len(only) > 1 or known > memory_bytes:
+    if believed == "nodes":
         return nodes
     return tuple(
         replace(node, memory_bytes=memory_bytes, free_bytes=free_bytes) if node in only else node for node in nodes
