@@ -30,10 +30,11 @@ two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="needs two cpus")
 LOAD_SECONDS = 4.0
 CLIENTS = 16
 # A quota of whole cpus that are all busy is used up just when the kernel's timer renews it, and that may be some
-# microseconds late: 0 to 4 of 42 to 66 periods were seen on a loaded machine, at most 1 ms in all; with the front on a
-# cpu beside the quota 41 to 43 of 66, and 110 ms.
+# microseconds late: 0 to 4 of 42 to 66 periods were seen on a loaded machine, at most 1 ms in all; with the front on
+# a cpu beside the quota 41 to 43 of 66, and 110 ms.
 LATE_TIMER = 0.15
 LATE_SECONDS = 0.02
+MEBIBYTE = 1 << 20
 
 
 @pytest.fixture
