@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,18 @@ from launcher.errors import RequestError, UsageError
 
 # About 2 ms of work: 0.27 µs a character were measured for English text with a WordPiece vocabulary.
 INLINE_CHARACTERS = 8_000
+# What one text, or one list of ids, costs beside its characters or ids, counted as these.
+INPUT_OVERHEAD = 20
+# About 2 ms of work: 0.1 µs for an id, and its list as above.
+INLINE_IDS = 16_000
 # Tokenized in one call; freeing the result holds the lock for about 1 ms.
 CHUNK_CHARACTERS = 32_000
 # More threads would only take turns on the few cores of the front.
 THREADS = 2
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Ids = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,13 @@ class FrontTokenizer:
 
     def close(self) -> None:
         """Let the threads end."""
-        self._threads.shutdown(wait=False)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def in_thread(
+        self, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> asyncio.Future[Result]:
+        """What ``function`` gives, called in one of the threads; not called at all when cancelled before."""
+        return asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
 
     async def texts(self, texts: Sequence[str], *, truncate: bool = False, field: str = "input") -> Tokenized:
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
@@ -66,26 +81,19 @@ class FrontTokenizer:
         tokens stay, and reported.
         """
         characters = self._check_texts(texts, field)
-        if characters <= INLINE_CHARACTERS:
+        if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
             return self._tokenize(texts, truncate, field)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._tokenize, texts, truncate, field)
+        return await self.in_thread(self._tokenize, texts, truncate, field)
 
-    def ids(self, lists: Sequence[Sequence[int]], *, truncate: bool = False, field: str = "input") -> Tokenized:
+    async def ids(self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input") -> Tokenized:
         """Token ids given by the client, used as they are: no special token is added, none is needed.
 
         Who sends ids has the model's tokenizer, and what that adds is in them. (vLLM takes them so too.) With
         ``truncate`` a list that is too long keeps its first ids.
         """
-        truncated: list[int] = []
-        items: list[npt.NDArray[np.int32]] = []
-        for index, ids in enumerate(lists):
-            self._check_ids(ids, _name(field, index, len(lists)), field)
-            if len(ids) > self._max_length:
-                self._refuse_unless(truncate, len(ids), _name(field, index, len(lists)), field)
-                truncated.append(index)
-            items.append(np.array(ids[: self._max_length], dtype=np.int32))
-        return Tokenized(items, sum(map(len, items)), tuple(truncated))
+        if sum(map(len, lists)) + INPUT_OVERHEAD * len(lists) <= INLINE_IDS:
+            return self._take_ids(lists, truncate, field)
+        return await self.in_thread(self._take_ids, lists, truncate, field)
 
     # ------------------------------------------------------------------- texts
 
@@ -139,11 +147,27 @@ class FrontTokenizer:
 
     # --------------------------------------------------------------------- ids
 
-    def _check_ids(self, ids: Sequence[int], name: str, field: str) -> None:
-        if not ids:
-            raise RequestError(f"{name} is an empty list of token ids", code="empty_input", param=field)
-        lowest, highest = min(ids), max(ids)
+    def _take_ids(self, lists: Sequence[Ids], truncate: bool, field: str) -> Tokenized:
+        truncated: list[int] = []
+        items: list[npt.NDArray[np.int32]] = []
+        for index, ids in enumerate(lists):
+            if not 0 < len(ids) <= self._max_length:
+                name = _name(field, index, len(lists))
+                if not len(ids):
+                    raise RequestError(f"{name} is an empty list of token ids", code="empty_input", param=field)
+                self._refuse_unless(truncate, len(ids), name, field)
+                truncated.append(index)
+            self._check_range(ids, index, len(lists), field)
+            items.append(np.array(ids[: self._max_length], dtype=np.int32))
+        return Tokenized(items, sum(map(len, items)), tuple(truncated))
+
+    def _check_range(self, ids: Ids, index: int, count: int, field: str) -> None:
+        if isinstance(ids, np.ndarray):
+            lowest, highest = int(ids.min()), int(ids.max())
+        else:
+            lowest, highest = min(ids), max(ids)
         if lowest < 0 or highest >= self._vocab_size:
+            name = _name(field, index, count)
             wrong = lowest if lowest < 0 else highest
             shown = str(wrong) if abs(wrong) < 10**20 else "one of more than 20 digits"
             raise RequestError(

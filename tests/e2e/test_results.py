@@ -145,19 +145,27 @@ def test_each_thread_and_each_page_is_where_the_plan_says(server: Running) -> No
 
 def test_health_answers_while_all_cores_are_busy(server: Running) -> None:
     stop = threading.Event()
+    texts = b'{"input": ["%b"]}' % b'", "'.join([b"a text that keeps the instances busy for a while " * 20] * 16)
+    too_long = b'{"input": [%b]}' % b",".join([b"5"] * 3_000_000)  # has to be read whole to be refused
 
-    def load() -> None:
+    def load(body: bytes, status: int) -> None:
         while not stop.is_set():
-            server.embed(["a text that keeps the instances busy for a while " * 20] * 16)
+            headers = {"content-type": "application/json"}
+            assert server.post("/v1/embeddings", content=body, headers=headers).status_code == status
 
-    threads = [threading.Thread(target=load) for _ in range(4)]
+    loads = [(texts, 200), (texts, 200), (texts, 200), (too_long, 400)]
+    threads = [threading.Thread(target=load, args=arguments) for arguments in loads]
     for thread in threads:
         thread.start()
     import httpx
 
     with httpx.Client(base_url=server.address) as session:
-        seconds = sorted(session.get("/health").elapsed.total_seconds() for _ in range(100))
+        seconds = sorted(session.get("/health").elapsed.total_seconds() for _ in range(200))
     stop.set()
     for thread in threads:
-        thread.join(60)
-    assert seconds[50] < 0.05
+        thread.join(120)
+    print(f"/health: median {seconds[100]:.4f} s, p99 {seconds[197]:.4f} s, longest {seconds[-1]:.4f} s")
+    # The bound of the promise, and what another program on the same cores may add to the rarest ones.
+    assert seconds[180] < 0.05
+    assert seconds[197] < 0.1
+    assert seconds[-1] < 0.5

@@ -88,7 +88,7 @@ async def test_odd_characters_are_texts_too(tokenizer: FrontTokenizer) -> None:
 
 
 async def test_token_ids_are_used_as_they_are(tokenizer: FrontTokenizer) -> None:
-    found = tokenizer.ids([[5], [63, 0, 63]])
+    found = await tokenizer.ids([[5], [63, 0, 63]])
     assert as_lists(found) == [[5], [63, 0, 63]]
     assert found.tokens == 4
 
@@ -108,12 +108,12 @@ async def test_token_ids_that_the_model_cannot_take_are_refused(
     ids: list[int], message: str, code: str, tokenizer: FrontTokenizer
 ) -> None:
     with pytest.raises(RequestError, match=message) as error:
-        tokenizer.ids([[5], ids])
+        await tokenizer.ids([[5], ids])
     assert (error.value.status, error.value.code) == (400, code)
 
 
 async def test_token_ids_are_truncated_when_asked(tokenizer: FrontTokenizer) -> None:
-    found = tokenizer.ids([[5] * 17, [6]], truncate=True)
+    found = await tokenizer.ids([[5] * 17, [6]], truncate=True)
     assert as_lists(found) == [[5] * 16, [6]]
     assert found.truncated == (0,)
 

@@ -173,7 +173,7 @@ class BodyDecoder(Generic[Body]):
         """The slow way: either there are unknown fields, or the body is wrong and the error is to be explained."""
         try:
             decoded = self._lenient(body)
-            return decoded, sorted(set(self._names(body)) - self._fields)
+            return decoded, self.ignored(body, decoded)
         except msgspec.ValidationError as error:
             field = _FIELD.search(str(error))
             param = field.group(1) if field else None
@@ -186,6 +186,10 @@ class BodyDecoder(Generic[Body]):
         except msgspec.DecodeError as error:
             raise RequestError(f"the body is not valid JSON: {_explain(body, error)}", code="invalid_json") from error
 
+    def ignored(self, body: bytes, decoded: Body) -> Sequence[str]:
+        """The names of the fields of a body that its type does not have."""
+        return sorted(set(self._names(body)) - self._fields)
+
 
 def _explain(body: bytes, error: msgspec.DecodeError) -> str:
     if _HALF_SURROGATE.search(body):
@@ -193,8 +197,8 @@ def _explain(body: bytes, error: msgspec.DecodeError) -> str:
     return str(error)
 
 
-def as_lists(value: Any, field: str, limit: int) -> tuple[list[str], None] | tuple[None, list[list[int]]]:
-    """The inputs as (texts, None) or as (None, lists of token ids). Raises ``RequestError``.
+def as_lists(value: Any, field: str, limit: int) -> tuple[list[str], None] | tuple[None, list[Any]]:
+    """The inputs as (texts, None) or as (None, lists or arrays of token ids). Raises ``RequestError``.
 
     ``limit`` is the most inputs that one request may have.
     """
@@ -203,6 +207,8 @@ def as_lists(value: Any, field: str, limit: int) -> tuple[list[str], None] | tup
     if not value:
         raise RequestError(f"'{field}' is an empty list; send at least one input", code="empty_input", param=field)
     kind = type(value[0])
+    if kind is not int and len(value) > limit:
+        raise too_many_inputs(field, str(len(value)), limit)
     for index, entry in enumerate(value):
         if type(entry) is not kind:
             raise RequestError(
@@ -212,14 +218,17 @@ def as_lists(value: Any, field: str, limit: int) -> tuple[list[str], None] | tup
             )
     if kind is int:
         return None, [value]
-    if len(value) > limit:
-        raise RequestError(
-            f"'{field}' has {len(value)} inputs, a request may have {limit}; send several requests",
-            status=413,
-            code="too_many_inputs",
-            param=field,
-        )
     return (value, None) if kind is str else (None, value)
+
+
+def too_many_inputs(field: str, found: str, limit: int) -> RequestError:
+    """The refusal of a request with more inputs than it may have."""
+    return RequestError(
+        f"'{field}' has {found} inputs, a request may have {limit}; send several requests",
+        status=413,
+        code="too_many_inputs",
+        param=field,
+    )
 
 
 _KINDS: dict[type, str] = {str: "texts", int: "token ids", list: "lists of token ids"}

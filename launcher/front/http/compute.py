@@ -30,6 +30,7 @@ from launcher.front.http.exchange import (
     reply_and_close,
     while_connected,
 )
+from launcher.front.http.large import INLINE_BYTES, LargeBodyDecoder
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
@@ -72,6 +73,7 @@ class ComputeRoute(Generic[Body]):
         self._tokenizer = services.tokenizer
         self._options = services.options
         self._decoder = BodyDecoder(self.body_type)
+        self._large = LargeBodyDecoder(self.body_type, self.field, self._options.request_items)
         self._count = services.metrics.route(self.path)
         stage = services.metrics.stage
         self._parse_seconds, self._tokenize_seconds = stage("parse"), stage("tokenize")
@@ -128,7 +130,10 @@ class ComputeRoute(Generic[Body]):
     async def _compute(self, raw: bytes, receive: Receive) -> tuple[bytes, Headers]:
         clock = time.perf_counter
         started = clock()
-        body, ignored = self._decoder.decode(raw)
+        if len(raw) <= INLINE_BYTES:
+            body, ignored = self._decoder.decode(raw)
+        else:
+            body, ignored = await self._tokenizer.in_thread(self._large.decode, raw)
         self.check(body)
         parsed = clock()
         tokenized = await self._tokenize(body)
@@ -151,7 +156,7 @@ class ComputeRoute(Generic[Body]):
         texts, ids = as_lists(value, self.field, self._options.request_items)
         if texts is not None:
             return await self._tokenizer.texts(texts, truncate=truncate, field=self.field)
-        return self._tokenizer.ids(ids or (), truncate=truncate, field=self.field)
+        return await self._tokenizer.ids(ids or (), truncate=truncate, field=self.field)
 
     async def _write(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
         """The whole reply; a long one is written with pauses, in which others are served."""
