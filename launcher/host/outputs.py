@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +20,6 @@ import anyio.to_thread
 from launcher.errors import UsageError
 
 LINE_BYTES = 64 * 1024  # a longer line is shown in pieces, so that a program cannot fill our memory
-# A carriage return ends a line as well: progress bars write nothing else.
-LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r(?!\Z))")
 
 
 class LineCutter:
@@ -33,9 +30,9 @@ class LineCutter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that ``data`` completes. What ends with ``\\r`` waits for one byte more: it may be ``\\r\\n``."""
-        text = self._rest + data
-        lines = LINE.findall(text)
-        self._rest = text[sum(map(len, lines)) :]
+        # A carriage return ends a line as well: progress bars write nothing else.
+        lines = (self._rest + data).splitlines(keepends=True)
+        self._rest = b"" if not lines or lines[-1].endswith(b"\n") else lines.pop()
         while len(self._rest) > LINE_BYTES:
             lines.append(self._rest[:LINE_BYTES])
             self._rest = self._rest[LINE_BYTES:]
