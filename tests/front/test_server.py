@@ -15,7 +15,8 @@ import pytest
 
 from launcher.core.messages import Run
 from launcher.front.http.app import create_app
-from launcher.front.http.server import HEAD_BYTES, HttpServer
+from launcher.front.http.connection import HEAD_BYTES
+from launcher.front.http.server import HttpServer
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio
@@ -99,6 +100,45 @@ async def test_a_connection_lives_on_after_errors_and_takes_pipelined_requests(s
     writer.write(request(GOOD) * 5 + request(b'{"input": []}') + request(GOOD))
     assert [(await answer_of(reader))[0] for _ in range(7)] == [200] * 5 + [400, 200]
     writer.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("connection", ["Upgrade", "keep-alive, Upgrade, HTTP2-Settings"])
+async def test_an_offer_of_another_protocol_is_ignored_and_the_body_is_read(
+    connection: str, chunked: bool, start: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = start()
+    await running.front.serving()
+    reader, writer = await running.connect()
+    offer = (f"Connection: {connection}", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB")
+    whole = request(GOOD, *offer)
+    if chunked:
+        head = whole.split(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
+        whole = head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    writer.write(whole)
+    assert (await answer_of(reader))[0] == 200
+    for byte in whole:  # whatever the pieces in which it comes
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0)
+    assert (await answer_of(reader))[0] == 200
+    writer.write(whole + request(GOOD) + whole + whole)
+    for _ in range(4):
+        status, headers, _ = await answer_of(reader)
+        assert (status, "connection" in headers) == (200, False)
+    assert caplog.records == []
+    writer.close()
+
+
+async def test_a_client_that_takes_the_server_for_a_proxy_is_refused(start: Any) -> None:
+    running = start()
+    for target in (b"elsewhere:443", b"/health"):
+        reader, writer = await running.connect()
+        writer.write(b"CONNECT %b HTTP/1.1\r\nHost: elsewhere\r\n\r\n" % target)
+        status, _, body = await answer_of(reader)
+        assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_http")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
 
 
 async def test_a_client_that_leaves_takes_its_request_with_it(start: Any, until: Any) -> None:
