@@ -29,11 +29,11 @@ two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="needs two cpus")
 
 LOAD_SECONDS = 4.0
 CLIENTS = 16
-# A quota of whole cpus that are all busy is used up just when the kernel's timer renews it, and that may be some
-# microseconds late: 0 to 4 of 42 to 66 periods were seen on a loaded machine, at most 1 ms in all; with the front on
-# a cpu beside the quota 41 to 43 of 66, and 110 ms.
-LATE_TIMER = 0.15
-LATE_SECONDS = 0.02
+# A quota of whole cpus that are all busy is used up just when the kernel's timer renews it, and that may be late,
+# above all where a hypervisor takes cpus away: in loads of 4 s 0 to 8 of 43 periods were seen, 0 to 13 ms in all. With
+# the front on a cpu beside the quota it is two periods of three, and 110 ms.
+LATE_TIMER = 0.3
+LATE_SECONDS = 0.01 * LOAD_SECONDS
 MEBIBYTE = 1 << 20
 
 
@@ -135,9 +135,9 @@ def test_under_a_quota_of_one_cpu_front_and_worker_share_it_and_are_not_stopped(
         # The same server with its front on a cpu beside the quota: what the binding is for, and that it is seen.
         for task in Path(f"/proc/{server.process.pid}/task").iterdir():
             os.sched_setaffinity(int(task.name), set(CPUS) - set(cpus))
-        share, seconds = stops(group, server, busy=0.85)
-        assert share > 2 * LATE_TIMER
-        assert seconds > LATE_SECONDS
+        share_beside, seconds_beside = stops(group, server, busy=0.85)
+        assert share_beside > max(LATE_TIMER, 2 * share)
+        assert seconds_beside > max(LATE_SECONDS, 3 * seconds)
 
 
 @two_cpus
