@@ -30,8 +30,8 @@ two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="needs two cpus")
 LOAD_SECONDS = 4.0
 CLIENTS = 16
 # A quota of whole cpus that are all busy is used up just when the kernel's timer renews it, and that may be late,
-# above all where a hypervisor takes cpus away: in loads of 4 s 0 to 8 of 43 periods were seen, 0 to 13 ms in all. With
-# the front on a cpu beside the quota it is two periods of three, and 110 ms.
+# above all where a hypervisor takes cpus away: in loads of 4 s 0 to 8 of 43 periods were seen, 0 to 13 ms in all.
+# With the front on a cpu beside the quota it is two periods of three, and 110 ms.
 LATE_TIMER = 0.3
 LATE_SECONDS = 0.01 * LOAD_SECONDS
 MEBIBYTE = 1 << 20
