@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.front.http.exchange import BodyTooLarge, ClientGone, Intake, Overfull, while_connected
+from launcher.front.http.exchange import COUNTED_BYTES, BodyTooLarge, ClientGone, Intake, Overfull, while_connected
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,7 @@ async def test_bodies_that_are_too_much_together_are_refused_for_now() -> None:
     bodies = [
         await intake.read(scope(content_length="100"), receiver(part(b"x" * 100, more=False))) for _ in range(2)
     ]
-    with pytest.raises(Overfull, match="the bodies inside have 240 bytes, the limit is 250") as error:
+    with pytest.raises(Overfull, match="bodies and replies inside have 240 bytes, the limit is 250") as error:
         await intake.read(scope(content_length="100"), receiver(part(b"x" * 40), part(b"x" * 20)))
     assert (error.value.status, error.value.retry_after) == (429, 1.0)
     with pytest.raises(Overfull):
@@ -134,3 +134,29 @@ async def test_a_failure_of_the_future_is_raised() -> None:
     future.set_exception(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         await while_connected(future, receiver())
+
+
+@pytest.mark.parametrize("size", [10, COUNTED_BYTES + 1])
+async def test_a_large_reply_counts_as_inside_until_the_client_has_taken_it(size: int) -> None:
+    intake = Intake(100, 1000)
+    taken = asyncio.Event()
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        if len(sent) == 2:
+            await taken.wait()  # as uvicorn does when its buffer is full
+        sent.append(message)
+
+    task = asyncio.ensure_future(intake.reply(send, 200, b"x" * size, [(b"x-more", b"1")]))
+    await asyncio.sleep(0)
+    assert intake.inside == (size if size > COUNTED_BYTES else 0)
+    taken.set()
+    await task
+    assert intake.inside == 0
+    assert sent[0]["headers"] == [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % size),
+        (b"x-more", b"1"),
+    ]
+    assert b"".join(message["body"] for message in sent[1:]) == b"x" * size
+    assert [message.get("more_body", False) for message in sent[1:]][-1] is False

@@ -26,7 +26,7 @@ class Running:
     """A front with its HTTP server on an ephemeral port."""
 
     def __init__(self, front: Any, card: Any, options: FrontOptions, **limits: Any) -> None:
-        sock = socket.create_server(("127.0.0.1", 0))
+        self.listener = sock = socket.create_server(("127.0.0.1", 0))
         self.front = front
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -266,6 +266,52 @@ async def test_slow_clients_are_looked_for_without_being_asked(start: Any) -> No
     reader, writer = await running.connect()
     assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
+
+
+async def unread(running: Any) -> socket.socket:
+    """A client with more replies than the system holds for it, of which it reads nothing."""
+    running.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, ("127.0.0.1", running.port))
+    await loop.sock_sendall(sock, b"GET /docs HTTP/1.1\r\nHost: front\r\n\r\n" * 20)
+    return sock
+
+
+def unsent(running: Any) -> int:
+    return sum(connection.transport.sent()[1] for connection in running.server._server.server_state.connections)
+
+
+async def test_a_client_that_does_not_read_is_disconnected(start: Any, until: Any) -> None:
+    running = start(request_seconds=0.05)
+    await running.front.serving()
+    sock = await unread(running)
+    await until(lambda: unsent(running) > 0)
+    await sweep_until(running, lambda: not running.server._server.server_state.connections, until)
+    await until(lambda: not running.server._server.server_state.tasks)
+    sock.close()
+
+
+async def test_a_client_that_reads_slowly_is_waited_for(start: Any, until: Any) -> None:
+    running = start()
+    sock = await unread(running)
+    await until(lambda: unsent(running) > 0)
+    (connection,) = running.server._server.server_state.connections
+    loop = asyncio.get_running_loop()
+    connection.close_if_slow(0, 10)
+    for round_ in range(1, 4):
+        before, _ = connection.transport.sent()
+        while connection.transport.sent()[0] == before:
+            await loop.sock_recv(sock, 1 << 10)
+            await asyncio.sleep(0)
+        connection.close_if_slow(11 * round_, 10)
+        assert unsent(running) > 0
+        assert not connection.transport.is_closing()
+    connection.close_if_slow(11 * 4, 10)
+    assert connection.transport.is_closing()
+    sock.close()
 
 
 async def test_a_head_without_end_is_refused(start: Any) -> None:

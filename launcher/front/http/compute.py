@@ -26,7 +26,6 @@ from launcher.front.http.exchange import (
     Headers,
     Intake,
     Unread,
-    reply,
     reply_and_close,
     while_connected,
 )
@@ -118,7 +117,7 @@ class ComputeRoute(Generic[Body]):
             _log.exception("a request to %s failed inside", self.path, extra={"event": "internal_error"})
             status, payload = 500, internal_error_body()
         self._count.answered(status)
-        await reply(send, status, payload, headers)
+        await self._intake.reply(send, status, payload, headers)
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[bytes, Headers]:
         raw = await self._intake.read(scope, receive)

@@ -29,6 +29,7 @@ class JoinedWrites:
         self._transport = transport
         self._loop = loop
         self._held: bytes | None = None
+        self._written = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -37,6 +38,11 @@ class JoinedWrites:
         """As the transport has it; here because it is asked often."""
         return self._transport.is_closing()
 
+    def sent(self) -> tuple[int, int]:
+        """Bytes that the system has taken, and bytes that it has not, because the client does not read."""
+        unsent = self._transport.get_write_buffer_size()
+        return self._written - unsent, unsent
+
     def write(self, data: bytes) -> None:
         """Hold the first piece until the next one comes, or the event loop's next turn."""
         if self._held is None:
@@ -44,6 +50,7 @@ class JoinedWrites:
             self._loop.call_soon(self._flush)
         else:
             held, self._held = self._held, None
+            self._written += len(held) + len(data)
             self._transport.writelines((held, data))
 
     def close(self) -> None:
@@ -54,6 +61,7 @@ class JoinedWrites:
     def _flush(self) -> None:
         if self._held is not None:
             held, self._held = self._held, None
+            self._written += len(held)
             self._transport.write(held)
 
 
@@ -64,6 +72,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _owed_since: float | None = None
     _owed_by: RequestResponseCycle | None = None
+    _unread_since: float | None = None
+    _sent_then = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -141,7 +151,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def close_if_slow(self, now: float, seconds: float) -> None:
-        """Close when the client has owed the rest of the same request for longer than ``seconds``."""
+        """Close when for longer than ``seconds`` the client has owed the rest of the same request, or read nothing of
+        what is there for it. (A client that does not read would hold its replies for ever: closing waits for it too.)
+        """
+        sent, unsent = cast(JoinedWrites, self.transport).sent()
+        if not unsent:
+            self._unread_since = None
+        elif self._unread_since is None or sent != self._sent_then:
+            self._unread_since, self._sent_then = now, sent
+        elif now - self._unread_since > seconds:
+            self.transport.abort()
+            return
         if not self._owes():
             self._owed_since = None
         elif self._owed_since is None or self._owed_by is not self.cycle:

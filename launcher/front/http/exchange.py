@@ -23,6 +23,8 @@ JSON = b"application/json"
 # connection with unread data resets it, and the client would never see the answer.
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_SECONDS = 5.0
+# uvicorn and the system hold so much of a reply anyway.
+COUNTED_BYTES = 64 * 1024
 
 
 class ClientGone(Exception):
@@ -42,7 +44,8 @@ class Overfull(Unread):
 
 
 class Intake:
-    """Reads bodies: each at most ``body_bytes`` long, all that are inside together at most ``total_bytes``.
+    """Reads bodies: each at most ``body_bytes`` long, all that are inside together at most ``total_bytes``, with the
+    replies that are not sent yet.
 
     Without the second bound a thousand clients with the largest body would take a thousand times its memory.
     """
@@ -69,6 +72,19 @@ class Intake:
         """The body is not needed any more."""
         self.inside -= len(body)
 
+    async def reply(self, send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
+        """Send a JSON reply. A large one counts as inside until the client has read most of it."""
+        if len(body) <= COUNTED_BYTES:
+            await reply(send, status, body, headers)
+            return
+        self.inside += len(body)
+        try:
+            await send({"type": "http.response.start", "status": status, "headers": _head(body, headers)})
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})  # waits for what was sent before it
+        finally:
+            self.inside -= len(body)
+
     async def _read_parts(self, message: Message, receive: Receive) -> bytes:
         parts = bytearray()
         try:
@@ -91,7 +107,7 @@ class Intake:
             raise _too_large(f"more than {self._body_bytes} bytes", self._body_bytes)
         if self.inside + more > self._total_bytes:
             raise Overfull(
-                f"the bodies inside have {self.inside} bytes, the limit is {self._total_bytes}; retry later",
+                f"bodies and replies inside have {self.inside} bytes, the limit is {self._total_bytes}; retry later",
                 status=429,
                 code="too_much_inside",
                 retry_after=1.0,
