@@ -326,7 +326,9 @@ class Scheduler:
         return None
 
     def _arrived(self, event: Arrived, now: float, actions: list[Action]) -> None:
-        refusal = self._refusal(event, now)
+        if event.request in self._requests:
+            raise ValueError(f"request {event.request} arrived twice")
+        refusal = self.refusal(len(event.lengths), now, request=event.request)
         if refusal:
             actions.append(refusal)
             return
@@ -345,23 +347,23 @@ class Scheduler:
         serving = next((i for group in self._groups.values() for i in group.ready), None)
         return self._instances[serving].cost if serving is not None else CostModel()
 
-    def _refusal(self, event: Arrived, now: float) -> Reject | None:
-        count, limit = len(event.lengths), self._limits.queue_items
-        if event.request in self._requests:
-            raise ValueError(f"request {event.request} arrived twice")
+    def refusal(self, count: int, now: float, *, ahead: int = 0, request: int = 0) -> Reject | None:
+        """How a request of ``count`` items would be refused if it came now, and ``ahead`` items came before it."""
+        limit = self._limits.queue_items
         if self._draining:
-            return Reject(event.request, 503, "draining", "the server is shutting down")
+            return Reject(request, 503, "draining", "the server is shutting down")
         if self._gone is not None:
-            return Reject(event.request, 503, "no_instance", self._gone)
+            return Reject(request, 503, "no_instance", self._gone)
         if count > limit:
             reason = f"the request has {count} inputs, more than the queue ever holds ({limit}); send fewer at once"
-            return Reject(event.request, 413, "too_many_items", reason)
+            return Reject(request, 413, "too_many_items", reason)
         if not any(group.ready for group in self._groups.values()):
-            return Reject(event.request, 503, "not_ready", "no model instance is ready yet", 1.0)
-        if self._items + count > limit:
+            return Reject(request, 503, "not_ready", "no model instance is ready yet", 1.0)
+        held = self._items + ahead
+        if held + count > limit:
             wait = max(1.0, self.load(now).seconds)
-            reason = f"the queue holds {self._items} inputs and takes at most {limit}; retry in about {wait:.0f} s"
-            return Reject(event.request, 429, "queue_full", reason, wait)
+            reason = f"the queue holds {held} inputs and takes at most {limit}; retry in about {wait:.0f} s"
+            return Reject(request, 429, "queue_full", reason, wait)
         return None
 
     def _instance_ready(self, event: InstanceReady) -> None:

@@ -476,3 +476,18 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_refusal_is_foretold_and_changes_nothing() -> None:
+    scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(10, 100))
+    assert scheduler.refusal(1, 0.0).code == "not_ready"
+    scheduler.handle(InstanceReady(0), 0.0)
+    scheduler.handle(Arrived(1, (5,) * 4), 0.0)
+    assert scheduler.refusal(6, 0.0) is None
+    assert scheduler.refusal(6, 0.0, ahead=1).code == "queue_full"
+    assert scheduler.refusal(11, 0.0).status == 413
+    scheduler.check()
+    (refused,) = scheduler.handle(Arrived(2, (5,) * 7), 0.0)
+    assert refused == scheduler.refusal(7, 0.0, request=2)
+    scheduler.handle(DrainStarted(), 0.0)
+    assert scheduler.refusal(1, 0.0).code == "draining"
