@@ -258,12 +258,14 @@ class Dispatcher:
             raise
         return future
 
-    async def submit(self, items: Sequence[Tokens]) -> Outcome:
-        """The results of ``items`` (token ids, special tokens included). Raises ``RequestError`` when refused.
+    def check_admission(self, count: int, *, ahead: int = 0) -> None:
+        """Raise the ``RequestError`` with which a request of ``count`` items would be refused now, if it would be.
 
-        When the task that awaits is cancelled, what is not computed yet is taken back.
+        ``ahead`` items are under way to be enqueued before it.
         """
-        return await self.enqueue(items)
+        self._now = max(self._now, self._clock())
+        if refusal := self._scheduler.refusal(count, self._now, ahead=ahead):
+            raise _error(refusal)
 
     def begin_drain(self) -> None:
         """Admit nothing more."""
@@ -331,10 +333,7 @@ class Dispatcher:
     def _reject(self, action: Reject) -> None:
         request = self._close(action.request)
         if request is not None and not request.future.done():
-            error = RequestError(
-                action.reason, status=action.status, code=action.code, retry_after=action.retry_after
-            )
-            request.future.set_exception(error)
+            request.future.set_exception(_error(action))
 
     # ------------------------------------------------------------------- timer
 
@@ -358,6 +357,10 @@ class Dispatcher:
         if deadline is not None and self._now < deadline <= self._now + TIMER_RESOLUTION:
             self._now = deadline
         self._carry_out(self._scheduler.tick(self._now))
+
+
+def _error(refusal: Reject) -> RequestError:
+    return RequestError(refusal.reason, status=refusal.status, code=refusal.code, retry_after=refusal.retry_after)
 
 
 def _fault(sent: _Sent | None, done: Done, body_bytes: int, width: int) -> str | None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -36,6 +37,7 @@ THREADS = 2
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+Wait = Callable[[asyncio.Future["Tokenized"]], Awaitable["Tokenized"]]
 Ids = Sequence[int] | npt.NDArray[np.int64]
 
 
@@ -46,6 +48,10 @@ class Tokenized:
     items: list[npt.NDArray[np.int32]]
     tokens: int
     truncated: tuple[int, ...] = ()
+
+
+async def _as_it_is(future: asyncio.Future[Tokenized]) -> Tokenized:
+    return await future
 
 
 class FrontTokenizer:
@@ -62,6 +68,7 @@ class FrontTokenizer:
         self._vocab_size = card.vocab_size
         self._text_characters = text_characters
         self._closing_tokens = _closing_tokens(self._tokenizer)
+        self.pending = 0  # inputs that wait for a thread or are in one
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
 
     def close(self) -> None:
@@ -69,23 +76,36 @@ class FrontTokenizer:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def in_thread(
-        self, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
+        self, inputs: int, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
     ) -> asyncio.Future[Result]:
-        """What ``function`` gives, called in one of the threads; not called at all when cancelled before."""
-        return asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
+        """What ``function`` gives, called in a thread for so many inputs; not called at all when cancelled before."""
+        future = asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
+        self.pending += inputs
+        future.add_done_callback(lambda _: self._ended(inputs))
+        return future
 
-    async def texts(self, texts: Sequence[str], *, truncate: bool = False, field: str = "input") -> Tokenized:
+    def _ended(self, inputs: int) -> None:
+        self.pending -= inputs
+
+    async def texts(
+        self, texts: Sequence[str], *, truncate: bool = False, field: str = "input", wait: Wait = _as_it_is
+    ) -> Tokenized:
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
 
         A text of more tokens than the model takes is refused, or with ``truncate`` cut at its end so that the special
-        tokens stay, and reported.
+        tokens stay, and reported. ``wait`` awaits what is done in a thread, and may cancel it.
         """
         characters = self._check_texts(texts, field)
         if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
             return self._tokenize(texts, truncate, field)
-        return await self.in_thread(self._tokenize, texts, truncate, field)
+        stop = threading.Event()
+        future = self.in_thread(len(texts), self._tokenize, texts, truncate, field, stop)
+        future.add_done_callback(lambda _: stop.set())
+        return await wait(future)
 
-    async def ids(self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input") -> Tokenized:
+    async def ids(
+        self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = _as_it_is
+    ) -> Tokenized:
         """Token ids given by the client, used as they are: no special token is added, none is needed.
 
         Who sends ids has the model's tokenizer, and what that adds is in them. (vLLM takes them so too.) With
@@ -93,7 +113,7 @@ class FrontTokenizer:
         """
         if sum(map(len, lists)) + INPUT_OVERHEAD * len(lists) <= INLINE_IDS:
             return self._take_ids(lists, truncate, field)
-        return await self.in_thread(self._take_ids, lists, truncate, field)
+        return await wait(self.in_thread(len(lists), self._take_ids, lists, truncate, field))
 
     # ------------------------------------------------------------------- texts
 
@@ -114,11 +134,15 @@ class FrontTokenizer:
             )
         return characters
 
-    def _tokenize(self, texts: Sequence[str], truncate: bool, field: str) -> Tokenized:
+    def _tokenize(
+        self, texts: Sequence[str], truncate: bool, field: str, stop: threading.Event | None = None
+    ) -> Tokenized:
         items: list[npt.NDArray[np.int32]] = []
         truncated: list[int] = []
         tokens = 0
         for chunk in _chunks(texts):
+            if stop is not None and stop.is_set():  # nobody waits for it any more
+                raise CancelledError
             for encoding in self._encode(chunk):
                 ids = encoding.ids
                 if not 0 < len(ids) <= self._max_length:

@@ -35,7 +35,7 @@ async def test_results_come_back_in_the_order_of_the_request_although_batches_ar
     front = make_front(2)
     workers = [await front.serving(0), await front.serving(1)]
     items = items_of(50)
-    outcome = await front.dispatcher.submit(items)
+    outcome = await front.dispatcher.enqueue(items)
     assert outcome.results.dtype == np.float32
     np.testing.assert_array_equal(outcome.results, [vector_of(item) for item in items])
     for lengths in workers[0].batches + workers[1].batches:
@@ -50,7 +50,7 @@ async def test_any_number_of_items_is_answered_whole(count: int, make_front: Any
     for instance in range(3):
         await front.serving(instance)
     items = items_of(count)
-    outcome = await front.dispatcher.submit(items)
+    outcome = await front.dispatcher.enqueue(items)
     np.testing.assert_array_equal(outcome.results, [vector_of(item) for item in items])
 
 
@@ -61,7 +61,7 @@ async def test_many_requests_at_once_get_their_own_results(make_front: Any, vect
 
     async def one(number: int) -> None:
         items = [ids(*range(4, 5 + (number + index) % 12)) for index in range(1 + number % 9)]
-        outcome = await front.dispatcher.submit(items)
+        outcome = await front.dispatcher.enqueue(items)
         np.testing.assert_array_equal(outcome.results, [vector_of(item) for item in items])
 
     await asyncio.gather(*(one(number) for number in range(300)))
@@ -72,7 +72,7 @@ async def test_many_requests_at_once_get_their_own_results(make_front: Any, vect
 async def test_a_request_without_items_is_answered_at_once(make_front: Any) -> None:
     front = make_front()
     await front.ready()
-    outcome = await front.dispatcher.submit([])
+    outcome = await front.dispatcher.enqueue([])
     assert outcome.results.shape == (0, 8)
 
 
@@ -109,7 +109,7 @@ async def test_nothing_is_admitted_before_an_instance_is_ready(make_front: Any) 
     front = make_front()
     await front.attach()
     with pytest.raises(RequestError) as error:
-        await front.dispatcher.submit([ids(4)])
+        await front.dispatcher.enqueue([ids(4)])
     assert (error.value.status, error.value.code) == (503, "not_ready")
     assert error.value.retry_after
     assert front.dispatcher.in_flight == 0
@@ -120,12 +120,12 @@ async def test_a_full_queue_refuses_with_a_time_to_retry_and_keeps_what_it_has(m
     worker = await front.ready()
     futures = [front.dispatcher.enqueue([ids(4)]) for _ in range(20)]
     with pytest.raises(RequestError) as error:
-        await front.dispatcher.submit([ids(4)])
+        await front.dispatcher.enqueue([ids(4)])
     assert (error.value.status, error.value.code) == (429, "queue_full")
     assert error.value.retry_after is not None
     assert error.value.retry_after >= 1
     with pytest.raises(RequestError) as permanent:
-        await front.dispatcher.submit([ids(4)] * 21)
+        await front.dispatcher.enqueue([ids(4)] * 21)
     assert permanent.value.status == 413
     assert permanent.value.retry_after is None
     worker.serve_in_background()
@@ -155,7 +155,7 @@ async def test_a_request_that_is_cancelled_in_the_queue_is_never_sent(make_front
     runs = [await worker.expect(Run)]
     taken.append(front.dispatcher.enqueue([ids(5)]))
     runs.append(await worker.expect(Run))  # one running, one ready: what comes now waits
-    task = asyncio.ensure_future(front.dispatcher.submit([ids(50), ids(51)]))
+    task = asyncio.ensure_future(front.dispatcher.enqueue([ids(50), ids(51)]))
     await until(lambda: front.dispatcher.in_flight == 3)
     task.cancel()
     await until(lambda: front.dispatcher.in_flight == 2)
@@ -194,7 +194,7 @@ async def test_cancelled_and_refused_requests_leave_nothing_behind(make_front: A
         await until(lambda: front.dispatcher.in_flight == 0)
     front.scheduler.check()
     worker.serve_in_background()
-    assert (await front.dispatcher.submit([ids(4)])).results.shape == (1, 8)
+    assert (await front.dispatcher.enqueue([ids(4)])).results.shape == (1, 8)
     gc.collect()
     assert not [o for o in gc.get_objects() if type(o).__name__ == "_Request" and "front" in type(o).__module__]
 
@@ -236,7 +236,7 @@ async def test_a_batch_that_fails_twice_fails_its_request_with_500_and_spares_th
         await future
     assert error.value.status == 500
     worker.serve_in_background()
-    assert (await front.dispatcher.submit([ids(5)])).results.shape == (1, 8)
+    assert (await front.dispatcher.enqueue([ids(5)])).results.shape == (1, 8)
 
 
 async def test_a_poisoned_item_fails_alone(make_front: Any, vector_of: Any) -> None:
@@ -357,7 +357,7 @@ async def test_an_instance_can_have_one_worker_after_the_other_but_not_two(make_
     await second.become_ready()
     second.serve_in_background()
     await front.ready_again(0)
-    assert (await front.dispatcher.submit([ids(4)])).results.shape == (1, 8)
+    assert (await front.dispatcher.enqueue([ids(4)])).results.shape == (1, 8)
     assert b'launcher_restarts_total{class="all",instance="0"} 1.0' in front.metrics.render()
 
 
@@ -379,7 +379,7 @@ async def test_a_drain_refuses_what_is_new_and_ends_when_the_last_reply_is_there
     future = front.dispatcher.enqueue([ids(4)])
     front.dispatcher.begin_drain()
     with pytest.raises(RequestError) as error:
-        await front.dispatcher.submit([ids(4)])
+        await front.dispatcher.enqueue([ids(4)])
     assert (error.value.status, error.value.code) == (503, "draining")
     drained = asyncio.ensure_future(front.dispatcher.drained())
     run, body = await worker.expect(Run)
@@ -415,7 +415,7 @@ async def test_the_ready_batch_is_cut_by_the_timer_before_the_running_one_ends(m
 async def test_an_idle_dispatcher_sleeps(make_front: Any) -> None:
     front = make_front()
     await front.serving()
-    await front.dispatcher.submit([ids(4)])
+    await front.dispatcher.enqueue([ids(4)])
     ticks = []
     front.dispatcher._scheduler.tick = lambda now: ticks.append(now) or []
     await asyncio.sleep(0.2)

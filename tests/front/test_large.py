@@ -136,7 +136,7 @@ async def test_the_loop_goes_on_while_millions_of_ids_are_read(card: Any) -> Non
     body = full(b"5")
 
     async def read_all() -> Any:
-        decoded, _ = await tokenizer.in_thread(LARGE.decode, body)
+        decoded, _ = await tokenizer.in_thread(1, LARGE.decode, body)
         _, lists = as_lists(decoded.input, "input", LIMIT)
         return await tokenizer.ids(lists or (), truncate=True)
 

@@ -48,7 +48,7 @@ async def test_a_real_worker_computes_dies_and_is_replaced(
     items = [np.arange(4, 5 + index % 12, dtype=np.int32) for index in range(200)]
     expected = [fake_result(item, card) for item in items]
 
-    outcome = await front.dispatcher.submit(items)
+    outcome = await front.dispatcher.enqueue(items)
     np.testing.assert_array_equal(outcome.results, expected)
     assert outcome.compute_seconds >= 1e-4 * sum(map(len, items)) * 0.9
 

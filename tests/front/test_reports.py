@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from launcher.front.http.app import INSIDE_BYTES
-from launcher.front.http.server import HEAD_BYTES, KEEP_ALIVE_SECONDS, REQUEST_SECONDS
+from launcher.front.http.connection import HEAD_BYTES
+from launcher.front.http.server import KEEP_ALIVE_SECONDS, REQUEST_SECONDS
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio

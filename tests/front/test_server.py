@@ -30,7 +30,9 @@ class Running:
         self.front = front
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = HttpServer(create_app(front.services(card, options)), sock, **limits)
+        services = front.services(card, options)
+        self.tokenizer = services.tokenizer
+        self.server = HttpServer(create_app(services), sock, **limits)
         self.task = asyncio.ensure_future(self.server.run())
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -47,8 +49,13 @@ async def start(make_front: Any, card: Any) -> AsyncIterator[Any]:
     """Starts a server in front of one worker; ``limits`` are those of the server."""
     started: list[Running] = []
 
-    def start_(options: FrontOptions = FrontOptions(), **limits: Any) -> Running:  # noqa: B008  # frozen
-        running = Running(make_front(), card, options, **limits)
+    def start_(
+        options: FrontOptions = FrontOptions(),  # noqa: B008  # frozen
+        *,
+        queue_items: int = 10_000,
+        **limits: Any,
+    ) -> Running:
+        running = Running(make_front(queue_items=queue_items), card, options, **limits)
         started.append(running)
         return running
 
@@ -156,6 +163,48 @@ async def test_a_client_that_leaves_takes_its_request_with_it(start: Any, until:
     async with httpx.AsyncClient(base_url=running.url) as client:
         assert (await client.post("/v1/embeddings", json={"input": "w1"})).status_code == 200
     assert reader is not None
+
+
+LONG = b'{"truncate": true, "input": ["%b"]}' % b'", "'.join([b"w1 " * 1_200] * 2_000)
+
+
+async def test_a_request_that_would_be_refused_is_not_tokenized(start: Any) -> None:
+    running = start()
+    await running.front.ready()
+    running.front.dispatcher.begin_drain()
+    async with httpx.AsyncClient(base_url=running.url) as client:
+        for body in (LONG, GOOD):
+            headers = {"content-type": "application/json"}
+            answer = await client.post("/v1/embeddings", content=body, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+    assert not running.tokenizer._threads._threads  # none was ever needed
+
+
+async def test_what_is_being_tokenized_counts_against_the_queue(start: Any) -> None:
+    running = start(queue_items=2_500)
+    (await running.front.ready()).serve_in_background()
+    writers = []
+    statuses = []
+    for _ in range(8):
+        reader, writer = await running.connect()
+        writer.write(request(LONG))
+        writers.append((reader, writer))
+    for reader, writer in writers:
+        statuses.append((await answer_of(reader))[0])
+        writer.close()
+    assert set(statuses) == {200, 429}
+
+
+async def test_a_client_that_leaves_while_its_texts_are_tokenized_takes_them_with_it(start: Any, until: Any) -> None:
+    running = start()
+    await running.front.ready()
+    _, writer = await running.connect()
+    writer.write(request(LONG))
+    await until(lambda: running.tokenizer.pending == 2_000)
+    writer.close()
+    await until(lambda: running.tokenizer.pending == 0)
+    await until(lambda: b'status="499"} 1.0' in running.front.metrics.render())
+    assert running.front.dispatcher.in_flight == 0
 
 
 async def test_a_client_that_sends_too_much_still_reads_why(start: Any) -> None:
@@ -323,7 +372,7 @@ async def test_a_head_without_end_is_refused(start: Any) -> None:
     for _ in range(2 * HEAD_BYTES // len(piece)):
         writer.write(piece)
         await asyncio.wait({answer}, timeout=0.002)
-        if answer.done():
+        if answer.done() or writer.is_closing():
             break
     status, headers, body = await answer
     assert (status, headers["connection"]) == (431, "close")

@@ -133,6 +133,22 @@ async def test_the_loop_goes_on_while_a_large_input_is_tokenized(demo_card: Mode
     tokenizer.close()
 
 
+async def test_what_nobody_waits_for_is_not_tokenized_to_the_end(demo_card: ModelCard, until: Any) -> None:
+    tokenizer = FrontTokenizer(demo_card, text_characters=1_000_000)
+    texts = ["a quick brown fox " * 1_000] * 400  # 7 M characters, 2 s of work each
+    jobs = [asyncio.ensure_future(tokenizer.texts(texts, truncate=True)) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert tokenizer.pending == 20 * 400
+    start = time.process_time()
+    for job in jobs:
+        job.cancel()
+    await asyncio.gather(*jobs, return_exceptions=True)
+    assert tokenizer.pending == 0
+    assert (await tokenizer.texts(texts[:1] * 2, truncate=True)).truncated == (0, 1)  # gets its turn
+    assert time.process_time() - start < 1
+    tokenizer.close()
+
+
 async def test_small_and_large_inputs_give_the_same_ids(demo_card: ModelCard) -> None:
     tokenizer = FrontTokenizer(demo_card, text_characters=1_000_000)
     texts = [f"The {number} cores of a machine, naïvely counted." for number in range(400)]

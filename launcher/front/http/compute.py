@@ -129,13 +129,10 @@ class ComputeRoute(Generic[Body]):
     async def _compute(self, raw: bytes, receive: Receive) -> tuple[bytes, Headers]:
         clock = time.perf_counter
         started = clock()
-        if len(raw) <= INLINE_BYTES:
-            body, ignored = self._decoder.decode(raw)
-        else:
-            body, ignored = await self._tokenizer.in_thread(self._large.decode, raw)
+        body, ignored = await self._read(raw, receive)
         self.check(body)
         parsed = clock()
-        tokenized = await self._tokenize(body)
+        tokenized = await self._tokenize(body, receive)
         done = clock()
         self._parse_seconds(parsed - started)
         self._tokenize_seconds(done - parsed)
@@ -150,12 +147,24 @@ class ComputeRoute(Generic[Body]):
         self._reply_seconds(clock() - started)
         return payload, _notes(tokenized, ignored) if ignored or tokenized.truncated else ()
 
-    async def _tokenize(self, body: Body) -> Tokenized:
+    async def _read(self, raw: bytes, receive: Receive) -> tuple[Body, Sequence[str]]:
+        if len(raw) <= INLINE_BYTES:
+            return self._decoder.decode(raw)
+        self._dispatcher.check_admission(1, ahead=self._tokenizer.pending)
+        return await while_connected(self._tokenizer.in_thread(1, self._large.decode, raw), receive)
+
+    async def _tokenize(self, body: Body, receive: Receive) -> Tokenized:
         value, truncate = self.inputs(body)
         texts, ids = as_lists(value, self.field, self._options.request_items)
+        # Asked before the work is done, not only when it is done for nothing.
+        self._dispatcher.check_admission(len(texts or ids or ()), ahead=self._tokenizer.pending)
+
+        async def wait(future: asyncio.Future[Tokenized]) -> Tokenized:
+            return await while_connected(future, receive)
+
         if texts is not None:
-            return await self._tokenizer.texts(texts, truncate=truncate, field=self.field)
-        return await self._tokenizer.ids(ids or (), truncate=truncate, field=self.field)
+            return await self._tokenizer.texts(texts, truncate=truncate, field=self.field, wait=wait)
+        return await self._tokenizer.ids(ids or (), truncate=truncate, field=self.field, wait=wait)
 
     async def _write(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
         """The whole reply; a long one is written with pauses, in which others are served."""
