@@ -19,8 +19,9 @@ class Channel(asyncio.Protocol):
     """Calls ``on_message(message, body)`` for each message of the worker and at last ``on_lost(reason)``, once.
 
     ``on_lost`` is called from the event loop, never from within ``send`` or ``fail``, so that the dispatcher is not
-    entered while it is still carrying out what it decided before. Nothing limits the write buffer here: the
-    scheduler never has more than a running and a ready batch at a worker, which bounds it.
+    entered while it is still carrying out what it decided before. Where data brought the end, it is called before
+    anything else can happen, so that nothing more is decided for a worker that is lost. Nothing limits the write
+    buffer here: the scheduler never has more than a running and a ready batch at a worker, which bounds it.
     """
 
     def __init__(self, on_message: Callable[[ToFront, bytes], None], on_lost: Callable[[str], None]) -> None:
@@ -29,6 +30,7 @@ class Channel(asyncio.Protocol):
         self._decoder = to_front_decoder()
         self._transport: asyncio.WriteTransport | None = None
         self._reason: str | None = None
+        self._reported = False
 
     async def connect(self, sock: socket.socket) -> None:
         """Start on ``sock``, a connected Unix stream socket, which belongs to the channel from now on."""
@@ -60,8 +62,11 @@ class Channel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        if self._reason is not None:
-            return
+        if self._reason is None:
+            self._deliver(data)
+            self._report()
+
+    def _deliver(self, data: bytes) -> None:
         try:
             for message, body in self._decoder.feed(data):
                 self._on_message(message, body)
@@ -75,7 +80,12 @@ class Channel(asyncio.Protocol):
         self._transport = None
         if self._reason is None:
             self._reason = self._describe_end(exc)
-        self._on_lost(self._reason)
+        self._report()
+
+    def _report(self) -> None:
+        if self._reason is not None and not self._reported:
+            self._reported = True
+            self._on_lost(self._reason)
 
     def _describe_end(self, exc: Exception | None) -> str:
         if exc is not None:

@@ -125,6 +125,24 @@ async def test_a_message_handler_that_fails_the_channel_gets_no_second_message(u
     theirs.close()
 
 
+@pytest.mark.parametrize("garbage", [True, False])
+async def test_the_end_that_data_brings_is_reported_with_the_data_and_once(garbage: bool, until: Any) -> None:
+    told: list[str] = []
+
+    def refuse(message: Any, body: bytes) -> None:
+        channel.fail("not wanted")
+        assert told == []  # the handler is still at work
+
+    channel = Channel(refuse, told.append)
+    ours, theirs = socket.socketpair()
+    await channel.connect(ours)
+    channel.data_received(GARBAGE["text"] if garbage else frame(Loading("load", 0.1)))
+    assert len(told) == 1
+    await until(lambda: channel._transport is None)  # the connection is lost now, too
+    assert len(told) == 1
+    theirs.close()
+
+
 async def test_a_worker_that_does_not_read_does_not_stop_the_loop(until: Any) -> None:
     ends = Ends()
     theirs = await ends.connect()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launcher.core.frames import encode
 from launcher.core.lengths import LengthClass
 from launcher.core.messages import Done, Failed, Loading, Ready, Run, Stop, Unusable
 from launcher.core.scheduler import Replace
@@ -289,6 +290,23 @@ async def test_a_worker_whose_result_does_not_fit_is_given_up_and_its_items_go_e
     await honest.become_ready()
     honest.serve_in_background()
     np.testing.assert_array_equal((await future).results, [vector_of([4]), vector_of([5])])
+
+
+async def test_nothing_is_sent_to_a_worker_that_was_just_given_up_and_no_attempt_is_lost(
+    make_front: Any, vector_of: Any
+) -> None:
+    front = make_front(2)
+    await front.ready(0)
+    second = await front.ready(1)
+    nonsense = b"".join(bytes(part) for part in encode(Loading("load", 0.1)))
+    front.dispatcher._workers[0].channel.data_received(nonsense)
+    future = front.dispatcher.enqueue([ids(4)])  # before the loop hears of the end of the connection
+    await second.expect(Run)
+    second.close()  # the first attempt
+    third = await front.attach(0)
+    await third.become_ready()
+    third.serve_in_background()
+    np.testing.assert_array_equal((await future).results, [vector_of([4])])
 
 
 UNASKED = [
