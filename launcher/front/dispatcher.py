@@ -133,6 +133,7 @@ class Dispatcher:
         self._width = width
         self._clock = clock
         self._now = clock()
+        self.draining = False
         self._workers: dict[int, _Worker] = {}
         self._requests: dict[int, _Request] = {}
         self._next_request = 1
@@ -269,6 +270,7 @@ class Dispatcher:
 
     def begin_drain(self) -> None:
         """Admit nothing more."""
+        self.draining = True
         self._feed(DrainStarted())
 
     async def drained(self) -> None:

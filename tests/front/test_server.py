@@ -423,6 +423,28 @@ async def test_stop_answers_what_is_inside_and_closes_what_is_idle(start: Any) -
     idle_writer.close()
 
 
+async def test_from_the_start_of_the_drain_connections_end_with_their_reply(start: Any) -> None:
+    running = start()
+    worker = await running.front.ready()
+    connections = [await running.connect() for _ in range(4)]
+    for reader, writer in connections:
+        writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
+        status, headers, _ = await answer_of(reader)
+        assert (status, "connection" in headers) == (200, False)
+    connections[0][1].write(request(GOOD))
+    run, body = await worker.expect(Run)
+    running.front.dispatcher.begin_drain()
+    connections[1][1].write(request(GOOD))
+    connections[2][1].write(request(b"{}"))
+    connections[3][1].write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
+    await worker.answer(run, body)
+    for (reader, writer), expected in zip(connections, (200, 503, 400, 200), strict=True):
+        status, headers, _ = await answer_of(reader)
+        assert (status, headers["connection"]) == (expected, "close")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+
 async def test_stop_waits_no_longer_than_it_is_told(start: Any) -> None:
     running = start()
     worker = await running.front.ready()

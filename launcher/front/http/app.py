@@ -13,11 +13,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.bodies import Health, Readiness
 from launcher.front.http.compute import ComputeRoute, Services
 from launcher.front.http.docs import docs_page
 from launcher.front.http.errors import http_exception, internal_error
-from launcher.front.http.exchange import Intake
+from launcher.front.http.exchange import Intake, closing
 from launcher.front.http.openai import EmbeddingsRoute, Models
 from launcher.front.http.openapi import openapi_document
 from launcher.front.http.predict import PredictRoute
@@ -47,7 +48,7 @@ def create_app(services: Services) -> Starlette:
         *_both("/docs", reports.docs, "GET"),
         *_both("/openapi.json", reports.openapi, "GET"),
     ]
-    return _Application(routes, {endpoint.path: endpoint for endpoint in computing})
+    return _Application(routes, {endpoint.path: endpoint for endpoint in computing}, services.dispatcher)
 
 
 class _Application(Starlette):
@@ -56,16 +57,20 @@ class _Application(Starlette):
     That saves 9 µs of about 150 for each request.
     """
 
-    def __init__(self, routes: Sequence[BaseRoute], direct: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, routes: Sequence[BaseRoute], direct: Mapping[str, ASGIApp], dispatcher: Dispatcher) -> None:
         super().__init__(routes=routes, exception_handlers={HTTPException: http_exception, Exception: internal_error})
         # A redirect would send clients that do not follow it, and those that drop the body, into nothing.
         self.router.redirect_slashes = False
         self._direct = direct
+        self._dispatcher = dispatcher
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         direct = self._direct.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        await (direct or super().__call__)(scope, receive, send)
+        if direct is not None:
+            await direct(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, closing(send) if self._dispatcher.draining else send)
 
 
 def _both(path: str, endpoint: ASGIApp | Callable[[Request], object], method: str) -> list[BaseRoute]:

@@ -26,6 +26,7 @@ from launcher.front.http.exchange import (
     Headers,
     Intake,
     Unread,
+    closing,
     reply_and_close,
     while_connected,
 )
@@ -117,6 +118,7 @@ class ComputeRoute(Generic[Body]):
             _log.exception("a request to %s failed inside", self.path, extra={"event": "internal_error"})
             status, payload = 500, internal_error_body()
         self._count.answered(status)
+        send = closing(send) if self._dispatcher.draining else send
         await self._intake.reply(send, status, payload, headers)
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[bytes, Headers]:

@@ -19,6 +19,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 Result = TypeVar("Result")
 
 JSON = b"application/json"
+CLOSE = (b"connection", b"close")
 # A client that has sent too much is still read for a while, up to this much and this long, because closing a
 # connection with unread data resets it, and the client would never see the answer.
 LINGER_BYTES = 64 * 1024 * 1024
@@ -173,9 +174,20 @@ def _head(body: bytes, headers: Headers) -> list[tuple[bytes, bytes]]:
     return [(b"content-type", JSON), (b"content-length", b"%d" % len(body)), *headers]
 
 
+def closing(send: Send) -> Send:
+    """``send``, but the connection is closed after the reply, and the client told so."""
+
+    async def send_(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
+        await send(message)
+
+    return send_
+
+
 async def reply_and_close(receive: Receive, send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
     """Send a JSON reply to a client that may still be sending, then close the connection."""
-    head = _head(body, (*headers, (b"connection", b"close")))
+    head = _head(body, (*headers, CLOSE))
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     with contextlib.suppress(asyncio.TimeoutError):
