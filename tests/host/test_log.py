@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.host.log import ROUTED, set_up
+from launcher.host.log import ROUTED, JsonFormatter, set_up
 from launcher.options import LogOptions
 
 
@@ -101,7 +101,7 @@ def test_json_is_one_object_a_line_with_the_extra_fields(programs: io.StringIO) 
     log.warning(
         "restarts in %.1f s\nor so", 0.5, extra={"instance": 2, "event": "restarting", "path": os.sep, "n": None}
     )
-    log.info("naïve \udcff", extra={"odd": {1}})
+    log.info("naïve", extra={"odd": {1}})
     first, second = (json.loads(line) for line in programs.getvalue().splitlines())
     assert first.pop("ts") > 1.6e9
     assert first == {
@@ -113,7 +113,14 @@ def test_json_is_one_object_a_line_with_the_extra_fields(programs: io.StringIO) 
         "path": "/",
         "n": None,
     }
-    assert (second["message"], second["odd"]) == ("naïve \udcff", "{1}")
+    assert (second["message"], second["odd"]) == ("naïve", "{1}")
+
+
+def test_json_takes_text_that_is_no_unicode() -> None:
+    # Formatted here and not logged: what is logged goes into pytest's own reports, which must be UTF-8.
+    line = JsonFormatter().format(logging.makeLogRecord({"msg": "a name \udcff", "levelno": logging.INFO}))
+    assert line.isascii()
+    assert json.loads(line)["message"] == "a name \udcff"
 
 
 def test_json_carries_the_exception(programs: io.StringIO) -> None:
