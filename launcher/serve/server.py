@@ -167,9 +167,10 @@ class Server:
             for instance, command in zip(plan.instances, self._prepared.commands, strict=True)
         ]
         self._supervisor = Supervisor(launches, self._options.supervise, self)
+        self._tokenizer = FrontTokenizer(self._card, text_characters=front.text_characters)
         services = Services(
             dispatcher=self._dispatcher,
-            tokenizer=FrontTokenizer(self._card, text_characters=front.text_characters),
+            tokenizer=self._tokenizer,
             card=self._card,
             options=front,
             info=self.info,
@@ -244,6 +245,7 @@ class Server:
         self._dispatcher.stop_workers()
         await self._supervisor.stop(STOP_SECONDS)
         await self._http.stop(STOP_SECONDS)
+        self._tokenizer.close()
         self._finished.set()
 
     async def _fail(self, reason: str) -> None:
