@@ -80,9 +80,9 @@ class Program:
                 os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """End it, and all that it has started, at once."""
+        """End it, and all that it has started, at once, and wait no more for whoever reads its output."""
+        self._killed = True
         if self._process.returncode is None:
-            self._killed = True
             kill_group(self.pid)
 
     async def wait(self) -> int:
@@ -114,7 +114,7 @@ class Program:
             before = self._pieces
             with anyio.move_on_after(OUTPUT_SECONDS):
                 await self._all_relayed.wait()
-            if self._pieces == before and not self._writing:
+            if self._killed or (self._pieces == before and not self._writing):
                 return
 
     async def _pump(self, stream: int, pipe: IO[bytes]) -> None:

@@ -106,7 +106,7 @@ class Runner:
     @property
     def exit_status(self) -> int:
         """0 when every program has ended with 0, else that of the first that failed."""
-        return self._course.exit_status
+        return self._course.exit_status if self._course.over else exit_code(-signal.SIGKILL)
 
     async def run(self) -> None:
         """Start all programs; returns when all have ended. Raises ``UsageError`` for a log folder that cannot be."""
@@ -172,7 +172,7 @@ class Runner:
         status = await program.wait()
         del self._programs[program.instance]
         now = time.monotonic()
-        level = logging.INFO if status == 0 else logging.ERROR
+        level = logging.INFO if status == 0 or self._course.ending else logging.ERROR
         self._say(level, program.instance, "%s after %.1f s", program.describe(status), now - started)
         self._act(self._course.ended(program.instance, status, now))
 
@@ -181,7 +181,7 @@ class Runner:
             self._changed = anyio.Event()
             now = time.monotonic()
             if self._killed_at is not None and now >= self._killed_at + KILL_SECONDS:
-                return  # what was killed has ended, and somebody does not read its last words
+                return  # the kernel does not let go of what was killed
             if actions := self._course.tick(now):
                 self._act(actions)
             deadlines = [self._course.next_deadline(), self._killed_at and self._killed_at + KILL_SECONDS]
@@ -280,7 +280,7 @@ class Runner:
 
     def _say_end(self) -> None:
         for one in self._course.progress():
-            level = logging.INFO if one.state == "done" else logging.ERROR
+            level = logging.ERROR if one.state == "failed" else logging.INFO
             self._say(level, one.instance, "%s", summary(one))
 
     def _say(self, level: int, instance: int, message: str, *values: object) -> None:

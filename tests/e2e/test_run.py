@@ -298,6 +298,25 @@ def test_a_second_signal_kills() -> None:
     assert all(map(gone, pids))
 
 
+def test_a_reader_that_does_not_read_keeps_nobody() -> None:
+    with started(*two("--", "yes")) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert any("a second signal kills" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) in (130, 137)
+
+
+def test_programs_that_have_ended_are_not_waited_for_longer_than_the_grace_when_nobody_reads() -> None:
+    with started(*two("--grace-seconds", "0.5", "--", "yes")) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 143
+
+
 # -- nothing is left over -----------------------------------------------------------------------------------------
 
 # A program that starts a child in its session, and a daemon that leaves session, parent and environment behind.

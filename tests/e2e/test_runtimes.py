@@ -1,0 +1,96 @@
+"""Preloaded libraries from the command line to the process: found, shown, and really mapped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.host.runtimes import look_around
+from tests.e2e.running import Launch
+
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")
+
+# The C library's own allocator under another name, so that any program can live with it.
+PASSING_ON = """
+#include <stddef.h>
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+extern void __libc_free(void *);
+void *malloc(size_t n) { return __libc_malloc(n); }
+void *calloc(size_t a, size_t b) { return __libc_calloc(a, b); }
+void *realloc(void *p, size_t n) { return __libc_realloc(p, n); }
+void free(void *p) { __libc_free(p); }
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lib") / "libjemalloc.so.2"
+    command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(path)]
+    subprocess.run(command, input=PASSING_ON, text=True, check=True)
+    return path
+
+
+def environment(library: Path) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "MALLOC_CONF")}
+    return {**inherited, "LD_LIBRARY_PATH": str(library.parent), "HF_HUB_OFFLINE": "1"}
+
+
+def command_line(*words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+
+
+@needs_gcc
+def test_the_report_shows_what_is_preloaded_behind_the_user_s_own(library: Path, tmp_path: Path) -> None:
+    own = tmp_path / "libmine.so"
+    subprocess.run(["gcc", "-shared", "-x", "c", "-", "-o", str(own)], input="int mine;", text=True, check=True)
+    env = {**environment(library), "LD_PRELOAD": str(own)}
+    done = command_line("topology", "--instances", "1", "--allocator", "jemalloc", "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (instance,) = report["plan"]["instances"]
+    assert instance["env"]["LD_PRELOAD"] == f"{own}:{library}"
+    assert instance["env"]["MALLOC_CONF"] == "oversize_threshold:0"
+    assert f"LD_PRELOAD={own} of your environment is kept, and comes before {library}." in report["warnings"]
+
+
+@needs_gcc
+def test_a_program_really_has_it(library: Path) -> None:
+    words = ("run", "--instances", "1", "--allocator", "jemalloc", "--", "cat", "/proc/self/maps")
+    done = command_line(*words, env=environment(library))
+    assert done.returncode == 0, done.stderr
+    assert str(library) in done.stdout
+
+
+@needs_gcc
+def test_a_program_has_nothing_that_was_not_asked_for(library: Path) -> None:
+    done = command_line("run", "--instances", "1", "--", "cat", "/proc/self/maps", env=environment(library))
+    assert done.returncode == 0, done.stderr
+    assert str(library) not in done.stdout
+
+
+def test_what_is_asked_for_and_absent_ends_with_3_before_anything_starts() -> None:
+    if look_around(("intel",), os.environ).sought[0].usable is not None:
+        pytest.skip("this machine has Intel's runtime")
+    done = command_line("--openmp", "intel", "--port", "0", env=dict(os.environ))
+    assert done.returncode == 3
+    assert "libiomp5.so" in done.stderr
+    assert "intel-openmp" in done.stderr
+    assert "started as pid" not in done.stderr
+
+
+@needs_gcc
+@pytest.mark.slow
+def test_a_worker_really_has_it(library: Path, launch: Launch) -> None:
+    words = ("--instances", "1", "--backend", "fake", "--allocator", "jemalloc")
+    with launch(*words, env=environment(library)) as server:
+        server.wait_serving()
+        maps = Path(f"/proc/{server.worker_of(0)}/maps").read_text()
+        assert server.info()["instances"][0]["env"]["LD_PRELOAD"] == str(library)
+    assert str(library) in maps
