@@ -49,9 +49,6 @@ class LengthQueue:
         self.tokens = 0
         self.squares = 0
 
-    def __len__(self) -> int:
-        return self.count
-
     def push(self, item: Item, rank: float) -> None:
         """Add an item; ``rank`` is a time in seconds, the lowest is served first."""
         self._sequence += 1
