@@ -24,8 +24,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     weights; ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the
     ``tokenizer.json`` to use (empty: the one in ``folder``). ``max_length`` is in tokens, special tokens
     included. ``weight_bytes`` is the size in fp32 of all parameters. ``scores`` says how a classifier's logits
-    become scores; with ``multi_label`` each label is scored by itself. ``notes`` say what people should know of how
-    the card came about.
+    become scores. ``notes`` say what people should know of how the card came about.
     """
 
     name: str
@@ -42,9 +41,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     pooling: Pooling
     normalize: bool
     labels: tuple[str, ...]
-    multi_label: bool
     weight_bytes: int
-    prompts: dict[str, str] = {}
     tokenizer_file: str = ""
     scores: Scores = "softmax"
     notes: tuple[str, ...] = ()

@@ -116,7 +116,6 @@ def _random_card(options: ModelOptions) -> ModelCard:
         pooling="mean",
         normalize=True,
         labels=RANDOM_LABELS if task == "classify" else (),
-        multi_label=False,
         weight_bytes=shape.parameters * FLOAT32_BYTES,
         notes=("random weights: results mean nothing, speed is that of a real model of this shape",),
     )

@@ -80,7 +80,6 @@ def card(model_folder: Path) -> ModelCard:
         pooling="mean",
         normalize=True,
         labels=(),
-        multi_label=False,
         weight_bytes=1,
     )
 

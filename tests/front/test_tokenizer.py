@@ -34,7 +34,7 @@ def demo_card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
     return ModelCard(
         name="demo", asked="demo", task="embed", folder=str(folder), shape=None, architecture="BertModel",
         hidden_size=384, layers=6, vocab_size=30522, max_length=256, pad_id=0, pooling="mean", normalize=True,
-        labels=(), multi_label=False, weight_bytes=90_000_000,
+        labels=(), weight_bytes=90_000_000,
     )  # fmt: skip
 
 

@@ -168,7 +168,7 @@ def test_sentence_files_set_normalization_limit_and_prompts(folder) -> None:
     card = card_of(folder)
 
     assert (card.pooling, card.normalize, card.max_length) == ("cls", True, 48)
-    assert card.prompts == {"query": "query: "}
+    assert any("prompts (query)" in note for note in card.notes)
 
 
 def test_an_encoder_in_a_folder_of_its_own_is_found(folder) -> None:
@@ -274,26 +274,26 @@ def test_a_classifier_brings_its_labels_in_the_order_of_its_logits(folder) -> No
 
     assert card.task == "classify"
     assert card.labels == tuple(f"class {index}" for index in range(12))
-    assert (card.scores, card.multi_label, card.result_width) == ("softmax", False, 12)
+    assert (card.scores, card.result_width) == ("softmax", 12)
 
 
 @pytest.mark.parametrize(
-    ("changes", "scores", "multi_label"),
+    ("changes", "scores"),
     [
-        ({"problem_type": "multi_label_classification"}, "sigmoid", True),
-        ({"id2label": {"0": "spam"}}, "sigmoid", False),
-        ({"problem_type": "regression", "id2label": {"0": "score"}}, "raw", False),
-        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "raw", False),
-        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "raw", False),
-        ({}, "softmax", False),
+        ({"problem_type": "multi_label_classification"}, "sigmoid"),
+        ({"id2label": {"0": "spam"}}, "sigmoid"),
+        ({"problem_type": "regression", "id2label": {"0": "score"}}, "raw"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "raw"),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "raw"),
+        ({}, "softmax"),
     ],
 )
-def test_logits_become_scores_as_the_config_says(folder, changes, scores, multi_label) -> None:
+def test_logits_become_scores_as_the_config_says(folder, changes, scores) -> None:
     change_config(folder, architectures=["BertForSequenceClassification"], **changes)
 
     card = card_of(folder)
 
-    assert (card.scores, card.multi_label) == (scores, multi_label)
+    assert card.scores == scores
 
 
 def test_classification_without_a_head_is_refused_and_embedding_with_one_is_not(folder) -> None:

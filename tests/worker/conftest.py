@@ -145,7 +145,6 @@ def make_card(**changes: object) -> ModelCard:
         pooling="mean",
         normalize=True,
         labels=(),
-        multi_label=False,
         weight_bytes=0,
     )
     return msgspec.structs.replace(card, **changes)

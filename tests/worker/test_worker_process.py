@@ -332,7 +332,7 @@ def test_says_which_nodes_were_refused(start) -> None:
 def test_setups_survive_the_wire(fake_setup: Callable[..., Setup]) -> None:
     import msgspec
 
-    setup = fake_setup(warmup=((2, 3),), prompts={"query": "query: "}, notes=("a note",))
+    setup = fake_setup(warmup=((2, 3),), notes=("a note",))
 
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(setup), type=Setup) == setup
-    assert json.loads(msgspec.json.encode(setup))["card"]["prompts"] == {"query": "query: "}
+    assert json.loads(msgspec.json.encode(setup))["card"]["notes"] == ["a note"]
