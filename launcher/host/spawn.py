@@ -43,7 +43,6 @@ class Launch:
     instance: int
     command: tuple[str, ...]
     env: Mapping[str, str]
-    cwd: str | None = None
     mask: tuple[int, ...] | None = None
 
 
@@ -160,7 +159,6 @@ def start(launch: Launch) -> Worker:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 env=dict(launch.env),
-                cwd=launch.cwd,
                 close_fds=True,
                 start_new_session=True,
             )
