@@ -32,6 +32,9 @@ from launcher.options import MachineOptions, RuntimeOptions, ServeOptions
 
 HERE = Path("/")
 
+# For workers beside what the plan sets: Python must not import from the folder in which `launch` was typed.
+OWN_ENV = {"PYTHONSAFEPATH": "1"}
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -51,7 +54,19 @@ def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | Non
     Without ``model_needed`` (reports) a model that is not there becomes a warning: limits and memory that depend on
     it stay unknown.
     """
-    return _prepare(machine or read(options.machine), options, model_needed)
+    machine = machine or read(options.machine)
+    card, warnings = _card(options, model_needed)
+    plan = make_plan(machine, _request(options, card))
+    live = is_here(options.machine)
+    bindings = bindings_of(plan, options.machine.strict, live)
+    python = sys.executable if live else "python3"
+    user_env = os.environ if live else {}
+    runtimes = decide_runtimes(options.runtime, live, user_env)
+    commands, notes = _commands(plan, bindings, python, user_env, runtimes)
+    if live:
+        warnings += explain(plan, bindings)
+    everything = (*machine.warnings, *plan.warnings, *warnings, *runtimes.notes, *notes)
+    return Prepared(machine, card, plan, bindings, commands, tuple(dict.fromkeys(everything)))
 
 
 def read(wanted: MachineOptions) -> Machine:
@@ -75,21 +90,6 @@ def refuse_elsewhere(wanted: MachineOptions) -> None:
             f"{option} {place} is for a plan of another machine, and instances start on this one; "
             f"--dry-run or `launch topology` shows that plan, and without {option} this machine is served from"
         )
-
-
-def _prepare(machine: Machine, options: ServeOptions, model_needed: bool) -> Prepared:
-    card, warnings = _card(options, model_needed)
-    plan = make_plan(machine, _request(options, card))
-    live = is_here(options.machine)
-    bindings = bindings_of(plan, options.machine.strict, live)
-    python = sys.executable if live else "python3"
-    user_env = os.environ if live else {}
-    runtimes = decide_runtimes(options.runtime, live, user_env)
-    commands, notes = _commands(plan, bindings, python, user_env, runtimes)
-    if live:
-        warnings += explain(plan, bindings)
-    everything = (*machine.warnings, *plan.warnings, *warnings, *runtimes.notes, *notes)
-    return Prepared(machine, card, plan, bindings, commands, tuple(dict.fromkeys(everything)))
 
 
 def _check(options: MachineOptions) -> None:
@@ -151,7 +151,7 @@ def _commands(
     notes: list[str] = []
     for instance, binding in zip(plan.instances, bindings, strict=True):
         env, said = worker_env(instance, user_env, runtimes)
-        commands.append(Command(worker_command(instance, binding, python), env))
+        commands.append(Command(worker_command(instance, binding, python), {**env, **OWN_ENV}))
         notes += said
     return tuple(commands), tuple(dict.fromkeys(notes))
 

@@ -20,7 +20,7 @@ from launcher.core.report import Command, report_json, report_text
 from launcher.errors import UsageError
 from launcher.host.machine_file import write_machine_file
 from launcher.options import ServeOptions
-from launcher.serve.prepare import Prepared, prepare, read
+from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ def _exported(
     if not program:
         front, model = options.front, options.model
         program = ("launch", "--instances", "1", "--model", model.model, "--port", str(front.port + instance.id))
-    return Command(fill(program, values_of(instance, instances)), command.env)
+    env = {name: value for name, value in command.env.items() if name not in OWN_ENV}
+    return Command(fill(program, values_of(instance, instances)), env)
 
 
 def _say(sentence: str) -> None:

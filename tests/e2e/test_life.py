@@ -227,3 +227,21 @@ def test_workers_that_die_while_serving_are_replaced_however_often(launch: Launc
             server.wait_for("ready", instance=0)
         assert server.embed("still served").status_code == 200
         assert server.info()["instances"][0]["restarts"] == 4
+
+
+def test_workers_import_nothing_from_the_folder_in_which_launch_was_typed(launch: Launch, tmp_path: Path) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("PYTHONSAFEPATH came with Python 3.11")
+    (tmp_path / "argparse.py").write_text("raise SystemExit('imported from the current folder')\n")
+    launch_script = Path(sys.executable).parent / "launch"
+    command = [launch_script, *FAKE, "--port", "0", "--log-json"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if '"serving"' in line or '"given_up"' in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert '"serving"' in lines[-1], "".join(lines[-5:])
