@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Called by the parser."""
         if self._waiter is not None and not self._waiter.done():
-            seconds = time.perf_counter() - self._started
+            seconds = time.monotonic() - self._started
             self._waiter.set_result(Reply(self._parser.get_status_code(), b"".join(self._body), seconds))
         keep = self._parser.should_keep_alive()
         self._parser = httptools.HttpResponseParser(self)
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
             raise ConnectionResetError("the connection is closed")
         self._body = []
         self._waiter = self._loop.create_future()
-        self._started = time.perf_counter()  # uvloop's own clock has milliseconds
+        self._started = time.monotonic()  # uvloop's own clock has milliseconds
         self._transport.write(request)
         return await self._waiter
 

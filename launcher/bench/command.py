@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import anyio
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from launcher.bench.load import LoadOptions, run_load, summary
-from launcher.bench.mix import Mix, builtin_mix, file_mix, fixed_mix
+from launcher.bench.figures import summary
+from launcher.bench.load import LoadOptions, run_load
+from launcher.bench.mix import BUILTIN_LONGEST, Mix, builtin_mix, file_mix, fixed_mix, histogram_mix
+from launcher.bench.plot import check_plot, draw
+from launcher.bench.tables import show
 from launcher.errors import UsageError
+from launcher.host.histogram_file import read_histogram
 from launcher.options import DEFAULT_MODEL, DEFAULT_PORT, ModelOptions
 
 app = typer.Typer(help="Measure: load over HTTP, or a plain script on the same texts.", no_args_is_help=True)
@@ -21,17 +22,39 @@ app = typer.Typer(help="Measure: load over HTTP, or a plain script on the same t
 Count = Annotated[int, typer.Option("--count", "-n", help="Number of texts.", min=1)]
 Texts = Annotated[Path | None, typer.Option(help="A file with one text a line, instead of the built-in mix.")]
 Tokens = Annotated[int | None, typer.Option(help="Texts of this many tokens each, instead of the mix.", min=3)]
-Seed = Annotated[int, typer.Option(help="Of the built-in mix.")]
-Longest = Annotated[int, typer.Option(help="Longest text of the built-in mix, in tokens.", min=3)]
+Lengths = Annotated[
+    Path | None,
+    typer.Option(
+        help='Draw lengths from this histogram instead: lines of "tokens count", or JSON {"tokens": count}.',
+        metavar="FILE",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of the random texts.")]
+Longest = Annotated[
+    int | None,
+    typer.Option(help=f"Longest text in tokens; the built-in mix has at most {BUILTIN_LONGEST} without it.", min=3),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 
-def _mix(count: int, texts: Path | None, tokens: int | None, seed: int, longest: int) -> Mix:
-    if texts is not None and tokens is not None:
-        raise UsageError("--texts and --tokens exclude each other; give one of them")
+def mix_of(
+    count: int, texts: Path | None, lengths: Path | None, tokens: int | None, seed: int, longest: int | None
+) -> Mix:
+    """The texts that the options ask for. Raises ``UsageError``."""
+    given = [name for name, value in (("--texts", texts), ("--lengths", lengths), ("--tokens", tokens)) if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other; give one of them")
+    if longest is not None and (texts or tokens):
+        raise UsageError(
+            f"--longest is for random lengths, and {given[0]} says what lengths there are; leave one away"
+        )
     if texts is not None:
         return file_mix(texts, count)
-    return builtin_mix(count, seed=seed, longest=longest) if tokens is None else fixed_mix(count, tokens, seed=seed)
+    if lengths is not None:
+        return histogram_mix(read_histogram(lengths), count, lengths.name, seed=seed, longest=longest)
+    if tokens is not None:
+        return fixed_mix(count, tokens, seed=seed)
+    return builtin_mix(count, seed=seed, longest=longest or BUILTIN_LONGEST)
 
 
 @app.command()
@@ -44,9 +67,10 @@ def load(
     per_request: Annotated[int, typer.Option(help="Texts in each request.", min=1)] = 1,
     count: Count = 4000,
     texts: Texts = None,
+    lengths: Lengths = None,
     tokens: Tokens = None,
     seed: Seed = 1,
-    longest: Longest = 256,
+    longest: Longest = None,
     warmup: Annotated[
         int | None,
         typer.Option(help="Requests at the start that are not counted; otherwise a tenth, at most 100.", min=0),
@@ -55,15 +79,31 @@ def load(
     model: Annotated[str | None, typer.Option(help="Model name to send; the first that is listed otherwise.")] = None,
     encoding: Annotated[Literal["float", "base64"], typer.Option(help="Form of the vectors.")] = "float",
     json: Json = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw latencies and rate into this file, .png or .svg (needs matplotlib).", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Send texts to a running server and print rates and latencies."""
-    mix = _mix(count, texts, tokens, seed, longest)
+    if plot is not None:
+        check_plot(plot)
+    mix = mix_of(count, texts, lengths, tokens, seed, longest)
     uncounted = min(100, count // per_request // 10) if warmup is None else warmup
     options = LoadOptions(url, connections, rate, per_request, uncounted, api, model, encoding)
     tally = anyio.run(run_load, options, mix, backend_options={"use_uvloop": True})
-    how = f"{rate} requests/s, open loop" if rate else f"{connections} connections"
-    heading = f"{url}, {how}, {per_request} text(s) per request, {mix.source}"
-    _show({"run": heading, **summary(tally)}, json)
+    how = f"{rate:g} requests/s, open loop" if rate else f"{connections} connection{'s' * (connections > 1)}"
+    heading = f"{url}, {how}, {per_request} text{'s' * (per_request > 1)} per request, {mix.source}"
+    figures = summary(tally)
+    show({"run": heading, **(figures if json else _in_one_table(figures))}, as_json=json)
+    if plot is not None:
+        draw(plot, heading, tally, figures)
+
+
+def _in_one_table(figures: dict[str, Any]) -> dict[str, Any]:
+    """Latencies of all requests as one more row of those per class."""
+    overall, classes = figures["latency_ms"], figures["latency_ms_by_length"]
+    others = {name: value for name, value in figures.items() if name != "latency_ms"}
+    return {**others, "latency_ms_by_length": {"all": overall, **classes}}
 
 
 @app.command()
@@ -72,36 +112,16 @@ def plain(
     batch: Annotated[int, typer.Option(help="Texts in each call.", min=1)] = 32,
     count: Count = 1000,
     texts: Texts = None,
+    lengths: Lengths = None,
     tokens: Tokens = None,
     seed: Seed = 1,
-    longest: Longest = 256,
+    longest: Longest = None,
     json: Json = False,
 ) -> None:
     """Run the same texts through one plain transformers process on all cores, in fp32, without a server."""
     from launcher.bench.plain import run_plain
     from launcher.host.models import resolve
 
-    mix = _mix(count, texts, tokens, seed, longest)
+    mix = mix_of(count, texts, lengths, tokens, seed, longest)
     figures = run_plain(resolve(ModelOptions(model=model)), mix, batch)
-    _show({"run": f"one plain transformers process, batches of {batch}, {mix.source}", **figures}, json)
-
-
-def _show(figures: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(msgspec.json.encode(figures).decode())
-        return
-    console = Console(highlight=False)
-    console.print(figures.pop("run"), style="bold")
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in figures.items():
-        for line_name, text in _lines(name, value):
-            table.add_row(line_name, text)
-    console.print(table)
-
-
-def _lines(name: str, value: Any) -> list[tuple[str, str]]:
-    if not isinstance(value, dict):
-        return [(name.replace("_", " "), str(value))]
-    if any(isinstance(inner, dict) for inner in value.values()):
-        return [line for key, inner in value.items() for line in _lines(f"{name} {key}", inner)]
-    return [(name.replace("_", " "), "  ".join(f"{key} {inner}" for key, inner in value.items()) or "none")]
+    show({"run": f"one plain transformers process, batches of {batch}, {mix.source}", **figures}, as_json=json)

@@ -6,29 +6,25 @@ behind cannot hide the waiting. Works against any server with an OpenAI-style em
 
 from __future__ import annotations
 
-import asyncio
-import math
 import random
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import anyio
 import anyio.to_thread
 import msgspec
 
+from launcher.bench.alarm import Alarm
 from launcher.bench.client import Connection, Reply, Target
+from launcher.bench.figures import Answer, Tally
 from launcher.bench.mix import Mix
 from launcher.errors import LauncherError, UsageError
 
 Api = Literal["openai", "tei"]
 PATHS: dict[Api, str] = {"openai": "/v1/embeddings", "tei": "/embed"}
-PERCENTILES = (50, 90, 95, 99)
-# Upper bounds of the classes in which latencies are shown, in tokens; words of the text stand for them.
-LENGTH_BOUNDS = (32, 128, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +42,6 @@ class LoadOptions:
     api: Api = "openai"
     model: str | None = None
     encoding: Literal["float", "base64"] = "float"
-
-
-@dataclass(slots=True)
-class Tally:
-    """What has been seen. ``latencies`` are (longest text in tokens, seconds) of each counted request."""
-
-    latencies: list[tuple[int, float]] = field(default_factory=list)
-    texts: int = 0
-    tokens: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    started: float = 0.0
-    ended: float = 0.0
-    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +82,13 @@ async def run_load(options: LoadOptions, mix: Mix) -> Tally:
     target = Target.parse(base if base.endswith(PATHS[options.api]) else base + PATHS[options.api])
     requests = _requests(options, target, mix)
     tally = Tally()
-    cpu_before = time.process_time()
+    cpu_before, before = time.process_time(), time.monotonic()
     if options.rate:
         await _open_loop(options.rate, options.connections, target, requests, tally)
     else:
         await _closed_loop(options.connections, target, requests, tally)
-    tally.cpu_seconds = time.process_time() - cpu_before
-    if not tally.latencies:
+    tally.cpu_seconds, tally.wall_seconds = time.process_time() - cpu_before, time.monotonic() - before
+    if not tally.answers:
         raise LauncherError(f"none of {len(requests)} requests to {options.url} was answered: {dict(tally.errors)}")
     return tally
 
@@ -136,6 +119,8 @@ class _Sender:
 
     async def send(self, request: _Request, due: float | None = None) -> None:
         """Send one request and count it. ``due`` is when it was to arrive (open loop)."""
+        if due is not None and request.counted:
+            self._tally.late.append(time.monotonic() - due)
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = await Connection.open(self._target)
@@ -149,12 +134,12 @@ class _Sender:
         if reply.status != 200:
             self._count_error(request, f"HTTP {reply.status}")
         elif request.counted:
-            tally, now = self._tally, time.perf_counter()
-            tally.started = tally.started or now - reply.seconds
-            tally.ended = now
-            tally.texts += request.texts
-            tally.tokens += _tokens(reply.body)
-            tally.latencies.append((request.longest, reply.seconds if due is None else now - due))
+            now = time.monotonic()
+            began = now - reply.seconds if due is None else due
+            tokens = _tokens(reply.body)
+            longest = tokens if request.texts == 1 and tokens else request.longest
+            self._tally.started = min(self._tally.started, began)
+            self._tally.answers.append(Answer(longest, now - began, now, request.texts, tokens))
 
     def _count_error(self, request: _Request, what: str) -> None:
         if request.counted:
@@ -190,52 +175,17 @@ async def _open_loop(rate: float, connections: int, target: Target, requests: li
     """Requests arrive as a Poisson process; each takes an idle connection, or a new one: none waits for another."""
     rng = random.Random(2)
     idle: list[_Sender] = [_Sender(target, tally) for _ in range(connections)]
-    due = time.perf_counter()
+    due = time.monotonic()
 
     async def one(request: _Request, due: float) -> None:
         sender = idle.pop() if idle else _Sender(target, tally)
         await sender.send(request, due)
         idle.append(sender)
 
-    async with anyio.create_task_group() as group:
+    async with Alarm() as alarm, anyio.create_task_group() as group:
         for request in requests:
             due += rng.expovariate(rate)
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            await alarm.until(due)
             group.start_soon(one, request, due)
     for sender in idle:
         sender.close()
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile of values that need not be sorted; NaN for none."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else math.nan
-
-
-def summary(tally: Tally) -> dict[str, Any]:
-    """The figures of a run, as they go into JSON: rates per second, latencies in milliseconds."""
-    seconds = max(tally.ended - tally.started, 1e-9)
-    lower, by_length = 0, {}
-    for bound in LENGTH_BOUNDS:
-        part = [s for longest, s in tally.latencies if lower < longest <= bound]
-        name = f"{lower + 1}-{bound}" if bound < LENGTH_BOUNDS[-1] else f"{lower + 1}-"
-        if part:
-            by_length[name] = _latency(part)
-        lower = bound
-    return {
-        "requests": len(tally.latencies),
-        "texts": tally.texts,
-        "tokens": tally.tokens,
-        "seconds": round(seconds, 3),
-        "texts_per_second": round(tally.texts / seconds, 1),
-        "tokens_per_second": round(tally.tokens / seconds, 1),
-        "latency_ms": _latency([s for _, s in tally.latencies]) if tally.latencies else None,
-        "latency_ms_by_length": by_length,
-        "errors": dict(tally.errors),
-        "generator_cpu": round(tally.cpu_seconds / seconds, 3),
-    }
-
-
-def _latency(seconds: Sequence[float]) -> dict[str, float]:
-    figures = {f"p{p}": round(percentile(seconds, p) * 1e3, 2) for p in PERCENTILES}
-    return {"count": len(seconds), **figures, "max": round(max(seconds) * 1e3, 2)}

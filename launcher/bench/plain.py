@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from launcher.bench.load import percentile
+from launcher.bench.figures import percentile
 from launcher.bench.mix import Mix
 from launcher.core.models import ModelCard
 from launcher.errors import UsageError

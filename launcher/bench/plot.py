@@ -1,0 +1,126 @@
+"""Draws a load: how latencies are distributed in each length class, and the rate over time.
+
+matplotlib is optional and slow to import, so it comes in only when something is drawn. What can fail is asked
+before the run (``check_plot``), since a run that cannot be drawn at its end is lost time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.bench.figures import Answer, Tally, by_class, percentile
+from launcher.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIXES = (".png", ".svg")
+REQUIREMENT = "matplotlib>=3.8"  # as in pyproject.toml
+SLICES = 40  # of the time axis
+# Okabe and Ito's colours, which people with any colour vision tell apart; black is for all requests.
+COLOURS = ("#0072b2", "#e69f00", "#d55e00")
+GRID = "#d9d9d9"
+
+
+def check_plot(file: Path) -> None:
+    """Raises ``UsageError`` unless a plot can be written to ``file``: its ending, its folder, matplotlib."""
+    if file.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot {file}: a file that ends in {' or '.join(SUFFIXES)} is what works")
+    if not file.parent.is_dir() or file.is_dir():
+        raise UsageError(f"--plot {file}: a file in a folder that is there is what works")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError(
+            f"--plot needs matplotlib, which is not there; {sys.executable} -m pip install '{REQUIREMENT}' gets it"
+        )
+
+
+def draw(file: Path, heading: str, tally: Tally, figures: dict[str, Any]) -> None:
+    """Write the plot of a load with at least one answer. ``figures`` are those of ``summary``; they are the title.
+
+    Raises ``UsageError`` when the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), dpi=120, layout="constrained")
+    figure.suptitle(f"{heading}\n{_title(figures)}", fontsize=10, x=0.01, ha="left")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_latencies(left, tally.answers)
+    _draw_rate(right, tally)
+    for axes in (left, right):
+        axes.grid(True, color=GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(file)
+    except OSError as error:
+        raise UsageError(f"--plot {file}: the plot cannot be written there: {error.strerror or error}") from error
+
+
+def _title(figures: dict[str, Any]) -> str:
+    latency = figures["latency_ms"]
+    parts = [
+        f"{figures['texts_per_second']:g} texts/s",
+        f"{figures['tokens_per_second']:g} tokens/s",
+        *(f"{name} {latency[name]:g} ms" for name in ("p50", "p90", "p95", "p99")),
+        f"{sum(figures['errors'].values())} errors",
+    ]
+    return " · ".join(parts)
+
+
+def _draw_latencies(axes: Axes, answers: Sequence[Answer]) -> None:
+    """The share of requests that were answered within a latency, one line for each class of lengths."""
+    parts = by_class(answers)
+    if len(parts) > 1:
+        _draw_shares(axes, "all", answers, "black")
+    for colour, (name, part) in zip(COLOURS, parts.items(), strict=False):
+        _draw_shares(axes, f"{name} tokens", part, colour)
+    for share in (50, 99):
+        axes.axhline(share, color="#888888", linewidth=0.8, linestyle=":")
+    lowest, highest = (pick(a.seconds for a in answers) * 1e3 for pick in (min, max))
+    axes.set(xlabel="latency in ms", ylabel="requests answered within it, %", ylim=(0, 101), xscale="log")
+    axes.set_xlim(lowest / 1.1, highest * 1.1)
+    _label_decades(axes, lowest, highest)
+    # Below and right of lines that only rise there is always room.
+    axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def _draw_shares(axes: Axes, name: str, answers: Sequence[Answer], colour: str) -> None:
+    ordered = sorted(answer.seconds * 1e3 for answer in answers)
+    shares = [100 * (place + 1) / len(ordered) for place in range(len(ordered))]
+    p50, p99 = percentile(ordered, 50), percentile(ordered, 99)
+    label = f"{name}: {len(ordered)} requests, p50 {p50:.3g}, p99 {p99:.3g} ms"
+    axes.step(ordered, shares, where="post", color=colour, linewidth=1.6, label=label)
+    axes.plot([p50, p99], [50, 99], "o", color=colour, markersize=4)
+
+
+def _label_decades(axes: Axes, lowest: float, highest: float) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade: powers of ten alone would label most axes once or not at all."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    decades = math.log10(highest / lowest) if lowest > 0 else 1.0
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_rate(axes: Axes, tally: Tally) -> None:
+    """Texts answered in each slice of the time, as a rate, beside the mean of the whole run."""
+    width = tally.seconds / SLICES
+    texts = [0] * SLICES
+    for answer in tally.answers:
+        texts[min(int((answer.ended - tally.started) / width), SLICES - 1)] += answer.texts
+    edges = [place * width for place in range(SLICES + 1)]
+    rates = [count / (after - before) for count, (before, after) in zip(texts, pairwise(edges), strict=True)]
+    mean = sum(texts) / tally.seconds
+    axes.stairs(rates, edges, fill=True, color=COLOURS[0], alpha=0.35)
+    axes.stairs(rates, edges, color=COLOURS[0], linewidth=1.2)
+    axes.axhline(mean, color="black", linewidth=1.2, linestyle="--", label=f"mean {mean:.4g}")
+    axes.set(xlabel="seconds since the first request", ylabel="texts/s", xlim=(0, tally.seconds))
+    axes.set_ylim(0, max(*rates, mean) * 1.15)
+    axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
