@@ -2,7 +2,9 @@
 
 Items wait in buckets of similar length, each ordered by a rank that is a time: when the item arrived, put off by what
 the items before it in its own request cost. So a request of a thousand items queues up as if its client had sent them
-one after another, and does not keep others waiting; since a rank never changes, nothing starves. A batch starts from
+one after another, and does not keep others waiting; since a rank never changes, nothing starves.
+
+A packed batch takes items in the order of their ranks, since any lengths go together. A padded batch starts from
 the item of the lowest rank and takes what fits beside it with the least padding: its own bucket, then neighbours as
 long as the padding they bring costs less than a batch of their own would. Nothing in here looks at a whole bucket.
 """
@@ -11,11 +13,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 import msgspec
 
-from launcher.core.cost import CostModel
+from launcher.core.cost import CostModel, Work
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
@@ -47,7 +49,12 @@ class LengthQueue:
         self._sequence = 0
         self.count = 0
         self.tokens = 0
-        self.squares = 0
+        self.pairs = 0
+
+    @property
+    def work(self) -> Work:
+        """What waits, without padding."""
+        return Work(self.count, self.tokens, self.pairs)
 
     def push(self, item: Item, rank: float) -> None:
         """Add an item; ``rank`` is a time in seconds, the lowest is served first."""
@@ -63,7 +70,7 @@ class LengthQueue:
     def _account(self, item: Item, sign: int) -> None:
         self.count += sign
         self.tokens += sign * item.length
-        self.squares += sign * item.length**2
+        self.pairs += sign * item.length**2
 
     def oldest(self) -> Item | None:
         """The item of the lowest rank."""
@@ -80,22 +87,44 @@ class LengthQueue:
         self._buckets.pop(key, None)
         return None
 
-    def cut(self, cost: CostModel, budget: int, share: float) -> tuple[Item, ...]:
-        """Take a batch out: longest first, at most ``budget`` padded tokens and about ``share`` predicted seconds.
+    def cut(self, cost: CostModel, budget: int, share: float, *, packed: bool) -> tuple[Item, ...]:
+        """Take a batch out: longest first, at most ``budget`` tokens, padding counted, and about ``share`` predicted
+        seconds.
 
         At least one item is taken when there is one, whatever its length.
         """
+        batch = _Cut(cost, budget, share, packed)
+        if packed:
+            self._fill_in_order(batch)
+        else:
+            self._fill_by_length(batch)
+        return tuple(sorted(batch.items, key=lambda item: -item.length))
+
+    def _fill_in_order(self, batch: _Cut) -> None:
+        """Move items of the lowest ranks to the batch, while its limits hold."""
+        heads = [(*head, key) for key in list(self._buckets) if (head := self._head(key))]
+        heapify(heads)
+        while heads:
+            *_, item, key = heads[0]
+            if not batch.take(item):
+                return
+            heappop(self._buckets[key])
+            heappop(heads)
+            self._account(item, -1)
+            if following := self._head(key):
+                heappush(heads, (*following, key))
+
+    def _fill_by_length(self, batch: _Cut) -> None:
+        """Move the item of the lowest rank to the batch, and others of about its length."""
         oldest = self.oldest()
         if oldest is None:
-            return ()
-        batch = _Cut(cost, budget, share)
+            return
         for key in self._neighbours(bisect_left(BOUNDS, oldest.length)):
             bound, width = BOUNDS[key], batch.width
             narrower = len(self._buckets[key]) * (width - bound)
             padding = narrower if bound <= width else len(batch.items) * (bound - width)
-            if not batch.items or padding * cost.per_token <= cost.overhead:
+            if not batch.items or padding * batch.cost.per_token <= batch.cost.overhead:
                 self._fill(batch, key)
-        return tuple(sorted(batch.items, key=lambda item: -item.length))
 
     def _neighbours(self, start: int) -> list[int]:
         """The bucket ``start``, then the others, nearest first."""
@@ -111,19 +140,20 @@ class LengthQueue:
 class _Cut:
     """A batch being cut. The share counts what the items cost without padding, so that shares add up to the whole."""
 
-    def __init__(self, cost: CostModel, budget: int, share: float) -> None:
+    def __init__(self, cost: CostModel, budget: int, share: float, packed: bool) -> None:
         self.items: list[Item] = []
         self.width = 0
-        self._cost, self._budget, self._share = cost, budget, share
-        self._tokens = self._squares = 0
+        self.cost = cost
+        self._budget, self._share, self._packed = budget, share, packed
+        self._tokens = self._pairs = 0
 
     def take(self, item: Item) -> bool:
         """Add an item unless that breaks a limit; the first is always taken. Returns whether it was taken."""
         rows, width = len(self.items) + 1, max(self.width, item.length)
-        tokens, squares = self._tokens + item.length, self._squares + item.length**2
-        over = rows * width > self._budget or self._cost.item_seconds(rows, tokens, squares) > self._share
-        if self.items and over:
+        tokens, pairs = self._tokens + item.length, self._pairs + item.length**2
+        computed = tokens if self._packed else rows * width
+        if self.items and (computed > self._budget or self.cost.seconds(tokens, pairs) > self._share):
             return False
         self.items.append(item)
-        self.width, self._tokens, self._squares = width, tokens, squares
+        self.width, self._tokens, self._pairs = width, tokens, pairs
         return True

@@ -1,21 +1,42 @@
 """What a batch costs, in seconds: a model fitted to measurements and corrected by what is then observed.
 
-A padded batch of ``rows`` × ``width`` tokens is predicted as
+A batch is predicted from the work that is in it as
 
-    overhead + per_token · rows · width + per_pair · rows · width²
+    overhead + per_token · tokens + per_pair · pairs
 
-(the second term is the matrix products over tokens, the third the attention over pairs of tokens). Each instance
-has a model of its own, since instances differ in size and cores differ in speed.
+where tokens are those that are computed, padding counted, and pairs are those of tokens that attend to each other:
+Σ length² for packed items, rows · width² for padded ones. The second term is the matrix products, the third the
+attention. Each instance has a model of its own, since instances differ in size and cores differ in speed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-Measurement = tuple[int, int, float]  # rows, width in tokens, seconds
+
+class Work(NamedTuple):
+    """What is computed for a batch: ``tokens``, padding counted, and ``pairs`` of them that attend to each other."""
+
+    items: int
+    tokens: int
+    pairs: int
+
+
+Measurement = tuple[int, int, int, float]  # items, tokens and pairs as in Work, seconds
+
+
+def work_of(lengths: Sequence[int], *, packed: bool) -> Work:
+    """The work in a batch of items of these lengths, longest first: packed one behind the other, or padded."""
+    count = len(lengths)
+    if packed:
+        return Work(count, sum(lengths), sum([length * length for length in lengths]))
+    width = lengths[0] if count else 0
+    return Work(count, count * width, count * width * width)
+
 
 # Used until something is measured: one slow core and a small model. Only ratios matter so early.
 DEFAULT_OVERHEAD = 2e-3
@@ -34,10 +55,9 @@ class Coefficients:
     per_token: float = DEFAULT_PER_TOKEN
     per_pair: float = 0.0
 
-    def seconds(self, rows: int, width: int) -> float:
-        """Predicted duration of a padded batch."""
-        tokens = rows * width
-        return self.overhead + tokens * (self.per_token + self.per_pair * width)
+    def seconds(self, tokens: int, pairs: int) -> float:
+        """Predicted duration of a batch."""
+        return self.overhead + self.per_token * tokens + self.per_pair * pairs
 
 
 def fit(measurements: Sequence[Measurement]) -> Coefficients:
@@ -46,11 +66,11 @@ def fit(measurements: Sequence[Measurement]) -> Coefficients:
     Coefficients that come out negative are left out one by one and the rest fitted again (the active-set step of
     non-negative least squares). Without measurements the defaults are returned.
     """
-    usable = [m for m in measurements if m[0] > 0 and m[1] > 0 and m[2] > 0]
+    usable = [m for m in measurements if m[1] > 0 and m[2] > 0 and m[3] > 0]
     if not usable:
         return Coefficients()
-    table = np.array([(1.0, rows * width, rows * width**2) for rows, width, _ in usable])
-    seconds = np.array([m[2] for m in usable])
+    table = np.array([(1.0, tokens, pairs) for _, tokens, pairs, _ in usable])
+    seconds = np.array([m[3] for m in usable])
     active = list(range(min(3, len(usable))))
     # Dividing each row by its duration turns squared errors into squared relative errors.
     weighted, target = table / seconds[:, None], np.ones(len(usable))
@@ -74,10 +94,12 @@ class CostModel:
     def __init__(self, coefficients: Coefficients | None = None) -> None:
         self.coefficients = coefficients or Coefficients()
         self.correction = 1.0
+        # How far predictions were off, relative to what was seen: a running mean.
+        self.error = 0.0
 
-    def seconds(self, rows: int, width: int) -> float:
-        """Predicted duration of a padded batch of ``rows`` × ``width`` tokens."""
-        return self.correction * self.coefficients.seconds(rows, width)
+    def seconds(self, tokens: int, pairs: int) -> float:
+        """Predicted duration of a batch with so much work in it."""
+        return self.correction * self.coefficients.seconds(tokens, pairs)
 
     @property
     def overhead(self) -> float:
@@ -89,18 +111,12 @@ class CostModel:
         """Seconds that one more token costs, attention left out."""
         return self.correction * self.coefficients.per_token
 
-    def item_seconds(self, count: int, tokens: int, squares: int) -> float:
-        """Predicted duration of ``count`` items without padding, in one batch; ``squares`` is Σ length²."""
-        if not count:
-            return 0.0
-        c = self.coefficients
-        return self.correction * (c.overhead + c.per_token * tokens + c.per_pair * squares)
-
-    def observe(self, rows: int, width: int, seconds: float) -> None:
+    def observe(self, work: Work, seconds: float) -> None:
         """Take in what a batch really took."""
-        predicted = self.coefficients.seconds(rows, width)
+        predicted = self.coefficients.seconds(work.tokens, work.pairs)
         if predicted <= 0 or seconds <= 0:
             return
         ratio = seconds / predicted / self.correction
         bounded = min(max(ratio, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE)
         self.correction *= bounded**OBSERVATION_WEIGHT
+        self.error += (min(abs(1 / ratio - 1), 1.0) - self.error) * OBSERVATION_WEIGHT

@@ -18,7 +18,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     """Front → worker, first: what to load and which shapes to warm up.
 
     ``warmup`` holds (rows, width) of padded batches, in tokens, in the order in which they shall run.
-    ``fake_seconds_per_token`` is the time that the fake backend takes for a token, padding counted.
+    ``fake_seconds_per_token`` is the time that the fake backend takes for a token.
     """
 
     card: ModelCard
@@ -54,9 +54,10 @@ class Loading(msgspec.Struct, tag="loading", frozen=True):
 class Ready(msgspec.Struct, tag="ready", frozen=True):
     """Worker → front: warm, batches may be sent.
 
-    ``width`` is the number of float32 values in the result of one item. ``measured`` holds (rows, width,
-    seconds) of the second warm-up run of each shape. ``accuracy`` is the lowest cosine between the results in
-    ``dtype`` and in fp32 over the check texts (None when dtype is fp32).
+    ``width`` is the number of float32 values in the result of one item. ``measured`` holds (items, tokens, pairs,
+    seconds) of the second warm-up run of each shape, as in ``core.cost``. ``accuracy`` is the lowest cosine between
+    the results in ``dtype`` and in fp32 over the check texts (None when dtype is fp32). ``packed``: items are
+    computed one behind the other; otherwise padded to the longest.
     """
 
     pid: int
@@ -68,9 +69,10 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     torch_version: str
     load_seconds: float
     warmup_seconds: float
-    measured: tuple[tuple[int, int, float], ...]
+    measured: tuple[tuple[int, int, int, float], ...]
     accuracy: float | None
     notes: tuple[str, ...] = ()
+    packed: bool = False
 
 
 class Unusable(msgspec.Struct, tag="unusable", frozen=True):

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from launcher.core.batching import Item, LengthQueue
-from launcher.core.cost import CostModel, Measurement, fit
+from launcher.core.cost import CostModel, Measurement, Work, fit, work_of
 from launcher.core.lengths import LengthClass
 
 MAX_ATTEMPTS = 2
@@ -58,10 +58,12 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class InstanceReady:
-    """An instance has a warm worker that takes batches; ``measured`` are the shapes it was timed with."""
+    """An instance has a warm worker that takes batches; ``measured`` is what it was timed with, and ``packed`` says
+    whether it computes items one behind the other, without padding."""
 
     instance: int
     measured: tuple[Measurement, ...] = ()
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class SchedulerLimits:
 class _Batch:
     id: int
     items: tuple[Item, ...]
+    work: Work
     predicted: float
 
 
@@ -184,6 +187,7 @@ class _Instance:
     spec: InstanceSpec
     group: _Group
     cost: CostModel = field(default_factory=CostModel)
+    packed: bool = False
     ready: bool = False
     batches: deque[_Batch] = field(default_factory=deque)
     started: float = 0.0
@@ -340,7 +344,7 @@ class Scheduler:
         cost, rank = self._any_cost(), now
         for index, length in enumerate(event.lengths):
             self._queue_for(length).push(Item(event.request, index, length), rank)
-            rank += cost.item_seconds(1, length, length * length)
+            rank += cost.seconds(length, length * length)
 
     def _any_cost(self) -> CostModel:
         """The cost model of an instance that serves; which one hardly matters for who is served before whom."""
@@ -370,7 +374,7 @@ class Scheduler:
         instance = self._instances[event.instance]
         if instance.ready:
             raise ValueError(f"instance {event.instance} became ready twice")
-        instance.ready, instance.replaced = True, False
+        instance.ready, instance.replaced, instance.packed = True, False, event.packed
         instance.group.ready.add(event.instance)
         instance.group.idle[event.instance] = instance
         if event.measured:
@@ -393,7 +397,7 @@ class Scheduler:
         batch = self._take_back(event.instance, event.batch, now)
         if batch is None:
             return
-        self._instances[event.instance].cost.observe(len(batch.items), batch.items[0].length, event.seconds)
+        self._instances[event.instance].cost.observe(batch.work, event.seconds)
         for item in batch.items:
             request = self._requests.get(item.request)
             if request is None:
@@ -519,7 +523,7 @@ class Scheduler:
         """Predicted seconds that one of ``takers`` instances is to take of what waits."""
         if takers == 1:
             return float("inf")
-        waiting = instance.cost.item_seconds(queue.count, queue.tokens, queue.squares)
+        waiting = instance.cost.seconds(queue.tokens, queue.pairs)
         return max(waiting / takers, SHARE_OVER_OVERHEAD * instance.cost.overhead)
 
     def _spill(self, now: float, actions: list[Action]) -> None:
@@ -534,9 +538,10 @@ class Scheduler:
         item = behind.queue.oldest()
         if item is None:
             return False
-        own = instance.cost.seconds(1, item.length)
+        length, pairs = item.length, item.length**2
+        own = instance.cost.seconds(length, pairs)
         owners = [self._instances[owner] for owner in behind.ready]
-        gain = min((o.finish(now) + o.cost.seconds(1, item.length) - now - own for o in owners), default=float("inf"))
+        gain = min((o.finish(now) + o.cost.seconds(length, pairs) - now - own for o in owners), default=float("inf"))
         if gain <= 0:
             return False
         self._cut(instance, behind.queue, gain + own, now, actions)
@@ -557,15 +562,16 @@ class Scheduler:
                 return
 
     def _cut(self, instance: _Instance, queue: LengthQueue, share: float, now: float, actions: list[Action]) -> None:
-        items = queue.cut(instance.cost, self._limits.batch_tokens, share)
+        items = queue.cut(instance.cost, self._limits.batch_tokens, share, packed=instance.packed)
         if items:
             self._send(instance, items, now, actions)
 
     def _send(self, instance: _Instance, items: tuple[Item, ...], now: float, actions: list[Action]) -> None:
         for item in items:
             self._requests[item.request].states[item.index] = _SENT
-        predicted = instance.cost.seconds(len(items), items[0].length)
-        instance.batches.append(_Batch(self._next_batch, items, predicted))
+        work = work_of([item.length for item in items], packed=instance.packed)
+        predicted = instance.cost.seconds(work.tokens, work.pairs)
+        instance.batches.append(_Batch(self._next_batch, items, work, predicted))
         if len(instance.batches) == 1:
             del instance.group.idle[instance.spec.id]
             self._begin(instance, now)
@@ -582,7 +588,7 @@ class Scheduler:
         for group in self._groups.values():
             queue = group.queue
             owners = [i for i in ready if i.group is group] or ready
-            waits = [i.cost.item_seconds(queue.count, queue.tokens, queue.squares) for i in owners]
+            waits = [i.cost.seconds(queue.tokens, queue.pairs) if queue.count else 0.0 for i in owners]
             busy = min((i.finish(now) - now for i in owners), default=0.0)
             seconds = max(seconds, busy + (1 / sum(1 / w for w in waits) if waits and min(waits) > 0 else 0.0))
         queued = sum(group.queue.count for group in self._groups.values()) + len(self._suspects)
@@ -615,8 +621,9 @@ class Scheduler:
                 assert batch.items, "an empty batch"
                 lengths = [item.length for item in batch.items]
                 assert lengths == sorted(lengths, reverse=True), "a batch is not sorted"
-                padded = lengths[0] * len(lengths)
-                assert len(lengths) == 1 or padded <= self._limits.batch_tokens, "a batch is over its budget"
+                assert len(lengths) == 1 or batch.work.tokens <= self._limits.batch_tokens, (
+                    "a batch is over its budget"
+                )
                 sent += [(i.request, i.index) for i in batch.items]
         assert len(sent) == len(set(sent)), "an item is in two batches"
         assert self._running == len(sent), "running items are miscounted"

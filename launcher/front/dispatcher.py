@@ -190,7 +190,7 @@ class Dispatcher:
         worker.ready = True
         worker.metrics.ready()
         self._listener.ready(worker.instance, message)
-        self._feed(InstanceReady(worker.instance, message.measured))
+        self._feed(InstanceReady(worker.instance, message.measured, message.packed))
 
     def _done(self, worker: _Worker, message: Done, body: bytes) -> None:
         sent = worker.sent.popleft() if worker.sent else None

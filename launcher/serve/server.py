@@ -421,6 +421,7 @@ class Server:
                 "load_seconds": round(ready.load_seconds, 3),
                 "warmup_seconds": round(ready.warmup_seconds, 3),
                 "accuracy": ready.accuracy,
+                "packed": ready.packed,
                 "measured": [list(m) for m in ready.measured],
                 "notes": list(ready.notes),
             },

@@ -5,6 +5,8 @@ Real texts of several lengths, because random ids give hidden states unlike thos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -22,13 +24,30 @@ CHECK_TEXTS = (
 )
 
 
+# Tokens: longer than the window of models whose tokens see only their neighbours, 128 in what is known.
+LONGEST_ITEM = 192
+# Tokens: at least as many as the positions of common models, for code that has no room for more in a line.
+LONG_LINE = 512
+
+
 def check_items(card: ModelCard) -> list[Ids]:
-    """Token ids of the check texts, longest first, cut to what the model takes."""
+    """Token ids of the check texts and of a long one, longest first, cut to what the model takes."""
     tokenizer = Tokenizer.from_file(card.tokenizer_path)
     tokenizer.no_padding()
-    tokenizer.enable_truncation(card.max_length)
-    items = [np.array(encoding.ids, dtype=np.int32) for encoding in tokenizer.encode_batch(list(CHECK_TEXTS))]
+    tokenizer.enable_truncation(min(card.max_length, LONGEST_ITEM))
+    texts = [*CHECK_TEXTS, " ".join(CHECK_TEXTS * 3)]
+    items = [np.array(encoding.ids, dtype=np.int32) for encoding in tokenizer.encode_batch(texts)]
     return sorted(items, key=len, reverse=True)
+
+
+def long_line(items: Sequence[Ids], max_length: int) -> list[int]:
+    """Places in ``items``, some more than once, of a line longer than the model's positions; longest item first."""
+    places: list[int] = []
+    tokens, wanted = 0, min(max_length, LONG_LINE) + 1
+    while tokens < wanted:
+        places.append(len(places) % len(items))
+        tokens += len(items[places[-1]])
+    return sorted(places)
 
 
 def largest_difference(first: Values, second: Values) -> float:

@@ -100,6 +100,7 @@ def _load(setup: Setup, threads: int, report: Report) -> tuple[Backend, Ready]:
         measured=measured,
         accuracy=loaded.accuracy,
         notes=loaded.notes,
+        packed=loaded.packed,
     )
 
 

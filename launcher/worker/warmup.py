@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from launcher.core.cost import Measurement
 from launcher.core.models import ModelCard
 from launcher.worker.backends import Backend, Ids, ModelRefused, Report
 
@@ -19,8 +20,8 @@ _STRIDE = 7919  # a prime: neighbouring ids are far apart, as in text
 
 def warm_up(
     backend: Backend, card: ModelCard, shapes: Sequence[tuple[int, int]], report: Report
-) -> tuple[tuple[int, int, float], ...]:
-    """(rows, width, seconds) of the second run of each shape, in order. Raises ``ModelRefused``."""
+) -> tuple[Measurement, ...]:
+    """What the second run of each shape (rows, width) took, in order. Raises ``ModelRefused``."""
     measured = []
     for number, (rows, width) in enumerate(shapes):
         report("warmup", number / len(shapes), f"{rows} x {width} tokens")
@@ -32,7 +33,7 @@ def warm_up(
         backend.run(ids, lengths)
         start = time.perf_counter()
         backend.run(ids, lengths)
-        measured.append((rows, width, time.perf_counter() - start))
+        measured.append((rows, rows * width, rows * width**2, time.perf_counter() - start))
     report("warmup", 1.0, f"{len(shapes)} shapes")
     return tuple(measured)
 

@@ -29,14 +29,20 @@ from launcher.core.scheduler import (
     Send,
 )
 
-MEASURED = tuple((r, w, 2e-3 + r * w * 1e-4) for r, w in [(1, 16), (4, 64), (8, 128), (1, 256)])
+MEASURED = tuple((r, r * w, r * w * w, 2e-3 + r * w * 1e-4) for r, w in [(1, 16), (4, 64), (8, 128), (1, 256)])
 
 
-def make(count: int = 2, queue: int = 1000, batch: int = 1024, classes: list[LengthClass] | None = None) -> Scheduler:
+def make(
+    count: int = 2,
+    queue: int = 1000,
+    batch: int = 1024,
+    classes: list[LengthClass] | None = None,
+    packed: bool = False,
+) -> Scheduler:
     specs = [InstanceSpec(i, 1, classes[i] if classes else None) for i in range(count)]
     scheduler = Scheduler(specs, SchedulerLimits(queue, batch))
     for spec in specs:
-        assert scheduler.handle(InstanceReady(spec.id, MEASURED), 0.0) == []
+        assert scheduler.handle(InstanceReady(spec.id, MEASURED, packed), 0.0) == []
     return scheduler
 
 
@@ -54,6 +60,26 @@ def run_all(scheduler: Scheduler, actions: list[Action], now: float = 0.0) -> li
             (pending if isinstance(action, Send) else others).append(action)  # type: ignore[arg-type]
         scheduler.check()
     return others
+
+
+def test_packed_batches_take_any_lengths_in_the_order_in_which_they_came() -> None:
+    scheduler = make(1, batch=600, packed=True)
+    assert len(sends(scheduler.handle(Arrived(1, (5,)), 0.0))) == 1
+    for number, length in enumerate((300, 3, 200, 9)):
+        assert scheduler.handle(Arrived(2 + number, (length,)), 0.0) == []
+    batch = sends(scheduler.handle(Arrived(6, (250,)), 0.0))[0]
+    assert [item.length for item in batch.items] == [300, 200, 9, 3]
+    assert {item.request for item in batch.items} == {2, 3, 4, 5}
+    scheduler.check()
+
+
+def test_a_padded_batch_leaves_out_what_would_be_mostly_padding() -> None:
+    scheduler = make(1, batch=600)
+    scheduler.handle(Arrived(1, (5,)), 0.0)
+    for number, length in enumerate((300, 3, 9)):
+        scheduler.handle(Arrived(2 + number, (length,)), 0.0)
+    batch = sends(scheduler.tick(0.0026))[0]
+    assert [item.length for item in batch.items] == [300]
 
 
 def test_a_single_text_goes_out_at_once() -> None:
@@ -420,7 +446,7 @@ class Histories(RuleBasedStateMachine):
         if absent:
             instance = data.draw(st.sampled_from(absent))
             self.ready.add(instance)
-            self.feed(InstanceReady(instance, MEASURED))
+            self.feed(InstanceReady(instance, MEASURED, packed=data.draw(st.booleans())))
 
     @precondition(lambda self: any(self.running.values()))
     @rule(data=st.data(), fails=st.booleans())

@@ -162,7 +162,7 @@ class ScriptedWorker:
         await self.send(
             Ready(
                 pid=1, threads=1, dtype="fp32", backend="fake", width=width, labels=(), torch_version="",
-                load_seconds=0.0, warmup_seconds=0.0, measured=((1, 16, 0.001),), accuracy=None,
+                load_seconds=0.0, warmup_seconds=0.0, measured=((1, 16, 256, 0.001),), accuracy=None,
             )
         )  # fmt: skip
         return setup

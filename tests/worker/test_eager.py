@@ -263,23 +263,48 @@ def save_encoder(kind: str, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+# What attention of their own, or none that can be replaced, keeps from being packed with the transformers in use.
+PADDED = {
+    "deberta",
+    "deberta-v2",
+    "ibert",
+    "megatron-bert",
+    "mobilebert",
+    "mpnet",
+    "rembert",
+    "roformer",
+    "squeezebert",
+}
+
+
 @pytest.mark.parametrize("kind", sorted(ENCODERS))
-def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_padded_up_to_its_limit(kind, tmp_path) -> None:
-    """In this process: a worker each would take minutes."""
+def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_together_up_to_its_limit(kind, tmp_path) -> None:
+    """In this process: a worker each would take minutes. Alone is plain transformers, without any of our layouts."""
+    import torch
+    from transformers import AutoModel
+
     from launcher.worker.backends.eager import EagerBackend
 
     save_encoder(kind, tmp_path)
     card = resolve(ModelOptions(model=str(tmp_path)))
     backend = EagerBackend(Setup(card, "fp32", "eager", ()))
-    backend.load(lambda stage, done, detail: None)
-    lengths = (card.max_length, 60, 17, 1)
+    loaded = backend.load(lambda stage, done, detail: None)
+    lengths = (card.max_length, 60, 17, 17, 1)
     ids = 5 + np.arange(sum(lengths), dtype=np.int32) * 31 % 190
 
-    together = backend.run(ids, lengths).values
-    alone = [backend.run(item, [len(item)]).values[0] for item in np.split(ids, np.cumsum(lengths)[:-1])]
+    output = backend.run(ids, lengths)
+    plain = AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        alone = [
+            plain(torch.from_numpy(item[None].astype(np.int64))).last_hidden_state[0].mean(0).numpy()
+            for item in np.split(ids, np.cumsum(lengths)[:-1])
+        ]
 
-    assert together.shape == (4, card.hidden_size)
-    assert cosines(together, np.stack(alone)).min() > 0.9999
+    assert output.values.shape == (5, card.hidden_size)
+    assert cosines(output.values, np.stack(alone)).min() > 0.9999
+    assert loaded.packed == (kind not in PADDED)
+    assert any("not packed" in note for note in loaded.notes) == (kind in PADDED)
+    assert (output.computed_tokens <= sum(lengths) * 1.04) == loaded.packed
     if kind in POSITIONS_AFTER_PADDING:
         assert card.max_length == 128
         with pytest.raises((IndexError, RuntimeError)):

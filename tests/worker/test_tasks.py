@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.worker.backends.eager import pad
+from launcher.worker.layouts.padded import pad
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool
 

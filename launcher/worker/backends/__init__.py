@@ -23,12 +23,14 @@ class ModelRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What is known once the model is in memory. ``accuracy`` and ``notes`` are those of ``messages.Ready``."""
+    """What is known once the model is in memory. ``accuracy``, ``notes`` and ``packed`` are those of
+    ``messages.Ready``."""
 
     torch_version: str
     threads: int
     accuracy: float | None = None
     notes: tuple[str, ...] = ()
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

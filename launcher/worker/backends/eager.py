@@ -1,52 +1,34 @@
-"""The eager backend: plain transformers and torch, in fp32 or bf16, padded batches sorted by length.
+"""The eager backend: plain transformers and torch, in fp32 or bf16.
 
-Weights are read in fp32 and converted tensor by tensor, so that the check against fp32 needs no second model in
-memory. Pooling and scores are in ``tasks``; the channel must not enter here.
+What is relied on is proved when the model is loaded: items packed into one line, or padded to one width, give what
+each gives alone, and bf16 gives what fp32 gives. Weights are read in fp32 and converted tensor by tensor, so that the
+proof needs no second model in memory. The channel must not enter here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
 
 from launcher.core.messages import Setup
 from launcher.core.models import SHAPES, ModelCard
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
-from launcher.worker.check import check_items, largest_difference, lowest_cosine
-from launcher.worker.tasks.classify import score
-from launcher.worker.tasks.embed import pool
+from launcher.worker.check import check_items, largest_difference, long_line, lowest_cosine
+from launcher.worker.layouts import Layout
+from launcher.worker.layouts.packed import NotPackable, PackedLayout
+from launcher.worker.layouts.padded import PaddedLayout
+from launcher.worker.prepack import prepack
+from launcher.worker.warmup import warm_up_ids
 
 SAME = 0.01  # relative; fp32 rounding gives about 1e-5, padding that leaks in 0.1 and more
 ACCURATE = 0.999  # lowest cosine between bf16 and fp32 that needs no words
 SEED = 0  # random weights: every instance must have the same ones
-
-
-@dataclass(frozen=True, slots=True)
-class PaddedBatch:
-    """Items padded on the right to the longest: ``ids`` int64, ``mask`` True for real tokens, or None."""
-
-    ids: Tensor
-    mask: Tensor | None
-    lengths: Tensor
-
-
-def pad(ids: Ids, lengths: Sequence[int], pad_id: int) -> PaddedBatch:
-    """The items whose ``ids`` follow each other, longest first, as rows of one width."""
-    rows, width = len(lengths), lengths[0]
-    counts = np.asarray(lengths, dtype=np.int64)
-    if lengths[-1] == width:
-        padded = ids.reshape(rows, width).astype(np.int64)
-        return PaddedBatch(torch.from_numpy(padded), None, torch.from_numpy(counts))
-    mask = np.arange(width) < counts[:, None]
-    padded = np.full((rows, width), pad_id, dtype=np.int64)
-    padded[mask] = ids
-    return PaddedBatch(torch.from_numpy(padded), torch.from_numpy(mask), torch.from_numpy(counts))
+PREPACK_TOKENS = 512  # that the weights are laid out for, and that this is measured with
 
 
 def configure_process(threads: int) -> None:
@@ -64,45 +46,100 @@ class EagerBackend:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._card = setup.card
-        self._model: torch.nn.Module
+        self._model: Any
+        self._layout: Layout
 
     def load(self, report: Report) -> Loaded:
-        """Weights in memory in the dtype asked for; in bf16 compared with fp32 over the check texts."""
+        """Weights in memory in the dtype asked for, laid out for the processor, and everything proved.
+
+        Raises ``ModelRefused``.
+        """
         report("load", 0.0, self._card.asked)
         self._model = _load_model(self._setup).eval()
         if self._setup.dtype == "fp32":
             _leave_the_file(self._model)
         report("load", 1.0, self._card.asked)
-        accuracy = self._check(report)
+        report("check", 0.0, "items alone")
+        items = check_items(self._card)
+        self._layout = padded = PaddedLayout(self._model, self._card)
+        alone = np.concatenate([self._run_items([item]) for item in items])
         notes = [f"attention: {getattr(self._model.config, '_attn_implementation', 'its own')}"]
+        not_packed = self._pack(items, alone, report)
+        if not_packed:
+            self._layout = padded
+            self._prove_padding(items, alone)
+            notes.append(f"items are padded to one length, not packed: {not_packed}")
+        report("check", 0.5, f"{self._setup.dtype}, weights laid out for the processor")
+        not_prepacked = self._convert(items)
+        if not_prepacked:
+            notes.append(f"weights are not prepacked: {not_prepacked}")
+        accuracy = self._accuracy(items, alone)
         if accuracy is not None and accuracy < ACCURATE:
             notes.append(f"bf16 is coarse for this model: cosine {accuracy:.5f} with fp32; --dtype fp32 is exact")
-        return Loaded(str(torch.__version__), torch.get_num_threads(), accuracy, tuple(notes))
+        shown = "exact" if accuracy is None else f"lowest cosine between bf16 and fp32 {accuracy:.5f}"
+        report("check", 1.0, f"{'padded' if not_packed else 'packed'}, {shown}")
+        threads, version = torch.get_num_threads(), str(torch.__version__)
+        return Loaded(version, threads, accuracy, tuple(notes), packed=not_packed is None)
 
-    def _check(self, report: Report) -> float | None:
-        """Prove on the check texts what batches rely on, then convert to the dtype asked for.
+    def _pack(self, items: Sequence[Ids], alone: Values, report: Report) -> str | None:
+        """Take up packing when the results in a line are those of each item alone; otherwise why not.
 
-        Returns the lowest cosine between bf16 and fp32, None for fp32. Raises ``ModelRefused`` when the result of an
-        item depends on the padding beside it, or is not a number.
+        What came from elsewhere may raise anything when it is used in a way of ours; nothing is lost by it.
         """
-        report("check", 0.0, "alone and in a padded batch")
-        items = check_items(self._card)
-        alone = np.concatenate([self._run_items([item]) for item in items])
+        report("check", 0.2, "items packed into one line")
+        before = getattr(self._model.config, "_attn_implementation", None)
+        reason = "its results in a line differ"
+        try:
+            for layout in PackedLayout.over(self._model, self._card):
+                self._layout = layout
+                difference = self._difference_in_lines(items, alone)
+                if difference <= SAME:
+                    report("check", 0.4, f"relative difference in a line {difference:.1g}")
+                    return None
+                reason = f"its results in a line differ by {difference:.2g} from those alone"
+        except NotPackable as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"its code does not take a line ({type(error).__name__})"
+        if before is not None:
+            self._model.set_attn_implementation(before)
+        return reason
+
+    def _difference_in_lines(self, items: Sequence[Ids], alone: Values) -> float:
+        """The largest difference over a line of all items, and one longer than the model takes of a single item."""
+        places = long_line(items, self._card.max_length)
+        together = self._run_items([items[place] for place in places])
+        return max(largest_difference(alone, self._run_items(items)), largest_difference(alone[places], together))
+
+    def _prove_padding(self, items: Sequence[Ids], alone: Values) -> None:
         difference = largest_difference(alone, self._run_items(items))
         if not difference <= SAME:
             raise ModelRefused(
                 f"{self._card.asked}: the result of a text depends on the padding beside it (relative difference "
                 f"{difference:.2g} over the check texts, {SAME} allowed), so this model cannot be served in batches"
             )
+
+    def _convert(self, items: Sequence[Ids]) -> str | None:
+        """To the dtype asked for, with prepacked weights; why those are not, or None."""
+        if self._setup.dtype == "bf16":
+            self._model.to(torch.bfloat16)
+        plain = self._run_items(items)
+        length = min(32, self._card.max_length)
+        rows = -(-PREPACK_TOKENS // length)
+        ids, lengths = warm_up_ids(rows, length, self._card), [length] * rows
+
+        def proves() -> bool:
+            return lowest_cosine(plain, self._run_items(items)) >= ACCURATE
+
+        return prepack(self._model, PREPACK_TOKENS, lambda: self.run(ids, lengths), proves)
+
+    def _accuracy(self, items: Sequence[Ids], alone: Values) -> float | None:
+        """The lowest cosine between results in bf16 and in fp32, None for fp32. Raises ``ModelRefused``."""
         if self._setup.dtype == "fp32":
-            report("check", 1.0, f"relative difference in a padded batch {difference:.1g}")
             return None
-        report("check", 0.5, "bf16 against fp32")
-        self._model.to(torch.bfloat16)
         accuracy = lowest_cosine(alone, self._run_items(items))
         if not np.isfinite(accuracy):
             raise ModelRefused(f"{self._card.asked}: results in bf16 are not numbers; use --dtype fp32")
-        report("check", 1.0, f"lowest cosine between bf16 and fp32 {accuracy:.5f}")
         return accuracy
 
     def _run_items(self, items: Sequence[Ids]) -> Values:
@@ -111,17 +148,9 @@ class EagerBackend:
 
     @torch.inference_mode()
     def run(self, ids: Ids, lengths: Sequence[int]) -> Output:
-        """Results of one padded batch (see ``Backend.run``)."""
-        batch = pad(ids, lengths, self._card.pad_id)
-        mask = None if batch.mask is None else batch.mask.to(torch.int64)
-        output = self._model(input_ids=batch.ids, attention_mask=mask)
-        return Output(self._reduce(output, batch).numpy(), batch.ids.numel())
-
-    def _reduce(self, output: transformers.utils.ModelOutput, batch: PaddedBatch) -> Tensor:
-        card = self._card
-        if card.task == "classify":
-            return score(output.logits, card.scores)
-        return pool(output.last_hidden_state, batch.lengths, batch.mask, card.pooling, card.normalize)
+        """Results of one batch (see ``Backend.run``)."""
+        values, computed = self._layout.run(ids, lengths)
+        return Output(values.numpy(), computed)
 
 
 def _load_model(setup: Setup) -> torch.nn.Module:
@@ -136,18 +165,13 @@ def _load_model(setup: Setup) -> torch.nn.Module:
             local_files_only=True,
             trust_remote_code=setup.trust_remote_code,
             output_loading_info=True,
-            **{_dtype_argument(): torch.float32},
+            dtype=torch.float32,
         )
         _refuse_missing_weights(card, info["missing_keys"])
     if card.task == "embed" and hasattr(model, "pooler"):
         # Its result is not used, and some models come without its weights. Not None: some models call it unasked.
         model.pooler = torch.nn.Identity()
     return model
-
-
-def _dtype_argument() -> str:
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    return "dtype" if version >= (4, 56) else "torch_dtype"
 
 
 def _random_model(card: ModelCard, kind: type) -> torch.nn.Module:

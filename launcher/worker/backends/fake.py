@@ -44,11 +44,12 @@ class FakeBackend:
     def load(self, report: Report) -> Loaded:
         """Nothing to load."""
         report("load", 1.0, "no model: the fake backend")
-        return Loaded(torch_version="none", threads=self._threads, notes=("fake backend: results mean nothing",))
+        notes = ("fake backend: results mean nothing",)
+        return Loaded(torch_version="none", threads=self._threads, notes=notes, packed=True)
 
     def run(self, ids: Ids, lengths: Sequence[int]) -> Output:
-        """``fake_result`` of each item, no sooner than a padded batch of this size takes."""
-        tokens = len(lengths) * lengths[0]
+        """``fake_result`` of each item, no sooner than so many tokens take; nothing is padded."""
+        tokens = sum(lengths)
         end = time.monotonic() + tokens * self._seconds_per_token
         items = np.split(ids, np.cumsum(lengths)[:-1])
         values = np.stack([fake_result(item, self._card) for item in items])

@@ -1,0 +1,20 @@
+"""How long a line of packed items is made: a number of tokens out of few.
+
+Libraries below keep something for each shape that they meet (oneDNN its compiled kernels, the allocator its blocks),
+so a line is filled up to one of some hundred numbers. Short lines are not: there the filling would cost most.
+"""
+
+from __future__ import annotations
+
+EXACT = 64
+"""Up to here every number of tokens is a shape of its own."""
+FILLING = 32
+"""Beyond, at most about one token in this many is filling."""
+
+
+def line_tokens(tokens: int) -> int:
+    """The tokens that a line of ``tokens`` tokens is filled up to."""
+    if tokens <= EXACT:
+        return tokens
+    step = 1 << max(0, (tokens // FILLING).bit_length() - 1)
+    return -(-tokens // step) * step

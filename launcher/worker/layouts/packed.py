@@ -1,0 +1,254 @@
+"""Items one behind the other in a single line, so that no token is computed for nothing.
+
+All that works token by token (the matrix products, nearly all of the work) sees one long line. Only attention must
+keep the items apart: it is replaced, through transformers' attention interface, by one that runs over items of equal
+length together, without a mask. Positions start anew with each item. Whether a model takes all this as it is meant
+is not known beforehand: ``PackedLayout.over`` makes the attempt, and who calls it proves the results.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from launcher.core.models import ModelCard
+from launcher.core.packing import line_tokens
+from launcher.worker.backends import Ids
+from launcher.worker.layouts.padded import pad
+from launcher.worker.tasks.classify import score
+from launcher.worker.tasks.embed import pool
+
+IMPLEMENTATION = "launcher_packed"
+
+
+class NotPackable(Exception):
+    """The model does not take its items this way; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """``items`` neighbours of equal ``length`` in the line, the first token of the first at ``start``."""
+
+    start: int
+    items: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        """The place behind the last token."""
+        return self.start + self.items * self.length
+
+    def of(self, line: Tensor) -> Tensor:
+        """The group's part of tokens × … as items × length × …"""
+        return line[self.start : self.stop].view(self.items, self.length, *line.shape[1:])
+
+
+def groups_of(lengths: Sequence[int]) -> tuple[Group, ...]:
+    """The groups of a line of items of these lengths, longest first."""
+    groups: list[Group] = []
+    start = 0
+    for length, equal in groupby(lengths):
+        groups.append(Group(start, sum(1 for _ in equal), length))
+        start = groups[-1].stop
+    return tuple(groups)
+
+
+class PackedAttention:
+    """Attention inside each item of a line. ``groups`` are those of the batch that is being computed."""
+
+    def __init__(self) -> None:
+        self.groups: tuple[Group, ...] = ()
+        AttentionInterface.register(IMPLEMENTATION, self.attend)
+        AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        """As transformers calls it: 1 × heads × tokens × head size in, 1 × tokens × heads × head size out.
+
+        Raises ``NotPackable`` for what would have to be cut up too and is not known, such as biases of positions.
+        """
+        unknown = sorted(n for n, value in others.items() if isinstance(value, Tensor) and value.is_floating_point())
+        if unknown or others.get("softcap") is not None:
+            raise NotPackable(f"its attention also takes {', '.join(unknown) or 'a softcap'}")
+        causal = bool(getattr(module, "is_causal", False))
+        out = torch.empty_like(query.transpose(1, 2))
+        for group in self.groups:
+            mask = _band(group.length, sliding_window)
+            part = scaled_dot_product_attention(
+                _items(query, group), _items(key, group), _items(value, group),
+                attn_mask=mask, is_causal=causal and mask is None, scale=scaling,
+                enable_gqa=key.shape[1] != query.shape[1],
+            )  # fmt: skip
+            group.of(out[0]).copy_(part.transpose(1, 2))
+        return out, None
+
+
+def _no_mask(*arguments: Any, **options: Any) -> None:
+    """No mask is made for the whole line: it would have its square in size."""
+
+
+def _items(states: Tensor, group: Group) -> Tensor:
+    """Items × heads × length × head size: the group's part of 1 × heads × tokens × head size."""
+    return group.of(states[0].transpose(0, 1)).transpose(1, 2)
+
+
+def _band(length: int, window: int | None) -> Tensor | None:
+    """True where two tokens are less than ``window`` apart; None where all are (transformers' convention)."""
+    if window is None or length <= window:
+        return None
+    places = torch.arange(length)
+    return (places[:, None] - places[None, :]).abs() < window
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One batch: ``ids`` and ``positions`` int64, 1 × tokens; the last group may be filling."""
+
+    ids: Tensor
+    positions: Tensor
+    groups: tuple[Group, ...]
+    items: int
+
+
+def line_of(ids: Ids, lengths: Sequence[int], pad_id: int, first_position: int) -> Line:
+    """The line of items whose ``ids`` follow each other, filled up to a number of tokens that comes up often."""
+    tokens = len(ids)
+    total = line_tokens(tokens)
+    line = np.full((1, total), pad_id, dtype=np.int64)
+    line[0, :tokens] = ids
+    positions = np.full((1, total), first_position, dtype=np.int64)
+    lengths_array = np.asarray(lengths, dtype=np.int64)
+    starts = np.cumsum(lengths_array) - lengths_array
+    positions[0, :tokens] += np.arange(tokens) - np.repeat(starts, lengths_array)
+    groups = groups_of(lengths)
+    if total > tokens:  # tokens of no item, each by itself: they meet nobody
+        groups += (Group(tokens, total - tokens, 1),)
+    return Line(torch.from_numpy(line), torch.from_numpy(positions), groups, len(lengths))
+
+
+class PackedLayout:
+    """See the head of this module."""
+
+    def __init__(self, model: torch.nn.Module, card: ModelCard, attention: PackedAttention, first: int) -> None:
+        self._model, self._card, self._attention, self._first_position = model, card, attention, first
+        self._encoder = _encoder_of(model, card)
+        takes = inspect.signature(self._encoder.forward).parameters
+        self._takes_types = "token_type_ids" in takes
+
+    @classmethod
+    def over(cls, model: Any, card: ModelCard) -> Iterator[PackedLayout]:
+        """The ways of packing there are for a model, the likeliest first: they differ in where positions begin.
+
+        Raises ``NotPackable`` when it has no attention that can be replaced, or takes no positions. The model is
+        changed; ``restored`` undoes that.
+        """
+        encoder = _encoder_of(model, card)
+        if "position_ids" not in inspect.signature(encoder.forward).parameters:
+            raise NotPackable("it takes no positions")
+        attention = PackedAttention()
+        try:
+            model.set_attn_implementation(IMPLEMENTATION)
+        except (AttributeError, ValueError, TypeError) as error:
+            raise NotPackable(f"its attention cannot be replaced ({error})") from error
+        if getattr(encoder.config, "_attn_implementation", None) != IMPLEMENTATION:
+            raise NotPackable("its attention cannot be replaced")
+        for first in (0, card.pad_id + 1):  # RoBERTa and its kin count from behind the padding's id
+            yield cls(model, card, attention, first)
+
+    def run(self, ids: Ids, lengths: Sequence[int]) -> tuple[Tensor, int]:
+        """See ``Layout.run``."""
+        line = line_of(ids, lengths, self._card.pad_id, self._first_position)
+        if self._card.task == "classify":
+            return self._classify(line, ids, lengths), line.ids.numel()
+        hidden = self._hidden(line)
+        return torch.cat([self._pool(hidden, group) for group in _real(line)]), line.ids.numel()
+
+    def _hidden(self, line: Line) -> Tensor:
+        """Hidden states of the line, tokens × hidden size."""
+        self._attention.groups = line.groups
+        types = {"token_type_ids": torch.zeros_like(line.ids)} if self._takes_types else {}
+        output = self._encoder(input_ids=line.ids, position_ids=line.positions, **types)
+        hidden: Tensor = output[0][0]
+        return hidden
+
+    def _pool(self, hidden: Tensor, group: Group) -> Tensor:
+        lengths = torch.full((group.items,), group.length)
+        return pool(group.of(hidden), lengths, None, self._card.pooling, self._card.normalize)
+
+    def _classify(self, line: Line, ids: Ids, lengths: Sequence[int]) -> Tensor:
+        """The model's own head, which gets the items padded again: by then nearly all is done."""
+        batch = pad(ids, lengths, self._card.pad_id)
+        padded = _padded(self._hidden(line), line, batch.ids.shape[1])
+        mask = None if batch.mask is None else batch.mask.to(torch.int64)
+        with _given(self._model, self._encoder, padded):
+            output = self._model(input_ids=batch.ids, attention_mask=mask)
+        return score(output.logits, self._card.scores)
+
+
+def _encoder_of(model: Any, card: ModelCard) -> Any:
+    """What gives hidden states: the model itself, or what its head sits on."""
+    return model.base_model if card.task == "classify" else model
+
+
+def _real(line: Line) -> list[Group]:
+    """The groups of items, filling left out."""
+    found, items = [], 0
+    for group in line.groups:
+        if items < line.items:
+            found.append(group)
+            items += group.items
+    return found
+
+
+def _padded(hidden: Tensor, line: Line, width: int) -> Tensor:
+    """Hidden states as items × width × hidden size, zero behind the end of an item."""
+    padded = hidden.new_zeros((line.items, width, hidden.shape[1]))
+    first = 0
+    for group in _real(line):
+        padded[first : first + group.items, : group.length] = group.of(hidden)
+        first += group.items
+    return padded
+
+
+class _Given(torch.nn.Module):
+    """In the place of the encoder: gives the hidden states that were computed already."""
+
+    def __init__(self, encoder: Any, hidden: Tensor) -> None:
+        super().__init__()
+        pooler = getattr(encoder, "pooler", None)
+        pooled = pooler(hidden) if pooler is not None else None
+        self._output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def forward(self, *arguments: Any, **options: Any) -> BaseModelOutputWithPooling:
+        """What the encoder would give for the items."""
+        return self._output
+
+
+@contextmanager
+def _given(model: Any, encoder: Any, hidden: Tensor) -> Iterator[None]:
+    name = model.base_model_prefix
+    setattr(model, name, _Given(encoder, hidden))
+    try:
+        yield
+    finally:
+        setattr(model, name, encoder)

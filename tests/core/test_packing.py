@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.core.packing import EXACT, FILLING, line_tokens
+
+
+@given(st.integers(1, 100_000))
+def test_a_line_is_filled_a_little_and_never_cut(tokens: int) -> None:
+    filled = line_tokens(tokens)
+    assert tokens <= filled <= tokens * (1 + 1 / FILLING) + 1
+    assert line_tokens(filled) == filled
+    assert filled == tokens or tokens > EXACT
+
+
+def test_lines_up_to_two_thousand_tokens_have_few_lengths() -> None:
+    assert len({line_tokens(tokens) for tokens in range(1, 2049)}) < 256
