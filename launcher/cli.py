@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from launcher.bench.command import Count, Lengths, Longest, Seed, Texts, TokensEach, mix_of
 from launcher.bench.command import app as bench
 from launcher.core.export import Target
 from launcher.errors import LauncherError, UsageError
@@ -143,6 +144,14 @@ DtypeOption = Annotated[
 BackendOption = Annotated[
     Backend, typer.Option(help="What runs the model; fake computes nothing (tests).", rich_help_panel=MODEL)
 ]
+FakeSeconds = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds that --backend fake takes for a token, padding counted; 0 without it.",
+        min=0.0,
+        rich_help_panel=MODEL,
+    ),
+]
 MaxLength = Annotated[
     int | None, typer.Option(help="Longest text in tokens; at most the model's own.", min=2, rich_help_panel=MODEL)
 ]
@@ -209,6 +218,7 @@ def serve(
     task: TaskOption = "auto",
     dtype: DtypeOption = "auto",
     backend: BackendOption = "eager",
+    fake_seconds_per_token: FakeSeconds = None,
     max_length: MaxLength = None,
     trust_remote_code: TrustRemoteCode = False,
     host: Host = DEFAULT_HOST,
@@ -232,7 +242,7 @@ def serve(
             instances, cores_per_instance, classes, reserve_cores, oversubscribe, mix_kinds, strict, sysroot, machine
         ),
         runtime=RuntimeOptions(allocator, openmp),
-        model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code),
+        model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code, fake_seconds_per_token),
         front=FrontOptions(
             host=host,
             port=port,
@@ -383,6 +393,77 @@ def run(
     if json:
         raise UsageError("--json is for reports: use it with --dry-run")
     runner.run(options)
+
+
+@bench.command()
+def forward(
+    instances: Instances = "auto",
+    cores_per_instance: CoresPerInstance = None,
+    classes: Classes = None,
+    reserve_cores: ReserveCores = "auto",
+    oversubscribe: Oversubscribe = False,
+    mix_kinds: MixKinds = False,
+    strict: Strict = False,
+    allocator: AllocatorOption = "auto",
+    openmp: OpenMPOption = "auto",
+    model: Model = DEFAULT_MODEL,
+    task: TaskOption = "auto",
+    dtype: DtypeOption = "auto",
+    backend: BackendOption = "eager",
+    fake_seconds_per_token: FakeSeconds = None,
+    max_length: MaxLength = None,
+    trust_remote_code: TrustRemoteCode = False,
+    batch_tokens: BatchTokens = FRONT.batch_tokens,
+    queued: Annotated[
+        int | None, typer.Option(help="Texts that wait or run at any time; otherwise all come at once.", min=1)
+    ] = None,
+    count: Count = 4000,
+    texts: Texts = None,
+    lengths: Lengths = None,
+    tokens: TokensEach = None,
+    seed: Seed = 1,
+    longest: Longest = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(help="Texts at the start that are not counted; otherwise a tenth, at most 200.", min=0),
+    ] = None,
+    log_level: LogLevelOption = "warning",
+    log_json: LogJson = False,
+    json: Json = False,
+) -> None:
+    """Start instances as serve does, and print what their workers compute of a mix of texts, without HTTP."""
+    from launcher.bench.forward import ForwardOptions, run_forward, show_forward
+    from launcher.bench.tables import show_json
+
+    options = ServeOptions(
+        machine=_machine_options(
+            instances,
+            cores_per_instance,
+            classes,
+            reserve_cores,
+            oversubscribe,
+            mix_kinds,
+            strict,
+            Path("/"),
+            None,
+        ),
+        runtime=RuntimeOptions(allocator, openmp),
+        model=ModelOptions(
+            model,
+            task,
+            dtype,
+            backend,
+            max_length,
+            trust_remote_code,
+            fake_seconds_per_token,
+        ),
+        front=FrontOptions(batch_tokens=batch_tokens),
+        log=LogOptions(log_level, log_json),
+    )
+    mix = mix_of(count, texts, lengths, tokens, seed, longest)
+    uncounted = min(200, count // 10) if warmup is None else warmup
+    figures = run_forward(options, ForwardOptions(queued, uncounted), mix)
+    (show_json if json else show_forward)(figures)
 
 
 @app.command()

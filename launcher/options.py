@@ -47,7 +47,10 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model, and how it is run. ``max_length`` (tokens) can only lower the model's own limit."""
+    """Which model, and how it is run. ``max_length`` (tokens) can only lower the model's own limit.
+
+    ``fake_seconds_per_token`` is for the fake backend alone; None is 0 there.
+    """
 
     model: str = DEFAULT_MODEL
     task: TaskChoice = "auto"
@@ -55,6 +58,7 @@ class ModelOptions:
     backend: Backend = "eager"
     max_length: int | None = None
     trust_remote_code: bool = False
+    fake_seconds_per_token: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

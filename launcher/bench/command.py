@@ -1,4 +1,4 @@
-"""The commands under ``launch bench``."""
+"""The commands under ``launch bench`` that start no instances; ``forward``, which does, is with ``serve``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from launcher.bench.figures import summary
 from launcher.bench.load import LoadOptions, run_load
 from launcher.bench.mix import BUILTIN_LONGEST, Mix, builtin_mix, file_mix, fixed_mix, histogram_mix
 from launcher.bench.plot import check_plot, draw
-from launcher.bench.tables import show
+from launcher.bench.tables import show, show_json
 from launcher.errors import UsageError
 from launcher.host.histogram_file import read_histogram
 from launcher.options import DEFAULT_MODEL, DEFAULT_PORT, ModelOptions
 
-app = typer.Typer(help="Measure: load over HTTP, or a plain script on the same texts.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure: load over HTTP, the workers alone, or a plain script on the same texts.", no_args_is_help=True
+)
 
 Count = Annotated[int, typer.Option("--count", "-n", help="Number of texts.", min=1)]
 Texts = Annotated[Path | None, typer.Option(help="A file with one text a line, instead of the built-in mix.")]
-Tokens = Annotated[int | None, typer.Option(help="Texts of this many tokens each, instead of the mix.", min=3)]
+TokensEach = Annotated[int | None, typer.Option(help="Texts of this many tokens each, instead of the mix.", min=3)]
 Lengths = Annotated[
     Path | None,
     typer.Option(
@@ -68,7 +70,7 @@ def load(
     count: Count = 4000,
     texts: Texts = None,
     lengths: Lengths = None,
-    tokens: Tokens = None,
+    tokens: TokensEach = None,
     seed: Seed = 1,
     longest: Longest = None,
     warmup: Annotated[
@@ -93,17 +95,16 @@ def load(
     tally = anyio.run(run_load, options, mix, backend_options={"use_uvloop": True})
     how = f"{rate:g} requests/s, open loop" if rate else f"{connections} connection{'s' * (connections > 1)}"
     heading = f"{url}, {how}, {per_request} text{'s' * (per_request > 1)} per request, {mix.source}"
-    figures = summary(tally)
-    show({"run": heading, **(figures if json else _in_one_table(figures))}, as_json=json)
+    figures = {"run": heading, **summary(tally)}
+    (show_json if json else _show_load)(figures)
     if plot is not None:
         draw(plot, heading, tally, figures)
 
 
-def _in_one_table(figures: dict[str, Any]) -> dict[str, Any]:
-    """Latencies of all requests as one more row of those per class."""
-    overall, classes = figures["latency_ms"], figures["latency_ms_by_length"]
-    others = {name: value for name, value in figures.items() if name != "latency_ms"}
-    return {**others, "latency_ms_by_length": {"all": overall, **classes}}
+def _show_load(figures: dict[str, Any]) -> None:
+    apart = ("latency_ms", "latency_ms_by_length")
+    rows = {"all": figures["latency_ms"], **figures["latency_ms_by_length"]}
+    show({name: value for name, value in figures.items() if name not in apart}, "latency in ms, by tokens", rows)
 
 
 @app.command()
@@ -113,7 +114,7 @@ def plain(
     count: Count = 1000,
     texts: Texts = None,
     lengths: Lengths = None,
-    tokens: Tokens = None,
+    tokens: TokensEach = None,
     seed: Seed = 1,
     longest: Longest = None,
     json: Json = False,
@@ -123,5 +124,8 @@ def plain(
     from launcher.host.models import resolve
 
     mix = mix_of(count, texts, lengths, tokens, seed, longest)
-    figures = run_plain(resolve(ModelOptions(model=model)), mix, batch)
-    show({"run": f"one plain transformers process, batches of {batch}, {mix.source}", **figures}, as_json=json)
+    figures = {
+        "run": f"one plain transformers process, batches of {batch}, {mix.source}",
+        **run_plain(resolve(ModelOptions(model=model)), mix, batch),
+    }
+    (show_json if json else show)(figures)

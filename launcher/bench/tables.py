@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
+WIDTH = 120
+# Of figures whose names are too long for a column.
+SHORT = {
+    "texts_per_second": "texts/s",
+    "tokens_per_second": "tokens/s",
+    "real_over_computed": "real/computed",
+    "batch_p50_ms": "p50 ms",
+    "batch_p99_ms": "p99 ms",
+    "prediction_error": "error",
+}
 
-def show(figures: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print ``figures``: ``run`` is the heading, what holds rows of equal keys becomes a table, the rest lines."""
-    if as_json:
-        print(msgspec.json.encode(figures).decode())
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(figures["run"], style="bold", markup=False)
+
+def show_json(figures: Mapping[str, Any]) -> None:
+    """Print ``figures`` as one line of JSON."""
+    print(msgspec.json.encode(figures).decode())
+
+
+def show(figures: Mapping[str, Any], title: str = "", rows: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Print ``figures``, of which ``run`` is the heading, one a line; then ``rows``, which have the same columns.
+
+    ``title`` says what the names of the rows are.
+    """
     lines = Table(show_header=False, box=None, pad_edge=False)
-    tables = []
     for name, value in figures.items():
-        rows = _rows(value)
-        if rows:
-            tables.append(_table(name.replace("_", " "), rows))
-        elif name != "run":
+        if name != "run":
             lines.add_row(name.replace("_", " "), _text(value))
-    console.print(lines)
-    for table in tables:
-        console.print()
-        console.print(table)
-
-
-def _rows(value: Any) -> Mapping[str, Mapping[str, Any]] | None:
-    """A value that is a table: a mapping from the name of each row to its columns."""
-    if isinstance(value, Mapping) and value and all(isinstance(row, Mapping) for row in value.values()):
-        return value
-    return None
+    print(figures["run"])
+    _print(lines)
+    if rows:
+        print()
+        _print(_table(title, rows))
 
 
 def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    columns: Sequence[str] = list(next(iter(rows.values())))
+    columns = list(next(iter(rows.values())))
     table = Table(box=None, pad_edge=False)
-    table.add_column(title, style="bold")
+    table.add_column(title)
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(SHORT.get(column, column.replace("_", " ")), justify="right", no_wrap=True)
     for name, row in rows.items():
         table.add_row(name, *(_text(row[column]) for column in columns))
     return table
@@ -53,3 +58,10 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "  ".join(f"{key} {inner}" for key, inner in value.items()) or "none"
     return "–" if value is None else str(value)
+
+
+def _print(what: RenderableType) -> None:
+    """Print without the spaces that rich fills lines with."""
+    drawn = io.StringIO()
+    Console(file=drawn, width=WIDTH).print(what)
+    print("\n".join(line.rstrip() for line in drawn.getvalue().splitlines()))

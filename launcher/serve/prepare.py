@@ -6,6 +6,7 @@ from here. Nothing is started in here but the probes of the bindings.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from launcher.host.machine_file import read_machine_file
 from launcher.host.probe import choose_bindings, explain
 from launcher.host.runtimes import look_around
 from launcher.host.sysfs import read_machine
-from launcher.options import MachineOptions, RuntimeOptions, ServeOptions
+from launcher.options import MachineOptions, ModelOptions, RuntimeOptions, ServeOptions
 
 HERE = Path("/")
 
@@ -54,6 +55,7 @@ def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | Non
     Without ``model_needed`` (reports) a model that is not there becomes a warning: limits and memory that depend on
     it stay unknown.
     """
+    _check_backend(options.model)
     machine = machine or read(options.machine)
     card, warnings = _card(options, model_needed)
     plan = make_plan(machine, _request(options, card))
@@ -102,6 +104,19 @@ def _check(options: MachineOptions) -> None:
             "--classes says how many instances there are and how large; "
             "leave --instances and --cores-per-instance away"
         )
+
+
+def _check_backend(options: ModelOptions) -> None:
+    seconds = options.fake_seconds_per_token
+    if seconds is None:
+        return
+    if options.backend != "fake":
+        raise UsageError(
+            f"--fake-seconds-per-token {seconds:g} is for --backend fake, and the backend is {options.backend}; "
+            "leave it away, or add --backend fake"
+        )
+    if not math.isfinite(seconds):
+        raise UsageError(f"--fake-seconds-per-token {seconds}: a number of seconds, such as 0.0001, is what works")
 
 
 def _card(options: ServeOptions, needed: bool) -> tuple[ModelCard | None, tuple[str, ...]]:
@@ -169,4 +184,5 @@ def setup_of(options: ServeOptions, machine: Machine, card: ModelCard, instance:
         backend=options.model.backend,
         warmup=warmup_shapes(card.max_length, options.front.batch_tokens),
         trust_remote_code=options.model.trust_remote_code,
+        fake_seconds_per_token=options.model.fake_seconds_per_token or 0.0,
     )
