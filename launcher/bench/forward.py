@@ -34,7 +34,7 @@ from launcher.host.spawn import Launch
 from launcher.host.supervisor import Supervisor
 from launcher.options import ServeOptions
 from launcher.serve.prepare import Prepared, prepare, refuse_elsewhere, setup_of
-from launcher.serve.server import STOP_SECONDS, bind_front
+from launcher.serve.server import EXIT_SECONDS, STOP_SECONDS, bind_front
 
 log = logging.getLogger("launcher.bench")
 
@@ -330,6 +330,11 @@ class Forward:
         self._fail(f"instance {instance} cannot serve the model: {reason}")
 
     def lost(self, instance: int, reason: str) -> None:
-        """The channel is gone; mostly the process is too, and then the supervisor's words say more."""
-        if not self._ending:
-            self._supervisor.kill(instance, reason, self._pids[instance])
+        """The channel is gone; the process may still be there."""
+        if not self._ending and self._group is not None:
+            self._group.start_soon(self._end_lost, instance, reason)
+
+    async def _end_lost(self, instance: int, reason: str) -> None:
+        # Mostly the process is gone too, and then its own exit status says more than our signal.
+        await anyio.sleep(EXIT_SECONDS)
+        self._supervisor.kill(instance, reason, self._pids[instance])

@@ -1,0 +1,44 @@
+"""A server of a few lines, to measure the load generator against."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+Answer = Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The loop that the commands run on."""
+    return "asyncio", {"use_uvloop": True}
+
+
+@contextlib.asynccontextmanager
+async def _serving(answer: Answer) -> AsyncIterator[str]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                size = int(head.split("content-length: ")[1].split("\r\n")[0])
+                status, reply = answer(head.split()[1], json.loads(await reader.readexactly(size)))
+                body = json.dumps(reply).encode()
+                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def serving() -> Callable[[Answer], contextlib.AbstractAsyncContextManager[str]]:
+    """``async with serving(answer) as url``: ``answer(path, body)`` gives status and body of each reply."""
+    return _serving
