@@ -1,4 +1,4 @@
-"""The load generator against a server that keeps what it was asked: texts sent once, true counts, no waiting hidden."""
+"""The load generator against a server that keeps what it is asked: each text once, true counts, no waiting hidden."""
 
 from __future__ import annotations
 
