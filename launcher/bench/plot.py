@@ -47,7 +47,7 @@ def draw(file: Path, heading: str, tally: Tally, figures: dict[str, Any]) -> Non
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(11, 5.6), dpi=120, layout="constrained")
     figure.suptitle(f"{heading}\n{_title(figures)}", fontsize=10, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_latencies(left, tally.answers)
@@ -86,8 +86,8 @@ def _draw_latencies(axes: Axes, answers: Sequence[Answer]) -> None:
     axes.set(xlabel="latency in ms", ylabel="requests answered within it, %", ylim=(0, 101), xscale="log")
     axes.set_xlim(lowest / 1.1, highest * 1.1)
     _label_decades(axes, lowest, highest)
-    # Below and right of lines that only rise there is always room.
-    axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+    # Below the axes: lines from one corner to the other leave no room that is always free.
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), fontsize=8, frameon=False)
 
 
 def _draw_shares(axes: Axes, name: str, answers: Sequence[Answer], colour: str) -> None:
@@ -123,4 +123,4 @@ def _draw_rate(axes: Axes, tally: Tally) -> None:
     axes.axhline(mean, color="black", linewidth=1.2, linestyle="--", label=f"mean {mean:.4g}")
     axes.set(xlabel="seconds since the first request", ylabel="texts/s", xlim=(0, tally.seconds))
     axes.set_ylim(0, max(*rates, mean) * 1.15)
-    axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), fontsize=8, frameon=False)
