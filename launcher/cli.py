@@ -142,7 +142,11 @@ DtypeOption = Annotated[
     Dtype, typer.Option(help="Number format; auto is bf16 where the CPU has it.", rich_help_panel=MODEL)
 ]
 BackendOption = Annotated[
-    Backend, typer.Option(help="What runs the model; fake computes nothing (tests).", rich_help_panel=MODEL)
+    Backend,
+    typer.Option(
+        help="What runs the model; compile takes some ten seconds longer to start, fake computes nothing.",
+        rich_help_panel=MODEL,
+    ),
 ]
 FakeSeconds = Annotated[
     float | None,

@@ -8,7 +8,7 @@ from typing import Literal
 
 Dtype = Literal["auto", "bf16", "fp32"]
 TaskChoice = Literal["auto", "embed", "classify"]
-Backend = Literal["eager", "fake"]
+Backend = Literal["eager", "compile", "fake"]
 Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
 OpenMP = Literal["auto", "intel", "gnu"]
 OnFailure = Literal["stop", "continue", "restart"]
@@ -102,7 +102,7 @@ class LogOptions:
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Everything ``launch serve`` needs."""
+    """Everything ``launch serve`` needs. ``measure``: costs are measured anew, whatever was measured before."""
 
     machine: MachineOptions = field(default_factory=MachineOptions)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
@@ -110,6 +110,7 @@ class ServeOptions:
     front: FrontOptions = field(default_factory=FrontOptions)
     supervise: SuperviseOptions = field(default_factory=SuperviseOptions)
     log: LogOptions = field(default_factory=LogOptions)
+    measure: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ FILLING = 32
 
 
 def line_tokens(tokens: int) -> int:
-    """The tokens that a line of ``tokens`` tokens is filled up to."""
+    """The tokens that a line of ``tokens`` is filled up to; at least 2, since compilers take 1 for a constant."""
     if tokens <= EXACT:
-        return tokens
+        return max(2, tokens)
     step = 1 << max(0, (tokens // FILLING).bit_length() - 1)
     return -(-tokens // step) * step

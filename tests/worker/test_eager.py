@@ -324,6 +324,26 @@ def test_a_model_that_mixes_padding_into_its_results_is_refused_at_load(kind, tm
         backend.load(lambda stage, done, detail: None)
 
 
+def test_a_compiled_model_gives_the_same_vectors_for_any_number_of_tokens(start, tmp_path) -> None:
+    card = resolve(ModelOptions(model="random:tiny"))
+    items = [[5] * 30, [7, 8, 9], [11], [12] * 200]
+    results = []
+    for backend in ("eager", "compile"):
+        worker = start("--threads", "1", environment={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
+        worker.send(Setup(card, "fp32", backend, ()))
+        assert ("compiled" in worker.ready().notes) == (backend == "compile")
+        results.append(np.concatenate([run_in_batches(worker, items, size) for size in (1, 2, 4)]))
+        assert worker.stop() == 0
+    assert cosines(*results).min() > 0.99999
+
+
+def test_a_model_that_cannot_be_compiled_is_run_all_the_same_and_that_is_said(start, tmp_path) -> None:
+    worker = start("--threads", "1", environment={"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
+    worker.send(Setup(resolve(ModelOptions(model="random:tiny")), "fp32", "compile", ()))
+    assert [note for note in worker.ready().notes if note.startswith("not compiled, run as by the eager backend: ")]
+    assert run_in_batches(worker, [[5, 6], [7]], 2).shape == (2, 128)
+
+
 @pytest.mark.parametrize("stage", ["import", "load"])
 def test_it_ends_at_once_when_the_channel_is_closed_while_it_starts(start, stage) -> None:
     worker = start()

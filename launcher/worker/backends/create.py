@@ -15,4 +15,8 @@ def create(setup: Setup, threads: int) -> Backend:
     from launcher.worker.backends.eager import EagerBackend, configure_process
 
     configure_process(threads)
+    if setup.backend == "compile":
+        from launcher.worker.backends.compiled import CompiledBackend
+
+        return CompiledBackend(setup)
     return EagerBackend(setup)

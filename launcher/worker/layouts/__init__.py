@@ -5,8 +5,8 @@ Backends choose; tasks reduce what the model gives. Nothing here knows channel o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,4 +19,8 @@ class Layout(Protocol):
     def run(self, ids: Ids, lengths: Sequence[int]) -> tuple[Tensor, int]:
         """Results of items of ``lengths`` tokens, longest first, whose ``ids`` follow each other, and the number of
         tokens computed for them, filling counted. Results: float32, items × width."""
+        ...
+
+    def wrap(self, wrapper: Callable[[Any], Any] | None) -> None:
+        """Have the module that does the work called through what ``wrapper`` makes of it; None: as it is."""
         ...

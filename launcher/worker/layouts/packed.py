@@ -9,7 +9,7 @@ is not known beforehand: ``PackedLayout.over`` makes the attempt, and who calls 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -151,7 +151,7 @@ class PackedLayout:
 
     def __init__(self, model: torch.nn.Module, card: ModelCard, attention: PackedAttention, first: int) -> None:
         self._model, self._card, self._attention, self._first_position = model, card, attention, first
-        self._encoder = _encoder_of(model, card)
+        self._encoder = self._call = _encoder_of(model, card)
         takes = inspect.signature(self._encoder.forward).parameters
         self._takes_types = "token_type_ids" in takes
 
@@ -175,6 +175,14 @@ class PackedLayout:
         for first in (0, card.pad_id + 1):  # RoBERTa and its kin count from behind the padding's id
             yield cls(model, card, attention, first)
 
+    def wrap(self, wrapper: Callable[[Any], Any] | None) -> None:
+        """See ``Layout.wrap``. Attention stays outside of what is wrapped: its groups are others in each batch."""
+        attend = self._attention.attend
+        if wrapper:
+            attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
+        AttentionInterface.register(IMPLEMENTATION, attend)
+        self._call = wrapper(self._encoder) if wrapper else self._encoder
+
     def run(self, ids: Ids, lengths: Sequence[int]) -> tuple[Tensor, int]:
         """See ``Layout.run``."""
         line = line_of(ids, lengths, self._card.pad_id, self._first_position)
@@ -187,7 +195,7 @@ class PackedLayout:
         """Hidden states of the line, tokens × hidden size."""
         self._attention.groups = line.groups
         types = {"token_type_ids": torch.zeros_like(line.ids)} if self._takes_types else {}
-        output = self._encoder(input_ids=line.ids, position_ids=line.positions, **types)
+        output = self._call(input_ids=line.ids, position_ids=line.positions, **types)
         hidden: Tensor = output[0][0]
         return hidden
 

@@ -5,8 +5,9 @@ The mask says which tokens are real. Without one when all items are equally long
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +46,17 @@ class PaddedLayout:
 
     def __init__(self, model: torch.nn.Module, card: ModelCard) -> None:
         self._model, self._card = model, card
+        self._call: Any = model
+
+    def wrap(self, wrapper: Callable[[Any], Any] | None) -> None:
+        """See ``Layout.wrap``."""
+        self._call = wrapper(self._model) if wrapper else self._model
 
     def run(self, ids: Ids, lengths: Sequence[int]) -> tuple[Tensor, int]:
         """See ``Layout.run``."""
         card, batch = self._card, pad(ids, lengths, self._card.pad_id)
         mask = None if batch.mask is None else batch.mask.to(torch.int64)
-        output = self._model(input_ids=batch.ids, attention_mask=mask)
+        output = self._call(input_ids=batch.ids, attention_mask=mask)
         if card.task == "classify":
             return score(output.logits, card.scores), batch.ids.numel()
         vectors = pool(output.last_hidden_state, batch.lengths, batch.mask, card.pooling, card.normalize)
