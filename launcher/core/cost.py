@@ -88,14 +88,22 @@ def fit(measurements: Sequence[Measurement]) -> Coefficients:
     return Coefficients(*found)
 
 
+def fit_error(coefficients: Coefficients, measurements: Sequence[Measurement]) -> float | None:
+    """How far the coefficients are off, relative to what was measured: the median; None without measurements."""
+    errors = [abs(coefficients.seconds(m[1], m[2]) / m[3] - 1) for m in measurements if m[3] > 0]
+    return float(np.median(errors)) if errors else None
+
+
 class CostModel:
     """The prediction for one instance: fitted coefficients times a correction that follows the observations."""
 
     def __init__(self, coefficients: Coefficients | None = None) -> None:
         self.coefficients = coefficients or Coefficients()
         self.correction = 1.0
-        # How far predictions were off, relative to what was seen: a running mean.
+        # How far predictions were off, relative to what was seen: the mean, of about the last batches once they are
+        # many. ``observed`` is the number of batches that it and the correction have seen.
         self.error = 0.0
+        self.observed = 0
 
     def seconds(self, tokens: int, pairs: int) -> float:
         """Predicted duration of a batch with so much work in it."""
@@ -119,4 +127,5 @@ class CostModel:
         ratio = seconds / predicted / self.correction
         bounded = min(max(ratio, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE)
         self.correction *= bounded**OBSERVATION_WEIGHT
-        self.error += (min(abs(1 / ratio - 1), 1.0) - self.error) * OBSERVATION_WEIGHT
+        self.observed += 1
+        self.error += (min(abs(1 / ratio - 1), 1.0) - self.error) * max(OBSERVATION_WEIGHT, 1 / self.observed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from typing import Literal
 
@@ -33,10 +34,41 @@ def instance_bytes(card: ModelCard) -> int:
     return RUNTIME_BYTES + card.weight_bytes + card.weight_bytes // 2
 
 
-def warmup_shapes(max_length: int, batch_tokens: int) -> tuple[tuple[int, int], ...]:
-    """(rows, width) of the batches to warm up with and to measure: each width alone, then full batches.
+# The lengths of a mixed batch stand to the longest item that is taken as these; a typical text of a mix of queries,
+# sentences and paragraphs is a tenth of the longest.
+MIXED_PARTS = (1.0, 0.36, 0.23, 0.16, 0.12, 0.1, 0.08, 0.06, 0.045, 0.03, 0.02)
+MIXED_LONGEST = 256
+# Mixed batches are measured of the whole token budget, and of these parts of it.
+MIXED_BUDGETS = (1, 2, 4, 16)
 
-    Single rows of every width are quick and fit the cost of short batches; three full batches fit that of large ones.
+
+def mixed_batches(max_length: int, batch_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """Lengths, longest first, of batches of unequal items to warm up with and to measure, as real ones are mixed.
+
+    Batches of equal items alone say too little: in a real one nearly every item has a length of its own.
+    """
+    longest = min(max_length, MIXED_LONGEST)
+    lengths = [max(1, round(part * longest)) for part in MIXED_PARTS]
+    return tuple(dict.fromkeys(_mixed(lengths, batch_tokens // part) for part in MIXED_BUDGETS))
+
+
+def _mixed(lengths: list[int], budget: int) -> tuple[int, ...]:
+    """So many of the lengths in turn as the budget takes, the shortest first; each round is a token longer."""
+    found: list[int] = []
+    left = budget
+    for length in itertools.cycle(reversed(lengths)):
+        varied = min(length + len(found) // len(lengths), lengths[0])
+        if found and varied > left:
+            return tuple(sorted(found, reverse=True))
+        found.append(varied)
+        left -= varied
+    raise AssertionError("a cycle does not end")
+
+
+def warmup_shapes(max_length: int, batch_tokens: int) -> tuple[tuple[int, int], ...]:
+    """(rows, width) of the batches of equal items to warm up with and to measure: each width alone, then full ones.
+
+    Single rows of every width are quick and fit the cost of short batches; full batches fit that of large ones.
     """
     widths = [SHORTEST_WARMUP]
     while widths[-1] * 2 < max_length:
@@ -45,5 +77,5 @@ def warmup_shapes(max_length: int, batch_tokens: int) -> tuple[tuple[int, int], 
     if widths[-1] < max_length:
         widths.append(max_length)
     single = [(1, width) for width in widths]
-    full = [(max(1, batch_tokens // width), width) for width in (widths[0], widths[len(widths) // 2], widths[-1])]
+    full = [(max(1, batch_tokens // width), width) for width in (widths[0], widths[-1])]
     return tuple(dict.fromkeys(single + full))

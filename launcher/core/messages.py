@@ -17,16 +17,21 @@ from launcher.core.models import ModelCard
 class Setup(msgspec.Struct, tag="setup", frozen=True):
     """Front → worker, first: what to load and which shapes to warm up.
 
-    ``warmup`` holds (rows, width) of padded batches, in tokens, in the order in which they shall run.
+    ``warmup`` holds (rows, width) of batches of equal items, in tokens, in the order in which they shall run;
+    ``mixed`` the lengths of batches of unequal ones, longest first, which follow. ``known`` is what all of them took
+    when they were measured earlier, of a model that was packed or not as ``known_packed`` says (see ``Ready``).
     ``fake_seconds_per_token`` is the time that the fake backend takes for a token.
     """
 
     card: ModelCard
     dtype: Literal["bf16", "fp32"]
-    backend: Literal["eager", "fake"]
+    backend: Literal["eager", "compile", "fake"]
     warmup: tuple[tuple[int, int], ...]
     trust_remote_code: bool = False
     fake_seconds_per_token: float = 0.0
+    mixed: tuple[tuple[int, ...], ...] = ()
+    known: tuple[tuple[int, int, int, float], ...] = ()
+    known_packed: bool = False
 
 
 class Run(msgspec.Struct, tag="run", frozen=True):
@@ -55,7 +60,8 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     """Worker → front: warm, batches may be sent.
 
     ``width`` is the number of float32 values in the result of one item. ``measured`` holds (items, tokens, pairs,
-    seconds) of the second warm-up run of each shape, as in ``core.cost``. ``accuracy`` is the lowest cosine between
+    seconds) of each batch of the warm-up once it was warm, as in ``core.cost``; ``cached`` says that these are those
+    of ``Setup.known``, and that nothing was measured. ``accuracy`` is the lowest cosine between
     the results in ``dtype`` and in fp32 over the check texts (None when dtype is fp32). ``packed``: items are
     computed one behind the other; otherwise padded to the longest.
     """
@@ -73,6 +79,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     accuracy: float | None
     notes: tuple[str, ...] = ()
     packed: bool = False
+    cached: bool = False
 
 
 class Unusable(msgspec.Struct, tag="unusable", frozen=True):

@@ -116,6 +116,7 @@ class FrontMetrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         families = _InstanceFamilies(registry)
+        self._class_names = dict(instances)
         self.instances = {id: InstanceMetrics(families, str(id), name) for id, name in instances.items()}
         self._requests = Counter("launcher_requests", "Requests answered.", ("route", "status"), registry=registry)
         self._items = Counter("launcher_items", "Items computed for clients.", ("route",), registry=registry)
@@ -142,6 +143,13 @@ class FrontMetrics:
         gauge = Gauge("launcher_queue_items", "Items that wait, by class.", ("class",), registry=self.registry)
         for name in class_names:
             gauge.labels(**{"class": name}).set_function(partial(_entry, queued, name))
+
+    def watch_instances(self, name: str, description: str, value: Callable[[int], float]) -> None:
+        """Report a value of each instance, given by its id, as it is when somebody asks."""
+        gauge = Gauge(name, description, ("instance", "class"), registry=self.registry)
+        for instance, class_name in self._class_names.items():
+            labels = {"instance": str(instance), "class": class_name}
+            gauge.labels(**labels).set_function(partial(value, instance))
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Report the requests that are being served, as they are when somebody asks."""

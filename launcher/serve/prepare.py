@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.core.binding import Binding, worker_command, worker_env
-from launcher.core.footprint import choose_dtype, instance_bytes, warmup_shapes
+from launcher.core.footprint import choose_dtype, instance_bytes, mixed_batches, warmup_shapes
 from launcher.core.lengths import parse_classes
 from launcher.core.messages import Setup
 from launcher.core.models import ModelCard
@@ -30,6 +30,7 @@ from launcher.host.probe import choose_bindings, explain
 from launcher.host.runtimes import look_around
 from launcher.host.sysfs import read_machine
 from launcher.options import MachineOptions, ModelOptions, RuntimeOptions, ServeOptions
+from launcher.serve.costs import Subject
 
 HERE = Path("/")
 
@@ -176,6 +177,14 @@ def dtype_of(options: ServeOptions, machine: Machine) -> Literal["bf16", "fp32"]
     return choose_dtype(options.model.dtype, machine.isa)
 
 
+def subject_of(options: ServeOptions, machine: Machine, card: ModelCard) -> Subject:
+    """What costs depend on in all instances."""
+    backend: str = options.model.backend
+    if backend == "fake":
+        backend = f"fake, {options.model.fake_seconds_per_token or 0.0:g} s a token"
+    return Subject(machine, card, dtype_of(options, machine), backend, options.front.batch_tokens)
+
+
 def setup_of(options: ServeOptions, machine: Machine, card: ModelCard, instance: InstancePlan) -> Setup:
     """What the worker of an instance is told to load. Any length may reach it: classes help each other."""
     return Setup(
@@ -183,6 +192,7 @@ def setup_of(options: ServeOptions, machine: Machine, card: ModelCard, instance:
         dtype=dtype_of(options, machine),
         backend=options.model.backend,
         warmup=warmup_shapes(card.max_length, options.front.batch_tokens),
+        mixed=mixed_batches(card.max_length, options.front.batch_tokens),
         trust_remote_code=options.model.trust_remote_code,
         fake_seconds_per_token=options.model.fake_seconds_per_token or 0.0,
     )

@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -40,7 +41,8 @@ from launcher.host.supervisor import Supervisor
 from launcher.host.verify import Verification, verify
 from launcher.options import FrontOptions, ServeOptions
 from launcher.pinning import bind_process
-from launcher.serve.prepare import Prepared, prepare, refuse_elsewhere, setup_of
+from launcher.serve.costs import Costs, cost_info, watch_costs
+from launcher.serve.prepare import Prepared, prepare, refuse_elsewhere, setup_of, subject_of
 
 log = logging.getLogger("launcher.serve")
 
@@ -144,6 +146,7 @@ class Server:
             instance.id: InstanceView(instance, binding)
             for instance, binding in zip(plan.instances, prepared.bindings, strict=True)
         }
+        self._costs = Costs(subject_of(options, prepared.machine, card), fresh=options.measure)
         self._setups = {i.id: setup_of(options, prepared.machine, card, i) for i in plan.instances}
         self._draining = False
         self._was_ready = False
@@ -156,10 +159,11 @@ class Server:
     def _build(self, sock: socket.socket) -> None:
         plan, front = self._prepared.plan, self._options.front
         specs = [InstanceSpec(i.id, i.threads, i.length_class) for i in plan.instances]
-        scheduler = Scheduler(specs, SchedulerLimits(front.queue_items, front.batch_tokens))
+        scheduler = self._scheduler = Scheduler(specs, SchedulerLimits(front.queue_items, front.batch_tokens))
         names = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
         metrics = FrontMetrics(names)
         metrics.watch_queue(sorted(set(names.values())), scheduler.queued_by_class)
+        watch_costs(metrics, scheduler.cost)
         self._dispatcher = Dispatcher(scheduler, self, metrics, width=self._card.result_width)
         metrics.watch_in_flight(lambda: self._dispatcher.in_flight)
         launches = [
@@ -264,7 +268,8 @@ class Server:
 
     async def _attach(self, instance: int, sock: socket.socket) -> None:
         try:
-            await self._dispatcher.attach(instance, sock, self._setups[instance])
+            setup = self._costs.complete(self._setups[instance], self._views[instance].plan)
+            await self._dispatcher.attach(instance, sock, setup)
         except OSError as error:
             self._supervisor.kill(instance, f"its channel could not be opened: {error}")
 
@@ -310,6 +315,7 @@ class Server:
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
+        self._costs.take(view.plan, message)
         self._start(self._verify, instance, message)
         if self.is_ready() and all(v.ready for v in self._views.values()):
             log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
@@ -388,7 +394,7 @@ class Server:
                 "dtype": setup.dtype,
                 "backend": setup.backend,
             },
-            "packing": "off: batches are sorted by length and padded",
+            "packing": _packing([view.ready for view in self._views.values() if view.ready]),
             "instances": [self._instance_info(view) for view in self._views.values()],
             "front_cpus": sorted(os.sched_getaffinity(0)),
             "reserved_cpus": list(prepared.plan.reserved_cpus),
@@ -415,6 +421,7 @@ class Server:
             "why": plan.why,
             "binding": {"level": view.binding.level, "tool": view.binding.tool, "reason": view.binding.reason},
             "verification": found.to_json() if found else None,
+            "cost": cost_info(ready, self._scheduler.cost(plan.id)) if ready else None,
             "worker": None if ready is None else {
                 "torch": ready.torch_version,
                 "dtype": ready.dtype,
@@ -426,3 +433,12 @@ class Server:
                 "notes": list(ready.notes),
             },
         }  # fmt: skip
+
+
+def _packing(ready: Sequence[Ready]) -> str | None:
+    """How items are laid out, in words; None while nothing is ready."""
+    if not ready:
+        return None
+    if all(message.packed for message in ready):
+        return "on: items are computed one behind the other, without padding"
+    return "off: batches are sorted by length and padded"

@@ -1,4 +1,5 @@
-"""Warm-up: every shape that will be used runs twice before the worker is ready, the second time with the clock on.
+"""Warm-up: every batch of it runs once before the worker is ready, and where its cost is not known, with the clock on
+after that.
 
 The first run of a shape pays for what libraries choose and cache per shape and for pages touched first; no request
 may pay for it. Works on any backend.
@@ -11,31 +12,63 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launcher.core.cost import Measurement
+from launcher.core.cost import Measurement, work_of
 from launcher.core.models import ModelCard
 from launcher.worker.backends import Backend, Ids, ModelRefused, Report
 
 _STRIDE = 7919  # a prime: neighbouring ids are far apart, as in text
 
+# A batch is timed so often, or until so many seconds went into it; the shortest counts, since whatever else runs on
+# the machine can only make it longer.
+MOST_RUNS = 4
+ENOUGH_SECONDS = 0.25
+
 
 def warm_up(
-    backend: Backend, card: ModelCard, shapes: Sequence[tuple[int, int]], report: Report
+    backend: Backend,
+    card: ModelCard,
+    batches: Sequence[Sequence[int]],
+    report: Report,
+    *,
+    packed: bool,
+    measure: bool = True,
 ) -> tuple[Measurement, ...]:
-    """What the second run of each shape (rows, width) took, in order. Raises ``ModelRefused``."""
+    """What batches of these lengths took once they were warm, in order; nothing unless ``measure``.
+
+    ``packed`` says how the backend lays items out. Raises ``ModelRefused``.
+    """
     measured = []
-    for number, (rows, width) in enumerate(shapes):
-        report("warmup", number / len(shapes), f"{rows} x {width} tokens")
-        if rows < 1 or not 1 <= width <= card.max_length:
-            raise ModelRefused(
-                f"a warm-up of {rows} x {width} tokens was asked for; {card.name} takes 1 to {card.max_length} tokens"
-            )
-        ids, lengths = warm_up_ids(rows, width, card), (width,) * rows
+    for number, lengths in enumerate(batches):
+        report("warmup", number / len(batches), _words(lengths))
+        _check(lengths, card)
+        ids = warm_up_ids(1, sum(lengths), card)
         backend.run(ids, lengths)
+        if measure:
+            measured.append((*work_of(lengths, packed=packed), _shortest_run(backend, ids, lengths)))
+    report("warmup", 1.0, f"{len(batches)} batches {'measured' if measure else 'run once, their cost is known'}")
+    return tuple(measured)
+
+
+def _shortest_run(backend: Backend, ids: Ids, lengths: Sequence[int]) -> float:
+    runs: list[float] = []
+    while len(runs) < MOST_RUNS and sum(runs) < ENOUGH_SECONDS:
         start = time.perf_counter()
         backend.run(ids, lengths)
-        measured.append((rows, rows * width, rows * width**2, time.perf_counter() - start))
-    report("warmup", 1.0, f"{len(shapes)} shapes")
-    return tuple(measured)
+        runs.append(time.perf_counter() - start)
+    return min(runs)
+
+
+def _check(lengths: Sequence[int], card: ModelCard) -> None:
+    if not lengths or lengths[-1] < 1 or lengths[0] > card.max_length:
+        raise ModelRefused(
+            f"a warm-up of {_words(lengths)} was asked for; {card.name} takes 1 to {card.max_length} tokens"
+        )
+
+
+def _words(lengths: Sequence[int]) -> str:
+    if not lengths or lengths[0] == lengths[-1]:
+        return f"{len(lengths)} x {lengths[0] if lengths else 0} tokens"
+    return f"{len(lengths)} items of {lengths[-1]} to {lengths[0]} tokens"
 
 
 def warm_up_ids(rows: int, width: int, card: ModelCard) -> Ids:

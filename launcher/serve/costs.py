@@ -1,0 +1,156 @@
+"""The cost tables of one run: read before workers start, written when one has measured, shown while they serve.
+
+It joins the files (``host.cost_files``) with what they hold for (``core.cost_table``). A table that cannot be used
+or kept is said, and costs a few seconds of measuring; it never keeps a server from starting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launcher.core.cost import CostModel, fit_error
+from launcher.core.cost_table import SCHEMA, CostKey, CostTable, differences, merged
+from launcher.core.messages import Ready, Setup
+from launcher.core.models import ModelCard
+from launcher.core.plan import InstancePlan
+from launcher.core.topology import Machine
+from launcher.errors import UsageError
+from launcher.front.metrics import FrontMetrics
+from launcher.host import cost_files
+
+log = logging.getLogger("launcher.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What all instances of a run have in common, as far as costs depend on it."""
+
+    machine: Machine
+    card: ModelCard
+    dtype: str
+    backend: str
+    batch_tokens: int
+
+    def key(self, instance: InstancePlan) -> CostKey:
+        """What the measurements of an instance depend on."""
+        kinds = {core.kind for core in self.machine.cores if core.id in set(instance.cores)}
+        return self.key_of(instance.threads, len(instance.nodes), tuple(sorted(str(kind) for kind in kinds)))
+
+    def key_of(self, threads: int, nodes: int, kinds: tuple[str, ...]) -> CostKey:
+        """The same for a size of instance."""
+        return CostKey(
+            processor=self.machine.model or self.machine.vendor or "unknown",
+            arch=self.machine.arch,
+            isa=tuple(sorted(self.machine.isa)),
+            threads=threads,
+            nodes=nodes,
+            kinds=kinds,
+            model=self.card.asked,
+            weights=cost_files.weights_mark(self.card),
+            task=self.card.task,
+            max_length=self.card.max_length,
+            dtype=self.dtype,
+            backend=self.backend,
+            batch_tokens=self.batch_tokens,
+            torch=cost_files.package_version("torch"),
+            launcher=cost_files.package_version("launcher"),
+        )
+
+
+class Costs:
+    """The tables of a run. ``fresh``: whatever was measured before is not used."""
+
+    def __init__(self, subject: Subject, *, fresh: bool = False, folder: Path | None = None) -> None:
+        self._subject = subject
+        self._fresh = fresh
+        self._folder = folder or cost_files.cost_folder()
+        self._tables: dict[CostKey, CostTable] = {}
+        self._looked_for: set[CostKey] = set()
+        self._unwritable = False
+
+    def table(self, instance: InstancePlan) -> CostTable | None:
+        """The table to use for an instance. The first time it is looked for; why it is not used is logged."""
+        key = self._subject.key(instance)
+        if key not in self._looked_for:
+            self._looked_for.add(key)
+            if not self._fresh and (table := self._read(key)):
+                self._tables[key] = table
+        return self._tables.get(key)
+
+    def _read(self, key: CostKey) -> CostTable | None:
+        try:
+            table = cost_files.read_table(self._folder, key)
+        except UsageError as error:
+            _say("The cost table %s; it is measured anew", error)
+            return None
+        if table is not None and (different := differences(table.key, key)):
+            _say("The cached cost table is not used, it is measured anew: %s", "; ".join(different))
+            return None
+        return table
+
+    def complete(self, setup: Setup, instance: InstancePlan) -> Setup:
+        """What a worker is told, with what is known already."""
+        table = self.table(instance)
+        if table is None:
+            return setup
+        return msgspec.structs.replace(setup, known=table.measured, known_packed=table.packed)
+
+    def take(self, instance: InstancePlan, ready: Ready) -> None:
+        """Keep what a worker has measured, for the next one of its size and for the next run."""
+        if ready.cached or not ready.measured:
+            return
+        key = self._subject.key(instance)
+        table = CostTable(SCHEMA, key, ready.packed, ready.measured)
+        self._looked_for.add(key)
+        self._tables[key] = table = merged(self._tables.get(key), table)
+        try:
+            path = cost_files.write_table(self._folder, table)
+        except UsageError as error:
+            if not self._unwritable:
+                _say("%s; each start measures anew", str(error)[0].upper() + str(error)[1:])
+            self._unwritable = True
+        else:
+            log.debug("cost table written to %s", path, extra={"event": "costs"})
+
+
+def _say(sentence: str, *arguments: object) -> None:
+    log.warning(sentence, *arguments, extra={"event": "costs"})
+
+
+def watch_costs(metrics: FrontMetrics, model: Callable[[int], CostModel]) -> None:
+    """Have ``/metrics`` tell how well costs are predicted."""
+    metrics.watch_instances(
+        "launcher_cost_drift",
+        "What batches take by now, in parts of what was measured before the instance was ready.",
+        lambda instance: model(instance).correction,
+    )
+    metrics.watch_instances(
+        "launcher_cost_error",
+        "How far predicted seconds of a batch were off, relative to the actual ones: a running mean.",
+        lambda instance: model(instance).error,
+    )
+
+
+def cost_info(ready: Ready, model: CostModel) -> dict[str, Any]:
+    """The ``cost`` of an instance in ``/info``: seconds, and errors relative to what was seen.
+
+    ``drift`` is what batches take by now in parts of what was measured.
+    """
+    fitted = model.coefficients
+    error = fit_error(fitted, ready.measured)
+    return {
+        "source": "cached" if ready.cached else "measured",
+        "overhead": fitted.overhead,
+        "per_token": fitted.per_token,
+        "per_pair": fitted.per_pair,
+        "fit_error": None if error is None else round(error, 4),
+        "observed_error": round(model.error, 4) if model.observed else None,
+        "observed_batches": model.observed,
+        "drift": round(model.correction, 4),
+    }
