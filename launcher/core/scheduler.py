@@ -23,199 +23,52 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from launcher.core.batching import Item, LengthQueue
-from launcher.core.cost import CostModel, Measurement, Work, fit, work_of
-from launcher.core.lengths import LengthClass
+from launcher.core.cost import CostModel, fit, work_of
+from launcher.core.events import (
+    Action,
+    AllGone,
+    Arrived,
+    BatchDone,
+    BatchFailed,
+    Cancelled,
+    DrainStarted,
+    Event,
+    Finish,
+    InstanceLost,
+    InstanceReady,
+    InstanceSpec,
+    Load,
+    Reject,
+    Replace,
+    SchedulerLimits,
+    Send,
+)
+from launcher.core.instances import Batch, Group, Instance
+
+__all__ = [
+    "Action",
+    "AllGone",
+    "Arrived",
+    "BatchDone",
+    "BatchFailed",
+    "Cancelled",
+    "DrainStarted",
+    "Event",
+    "Finish",
+    "InstanceLost",
+    "InstanceReady",
+    "InstanceSpec",
+    "Load",
+    "Reject",
+    "Replace",
+    "Scheduler",
+    "SchedulerLimits",
+    "Send",
+]
 
 MAX_ATTEMPTS = 2
 # A share must be worth this many times the overhead of the batch that carries it.
 SHARE_OVER_OVERHEAD = 3.0
-# The ready batch is cut this long (seconds, and part of the running batch) before the running one should end:
-# longer than a message takes to the worker, short against the batch.
-LEAD_SECONDS = 1e-3
-LEAD_PART = 0.05
-# Nothing more is sent to an instance whose batch runs this many times longer than predicted, and at least the floor.
-OVERDUE_FACTOR = 2.0
-OVERDUE_FLOOR = 0.5
-# A batch is a hang when it runs this many times longer than predicted, and at least the floor (seconds).
-HANG_FACTOR = 5.0
-HANG_FLOOR = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A request came in; ``lengths`` are its items' lengths in tokens, in the order of the request."""
-
-    request: int
-    lengths: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """The client of this request is gone, or nobody waits for it any more."""
-
-    request: int
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceReady:
-    """An instance has a warm worker that takes batches; ``measured`` is what it was timed with, and ``packed`` says
-    whether it computes items one behind the other, without padding."""
-
-    instance: int
-    measured: tuple[Measurement, ...] = ()
-    packed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceLost:
-    """The worker of this instance is gone, with what it was running."""
-
-    instance: int
-
-
-@dataclass(frozen=True, slots=True)
-class BatchDone:
-    """A worker has computed a batch in ``seconds``."""
-
-    instance: int
-    batch: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class BatchFailed:
-    """A worker raised on a batch, and lives on."""
-
-    instance: int
-    batch: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class AllGone:
-    """No instance is left and none will come back: whatever waits is answered with an error."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class DrainStarted:
-    """No more requests are admitted; what is here is finished."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send these items to this instance as one batch, longest first."""
-
-    instance: int
-    batch: int
-    items: tuple[Item, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """Answer this request with an error; none of its items is computed any more."""
-
-    request: int
-    status: int
-    code: str
-    reason: str
-    retry_after: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """All items of this request are computed."""
-
-    request: int
-
-
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """This instance hangs: end its worker. Its loss is to be told with ``InstanceLost``."""
-
-    instance: int
-    reason: str
-
-
-Event = Arrived | Cancelled | InstanceReady | InstanceLost | BatchDone | BatchFailed | AllGone | DrainStarted
-Action = Send | Reject | Finish | Replace
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceSpec:
-    """An instance as the scheduler sees it; ``length_class`` None serves every length."""
-
-    id: int
-    threads: int
-    length_class: LengthClass | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """``queue_items``: the most items that wait or run. ``batch_tokens``: the budget of a batch, padding counted."""
-
-    queue_items: int
-    batch_tokens: int
-
-
-@dataclass(slots=True)
-class _Batch:
-    id: int
-    items: tuple[Item, ...]
-    work: Work
-    predicted: float
-
-
-@dataclass(slots=True)
-class _Group:
-    """The instances of a length class and their queue. ``idle`` has those that may take a batch at once, the one that
-    has been idle longest first. ``leads`` is a heap of (when the ready batch is to be cut, running batch, instance);
-    an entry whose batch is not running any more, or has a ready one behind it, is stale."""
-
-    length_class: LengthClass | None
-    queue: LengthQueue
-    ready: set[int] = field(default_factory=set)
-    idle: dict[int, _Instance] = field(default_factory=dict)
-    leads: list[tuple[float, int, int]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Instance:
-    """Reservations live here and nowhere else: ``batches`` holds the running one and the ready one."""
-
-    spec: InstanceSpec
-    group: _Group
-    cost: CostModel = field(default_factory=CostModel)
-    packed: bool = False
-    ready: bool = False
-    batches: deque[_Batch] = field(default_factory=deque)
-    started: float = 0.0
-    replaced: bool = False
-
-    def finish(self, now: float) -> float:
-        """When all that it has is predicted to be done. What is overdue is taken to need as long again."""
-        if not self.batches:
-            return now
-        overdue = max(0.0, now - self.started - self.batches[0].predicted)
-        return max(now, self.started + self.batches[0].predicted) + overdue + self._behind()
-
-    def _behind(self) -> float:
-        return self.batches[1].predicted if len(self.batches) > 1 else 0.0
-
-    def overdue(self, now: float) -> bool:
-        """Whether its running batch takes so much longer than predicted that nothing should wait behind it."""
-        return now > self.started + max(OVERDUE_FLOOR, OVERDUE_FACTOR * self.batches[0].predicted)
-
-    def lead_time(self) -> float:
-        """When the ready batch is to be cut."""
-        predicted = self.batches[0].predicted
-        return self.started + predicted - max(LEAD_SECONDS, LEAD_PART * predicted)
-
-    def hang_time(self) -> float:
-        """When the running batch counts as hanging."""
-        return self.started + max(HANG_FLOOR, HANG_FACTOR * self.batches[0].predicted)
-
 
 _WAITING, _SENT, _COMPUTED = 0, 1, 2
 
@@ -229,17 +82,6 @@ class _Request:
     attempts: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How much there is: for metrics and for the answer to an overload. ``seconds`` is the predicted drain time."""
-
-    queued_items: int
-    queued_tokens: int
-    running_items: int
-    requests: int
-    seconds: float
-
-
 class Scheduler:
     """See the module's head. Every method but the properties is to be called from one thread."""
 
@@ -249,8 +91,8 @@ class Scheduler:
         self._suspects: deque[Item] = deque()
         classes = {spec.length_class for spec in instances}
         ordered = sorted(classes, key=lambda c: (c is None, c.min_length if c else 0))
-        self._groups = {c: _Group(c, LengthQueue(self._is_waiting)) for c in ordered}
-        self._instances = {s.id: _Instance(s, self._groups[s.length_class]) for s in instances}
+        self._groups = {c: Group(c, LengthQueue(self._is_waiting)) for c in ordered}
+        self._instances = {s.id: Instance(s, self._groups[s.length_class]) for s in instances}
         # When each running batch counts as a hang: a heap of (time, batch, instance), stale entries as in the leads.
         self._hangs: list[tuple[float, int, int]] = []
         self._items = 0
@@ -318,7 +160,7 @@ class Scheduler:
             heappop(self._hangs)
         return None
 
-    def _next_lead(self, group: _Group) -> tuple[float, int, int] | None:
+    def _next_lead(self, group: Group) -> tuple[float, int, int] | None:
         """The earliest time at which a ready batch is to be cut in a group."""
         while group.leads:
             _, batch, instance_id = group.leads[0]
@@ -412,7 +254,7 @@ class Scheduler:
         if batch is not None:
             self._retry(batch, event.reason, actions)
 
-    def _take_back(self, instance_id: int, batch_id: int, now: float) -> _Batch | None:
+    def _take_back(self, instance_id: int, batch_id: int, now: float) -> Batch | None:
         """End the reservation of a batch; None when it is not there any more (a late message)."""
         instance = self._instances[instance_id]
         if not instance.batches or instance.batches[0].id != batch_id:
@@ -425,14 +267,14 @@ class Scheduler:
             instance.group.idle[instance_id] = instance
         return batch
 
-    def _begin(self, instance: _Instance, now: float) -> None:
+    def _begin(self, instance: Instance, now: float) -> None:
         """The first batch of an instance runs from now on."""
         instance.started = now
         batch = instance.batches[0].id
         heappush(self._hangs, (instance.hang_time(), batch, instance.spec.id))
         heappush(instance.group.leads, (instance.lead_time(), batch, instance.spec.id))
 
-    def _retry(self, batch: _Batch, reason: str, actions: list[Action]) -> None:
+    def _retry(self, batch: Batch, reason: str, actions: list[Action]) -> None:
         for item in batch.items:
             request = self._requests.get(item.request)
             if request is None:
@@ -445,7 +287,7 @@ class Scheduler:
                 where = f"input {item.index} could not be computed, tried {attempts} times"
                 self._reject(item.request, 500, "instance_failed", f"{where}: {reason}", actions)
 
-    def _requeue(self, batch: _Batch) -> None:
+    def _requeue(self, batch: Batch) -> None:
         for item in batch.items:
             request = self._requests.get(item.request)
             if request is None:
@@ -507,11 +349,11 @@ class Scheduler:
         for group in groups:
             self._prepare(group, now, actions)
 
-    def _send_suspect(self, instance: _Instance, now: float, actions: list[Action]) -> None:
+    def _send_suspect(self, instance: Instance, now: float, actions: list[Action]) -> None:
         item = self._suspects.popleft()
         self._send(instance, (item,), now, actions)
 
-    def _share_out(self, group: _Group, now: float, actions: list[Action]) -> None:
+    def _share_out(self, group: Group, now: float, actions: list[Action]) -> None:
         """Give each idle instance of a class its share of what waits, by predicted seconds."""
         idle = list(group.idle.values())
         for position, instance in enumerate(idle):
@@ -519,7 +361,7 @@ class Scheduler:
                 return
             self._cut(instance, group.queue, self._share(instance, group.queue, len(idle) - position), now, actions)
 
-    def _share(self, instance: _Instance, queue: LengthQueue, takers: int) -> float:
+    def _share(self, instance: Instance, queue: LengthQueue, takers: int) -> float:
         """Predicted seconds that one of ``takers`` instances is to take of what waits."""
         if takers == 1:
             return float("inf")
@@ -534,7 +376,7 @@ class Scheduler:
                     if not self._help(next(iter(group.idle.values())), behind, now, actions):
                         break
 
-    def _help(self, instance: _Instance, behind: _Group, now: float, actions: list[Action]) -> bool:
+    def _help(self, instance: Instance, behind: Group, now: float, actions: list[Action]) -> bool:
         item = behind.queue.oldest()
         if item is None:
             return False
@@ -547,7 +389,7 @@ class Scheduler:
         self._cut(instance, behind.queue, gain + own, now, actions)
         return True
 
-    def _prepare(self, group: _Group, now: float, actions: list[Action]) -> None:
+    def _prepare(self, group: Group, now: float, actions: list[Action]) -> None:
         """Cut ready batches when a full one waits, or when the running one is about to end."""
         while (group.queue.count or self._suspects) and (lead := self._next_lead(group)):
             instance, due = self._instances[lead[2]], now >= lead[0]
@@ -561,17 +403,17 @@ class Scheduler:
             else:
                 return
 
-    def _cut(self, instance: _Instance, queue: LengthQueue, share: float, now: float, actions: list[Action]) -> None:
+    def _cut(self, instance: Instance, queue: LengthQueue, share: float, now: float, actions: list[Action]) -> None:
         items = queue.cut(instance.cost, self._limits.batch_tokens, share, packed=instance.packed)
         if items:
             self._send(instance, items, now, actions)
 
-    def _send(self, instance: _Instance, items: tuple[Item, ...], now: float, actions: list[Action]) -> None:
+    def _send(self, instance: Instance, items: tuple[Item, ...], now: float, actions: list[Action]) -> None:
         for item in items:
             self._requests[item.request].states[item.index] = _SENT
         work = work_of([item.length for item in items], packed=instance.packed)
         predicted = instance.cost.seconds(work.tokens, work.pairs)
-        instance.batches.append(_Batch(self._next_batch, items, work, predicted))
+        instance.batches.append(Batch(self._next_batch, items, work, predicted))
         if len(instance.batches) == 1:
             del instance.group.idle[instance.spec.id]
             self._begin(instance, now)

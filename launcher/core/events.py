@@ -1,0 +1,141 @@
+"""What the scheduler is told and what it answers: events in the past tense, actions as commands.
+
+Separate from the rules so that those who feed and obey the scheduler need to know nothing of how it decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.core.batching import Item
+from launcher.core.cost import Measurement
+from launcher.core.lengths import LengthClass
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A request came in; ``lengths`` are its items' lengths in tokens, in the order of the request."""
+
+    request: int
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The client of this request is gone, or nobody waits for it any more."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceReady:
+    """An instance has a warm worker that takes batches; ``measured`` is what it was timed with, and ``packed`` says
+    whether it computes items one behind the other, without padding."""
+
+    instance: int
+    measured: tuple[Measurement, ...] = ()
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLost:
+    """The worker of this instance is gone, with what it was running."""
+
+    instance: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """A worker has computed a batch in ``seconds``."""
+
+    instance: int
+    batch: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFailed:
+    """A worker raised on a batch, and lives on."""
+
+    instance: int
+    batch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AllGone:
+    """No instance is left and none will come back: whatever waits is answered with an error."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainStarted:
+    """No more requests are admitted; what is here is finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these items to this instance as one batch, longest first."""
+
+    instance: int
+    batch: int
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Answer this request with an error; none of its items is computed any more."""
+
+    request: int
+    status: int
+    code: str
+    reason: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All items of this request are computed."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """This instance hangs: end its worker. Its loss is to be told with ``InstanceLost``."""
+
+    instance: int
+    reason: str
+
+
+Event = Arrived | Cancelled | InstanceReady | InstanceLost | BatchDone | BatchFailed | AllGone | DrainStarted
+Action = Send | Reject | Finish | Replace
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """An instance as the scheduler sees it; ``length_class`` None serves every length."""
+
+    id: int
+    threads: int
+    length_class: LengthClass | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """``queue_items``: the most items that wait or run. ``batch_tokens``: the budget of a batch, padding counted."""
+
+    queue_items: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much there is: for metrics and for the answer to an overload. ``seconds`` is the predicted drain time."""
+
+    queued_items: int
+    queued_tokens: int
+    running_items: int
+    requests: int
+    seconds: float
