@@ -87,9 +87,25 @@ Classes = Annotated[
     str | None,
     typer.Option(
         help="Length classes, each with an instance of its own: LENGTH:CORES,…,max:CORES (tokens : cores), "
-        "such as 32:8,384:16,max:24.",
-        metavar="SPEC",
+        "such as 32:8,384:16,max:24; auto chooses by prediction.",
+        metavar="SPEC|auto",
         rich_help_panel=MACHINE,
+    ),
+]
+PlanLengths = Annotated[
+    Path | None,
+    typer.Option(
+        "--lengths",
+        help="Histogram of lengths (lines of: tokens count) for --classes auto and predictions; otherwise the "
+        "built-in mix.",
+        metavar="FILE",
+        rich_help_panel=MACHINE,
+    ),
+]
+MeasureOption = Annotated[
+    bool,
+    typer.Option(
+        "--measure", help="Measure costs anew, whatever was measured at an earlier start.", rich_help_panel=MODEL
     ),
 ]
 ReserveCores = Annotated[
@@ -191,6 +207,7 @@ def _machine_options(
     strict: bool,
     sysroot: Path,
     machine_file: Path | None,
+    lengths: Path | None = None,
 ) -> MachineOptions:
     return MachineOptions(
         sysroot=sysroot,
@@ -202,6 +219,7 @@ def _machine_options(
         oversubscribe=oversubscribe,
         mix_kinds=mix_kinds,
         strict=strict,
+        lengths=lengths,
     )
 
 
@@ -210,6 +228,7 @@ def serve(
     instances: Instances = "auto",
     cores_per_instance: CoresPerInstance = None,
     classes: Classes = None,
+    lengths: PlanLengths = None,
     reserve_cores: ReserveCores = "auto",
     oversubscribe: Oversubscribe = False,
     mix_kinds: MixKinds = False,
@@ -225,6 +244,7 @@ def serve(
     fake_seconds_per_token: FakeSeconds = None,
     max_length: MaxLength = None,
     trust_remote_code: TrustRemoteCode = False,
+    measure: MeasureOption = False,
     host: Host = DEFAULT_HOST,
     port: Port = DEFAULT_PORT,
     max_body_bytes: BodyBytes = FRONT.body_bytes,
@@ -243,7 +263,16 @@ def serve(
 
     options = ServeOptions(
         machine=_machine_options(
-            instances, cores_per_instance, classes, reserve_cores, oversubscribe, mix_kinds, strict, sysroot, machine
+            instances,
+            cores_per_instance,
+            classes,
+            reserve_cores,
+            oversubscribe,
+            mix_kinds,
+            strict,
+            sysroot,
+            machine,
+            lengths,
         ),
         runtime=RuntimeOptions(allocator, openmp),
         model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code, fake_seconds_per_token),
@@ -257,6 +286,7 @@ def serve(
             drain_seconds=drain_seconds,
         ),
         log=LogOptions(log_level, log_json),
+        measure=measure,
     )
     if dry_run:
         show(options, Wanted(json))
@@ -271,6 +301,7 @@ def topology(
     instances: Instances = "auto",
     cores_per_instance: CoresPerInstance = None,
     classes: Classes = None,
+    lengths: PlanLengths = None,
     reserve_cores: ReserveCores = "auto",
     oversubscribe: Oversubscribe = False,
     mix_kinds: MixKinds = False,
@@ -311,7 +342,16 @@ def topology(
 
     options = ServeOptions(
         machine=_machine_options(
-            instances, cores_per_instance, classes, reserve_cores, oversubscribe, mix_kinds, strict, sysroot, machine
+            instances,
+            cores_per_instance,
+            classes,
+            reserve_cores,
+            oversubscribe,
+            mix_kinds,
+            strict,
+            sysroot,
+            machine,
+            lengths,
         ),
         runtime=RuntimeOptions(allocator, openmp),
         model=ModelOptions(model, task, dtype, "eager", max_length),

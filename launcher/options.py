@@ -24,6 +24,8 @@ class MachineOptions:
     """Which machine is planned for, and how. ``None`` means that the planner decides.
 
     ``machine_file`` describes a machine that is not here; ``-`` is standard input. It excludes ``sysroot``.
+    ``classes`` may be ``auto``; ``lengths`` is a histogram of lengths for that and for predictions, None the built-in
+    mix.
     """
 
     sysroot: Path = Path("/")
@@ -35,6 +37,7 @@ class MachineOptions:
     oversubscribe: bool = False
     mix_kinds: bool = False
     strict: bool = False
+    lengths: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

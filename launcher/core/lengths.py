@@ -6,6 +6,7 @@ Ranges are closed, start at 1 and have neither gap nor overlap: ``32:8,384:16,ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,3 +95,22 @@ def resolve_classes(specs: Sequence[ClassSpec], limit: int | None) -> tuple[Leng
         lower = max((bound for bound in bounds if spec.max_length is None or bound < spec.max_length), default=0) + 1
         classes.append(LengthClass(lower, upper))
     return tuple(classes)
+
+
+# The built-in mix: log-normal, with the median and spread of short real texts (queries, sentences, paragraphs). The
+# spread is that of the logarithm.
+BUILTIN_MEDIAN = 26
+BUILTIN_SPREAD = 0.98
+BUILTIN_SHORTEST = 3
+BUILTIN_LONGEST = 256
+
+
+def builtin_lengths() -> dict[int, float]:
+    """How often each length in tokens occurs in the built-in mix; the sum is 1."""
+    cuts = [0.0, *(_builtin_below(length + 0.5) for length in range(BUILTIN_SHORTEST, BUILTIN_LONGEST)), 1.0]
+    lengths = range(BUILTIN_SHORTEST, BUILTIN_LONGEST + 1)
+    return {length: high - low for length, low, high in zip(lengths, cuts, cuts[1:], strict=False)}
+
+
+def _builtin_below(length: float) -> float:
+    return (1 + math.erf(math.log(length / BUILTIN_MEDIAN) / BUILTIN_SPREAD / math.sqrt(2))) / 2

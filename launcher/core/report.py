@@ -17,6 +17,7 @@ from rich.text import Text
 
 from launcher.core.cpuset import format_cpu_list
 from launcher.core.drawing import RESERVED, Mark, drawing, legend, mark_of, short, table
+from launcher.core.forecast import Forecast, forecast_lines
 from launcher.core.memory import gib
 from launcher.core.plan import InstancePlan, Plan
 from launcher.core.topology import Machine
@@ -38,12 +39,19 @@ class Command:
     env: Mapping[str, str]
 
 
-def report_json(machine: Machine, plan: Plan, commands: Sequence[Command], warnings: Sequence[str]) -> dict[str, Any]:
+def report_json(
+    machine: Machine,
+    plan: Plan,
+    commands: Sequence[Command],
+    warnings: Sequence[str],
+    forecast: Forecast | None = None,
+) -> dict[str, Any]:
     """The document of ``launch topology --json``. ``commands`` are in the order of ``plan.instances``."""
     document = plan.to_json()
     document["instances"] = [
         _with_command(entry, command) for entry, command in zip(document["instances"], commands, strict=True)
     ]
+    document["predicted"] = forecast.to_json() if forecast else None
     return {"schema": SCHEMA, "machine": machine.to_json(), "plan": document, "warnings": list(warnings)}
 
 
@@ -61,6 +69,7 @@ def report_text(
     *,
     unicode: bool = True,
     front: bool = True,
+    forecast: Forecast | None = None,
 ) -> Text:
     """The report for people, in lines of at most ``width`` columns (72 at least), longer words apart.
 
@@ -72,6 +81,7 @@ def report_text(
         _machine_lines(machine, width),
         _drawing_lines(machine, plan, width, front),
         _instance_lines(plan, width),
+        *([forecast_lines(forecast, width)] if forecast else []),
         _reason_lines(plan, width, front),
         _command_lines(plan, commands, width),
         _warning_lines(warnings, width),

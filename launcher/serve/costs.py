@@ -14,11 +14,12 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.cost import CostModel, fit_error
+from launcher.core.cost import CostModel, fit, fit_error
 from launcher.core.cost_table import SCHEMA, CostKey, CostTable, differences, merged
 from launcher.core.messages import Ready, Setup
 from launcher.core.models import ModelCard
 from launcher.core.plan import InstancePlan
+from launcher.core.simulation import CostBasis
 from launcher.core.topology import Machine
 from launcher.errors import UsageError
 from launcher.front.metrics import FrontMetrics
@@ -61,6 +62,20 @@ class Subject:
             torch=cost_files.package_version("torch"),
             launcher=cost_files.package_version("launcher"),
         )
+
+
+def basis_of(subject: Subject | None) -> CostBasis:
+    """What costs are predicted from: the tables that hold for this machine and model, or a guess."""
+    if subject is None:
+        return CostBasis.guessed(None)
+    relatives = cost_files.read_relatives(cost_files.cost_folder(), subject.key_of(1, 1, ()))
+    fitting = [
+        t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))
+    ]
+    if not fitting:
+        return CostBasis.guessed(subject.card.weight_bytes)
+    by_threads = {table.key.threads: fit(table.measured) for table in fitting}
+    return CostBasis(by_threads, packed=fitting[0].packed, measured=True)
 
 
 class Costs:

@@ -10,37 +10,52 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from launcher.core.binding import Binding, worker_command, worker_env
+from launcher.core.classes import Choice, choose_classes
 from launcher.core.footprint import choose_dtype, instance_bytes, mixed_batches, warmup_shapes
-from launcher.core.lengths import parse_classes
+from launcher.core.histogram import Histogram
+from launcher.core.lengths import builtin_lengths, parse_classes
 from launcher.core.messages import Setup
 from launcher.core.models import ModelCard
 from launcher.core.plan import InstancePlan, Plan, PlanRequest, make_plan
 from launcher.core.report import Command
 from launcher.core.runtimes import Runtimes, choose_runtimes, wanted_libraries
+from launcher.core.simulation import CostBasis, Traffic
 from launcher.core.topology import Machine
 from launcher.errors import LauncherError, UsageError
 from launcher.host import models
+from launcher.host.histogram_file import read_histogram
 from launcher.host.machine_file import read_machine_file
 from launcher.host.probe import choose_bindings, explain
 from launcher.host.runtimes import look_around
 from launcher.host.sysfs import read_machine
 from launcher.options import MachineOptions, ModelOptions, RuntimeOptions, ServeOptions
-from launcher.serve.costs import Subject
+from launcher.serve.costs import Subject, basis_of
 
 HERE = Path("/")
+AUTO = "auto"  # for --classes
 
 # For workers beside what the plan sets: Python must not import from the folder in which `launch` was typed.
 OWN_ENV = {"PYTHONSAFEPATH": "1"}
 
 
 @dataclass(frozen=True, slots=True)
+class Outlook:
+    """What predictions are made from, and what `--classes auto` chose; None without it."""
+
+    traffic: Traffic
+    basis: CostBasis
+    choice: Choice | None
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    """All decisions. ``commands`` are in the order of ``plan.instances``; ``card`` is None without a model."""
+    """All decisions. ``commands`` are in the order of ``plan.instances``; ``card`` is None without a model,
+    ``outlook`` where no server is planned."""
 
     machine: Machine
     card: ModelCard | None
@@ -48,6 +63,7 @@ class Prepared:
     bindings: tuple[Binding, ...]
     commands: tuple[Command, ...]
     warnings: tuple[str, ...]
+    outlook: Outlook | None = None
 
 
 def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | None = None) -> Prepared:
@@ -57,9 +73,18 @@ def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | Non
     it stay unknown.
     """
     _check_backend(options.model)
+    if model_needed and options.machine.lengths is not None and options.machine.classes != AUTO:
+        raise UsageError(
+            f"--lengths {options.machine.lengths} is for --classes auto, and for what reports predict; "
+            "add --classes auto or --dry-run, or leave it away"
+        )
     machine = machine or read(options.machine)
     card, warnings = _card(options, model_needed)
-    plan = make_plan(machine, _request(options, card))
+    traffic = traffic_of(options)
+    basis = basis_of(None if card is None else subject_of(options, machine, card))
+    request = _request(options, card)
+    choice = choose_classes(machine, request, basis, traffic) if options.machine.classes == AUTO else None
+    plan = make_plan(machine, replace(request, classes=choice.specs) if choice else request)
     live = is_here(options.machine)
     bindings = bindings_of(plan, options.machine.strict, live)
     python = sys.executable if live else "python3"
@@ -69,7 +94,18 @@ def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | Non
     if live:
         warnings += explain(plan, bindings)
     everything = (*machine.warnings, *plan.warnings, *warnings, *runtimes.notes, *notes)
-    return Prepared(machine, card, plan, bindings, commands, tuple(dict.fromkeys(everything)))
+    said = tuple(dict.fromkeys(everything))
+    return Prepared(machine, card, plan, bindings, commands, said, Outlook(traffic, basis, choice))
+
+
+def traffic_of(options: ServeOptions) -> Traffic:
+    """The lengths to plan and predict for. Raises ``UsageError`` for a file that is no histogram."""
+    path, tokens = options.machine.lengths, options.front.batch_tokens
+    if path is not None:
+        return Traffic(read_histogram(path), f"those of {path.name}", tokens)
+    return Traffic(
+        Histogram(tuple(builtin_lengths().items())), "the built-in mix (--lengths FILE gives others)", tokens
+    )
 
 
 def read(wanted: MachineOptions) -> Machine:
@@ -135,7 +171,7 @@ def _request(options: ServeOptions, card: ModelCard | None) -> PlanRequest:
     return PlanRequest(
         instances=wanted.instances,
         cores_per_instance=wanted.cores_per_instance,
-        classes=parse_classes(wanted.classes) if wanted.classes else (),
+        classes=parse_classes(wanted.classes) if wanted.classes and wanted.classes != AUTO else (),
         reserve_cores=wanted.reserve_cores,
         oversubscribe=wanted.oversubscribe,
         mix_kinds=wanted.mix_kinds,

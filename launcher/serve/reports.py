@@ -12,11 +12,14 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from launcher.core.classes import classes_of, specs_of
 from launcher.core.export import Target, export_plan
+from launcher.core.forecast import Forecast
 from launcher.core.picture import picture
 from launcher.core.placeholders import fill, values_of
 from launcher.core.plan import InstancePlan
 from launcher.core.report import Command, report_json, report_text
+from launcher.core.simulation import predict
 from launcher.errors import UsageError
 from launcher.host.machine_file import write_machine_file
 from launcher.options import ServeOptions
@@ -54,9 +57,26 @@ def show(options: ServeOptions, wanted: Wanted) -> None:
         for warning in prepared.warnings:
             _say(f"warning: {warning}")
     elif wanted.as_json:
-        print_json(prepared)
+        print_json(prepared, forecast_of(prepared))
     else:
-        print_report(prepared)
+        print_report(prepared, forecast=forecast_of(prepared))
+
+
+def forecast_of(prepared: Prepared) -> Forecast | None:
+    """What the plan is predicted to do: by what was measured, or where classes were chosen, also by a guess."""
+    measure = "the first start of `launch` with these options"
+    outlook = prepared.outlook
+    if outlook is None:
+        return None
+    choice = outlook.choice
+    if choice is not None:
+        return Forecast(choice.predicted, measure, choice.equal, choice.why)
+    if not outlook.basis.measured:
+        return Forecast(None, measure)
+    limit = prepared.card.max_length if prepared.card else None
+    spans = classes_of(prepared.plan, outlook.traffic.histogram, limit)
+    found = predict(specs_of(prepared.plan), outlook.basis, outlook.traffic, classes=spans, limit=limit)
+    return Forecast(found, measure)
 
 
 def _check(wanted: Wanted) -> None:
@@ -68,18 +88,18 @@ def _check(wanted: Wanted) -> None:
         raise UsageError("--export and --json each say what is printed; one of them works")
 
 
-def print_json(prepared: Prepared) -> None:
+def print_json(prepared: Prepared, forecast: Forecast | None = None) -> None:
     """Exactly the JSON document of schema 1."""
-    document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings)
+    document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast)
     print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
-def print_report(prepared: Prepared, *, front: bool = True) -> None:
+def print_report(prepared: Prepared, *, front: bool = True, forecast: Forecast | None = None) -> None:
     """The report for people, as wide as the terminal; ``front`` as for ``report_text``."""
     console = Console(highlight=False, soft_wrap=True)
     unicode = console.encoding.lower().startswith("utf")
     parts = prepared.machine, prepared.plan, prepared.commands, prepared.warnings
-    console.print(report_text(*parts, console.width, unicode=unicode, front=front))
+    console.print(report_text(*parts, console.width, unicode=unicode, front=front, forecast=forecast))
 
 
 def _write_picture(file: Path, prepared: Prepared) -> None:

@@ -210,6 +210,9 @@ class Server:
             "s" if len(plan.instances) > 1 else "", self._address,
             extra={"event": "starting", "address": self._address},
         )  # fmt: skip
+        outlook = self._prepared.outlook
+        if outlook is not None and outlook.choice is not None:
+            log.info("%s", outlook.choice.why, extra={"event": "classes"})
         for warning in self._prepared.warnings:
             log.warning("%s", warning, extra={"event": "warning"})
         for instance, command in zip(plan.instances, self._prepared.commands, strict=True):
