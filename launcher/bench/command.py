@@ -12,10 +12,13 @@ from launcher.bench.figures import summary
 from launcher.bench.load import LoadOptions, run_load
 from launcher.bench.mix import BUILTIN_LONGEST, Mix, builtin_mix, file_mix, fixed_mix, histogram_mix
 from launcher.bench.plot import check_plot, draw
+from launcher.bench.rounds import compared, run_rounds
 from launcher.bench.tables import show, show_json
 from launcher.errors import UsageError
 from launcher.host.histogram_file import read_histogram
 from launcher.options import DEFAULT_MODEL, DEFAULT_PORT, ModelOptions
+
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 app = typer.Typer(
     help="Measure: load over HTTP, the workers alone, or a plain script on the same texts.", no_args_is_help=True
@@ -61,7 +64,11 @@ def mix_of(
 
 @app.command()
 def load(
-    url: Annotated[str, typer.Option(help="Address of the server.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Address of the server, {DEFAULT_URL} without it; several are loaded in turn."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Runs on each server; medians are printed.", min=1)] = 1,
     connections: Annotated[
         int, typer.Option("--connections", "-c", help="Connections of the closed loop.", min=1)
     ] = 64,
@@ -86,19 +93,39 @@ def load(
         typer.Option(help="Draw latencies and rate into this file, .png or .svg (needs matplotlib).", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Send texts to a running server and print rates and latencies."""
+    """Send texts to a running server, or to several in turn, and print rates and latencies."""
     if plot is not None:
         check_plot(plot)
     mix = mix_of(count, texts, lengths, tokens, seed, longest)
     uncounted = min(100, count // per_request // 10) if warmup is None else warmup
-    options = LoadOptions(url, connections, rate, per_request, uncounted, api, model, encoding)
-    tally = anyio.run(run_load, options, mix, backend_options={"use_uvloop": True})
+    servers = [
+        LoadOptions(each, connections, rate, per_request, uncounted, api, model, encoding)
+        for each in dict.fromkeys(url or [DEFAULT_URL])
+    ]
     how = f"{rate:g} requests/s, open loop" if rate else f"{connections} connection{'s' * (connections > 1)}"
-    heading = f"{url}, {how}, {per_request} text{'s' * (per_request > 1)} per request, {mix.source}"
+    what = f"{how}, {per_request} text{'s' * (per_request > 1)} per request, {mix.source}"
+    if len(servers) > 1 or rounds > 1:
+        _load_in_rounds(servers, rounds, mix, what, json, plot)
+        return
+    tally = anyio.run(run_load, servers[0], mix, backend_options={"use_uvloop": True})
+    heading = f"{servers[0].url}, {what}"
     figures = {"run": heading, **summary(tally)}
     (show_json if json else _show_load)(figures)
     if plot is not None:
         draw(plot, heading, tally, figures)
+
+
+def _load_in_rounds(
+    servers: list[LoadOptions], rounds: int, mix: Mix, what: str, json: bool, plot: Path | None
+) -> None:
+    if plot is not None:
+        raise UsageError("--plot draws a single run; leave --rounds and further addresses away")
+    runs = anyio.run(run_rounds, servers, mix, rounds, backend_options={"use_uvloop": True})
+    heading = f"medians of {rounds} round{'s' * (rounds > 1)}, {what}"
+    if json:
+        show_json({"run": heading, "servers": compared(runs), "runs": runs})
+    else:
+        show({"run": heading}, "server", compared(runs))
 
 
 def _show_load(figures: dict[str, Any]) -> None:
