@@ -1,8 +1,8 @@
 """``--classes auto``: which length classes, and how many cores for each, suit a machine and a histogram of lengths.
 
 Few candidates, each planned by the planner and tried by simulation (``core.simulation``) at the same load, beside
-equal instances. A candidate is as good as its p50 and p99 are short against those of equal instances, weighted by how many
-texts they are of; it must do about as many texts/s. Where none is better by enough, equal instances it is.
+equal instances. A candidate is as good as its p50 and p99 are short against those of equal instances, weighted by how
+many texts they are of; it must do about as many texts/s. Where none is better by enough, equal instances it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launcher.core.histogram import Histogram
 from launcher.core.lengths import ClassSpec, LengthClass
 from launcher.core.plan import Plan, PlanRequest, make_plan
 from launcher.core.scheduler import InstanceSpec
-from launcher.core.simulation import CostBasis, Prediction, Traffic, predict
+from launcher.core.simulation import ITEMS, CostBasis, Prediction, Traffic, predict
 from launcher.core.topology import Machine
 from launcher.errors import LauncherError
 
@@ -66,11 +66,16 @@ def specs_of(plan: Plan) -> tuple[InstanceSpec, ...]:
     return tuple(InstanceSpec(i.id, i.threads, i.length_class) for i in plan.instances)
 
 
-def choose_classes(machine: Machine, request: PlanRequest, basis: CostBasis, traffic: Traffic) -> Choice:
-    """Classes for this machine, or none. ``request`` is that of equal instances. Raises as ``make_plan``."""
+def choose_classes(
+    machine: Machine, request: PlanRequest, basis: CostBasis, traffic: Traffic, *, items: int = ITEMS
+) -> Choice:
+    """Classes for this machine, or none. ``request`` is that of equal instances. Raises as ``make_plan``.
+
+    The choice is told of with ``items`` simulated items, the candidates are tried with fewer.
+    """
     equal_plan, limit = make_plan(machine, request), request.length_limit
-    groups = groups_of(traffic.histogram, limit)
-    equal = predict(specs_of(equal_plan), basis, traffic, classes=groups, limit=limit, items=TRIED_ITEMS)
+    groups, tried_items = groups_of(traffic.histogram, limit), min(items, TRIED_ITEMS)
+    equal = predict(specs_of(equal_plan), basis, traffic, classes=groups, limit=limit, items=tried_items)
     best: tuple[float, tuple[ClassSpec, ...], Plan] | None = None
     tried = 0
     for specs in candidates(equal_plan, basis, traffic.histogram, limit):
@@ -79,12 +84,12 @@ def choose_classes(machine: Machine, request: PlanRequest, basis: CostBasis, tra
             continue
         tried += 1
         found = predict(
-            specs_of(plan), basis, traffic, classes=groups, limit=limit, rate=equal.rate, items=TRIED_ITEMS
+            specs_of(plan), basis, traffic, classes=groups, limit=limit, rate=equal.rate, items=tried_items
         )
         ratio = against(found, equal)
         if _is_fair(found, equal) and (best is None or ratio < best[0]):
             best = ratio, specs, plan
-    return _choice(best, tried, equal_plan, basis, traffic, limit)
+    return _choice(best, tried, equal_plan, basis, traffic, limit, items)
 
 
 def _choice(
@@ -94,13 +99,14 @@ def _choice(
     basis: CostBasis,
     traffic: Traffic,
     limit: int | None,
+    items: int,
 ) -> Choice:
     """The best in full, beside equal instances at the same load."""
     better = best is not None and best[0] <= 1 - LEAST_GAIN
     specs, plan = (best[1], best[2]) if best is not None and better else ((), equal_plan)
     spans = classes_of(plan, traffic.histogram, limit)
-    equal = predict(specs_of(equal_plan), basis, traffic, classes=spans, limit=limit)
-    predicted = predict(specs_of(plan), basis, traffic, classes=spans, limit=limit, rate=equal.rate)
+    equal = predict(specs_of(equal_plan), basis, traffic, classes=spans, limit=limit, items=items)
+    predicted = predict(specs_of(plan), basis, traffic, classes=spans, limit=limit, rate=equal.rate, items=items)
     size = f"{len(equal_plan.instances)} equal instance{'s' * (len(equal_plan.instances) > 1)}"
     if best is None:
         why = f"--classes auto: {size}, since {_tried(tried)} without making some texts much slower."

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.cost import Coefficients, CostModel, Work, fit, work_of
+from launcher.core.cost import Coefficients, CostModel, Work, fit, fit_error, work_of
 
 SHAPES = [(1, 16), (4, 32), (16, 16), (8, 128), (2, 256), (8, 256), (1, 512)]
 positive = st.floats(1e-6, 1e-1)
@@ -57,3 +57,19 @@ def test_one_disturbed_batch_moves_the_prediction_little() -> None:
     before = model.seconds(WORK.tokens, WORK.pairs)
     model.observe(WORK, 1000.0)
     assert model.seconds(WORK.tokens, WORK.pairs) < 1.1 * before
+
+
+def test_the_error_of_a_fit_is_its_median_over_what_was_measured() -> None:
+    known = Coefficients(1e-3, 1e-4, 0.0)
+    assert fit_error(known, []) is None
+    exact = [(1, tokens, tokens**2, known.seconds(tokens, 0)) for tokens in (10, 20, 30)]
+    assert fit_error(known, exact) == pytest.approx(0)
+    assert fit_error(known, [(*m[:3], m[3] * 2) for m in exact]) == pytest.approx(0.5)
+
+
+def test_the_observed_error_is_a_mean_from_the_first_batch_on() -> None:
+    model = CostModel(Coefficients(1e-3, 1e-4, 0.0))
+    assert model.observed == 0
+    model.observe(WORK, 1.25 * model.seconds(WORK.tokens, WORK.pairs))
+    assert model.observed == 1
+    assert model.error == pytest.approx(0.2)

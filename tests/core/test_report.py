@@ -58,7 +58,7 @@ def test_the_document_has_exactly_the_keys_of_schema_1() -> None:
     assert list(document["machine"]["cores"][0]) == ["id", "cpus", "package", "node", "l3", "kind"]
     assert list(document["machine"]["nodes"][0]) == ["id", "cpus", "memory_bytes", "distances"]
     assert list(document["machine"]["limits"]) == ["cpu_quota", "memory_nodes", "memory_bytes", "affinity"]
-    assert list(document["plan"]) == ["instances", "reserved_cpus", "unused_cpus"]
+    assert list(document["plan"]) == ["instances", "reserved_cpus", "unused_cpus", "predicted"]
     first = document["plan"]["instances"][0]
     assert list(first) == ["id", "cpus", "threads", "nodes", "memory", "class", "command", "env", "why"]
     assert first["class"] == {"min_length": 1, "max_length": 32}

@@ -35,6 +35,10 @@ def cores() -> int:
         (("--classes", "32:0,max:1"), 2, ["0"]),
         (("--classes", "32:999,max:999"), 3, ["1998", "core"]),
         (("--classes", "32:1,max:1", "--instances", "2"), 2, ["--classes", "--instances"]),
+        (("--classes", "auto", "--instances", "2"), 2, ["--classes", "--instances"]),
+        (("--classes", "auto", "--lengths", "pyproject.toml"), 2, ["pyproject.toml", "histogram", "line 1"]),
+        (("--classes", "auto", "--lengths", "no/such/file"), 2, ["no/such/file", "--lengths"]),
+        (("--lengths", "README.md"), 2, ["--lengths", "--classes auto", "--dry-run"]),
         (("--dry-run", "--sysroot", "no/such/folder"), 2, ["no/such/folder"]),
         (("--dry-run", "--sysroot", "docs"), 2, ["docs", "sys/devices/system/cpu"]),
         (("--reserve-cores", "-1"), 2, ["--reserve-cores"]),
@@ -76,7 +80,7 @@ def test_the_json_report_has_the_keys_of_schema_1_and_no_others() -> None:
     assert list(report["machine"]) == ["arch", "vendor", "model", "isa", "cpus", "cores", "nodes", "limits"]
     assert list(report["machine"]["cpus"]) == ["present", "online", "allowed", "isolated"]
     assert list(report["machine"]["limits"]) == ["cpu_quota", "memory_nodes", "memory_bytes", "affinity"]
-    assert list(report["plan"]) == ["instances", "reserved_cpus", "unused_cpus"]
+    assert list(report["plan"]) == ["instances", "reserved_cpus", "unused_cpus", "predicted"]
     (instance,) = report["plan"]["instances"]
     assert set(instance) == {"id", "cpus", "threads", "nodes", "memory", "class", "command", "env", "why"}
     assert instance["env"]["OMP_NUM_THREADS"] == str(instance["threads"])

@@ -1,0 +1,82 @@
+"""Costs that are measured once: kept for the next start, measured anew where they do not hold, and shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.running import Launch
+
+FAKE = ("--instances", "1", "--backend", "fake", "--fake-seconds-per-token", "0.00002")
+
+
+def start(launch: Launch, cache: Path, *arguments: str) -> tuple[dict[str, Any], list[str]]:
+    """The instance in ``/info`` of a server that has answered a request, and what was said about costs."""
+    with launch(*FAKE, *arguments, env={"XDG_CACHE_HOME": str(cache)}) as server:
+        server.wait_serving()
+        for _ in range(3):
+            assert server.embed(["some words", "and some more of them"]).status_code == 200
+        instance = server.info()["instances"][0]
+        metrics = server.get("/metrics").text
+        assert server.end() == 0
+    for name in ("launcher_cost_drift", "launcher_cost_error"):
+        assert f'{name}{{class="all",instance="0"}}' in metrics
+    return instance, [record["message"] for record in server.records if record.get("event") == "costs"]
+
+
+def table_in(cache: Path) -> Path:
+    (path,) = (cache / "launcher" / "costs").glob("*.json")
+    return path
+
+
+@pytest.mark.slow
+def test_costs_are_measured_at_the_first_start_and_known_at_the_second(launch: Launch, tmp_path: Path) -> None:
+    first, said = start(launch, tmp_path)
+    assert first["cost"]["source"] == "measured"
+    assert first["cost"]["per_token"] == pytest.approx(2e-5, rel=0.2)
+    assert first["cost"]["observed_batches"] >= 1
+    assert said == []
+    kept = table_in(tmp_path).read_bytes()
+    again, said = start(launch, tmp_path)
+    assert again["cost"]["source"] == "cached"
+    assert again["worker"]["measured"] == first["worker"]["measured"]
+    assert again["worker"]["warmup_seconds"] < first["worker"]["warmup_seconds"]
+    assert table_in(tmp_path).read_bytes() == kept
+    assert said == []
+    anew, _ = start(launch, tmp_path, "--measure")
+    assert anew["cost"]["source"] == "measured"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["another machine", "damaged"])
+def test_a_table_that_does_not_hold_here_is_said_and_measured_anew(
+    launch: Launch, tmp_path: Path, fault: str
+) -> None:
+    start(launch, tmp_path)
+    path = table_in(tmp_path)
+    if fault == "damaged":
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        table = json.loads(path.read_bytes())
+        table["key"]["processor"], table["key"]["torch"] = "Another processor", "1.0"
+        path.write_text(json.dumps(table))
+    instance, said = start(launch, tmp_path)
+    assert instance["cost"]["source"] == "measured"
+    (sentence,) = said
+    for word in (str(path), "damaged") if fault == "damaged" else ("Another processor", "torch: '1.0' there", "anew"):
+        assert word in sentence
+    assert start(launch, tmp_path)[0]["cost"]["source"] == "cached"
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_said_and_keeps_nothing_from_starting(
+    launch: Launch, tmp_path: Path
+) -> None:
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "costs").write_text("in the way")
+    instance, said = start(launch, tmp_path)
+    assert instance["cost"]["source"] == "measured"
+    assert any("cannot be written" in sentence and "measures anew" in sentence for sentence in said)
