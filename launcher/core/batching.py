@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from math import inf
 
 import msgspec
 
@@ -37,6 +38,8 @@ def _bucket_bounds(largest: int = 1 << 17) -> tuple[int, ...]:
 
 
 BOUNDS = _bucket_bounds()
+# Seconds of ranks that are counted together.
+BIN_SECONDS = 0.1
 
 
 class LengthQueue:
@@ -47,6 +50,10 @@ class LengthQueue:
         # Each a heap of (rank, number, item); the number keeps items of equal rank in their order.
         self._buckets: dict[int, list[tuple[float, int, Item]]] = {}
         self._sequence = 0
+        # What waits of items whose rank is later than their request's arrival (all but its first), in bins of ranks:
+        # tokens and pairs.
+        self._put_off: dict[int, tuple[int, int]] = {}
+        self._last_bin = 0
         self.count = 0
         self.tokens = 0
         self.pairs = 0
@@ -61,16 +68,37 @@ class LengthQueue:
         self._sequence += 1
         bucket = self._buckets.setdefault(bisect_left(BOUNDS, item.length), [])
         heappush(bucket, (rank, self._sequence, item))
-        self._account(item, 1)
+        self._account(item, rank, 1)
 
-    def forget(self, item: Item) -> None:
-        """Take a cancelled item out of the sums; it is dropped when it comes up."""
-        self._account(item, -1)
+    def forget(self, item: Item, rank: float) -> None:
+        """Take a cancelled item, pushed with ``rank``, out of the sums; it is dropped when it comes up."""
+        self._account(item, rank, -1)
 
-    def _account(self, item: Item, sign: int) -> None:
+    def _account(self, item: Item, rank: float, sign: int) -> None:
+        tokens, pairs = sign * item.length, sign * item.length**2
         self.count += sign
-        self.tokens += sign * item.length
-        self.pairs += sign * item.length**2
+        self.tokens += tokens
+        self.pairs += pairs
+        if item.index:
+            key = int(rank / BIN_SECONDS)
+            before = self._put_off.get(key, (0, 0))
+            self._put_off[key] = after = (before[0] + tokens, before[1] + pairs)
+            if not after[0]:
+                del self._put_off[key]
+            elif key > self._last_bin:
+                self._last_bin = key
+
+    def before(self, rank: float) -> tuple[int, int]:
+        """About how many tokens and pairs wait that have no later rank. ``rank`` is not earlier than any arrival."""
+        if not self._put_off:
+            return self.tokens, self.pairs
+        position = rank / BIN_SECONDS
+        bins = [self._put_off.get(key, (0, 0)) for key in range(int(position) + 1, self._last_bin + 1)]
+        part = 1 - position % 1
+        tokens, pairs = self._put_off.get(int(position), (0, 0))
+        later_tokens = sum([entry[0] for entry in bins], int(part * tokens))
+        later_pairs = sum([entry[1] for entry in bins], int(part * pairs))
+        return self.tokens - later_tokens, self.pairs - later_pairs
 
     def oldest(self) -> Item | None:
         """The item of the lowest rank."""
@@ -87,13 +115,15 @@ class LengthQueue:
         self._buckets.pop(key, None)
         return None
 
-    def cut(self, cost: CostModel, budget: int, share: float, *, packed: bool) -> tuple[Item, ...]:
-        """Take a batch out: longest first, at most ``budget`` tokens, padding counted, and about ``share`` predicted
-        seconds.
+    def cut(
+        self, cost: CostModel, budget: int, share: float, *, packed: bool, longest: float = inf
+    ) -> tuple[Item, ...]:
+        """Take a batch out: longest first, at most ``budget`` tokens and ``longest`` predicted seconds, padding
+        counted in both, and about ``share`` predicted seconds of work.
 
         At least one item is taken when there is one, whatever its length.
         """
-        batch = _Cut(cost, budget, share, packed)
+        batch = _Cut(cost, budget, share, packed, longest)
         if packed:
             self._fill_in_order(batch)
         else:
@@ -105,12 +135,12 @@ class LengthQueue:
         heads = [(*head, key) for key in list(self._buckets) if (head := self._head(key))]
         heapify(heads)
         while heads:
-            *_, item, key = heads[0]
+            rank, _, item, key = heads[0]
             if not batch.take(item):
                 return
             heappop(self._buckets[key])
             heappop(heads)
-            self._account(item, -1)
+            self._account(item, rank, -1)
             if following := self._head(key):
                 heappush(heads, (*following, key))
 
@@ -134,26 +164,35 @@ class LengthQueue:
         """Move items from a bucket to the batch, oldest first, while its limits hold."""
         while (head := self._head(key)) and batch.take(head[2]):
             heappop(self._buckets[key])
-            self._account(head[2], -1)
+            self._account(head[2], head[0], -1)
 
 
 class _Cut:
     """A batch being cut. The share counts what the items cost without padding, so that shares add up to the whole."""
 
-    def __init__(self, cost: CostModel, budget: int, share: float, packed: bool) -> None:
+    def __init__(self, cost: CostModel, budget: int, share: float, packed: bool, longest: float) -> None:
         self.items: list[Item] = []
         self.width = 0
         self.cost = cost
-        self._budget, self._share, self._packed = budget, share, packed
+        self._budget, self._share, self._packed, self._longest = budget, share, packed, longest
         self._tokens = self._pairs = 0
 
     def take(self, item: Item) -> bool:
         """Add an item unless that breaks a limit; the first is always taken. Returns whether it was taken."""
-        rows, width = len(self.items) + 1, max(self.width, item.length)
+        width = max(self.width, item.length)
         tokens, pairs = self._tokens + item.length, self._pairs + item.length**2
-        computed = tokens if self._packed else rows * width
-        if self.items and (computed > self._budget or self.cost.seconds(tokens, pairs) > self._share):
+        if self.items and self._breaks(width, tokens, pairs):
             return False
         self.items.append(item)
         self.width, self._tokens, self._pairs = width, tokens, pairs
         return True
+
+    def _breaks(self, width: int, tokens: int, pairs: int) -> bool:
+        """Whether one more item, which makes it so much, would break a limit."""
+        rows = len(self.items) + 1
+        computed = tokens if self._packed else rows * width
+        if computed > self._budget or self.cost.seconds(tokens, pairs) > self._share:
+            return True
+        return self._longest < inf and self.cost.seconds(computed, pairs if self._packed else computed * width) > (
+            self._longest
+        )

@@ -6,18 +6,27 @@ Separate from the rules so that those who feed and obey the scheduler need to kn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from launcher.core.batching import Item
 from launcher.core.cost import Measurement
 from launcher.core.lengths import LengthClass
 
+Priority = Literal["interactive", "bulk"]
+PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
+
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request came in; ``lengths`` are its items' lengths in tokens, in the order of the request."""
+    """A request came in; ``lengths`` are its items' lengths in tokens, in the order of the request.
+
+    ``deadline`` is a time on the scheduler's clock after which nobody needs the answer.
+    """
 
     request: int
     lengths: tuple[int, ...]
+    priority: Priority = "interactive"
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

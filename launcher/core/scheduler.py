@@ -7,6 +7,11 @@ The dispatcher feeds events and carries out the actions; there is no clock and n
 * Where several instances are idle, each takes a share of the waiting work by predicted seconds, unless a share would
   be so small that the overhead of one more batch eats the gain.
 * An idle instance takes work of another class when it would finish it earlier than the instances of that class.
+* Bulk takes only idle time: an instance gets some when it is idle, or about to be, and no interactive item waits in
+  its class, and only a short batch of it, since what is sent cannot be taken back. Interactive never waits for queued
+  bulk, and a quarter of the queue is closed to bulk. So bulk waits for as long as there is no idle time.
+* A request with a deadline is refused at once when its predicted finish, less the error by which predictions are off,
+  lies beyond it. One whose deadline passes while any of its items waits is answered then; nothing more of it is sent.
 * What an instance was running when it was lost is tried once more, item by item, so that one poisoned item cannot
   take its companions with it. What fails twice fails its request.
 * A batch that runs far longer than predicted is a hang: the instance is to be replaced.
@@ -17,14 +22,18 @@ message about something that is gone is recognized and dropped.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import accumulate, islice
+from math import inf
 
+from launcher.core.admission import Admission
 from launcher.core.batching import Item, LengthQueue
 from launcher.core.cost import CostModel, fit, work_of
 from launcher.core.events import (
+    PRIORITIES,
     Action,
     AllGone,
     Arrived,
@@ -38,12 +47,15 @@ from launcher.core.events import (
     InstanceReady,
     InstanceSpec,
     Load,
+    Priority,
     Reject,
     Replace,
     SchedulerLimits,
     Send,
 )
-from launcher.core.instances import Batch, Group, Instance
+from launcher.core.instances import LOOKED_AT, Batch, Group, Instance, group_for, serving_instance
+from launcher.core.requests import COMPUTED, SENT, WAITING, Deadlines, Request
+from launcher.core.splitting import SHARE_OVER_OVERHEAD, common_end
 
 __all__ = [
     "Action",
@@ -59,6 +71,7 @@ __all__ = [
     "InstanceReady",
     "InstanceSpec",
     "Load",
+    "Priority",
     "Reject",
     "Replace",
     "Scheduler",
@@ -67,19 +80,13 @@ __all__ = [
 ]
 
 MAX_ATTEMPTS = 2
-# A share must be worth this many times the overhead of the batch that carries it.
-SHARE_OVER_OVERHEAD = 3.0
-
-_WAITING, _SENT, _COMPUTED = 0, 1, 2
-
-
-@dataclass(slots=True)
-class _Request:
-    lengths: tuple[int, ...]
-    states: bytearray
-    remaining: int
-    arrived: float
-    attempts: dict[int, int] = field(default_factory=dict)
+# The longest batch of bulk, in predicted seconds: what an interactive item may have to wait for. Shorter ones would
+# pay more for their overhead (about 2 ms of 50).
+BULK_SECONDS = 0.05
+# An instance that is slower than this part of the average leaves an item to a faster one that finishes it earlier.
+SLOW = 0.75
+# So that a share that is meant to hold the last item is not too small for it by the last bit.
+ROUNDING = 1 + 1e-9
 
 
 class Scheduler:
@@ -87,19 +94,19 @@ class Scheduler:
 
     def __init__(self, instances: Sequence[InstanceSpec], limits: SchedulerLimits) -> None:
         self._limits = limits
-        self._requests: dict[int, _Request] = {}
-        self._suspects: deque[Item] = deque()
+        self._requests: dict[int, Request] = {}
+        self._deadlines = Deadlines(self._requests)
+        self._suspects: dict[Priority, deque[Item]] = {priority: deque() for priority in PRIORITIES}
         classes = {spec.length_class for spec in instances}
         ordered = sorted(classes, key=lambda c: (c is None, c.min_length if c else 0))
-        self._groups = {c: Group(c, LengthQueue(self._is_waiting)) for c in ordered}
+        self._groups = {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
         self._instances = {s.id: Instance(s, self._groups[s.length_class]) for s in instances}
         # When each running batch counts as a hang: a heap of (time, batch, instance), stale entries as in the leads.
         self._hangs: list[tuple[float, int, int]] = []
+        self._admission = Admission(limits, list(self._groups.values()))
         self._items = 0
         self._running = 0
         self._next_batch = 1
-        self._draining = False
-        self._gone: str | None = None
 
     # ------------------------------------------------------------------ events
 
@@ -120,11 +127,12 @@ class Scheduler:
             case BatchFailed():
                 self._batch_failed(event, now, actions)
             case DrainStarted():
-                self._draining = True
+                self._admission.draining = True
             case AllGone():
-                self._gone = event.reason
+                self._admission.gone = event.reason
                 for request in list(self._requests):
                     self._reject(request, 503, "no_instance", event.reason, actions)
+        self._expire(now, actions)
         self._dispatch(now, actions)
         return actions
 
@@ -137,18 +145,21 @@ class Scheduler:
             running, expected = now - instance.started, instance.batches[0].predicted
             reason = f"a batch has been running for {running:.1f} s, {expected:.3f} s were predicted"
             actions.append(Replace(instance.spec.id, reason))
+        self._expire(now, actions)
         self._dispatch(now, actions)
         return actions
 
     def next_deadline(self) -> float | None:
         """When ``tick`` is to be called at the latest; None when nothing is to happen by itself."""
-        hang = self._next_hang()
-        deadline = hang[0] if hang else None
+        times = [entry[0] for entry in (self._next_hang(), self._deadlines.next()) if entry]
         for group in self._groups.values():
             lead = self._next_lead(group)  # asked for in any case: it is what drops stale entries
-            if lead and (group.queue.count or self._suspects):
-                deadline = lead[0] if deadline is None else min(deadline, lead[0])
-        return deadline
+            if lead and self._any_waits(group):
+                times.append(lead[0])
+        return min(times, default=None)
+
+    def _any_suspects(self) -> bool:
+        return bool(self._suspects["interactive"] or self._suspects["bulk"])
 
     def _next_hang(self) -> tuple[float, int, int] | None:
         """The earliest time at which a running batch counts as a hang."""
@@ -171,62 +182,73 @@ class Scheduler:
             heappop(group.leads)
         return None
 
+    def _expire(self, now: float, actions: list[Action]) -> None:
+        """Answer the requests whose deadlines have passed while they wait."""
+        while (due := self._deadlines.next()) and due[0] <= now:
+            request = self._requests[due[1]]
+            waiting, count = request.states.count(WAITING), len(request.lengths)
+            reason = (
+                f"the deadline passed after {now - request.arrived:.3f} s in the queue; "
+                f"{waiting} of {count} inputs were still waiting"
+            )
+            self._reject(due[1], 504, "deadline_exceeded", reason, actions)
+
     def _arrived(self, event: Arrived, now: float, actions: list[Action]) -> None:
         if event.request in self._requests:
             raise ValueError(f"request {event.request} arrived twice")
-        refusal = self.refusal(len(event.lengths), now, request=event.request)
+        count = len(event.lengths)
+        refusal = self.refusal(count, now, request=event.request, priority=event.priority)
+        refusal = refusal or self._admission.too_late(event, now)
         if refusal:
             actions.append(refusal)
             return
-        count = len(event.lengths)
-        self._requests[event.request] = _Request(event.lengths, bytearray(count), count, now)
+        ranks = self._ranks(event.lengths, now)
+        states = bytearray(count)
+        request = Request(event.lengths, ranks, event.priority, now, event.deadline, states, count)
+        self._requests[event.request] = request
         self._items += count
         if not count:
             self._finish(event.request, actions)
-        cost, rank = self._any_cost(), now
-        for index, length in enumerate(event.lengths):
-            self._queue_for(length).push(Item(event.request, index, length), rank)
-            rank += cost.seconds(length, length * length)
+            return
+        for index, (length, rank) in enumerate(zip(event.lengths, ranks, strict=True)):
+            group_for(self._groups.values(), length).queues[event.priority].push(
+                Item(event.request, index, length), rank
+            )
+        self._deadlines.add(event.request)
 
-    def _any_cost(self) -> CostModel:
-        """The cost model of an instance that serves; which one hardly matters for who is served before whom."""
-        serving = next((i for group in self._groups.values() for i in group.ready), None)
-        return self._instances[serving].cost if serving is not None else CostModel()
+    def _ranks(self, lengths: tuple[int, ...], now: float) -> Sequence[float]:
+        """When each item would come if its client sent one after the other as they are computed."""
+        if len(lengths) == 1:
+            return (now,)
+        serving = serving_instance(self._groups.values())
+        cost = serving.cost if serving else CostModel()
+        seconds = [cost.seconds(length, length * length) for length in lengths]
+        return array("d", accumulate(seconds[:-1], initial=now))
 
-    def refusal(self, count: int, now: float, *, ahead: int = 0, request: int = 0) -> Reject | None:
+    def refusal(
+        self, count: int, now: float, *, ahead: int = 0, request: int = 0, priority: Priority = "interactive"
+    ) -> Reject | None:
         """How a request of ``count`` items would be refused if it came now, and ``ahead`` items came before it."""
-        limit = self._limits.queue_items
-        if self._draining:
-            return Reject(request, 503, "draining", "the server is shutting down")
-        if self._gone is not None:
-            return Reject(request, 503, "no_instance", self._gone)
-        if count > limit:
-            reason = f"the request has {count} inputs, more than the queue ever holds ({limit}); send fewer at once"
-            return Reject(request, 413, "too_many_items", reason)
-        if not any(group.ready for group in self._groups.values()):
-            return Reject(request, 503, "not_ready", "no model instance is ready yet", 1.0)
-        held = self._items + ahead
-        if held + count > limit:
-            wait = max(1.0, self.load(now).seconds)
-            reason = f"the queue holds {held} inputs and takes at most {limit}; retry in about {wait:.0f} s"
-            return Reject(request, 429, "queue_full", reason, wait)
-        return None
+        return self._admission.refusal(request, count, priority, self._items + ahead, now)
 
     def _instance_ready(self, event: InstanceReady) -> None:
         instance = self._instances[event.instance]
         if instance.ready:
             raise ValueError(f"instance {event.instance} became ready twice")
         instance.ready, instance.replaced, instance.packed = True, False, event.packed
-        instance.group.ready.add(event.instance)
+        instance.group.ready[event.instance] = instance
         instance.group.idle[event.instance] = instance
         if event.measured:
             instance.cost = CostModel(fit(event.measured))
+        instance.measure()
 
     def _instance_lost(self, instance_id: int, now: float, actions: list[Action]) -> None:
         instance = self._instances[instance_id]
         instance.ready = False
-        instance.group.ready.discard(instance_id)
+        instance.group.ready.pop(instance_id, None)
         instance.group.idle.pop(instance_id, None)
+        instance.group.busy.pop(instance_id, None)
+        instance.measure()
         batches, instance.batches = list(instance.batches), deque()
         for position, batch in enumerate(batches):
             self._running -= len(batch.items)
@@ -239,12 +261,14 @@ class Scheduler:
         batch = self._take_back(event.instance, event.batch, now)
         if batch is None:
             return
-        self._instances[event.instance].cost.observe(batch.work, event.seconds)
+        instance = self._instances[event.instance]
+        instance.cost.observe(batch.work, event.seconds)
+        instance.measure()
         for item in batch.items:
             request = self._requests.get(item.request)
             if request is None:
                 continue
-            request.states[item.index] = _COMPUTED
+            request.states[item.index] = COMPUTED
             request.remaining -= 1
             if not request.remaining:
                 self._finish(item.request, actions)
@@ -261,6 +285,7 @@ class Scheduler:
             return None
         batch = instance.batches.popleft()
         self._running -= len(batch.items)
+        del instance.group.busy[instance_id]
         if instance.batches:
             self._begin(instance, now)
         elif not instance.replaced:
@@ -270,6 +295,7 @@ class Scheduler:
     def _begin(self, instance: Instance, now: float) -> None:
         """The first batch of an instance runs from now on."""
         instance.started = now
+        instance.group.busy[instance.spec.id] = instance
         batch = instance.batches[0].id
         heappush(self._hangs, (instance.hang_time(), batch, instance.spec.id))
         heappush(instance.group.leads, (instance.lead_time(), batch, instance.spec.id))
@@ -281,8 +307,7 @@ class Scheduler:
                 continue
             attempts = request.attempts[item.index] = request.attempts.get(item.index, 0) + 1
             if attempts < MAX_ATTEMPTS:
-                request.states[item.index] = _WAITING
-                self._suspects.append(item)
+                self._wait_again(item, request)
             else:
                 where = f"input {item.index} could not be computed, tried {attempts} times"
                 self._reject(item.request, 500, "instance_failed", f"{where}: {reason}", actions)
@@ -290,19 +315,26 @@ class Scheduler:
     def _requeue(self, batch: Batch) -> None:
         for item in batch.items:
             request = self._requests.get(item.request)
-            if request is None:
-                continue
-            request.states[item.index] = _WAITING
-            if item.index in request.attempts:
-                self._suspects.append(item)
-            else:
-                self._queue_for(item.length).push(item, request.arrived)
+            if request is not None:
+                self._wait_again(item, request)
+
+    def _wait_again(self, item: Item, request: Request) -> None:
+        if not request.waits:
+            request.states[item.index] = WAITING
+            self._deadlines.add(item.request)
+        request.states[item.index] = WAITING
+        if item.index in request.attempts:
+            self._suspects[request.priority].append(item)
+        else:
+            group_for(self._groups.values(), item.length).queues[request.priority].push(
+                item, request.ranks[item.index]
+            )
 
     # ---------------------------------------------------------------- requests
 
     def _is_waiting(self, item: Item) -> bool:
         request = self._requests.get(item.request)
-        return request is not None and request.states[item.index] == _WAITING
+        return request is not None and request.states[item.index] == WAITING
 
     def _finish(self, request_id: int, actions: list[Action]) -> None:
         self._items -= len(self._requests.pop(request_id).lengths)
@@ -318,105 +350,165 @@ class Scheduler:
         if request is None:
             return
         for index, state in enumerate(request.states):
-            if state == _WAITING and index not in request.attempts:
+            if state == WAITING and index not in request.attempts:
                 item = Item(request_id, index, request.lengths[index])
-                self._queue_for(item.length).forget(item)
+                group_for(self._groups.values(), item.length).queues[request.priority].forget(
+                    item, request.ranks[index]
+                )
         del self._requests[request_id]
         self._items -= len(request.lengths)
         if request.attempts:
-            self._suspects = deque(item for item in self._suspects if item.request != request_id)
+            suspects = self._suspects[request.priority]
+            self._suspects[request.priority] = deque(item for item in suspects if item.request != request_id)
 
     # ---------------------------------------------------------------- dispatch
 
-    def _queue_for(self, length: int) -> LengthQueue:
-        queue = None
-        for group in self._groups.values():
-            queue = group.queue
-            if group.length_class is None or group.length_class.admits(length):
-                return queue
-        assert queue is not None, "there is at least one instance"
-        return queue
-
     def _dispatch(self, now: float, actions: list[Action]) -> None:
-        groups = self._groups.values()
-        for group in groups:
-            while self._suspects and group.idle:
-                self._send_suspect(next(iter(group.idle.values())), now, actions)
-            if group.queue.count and group.idle:
-                self._share_out(group, now, actions)
-        if len(groups) > 1:
-            self._spill(now, actions)
-        for group in groups:
+        """Interactive first, wherever it may go; bulk gets what is left."""
+        self._hand_out("interactive", now, actions)
+        if self._suspects["bulk"] or any(group.queues["bulk"].count for group in self._groups.values()):
+            self._hand_out("bulk", now, actions)
+        for group in self._groups.values():
             self._prepare(group, now, actions)
 
-    def _send_suspect(self, instance: Instance, now: float, actions: list[Action]) -> None:
-        item = self._suspects.popleft()
-        self._send(instance, (item,), now, actions)
+    def _hand_out(self, priority: Priority, now: float, actions: list[Action]) -> None:
+        """Give idle instances what waits of one priority."""
+        suspects = self._suspects[priority]
+        for group in self._groups.values():
+            if not group.idle or (priority == "bulk" and group.queues["interactive"].count):
+                continue
+            while suspects and group.idle:
+                self._send_suspect(group.fastest_idle(), suspects, now, actions)
+            if group.queues[priority].count:
+                self._share_out(group, priority, now, actions)
+        if len(self._groups) > 1:
+            self._spill(priority, now, actions)
 
-    def _share_out(self, group: Group, now: float, actions: list[Action]) -> None:
+    def _send_suspect(self, instance: Instance, suspects: deque[Item], now: float, actions: list[Action]) -> None:
+        self._send(instance, (suspects.popleft(),), now, actions)
+
+    def _share_out(self, group: Group, priority: Priority, now: float, actions: list[Action]) -> None:
         """Give each idle instance of a class its share of what waits, by predicted seconds."""
-        idle = list(group.idle.values())
-        for position, instance in enumerate(idle):
-            if not group.queue.count:
+        queue = group.queues[priority]
+        while queue.count and group.idle:
+            instance = group.fastest_idle()
+            if priority == "interactive" and self._leaves(instance, queue, now):
                 return
-            self._cut(instance, group.queue, self._share(instance, group.queue, len(idle) - position), now, actions)
+            self._cut(instance, queue, priority, self._share(instance, queue, now), now, actions)
 
-    def _share(self, instance: Instance, queue: LengthQueue, takers: int) -> float:
-        """Predicted seconds that one of ``takers`` instances is to take of what waits."""
-        if takers == 1:
-            return float("inf")
-        waiting = instance.cost.seconds(queue.tokens, queue.pairs)
-        return max(waiting / takers, SHARE_OVER_OVERHEAD * instance.cost.overhead)
-
-    def _spill(self, now: float, actions: list[Action]) -> None:
-        """Let idle instances take work of other classes where they finish it earlier than its owners would."""
-        for behind in self._groups.values():
-            for group in self._groups.values():
-                while group is not behind and group.idle and behind.queue.count:
-                    if not self._help(next(iter(group.idle.values())), behind, now, actions):
-                        break
-
-    def _help(self, instance: Instance, behind: Group, now: float, actions: list[Action]) -> bool:
-        item = behind.queue.oldest()
+    def _leaves(self, instance: Instance, queue: LengthQueue, now: float) -> bool:
+        """Whether a slow instance is to leave the next item to a busy one, which will finish it earlier."""
+        group = instance.group
+        if not group.busy or instance.speed * len(group.ready) >= SLOW * group.speed:
+            return False
+        item = queue.oldest()
         if item is None:
             return False
         length, pairs = item.length, item.length**2
         own = instance.cost.seconds(length, pairs)
-        owners = [self._instances[owner] for owner in behind.ready]
-        gain = min((o.finish(now) + o.cost.seconds(length, pairs) - now - own for o in owners), default=float("inf"))
+        return any(
+            other.free(now) + other.cost.seconds(length, pairs) < own
+            for other in islice(group.busy.values(), LOOKED_AT)
+            if len(other.batches) == 1 and not other.stuck(now)
+        )
+
+    def _share(self, instance: Instance, queue: LengthQueue, now: float) -> float:
+        """Predicted seconds that an instance is to take of what waits for its class, so that all who share in it end
+        together; infinite when nobody else is to have a share."""
+        cost, group = instance.cost, instance.group
+        own = cost.seconds(queue.tokens, queue.pairs) - cost.overhead
+        least = SHARE_OVER_OVERHEAD * cost.overhead
+        alone = own < 2 * (least - cost.overhead)  # not even two equal ones would get a share each
+        if alone or len(group.ready) == 1 or queue.tokens > self._limits.batch_tokens * (len(group.ready) + 1):
+            return inf
+        end = common_end(own * instance.speed, group.takers(now))
+        share = end - instance.free(now)
+        return inf if share >= own + cost.overhead else max(share, least) * ROUNDING
+
+    def _spill(self, priority: Priority, now: float, actions: list[Action]) -> None:
+        """Let idle instances take work of other classes where they finish it earlier than its owners would."""
+        for behind in self._groups.values():
+            for group in self._groups.values():
+                if priority == "bulk" and group.queues["interactive"].count:
+                    continue
+                while group is not behind and group.idle and behind.queues[priority].count:
+                    if not self._help(group.fastest_idle(), behind, priority, now, actions):
+                        break
+
+    def _help(self, instance: Instance, behind: Group, priority: Priority, now: float, actions: list[Action]) -> bool:
+        queue = behind.queues[priority]
+        item = queue.oldest()
+        if item is None:
+            return False
+        length, pairs = item.length, item.length**2
+        own, gain = instance.cost.seconds(length, pairs), inf
+        if priority == "interactive" or not behind.queues["interactive"].count:
+            owners = behind.ready.values()
+            gain = min((o.free(now) + o.cost.seconds(length, pairs) - own for o in owners), default=inf)
         if gain <= 0:
             return False
-        self._cut(instance, behind.queue, gain + own, now, actions)
+        self._cut(instance, queue, priority, gain + own, now, actions)
         return True
 
     def _prepare(self, group: Group, now: float, actions: list[Action]) -> None:
-        """Cut ready batches when a full one waits, or when the running one is about to end."""
-        while (group.queue.count or self._suspects) and (lead := self._next_lead(group)):
+        """Cut ready batches when a full one waits, or when the running one is about to end.
+
+        Bulk is never cut before that: what is sent cannot be taken back, and interactive items would wait for it.
+        """
+        while self._any_waits(group) and (lead := self._next_lead(group)):
             instance, due = self._instances[lead[2]], now >= lead[0]
             if instance.overdue(now):
                 heappop(group.leads)
-                continue
-            if self._suspects and due:
-                self._send_suspect(instance, now, actions)
-            elif group.queue.count and (due or group.queue.tokens >= self._limits.batch_tokens):
-                self._cut(instance, group.queue, self._share(instance, group.queue, len(group.ready)), now, actions)
-            else:
+            elif not self._prepare_one(instance, due, now, actions):
                 return
 
-    def _cut(self, instance: Instance, queue: LengthQueue, share: float, now: float, actions: list[Action]) -> None:
-        items = queue.cut(instance.cost, self._limits.batch_tokens, share, packed=instance.packed)
-        if items:
-            self._send(instance, items, now, actions)
+    def _any_waits(self, group: Group) -> bool:
+        queues = group.queues
+        return bool(queues["interactive"].count or queues["bulk"].count or self._any_suspects())
+
+    def _prepare_one(self, instance: Instance, due: bool, now: float, actions: list[Action]) -> bool:
+        """Send the ready batch of an instance, if it is time; whether it was."""
+        queues = instance.group.queues
+        queue = queues["interactive"]
+        if self._suspects["interactive"] and due:
+            self._send_suspect(instance, self._suspects["interactive"], now, actions)
+        elif queue.count and (due or queue.tokens >= self._limits.batch_tokens):
+            self._cut(instance, queue, "interactive", self._share(instance, queue, now), now, actions)
+        elif queue.count or not due:
+            return False
+        elif self._suspects["bulk"]:
+            self._send_suspect(instance, self._suspects["bulk"], now, actions)
+        elif queues["bulk"].count:
+            self._cut(instance, queues["bulk"], "bulk", self._share(instance, queues["bulk"], now), now, actions)
+        else:
+            return False
+        return True
+
+    def _cut(
+        self,
+        instance: Instance,
+        queue: LengthQueue,
+        priority: Priority,
+        share: float,
+        now: float,
+        actions: list[Action],
+    ) -> None:
+        longest = BULK_SECONDS if priority == "bulk" else inf
+        budget = self._limits.batch_tokens
+        items = queue.cut(instance.cost, budget, share, packed=instance.packed, longest=longest)
+        self._send(instance, items, now, actions)
 
     def _send(self, instance: Instance, items: tuple[Item, ...], now: float, actions: list[Action]) -> None:
         for item in items:
-            self._requests[item.request].states[item.index] = _SENT
+            self._requests[item.request].states[item.index] = SENT
         work = work_of([item.length for item in items], packed=instance.packed)
         predicted = instance.cost.seconds(work.tokens, work.pairs)
-        instance.batches.append(Batch(self._next_batch, items, work, predicted))
+        priority = self._requests[items[0].request].priority
+        instance.batches.append(Batch(self._next_batch, items, work, predicted, priority))
         if len(instance.batches) == 1:
             del instance.group.idle[instance.spec.id]
             self._begin(instance, now)
+        instance.group.busy_until = max(instance.group.busy_until, now + instance.free(now))
         self._running += len(items)
         actions.append(Send(instance.spec.id, self._next_batch, items))
         self._next_batch += 1
@@ -425,17 +517,15 @@ class Scheduler:
 
     def load(self, now: float) -> Load:
         """What waits and runs, and how long the instances that are ready are predicted to need for it."""
-        ready = [i for i in self._instances.values() if i.ready]
-        seconds = 0.0
-        for group in self._groups.values():
-            queue = group.queue
-            owners = [i for i in ready if i.group is group] or ready
-            waits = [i.cost.seconds(queue.tokens, queue.pairs) if queue.count else 0.0 for i in owners]
-            busy = min((i.finish(now) - now for i in owners), default=0.0)
-            seconds = max(seconds, busy + (1 / sum(1 / w for w in waits) if waits and min(waits) > 0 else 0.0))
-        queued = sum(group.queue.count for group in self._groups.values()) + len(self._suspects)
-        tokens = sum(group.queue.tokens for group in self._groups.values()) + sum(i.length for i in self._suspects)
+        queues = self._queues()
+        suspects = [item for waiting in self._suspects.values() for item in waiting]
+        queued = sum(queue.count for queue in queues) + len(suspects)
+        tokens = sum(queue.tokens for queue in queues) + sum(item.length for item in suspects)
+        seconds = self._admission.drain_seconds("bulk", now)
         return Load(queued, tokens, self._running, len(self._requests), seconds)
+
+    def _queues(self) -> list[LengthQueue]:
+        return [queue for group in self._groups.values() for queue in group.queues.values()]
 
     @property
     def idle(self) -> bool:
@@ -448,7 +538,9 @@ class Scheduler:
 
     def queued_by_class(self) -> dict[str, int]:
         """Items waiting, by the name of their class."""
-        return {c.name if c else "all": group.queue.count for c, group in self._groups.items()}
+        return {
+            c.name if c else "all": sum(q.count for q in group.queues.values()) for c, group in self._groups.items()
+        }
 
     def check(self) -> None:
         """Raise ``AssertionError`` unless all that is recorded fits together; for tests, after each event."""
@@ -459,6 +551,8 @@ class Scheduler:
             free = instance.ready and not instance.batches and not instance.replaced
             assert free == (instance.spec.id in instance.group.idle), f"{instance.spec} is wrongly listed as idle"
             assert instance.ready == (instance.spec.id in instance.group.ready)
+            assert bool(instance.batches) == (instance.spec.id in instance.group.busy)
+            assert instance.ready == (instance.speed > 0)
             for batch in instance.batches:
                 assert batch.items, "an empty batch"
                 lengths = [item.length for item in batch.items]
@@ -467,16 +561,24 @@ class Scheduler:
                     "a batch is over its budget"
                 )
                 sent += [(i.request, i.index) for i in batch.items]
+                requests = [self._requests[i.request] for i in batch.items if i.request in self._requests]
+                assert {request.priority for request in requests} <= {batch.priority}, "a batch mixes priorities"
+                short = len(lengths) == 1 or batch.predicted <= BULK_SECONDS
+                assert short or batch.priority == "interactive", "a bulk batch is long"
         assert len(sent) == len(set(sent)), "an item is in two batches"
         assert self._running == len(sent), "running items are miscounted"
         live_sent = {place for place in sent if place[0] in self._requests}
         waiting = 0
         for request_id, request in self._requests.items():
-            assert request.remaining == sum(s != _COMPUTED for s in request.states) > 0
+            assert request.remaining == sum(s != COMPUTED for s in request.states) > 0
             for index, state in enumerate(request.states):
-                assert (state == _SENT) == ((request_id, index) in live_sent), "an item's state is not where it is"
-            waiting += sum(s == _WAITING for s in request.states)
-        queued = sum(group.queue.count for group in self._groups.values())
-        assert waiting == queued + len(self._suspects), "waiting items are miscounted"
+                assert (state == SENT) == ((request_id, index) in live_sent), "an item's state is not where it is"
+            waiting += sum(s == WAITING for s in request.states)
+        queued = sum(queue.count for queue in self._queues())
+        assert waiting == queued + sum(map(len, self._suspects.values())), "waiting items are miscounted"
+        for group in self._groups.values():
+            speeds = sum(instance.speed for instance in group.ready.values())
+            assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not that of its instances"
+        self._deadlines.check()
         assert self._items == sum(len(r.lengths) for r in self._requests.values())
         assert self._items <= self._limits.queue_items, "the queue is over its bound"
