@@ -34,6 +34,7 @@ from launcher.core.scheduler import (
     Finish,
     InstanceLost,
     InstanceReady,
+    Priority,
     Reject,
     Replace,
     Scheduler,
@@ -241,9 +242,12 @@ class Dispatcher:
         """Requests admitted and not yet answered."""
         return len(self._requests)
 
-    def enqueue(self, items: Sequence[Tokens]) -> asyncio.Future[Outcome]:
+    def enqueue(
+        self, items: Sequence[Tokens], *, priority: Priority = "interactive", deadline: float | None = None
+    ) -> asyncio.Future[Outcome]:
         """A future of the results of ``items`` (token ids, special tokens included), or of a ``RequestError``.
 
+        ``deadline`` is a time on the dispatcher's clock: what cannot be done by then, or waits then, is refused.
         Cancelling the future takes back what is not computed yet. Awaiting it from a task that is cancelled does so.
         """
         request_id = self._next_request
@@ -253,19 +257,23 @@ class Dispatcher:
         self._requests[request_id] = _Request(items, results, future, self._clock())
         future.add_done_callback(lambda done: self._take_back(request_id, done))
         try:
-            self._feed(Arrived(request_id, tuple(map(len, items))))
+            self._feed(Arrived(request_id, tuple(map(len, items)), priority, deadline))
         except BaseException:
             self._close(request_id)
             raise
         return future
 
-    def check_admission(self, count: int, *, ahead: int = 0) -> None:
+    def now(self) -> float:
+        """The time, on the clock that deadlines are on."""
+        return self._clock()
+
+    def check_admission(self, count: int, *, ahead: int = 0, priority: Priority = "interactive") -> None:
         """Raise the ``RequestError`` with which a request of ``count`` items would be refused now, if it would be.
 
         ``ahead`` items are under way to be enqueued before it.
         """
         self._now = max(self._now, self._clock())
-        if refusal := self._scheduler.refusal(count, self._now, ahead=ahead):
+        if refusal := self._scheduler.refusal(count, self._now, ahead=ahead, priority=priority):
             raise _error(refusal)
 
     def begin_drain(self) -> None:

@@ -22,8 +22,12 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from launcher.core.events import PRIORITIES, Priority
+
 Stage = Literal["parse", "tokenize", "queue", "compute", "reply"]
 STAGES: tuple[Stage, ...] = ("parse", "tokenize", "queue", "compute", "reply")
+# What a deadline that is not kept is counted as, by the code of the error.
+MISSES = {"deadline_unreachable": "refused", "deadline_exceeded": "expired"}
 METRICS_CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 # 0.1 ms … 13 s in steps of 2: from the parsing of a small body to a full queue.
@@ -121,6 +125,19 @@ class FrontMetrics:
         self._requests = Counter("launcher_requests", "Requests answered.", ("route", "status"), registry=registry)
         self._items = Counter("launcher_items", "Items computed for clients.", ("route",), registry=registry)
         self._tokens = Counter("launcher_tokens", "Real tokens of these items.", ("route",), registry=registry)
+        self._priorities = Counter(
+            "launcher_requests_by_priority", "Requests, by what they asked for.", ("priority",), registry=registry
+        )
+        self._missed = Counter(
+            "launcher_deadlines_missed",
+            "Requests answered with 504: refused as unreachable, or expired while they waited.",
+            ("priority", "kind"),
+            registry=registry,
+        )
+        self._asked = {p: self._priorities.labels(priority=p).inc for p in PRIORITIES}
+        for p in PRIORITIES:
+            for kind in MISSES.values():
+                self._missed.labels(priority=p, kind=kind)
         self._stages = Histogram(
             "launcher_stage_seconds",
             "Seconds that a request spent in each stage.",
@@ -133,6 +150,14 @@ class FrontMetrics:
     def route(self, route: str) -> RouteMetrics:
         """The bound children of one route."""
         return RouteMetrics(self._requests, self._items, self._tokens, route)
+
+    def asked(self, priority: Priority) -> None:
+        """A request came with this priority."""
+        self._asked[priority]()
+
+    def missed(self, priority: Priority, code: str) -> None:
+        """A request was answered with 504 and this code."""
+        self._missed.labels(priority=priority, kind=MISSES[code]).inc()
 
     def stage(self, stage: Stage) -> Callable[[float], None]:
         """The function that takes the seconds which a request spent in ``stage``."""

@@ -10,12 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
+from launcher.core.events import Priority
 from launcher.core.models import ModelCard
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Dispatcher, Vectors
@@ -27,10 +29,12 @@ from launcher.front.http.exchange import (
     Intake,
     Unread,
     closing,
+    in_time,
     reply_and_close,
     while_connected,
 )
 from launcher.front.http.large import INLINE_BYTES, LargeBodyDecoder
+from launcher.front.http.terms import terms_of
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
@@ -40,6 +44,7 @@ _log = logging.getLogger(__name__)
 
 # What nginx logs for a client that left before its answer; nothing is sent, only counted.
 CLIENT_GONE = 499
+DEADLINE_STATUS = 504
 # About 3 ms of work for vectors of 384 values.
 ENTRIES_AT_ONCE = 256
 
@@ -47,7 +52,8 @@ ENTRIES_AT_ONCE = 256
 @dataclass(frozen=True, slots=True)
 class Services:
     """All that the routes need. ``info`` gives the body of ``/info``, ``states`` the states of the instances, by id,
-    ``is_ready`` whether enough instances are warm and the server is not about to end."""
+    ``is_ready`` whether enough instances are warm and the server is not about to end, ``bulk_turn`` is held by the one
+    bulk request that may have a thread."""
 
     dispatcher: Dispatcher
     tokenizer: FrontTokenizer
@@ -57,6 +63,7 @@ class Services:
     states: Callable[[], Mapping[str, Any]]
     is_ready: Callable[[], bool]
     metrics: FrontMetrics
+    bulk_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class ComputeRoute(Generic[Body]):
@@ -72,6 +79,8 @@ class ComputeRoute(Generic[Body]):
         self._dispatcher = services.dispatcher
         self._tokenizer = services.tokenizer
         self._options = services.options
+        self._metrics = services.metrics
+        self._bulk_turn = services.bulk_turn
         self._decoder = BodyDecoder(self.body_type)
         self._large = LargeBodyDecoder(self.body_type, self.field, self._options.request_items)
         self._count = services.metrics.route(self.path)
@@ -104,7 +113,7 @@ class ComputeRoute(Generic[Body]):
         """Answer one request, whatever happens."""
         headers: Headers = ()
         try:
-            status, (payload, headers) = 200, await self._answer(scope, receive)
+            status, (payload, headers) = 200, await self._answer(scope, receive, self._dispatcher.now())
         except RequestError as error:
             status, payload, headers = error.status, _payload(error), error_headers(error)
             if isinstance(error, Unread):
@@ -121,25 +130,37 @@ class ComputeRoute(Generic[Body]):
         send = closing(send) if self._dispatcher.draining else send
         await self._intake.reply(send, status, payload, headers)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[bytes, Headers]:
+    async def _answer(self, scope: Scope, receive: Receive, arrived: float) -> tuple[bytes, Headers]:
         raw = await self._intake.read(scope, receive)
         try:
-            return await self._compute(raw, receive)
+            terms = terms_of(scope["headers"])
+            self._metrics.asked(terms.priority)
+            if terms.deadline is None:
+                return await self._compute(raw, receive, terms.priority, None)
+            try:
+                return await self._compute(raw, receive, terms.priority, arrived + terms.deadline)
+            except RequestError as error:
+                if error.status == DEADLINE_STATUS:
+                    self._metrics.missed(terms.priority, error.code)
+                raise
         finally:
             self._intake.release(raw)
 
-    async def _compute(self, raw: bytes, receive: Receive) -> tuple[bytes, Headers]:
+    async def _compute(
+        self, raw: bytes, receive: Receive, priority: Priority, deadline: float | None
+    ) -> tuple[bytes, Headers]:
         clock = time.perf_counter
         started = clock()
-        body, ignored = await self._read(raw, receive)
+        body, ignored = await self._read(raw, receive, priority)
         self.check(body)
         parsed = clock()
-        tokenized = await self._tokenize(body, receive)
+        tokenized = await self._tokenize(body, receive, priority, deadline)
         done = clock()
         self._parse_seconds(parsed - started)
         self._tokenize_seconds(done - parsed)
 
-        outcome = await while_connected(self._dispatcher.enqueue(tokenized.items), receive)
+        future = self._dispatcher.enqueue(tokenized.items, priority=priority, deadline=deadline)
+        outcome = await while_connected(future, receive)
 
         started = clock()
         self._queue_seconds(outcome.queue_seconds)
@@ -149,24 +170,36 @@ class ComputeRoute(Generic[Body]):
         self._reply_seconds(clock() - started)
         return payload, _notes(tokenized, ignored) if ignored or tokenized.truncated else ()
 
-    async def _read(self, raw: bytes, receive: Receive) -> tuple[Body, Sequence[str]]:
+    async def _read(self, raw: bytes, receive: Receive, priority: Priority) -> tuple[Body, Sequence[str]]:
         if len(raw) <= INLINE_BYTES:
             return self._decoder.decode(raw)
-        self._dispatcher.check_admission(1, ahead=self._tokenizer.pending)
-        return await while_connected(self._tokenizer.in_thread(1, self._large.decode, raw), receive)
+        self._dispatcher.check_admission(1, ahead=self._tokenizer.pending, priority=priority)
+        async with self._turn(priority):
+            return await while_connected(self._tokenizer.in_thread(1, self._large.decode, raw), receive)
 
-    async def _tokenize(self, body: Body, receive: Receive) -> Tokenized:
+    def _turn(self, priority: Priority) -> AbstractAsyncContextManager[object]:
+        """Bulk has a thread one request at a time, so that one is left for interactive requests."""
+        return self._bulk_turn if priority == "bulk" else nullcontext()
+
+    async def _tokenize(self, body: Body, receive: Receive, priority: Priority, deadline: float | None) -> Tokenized:
         value, truncate = self.inputs(body)
         texts, ids = as_lists(value, self.field, self._options.request_items)
         # Asked before the work is done, not only when it is done for nothing.
-        self._dispatcher.check_admission(len(texts or ids or ()), ahead=self._tokenizer.pending)
+        count = len(texts or ids or ())
+        self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
 
         async def wait(future: asyncio.Future[Tokenized]) -> Tokenized:
             return await while_connected(future, receive)
 
-        if texts is not None:
-            return await self._tokenizer.texts(texts, truncate=truncate, field=self.field, wait=wait)
-        return await self._tokenizer.ids(ids or (), truncate=truncate, field=self.field, wait=wait)
+        async def tokenize() -> Tokenized:
+            async with self._turn(priority):
+                if texts is not None:
+                    return await self._tokenizer.texts(texts, truncate=truncate, field=self.field, wait=wait)
+                return await self._tokenizer.ids(ids or (), truncate=truncate, field=self.field, wait=wait)
+
+        if deadline is None:
+            return await tokenize()
+        return await in_time(tokenize(), deadline - self._dispatcher.now())
 
     async def _write(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
         """The whole reply; a long one is written with pauses, in which others are served."""

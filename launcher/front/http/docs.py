@@ -58,8 +58,19 @@ def _operation(path: str, method: str, operation: Json, schemas: Json) -> str:
     ]
     return (
         f'<h2><b class="{method}">{method.upper()}</b>{escape(path)}</h2><p>{escape(operation["summary"])}</p>'
-        f"{_request(path, operation, schemas)}<table><tr><th>Status<th>Meaning<th>Body{''.join(rows)}</table>"
+        f"{_headers(operation)}{_request(path, operation, schemas)}"
+        f"<table><tr><th>Status<th>Meaning<th>Body{''.join(rows)}</table>"
     )
+
+
+def _headers(operation: Json) -> str:
+    rows = [
+        f"<tr><td><code>{escape(parameter['name'])}</code><td>{_kind(parameter['schema'])}"
+        f"<td>{escape(parameter['description'])}"
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "header"
+    ]
+    return f"<table><tr><th>Header<th>Type<th>{''.join(rows)}</table>" if rows else ""
 
 
 def _answer(answer: Json) -> str:

@@ -19,7 +19,13 @@ from launcher.front.http.bodies import ErrorBody, ErrorDetail
 _encode = msgspec.json.Encoder().encode
 
 # What OpenAI's clients know as the kind of an error, by status; everything else is the client's fault or ours.
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "unavailable_error"}
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+    504: "timeout_error",
+}
 
 
 def error_type(status: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
@@ -157,6 +157,18 @@ async def while_connected(future: asyncio.Future[Result], receive: Receive) -> R
         raise
     finally:
         watch.cancel()
+
+
+async def in_time(work: Awaitable[Result], seconds: float) -> Result:
+    """What ``work`` gives, if it does within so many seconds; else it is cancelled. Raises ``RequestError``."""
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError:
+        raise RequestError(
+            "the deadline passed before the inputs were tokenized; nothing was computed",
+            status=504,
+            code="deadline_exceeded",
+        ) from None
 
 
 async def _until_gone(receive: Receive) -> None:

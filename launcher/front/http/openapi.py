@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.core.events import PRIORITIES
 from launcher.core.models import ModelCard
 from launcher.front.http.bodies import (
     EmbeddingsReply,
@@ -19,6 +20,7 @@ from launcher.front.http.bodies import (
     PredictRequest,
     Readiness,
 )
+from launcher.front.http.terms import DEADLINE_HEADER, MOST_DIGITS, PRIORITY_HEADER
 from launcher.options import FrontOptions
 
 _TYPES: tuple[type, ...] = (
@@ -41,7 +43,22 @@ _COMPUTE_ERRORS = {
     429: "Overloaded; Retry-After says when to come back.",
     500: "The inputs could not be computed, tried twice.",
     503: "No instance is ready, or the server is shutting down.",
+    504: "The deadline cannot be met (refused at once), or passed while inputs waited.",
 }
+_TERMS: list[dict[str, Any]] = [
+    {
+        "name": PRIORITY_HEADER,
+        "in": "header",
+        "description": "bulk takes only the time in which no interactive input waits, and waits while there is none.",
+        "schema": {"type": "string", "enum": list(PRIORITIES), "default": PRIORITIES[0]},
+    },
+    {
+        "name": DEADLINE_HEADER,
+        "in": "header",
+        "description": "Milliseconds from the arrival of the request after which nobody needs the answer.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 10**MOST_DIGITS - 1},
+    },
+]
 
 Json = dict[str, Any]
 
@@ -80,7 +97,8 @@ def _compute(summary: str, body: type, answer: type, example: Json, errors: dict
     responses = {"200": _response(answer.__doc__ or "", answer)}
     for status, description in sorted({**_COMPUTE_ERRORS, **errors}.items()):
         responses[str(status)] = _response(description, ErrorBody)
-    return {"summary": summary, "requestBody": {"required": True, "content": content}, "responses": responses}
+    asked = {"required": True, "content": content}
+    return {"summary": summary, "parameters": _TERMS, "requestBody": asked, "responses": responses}
 
 
 def _report_paths() -> Json:
