@@ -56,6 +56,11 @@ def forecast_lines(forecast: Forecast, width: int) -> list[Text]:
     return [*lines, *_instance_lines(found)]
 
 
+def grounds(found: Prediction) -> str:
+    """What a prediction was made from, in a sentence."""
+    return f"Lengths: {found.traffic}, {_SOURCES[found.source]}."
+
+
 def _wrapped(text: str, width: int) -> Iterator[Text]:
     for line in textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False):
         yield Text(line)

@@ -25,6 +25,7 @@ from anyio.abc import TaskGroup
 
 from launcher.core.binding import Binding
 from launcher.core.cpuset import format_cpu_list
+from launcher.core.forecast import grounds
 from launcher.core.messages import Loading, Ready
 from launcher.core.models import ModelCard
 from launcher.core.plan import InstancePlan, front_cpus
@@ -212,7 +213,7 @@ class Server:
         )  # fmt: skip
         outlook = self._prepared.outlook
         if outlook is not None and outlook.choice is not None:
-            log.info("%s", outlook.choice.why, extra={"event": "classes"})
+            log.info("%s %s", outlook.choice.why, grounds(outlook.choice.predicted), extra={"event": "classes"})
         for warning in self._prepared.warnings:
             log.warning("%s", warning, extra={"event": "warning"})
         for instance, command in zip(plan.instances, self._prepared.commands, strict=True):

@@ -80,3 +80,23 @@ def test_a_cache_that_cannot_be_written_is_said_and_keeps_nothing_from_starting(
     instance, said = start(launch, tmp_path)
     assert instance["cost"]["source"] == "measured"
     assert any("cannot be written" in sentence and "measures anew" in sentence for sentence in said)
+
+
+@pytest.mark.slow
+def test_classes_chosen_by_prediction_are_served_and_said(launch: Launch, tmp_path: Path) -> None:
+    lengths = tmp_path / "lengths.txt"
+    lengths.write_text("16 900\n40 60\n200 40\n")
+    fake = ("--backend", "fake", "--classes", "auto", "--lengths", str(lengths))
+    with launch(*fake, env={"XDG_CACHE_HOME": str(tmp_path)}) as server:
+        said = server.wait_for("classes")["message"]
+        server.wait_for("serving")
+        instances = server.info()["instances"]
+        assert server.embed(["short", "many words " * 60]).status_code == 200
+        assert server.end() == 0
+    assert "--classes auto: " in said
+    assert "Lengths: those of lengths.txt, by a guess" in said
+    classes = {(i["class"]["min_length"], i["class"]["max_length"]) if i["class"] else None for i in instances}
+    assert (classes == {None}) == ("equal instance" in said.split(",")[0])
+    if classes != {None}:
+        assert min(low for low, _ in classes) == 1
+        assert max(high for _, high in classes) == 256
