@@ -40,7 +40,7 @@ def test_each_batch_is_run_once_more_than_it_is_timed_and_its_work_is_told(
 ) -> None:
     backend = Counting()
     measured = warm_up(backend, card(), BATCHES, quiet, packed=packed)
-    assert backend.runs == {lengths: 1 + MOST_RUNS for lengths in BATCHES}
+    assert backend.runs == dict.fromkeys(BATCHES, 1 + MOST_RUNS)
     assert [m[:3] for m in measured] == [(1, 16, 256), (3, 24, 192), work]
     assert all(m[3] > 0 for m in measured)
 
