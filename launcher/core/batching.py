@@ -189,10 +189,11 @@ class _Cut:
 
     def _breaks(self, width: int, tokens: int, pairs: int) -> bool:
         """Whether one more item, which makes it so much, would break a limit."""
-        rows = len(self.items) + 1
-        computed = tokens if self._packed else rows * width
-        if computed > self._budget or self.cost.seconds(tokens, pairs) > self._share:
+        computed = tokens if self._packed else (len(self.items) + 1) * width
+        # Half of the item has to fit into the share, so that shares are neither too small nor too large on average.
+        half = self.cost.seconds((self._tokens + tokens) // 2, (self._pairs + pairs) // 2)
+        if computed > self._budget or half > self._share:
             return True
-        return self._longest < inf and self.cost.seconds(computed, pairs if self._packed else computed * width) > (
-            self._longest
-        )
+        if self._longest == inf:
+            return False
+        return self.cost.seconds(computed, pairs if self._packed else computed * width) > self._longest

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from operator import attrgetter
 
 from launcher.core.batching import Item, LengthQueue
 from launcher.core.cost import CostModel, Work
@@ -66,11 +65,11 @@ class Group:
     speed: float = 0.0
     busy_until: float = 0.0
 
-    def fastest_idle(self) -> Instance:
-        """The fastest of those that have been idle longest."""
+    def fastest_idle(self, tokens: int, pairs: int) -> Instance:
+        """Of those that have been idle longest the one that does so much work first."""
         if len(self.idle) == 1:
             return next(iter(self.idle.values()))
-        return max(islice(self.idle.values(), LOOKED_AT), key=_speed)
+        return min(islice(self.idle.values(), LOOKED_AT), key=lambda i: i.cost.seconds(tokens, pairs))
 
     def takers(self, now: float) -> list[Taker]:
         """Those that could take a share of what waits. Those that are not looked at are one taker together, free when
@@ -129,9 +128,6 @@ class Instance:
     def hang_time(self) -> float:
         """When the running batch counts as hanging."""
         return self.started + max(HANG_FLOOR, HANG_FACTOR * self.batches[0].predicted)
-
-
-_speed = attrgetter("speed")
 
 
 def group_for(groups: Iterable[Group], length: int) -> Group:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from launcher.core.instances import Group, Instance
-from launcher.core.splitting import common_end
+from launcher.core.splitting import Taker, common_end
 
 # Predictions are taken to be off by at least this part, and by at most that.
 LEAST_ERROR = 0.1
@@ -44,13 +44,15 @@ def predict(work: Waiting, group: Group, groups: Iterable[Group], served: Instan
     the class, or of another where none of the class is ready."""
     owner, cost = served.group if not group.ready else group, served.cost
     units = max(0.0, cost.seconds(work.tokens, work.pairs) - cost.overhead) * served.speed
-    takers = owner.takers(now)
+    # Where all hang, what is known is how fast they, or those who replace them, are.
+    takers = owner.takers(now) or [Taker(0.0, owner.speed, cost.overhead)]
     longest = (cost.seconds(work.longest, work.longest**2) - cost.overhead) * served.speed
-    alone = min([free + overhead + longest / speed for free, speed, overhead in takers], default=0.0)
-    seconds = max(common_end(units, takers), alone) if takers else 0.0
+    alone = min([free + overhead + longest / speed for free, speed, overhead in takers])
+    seconds = max(common_end(units, takers), alone)
     for other in groups:
         if other is not owner and other.idle:
-            seconds = min(seconds, other.fastest_idle().cost.seconds(work.tokens, work.pairs))
+            helper = other.fastest_idle(work.tokens, work.pairs)
+            seconds = min(seconds, helper.cost.seconds(work.tokens, work.pairs))
     return Prediction(seconds, min(max(cost.error, LEAST_ERROR), MOST_ERROR))
 
 

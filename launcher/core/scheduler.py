@@ -378,7 +378,8 @@ class Scheduler:
             if not group.idle or (priority == "bulk" and group.queues["interactive"].count):
                 continue
             while suspects and group.idle:
-                self._send_suspect(group.fastest_idle(), suspects, now, actions)
+                length = suspects[0].length
+                self._send_suspect(group.fastest_idle(length, length**2), suspects, now, actions)
             if group.queues[priority].count:
                 self._share_out(group, priority, now, actions)
         if len(self._groups) > 1:
@@ -391,7 +392,7 @@ class Scheduler:
         """Give each idle instance of a class its share of what waits, by predicted seconds."""
         queue = group.queues[priority]
         while queue.count and group.idle:
-            instance = group.fastest_idle()
+            instance = group.fastest_idle(queue.tokens, queue.pairs)
             if priority == "interactive" and self._leaves(instance, queue, now):
                 return
             self._cut(instance, queue, priority, self._share(instance, queue, now), now, actions)
@@ -432,15 +433,16 @@ class Scheduler:
                 if priority == "bulk" and group.queues["interactive"].count:
                     continue
                 while group is not behind and group.idle and behind.queues[priority].count:
-                    if not self._help(group.fastest_idle(), behind, priority, now, actions):
+                    if not self._help(group, behind, priority, now, actions):
                         break
 
-    def _help(self, instance: Instance, behind: Group, priority: Priority, now: float, actions: list[Action]) -> bool:
+    def _help(self, group: Group, behind: Group, priority: Priority, now: float, actions: list[Action]) -> bool:
         queue = behind.queues[priority]
         item = queue.oldest()
         if item is None:
             return False
         length, pairs = item.length, item.length**2
+        instance = group.fastest_idle(length, pairs)
         own, gain = instance.cost.seconds(length, pairs), inf
         if priority == "interactive" or not behind.queues["interactive"].count:
             owners = behind.ready.values()

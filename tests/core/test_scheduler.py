@@ -412,18 +412,35 @@ class Histories(RuleBasedStateMachine):
         self.hanging: set[int] = set()
         self.running: dict[int, list[Send]] = {i: [] for i in range(count)}
         self.open: dict[int, int] = {}
+        self.deadlines: dict[int, float] = {}
+        self.just_sent: set[int] = set()
         self.next_request, self.now = 1, 0.0
 
     def feed(self, event: Event) -> None:
         self.take(self.scheduler.handle(event, self.now))
+        for instance in range(len(self.running)):
+            self.bulk_gives_way(instance)
+
+    def bulk_gives_way(self, instance: int) -> None:
+        """No bulk was just begun on an instance for which interactive items wait."""
+        record = self.scheduler._instances[instance]
+        if record.batches and record.started == self.now and record.batches[-1].id in self.just_sent:
+            waiting = record.group.queues["interactive"].count
+            assert record.batches[-1].priority == "interactive" or not waiting
 
     def take(self, actions: list[Action]) -> None:
+        self.just_sent = {action.batch for action in actions if isinstance(action, Send)}
         for action in actions:
             if isinstance(action, Send):
                 assert action.instance in self.ready
+                assert all(item.request in self.open for item in action.items), "of one that is answered"
                 self.running[action.instance].append(action)
             elif isinstance(action, Finish | Reject):
                 assert self.open.pop(action.request) is not None
+                if isinstance(action, Reject) and action.status == 504:
+                    assert action.request in self.deadlines, "it never had a deadline"
+                    unreachable = action.code == "deadline_unreachable"
+                    assert unreachable == (self.now < self.deadlines[action.request])
             else:
                 self.hanging.add(action.instance)
 
@@ -434,11 +451,18 @@ class Histories(RuleBasedStateMachine):
             self.running[instance] = []
             self.feed(InstanceLost(instance))
 
-    @rule(lengths=st.lists(st.integers(1, 300), max_size=20))
-    def arrive(self, lengths: list[int]) -> None:
+    @rule(
+        lengths=st.lists(st.integers(1, 300), max_size=20),
+        bulk=st.booleans(),
+        patience=st.none() | st.floats(-0.1, 0.3) | st.floats(0.3, 100),
+    )
+    def arrive(self, lengths: list[int], bulk: bool, patience: float | None) -> None:
         request, self.next_request = self.next_request, self.next_request + 1
         self.open[request] = len(lengths)
-        self.feed(Arrived(request, tuple(lengths)))
+        deadline = None if patience is None else self.now + patience
+        if deadline is not None:
+            self.deadlines[request] = deadline
+        self.feed(Arrived(request, tuple(lengths), "bulk" if bulk else "interactive", deadline))
 
     @rule(data=st.data())
     def become_ready(self, data: st.DataObject) -> None:
@@ -483,6 +507,11 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def consistent(self) -> None:
         self.scheduler.check()
+        for request, record in self.scheduler._requests.items():
+            if record.waits and request in self.deadlines:
+                due = self.scheduler.next_deadline()
+                assert due is not None, "nobody will look at a deadline"
+                assert due <= self.deadlines[request]
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -517,3 +546,252 @@ def test_a_refusal_is_foretold_and_changes_nothing() -> None:
     assert refused == scheduler.refusal(7, 0.0, request=2)
     scheduler.handle(DrainStarted(), 0.0)
     assert scheduler.refusal(1, 0.0).code == "draining"
+
+
+# ------------------------------------------------------------------ priorities
+
+
+def bulk(request: int, lengths: tuple[int, ...], deadline: float | None = None) -> Arrived:
+    return Arrived(request, lengths, "bulk", deadline)
+
+
+def predicted(scheduler: Scheduler, send: Send) -> float:
+    (batch,) = [b for b in scheduler._instances[send.instance].batches if b.id == send.batch]
+    return batch.predicted
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_of_bulk_is_short_or_a_single_item(packed: bool) -> None:
+    scheduler, now = make(count=1, queue=10_000, batch=4096, packed=packed), 0.0
+    running = sends(scheduler.handle(bulk(1, (30, 60, 90) * 40 + (2000,) * 2), now))
+    counts = []
+    while running:
+        send = running.pop(0)
+        counts.append(len(send.items))
+        assert predicted(scheduler, send) <= 0.05 or len(send.items) == 1
+        now += 0.05
+        running += sends(scheduler.handle(BatchDone(send.instance, send.batch, predicted(scheduler, send)), now))
+        scheduler.check()
+    assert sum(counts) == 122
+    assert max(counts) > 3, "what fits goes together"
+
+
+def test_bulk_is_cut_only_when_no_interactive_item_waits() -> None:
+    scheduler = make(count=1)
+    (running,) = sends(scheduler.handle(Arrived(1, (200,)), 0.0))
+    assert scheduler.handle(bulk(2, (10,)), 0.001) == []
+    assert scheduler.handle(Arrived(3, (10,)), 0.002) == []
+    deadline = scheduler.next_deadline()
+    assert deadline is not None
+    (ready,) = sends(scheduler.tick(deadline))
+    assert [item.request for item in ready.items] == [3]
+    scheduler.handle(BatchDone(0, running.batch, 0.022), 0.022)
+    (last,) = sends(scheduler.handle(BatchDone(0, ready.batch, 0.003), 0.025))
+    assert [item.request for item in last.items] == [2]
+
+
+def test_bulk_is_made_ready_only_just_in_time_even_when_a_full_batch_of_it_waits() -> None:
+    scheduler = make(count=1, batch=256)
+    (first,) = sends(scheduler.handle(bulk(1, (100,) * 50), 0.0))
+    assert scheduler.handle(bulk(2, (100,) * 50), 0.001) == []
+    deadline = scheduler.next_deadline()
+    assert deadline is not None
+    assert deadline > 0.9 * predicted(scheduler, first)
+    (send,) = sends(scheduler.handle(Arrived(3, (20,)), 0.002)) or sends(scheduler.tick(deadline))
+    assert [item.request for item in send.items] == [3], "it comes next, before all the bulk"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_interactive_item_waits_for_one_or_two_short_batches_however_much_bulk_is_queued(count: int) -> None:
+    scheduler, now = make(count=count, queue=100_000, batch=4096, packed=True), 0.0
+    ends: list[tuple[float, Send]] = []
+
+    def take(actions: list[Action]) -> None:
+        for send in sends(actions):
+            mine = [end for end, other in ends if other.instance == send.instance]
+            ends.append((max([now, *mine]) + predicted(scheduler, send), send))
+
+    take(scheduler.handle(bulk(1, (50,) * 20_000), now))
+    rng, worst, asked = random.Random(4), 0.0, {}
+    for request in range(2, 102):
+        arrival = now + rng.random() * 0.2
+        while True:
+            end, send = min(ends, key=lambda entry: entry[0])
+            tick = scheduler.next_deadline()
+            now = min(end, arrival, max(now, tick if tick is not None else end))
+            if now == arrival:
+                break
+            if now == end:
+                ends.remove((end, send))
+                for item in send.items:
+                    if item.request in asked:
+                        worst = max(worst, now - asked.pop(item.request))
+                take(scheduler.handle(BatchDone(send.instance, send.batch, predicted(scheduler, send)), now))
+            else:
+                take(scheduler.tick(now))
+        asked[request] = now
+        take(scheduler.handle(Arrived(request, (20,)), now))
+        scheduler.check()
+    assert worst < 0.05 + 0.01, "what runs and what is just ready: a batch and a little, and its own time"
+
+
+def test_bulk_leaves_part_of_the_queue_to_interactive_requests() -> None:
+    scheduler = make(count=1, queue=100)
+    scheduler.handle(bulk(1, (100,) * 75), 0.0)
+    (refused,) = scheduler.handle(bulk(2, (100,)), 0.0)
+    assert isinstance(refused, Reject)
+    assert (refused.status, refused.code) == (429, "queue_full")
+    assert refused.retry_after is not None
+    assert scheduler.refusal(25, 0.0) is None
+    assert scheduler.refusal(26, 0.0).code == "queue_full"
+    assert scheduler.refusal(76, 0.0, priority="bulk").status == 413
+    scheduler.check()
+
+
+def test_bulk_takes_the_idle_instances_of_every_class_in_short_batches() -> None:
+    scheduler = make(classes=[LengthClass(1, 32), LengthClass(33, None)], batch=4096, packed=True)
+    actions = scheduler.handle(bulk(1, (100,) * 40), 0.0)
+    assert {send.instance for send in sends(actions)} == {0, 1}
+    assert run_all(scheduler, actions) == [Finish(1)]
+
+
+def test_bulk_that_failed_is_tried_again_after_interactive_items() -> None:
+    scheduler = make(count=1)
+    (send,) = sends(scheduler.handle(bulk(1, (8, 9)), 0.0))
+    scheduler.handle(Arrived(2, (10,)), 0.0001)
+    (after,) = sends(scheduler.handle(BatchFailed(0, send.batch, "why"), 0.001))
+    assert [item.request for item in after.items] == [2]
+    assert {type(action) for action in run_all(scheduler, [after], 0.01)} == {Finish}
+    assert scheduler.idle
+
+
+def test_unsent_parts_of_cancelled_requests_are_dropped_in_both_queues() -> None:
+    scheduler = make(count=2, batch=256)
+    running = sends(scheduler.handle(Arrived(1, (100,) * 50), 0.0))
+    scheduler.handle(bulk(2, (100,) * 50), 0.0)
+    scheduler.handle(Cancelled(1), 0.001)
+    scheduler.handle(Cancelled(2), 0.001)
+    scheduler.check()
+    assert scheduler.load(0.001).queued_items == 0
+    for number, send in enumerate(running):
+        assert scheduler.handle(BatchDone(send.instance, send.batch, 0.02), 0.02 + 0.001 * number) == []
+    scheduler.check()
+    assert scheduler.idle
+    assert scheduler.next_deadline() is None
+
+
+# ------------------------------------------------------------------- deadlines
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_prediction() -> None:
+    scheduler = make(count=1)
+    scheduler.handle(Arrived(1, (200,) * 20), 0.0)  # 0.4 s and more
+    (refused,) = scheduler.handle(Arrived(2, (200,) * 20, deadline=0.2), 0.0)
+    assert isinstance(refused, Reject)
+    assert (refused.status, refused.code) == (504, "deadline_unreachable")
+    assert "0.200 s" in refused.reason
+    assert "predicted in 0.78" in refused.reason
+    assert scheduler.handle(Arrived(3, (200,) * 20, deadline=1.0), 0.0) == []
+
+
+def test_a_prediction_is_given_the_benefit_of_its_error() -> None:
+    def refused(deadline: float) -> bool:
+        actions = make(count=1, batch=10_000).handle(Arrived(1, (100,) * 10, deadline=deadline), 0.0)
+        return any(isinstance(a, Reject) for a in actions)
+
+    assert not refused(0.102)
+    assert not refused(0.094), "the prediction is 0.102 s, and 10 % less would do"
+    assert refused(0.088)
+
+
+def test_a_small_request_is_not_refused_for_a_large_one_that_it_will_overtake() -> None:
+    scheduler = make(count=1, queue=10_000, batch=1024, packed=True)
+    scheduler.handle(Arrived(1, (100,) * 2000), 0.0)  # 20 s of work
+    assert scheduler.handle(Arrived(2, (10,), deadline=0.25), 0.19) == []
+    (refused,) = scheduler.handle(Arrived(3, (100,) * 500, deadline=2.5), 0.19)
+    assert refused.code == "deadline_unreachable"
+    refused = scheduler.handle(Arrived(4, (100,) * 500, deadline=62.5), 60.0)[0]
+    assert (refused.request, refused.code) == (4, "deadline_unreachable"), "its own work is known also when the only instance hangs"
+
+
+def test_bulk_is_predicted_behind_all_that_is_interactive_and_interactive_is_not_behind_bulk() -> None:
+    scheduler = make(count=1, queue=10_000)
+    scheduler.handle(Arrived(1, (100,) * 100), 0.0)
+    (refused,) = scheduler.handle(bulk(2, (10,), deadline=0.5), 0.0)
+    assert refused.code == "deadline_unreachable"
+    other = make(count=1, queue=10_000)
+    other.handle(bulk(1, (100,) * 100), 0.0)
+    assert other.handle(Arrived(2, (10,), deadline=0.1), 0.0) == []
+
+
+def test_a_deadline_that_passes_in_the_queue_is_answered_then_and_nothing_more_of_it_is_computed() -> None:
+    scheduler = make(count=1, batch=256)
+    (running,) = sends(scheduler.handle(Arrived(1, (200,)), 0.0))
+    scheduler.handle(Arrived(2, (100,) * 2, deadline=0.045), 0.001)
+    scheduler.handle(Arrived(3, (10,)), 0.002)
+    deadline = scheduler.next_deadline()
+    assert deadline is not None
+    (ready,) = sends(scheduler.tick(deadline))
+    assert {item.request for item in ready.items} <= {2, 3}
+    scheduler.handle(Arrived(4, (30,), deadline=0.09), 0.03)
+    late = 0.1  # the instance is slower than predicted
+    assert scheduler.next_deadline() <= 0.09
+    refused = [a for a in scheduler.tick(late) if isinstance(a, Reject)]
+    assert 4 in [a.request for a in refused]
+    assert all((a.status, a.code) == (504, "deadline_exceeded") for a in refused)
+    assert "after 0.070 s in the queue; 1 of 1 inputs" in next(a.reason for a in refused if a.request == 4)
+    scheduler.check()
+    scheduler.handle(BatchDone(0, running.batch, 0.1), late)
+    scheduler.handle(BatchDone(0, ready.batch, 0.1), late)
+    scheduler.check()
+
+
+def test_a_request_of_which_some_items_run_when_its_deadline_passes_is_answered_and_they_are_thrown_away() -> None:
+    scheduler = make(count=1, batch=100)
+    running = sends(scheduler.handle(Arrived(1, (100,) * 3, deadline=0.04), 0.0))[0]
+    (refused,) = [a for a in scheduler.tick(0.04) if isinstance(a, Reject)]
+    assert "of 3 inputs were still waiting" in refused.reason
+    scheduler.check()
+    for batch in [running.batch, *(b.id for b in list(scheduler._instances[0].batches)[1:])]:
+        assert not any(isinstance(a, Finish) for a in scheduler.handle(BatchDone(0, batch, 0.05), 0.05))
+    assert scheduler.idle
+    assert scheduler.load(0.05).running_items == 0
+
+
+def test_what_is_sent_in_time_is_answered_late_and_refused_when_it_would_have_to_be_tried_again() -> None:
+    scheduler = make(count=1)
+    (send,) = sends(scheduler.handle(Arrived(1, (50,), deadline=0.02), 0.0))
+    assert scheduler.tick(0.03) == []
+    assert scheduler.handle(BatchDone(0, send.batch, 0.05), 0.05) == [Finish(1)]
+    (send,) = sends(scheduler.handle(Arrived(2, (50,), deadline=0.08), 0.06))
+    (refused,) = scheduler.handle(BatchFailed(0, send.batch, "why"), 0.1)
+    assert (refused.request, refused.code) == (2, "deadline_exceeded")
+
+
+def test_a_deadline_that_is_past_on_arrival_is_refused() -> None:
+    (refused,) = make().handle(Arrived(1, (5,), deadline=0.9), 1.0)
+    assert (refused.status, refused.code) == (504, "deadline_exceeded")
+
+
+def test_deadlines_far_off_leave_nothing_behind_when_their_requests_are_answered() -> None:
+    scheduler, now = make(count=1), 0.0
+    for request in range(1, 5001):
+        now += 0.05
+        run_all(scheduler, list(scheduler.handle(Arrived(request, (10,), deadline=now + 1e6), now)), now)
+    assert len(scheduler._deadlines._heap) <= 1001
+
+
+def test_a_slow_instance_leaves_an_item_to_a_faster_one_that_is_nearly_done() -> None:
+    scheduler = Scheduler([InstanceSpec(0, 8), InstanceSpec(1, 1)], SchedulerLimits(100, 1024))
+    slow = tuple((r, t, p, 10 * s) for r, t, p, s in MEASURED)
+    scheduler.handle(InstanceReady(0, MEASURED, packed=True), 0.0)
+    scheduler.handle(InstanceReady(1, slow, packed=True), 0.0)
+    (first,) = sends(scheduler.handle(Arrived(1, (50,)), 0.0))
+    assert first.instance == 0
+    assert scheduler.handle(Arrived(2, (50,)), 0.003) == []
+    deadline = scheduler.next_deadline()
+    assert deadline is not None
+    (second,) = sends(scheduler.tick(deadline))
+    assert second.instance == 0
+    scheduler.handle(Arrived(3, (256,) * 60), deadline)
+    assert any(b.items for b in scheduler._instances[1].batches), "with much to do it takes its part"

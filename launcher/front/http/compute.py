@@ -52,8 +52,8 @@ ENTRIES_AT_ONCE = 256
 @dataclass(frozen=True, slots=True)
 class Services:
     """All that the routes need. ``info`` gives the body of ``/info``, ``states`` the states of the instances, by id,
-    ``is_ready`` whether enough instances are warm and the server is not about to end, ``bulk_turn`` is held by the one
-    bulk request that may have a thread."""
+    ``is_ready`` whether enough instances are warm and the server is not about to end. ``bulk_turn`` is with the
+    one bulk request that may have a thread."""
 
     dispatcher: Dispatcher
     tokenizer: FrontTokenizer
