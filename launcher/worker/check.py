@@ -40,8 +40,13 @@ def check_items(card: ModelCard) -> list[Ids]:
     return sorted(items, key=len, reverse=True)
 
 
-def long_line(items: Sequence[Ids], max_length: int) -> list[int]:
-    """Places in ``items``, some more than once, of a line longer than the model's positions; longest item first."""
+def check_lines(items: Sequence[Ids], max_length: int) -> tuple[list[int], ...]:
+    """Places in ``items`` of the lines to compare: all, some twice in a line longer than the model's positions, and a
+    short one alone. Longest item first."""
+    return list(range(len(items))), _long_line(items, max_length), [len(items) - 2]
+
+
+def _long_line(items: Sequence[Ids], max_length: int) -> list[int]:
     places: list[int] = []
     tokens, wanted = 0, min(max_length, LONG_LINE) + 1
     while tokens < wanted:

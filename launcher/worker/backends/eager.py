@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertConf
 from launcher.core.messages import Setup
 from launcher.core.models import SHAPES, ModelCard
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
-from launcher.worker.check import check_items, largest_difference, long_line, lowest_cosine
+from launcher.worker.check import check_items, check_lines, largest_difference, lowest_cosine
 from launcher.worker.layouts import Layout
 from launcher.worker.layouts.packed import NotPackable, PackedLayout
 from launcher.worker.layouts.padded import PaddedLayout
@@ -104,10 +104,11 @@ class EagerBackend:
         return reason
 
     def _difference_in_lines(self, items: Sequence[Ids], alone: Values) -> float:
-        """The largest difference over a line of all items, and one longer than the model takes of a single item."""
-        places = long_line(items, self._card.max_length)
-        together = self._run_items([items[place] for place in places])
-        return max(largest_difference(alone, self._run_items(items)), largest_difference(alone[places], together))
+        """The largest difference over the check lines."""
+        return max(
+            largest_difference(alone[places], self._run_items([items[place] for place in places]))
+            for places in check_lines(items, self._card.max_length)
+        )
 
     def _prove_padding(self, items: Sequence[Ids], alone: Values) -> None:
         difference = largest_difference(alone, self._run_items(items))
@@ -127,7 +128,10 @@ class EagerBackend:
         ids, lengths = warm_up_ids(rows, length, self._card), [length] * rows
 
         def proves() -> bool:
-            return lowest_cosine(plain, self._run_items(items)) >= ACCURATE
+            return all(
+                lowest_cosine(plain[places], self._run_items([items[place] for place in places])) >= ACCURATE
+                for places in check_lines(items, self._card.max_length)
+            )
 
         return self.make_fast(lambda: self.run(ids, lengths), proves)
 
@@ -136,8 +140,25 @@ class EagerBackend:
 
         ``run`` runs a batch of a middling size; ``proves`` says whether the results are still the same.
         """
-        reason = prepack(self._model, PREPACK_TOKENS, run, proves)
-        return (f"weights are not prepacked: {reason}",) if reason else ()
+        notes: tuple[str, ...] = ()
+        if reason := prepack(self._model, PREPACK_TOKENS, run, proves):
+            notes += (f"weights are not prepacked: {reason}",)
+        if isinstance(self.layout, PackedLayout) and (reason := self._trace(self.layout, proves)):
+            notes += (f"not recorded, Python runs each layer: {reason}",)
+        return notes
+
+    def _trace(self, layout: PackedLayout, proves: Callable[[], bool]) -> str | None:
+        """Run a recording of the model when it gives the same for lines of other lengths; otherwise why not."""
+        try:
+            lengths = [self._card.max_length // 2 or 1, 3, 3]
+            layout.trace(warm_up_ids(1, sum(lengths), self._card), lengths)
+            if proves():
+                return None
+            reason = "it gives other results"
+        except Exception as error:  # of the model's code, in a way of running it that is ours
+            reason = type(error).__name__
+        layout.wrap(None)
+        return reason
 
     def _accuracy(self, items: Sequence[Ids], alone: Values) -> float | None:
         """The lowest cosine between results in bf16 and in fp32, None for fp32. Raises ``ModelRefused``."""

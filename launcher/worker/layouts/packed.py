@@ -24,10 +24,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from launcher.core.models import ModelCard
 from launcher.core.packing import line_tokens
+from launcher.worker import operators
 from launcher.worker.backends import Ids
 from launcher.worker.layouts.padded import pad
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool
+from launcher.worker.traced import TracedEncoder
 
 IMPLEMENTATION = "launcher_packed"
 
@@ -69,6 +71,7 @@ class PackedAttention:
 
     def __init__(self) -> None:
         self.groups: tuple[Group, ...] = ()
+        self._number = operators.number_attention(self)
         AttentionInterface.register(IMPLEMENTATION, self.attend)
         AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
 
@@ -91,16 +94,24 @@ class PackedAttention:
         if unknown or others.get("softcap") is not None:
             raise NotPackable(f"its attention also takes {', '.join(unknown) or 'a softcap'}")
         causal = bool(getattr(module, "is_causal", False))
+        if operators.recording():
+            return operators.attend(query, key, value, self._number, causal, scaling, sliding_window), None
+        return self.inside(query, key, value, causal, scaling, sliding_window), None
+
+    def inside(
+        self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """Attention of each item by itself; shapes as in ``attend``."""
         out = torch.empty_like(query.transpose(1, 2))
         for group in self.groups:
-            mask = _band(group.length, sliding_window)
+            mask = _band(group.length, window)
             part = scaled_dot_product_attention(
                 _items(query, group), _items(key, group), _items(value, group),
                 attn_mask=mask, is_causal=causal and mask is None, scale=scaling,
                 enable_gqa=key.shape[1] != query.shape[1],
             )  # fmt: skip
             group.of(out[0]).copy_(part.transpose(1, 2))
-        return out, None
+        return out
 
 
 def _no_mask(*arguments: Any, **options: Any) -> None:
@@ -176,11 +187,7 @@ class PackedLayout:
             yield cls(model, card, attention, first)
 
     def wrap(self, wrapper: Callable[[Any], Any] | None) -> None:
-        """See ``Layout.wrap``. Attention stays outside of what is wrapped: its groups are others in each batch."""
-        attend = self._attention.attend
-        if wrapper:
-            attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
-        AttentionInterface.register(IMPLEMENTATION, attend)
+        """See ``Layout.wrap``."""
         self._call = wrapper(self._encoder) if wrapper else self._encoder
 
     def run(self, ids: Ids, lengths: Sequence[int]) -> tuple[Tensor, int]:
@@ -191,13 +198,22 @@ class PackedLayout:
         hidden = self._hidden(line)
         return torch.cat([self._pool(hidden, group) for group in _real(line)]), line.ids.numel()
 
+    def trace(self, ids: Ids, lengths: Sequence[int]) -> None:
+        """Record the encoder over these items, and run the recording from now on; ``wrap(None)`` undoes it."""
+        self._call = TracedEncoder(
+            self._encoder, self._inputs(line_of(ids, lengths, self._card.pad_id, self._first_position))
+        )
+
     def _hidden(self, line: Line) -> Tensor:
         """Hidden states of the line, tokens × hidden size."""
+        hidden: Tensor = self._call(**self._inputs(line))[0][0]
+        return hidden
+
+    def _inputs(self, line: Line) -> dict[str, Tensor]:
+        """What the encoder gets, by name; its attention gets the groups."""
         self._attention.groups = line.groups
         types = {"token_type_ids": torch.zeros_like(line.ids)} if self._takes_types else {}
-        output = self._call(input_ids=line.ids, position_ids=line.positions, **types)
-        hidden: Tensor = output[0][0]
-        return hidden
+        return {"input_ids": line.ids, "position_ids": line.positions, **types}
 
     def _pool(self, hidden: Tensor, group: Group) -> Tensor:
         lengths = torch.full((group.items,), group.length)
