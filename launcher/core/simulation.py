@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -182,11 +183,15 @@ def predict(
 
 
 def capacity(instances: Sequence[InstanceSpec], basis: CostBasis, traffic: Traffic, lengths: Sequence[int]) -> float:
-    """Texts/s when items of these lengths are there from the start."""
+    """Texts/s when items of these lengths are there from the start.
+
+    Counted until most of the work is done, not most of the items: with classes, short ones are all done long before.
+    """
     answered = simulate(instances, basis, traffic.batch_tokens, [(0.0, length) for length in lengths])
-    done = sorted(a.done for a in answered)
-    counted = max(1, int(len(done) * SATURATION_COUNTED))
-    return counted / done[counted - 1]
+    cost = basis.of(1)
+    work = list(accumulate(cost.per_token * a.length + cost.per_pair * a.length**2 for a in answered))
+    place = bisect_left(work, SATURATION_COUNTED * work[-1])
+    return len(answered) * work[place] / work[-1] / answered[place].done
 
 
 def latency_of(answered: Sequence[Answered], chosen: Sequence[bool]) -> Latency:

@@ -72,6 +72,15 @@ def test_the_capacity_is_what_full_batches_cost() -> None:
     assert found == pytest.approx(2 * len(drawn) / least, rel=0.05)
 
 
+def test_classes_do_not_make_up_capacity_by_doing_the_short_items_first() -> None:
+    drawn = [16] * 900 + [500] * 100
+    random.Random(3).shuffle(drawn)
+    spans = (LengthClass(1, 32), LengthClass(33, 512))
+    apart = tuple(InstanceSpec(i, 1, span) for i, span in enumerate(spans))
+    together, found = (capacity(instances, basis(), BUILTIN, drawn) for instances in (TWO, apart))
+    assert found < 1.15 * together
+
+
 def test_alone_an_item_takes_what_it_costs_and_under_load_it_waits() -> None:
     lone, busy = (
         predict(TWO, basis(), BUILTIN, classes=EVERYTHING, items=1500, rate=rate).classes[0][1]
