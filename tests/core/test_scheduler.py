@@ -711,7 +711,7 @@ def test_a_small_request_is_not_refused_for_a_large_one_that_it_will_overtake() 
     (refused,) = scheduler.handle(Arrived(3, (100,) * 500, deadline=2.5), 0.19)
     assert refused.code == "deadline_unreachable"
     refused = scheduler.handle(Arrived(4, (100,) * 500, deadline=62.5), 60.0)[0]
-    assert (refused.request, refused.code) == (4, "deadline_unreachable"), "its own work is known also when the only instance hangs"
+    assert (refused.request, refused.code) == (4, "deadline_unreachable"), "known also when all hang"
 
 
 def test_bulk_is_predicted_behind_all_that_is_interactive_and_interactive_is_not_behind_bulk() -> None:
