@@ -26,6 +26,7 @@ from launcher.options import (
     Backend,
     Dtype,
     FrontOptions,
+    Layout,
     LogLevel,
     LogOptions,
     MachineOptions,
@@ -164,6 +165,15 @@ BackendOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+LayoutOption = Annotated[
+    Layout,
+    typer.Option(
+        "--layout",
+        help="How items share a batch: packed where the model takes that, otherwise padded and sorted by length; "
+        "sorted in any case; or padded as they come, for comparison.",
+        rich_help_panel=MODEL,
+    ),
+]
 FakeSeconds = Annotated[
     float | None,
     typer.Option(
@@ -242,6 +252,7 @@ def serve(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "eager",
     fake_seconds_per_token: FakeSeconds = None,
+    layout: LayoutOption = "auto",
     max_length: MaxLength = None,
     trust_remote_code: TrustRemoteCode = False,
     measure: MeasureOption = False,
@@ -275,7 +286,9 @@ def serve(
             lengths,
         ),
         runtime=RuntimeOptions(allocator, openmp),
-        model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code, fake_seconds_per_token),
+        model=ModelOptions(
+            model, task, dtype, backend, max_length, trust_remote_code, fake_seconds_per_token, layout
+        ),
         front=FrontOptions(
             host=host,
             port=port,
@@ -455,6 +468,7 @@ def forward(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "eager",
     fake_seconds_per_token: FakeSeconds = None,
+    layout: LayoutOption = "auto",
     max_length: MaxLength = None,
     trust_remote_code: TrustRemoteCode = False,
     batch_tokens: BatchTokens = FRONT.batch_tokens,
@@ -500,6 +514,7 @@ def forward(
             max_length,
             trust_remote_code,
             fake_seconds_per_token,
+            layout,
         ),
         front=FrontOptions(batch_tokens=batch_tokens),
         log=LogOptions(log_level, log_json),

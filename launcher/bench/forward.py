@@ -33,7 +33,7 @@ from launcher.host import log as logs
 from launcher.host.spawn import Launch
 from launcher.host.supervisor import Supervisor
 from launcher.options import ServeOptions
-from launcher.serve.prepare import Prepared, prepare, refuse_elsewhere, setup_of
+from launcher.serve.prepare import Prepared, limits_of, prepare, refuse_elsewhere, setup_of
 from launcher.serve.server import EXIT_SECONDS, STOP_SECONDS, bind_front
 
 log = logging.getLogger("launcher.bench")
@@ -169,16 +169,16 @@ class Forward:
         mask: tuple[int, ...] | None,
     ) -> None:
         """``mask`` is what workers start with where this process has bound itself."""
-        plan, front = prepared.plan, serve.front
+        plan = prepared.plan
         self.truncated = 0
         self._options = options
         self._card = card
-        self._text_characters = front.text_characters
+        self._text_characters = serve.front.text_characters
         self._setups = {i.id: setup_of(serve, prepared.machine, card, i) for i in plan.instances}
         self._classes = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
         self._metrics = FrontMetrics(self._classes)
         self._specs = [InstanceSpec(i.id, i.threads, i.length_class) for i in plan.instances]
-        self._batch_tokens = front.batch_tokens
+        self._limits = limits_of(serve)
         launches = [
             Launch(instance.id, command.command, {**os.environ, **command.env}, mask=mask)
             for instance, command in zip(plan.instances, prepared.commands, strict=True)
@@ -193,7 +193,7 @@ class Forward:
     async def run(self, mix: Mix) -> Measured:
         """Start the workers, measure, end the workers."""
         items = await self._tokenize(mix)
-        self._scheduler = WatchedScheduler(self._specs, SchedulerLimits(len(items), self._batch_tokens))
+        self._scheduler = WatchedScheduler(self._specs, replace(self._limits, queue_items=len(items)))
         self._dispatcher = Dispatcher(self._scheduler, self, self._metrics, width=self._card.result_width)
         self._all_ready = anyio.Event()
         measured: Measured | None = None

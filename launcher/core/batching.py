@@ -115,6 +115,12 @@ class LengthQueue:
         self._buckets.pop(key, None)
         return None
 
+    def cut_in_order(self, most: int) -> tuple[Item, ...]:
+        """Take out the ``most`` items of the lowest ranks, whatever their lengths; longest first."""
+        batch = _Cut(CostModel(), 0, inf, packed=True, longest=inf, most=most)
+        self._fill_in_order(batch)
+        return tuple(sorted(batch.items, key=lambda item: -item.length))
+
     def cut(
         self, cost: CostModel, budget: int, share: float, *, packed: bool, longest: float = inf
     ) -> tuple[Item, ...]:
@@ -170,11 +176,14 @@ class LengthQueue:
 class _Cut:
     """A batch being cut. The share counts what the items cost without padding, so that shares add up to the whole."""
 
-    def __init__(self, cost: CostModel, budget: int, share: float, packed: bool, longest: float) -> None:
+    def __init__(
+        self, cost: CostModel, budget: int, share: float, packed: bool, longest: float, most: int | None = None
+    ) -> None:
         self.items: list[Item] = []
         self.width = 0
         self.cost = cost
         self._budget, self._share, self._packed, self._longest = budget, share, packed, longest
+        self._most = most
         self._tokens = self._pairs = 0
 
     def take(self, item: Item) -> bool:
@@ -189,6 +198,8 @@ class _Cut:
 
     def _breaks(self, width: int, tokens: int, pairs: int) -> bool:
         """Whether one more item, which makes it so much, would break a limit."""
+        if self._most is not None:
+            return len(self.items) >= self._most
         computed = tokens if self._packed else (len(self.items) + 1) * width
         # Half of the item has to fit into the share, so that shares are neither too small nor too large on average.
         half = self.cost.seconds((self._tokens + tokens) // 2, (self._pairs + pairs) // 2)

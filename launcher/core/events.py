@@ -133,10 +133,15 @@ class InstanceSpec:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """``queue_items``: the most items that wait or run. ``batch_tokens``: the budget of a batch, padding counted."""
+    """``queue_items``: the most items that wait or run. ``batch_tokens``: the budget of a batch, padding counted.
+
+    ``first_come`` makes batches of so many items in the order in which they came, whatever their lengths and without
+    a budget: for comparison.
+    """
 
     queue_items: int
     batch_tokens: int
+    first_come: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

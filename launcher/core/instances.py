@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
+from math import inf
 
 from launcher.core.batching import Item, LengthQueue
 from launcher.core.cost import CostModel, Work
@@ -28,6 +29,10 @@ HANG_FACTOR = 5.0
 HANG_FLOOR = 30.0
 
 
+# A class helps with items that take this many times as long as the longest of its own; with longer ones only when no
+# item of its own has come for so many times as long as they take.
+FAR_LONGER = 2.0
+QUIET = 2.0
 # So many idle and so many busy instances of a group are looked at one by one, the others taken together, so that an
 # event costs the same with hundreds of them.
 LOOKED_AT = 4
@@ -53,7 +58,8 @@ class Group:
     ``idle`` has those that may take a batch at once, the one that has been idle longest first, ``busy`` those that
     compute, the one that began first first. ``speed`` is that of all that are ready. ``leads`` is a heap of (when the
     ready batch is to be cut, running batch, instance); an entry whose batch is not running any more, or has a ready
-    one behind it, is stale. By ``busy_until`` all that was ever sent is predicted to be done.
+    one behind it, is stale. By ``busy_until`` all that was ever sent is predicted to be done. ``arrived`` is when the
+    last item of the class came.
     """
 
     length_class: LengthClass | None
@@ -64,12 +70,21 @@ class Group:
     leads: list[tuple[float, int, int]] = field(default_factory=list)
     speed: float = 0.0
     busy_until: float = 0.0
+    arrived: float = -inf
 
     def fastest_idle(self, tokens: int, pairs: int) -> Instance:
-        """Of those that have been idle longest the one that does so much work first."""
-        if len(self.idle) == 1:
-            return next(iter(self.idle.values()))
-        return min(islice(self.idle.values(), LOOKED_AT), key=lambda i: i.cost.seconds(tokens, pairs))
+        """Of those that have been idle shortest, whose caches are warm, the one that does so much work first."""
+        last = islice(reversed(self.idle.values()), LOOKED_AT)
+        return min(last, key=lambda i: i.cost.seconds(tokens, pairs))
+
+    def spared(self, length: int, seconds: float, instance: Instance, now: float) -> bool:
+        """Whether an instance of this class is to be spared an item of another class that takes it so long, since
+        items of its own would have to wait behind it: it is far longer than those, and they keep coming."""
+        own = self.length_class
+        if own is None or own.max_length is None or length <= own.max_length:
+            return False
+        longest = instance.cost.seconds(own.max_length, own.max_length**2)
+        return seconds > FAR_LONGER * longest and now - self.arrived < QUIET * seconds
 
     def takers(self, now: float) -> list[Taker]:
         """Those that could take a share of what waits. Those that are not looked at are one taker together, free when

@@ -20,7 +20,8 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     ``warmup`` holds (rows, width) of batches of equal items, in tokens, in the order in which they shall run;
     ``mixed`` the lengths of batches of unequal ones, longest first, which follow. ``known`` is what all of them took
     when they were measured earlier, of a model that was packed or not as ``known_packed`` says (see ``Ready``).
-    ``fake_seconds_per_token`` is the time that the fake backend takes for a token.
+    ``fake_seconds_per_token`` is the time that the fake backend takes for a token. Without ``pack`` items are padded
+    also where the model could take them packed.
     """
 
     card: ModelCard
@@ -29,6 +30,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     warmup: tuple[tuple[int, int], ...]
     trust_remote_code: bool = False
     fake_seconds_per_token: float = 0.0
+    pack: bool = True
     mixed: tuple[tuple[int, ...], ...] = ()
     known: tuple[tuple[int, int, int, float], ...] = ()
     known_packed: bool = False

@@ -211,9 +211,9 @@ class Scheduler:
             self._finish(event.request, actions)
             return
         for index, (length, rank) in enumerate(zip(event.lengths, ranks, strict=True)):
-            group_for(self._groups.values(), length).queues[event.priority].push(
-                Item(event.request, index, length), rank
-            )
+            group = group_for(self._groups.values(), length)
+            group.arrived = now
+            group.queues[event.priority].push(Item(event.request, index, length), rank)
         self._deadlines.add(event.request)
 
     def _ranks(self, lengths: tuple[int, ...], now: float) -> Sequence[float]:
@@ -447,7 +447,7 @@ class Scheduler:
         if priority == "interactive" or not behind.queues["interactive"].count:
             owners = behind.ready.values()
             gain = min((o.free(now) + o.cost.seconds(length, pairs) - own for o in owners), default=inf)
-        if gain <= 0:
+        if gain <= 0 or (behind.ready and group.spared(length, own, instance, now)):
             return False
         self._cut(instance, queue, priority, gain + own, now, actions)
         return True
@@ -496,8 +496,11 @@ class Scheduler:
         actions: list[Action],
     ) -> None:
         longest = BULK_SECONDS if priority == "bulk" else inf
-        budget = self._limits.batch_tokens
-        items = queue.cut(instance.cost, budget, share, packed=instance.packed, longest=longest)
+        budget, first_come = self._limits.batch_tokens, self._limits.first_come
+        if first_come:
+            items = queue.cut_in_order(first_come)
+        else:
+            items = queue.cut(instance.cost, budget, share, packed=instance.packed, longest=longest)
         self._send(instance, items, now, actions)
 
     def _send(self, instance: Instance, items: tuple[Item, ...], now: float, actions: list[Action]) -> None:
@@ -559,9 +562,8 @@ class Scheduler:
                 assert batch.items, "an empty batch"
                 lengths = [item.length for item in batch.items]
                 assert lengths == sorted(lengths, reverse=True), "a batch is not sorted"
-                assert len(lengths) == 1 or batch.work.tokens <= self._limits.batch_tokens, (
-                    "a batch is over its budget"
-                )
+                unbound = len(lengths) == 1 or self._limits.first_come
+                assert unbound or batch.work.tokens <= self._limits.batch_tokens, "a batch is over its budget"
                 sent += [(i.request, i.index) for i in batch.items]
                 requests = [self._requests[i.request] for i in batch.items if i.request in self._requests]
                 assert {request.priority for request in requests} <= {batch.priority}, "a batch mixes priorities"

@@ -24,6 +24,7 @@ from launcher.core.models import ModelCard
 from launcher.core.plan import InstancePlan, Plan, PlanRequest, make_plan
 from launcher.core.report import Command
 from launcher.core.runtimes import Runtimes, choose_runtimes, wanted_libraries
+from launcher.core.scheduler import SchedulerLimits
 from launcher.core.simulation import CostBasis, Traffic
 from launcher.core.topology import Machine
 from launcher.errors import LauncherError, UsageError
@@ -33,7 +34,7 @@ from launcher.host.machine_file import read_machine_file
 from launcher.host.probe import choose_bindings, explain
 from launcher.host.runtimes import look_around
 from launcher.host.sysfs import read_machine
-from launcher.options import MachineOptions, ModelOptions, RuntimeOptions, ServeOptions
+from launcher.options import ARRIVAL_ITEMS, MachineOptions, ModelOptions, RuntimeOptions, ServeOptions
 from launcher.serve.costs import Subject, basis_of
 
 HERE = Path("/")
@@ -221,6 +222,12 @@ def subject_of(options: ServeOptions, machine: Machine, card: ModelCard) -> Subj
     return Subject(machine, card, dtype_of(options, machine), backend, options.front.batch_tokens)
 
 
+def limits_of(options: ServeOptions) -> SchedulerLimits:
+    """The bounds of the queue and of a batch."""
+    first_come = ARRIVAL_ITEMS if options.model.layout == "arrival" else None
+    return SchedulerLimits(options.front.queue_items, options.front.batch_tokens, first_come)
+
+
 def setup_of(options: ServeOptions, machine: Machine, card: ModelCard, instance: InstancePlan) -> Setup:
     """What the worker of an instance is told to load. Any length may reach it: classes help each other."""
     return Setup(
@@ -230,5 +237,6 @@ def setup_of(options: ServeOptions, machine: Machine, card: ModelCard, instance:
         warmup=warmup_shapes(card.max_length, options.front.batch_tokens),
         mixed=mixed_batches(card.max_length, options.front.batch_tokens),
         trust_remote_code=options.model.trust_remote_code,
+        pack=options.model.layout == "auto",
         fake_seconds_per_token=options.model.fake_seconds_per_token or 0.0,
     )

@@ -29,7 +29,7 @@ from launcher.core.forecast import grounds
 from launcher.core.messages import Loading, Ready
 from launcher.core.models import ModelCard
 from launcher.core.plan import InstancePlan, front_cpus
-from launcher.core.scheduler import InstanceSpec, Scheduler, SchedulerLimits
+from launcher.core.scheduler import InstanceSpec, Scheduler
 from launcher.errors import InstanceError, LauncherError, MachineError, UsageError
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.app import Services, create_app
@@ -43,7 +43,7 @@ from launcher.host.verify import Verification, verify
 from launcher.options import FrontOptions, ServeOptions
 from launcher.pinning import bind_process
 from launcher.serve.costs import Costs, cost_info, watch_costs
-from launcher.serve.prepare import Prepared, prepare, refuse_elsewhere, setup_of, subject_of
+from launcher.serve.prepare import Prepared, limits_of, prepare, refuse_elsewhere, setup_of, subject_of
 
 log = logging.getLogger("launcher.serve")
 
@@ -160,7 +160,7 @@ class Server:
     def _build(self, sock: socket.socket) -> None:
         plan, front = self._prepared.plan, self._options.front
         specs = [InstanceSpec(i.id, i.threads, i.length_class) for i in plan.instances]
-        scheduler = self._scheduler = Scheduler(specs, SchedulerLimits(front.queue_items, front.batch_tokens))
+        scheduler = self._scheduler = Scheduler(specs, limits_of(self._options))
         names = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
         metrics = FrontMetrics(names)
         metrics.watch_queue(sorted(set(names.values())), scheduler.queued_by_class)

@@ -373,14 +373,44 @@ def test_nothing_is_sent_to_wait_behind_a_batch_that_is_overdue() -> None:
     scheduler = make(count=2)
     blocked = sends(scheduler.handle(Arrived(1, (50,)), 0.0)) + sends(scheduler.handle(Arrived(2, (50,)), 0.0))
     assert {send.instance for send in blocked} == {0, 1}
-    scheduler.handle(BatchDone(1, blocked[1].batch, 0.01), 0.01)
+    healthy = blocked[1].instance
+    scheduler.handle(BatchDone(healthy, blocked[1].batch, 0.01), 0.01)
     used = set()
-    for request in range(3, 30):  # instance 0 hangs, and instance 1 does all the rest
+    for request in range(3, 30):  # the other one hangs, and this one does all the rest
         now = 1.0 + request
         for send in sends(scheduler.handle(Arrived(request, (50,)), now)):
             used.add(send.instance)
             scheduler.handle(BatchDone(send.instance, send.batch, 0.01), now + 0.01)
-    assert used == {1}
+    assert used == {healthy}
+
+
+def test_one_text_after_the_other_goes_to_the_instance_whose_caches_are_warm() -> None:
+    scheduler, used = make(count=4), set()
+    for request in range(1, 10):
+        send = sends(scheduler.handle(Arrived(request, (20,)), float(request)))[0]
+        used.add(send.instance)
+        scheduler.handle(BatchDone(send.instance, send.batch, 0.004), request + 0.004)
+    assert len(used) == 1
+
+
+@pytest.mark.parametrize(("since", "helps"), [(0.01, False), (0.5, True)])
+def test_a_class_helps_with_far_longer_items_only_while_its_own_stay_away(since: float, helps: bool) -> None:
+    scheduler = make(classes=[LengthClass(1, 32), LengthClass(33, 512)])
+    short = sends(scheduler.handle(Arrived(1, (20,)), 0.0))[0]
+    scheduler.handle(BatchDone(short.instance, short.batch, 0.004), 0.004)
+    assert [send.instance for send in sends(scheduler.handle(Arrived(2, (500,)), since))] == [1]
+    helped = sends(scheduler.handle(Arrived(3, (500,)), since))
+    assert [send.instance for send in helped] == ([0] if helps else [])
+    scheduler.check()
+
+
+def test_batches_for_comparison_take_what_came_first_whatever_its_length() -> None:
+    scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(1000, 256, first_come=4))
+    scheduler.handle(InstanceReady(0, MEASURED), 0.0)
+    lengths = (7, 300, 5, 200, 9, 250)
+    sent = sends(scheduler.handle(Arrived(1, lengths), 0.0))
+    assert next([item.index for item in send.items] for send in sent) == [1, 3, 0, 2]
+    scheduler.check()
 
 
 def test_nothing_is_kept_of_requests_that_are_answered() -> None:
@@ -711,7 +741,9 @@ def test_a_small_request_is_not_refused_for_a_large_one_that_it_will_overtake() 
     (refused,) = scheduler.handle(Arrived(3, (100,) * 500, deadline=2.5), 0.19)
     assert refused.code == "deadline_unreachable"
     refused = scheduler.handle(Arrived(4, (100,) * 500, deadline=62.5), 60.0)[0]
-    assert (refused.request, refused.code) == (4, "deadline_unreachable"), "known also when all hang"
+    assert (refused.request, refused.code) == (4, "deadline_unreachable"), (
+        "known also when all hang"
+    )
 
 
 def test_bulk_is_predicted_behind_all_that_is_interactive_and_interactive_is_not_behind_bulk() -> None:
