@@ -32,9 +32,14 @@ def test_neighbours_of_equal_length_are_one_group() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.sampled_from([None, 4, 100]), st.booleans())
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    st.sampled_from([None, 4, 100]),
+    st.booleans(),
+    st.booleans(),
+)
 def test_attention_in_a_line_is_that_of_each_item_alone(
-    lengths: list[int], window: int | None, grouped: bool
+    lengths: list[int], window: int | None, grouped: bool, causal: bool
 ) -> None:
     lengths = sorted(lengths, reverse=True)
     torch.manual_seed(0)
@@ -43,14 +48,17 @@ def test_attention_in_a_line_is_that_of_each_item_alone(
     key, value = torch.randn(2, 1, 2 if grouped else heads, total, size).unbind(0)
     attention = PackedAttention()
     attention.groups = groups_of(lengths)
+    module = torch.nn.Identity()
+    module.is_causal = causal  # type: ignore[assignment]  # as attention modules of transformers have it
 
-    found, _ = attention.attend(torch.nn.Identity(), query, key, value, None, scaling=0.3, sliding_window=window)
+    found, _ = attention.attend(module, query, key, value, None, scaling=0.3, sliding_window=window)
 
     start = 0
     for length in lengths:
         part = slice(start, start + length)
         places = torch.arange(length)
-        near = (places[:, None] - places[None, :]).abs() < (window or total + 1)
+        distances = places[:, None] - places[None, :]
+        near = (distances.abs() < (window or total + 1)) & ((distances >= 0) | (not causal))
         alone = scaled_dot_product_attention(
             query[:, :, part], key[:, :, part], value[:, :, part], attn_mask=near, scale=0.3, enable_gqa=grouped
         )

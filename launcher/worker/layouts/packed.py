@@ -104,7 +104,7 @@ class PackedAttention:
         """Attention of each item by itself; shapes as in ``attend``."""
         out = torch.empty_like(query.transpose(1, 2))
         for group in self.groups:
-            mask = _band(group.length, window)
+            mask = _band(group.length, window, causal)
             part = scaled_dot_product_attention(
                 _items(query, group), _items(key, group), _items(value, group),
                 attn_mask=mask, is_causal=causal and mask is None, scale=scaling,
@@ -123,12 +123,15 @@ def _items(states: Tensor, group: Group) -> Tensor:
     return group.of(states[0].transpose(0, 1)).transpose(1, 2)
 
 
-def _band(length: int, window: int | None) -> Tensor | None:
-    """True where two tokens are less than ``window`` apart; None where all are (transformers' convention)."""
+def _band(length: int, window: int | None, causal: bool) -> Tensor | None:
+    """True where two tokens are less than ``window`` apart, and where ``causal``, the second is not later; None where
+    all tokens are so near (transformers' convention)."""
     if window is None or length <= window:
         return None
     places = torch.arange(length)
-    return (places[:, None] - places[None, :]).abs() < window
+    distances = places[:, None] - places[None, :]
+    near = distances.abs() < window
+    return near & (distances >= 0) if causal else near
 
 
 @dataclass(frozen=True, slots=True)
