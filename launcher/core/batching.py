@@ -40,6 +40,8 @@ def _bucket_bounds(largest: int = 1 << 17) -> tuple[int, ...]:
 BOUNDS = _bucket_bounds()
 # Seconds of ranks that are counted together.
 BIN_SECONDS = 0.1
+# Buckets are cleaned of cancelled items when these are so many more than those that wait.
+STALE_ITEMS = 1000
 
 
 class LengthQueue:
@@ -54,6 +56,7 @@ class LengthQueue:
         # tokens and pairs.
         self._put_off: dict[int, tuple[int, int]] = {}
         self._last_bin = 0
+        self._stale = 0  # entries of cancelled items
         self.count = 0
         self.tokens = 0
         self.pairs = 0
@@ -65,6 +68,8 @@ class LengthQueue:
 
     def push(self, item: Item, rank: float) -> None:
         """Add an item; ``rank`` is a time in seconds, the lowest is served first."""
+        if self._stale > self.count + STALE_ITEMS:
+            self._clean()
         self._sequence += 1
         bucket = self._buckets.setdefault(bisect_left(BOUNDS, item.length), [])
         heappush(bucket, (rank, self._sequence, item))
@@ -73,6 +78,14 @@ class LengthQueue:
     def forget(self, item: Item, rank: float) -> None:
         """Take a cancelled item, pushed with ``rank``, out of the sums; it is dropped when it comes up."""
         self._account(item, rank, -1)
+        self._stale += 1
+
+    def _clean(self) -> None:
+        """Drop cancelled items. Of bulk none comes up while there is no idle time, and clients come and go."""
+        for key, bucket in list(self._buckets.items()):
+            self._buckets[key] = live = [entry for entry in bucket if self._is_waiting(entry[2])]
+            heapify(live)
+        self._stale = 0
 
     def _account(self, item: Item, rank: float, sign: int) -> None:
         tokens, pairs = sign * item.length, sign * item.length**2
@@ -112,6 +125,7 @@ class LengthQueue:
             if self._is_waiting(bucket[0][2]):
                 return bucket[0]
             heappop(bucket)
+            self._stale -= 1
         self._buckets.pop(key, None)
         return None
 

@@ -741,9 +741,7 @@ def test_a_small_request_is_not_refused_for_a_large_one_that_it_will_overtake() 
     (refused,) = scheduler.handle(Arrived(3, (100,) * 500, deadline=2.5), 0.19)
     assert refused.code == "deadline_unreachable"
     refused = scheduler.handle(Arrived(4, (100,) * 500, deadline=62.5), 60.0)[0]
-    assert (refused.request, refused.code) == (4, "deadline_unreachable"), (
-        "known also when all hang"
-    )
+    assert (refused.request, refused.code) == (4, "deadline_unreachable"), "known also when all hang"
 
 
 def test_bulk_is_predicted_behind_all_that_is_interactive_and_interactive_is_not_behind_bulk() -> None:
@@ -811,6 +809,17 @@ def test_deadlines_far_off_leave_nothing_behind_when_their_requests_are_answered
         now += 0.05
         run_all(scheduler, list(scheduler.handle(Arrived(request, (10,), deadline=now + 1e6), now)), now)
     assert len(scheduler._deadlines._heap) <= 1001
+
+
+def test_cancelled_bulk_leaves_nothing_behind_while_there_is_no_idle_time_for_it() -> None:
+    scheduler = make(count=1)
+    scheduler.handle(Arrived(1, (10,)), 0.0)
+    for request in range(2, 302):
+        scheduler.handle(bulk(request, (10,) * 50), 0.0)
+        scheduler.handle(Cancelled(request), 0.0)
+        scheduler.check()
+    (queue,) = [group.queues["bulk"] for group in scheduler._groups.values()]
+    assert sum(map(len, queue._buckets.values())) <= 1051
 
 
 def test_a_slow_instance_leaves_an_item_to_a_faster_one_that_is_nearly_done() -> None:
