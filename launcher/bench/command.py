@@ -10,10 +10,11 @@ import typer
 
 from launcher.bench.figures import summary
 from launcher.bench.load import LoadOptions, run_load
-from launcher.bench.mix import BUILTIN_LONGEST, Mix, builtin_mix, file_mix, fixed_mix, histogram_mix
+from launcher.bench.mix import Mix, builtin_mix, file_mix, fixed_mix, histogram_mix
 from launcher.bench.plot import check_plot, draw
 from launcher.bench.rounds import compared, run_rounds
 from launcher.bench.tables import show, show_json
+from launcher.core.lengths import BUILTIN_LONGEST
 from launcher.errors import UsageError
 from launcher.host.histogram_file import read_histogram
 from launcher.options import DEFAULT_MODEL, DEFAULT_PORT, ModelOptions

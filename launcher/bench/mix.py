@@ -1,8 +1,8 @@
 """Texts to measure with: a file of texts, or texts of random words whose lengths follow a distribution: the built-in
 one, a histogram, or one length for all.
 
-The built-in mix is log-normal with the median and spread of short real texts (queries, sentences, paragraphs):
-mean 43, p50 26, p90 91, p99 262 tokens, special tokens counted. Its words are common ones that a WordPiece or BPE
+The lengths of the built-in mix are decided in ``core.lengths``: before they are cut, mean 43, p50 26, p90 91 and
+p99 262 tokens, special tokens counted. Its words are common ones that a WordPiece or BPE
 vocabulary holds whole, so that the number of words is the number of tokens but two.
 """
 
@@ -14,13 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.core.histogram import Histogram
+from launcher.core.lengths import BUILTIN_LONGEST, BUILTIN_MEDIAN, BUILTIN_SHORTEST, BUILTIN_SPREAD
 from launcher.errors import UsageError
 
-MEDIAN_TOKENS = 26
-SPREAD = 0.98  # of the logarithm: ln(91 / 26) / 1.2816
 SPECIAL_TOKENS = 2
-SHORTEST = 3
-BUILTIN_LONGEST = 256  # what the demo model takes
 
 WORDS = (  # noqa: SIM905 - a list of this many literals cannot be read
     "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which "
@@ -48,8 +45,8 @@ class Mix:
 def builtin_mix(count: int, *, seed: int = 1, longest: int = BUILTIN_LONGEST) -> Mix:
     """``count`` texts of the built-in mix; lengths are cut at ``longest`` tokens; a seed gives the same texts."""
     rng = random.Random(seed)
-    lengths = [round(rng.lognormvariate(math.log(MEDIAN_TOKENS), SPREAD)) for _ in range(count)]
-    bounded = [min(max(length, SHORTEST), longest) for length in lengths]
+    lengths = [round(rng.lognormvariate(math.log(BUILTIN_MEDIAN), BUILTIN_SPREAD)) for _ in range(count)]
+    bounded = [min(max(length, BUILTIN_SHORTEST), longest) for length in lengths]
     return Mix(
         tuple(words(length, rng) for length in bounded), f"built-in mix, seed {seed}, at most {longest} tokens"
     )
@@ -60,7 +57,7 @@ def histogram_mix(histogram: Histogram, count: int, name: str, *, seed: int = 1,
     rng = random.Random(seed)
     lengths, weights = zip(*histogram.counts, strict=True)
     drawn = rng.choices(lengths, weights, k=count)
-    bounded = [max(length if longest is None else min(length, longest), SHORTEST) for length in drawn]
+    bounded = [max(length if longest is None else min(length, longest), SPECIAL_TOKENS + 1) for length in drawn]
     cut = "" if longest is None else f", at most {longest} tokens"
     return Mix(tuple(words(length, rng) for length in bounded), f"lengths of {name}, seed {seed}{cut}")
 

@@ -97,12 +97,11 @@ def resolve_classes(specs: Sequence[ClassSpec], limit: int | None) -> tuple[Leng
     return tuple(classes)
 
 
-# The built-in mix: log-normal, with the median and spread of short real texts (queries, sentences, paragraphs). The
-# spread is that of the logarithm.
+# The built-in mix: log-normal, with the median and spread of short real texts (queries, sentences, paragraphs).
 BUILTIN_MEDIAN = 26
-BUILTIN_SPREAD = 0.98
+BUILTIN_SPREAD = 0.98  # of the logarithm: ln(91 / 26) / 1.2816
 BUILTIN_SHORTEST = 3
-BUILTIN_LONGEST = 256
+BUILTIN_LONGEST = 256  # what the demo model takes
 
 
 def builtin_lengths() -> dict[int, float]:
