@@ -24,7 +24,7 @@ from launcher.bench.mix import Mix
 from launcher.bench.tables import show
 from launcher.core.messages import Loading, Ready
 from launcher.core.models import ModelCard
-from launcher.core.scheduler import Action, BatchDone, Event, InstanceSpec, Scheduler, SchedulerLimits
+from launcher.core.scheduler import Action, BatchDone, Event, InstanceSpec, Scheduler, SchedulerLimits, Send
 from launcher.errors import InstanceError, LauncherError, RequestError, UsageError
 from launcher.front.dispatcher import Dispatcher, Outcome, Tokens
 from launcher.front.metrics import FrontMetrics
@@ -146,15 +146,22 @@ class WatchedScheduler(Scheduler):
     def __init__(self, instances: Sequence[InstanceSpec], limits: SchedulerLimits) -> None:
         super().__init__(instances, limits)
         self.done: list[Batch] = []
+        self._sent: dict[int, Send] = {}
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """As the scheduler does it."""
-        if isinstance(event, BatchDone):
-            for batch in self._instances[event.instance].batches:
-                if batch.id == event.batch:
-                    tokens = sum(item.length for item in batch.items)
-                    self.done.append(Batch(event.instance, len(batch.items), tokens, batch.predicted, event.seconds))
-        return super().handle(event, now)
+        if isinstance(event, BatchDone) and (sent := self._sent.pop(event.batch, None)):
+            tokens = sum(item.length for item in sent.items)
+            self.done.append(Batch(event.instance, len(sent.items), tokens, sent.predicted, event.seconds))
+        return self._noted(super().handle(event, now))
+
+    def tick(self, now: float) -> list[Action]:
+        """As the scheduler does it."""
+        return self._noted(super().tick(now))
+
+    def _noted(self, actions: list[Action]) -> list[Action]:
+        self._sent.update((action.batch, action) for action in actions if isinstance(action, Send))
+        return actions
 
 
 class Forward:

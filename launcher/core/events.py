@@ -85,11 +85,12 @@ class DrainStarted:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send these items to this instance as one batch, longest first."""
+    """Send these items to this instance as one batch, longest first; it is predicted to take so many seconds."""
 
     instance: int
     batch: int
     items: tuple[Item, ...]
+    predicted: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -515,7 +515,7 @@ class Scheduler:
             self._begin(instance, now)
         instance.group.busy_until = max(instance.group.busy_until, now + instance.free(now))
         self._running += len(items)
-        actions.append(Send(instance.spec.id, self._next_batch, items))
+        actions.append(Send(instance.spec.id, self._next_batch, items, predicted))
         self._next_batch += 1
 
     # -------------------------------------------------------------- inspection

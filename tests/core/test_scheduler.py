@@ -585,11 +585,6 @@ def bulk(request: int, lengths: tuple[int, ...], deadline: float | None = None) 
     return Arrived(request, lengths, "bulk", deadline)
 
 
-def predicted(scheduler: Scheduler, send: Send) -> float:
-    (batch,) = [b for b in scheduler._instances[send.instance].batches if b.id == send.batch]
-    return batch.predicted
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_batch_of_bulk_is_short_or_a_single_item(packed: bool) -> None:
     scheduler, now = make(count=1, queue=10_000, batch=4096, packed=packed), 0.0
@@ -598,9 +593,9 @@ def test_a_batch_of_bulk_is_short_or_a_single_item(packed: bool) -> None:
     while running:
         send = running.pop(0)
         counts.append(len(send.items))
-        assert predicted(scheduler, send) <= 0.05 or len(send.items) == 1
+        assert send.predicted <= 0.05 or len(send.items) == 1
         now += 0.05
-        running += sends(scheduler.handle(BatchDone(send.instance, send.batch, predicted(scheduler, send)), now))
+        running += sends(scheduler.handle(BatchDone(send.instance, send.batch, send.predicted), now))
         scheduler.check()
     assert sum(counts) == 122
     assert max(counts) > 3, "what fits goes together"
@@ -626,7 +621,7 @@ def test_bulk_is_made_ready_only_just_in_time_even_when_a_full_batch_of_it_waits
     assert scheduler.handle(bulk(2, (100,) * 50), 0.001) == []
     deadline = scheduler.next_deadline()
     assert deadline is not None
-    assert deadline > 0.9 * predicted(scheduler, first)
+    assert deadline > 0.9 * first.predicted
     (send,) = sends(scheduler.handle(Arrived(3, (20,)), 0.002)) or sends(scheduler.tick(deadline))
     assert [item.request for item in send.items] == [3], "it comes next, before all the bulk"
 
@@ -639,7 +634,7 @@ def test_an_interactive_item_waits_for_one_or_two_short_batches_however_much_bul
     def take(actions: list[Action]) -> None:
         for send in sends(actions):
             mine = [end for end, other in ends if other.instance == send.instance]
-            ends.append((max([now, *mine]) + predicted(scheduler, send), send))
+            ends.append((max([now, *mine]) + send.predicted, send))
 
     take(scheduler.handle(bulk(1, (50,) * 20_000), now))
     rng, worst, asked = random.Random(4), 0.0, {}
@@ -656,7 +651,7 @@ def test_an_interactive_item_waits_for_one_or_two_short_batches_however_much_bul
                 for item in send.items:
                     if item.request in asked:
                         worst = max(worst, now - asked.pop(item.request))
-                take(scheduler.handle(BatchDone(send.instance, send.batch, predicted(scheduler, send)), now))
+                take(scheduler.handle(BatchDone(send.instance, send.batch, send.predicted), now))
             else:
                 take(scheduler.tick(now))
         asked[request] = now
