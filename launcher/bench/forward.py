@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup
 from launcher.bench.figures import percentile
 from launcher.bench.mix import Mix
 from launcher.bench.tables import show
+from launcher.core.classes import specs_of
 from launcher.core.messages import Loading, Ready
 from launcher.core.models import ModelCard
 from launcher.core.scheduler import Action, BatchDone, Event, InstanceSpec, Scheduler, SchedulerLimits, Send
@@ -184,7 +185,7 @@ class Forward:
         self._setups = {i.id: setup_of(serve, prepared.machine, card, i) for i in plan.instances}
         self._classes = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
         self._metrics = FrontMetrics(self._classes)
-        self._specs = [InstanceSpec(i.id, i.threads, i.length_class) for i in plan.instances]
+        self._specs = specs_of(plan)
         self._limits = limits_of(serve)
         launches = [
             Launch(instance.id, command.command, {**os.environ, **command.env}, mask=mask)

@@ -72,9 +72,7 @@ def _about(found: Prediction, forecast: Forecast) -> str:
         f"latencies are for {found.rate:,.0f} texts/s, {LOAD:.0%} of what "
         f"{'equal instances can do' if forecast.equal else 'it can do'}, coming at random"
     )
-    text = (
-        f"At most {found.capacity:,.0f} texts/s{equal}; {load}. Lengths: {found.traffic}, {_SOURCES[found.source]}."
-    )
+    text = f"At most {found.capacity:,.0f} texts/s{equal}; {load}. {grounds(found)}"
     return text if found.source == "measured" else f"{text[:-1]}; {forecast.measure} measures them."
 
 

@@ -24,12 +24,13 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from launcher.core.binding import Binding
+from launcher.core.classes import specs_of
 from launcher.core.cpuset import format_cpu_list
 from launcher.core.forecast import grounds
 from launcher.core.messages import Loading, Ready
 from launcher.core.models import ModelCard
 from launcher.core.plan import InstancePlan, front_cpus
-from launcher.core.scheduler import InstanceSpec, Scheduler
+from launcher.core.scheduler import Scheduler
 from launcher.errors import InstanceError, LauncherError, MachineError, UsageError
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.app import Services, create_app
@@ -159,8 +160,7 @@ class Server:
 
     def _build(self, sock: socket.socket) -> None:
         plan, front = self._prepared.plan, self._options.front
-        specs = [InstanceSpec(i.id, i.threads, i.length_class) for i in plan.instances]
-        scheduler = self._scheduler = Scheduler(specs, limits_of(self._options))
+        scheduler = self._scheduler = Scheduler(specs_of(plan), limits_of(self._options))
         names = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
         metrics = FrontMetrics(names)
         metrics.watch_queue(sorted(set(names.values())), scheduler.queued_by_class)
