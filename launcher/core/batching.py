@@ -18,7 +18,7 @@ from math import inf
 
 import msgspec
 
-from launcher.core.cost import CostModel, Work
+from launcher.core.cost import CostModel
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
@@ -60,11 +60,6 @@ class LengthQueue:
         self.count = 0
         self.tokens = 0
         self.pairs = 0
-
-    @property
-    def work(self) -> Work:
-        """What waits, without padding."""
-        return Work(self.count, self.tokens, self.pairs)
 
     def push(self, item: Item, rank: float) -> None:
         """Add an item; ``rank`` is a time in seconds, the lowest is served first."""

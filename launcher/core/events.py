@@ -143,14 +143,3 @@ class SchedulerLimits:
     queue_items: int
     batch_tokens: int
     first_come: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How much there is: for metrics and for the answer to an overload. ``seconds`` is the predicted drain time."""
-
-    queued_items: int
-    queued_tokens: int
-    running_items: int
-    requests: int
-    seconds: float

@@ -46,7 +46,6 @@ from launcher.core.events import (
     InstanceLost,
     InstanceReady,
     InstanceSpec,
-    Load,
     Priority,
     Reject,
     Replace,
@@ -70,7 +69,6 @@ __all__ = [
     "InstanceLost",
     "InstanceReady",
     "InstanceSpec",
-    "Load",
     "Priority",
     "Reject",
     "Replace",
@@ -105,7 +103,6 @@ class Scheduler:
         self._hangs: list[tuple[float, int, int]] = []
         self._admission = Admission(limits, list(self._groups.values()))
         self._items = 0
-        self._running = 0
         self._next_batch = 1
 
     # ------------------------------------------------------------------ events
@@ -251,7 +248,6 @@ class Scheduler:
         instance.measure()
         batches, instance.batches = list(instance.batches), deque()
         for position, batch in enumerate(batches):
-            self._running -= len(batch.items)
             if position == 0:
                 self._retry(batch, f"instance {instance_id} was lost while computing it", actions)
             else:  # it had not begun: nothing speaks against its items
@@ -284,7 +280,6 @@ class Scheduler:
         if not instance.batches or instance.batches[0].id != batch_id:
             return None
         batch = instance.batches.popleft()
-        self._running -= len(batch.items)
         del instance.group.busy[instance_id]
         if instance.batches:
             self._begin(instance, now)
@@ -514,20 +509,10 @@ class Scheduler:
             del instance.group.idle[instance.spec.id]
             self._begin(instance, now)
         instance.group.busy_until = max(instance.group.busy_until, now + instance.free(now))
-        self._running += len(items)
         actions.append(Send(instance.spec.id, self._next_batch, items, predicted))
         self._next_batch += 1
 
     # -------------------------------------------------------------- inspection
-
-    def load(self, now: float) -> Load:
-        """What waits and runs, and how long the instances that are ready are predicted to need for it."""
-        queues = self._queues()
-        suspects = [item for waiting in self._suspects.values() for item in waiting]
-        queued = sum(queue.count for queue in queues) + len(suspects)
-        tokens = sum(queue.tokens for queue in queues) + sum(item.length for item in suspects)
-        seconds = self._admission.drain_seconds("bulk", now)
-        return Load(queued, tokens, self._running, len(self._requests), seconds)
 
     def _queues(self) -> list[LengthQueue]:
         return [queue for group in self._groups.values() for queue in group.queues.values()]
@@ -570,7 +555,6 @@ class Scheduler:
                 short = len(lengths) == 1 or batch.predicted <= BULK_SECONDS
                 assert short or batch.priority == "interactive", "a bulk batch is long"
         assert len(sent) == len(set(sent)), "an item is in two batches"
-        assert self._running == len(sent), "running items are miscounted"
         live_sent = {place for place in sent if place[0] in self._requests}
         waiting = 0
         for request_id, request in self._requests.items():
