@@ -41,7 +41,7 @@ from launcher.host import log as logs
 from launcher.host.spawn import Launch
 from launcher.host.supervisor import Supervisor
 from launcher.host.verify import Verification, verify
-from launcher.options import FrontOptions, ServeOptions
+from launcher.options import FrontOptions, Layout, ServeOptions
 from launcher.pinning import bind_process
 from launcher.serve.costs import Costs, cost_info, watch_costs
 from launcher.serve.prepare import Prepared, limits_of, prepare, refuse_elsewhere, setup_of, subject_of
@@ -398,7 +398,7 @@ class Server:
                 "dtype": setup.dtype,
                 "backend": setup.backend,
             },
-            "packing": _packing([view.ready for view in self._views.values() if view.ready]),
+            "packing": _packing([v.ready for v in self._views.values() if v.ready], self._options.model.layout),
             "instances": [self._instance_info(view) for view in self._views.values()],
             "front_cpus": sorted(os.sched_getaffinity(0)),
             "reserved_cpus": list(prepared.plan.reserved_cpus),
@@ -439,10 +439,12 @@ class Server:
         }  # fmt: skip
 
 
-def _packing(ready: Sequence[Ready]) -> str | None:
+def _packing(ready: Sequence[Ready], layout: Layout) -> str | None:
     """How items are laid out, in words; None while nothing is ready."""
     if not ready:
         return None
     if all(message.packed for message in ready):
         return "on: items are computed one behind the other, without padding"
-    return "off: batches are sorted by length and padded"
+    if layout == "arrival":
+        return "off: batches are made as items come, and padded"
+    return "off: batches are of items of similar length, padded"
