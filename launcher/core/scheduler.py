@@ -6,7 +6,8 @@ The dispatcher feeds events and carries out the actions; there is no clock and n
   one ready; the ready one is cut as late as possible, so that it is as full as possible.
 * Where several instances are idle, each takes a share of the waiting work by predicted seconds, unless a share would
   be so small that the overhead of one more batch eats the gain.
-* An idle instance takes work of another class when it would finish it earlier than the instances of that class.
+* An idle instance takes work of another class when it would finish it earlier than the instances of that class,
+  but not what is far longer than its own while that keeps coming.
 * Bulk takes only idle time: an instance gets some when it is idle, or about to be, and no interactive item waits in
   its class, and only a short batch of it, since what is sent cannot be taken back. Interactive never waits for queued
   bulk, and a quarter of the queue is closed to bulk. So bulk waits for as long as there is no idle time.
