@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from launcher.bench.mix import builtin_mix
 from launcher.core.messages import Setup
 from launcher.core.models import ModelCard
 from launcher.host.model_files import ENCODERS, POSITIONS_AFTER_PADDING
@@ -97,6 +98,24 @@ def test_the_demo_gives_the_vectors_of_transformers_alone_and_in_any_batch(
         assert cosines(vectors, demo_reference).min() >= least
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     assert worker.stop() == 0
+
+
+def test_texts_of_all_lengths_packed_into_full_lines_give_the_vectors_of_each_alone(start) -> None:
+    import torch
+    from transformers import AutoModel
+
+    card = resolve(ModelOptions())
+    items = token_ids(card, builtin_mix(400, seed=9).texts)
+    model = AutoModel.from_pretrained(card.folder).eval()
+    with torch.inference_mode():
+        hidden = [model(torch.tensor([item])).last_hidden_state[0] for item in items]
+    alone = np.stack([torch.nn.functional.normalize(each.mean(0), dim=0).numpy() for each in hidden])
+    for dtype, least in (("fp32", 0.9995), ("bf16", 0.999)):
+        worker = start()
+        worker.send(Setup(card, dtype, "eager", ()))
+        assert worker.ready().packed
+        assert cosines(run_in_batches(worker, items, 48), alone).min() >= least
+        assert worker.stop() == 0
 
 
 def test_every_instance_of_a_random_model_has_the_same_weights(start) -> None:
