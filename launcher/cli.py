@@ -177,7 +177,7 @@ LayoutOption = Annotated[
 FakeSeconds = Annotated[
     float | None,
     typer.Option(
-        help="Seconds that --backend fake takes for a token, padding counted; 0 without it.",
+        help="Seconds that --backend fake takes for a token; 0 without it.",
         min=0.0,
         rich_help_panel=MODEL,
     ),
