@@ -123,7 +123,11 @@ class Costs:
         key = self._subject.key(instance)
         table = CostTable(SCHEMA, key, ready.packed, ready.measured)
         self._looked_for.add(key)
-        self._tables[key] = table = merged(self._tables.get(key), table)
+        known = self._tables.get(key)
+        if known is not None and known.packed != ready.packed:
+            there, here = ("packed" if packed else "padded" for packed in (known.packed, ready.packed))
+            _say("The cached cost table is not used, it was measured anew: items are %s there, %s here", there, here)
+        self._tables[key] = table = merged(known, table)
         try:
             path = cost_files.write_table(self._folder, table)
         except UsageError as error:
