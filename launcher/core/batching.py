@@ -93,6 +93,8 @@ class LengthQueue:
             self._put_off[key] = after = (before[0] + tokens, before[1] + pairs)
             if not after[0]:
                 del self._put_off[key]
+                if not self._put_off:
+                    self._last_bin = 0
             elif key > self._last_bin:
                 self._last_bin = key
 
