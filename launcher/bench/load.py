@@ -20,7 +20,7 @@ import msgspec
 from launcher.bench.alarm import Alarm
 from launcher.bench.client import Connection, Reply, Target
 from launcher.bench.figures import Answer, Tally
-from launcher.bench.mix import Mix
+from launcher.bench.mix import SPECIAL_TOKENS, Mix
 from launcher.errors import LauncherError, UsageError
 
 Api = Literal["openai", "tei"]
@@ -57,7 +57,7 @@ def _requests(options: LoadOptions, target: Target, mix: Mix) -> list[_Request]:
     made: list[_Request] = []
     for start in range(0, len(mix.texts), size):
         texts = mix.texts[start : start + size]
-        longest = max(len(text.split()) + 2 for text in texts)
+        longest = max(len(text.split()) + SPECIAL_TOKENS for text in texts)
         body = msgspec.json.encode(_body(options, texts))
         made.append(_Request(target.request(body), len(texts), longest, len(made) >= options.warmup))
     if not any(request.counted for request in made):
