@@ -11,7 +11,7 @@ import asyncio
 import math
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -135,6 +135,8 @@ class Dispatcher:
         self._clock = clock
         self._now = clock()
         self.draining = False
+        # How many items of each length came, refused ones too; bounded, since no item is longer than the model takes.
+        self.lengths: Counter[int] = Counter()
         self._workers: dict[int, _Worker] = {}
         self._requests: dict[int, _Request] = {}
         self._next_request = 1
@@ -256,8 +258,10 @@ class Dispatcher:
         results = np.empty((len(items), self._width), dtype=np.float32)
         self._requests[request_id] = _Request(items, results, future, self._clock())
         future.add_done_callback(lambda done: self._take_back(request_id, done))
+        lengths = tuple(map(len, items))
+        self.lengths.update(lengths)
         try:
-            self._feed(Arrived(request_id, tuple(map(len, items)), priority, deadline))
+            self._feed(Arrived(request_id, lengths, priority, deadline))
         except BaseException:
             self._close(request_id)
             raise

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launcher.core.cost import CostModel
+from launcher.core.histogram import parse_histogram
 from launcher.front.http.app import INSIDE_BYTES
 from launcher.front.http.connection import HEAD_BYTES
 from launcher.front.http.server import KEEP_ALIVE_SECONDS, REQUEST_SECONDS
 from launcher.options import FrontOptions
+from launcher.serve.costs import watch_costs
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +93,18 @@ async def test_info_is_what_the_server_says_of_itself(open_client: Any) -> None:
         assert (await client.get("/info")).json() == {"model": "words", "plan": {"instances": []}}
 
 
+async def test_lengths_that_came_are_told_as_a_histogram_that_plans_can_be_made_from(open_client: Any) -> None:
+    front, client = open_client()
+    async with client:
+        assert (await client.get("/lengths")).json() == {}
+        for count, length in ((3, 5), (1, 12)):
+            future = front.dispatcher.enqueue([np.ones(length, dtype=np.int32)] * count)
+            future.cancel()
+        answer = await client.get("/lengths")
+    assert answer.json() == {"5": 3, "12": 1}
+    assert parse_histogram(answer.text).counts == ((5, 3.0), (12, 1.0))
+
+
 async def test_a_failure_nobody_expected_is_500_in_the_shape_of_errors(open_client: Any) -> None:
     def broken() -> Any:
         raise RuntimeError("secret")
@@ -144,7 +159,10 @@ async def test_the_openapi_document_describes_every_route_and_has_no_loose_ends(
             for method in methods:
                 answer = await client.request(method, path.replace("{id}", "words"))
                 assert answer.status_code not in (404, 405), (method, path)
-    computing, reporting = {"/v1/embeddings", "/predict"}, {"/health", "/ready", "/metrics", "/info", "/docs"}
+    computing, reporting = (
+        {"/v1/embeddings", "/predict"},
+        {"/health", "/ready", "/metrics", "/info", "/lengths", "/docs"},
+    )
     assert set(document["paths"]) == computing | reporting | {"/openapi.json", "/v1/models", "/v1/models/{id}"}
     references = set(re.findall(r'"#/components/schemas/(\w+)"', str(document).replace("'", '"')))
     assert references
@@ -171,6 +189,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
 async def test_the_documentation_names_every_metric_and_no_other(make_front: Any) -> None:
     front = make_front()
     front.metrics.watch_in_flight(lambda: 0)
+    watch_costs(front.metrics, lambda instance: CostModel())
     described = set(re.findall(r"`(launcher_\w+)`", DOCUMENT))
     counted = {
         f"{family.name}_total" if family.type == "counter" else family.name

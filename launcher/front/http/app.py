@@ -45,6 +45,7 @@ def create_app(services: Services) -> Starlette:
         *_both("/ready", reports.ready, "GET"),
         *_both("/metrics", reports.metrics, "GET"),
         *_both("/info", reports.info, "GET"),
+        *_both("/lengths", reports.lengths, "GET"),
         *_both("/docs", reports.docs, "GET"),
         *_both("/openapi.json", reports.openapi, "GET"),
     ]
@@ -105,6 +106,10 @@ class Reports:
     async def info(self, request: Request) -> Response:
         """Plan, model, levels reached."""
         return _json(_encode(self._services.info()))
+
+    async def lengths(self, request: Request) -> Response:
+        """How many sequences of each length came, as ``--lengths`` takes it."""
+        return _json(_encode(dict(sorted(self._services.dispatcher.lengths.items()))))
 
     async def docs(self, request: Request) -> Response:
         """The page for people."""

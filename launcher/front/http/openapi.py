@@ -113,6 +113,7 @@ def _report_paths() -> Json:
         "/health": {"get": _report("That the server lives", _response("It does.", Health))},
         "/ready": {"get": _report("Whether requests are answered", _response("They are.", Readiness), unready)},
         "/info": {"get": _report("Plan, model and the levels reached", _response("An object.", None))},
+        "/lengths": {"get": _report("How many sequences of each length came", _response("Counts by tokens.", None))},
         "/metrics": {"get": _report("Metrics for Prometheus", _text("The text format of Prometheus.", "text/plain"))},
         "/docs": {"get": _report("This document for people", _text("A page.", "text/html"))},
         "/openapi.json": {"get": _report("This document", _response("An object.", None))},
