@@ -24,7 +24,8 @@ def test_each_item_stands_in_the_line_once_with_positions_of_its_own(lengths: li
     for length in lengths:
         assert line.positions[0, start : start + length].tolist() == list(range(first, first + length))
         start += length
-    assert sum(group.items * group.length for group in line.groups) == line.ids.shape[1]
+    assert line.groups == groups_of(lengths)
+    assert (line.filling.start, line.filling.stop) == (len(ids), line.ids.shape[1])
 
 
 def test_neighbours_of_equal_length_are_one_group() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from launcher.worker.backends.eager import EagerBackend
 
-# The code of a model is cut where attention is called, and each piece may see a few kinds of shapes.
+# Where the code of a model has to be cut into pieces, each may see a few kinds of shapes.
 GRAPHS = 64
 
 

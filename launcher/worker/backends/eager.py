@@ -28,6 +28,7 @@ from launcher.worker.warmup import warm_up_ids
 SAME = 0.01  # relative; fp32 rounding gives about 1e-5, padding that leaks in 0.1 and more
 ACCURATE = 0.999  # lowest cosine between bf16 and fp32 that needs no words
 SEED = 0  # random weights: every instance must have the same ones
+RECORDED_LENGTH = 48  # tokens of the longest item of a recording; what it does for others is proved
 PREPACK_TOKENS = 512  # that the weights are laid out for, and that this is measured with
 
 
@@ -152,7 +153,7 @@ class EagerBackend:
     def _trace(self, layout: PackedLayout, proves: Callable[[], bool]) -> str | None:
         """Run a recording of the model when it gives the same for lines of other lengths; otherwise why not."""
         try:
-            lengths = [self._card.max_length // 2 or 1, 3, 3]
+            lengths = [min(RECORDED_LENGTH, self._card.max_length), 3, 3]
             layout.trace(warm_up_ids(1, sum(lengths), self._card), lengths)
             if proves():
                 return None

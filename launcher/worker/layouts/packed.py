@@ -136,12 +136,13 @@ def _band(length: int, window: int | None, causal: bool) -> Tensor | None:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One batch: ``ids`` and ``positions`` int64, 1 × tokens; the last group may be filling."""
+    """One batch: ``ids`` and ``positions`` int64, 1 × tokens. ``groups`` are those of the items; ``filling``, behind
+    them, is tokens of no item, each by itself: they meet nobody."""
 
     ids: Tensor
     positions: Tensor
     groups: tuple[Group, ...]
-    items: int
+    filling: Group
 
 
 def line_of(ids: Ids, lengths: Sequence[int], pad_id: int, first_position: int) -> Line:
@@ -154,10 +155,8 @@ def line_of(ids: Ids, lengths: Sequence[int], pad_id: int, first_position: int) 
     lengths_array = np.asarray(lengths, dtype=np.int64)
     starts = np.cumsum(lengths_array) - lengths_array
     positions[0, :tokens] += np.arange(tokens) - np.repeat(starts, lengths_array)
-    groups = groups_of(lengths)
-    if total > tokens:  # tokens of no item, each by itself: they meet nobody
-        groups += (Group(tokens, total - tokens, 1),)
-    return Line(torch.from_numpy(line), torch.from_numpy(positions), groups, len(lengths))
+    filling = Group(tokens, total - tokens, 1)
+    return Line(torch.from_numpy(line), torch.from_numpy(positions), groups_of(lengths), filling)
 
 
 class PackedLayout:
@@ -174,7 +173,7 @@ class PackedLayout:
         """The ways of packing there are for a model, the likeliest first: they differ in where positions begin.
 
         Raises ``NotPackable`` when it has no attention that can be replaced, or takes no positions. The model is
-        changed; ``restored`` undoes that.
+        changed: its attention stays replaced until the caller sets the one that it had.
         """
         encoder = _encoder_of(model, card)
         if "position_ids" not in inspect.signature(encoder.forward).parameters:
@@ -195,17 +194,19 @@ class PackedLayout:
 
     def run(self, ids: Ids, lengths: Sequence[int]) -> tuple[Tensor, int]:
         """See ``Layout.run``."""
-        line = line_of(ids, lengths, self._card.pad_id, self._first_position)
+        line = self._line(ids, lengths)
         if self._card.task == "classify":
             return self._classify(line, ids, lengths), line.ids.numel()
         hidden = self._hidden(line)
-        return torch.cat([self._pool(hidden, group) for group in _real(line)]), line.ids.numel()
+        return torch.cat([self._pool(hidden, group) for group in line.groups]), line.ids.numel()
 
     def trace(self, ids: Ids, lengths: Sequence[int]) -> None:
         """Record the encoder over these items, and run the recording from now on; ``wrap(None)`` undoes it."""
-        self._call = TracedEncoder(
-            self._encoder, self._inputs(line_of(ids, lengths, self._card.pad_id, self._first_position))
-        )
+        inputs = self._inputs(self._line(ids, lengths))
+        self.wrap(lambda encoder: TracedEncoder(encoder, inputs))
+
+    def _line(self, ids: Ids, lengths: Sequence[int]) -> Line:
+        return line_of(ids, lengths, self._card.pad_id, self._first_position)
 
     def _hidden(self, line: Line) -> Tensor:
         """Hidden states of the line, tokens × hidden size."""
@@ -214,7 +215,7 @@ class PackedLayout:
 
     def _inputs(self, line: Line) -> dict[str, Tensor]:
         """What the encoder gets, by name; its attention gets the groups."""
-        self._attention.groups = line.groups
+        self._attention.groups = (*line.groups, line.filling) if line.filling.items else line.groups
         types = {"token_type_ids": torch.zeros_like(line.ids)} if self._takes_types else {}
         return {"input_ids": line.ids, "position_ids": line.positions, **types}
 
@@ -237,21 +238,12 @@ def _encoder_of(model: Any, card: ModelCard) -> Any:
     return model.base_model if card.task == "classify" else model
 
 
-def _real(line: Line) -> list[Group]:
-    """The groups of items, filling left out."""
-    found, items = [], 0
-    for group in line.groups:
-        if items < line.items:
-            found.append(group)
-            items += group.items
-    return found
-
-
 def _padded(hidden: Tensor, line: Line, width: int) -> Tensor:
     """Hidden states as items × width × hidden size, zero behind the end of an item."""
-    padded = hidden.new_zeros((line.items, width, hidden.shape[1]))
+    items = sum(group.items for group in line.groups)
+    padded = hidden.new_zeros((items, width, hidden.shape[1]))
     first = 0
-    for group in _real(line):
+    for group in line.groups:
         padded[first : first + group.items, : group.length] = group.of(hidden)
         first += group.items
     return padded
