@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 Dtype = Literal["auto", "bf16", "fp32"]
-TaskChoice = Literal["auto", "embed", "classify"]
+TaskChoice = Literal["auto", "embed", "classify", "tag"]
 Backend = Literal["eager", "compile", "fake"]
 Layout = Literal["auto", "sorted", "arrival"]
 Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]

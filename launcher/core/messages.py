@@ -61,7 +61,7 @@ class Loading(msgspec.Struct, tag="loading", frozen=True):
 class Ready(msgspec.Struct, tag="ready", frozen=True):
     """Worker → front: warm, batches may be sent.
 
-    ``width`` is the number of float32 values in the result of one item. ``measured`` holds (items, tokens, pairs,
+    ``width`` is the number of float32 values in a row of results. ``measured`` holds (items, tokens, pairs,
     seconds) of each batch of the warm-up once it was warm, as in ``core.cost``; ``cached`` says that these are those
     of ``Setup.known``, and that nothing was measured. ``accuracy`` is the lowest cosine between
     the results in ``dtype`` and in fp32 over the check texts (None when dtype is fp32). ``packed``: items are
@@ -91,8 +91,9 @@ class Unusable(msgspec.Struct, tag="unusable", frozen=True):
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):
-    """Worker → front: results of a batch. Body: float32, ``items`` × ``width``, in the order of ``Run.lengths``.
+    """Worker → front: results of a batch. Body: float32, rows × ``width``, in the order of ``Run.lengths``.
 
+    An item has one row, or one for each of its tokens where the card says ``row_per_token``.
     ``seconds`` is the time from taking the batch to having the results; ``computed_tokens`` counts padding.
     """
 

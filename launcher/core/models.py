@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-Task = Literal["embed", "classify"]
+Task = Literal["embed", "classify", "tag"]
 Pooling = Literal["mean", "cls", "max"]
 Scores = Literal["softmax", "sigmoid", "raw"]
 
@@ -23,8 +23,8 @@ class ModelCard(msgspec.Struct, frozen=True):
     ``name`` is what clients call it, ``asked`` what the user gave to ``--model``. ``folder`` holds config and
     weights; ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the
     ``tokenizer.json`` to use (empty: the one in ``folder``). ``max_length`` is in tokens, special tokens
-    included. ``weight_bytes`` is the size in fp32 of all parameters. ``scores`` says how a classifier's logits
-    become scores. ``notes`` say what people should know of how the card came about.
+    included. ``weight_bytes`` is the size in fp32 of all parameters. ``scores`` says how a classifier's
+    or tagger's logits become scores. ``notes`` say what people should know of how the card came about.
     """
 
     name: str
@@ -53,8 +53,13 @@ class ModelCard(msgspec.Struct, frozen=True):
 
     @property
     def result_width(self) -> int:
-        """How many float32 values the result of one item has."""
+        """How many float32 values a row of results has."""
         return self.hidden_size if self.task == "embed" else len(self.labels)
+
+    @property
+    def row_per_token(self) -> bool:
+        """Whether the result of an item is a row for each of its tokens, special tokens included; otherwise one."""
+        return self.task == "tag"
 
 
 class Shape(msgspec.Struct, frozen=True):

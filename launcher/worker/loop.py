@@ -159,14 +159,15 @@ def checked_ids(run: Run, body: bytes, card: ModelCard) -> Ids:
 
 def check_values(values: Values, run: Run, card: ModelCard) -> None:
     """Raises ``BadBatch`` when results are missing, or not numbers: those must not be answered as if they were."""
-    expected = (len(run.lengths), card.result_width)
+    expected = (sum(run.lengths) if card.row_per_token else len(run.lengths), card.result_width)
     if values.shape != expected:
         raise BadBatch(f"the model gave results of shape {values.shape} where {expected} belong")
     if not np.isfinite(values).all():
-        broken = [index for index, row in enumerate(values) if not np.isfinite(row).all()]
+        items = np.split(values, np.cumsum(run.lengths)[:-1]) if card.row_per_token else values
+        broken = [index for index, item in enumerate(items) if not np.isfinite(item).all()]
         first = broken[0]
         raise BadBatch(
-            f"the result has NaN or infinite values for {len(broken)} of {len(values)} items, "
+            f"the result has NaN or infinite values for {len(broken)} of {len(items)} items, "
             f"the first is item {first} with {run.lengths[first]} tokens"
         )
 

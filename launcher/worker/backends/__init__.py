@@ -35,7 +35,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Results of a batch: float32, items × width, in the order of the items. ``computed_tokens`` counts padding."""
+    """Results of a batch: float32, rows × width, in the order of the items. ``computed_tokens`` counts padding.
+
+    An item has one row, or one for each of its tokens where the card says ``row_per_token``.
+    """
 
     values: Values
     computed_tokens: int

@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+)
 
 from launcher.core.messages import Setup
-from launcher.core.models import SHAPES, ModelCard
+from launcher.core.models import SHAPES, ModelCard, Task
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
-from launcher.worker.check import check_items, check_lines, largest_difference, lowest_cosine
+from launcher.worker.check import check_items, check_lines, largest_difference, lowest_cosine, rows_of
 from launcher.worker.layouts import Layout
 from launcher.worker.layouts.packed import NotPackable, PackedLayout
 from launcher.worker.layouts.padded import PaddedLayout
@@ -29,6 +34,11 @@ SAME = 0.01  # relative; fp32 rounding gives about 1e-5, padding that leaks in 0
 ACCURATE = 0.999  # lowest cosine between bf16 and fp32 that needs no words
 SEED = 0  # random weights: every instance must have the same ones
 RECORDED_LENGTH = 48  # tokens of the longest item of a recording; what it does for others is proved
+KINDS: dict[Task, type] = {
+    "embed": AutoModel,
+    "classify": AutoModelForSequenceClassification,
+    "tag": AutoModelForTokenClassification,
+}
 PREPACK_TOKENS = 512  # that the weights are laid out for, and that this is measured with
 
 
@@ -109,7 +119,9 @@ class EagerBackend:
     def _difference_in_lines(self, items: Sequence[Ids], alone: Values) -> float:
         """The largest difference over the check lines."""
         return max(
-            largest_difference(alone[places], self._run_items([items[place] for place in places]))
+            largest_difference(
+                alone[rows_of(items, places, self._card)], self._run_items([items[place] for place in places])
+            )
             for places in check_lines(items, self._card.max_length)
         )
 
@@ -132,7 +144,10 @@ class EagerBackend:
 
         def proves() -> bool:
             return all(
-                lowest_cosine(plain[places], self._run_items([items[place] for place in places])) >= ACCURATE
+                lowest_cosine(
+                    plain[rows_of(items, places, self._card)], self._run_items([items[place] for place in places])
+                )
+                >= ACCURATE
                 for places in check_lines(items, self._card.max_length)
             )
 
@@ -186,7 +201,7 @@ class EagerBackend:
 def _load_model(setup: Setup) -> torch.nn.Module:
     """The model of a card in fp32, its weights in memory. Raises ``ModelRefused`` when some are missing."""
     card = setup.card
-    kind = AutoModelForSequenceClassification if card.task == "classify" else AutoModel
+    kind = KINDS[card.task]
     if card.shape is not None:
         model = _random_model(card, kind)
     else:

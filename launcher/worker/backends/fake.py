@@ -21,16 +21,17 @@ _STEP = 2654435761  # Knuth's multiplicative hashing: 2**32 over the golden rati
 def fake_result(ids: Ids, card: ModelCard) -> Values:
     """What the fake backend answers for one item: the same for the same ids, different for others.
 
-    A unit vector of ``card.hidden_size``, or for a classifier scores that sum to 1.
+    A unit vector of ``card.hidden_size``; for a classifier scores that sum to 1, for a tagger a row of them a token.
     """
     seed = zlib.crc32(np.ascontiguousarray(ids, dtype="<i4").tobytes())
-    turns = (seed + np.arange(1, card.result_width + 1, dtype=np.uint64) * _STEP) % 2**32 / 2**32
+    seeds = seed + ids.astype(np.uint64)[:, None] if card.row_per_token else seed
+    turns = (seeds + np.arange(1, card.result_width + 1, dtype=np.uint64) * _STEP) % 2**32 / 2**32
     raw: Values = np.cos(2 * np.pi * turns).astype(np.float32)
-    if card.task == "classify":
-        scores: Values = np.exp(raw) / np.exp(raw).sum()
-        return scores
-    vector: Values = raw / np.linalg.norm(raw)
-    return vector
+    if card.task == "embed":
+        vector: Values = raw / np.linalg.norm(raw)
+        return vector
+    scores: Values = np.exp(raw) / np.exp(raw).sum(axis=-1, keepdims=True)
+    return scores
 
 
 class FakeBackend:
@@ -52,7 +53,7 @@ class FakeBackend:
         tokens = sum(lengths)
         end = time.monotonic() + tokens * self._seconds_per_token
         items = np.split(ids, np.cumsum(lengths)[:-1])
-        values = np.stack([fake_result(item, self._card) for item in items])
+        values = np.vstack([fake_result(item, self._card) for item in items])
         rest = end - time.monotonic()
         if rest > 0:
             time.sleep(rest)

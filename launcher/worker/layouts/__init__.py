@@ -18,7 +18,7 @@ class Layout(Protocol):
 
     def run(self, ids: Ids, lengths: Sequence[int]) -> tuple[Tensor, int]:
         """Results of items of ``lengths`` tokens, longest first, whose ``ids`` follow each other, and the number of
-        tokens computed for them, filling counted. Results: float32, items × width."""
+        tokens computed for them, filling counted. Results: those of ``backends.Output``."""
         ...
 
     def wrap(self, wrapper: Callable[[Any], Any] | None) -> None:

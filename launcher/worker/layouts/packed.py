@@ -29,6 +29,7 @@ from launcher.worker.backends import Ids
 from launcher.worker.layouts.padded import pad
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool
+from launcher.worker.tasks.tag import token_scores
 from launcher.worker.traced import TracedEncoder
 
 IMPLEMENTATION = "launcher_packed"
@@ -198,6 +199,8 @@ class PackedLayout:
         if self._card.task == "classify":
             return self._classify(line, ids, lengths), line.ids.numel()
         hidden = self._hidden(line)
+        if self._card.task == "tag":
+            return self._tag(hidden, line, len(ids)), line.ids.numel()
         return torch.cat([self._pool(hidden, group) for group in line.groups]), line.ids.numel()
 
     def trace(self, ids: Ids, lengths: Sequence[int]) -> None:
@@ -232,10 +235,16 @@ class PackedLayout:
             output = self._model(input_ids=batch.ids, attention_mask=mask)
         return score(output.logits, self._card.scores)
 
+    def _tag(self, hidden: Tensor, line: Line, tokens: int) -> Tensor:
+        """The model's own head over the line: it works token by token, which is proved like the rest."""
+        with _given(self._model, self._encoder, hidden[None]):
+            output = self._model(input_ids=line.ids)
+        return token_scores(output.logits[:, :tokens], None)
+
 
 def _encoder_of(model: Any, card: ModelCard) -> Any:
     """What gives hidden states: the model itself, or what its head sits on."""
-    return model.base_model if card.task == "classify" else model
+    return model if card.task == "embed" else model.base_model
 
 
 def _padded(hidden: Tensor, line: Line, width: int) -> Tensor:

@@ -17,6 +17,7 @@ from launcher.core.models import ModelCard
 from launcher.worker.backends import Ids
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool
+from launcher.worker.tasks.tag import token_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +60,7 @@ class PaddedLayout:
         output = self._call(input_ids=batch.ids, attention_mask=mask)
         if card.task == "classify":
             return score(output.logits, card.scores), batch.ids.numel()
+        if card.task == "tag":
+            return token_scores(output.logits, batch.mask), batch.ids.numel()
         vectors = pool(output.last_hidden_state, batch.lengths, batch.mask, card.pooling, card.normalize)
         return vectors, batch.ids.numel()
