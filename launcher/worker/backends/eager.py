@@ -34,7 +34,7 @@ SAME = 0.01  # relative; fp32 rounding gives about 1e-5, padding that leaks in 0
 ACCURATE = 0.999  # lowest cosine between bf16 and fp32 that needs no words
 SEED = 0  # random weights: every instance must have the same ones
 RECORDED_LENGTH = 48  # tokens of the longest item of a recording; what it does for others is proved
-KINDS: dict[Task, type] = {
+KINDS: dict[Task, Any] = {
     "embed": AutoModel,
     "classify": AutoModelForSequenceClassification,
     "tag": AutoModelForTokenClassification,

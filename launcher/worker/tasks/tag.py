@@ -9,7 +9,7 @@ from torch import Tensor
 def token_scores(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Scores of all real tokens, float32, tokens × labels, summing to 1; items one after the other.
 
-    ``logits`` is items × width × labels, ``mask`` (items × width, True for real tokens) None when there is no padding.
+    ``logits`` is items × width × labels, ``mask`` (items × width, True for real tokens) None where nothing is padded.
     """
     real = logits.flatten(0, 1) if mask is None else logits[mask]
     return torch.softmax(real.float(), dim=1)
