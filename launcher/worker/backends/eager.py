@@ -23,7 +23,7 @@ from transformers import (
 from launcher.core.messages import Setup
 from launcher.core.models import SHAPES, ModelCard, Task
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
-from launcher.worker.check import check_items, check_lines, largest_difference, lowest_cosine, rows_of
+from launcher.worker.check import check_items, check_lines, largest_difference, lowest_cosine, other_labels, rows_of
 from launcher.worker.layouts import Layout
 from launcher.worker.layouts.packed import NotPackable, PackedLayout
 from launcher.worker.layouts.padded import PaddedLayout
@@ -82,9 +82,8 @@ class EagerBackend:
             notes.append(f"items are padded to one length, not packed: {not_packed}")
         report("check", 0.5, f"{self._setup.dtype}, made fast for this processor")
         notes += self._convert(items)
-        accuracy = self._accuracy(items, alone)
-        if accuracy is not None and accuracy < ACCURATE:
-            notes.append(f"bf16 is coarse for this model: cosine {accuracy:.5f} with fp32; --dtype fp32 is exact")
+        accuracy, coarse = self._accuracy(items, alone)
+        notes += coarse
         shown = "exact" if accuracy is None else f"lowest cosine between bf16 and fp32 {accuracy:.5f}"
         report("check", 1.0, f"{'padded' if not_packed else 'packed'}, {shown}")
         threads, version = torch.get_num_threads(), str(torch.__version__)
@@ -143,13 +142,12 @@ class EagerBackend:
         ids, lengths = warm_up_ids(rows, length, self._card), [length] * rows
 
         def proves() -> bool:
-            return all(
-                lowest_cosine(
-                    plain[rows_of(items, places, self._card)], self._run_items([items[place] for place in places])
-                )
-                >= ACCURATE
-                for places in check_lines(items, self._card.max_length)
-            )
+            return all(same(places) for places in check_lines(items, self._card.max_length))
+
+        def same(places: Sequence[int]) -> bool:
+            line = [items[place] for place in places]
+            before = plain[rows_of(items, places, self._card)]
+            return lowest_cosine(before, self._run_items(line), line, self._card) >= ACCURATE
 
         return self.make_fast(lambda: self.run(ids, lengths), proves)
 
@@ -178,14 +176,23 @@ class EagerBackend:
         layout.wrap(None)
         return reason
 
-    def _accuracy(self, items: Sequence[Ids], alone: Values) -> float | None:
-        """The lowest cosine between results in bf16 and in fp32, None for fp32. Raises ``ModelRefused``."""
+    def _accuracy(self, items: Sequence[Ids], alone: Values) -> tuple[float | None, list[str]]:
+        """The lowest cosine between results in bf16 and in fp32, None for fp32; what is to be said of it.
+
+        Raises ``ModelRefused``.
+        """
         if self._setup.dtype == "fp32":
-            return None
-        accuracy = lowest_cosine(alone, self._run_items(items))
+            return None, []
+        found = self._run_items(items)
+        accuracy = lowest_cosine(alone, found, items, self._card)
         if not np.isfinite(accuracy):
             raise ModelRefused(f"{self._card.asked}: results in bf16 are not numbers; use --dtype fp32")
-        return accuracy
+        notes = []
+        if accuracy < ACCURATE:
+            notes.append(f"bf16 is coarse for this model: cosine {accuracy:.5f} with fp32; --dtype fp32 is exact")
+        if self._card.task == "tag" and (changed := other_labels(alone, found)):
+            notes.append(f"bf16 gives {changed} of {len(alone)} tokens of the check texts another label than fp32")
+        return accuracy, notes
 
     def _run_items(self, items: Sequence[Ids]) -> Values:
         """Results of ``items``, longest first, as one batch."""
