@@ -202,7 +202,10 @@ class Forward:
         """Start the workers, measure, end the workers."""
         items = await self._tokenize(mix)
         self._scheduler = WatchedScheduler(self._specs, replace(self._limits, queue_items=len(items)))
-        self._dispatcher = Dispatcher(self._scheduler, self, self._metrics, width=self._card.result_width)
+        card = self._card
+        self._dispatcher = Dispatcher(
+            self._scheduler, self, self._metrics, width=card.result_width, row_per_token=card.row_per_token
+        )
         self._all_ready = anyio.Event()
         measured: Measured | None = None
         async with anyio.create_task_group() as group:

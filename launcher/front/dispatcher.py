@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,7 +71,8 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Results of one request: float32 of shape (items, width), in its order.
+    """Results of one request: float32 of shape (items, width), in its order; (tokens, width) where items have a row
+    for each token.
 
     ``queue_seconds`` is the time until its first batch began, ``compute_seconds`` the time from then on until its
     last batch was done; ``instances`` are those that computed it.
@@ -86,6 +88,7 @@ class Outcome:
 class _Request:
     items: Sequence[Tokens]
     results: Vectors
+    places: Sequence[int] | Sequence[slice]  # of each item's rows in the results
     future: asyncio.Future[Outcome]
     arrived: float
     began: float = math.inf
@@ -116,7 +119,8 @@ class _Worker:
 class Dispatcher:
     """See the module's head. To be used from the thread of the running event loop only.
 
-    ``width`` is the number of float32 values in the result of one item. ``clock`` gives seconds that never go back.
+    ``width`` is the number of float32 values in a row of results; an item has one, or with ``row_per_token`` one for
+    each token. ``clock`` gives seconds that never go back.
     """
 
     def __init__(
@@ -126,12 +130,14 @@ class Dispatcher:
         metrics: FrontMetrics,
         *,
         width: int,
+        row_per_token: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
         self._listener = listener
         self._metrics = metrics
         self._width = width
+        self._row_per_token = row_per_token
         self._clock = clock
         self._now = clock()
         self.draining = False
@@ -197,11 +203,11 @@ class Dispatcher:
 
     def _done(self, worker: _Worker, message: Done, body: bytes) -> None:
         sent = worker.sent.popleft() if worker.sent else None
-        fault = _fault(sent, message, len(body), self._width)
+        fault = _fault(sent, message, len(body), self._width, self._row_per_token)
         if sent is None or fault:
             worker.channel.fail(f"the worker's results are not those of the batch it was sent: {fault}")
             return
-        rows = np.frombuffer(body, dtype=np.float32).reshape(message.items, message.width)
+        rows = np.frombuffer(body, dtype=np.float32).reshape(-1, message.width)
         if not np.isfinite(rows).all():
             worker.metrics.batch_failed()
             self._feed(BatchFailed(worker.instance, sent.batch, "the results are not finite numbers"))
@@ -211,12 +217,13 @@ class Dispatcher:
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
 
     def _keep(self, instance: int, items: tuple[Item, ...], rows: Vectors, began: float) -> None:
-        """Write each row to its place in the results of its request, unless nobody waits for it any more."""
-        for row, item in zip(rows, items, strict=True):
+        """Write each item's rows to their place in the results of its request, unless nobody waits for it any more."""
+        results = np.split(rows, _ends(items)[:-1]) if self._row_per_token else rows
+        for result, item in zip(results, items, strict=True):
             request = self._requests.get(item.request)
             if request is None:
                 continue
-            request.results[item.index] = row
+            request.results[request.places[item.index]] = result
             request.began = min(request.began, began)
             if instance not in request.instances:
                 request.instances += (instance,)
@@ -255,10 +262,11 @@ class Dispatcher:
         request_id = self._next_request
         self._next_request += 1
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        results = np.empty((len(items), self._width), dtype=np.float32)
-        self._requests[request_id] = _Request(items, results, future, self._clock())
-        future.add_done_callback(lambda done: self._take_back(request_id, done))
         lengths = tuple(map(len, items))
+        rows, places = _places(lengths) if self._row_per_token else (len(items), range(len(items)))
+        results = np.empty((rows, self._width), dtype=np.float32)
+        self._requests[request_id] = _Request(items, results, places, future, self._clock())
+        future.add_done_callback(lambda done: self._take_back(request_id, done))
         self.lengths.update(lengths)
         try:
             self._feed(Arrived(request_id, lengths, priority, deadline))
@@ -377,7 +385,17 @@ def _error(refusal: Reject) -> RequestError:
     return RequestError(refusal.reason, status=refusal.status, code=refusal.code, retry_after=refusal.retry_after)
 
 
-def _fault(sent: _Sent | None, done: Done, body_bytes: int, width: int) -> str | None:
+def _ends(items: Sequence[Item]) -> list[int]:
+    return list(accumulate(item.length for item in items))
+
+
+def _places(lengths: Sequence[int]) -> tuple[int, Sequence[slice]]:
+    """How many rows items of these lengths have together, one for each token, and where those of each are."""
+    ends = list(accumulate(lengths, initial=0))
+    return ends[-1], [slice(start, end) for start, end in pairwise(ends)]
+
+
+def _fault(sent: _Sent | None, done: Done, body_bytes: int, width: int, row_per_token: bool) -> str | None:
     """What is wrong with a result, or None."""
     if sent is None:
         return f"batch {done.batch} came, none was due"
@@ -388,7 +406,8 @@ def _fault(sent: _Sent | None, done: Done, body_bytes: int, width: int) -> str |
     if not 0 <= done.seconds < math.inf or done.computed_tokens < sent.tokens:
         return f"{done.seconds} s for {done.computed_tokens} tokens, it was sent {sent.tokens}"
     if done.width != width:
-        return f"{done.width} values for each item instead of {width}"
-    if body_bytes != done.items * done.width * FLOAT32_BYTES:
-        return f"{body_bytes} bytes of results instead of {done.items * done.width * FLOAT32_BYTES}"
+        return f"{done.width} values in a row instead of {width}"
+    expected = (sent.tokens if row_per_token else done.items) * width * FLOAT32_BYTES
+    if body_bytes != expected:
+        return f"{body_bytes} bytes of results instead of {expected}"
     return None

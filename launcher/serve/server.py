@@ -165,7 +165,10 @@ class Server:
         metrics = FrontMetrics(names)
         metrics.watch_queue(sorted(set(names.values())), scheduler.queued_by_class)
         watch_costs(metrics, scheduler.cost)
-        self._dispatcher = Dispatcher(scheduler, self, metrics, width=self._card.result_width)
+        card = self._card
+        self._dispatcher = Dispatcher(
+            scheduler, self, metrics, width=card.result_width, row_per_token=card.row_per_token
+        )
         metrics.watch_in_flight(lambda: self._dispatcher.in_flight)
         launches = [
             Launch(instance.id, command.command, {**os.environ, **command.env}, mask=self._mask)

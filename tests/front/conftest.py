@@ -216,7 +216,9 @@ class Front:
         self.scheduler = Scheduler(specs, limits)
         self.metrics.watch_queue(sorted(set(names.values())), self.scheduler.queued_by_class)
         self.listener = Recorder()
-        self.dispatcher = Dispatcher(self.scheduler, self.listener, self.metrics, width=card.result_width)
+        self.dispatcher = Dispatcher(
+            self.scheduler, self.listener, self.metrics, width=card.result_width, row_per_token=card.row_per_token
+        )
         self.setup = Setup(card=card, dtype="fp32", backend="fake", warmup=((1, 16),))
         self.workers: list[ScriptedWorker] = []
         self._card, self._vector_of = card, vector_of

@@ -267,7 +267,7 @@ async def test_a_poisoned_item_fails_alone(make_front: Any, vector_of: Any) -> N
     [
         ({"items": 1}, 0, "1 results for 2 items"),
         ({"items": 3}, 0, "3 results for 2 items"),
-        ({"width": 7}, 0, "7 values for each item instead of 8"),
+        ({"width": 7}, 0, "7 values in a row instead of 8"),
         ({"batch": 99}, 0, "batch 99 came"),
         ({"seconds": float("nan")}, 0, "nan s for 2 tokens"),
         ({"seconds": -1.0}, 0, "-1.0 s for 2 tokens"),
