@@ -19,6 +19,7 @@ from math import inf
 import msgspec
 
 from launcher.core.cost import CostModel
+from launcher.core.later import RankSums
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
@@ -38,8 +39,6 @@ def _bucket_bounds(largest: int = 1 << 17) -> tuple[int, ...]:
 
 
 BOUNDS = _bucket_bounds()
-# Seconds of ranks that are counted together.
-BIN_SECONDS = 0.1
 # Buckets are cleaned of cancelled items when these are so many more than those that wait.
 STALE_ITEMS = 1000
 
@@ -52,10 +51,8 @@ class LengthQueue:
         # Each a heap of (rank, number, item); the number keeps items of equal rank in their order.
         self._buckets: dict[int, list[tuple[float, int, Item]]] = {}
         self._sequence = 0
-        # What waits of items whose rank is later than their request's arrival (all but its first), in bins of ranks:
-        # tokens and pairs.
-        self._put_off: dict[int, tuple[int, int]] = {}
-        self._last_bin = 0
+        # What waits of items whose rank is later than their request's arrival: all but its first.
+        self._put_off = RankSums()
         self._stale = 0  # entries of cancelled items
         self.count = 0
         self.tokens = 0
@@ -66,7 +63,10 @@ class LengthQueue:
         if self._stale > self.count + STALE_ITEMS:
             self._clean()
         self._sequence += 1
-        bucket = self._buckets.setdefault(bisect_left(BOUNDS, item.length), [])
+        key = bisect_left(BOUNDS, item.length)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = []
         heappush(bucket, (rank, self._sequence, item))
         self._account(item, rank, 1)
 
@@ -88,27 +88,14 @@ class LengthQueue:
         self.tokens += tokens
         self.pairs += pairs
         if item.index:
-            key = int(rank / BIN_SECONDS)
-            before = self._put_off.get(key, (0, 0))
-            self._put_off[key] = after = (before[0] + tokens, before[1] + pairs)
-            if not after[0]:
-                del self._put_off[key]
-                if not self._put_off:
-                    self._last_bin = 0
-            elif key > self._last_bin:
-                self._last_bin = key
+            self._put_off.add(rank, tokens, pairs)
 
     def before(self, rank: float) -> tuple[int, int]:
         """About how many tokens and pairs wait that have no later rank. ``rank`` is not earlier than any arrival."""
         if not self._put_off:
             return self.tokens, self.pairs
-        position = rank / BIN_SECONDS
-        bins = [self._put_off.get(key, (0, 0)) for key in range(int(position) + 1, self._last_bin + 1)]
-        part = 1 - position % 1
-        tokens, pairs = self._put_off.get(int(position), (0, 0))
-        later_tokens = sum([entry[0] for entry in bins], int(part * tokens))
-        later_pairs = sum([entry[1] for entry in bins], int(part * pairs))
-        return self.tokens - later_tokens, self.pairs - later_pairs
+        tokens, pairs = self._put_off.later(rank)
+        return self.tokens - tokens, self.pairs - pairs
 
     def oldest(self) -> Item | None:
         """The item of the lowest rank."""
