@@ -5,7 +5,7 @@ Separate from the scheduler because it changes nothing: it looks at what waits a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from launcher.core.events import PRIORITIES, Arrived, Priority, Reject, SchedulerLimits
 from launcher.core.instances import Group, group_for, serving_instance
@@ -37,7 +37,7 @@ class Admission:
             whose = "the queue ever holds" if priority == "interactive" else "bulk may ever have of the queue"
             reason = f"the request has {count} inputs, more than {whose} ({limit}); send fewer at once"
             return Reject(request, 413, "too_many_items", reason)
-        if not any(group.ready for group in self._groups):
+        if serving_instance(self._groups) is None:
             return Reject(request, 503, "not_ready", "no model instance is ready yet", 1.0)
         if held + count > limit:
             wait = max(1.0, self.drain_seconds(priority, now))
@@ -62,33 +62,37 @@ class Admission:
             return Reject(event.request, 504, "deadline_exceeded", reason)
         for group, own in self._by_group(event.lengths):
             predicted = self._predict(group, own, event.priority, left, now)
-            if predicted.at_least > left:
+            if predicted and predicted.at_least > left:
                 return _unreachable(event.request, left, predicted)
         return None
 
-    def _by_group(self, lengths: tuple[int, ...]) -> list[tuple[Group, list[int]]]:
+    def _by_group(self, lengths: tuple[int, ...]) -> Iterable[tuple[Group, Sequence[int]]]:
         if len(lengths) == 1 or len(self._groups) == 1:
-            return [(group_for(self._groups, lengths[0]), list(lengths))]
+            return ((group_for(self._groups, lengths[0]), lengths),)
         own: dict[int, tuple[Group, list[int]]] = {}
         for length in lengths:
             group = group_for(self._groups, length)
             own.setdefault(id(group), (group, []))[1].append(length)
-        return list(own.values())
+        return own.values()
 
-    def _predict(self, group: Group, own: list[int], priority: Priority, left: float, now: float) -> Prediction:
-        """When items of these lengths would be done if they came now; no more than a bound when that is in time."""
+    def _predict(
+        self, group: Group, own: Sequence[int], priority: Priority, left: float, now: float
+    ) -> Prediction | None:
+        """When items of these lengths would be done if they came now; None when that is in time beyond doubt."""
         served = serving_instance(self._groups, group)
         if served is None:
-            return Prediction(0.0, 0.0)
-        queue, tokens = group.queues[priority], sum(own)
+            return None
+        queue, tokens, longest = group.queues[priority], sum(own), max(own)
         pairs = sum([length * length for length in own])
-        ahead_tokens, ahead_pairs = queue.before(now + served.cost.seconds(tokens, pairs))
+        rank = now + served.cost.seconds(tokens, pairs)
         if priority == "bulk":
-            ahead_tokens += group.queues["interactive"].tokens
-            ahead_pairs += group.queues["interactive"].pairs
-        work = Waiting(ahead_tokens + tokens, ahead_pairs + pairs, max(own))
-        bound = at_most(work, served, now)
-        return Prediction(bound, 0.0) if bound <= left else predict(work, group, self._groups, served, now)
+            tokens += group.queues["interactive"].tokens
+            pairs += group.queues["interactive"].pairs
+        if at_most(Waiting(tokens + queue.tokens, pairs + queue.pairs, longest), served, now) <= left:
+            return None  # even behind all that waits
+        ahead_tokens, ahead_pairs = queue.before(rank)
+        work = Waiting(tokens + ahead_tokens, pairs + ahead_pairs, longest)
+        return None if at_most(work, served, now) <= left else predict(work, group, self._groups, served, now)
 
     def drain_seconds(self, priority: Priority, now: float) -> float:
         """Predicted seconds until nothing is left of this priority, or of the one before it."""

@@ -1,12 +1,15 @@
 """What the scheduler is told and what it answers: events in the past tense, actions as commands.
 
-Separate from the rules so that those who feed and obey the scheduler need to know nothing of how it decides.
+Separate from the rules so that those who feed and obey the scheduler need to know nothing of how it decides. One or
+more of them are made for each item: a frozen struct takes a fifth of the time that a frozen dataclass takes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from launcher.core.batching import Item
 from launcher.core.cost import Measurement
@@ -16,8 +19,7 @@ Priority = Literal["interactive", "bulk"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A request came in; ``lengths`` are its items' lengths in tokens, in the order of the request.
 
     ``deadline`` is a time on the scheduler's clock after which nobody needs the answer.
@@ -29,15 +31,13 @@ class Arrived:
     deadline: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True, gc=False):
     """The client of this request is gone, or nobody waits for it any more."""
 
     request: int
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceReady:
+class InstanceReady(msgspec.Struct, frozen=True, gc=False):
     """An instance has a warm worker that takes batches; ``measured`` is what it was timed with, and ``packed`` says
     whether it computes items one behind the other, without padding."""
 
@@ -46,15 +46,13 @@ class InstanceReady:
     packed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceLost:
+class InstanceLost(msgspec.Struct, frozen=True, gc=False):
     """The worker of this instance is gone, with what it was running."""
 
     instance: int
 
 
-@dataclass(frozen=True, slots=True)
-class BatchDone:
+class BatchDone(msgspec.Struct, frozen=True, gc=False):
     """A worker has computed a batch in ``seconds``."""
 
     instance: int
@@ -62,8 +60,7 @@ class BatchDone:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class BatchFailed:
+class BatchFailed(msgspec.Struct, frozen=True, gc=False):
     """A worker raised on a batch, and lives on."""
 
     instance: int
@@ -71,20 +68,17 @@ class BatchFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class AllGone:
+class AllGone(msgspec.Struct, frozen=True, gc=False):
     """No instance is left and none will come back: whatever waits is answered with an error."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class DrainStarted:
+class DrainStarted(msgspec.Struct, frozen=True, gc=False):
     """No more requests are admitted; what is here is finished."""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True, gc=False):
     """Send these items to this instance as one batch, longest first; it is predicted to take so many seconds."""
 
     instance: int
@@ -93,8 +87,7 @@ class Send:
     predicted: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(msgspec.Struct, frozen=True, gc=False):
     """Answer this request with an error; none of its items is computed any more."""
 
     request: int
@@ -104,15 +97,13 @@ class Reject:
     retry_after: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True, gc=False):
     """All items of this request are computed."""
 
     request: int
 
 
-@dataclass(frozen=True, slots=True)
-class Replace:
+class Replace(msgspec.Struct, frozen=True, gc=False):
     """This instance hangs: end its worker. Its loss is to be told with ``InstanceLost``."""
 
     instance: int

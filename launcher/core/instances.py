@@ -6,7 +6,7 @@ Reservations live here and nowhere else. Who gets what is decided in ``scheduler
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
@@ -74,6 +74,8 @@ class Group:
 
     def fastest_idle(self, tokens: int, pairs: int) -> Instance:
         """Of those that have been idle shortest, whose caches are warm, the one that does so much work first."""
+        if len(self.idle) == 1:
+            return next(iter(self.idle.values()))
         last = islice(reversed(self.idle.values()), LOOKED_AT)
         return min(last, key=lambda i: i.cost.seconds(tokens, pairs))
 
@@ -145,19 +147,19 @@ class Instance:
         return self.started + max(HANG_FLOOR, HANG_FACTOR * self.batches[0].predicted)
 
 
-def group_for(groups: Iterable[Group], length: int) -> Group:
+def group_for(groups: Sequence[Group], length: int) -> Group:
     """The group whose class has sequences of this length; the last one where the length is over all classes."""
-    group = None
     for group in groups:
         if group.length_class is None or group.length_class.admits(length):
             return group
-    assert group is not None, "there is at least one instance"
-    return group
+    return groups[-1]
 
 
 def serving_instance(groups: Iterable[Group], first: Group | None = None) -> Instance | None:
     """An instance that is ready, of ``first`` where one is; for measures that hardly depend on which one it is."""
-    for group in (first, *groups) if first else groups:
+    if first is not None and first.ready:
+        return next(iter(first.ready.values()))
+    for group in groups:
         if group.ready:
             return next(iter(group.ready.values()))
     return None

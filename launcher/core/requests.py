@@ -6,8 +6,9 @@ Separate from the rules of who is served when. Nothing in here looks at instance
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+
+import msgspec
 
 from launcher.core.events import Priority
 
@@ -16,8 +17,7 @@ WAITING, SENT, COMPUTED = 0, 1, 2
 STALE_DEADLINES = 1000
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct, gc=False):
     """One that is admitted. ``states`` and ``ranks`` (times) are by item; ``deadline`` is a time, or None."""
 
     lengths: tuple[int, ...]
@@ -27,7 +27,7 @@ class Request:
     deadline: float | None
     states: bytearray
     remaining: int
-    attempts: dict[int, int] = field(default_factory=dict)
+    attempts: dict[int, int] = {}  # each has its own
 
     @property
     def waits(self) -> bool:
@@ -61,6 +61,14 @@ class Deadlines:
         while self._heap:
             if self._holds(self._heap[0]):
                 return self._heap[0]
+            heappop(self._heap)
+        return None
+
+    def passed(self, now: float) -> int | None:
+        """A request whose deadline is not later than ``now``."""
+        while self._heap and self._heap[0][0] <= now:
+            if self._holds(self._heap[0]):
+                return self._heap[0][1]
             heappop(self._heap)
         return None
 

@@ -99,10 +99,11 @@ class Scheduler:
         classes = {spec.length_class for spec in instances}
         ordered = sorted(classes, key=lambda c: (c is None, c.min_length if c else 0))
         self._groups = {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
+        self._all = tuple(self._groups.values())
         self._instances = {s.id: Instance(s, self._groups[s.length_class]) for s in instances}
         # When each running batch counts as a hang: a heap of (time, batch, instance), stale entries as in the leads.
         self._hangs: list[tuple[float, int, int]] = []
-        self._admission = Admission(limits, list(self._groups.values()))
+        self._admission = Admission(limits, self._all)
         self._items = 0
         self._next_batch = 1
 
@@ -149,15 +150,15 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When ``tick`` is to be called at the latest; None when nothing is to happen by itself."""
-        times = [entry[0] for entry in (self._next_hang(), self._deadlines.next()) if entry]
-        for group in self._groups.values():
+        earliest = inf
+        for entry in (self._next_hang(), self._deadlines.next()):
+            if entry and entry[0] < earliest:
+                earliest = entry[0]
+        for group in self._all:
             lead = self._next_lead(group)  # asked for in any case: it is what drops stale entries
-            if lead and self._any_waits(group):
-                times.append(lead[0])
-        return min(times, default=None)
-
-    def _any_suspects(self) -> bool:
-        return bool(self._suspects["interactive"] or self._suspects["bulk"])
+            if lead and lead[0] < earliest and self._any_waits(group):
+                earliest = lead[0]
+        return None if earliest == inf else earliest
 
     def _next_hang(self) -> tuple[float, int, int] | None:
         """The earliest time at which a running batch counts as a hang."""
@@ -182,14 +183,14 @@ class Scheduler:
 
     def _expire(self, now: float, actions: list[Action]) -> None:
         """Answer the requests whose deadlines have passed while they wait."""
-        while (due := self._deadlines.next()) and due[0] <= now:
-            request = self._requests[due[1]]
+        while (passed := self._deadlines.passed(now)) is not None:
+            request = self._requests[passed]
             waiting, count = request.states.count(WAITING), len(request.lengths)
             reason = (
                 f"the deadline passed after {now - request.arrived:.3f} s in the queue; "
                 f"{waiting} of {count} inputs were still waiting"
             )
-            self._reject(due[1], 504, "deadline_exceeded", reason, actions)
+            self._reject(passed, 504, "deadline_exceeded", reason, actions)
 
     def _arrived(self, event: Arrived, now: float, actions: list[Action]) -> None:
         if event.request in self._requests:
@@ -208,17 +209,17 @@ class Scheduler:
         if not count:
             self._finish(event.request, actions)
             return
-        for index, (length, rank) in enumerate(zip(event.lengths, ranks, strict=True)):
-            group = group_for(self._groups.values(), length)
+        for index, length in enumerate(event.lengths):
+            group = group_for(self._all, length)
             group.arrived = now
-            group.queues[event.priority].push(Item(event.request, index, length), rank)
+            group.queues[event.priority].push(Item(event.request, index, length), ranks[index])
         self._deadlines.add(event.request)
 
     def _ranks(self, lengths: tuple[int, ...], now: float) -> Sequence[float]:
         """When each item would come if its client sent one after the other as they are computed."""
         if len(lengths) == 1:
             return (now,)
-        serving = serving_instance(self._groups.values())
+        serving = serving_instance(self._all)
         cost = serving.cost if serving else CostModel()
         seconds = [cost.seconds(length, length * length) for length in lengths]
         return array("d", accumulate(seconds[:-1], initial=now))
@@ -322,9 +323,7 @@ class Scheduler:
         if item.index in request.attempts:
             self._suspects[request.priority].append(item)
         else:
-            group_for(self._groups.values(), item.length).queues[request.priority].push(
-                item, request.ranks[item.index]
-            )
+            group_for(self._all, item.length).queues[request.priority].push(item, request.ranks[item.index])
 
     # ---------------------------------------------------------------- requests
 
@@ -348,9 +347,7 @@ class Scheduler:
         for index, state in enumerate(request.states):
             if state == WAITING and index not in request.attempts:
                 item = Item(request_id, index, request.lengths[index])
-                group_for(self._groups.values(), item.length).queues[request.priority].forget(
-                    item, request.ranks[index]
-                )
+                group_for(self._all, item.length).queues[request.priority].forget(item, request.ranks[index])
         del self._requests[request_id]
         self._items -= len(request.lengths)
         if request.attempts:
@@ -361,16 +358,24 @@ class Scheduler:
 
     def _dispatch(self, now: float, actions: list[Action]) -> None:
         """Interactive first, wherever it may go; bulk gets what is left."""
-        self._hand_out("interactive", now, actions)
-        if self._suspects["bulk"] or any(group.queues["bulk"].count for group in self._groups.values()):
-            self._hand_out("bulk", now, actions)
-        for group in self._groups.values():
-            self._prepare(group, now, actions)
+        for priority in PRIORITIES:
+            if self._is_idle_for(priority):
+                self._hand_out(priority, now, actions)
+        for group in self._all:
+            if group.leads:
+                self._prepare(group, now, actions)
+
+    def _is_idle_for(self, priority: Priority) -> bool:
+        """Whether anything of a priority waits, of any class, and any instance is idle."""
+        waits, idle = bool(self._suspects[priority]), False
+        for group in self._all:
+            waits, idle = waits or group.queues[priority].count > 0, idle or bool(group.idle)
+        return waits and idle
 
     def _hand_out(self, priority: Priority, now: float, actions: list[Action]) -> None:
         """Give idle instances what waits of one priority."""
         suspects = self._suspects[priority]
-        for group in self._groups.values():
+        for group in self._all:
             if not group.idle or (priority == "bulk" and group.queues["interactive"].count):
                 continue
             while suspects and group.idle:
@@ -424,8 +429,8 @@ class Scheduler:
 
     def _spill(self, priority: Priority, now: float, actions: list[Action]) -> None:
         """Let idle instances take work of other classes where they finish it earlier than its owners would."""
-        for behind in self._groups.values():
-            for group in self._groups.values():
+        for behind in self._all:
+            for group in self._all if behind.queues[priority].count else ():
                 if priority == "bulk" and group.queues["interactive"].count:
                     continue
                 while group is not behind and group.idle and behind.queues[priority].count:
@@ -441,12 +446,19 @@ class Scheduler:
         instance = group.fastest_idle(length, pairs)
         own, gain = instance.cost.seconds(length, pairs), inf
         if priority == "interactive" or not behind.queues["interactive"].count:
-            owners = behind.ready.values()
-            gain = min((o.free(now) + o.cost.seconds(length, pairs) - own for o in owners), default=inf)
+            gain = self._soonest(behind, length, pairs, now) - own
         if gain <= 0 or (behind.ready and group.spared(length, own, instance, now)):
             return False
         self._cut(instance, queue, priority, gain + own, now, actions)
         return True
+
+    def _soonest(self, group: Group, length: int, pairs: int, now: float) -> float:
+        """Seconds until an item would be done by its class: by one of those that are idle or began first, or by the
+        one whose ready batch is to be cut next; infinite when none is ready."""
+        owners = [*islice(group.idle.values(), LOOKED_AT), *islice(group.busy.values(), LOOKED_AT)]
+        if lead := self._next_lead(group):
+            owners.append(self._instances[lead[2]])
+        return min([owner.free(now) + owner.cost.seconds(length, pairs) for owner in owners], default=inf)
 
     def _prepare(self, group: Group, now: float, actions: list[Action]) -> None:
         """Cut ready batches when a full one waits, or when the running one is about to end.
@@ -461,8 +473,9 @@ class Scheduler:
                 return
 
     def _any_waits(self, group: Group) -> bool:
-        queues = group.queues
-        return bool(queues["interactive"].count or queues["bulk"].count or self._any_suspects())
+        queues, suspects = group.queues, self._suspects
+        queued = queues["interactive"].count or queues["bulk"].count
+        return bool(queued or suspects["interactive"] or suspects["bulk"])
 
     def _prepare_one(self, instance: Instance, due: bool, now: float, actions: list[Action]) -> bool:
         """Send the ready batch of an instance, if it is time; whether it was."""
@@ -516,7 +529,7 @@ class Scheduler:
     # -------------------------------------------------------------- inspection
 
     def _queues(self) -> list[LengthQueue]:
-        return [queue for group in self._groups.values() for queue in group.queues.values()]
+        return [queue for group in self._all for queue in group.queues.values()]
 
     @property
     def idle(self) -> bool:
@@ -565,7 +578,7 @@ class Scheduler:
             waiting += sum(s == WAITING for s in request.states)
         queued = sum(queue.count for queue in self._queues())
         assert waiting == queued + sum(map(len, self._suspects.values())), "waiting items are miscounted"
-        for group in self._groups.values():
+        for group in self._all:
             speeds = sum(instance.speed for instance in group.ready.values())
             assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not that of its instances"
         self._deadlines.check()
