@@ -217,7 +217,7 @@ class Dispatcher:
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
 
     def _keep(self, instance: int, items: tuple[Item, ...], rows: Vectors, began: float) -> None:
-        """Write each item's rows to their place in the results of its request, unless nobody waits for it any more."""
+        """Write each item's rows to their place in the results of its request, unless nobody waits any more."""
         results = np.split(rows, _ends(items)[:-1]) if self._row_per_token else rows
         for result, item in zip(results, items, strict=True):
             request = self._requests.get(item.request)

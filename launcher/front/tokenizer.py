@@ -3,7 +3,8 @@
 Tokenizing happens in the front because routing needs true lengths. It is done by the Rust tokenizer alone, without
 transformers. Small inputs are tokenized where they are, large ones in a thread: the thread costs about 0.1 ms, and
 the event loop must not be held longer than a few milliseconds. Only ``encode_batch_fast`` is called, also for one
-text: it lets go of the interpreter lock, which ``encode`` does not, and leaves out the offsets, which nobody needs.
+text: it lets go of the interpreter lock, which ``encode`` does not, and leaves out the offsets, which only taggers
+need: for them it is ``encode_batch``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -43,11 +45,16 @@ Ids = Sequence[int] | npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """The items of a request as int32 ids, how many tokens they are, and which inputs were cut to fit the model."""
+    """The items of a request as int32 ids, how many tokens they are, and which inputs were cut to fit the model.
+
+    For taggers ``spans`` has, for each text, where each of its tokens stands in it: int32, tokens × 2, the first code
+    point and the one behind the last; -1 for the special tokens that were added. Otherwise, and for ids, empty.
+    """
 
     items: list[npt.NDArray[np.int32]]
     tokens: int
     truncated: tuple[int, ...] = ()
+    spans: Sequence[npt.NDArray[np.int32]] = ()
 
 
 async def _as_it_is(future: asyncio.Future[Tokenized]) -> Tokenized:
@@ -57,17 +64,22 @@ async def _as_it_is(future: asyncio.Future[Tokenized]) -> Tokenized:
 class FrontTokenizer:
     """Tokenizes for one model. Texts get the special tokens of the model; token ids are used as they are.
 
-    ``text_characters`` is the longest text that is looked at.
+    ``text_characters`` is the longest text that is looked at. ``special_ids`` are those of the tokens that texts get.
     """
 
     def __init__(self, card: ModelCard, *, text_characters: int) -> None:
         # The tokenizer's own threads would run on the cores of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._tokenizer = _load(card)
+        self._with_spans = card.task == "tag"
         self._max_length = card.max_length
         self._vocab_size = card.vocab_size
         self._text_characters = text_characters
-        self._closing_tokens = _closing_tokens(self._tokenizer)
+        (added,) = self._tokenizer.encode_batch_fast(["a"])
+        self._closing_tokens = _closing_tokens(added)
+        self.special_ids = frozenset(
+            id for id, special in zip(added.ids, added.special_tokens_mask, strict=True) if special
+        )
         self.pending = 0  # inputs that wait for a thread or are in one
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
 
@@ -138,6 +150,7 @@ class FrontTokenizer:
         self, texts: Sequence[str], truncate: bool, field: str, stop: threading.Event | None = None
     ) -> Tokenized:
         items: list[npt.NDArray[np.int32]] = []
+        spans: list[npt.NDArray[np.int32]] = []
         truncated: list[int] = []
         tokens = 0
         for chunk in _chunks(texts):
@@ -154,10 +167,14 @@ class FrontTokenizer:
                     truncated.append(len(items))
                 tokens += len(ids)
                 items.append(np.array(ids, dtype=np.int32))
-        return Tokenized(items, tokens, tuple(truncated))
+                if self._with_spans:
+                    spans.append(self._spans(encoding, len(ids)))
+        return Tokenized(items, tokens, tuple(truncated), spans)
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
+            if self._with_spans:
+                return self._tokenizer.encode_batch(texts)
             return self._tokenizer.encode_batch_fast(texts)
         except Exception as error:  # the Rust side raises plain Exception for text that its model cannot take
             raise RequestError(
@@ -168,6 +185,20 @@ class FrontTokenizer:
         """The first ids, and the special ones at the end. (``Encoding.truncate`` would keep all that it cuts off.)"""
         closing = min(self._closing_tokens, self._max_length)
         return ids[: self._max_length - closing] + ids[len(ids) - closing :]
+
+    def _spans(self, encoding: Encoding, kept: int) -> npt.NDArray[np.int32]:
+        """Where the tokens of a text stand that are left of it after ``_cut``."""
+        if kept == len(encoding):
+            flat = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int32, count=2 * kept)
+            spans = flat.reshape(kept, 2)
+            spans[np.array(encoding.special_tokens_mask, dtype=np.bool_)] = -1
+            return spans
+        # One by one: the list of all offsets would hold the lock for long where most of them are cut off.
+        spans = np.full((kept, 2), -1, dtype=np.int32)
+        for place in range(kept - min(self._closing_tokens, kept)):
+            if (span := encoding.token_to_chars(place)) is not None:
+                spans[place] = span
+        return spans
 
     # --------------------------------------------------------------------- ids
 
@@ -229,9 +260,8 @@ def _name(field: str, index: int, count: int) -> str:
     return f"'{field}'" if count == 1 else f"'{field}[{index}]'"
 
 
-def _closing_tokens(tokenizer: Tokenizer) -> int:
-    """How many special tokens stand after a text."""
-    (encoding,) = tokenizer.encode_batch_fast(["a"])
+def _closing_tokens(encoding: Encoding) -> int:
+    """How many special tokens stand after a text, of which this is an encoding."""
     added = encoding.special_tokens_mask
     return len(added) - 1 - max((place for place, special in enumerate(added) if not special), default=len(added) - 1)
 

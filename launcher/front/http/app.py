@@ -22,6 +22,7 @@ from launcher.front.http.exchange import Intake, closing
 from launcher.front.http.openai import EmbeddingsRoute, Models
 from launcher.front.http.openapi import openapi_document
 from launcher.front.http.predict import PredictRoute
+from launcher.front.http.tag import TagRoute
 from launcher.front.metrics import METRICS_CONTENT_TYPE
 
 __all__ = ["Services", "create_app"]
@@ -36,7 +37,8 @@ def create_app(services: Services) -> Starlette:
     """The application with all routes of the HTTP contract; it holds no state besides ``services``."""
     models, reports = Models(services.card), Reports(services)
     intake = Intake(services.options.body_bytes, INSIDE_BYTES)
-    computing: list[ComputeRoute[Any]] = [EmbeddingsRoute(services, intake), PredictRoute(services, intake)]
+    predict = TagRoute if services.card.task == "tag" else PredictRoute
+    computing: list[ComputeRoute[Any]] = [EmbeddingsRoute(services, intake), predict(services, intake)]
     routes: list[BaseRoute] = [
         *(route for endpoint in computing for route in _both(endpoint.path, endpoint, "POST")),
         *_both("/v1/models", models.list, "GET"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from launcher.errors import RequestError
 
@@ -94,6 +94,44 @@ class PredictReply(Struct, frozen=True):
     model: str
     task: Literal["embed", "classify"]
     predictions: list[list[LabelScore | float]]
+    usage: Usage
+
+
+class TagRequest(Struct, frozen=True):
+    """Body of ``POST /predict`` where the model tags tokens."""
+
+    inputs: Input
+    truncate: Truncate = False
+    aggregation: Annotated[
+        Literal["simple", "none"] | None,
+        Meta(
+            description="simple (texts only, and their default): neighbouring tokens of one entity are joined, those "
+            "of none left out. none: every token with its best label, as token ids are answered always."
+        ),
+    ] = None
+
+
+class Tagged(Struct, frozen=True, omit_defaults=True):
+    """An entity or a token, its label and score, and where it stands: in a text as its code points ``start`` to
+    ``end`` (not included) and what stands there, ``text``; among token ids as its ``index``."""
+
+    label: str
+    score: float
+    text: str | UnsetType = UNSET
+    start: int | UnsetType = UNSET
+    end: int | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+
+
+class TagReply(Struct, frozen=True):
+    """Reply of ``POST /predict`` where the model tags tokens: a list for each input, in order.
+
+    Special tokens that texts get, or that are among token ids, are not in it.
+    """
+
+    model: str
+    task: Literal["tag"]
+    predictions: list[list[Tagged]]
     usage: Usage
 
 

@@ -202,15 +202,20 @@ class ComputeRoute(Generic[Body]):
         return await in_time(tokenize(), deadline - self._dispatcher.now())
 
     async def _write(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
-        """The whole reply; a long one is written with pauses, in which others are served."""
+        """The whole reply."""
+        entries = await self.all_entries(body, results, tokenized)
+        before, after = self.envelope(tokenized)
+        return b"".join((before, b",".join(entries), after))
+
+    async def all_entries(self, body: Body, results: Vectors, tokenized: Tokenized) -> list[bytes]:
+        """The JSON of all results; many are written with pauses, in which others are served."""
         results = self.shape(body, results)
         entries: list[bytes] = []
         for first in range(0, len(results), ENTRIES_AT_ONCE):
             if first:
                 await asyncio.sleep(0)
             entries += self.entries(body, results[first : first + ENTRIES_AT_ONCE], first)
-        before, after = self.envelope(tokenized)
-        return b"".join((before, b",".join(entries), after))
+        return entries
 
 
 def _payload(error: RequestError) -> bytes:

@@ -61,8 +61,9 @@ class EmbeddingsRoute(ComputeRoute[EmbeddingsRequest]):
         """See the base class."""
         check_model(body.model, self._card)
         if self._card.task != "embed":
+            does = "classifies" if self._card.task == "classify" else "tags tokens"
             raise RequestError(
-                f"the model {self._card.name!r} classifies and has no embeddings; use POST /predict",
+                f"the model {self._card.name!r} {does} and has no embeddings; use POST /predict",
                 code="wrong_task",
             )
         hidden = self._card.result_width

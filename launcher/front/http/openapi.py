@@ -19,6 +19,8 @@ from launcher.front.http.bodies import (
     PredictReply,
     PredictRequest,
     Readiness,
+    TagReply,
+    TagRequest,
 )
 from launcher.front.http.terms import DEADLINE_HEADER, MOST_DIGITS, PRIORITY_HEADER
 from launcher.options import FrontOptions
@@ -26,8 +28,6 @@ from launcher.options import FrontOptions
 _TYPES: tuple[type, ...] = (
     EmbeddingsRequest,
     EmbeddingsReply,
-    PredictRequest,
-    PredictReply,
     ModelList,
     Model,
     Health,
@@ -65,7 +65,8 @@ Json = dict[str, Any]
 
 def openapi_document(card: ModelCard, options: FrontOptions) -> Json:
     """The document for the served model, as JSON values."""
-    (_, components) = msgspec.json.schema_components(_TYPES, ref_template=_REF)
+    types = (*_TYPES, *_predict_types(card))
+    (_, components) = msgspec.json.schema_components(types, ref_template=_REF)
     limits = (
         f"A request may have {options.request_items} inputs and {options.body_bytes} bytes; "
         f"the model takes {card.max_length} tokens an input. Paths may end with a slash."
@@ -78,6 +79,10 @@ def openapi_document(card: ModelCard, options: FrontOptions) -> Json:
     }
 
 
+def _predict_types(card: ModelCard) -> tuple[type, type]:
+    return (TagRequest, TagReply) if card.task == "tag" else (PredictRequest, PredictReply)
+
+
 def _compute_paths(card: ModelCard) -> Json:
     embeddings = _compute(
         "Embeddings, as OpenAI's API has them",
@@ -86,9 +91,8 @@ def _compute_paths(card: ModelCard) -> Json:
         {"input": ["What is a core?", "A core computes."], "model": card.name},
         {404: "The model is not the one that is served."},
     )
-    predict = _compute(
-        "The result of the model's own task", PredictRequest, PredictReply, {"inputs": ["What is a core?"]}, {}
-    )
+    asked, answered = _predict_types(card)
+    predict = _compute("The result of the model's own task", asked, answered, {"inputs": ["What is a core?"]}, {})
     return {"/v1/embeddings": {"post": embeddings}, "/predict": {"post": predict}}
 
 
