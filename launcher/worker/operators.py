@@ -1,13 +1,14 @@
-"""Two operators of torch's own kind, so that a recorded or compiled model can call what is not recorded with it.
+"""What torch cannot record or compile as it stands, in a form that it can.
 
-``launcher::attend`` is attention inside the items of a line, whose groups are others in each batch;
-``launcher::linear`` a product with prepacked weights, which cannot be constants of a recording. Both find their
-object by a number, since operators take tensors and numbers only.
+``launcher::attend`` is attention inside the items of a line, whose groups are others in each batch; it finds its
+object by a number, since operators take tensors and numbers only. ``product`` is oneDNN's product with prepacked
+weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -26,23 +27,11 @@ class Attention(Protocol):
         ...
 
 
-class Product(Protocol):
-    """… × inputs in, … × ``outputs`` out."""
-
-    outputs: int
-
-    def product(self, states: Tensor) -> Tensor:
-        """See the class."""
-        ...
-
-
 _numbers = count()
 _attentions: WeakValueDictionary[int, Attention] = WeakValueDictionary()
-_products: WeakValueDictionary[int, Product] = WeakValueDictionary()
 
 # torch.library has no annotations.
 _library: Any = torch.library.Library("launcher", "DEF")  # type: ignore[no-untyped-call]
-_library.define("linear(Tensor states, int number) -> Tensor")
 _library.define(
     "attend(Tensor query, Tensor key, Tensor value, int number, bool causal, float? scaling, int? window) -> Tensor"
 )
@@ -54,19 +43,12 @@ def number_attention(attention: Attention) -> int:
     return number
 
 
-def number_product(product: Product) -> int:
-    """The number by which ``linear`` finds it, as long as it lives."""
-    _products[number := next(_numbers)] = product
-    return number
-
-
 def recording() -> bool:
     """Whether what is called now becomes part of a recording or of compiled code."""
     return torch._C._is_tracing() or torch.compiler.is_compiling()
 
 
 attend: Callable[..., Tensor] = torch.ops.launcher.attend
-linear: Callable[..., Tensor] = torch.ops.launcher.linear
 
 
 def _attend(
@@ -79,15 +61,29 @@ def _attend_shape(query: Tensor, *_: object) -> Tensor:
     return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
 
 
-def _linear(states: Tensor, number: int) -> Tensor:
-    return _products[number].product(states)
-
-
-def _linear_shape(states: Tensor, number: int) -> Tensor:
-    return states.new_empty((*states.shape[:-1], _products[number].outputs))
-
-
 _library.impl("attend", _attend, "CPU")
 _library.impl("attend", _attend_shape, "Meta")
-_library.impl("linear", _linear, "CPU")
-_library.impl("linear", _linear_shape, "Meta")
+
+# The variant of GELU with the error function, as ``nn.GELU`` has it by default.
+_VARIANTS = {"none": "", "gelu": "none"}
+
+
+@cache
+def product(activation: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The product of states, … × inputs, with a weight in oneDNN's layout, and a bias or None: … × outputs, with the
+    ``activation`` (``none`` or ``gelu``) computed with it.
+
+    Made of the graph itself: the tracer refuses a list of optional numbers, which is among the arguments.
+    """
+    graph = torch._C.parse_ir(
+        f"""graph(%states : Tensor, %weight : Tensor, %bias : Tensor?):
+          %activation : str = prim::Constant[value="{activation}"]()
+          %numbers : Scalar?[] = prim::ListConstruct()
+          %variant : str = prim::Constant[value="{_VARIANTS[activation]}"]()
+          %result : Tensor = mkldnn::_linear_pointwise(%states, %weight, %bias, %activation, %numbers, %variant)
+          return (%result)"""
+    )
+    function: Callable[[Tensor, Tensor, Tensor | None], Tensor] = torch._C._create_function_from_graph(
+        f"launcher_product_{activation}", graph
+    )
+    return function

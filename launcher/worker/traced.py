@@ -12,17 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launcher.worker.prepack import PrepackedLinear
+
 
 class _Positional(torch.nn.Module):
-    """Named inputs in a fixed order, the hidden states alone out."""
+    """Named inputs in a fixed order, then the weights of prepacked products; the hidden states alone out."""
 
-    def __init__(self, encoder: Any, names: tuple[str, ...]) -> None:
+    def __init__(self, encoder: Any, names: tuple[str, ...], products: list[PrepackedLinear]) -> None:
         super().__init__()
-        self._encoder, self._names = encoder, names
+        self._encoder, self._names, self._products = encoder, names, products
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Hidden states, 1 × tokens × hidden size."""
-        hidden: Tensor = self._encoder(**dict(zip(self._names, inputs, strict=True)))[0]
+        named = len(self._names)
+        for product, weight in zip(self._products, inputs[named:], strict=True):
+            product.weight_input = weight
+        hidden: Tensor = self._encoder(**dict(zip(self._names, inputs[:named], strict=True)))[0]
         return hidden
 
 
@@ -31,15 +36,20 @@ class TracedEncoder:
 
     def __init__(self, encoder: Any, example: dict[str, Tensor]) -> None:
         self._names = tuple(example)
+        products = [module for module in encoder.modules() if isinstance(module, PrepackedLinear)]
+        self._weights = [product.packed for product in products]
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of numbers taken for constants; the caller proves that none matters
-            module, inputs = _Positional(encoder, self._names).eval(), tuple(example.values())
+            module = _Positional(encoder, self._names, products).eval()
+            inputs = (*example.values(), *self._weights)
             recorded = torch.jit.trace(module, inputs, check_trace=False)  # type: ignore[no-untyped-call]
             self._recorded = torch.jit.freeze(recorded)
+        for product in products:
+            del product.weight_input  # of the recording, not of the module
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor]:
         """The hidden states, as the first of one."""
         try:
-            return (self._recorded(*[inputs[name] for name in self._names]),)
+            return (self._recorded(*[inputs[name] for name in self._names], *self._weights),)
         except RuntimeError as error:  # says where in the recording before it says what
             raise RuntimeError(str(error).strip().splitlines()[-1]) from error

@@ -20,10 +20,12 @@ from transformers import (
     BertConfig,
 )
 
+from launcher.core.footprint import mixed_batches
 from launcher.core.messages import Setup
 from launcher.core.models import SHAPES, ModelCard, Task
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
 from launcher.worker.check import check_items, check_lines, largest_difference, lowest_cosine, other_labels, rows_of
+from launcher.worker.clock import TOLERANCE, fastest
 from launcher.worker.layouts import Layout
 from launcher.worker.layouts.packed import NotPackable, PackedLayout
 from launcher.worker.layouts.padded import PaddedLayout
@@ -137,9 +139,8 @@ class EagerBackend:
         if self._setup.dtype == "bf16":
             self._model.to(torch.bfloat16)
         plain = self._run_items(items)
-        length = min(32, self._card.max_length)
-        rows = -(-PREPACK_TOKENS // length)
-        ids, lengths = warm_up_ids(rows, length, self._card), [length] * rows
+        lengths = mixed_batches(self._card.max_length, PREPACK_TOKENS)[0]
+        ids = warm_up_ids(1, sum(lengths), self._card)
 
         def proves() -> bool:
             return all(same(places) for places in check_lines(items, self._card.max_length))
@@ -159,8 +160,10 @@ class EagerBackend:
         notes: tuple[str, ...] = ()
         if reason := prepack(self._model, PREPACK_TOKENS, run, proves):
             notes += (f"weights are not prepacked: {reason}",)
-        if isinstance(self.layout, PackedLayout) and (reason := self._trace(self.layout, proves)):
-            notes += (f"not recorded, Python runs each layer: {reason}",)
+        if isinstance(self.layout, PackedLayout):
+            _choose_attention(self.layout, run)
+            if reason := self._trace(self.layout, proves):
+                notes += (f"not recorded, Python runs each layer: {reason}",)
         return notes
 
     def _trace(self, layout: PackedLayout, proves: Callable[[], bool]) -> str | None:
@@ -203,6 +206,14 @@ class EagerBackend:
         """Results of one batch (see ``Backend.run``)."""
         values, computed = self.layout.run(ids, lengths)
         return Output(values.numpy(), computed)
+
+
+def _choose_attention(layout: PackedLayout, run: Callable[[], object]) -> None:
+    """Attention in fp32 where it is no slower than in the model's own type, as on processors without AMX."""
+    own = fastest(run)
+    layout.attend_exactly(True)
+    if fastest(run) > own * TOLERANCE:
+        layout.attend_exactly(False)
 
 
 def _load_model(setup: Setup) -> torch.nn.Module:

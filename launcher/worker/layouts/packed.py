@@ -68,10 +68,12 @@ def groups_of(lengths: Sequence[int]) -> tuple[Group, ...]:
 
 
 class PackedAttention:
-    """Attention inside each item of a line. ``groups`` are those of the batch that is being computed."""
+    """Attention inside each item of a line. ``groups`` are those of the batch that is being computed; where ``exact``
+    it is computed in fp32 whatever the model is in."""
 
     def __init__(self) -> None:
         self.groups: tuple[Group, ...] = ()
+        self.exact = False
         self._number = operators.number_attention(self)
         AttentionInterface.register(IMPLEMENTATION, self.attend)
         AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
@@ -103,12 +105,13 @@ class PackedAttention:
         self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scaling: float | None, window: int | None
     ) -> Tensor:
         """Attention of each item by itself; shapes as in ``attend``."""
-        out = torch.empty_like(query.transpose(1, 2))
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
         for group in self.groups:
             mask = _band(group.length, window, causal)
+            # Group by group: in fp32 the states of a long line would not stay in the caches.
+            q, k, v = (_items(states, group, exact=self.exact) for states in (query, key, value))
             part = scaled_dot_product_attention(
-                _items(query, group), _items(key, group), _items(value, group),
-                attn_mask=mask, is_causal=causal and mask is None, scale=scaling,
+                q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling,
                 enable_gqa=key.shape[1] != query.shape[1],
             )  # fmt: skip
             group.of(out[0]).copy_(part.transpose(1, 2))
@@ -119,9 +122,10 @@ def _no_mask(*arguments: Any, **options: Any) -> None:
     """No mask is made for the whole line: it would have its square in size."""
 
 
-def _items(states: Tensor, group: Group) -> Tensor:
+def _items(states: Tensor, group: Group, *, exact: bool) -> Tensor:
     """Items × heads × length × head size: the group's part of 1 × heads × tokens × head size."""
-    return group.of(states[0].transpose(0, 1)).transpose(1, 2)
+    part = group.of(states[0].transpose(0, 1)).transpose(1, 2)
+    return part.float() if exact else part
 
 
 def _band(length: int, window: int | None, causal: bool) -> Tensor | None:
@@ -188,6 +192,10 @@ class PackedLayout:
             raise NotPackable("its attention cannot be replaced")
         for first in (0, card.pad_id + 1):  # RoBERTa and its kin count from behind the padding's id
             yield cls(model, card, attention, first)
+
+    def attend_exactly(self, exact: bool) -> None:
+        """Compute attention in fp32, or in what the model is in."""
+        self._attention.exact = exact
 
     def wrap(self, wrapper: Callable[[Any], Any] | None) -> None:
         """See ``Layout.wrap``."""
