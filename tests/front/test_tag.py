@@ -27,7 +27,7 @@ LABELS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "LOC", "B-X", "I-X")
 
 
 def scores_of(ids: Any) -> np.ndarray:
-    """A row for each token: word ``wN`` (its id is N + 4) is labelled N mod 8, with a score of its own; others ``O``."""
+    """A row for each token: word ``wN`` (its id is N + 4) is labelled N mod 8, with its own score; others ``O``."""
     ids = np.asarray(ids)
     rows = np.full((len(ids), len(LABELS)), 0.01, dtype=np.float32)
     rows[np.arange(len(ids)), np.maximum(ids - 4, 0) % len(LABELS)] = 0.5 + ids / 200

@@ -112,6 +112,14 @@ def test_a_random_classifier_has_labels() -> None:
     assert (card.task, card.labels, card.result_width) == ("classify", ("LABEL_0", "LABEL_1"), 2)
 
 
+def test_a_random_tagger_has_the_labels_of_named_entities() -> None:
+    card = resolve(ModelOptions(model="random:tiny", task="tag"))
+
+    assert (card.task, card.architecture, card.result_width) == ("tag", "BertForTokenClassification", 9)
+    assert card.labels[:3] == ("O", "B-PER", "I-PER")
+    assert card.row_per_token
+
+
 def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
     assert "random:tiny, random:minilm, random:bert-base, random:bert-large" in refusal("random:gpt")
 
@@ -294,6 +302,29 @@ def test_logits_become_scores_as_the_config_says(folder, changes, scores) -> Non
     card = card_of(folder)
 
     assert card.scores == scores
+
+
+def test_a_tagger_is_known_by_its_head_and_its_scores_are_always_shares(folder) -> None:
+    names = {"0": "O", "1": "B-PER"}
+    change_config(
+        folder,
+        architectures=["BertForTokenClassification"],
+        id2label=names,
+        problem_type="multi_label_classification",
+    )
+    card = card_of(folder)
+
+    assert (card.task, card.labels, card.scores) == ("tag", ("O", "B-PER"), "softmax")
+    assert (card.row_per_token, card.result_width) == (True, 2)
+    assert card_of(folder, task="embed").task == "embed"
+    assert "classification head; this one is a BertForTokenClassification" in refusal(folder, task="classify")
+
+
+def test_tagging_without_a_head_for_tokens_is_refused(folder) -> None:
+    assert "token classification head; this one is a BertModel" in refusal(folder, task="tag")
+
+    change_config(folder, architectures=["BertForSequenceClassification"])
+    assert "token classification head" in refusal(folder, task="tag")
 
 
 def test_classification_without_a_head_is_refused_and_embedding_with_one_is_not(folder) -> None:

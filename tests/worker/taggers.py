@@ -1,0 +1,24 @@
+"""Small taggers with random weights, to be saved and served in tests."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+LABELS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
+
+
+def save_tagger(folder: Path, demo_folder: Path, layers: int = 2) -> None:
+    """A BERT with a head for tokens and the demo's tokenizer."""
+    import torch
+    from transformers import BertConfig, BertForTokenClassification
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertForTokenClassification(BertConfig(**sizes, id2label=dict(enumerate(LABELS))))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # scores far from equal
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_folder / name, folder / name)
