@@ -103,7 +103,8 @@ class Group:
 
 @dataclass(slots=True)
 class Instance:
-    """Reservations live here and nowhere else: ``batches`` holds the running one and the ready one."""
+    """Reservations live here and nowhere else: ``batches`` holds the running one and the ready one. ``drift`` is what
+    its cost model begins with when it becomes ready."""
 
     spec: InstanceSpec
     group: Group
@@ -114,6 +115,7 @@ class Instance:
     started: float = 0.0
     replaced: bool = False
     speed: float = 0.0
+    drift: float = 1.0
 
     def free(self, now: float) -> float:
         """Seconds until all that it has is predicted to be done. What is overdue is taken to need as long again."""

@@ -230,6 +230,10 @@ class Scheduler:
         """How a request of ``count`` items would be refused if it came now, and ``ahead`` items came before it."""
         return self._admission.refusal(request, count, priority, self._items + ahead, now)
 
+    def presume(self, instance: int, drift: float) -> None:
+        """What batches are taken to take in parts of what is measured, from when the instance is ready next."""
+        self._instances[instance].drift = drift
+
     def _instance_ready(self, event: InstanceReady) -> None:
         instance = self._instances[event.instance]
         if instance.ready:
@@ -238,7 +242,7 @@ class Scheduler:
         instance.group.ready[event.instance] = instance
         instance.group.idle[event.instance] = instance
         if event.measured:
-            instance.cost = CostModel(fit(event.measured))
+            instance.cost = CostModel(fit(event.measured), instance.drift)
         instance.measure()
 
     def _instance_lost(self, instance_id: int, now: float, actions: list[Action]) -> None:

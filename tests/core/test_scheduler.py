@@ -831,3 +831,31 @@ def test_a_slow_instance_leaves_an_item_to_a_faster_one_that_is_nearly_done() ->
     assert second.instance == 0
     scheduler.handle(Arrived(3, (256,) * 60), deadline)
     assert any(b.items for b in scheduler._instances[1].batches), "with much to do it takes its part"
+
+
+def test_an_instance_begins_with_the_drift_that_is_presumed_for_it_each_time_it_becomes_ready() -> None:
+    scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(100, 1024))
+    scheduler.presume(0, 0.5)
+    scheduler.handle(InstanceReady(0, MEASURED), 0.0)
+    (send,) = sends(scheduler.handle(Arrived(1, (100,)), 0.0))
+    assert send.predicted == pytest.approx(0.5 * 12e-3, rel=0.01)
+    scheduler.handle(InstanceLost(0), 0.1)
+    scheduler.presume(0, 1.0)
+    (send,) = sends(scheduler.handle(InstanceReady(0, MEASURED), 0.2))
+    assert send.predicted == pytest.approx(12e-3, rel=0.01)
+    assert scheduler.cost(0).drift_at_start == 1.0
+
+
+def test_a_slow_class_does_not_help_when_an_instance_that_began_late_is_nearly_done() -> None:
+    classes = [LengthClass(1, 32)] + [LengthClass(33, None)] * 6
+    scheduler = Scheduler([InstanceSpec(i, 1, classes[i]) for i in range(7)], SchedulerLimits(100, 1024))
+    for number in range(7):
+        slow = tuple((*m[:3], m[3] * (3 if number == 0 else 1)) for m in MEASURED)
+        scheduler.handle(InstanceReady(number, slow), 0.0)
+    for request in range(5):
+        scheduler.handle(Arrived(request, (2000,)), 0.0)  # 0.2 s each
+    (late,) = sends(scheduler.handle(Arrived(5, (100,)), 0.01))
+    assert scheduler.handle(Arrived(6, (100,)), 0.015) == [], "ready at 0.034 there, and helped at 0.051"
+    (ready,) = sends(scheduler.tick(scheduler.next_deadline()))
+    assert (ready.instance, ready.items[0].request) == (late.instance, 6)
+    scheduler.check()
