@@ -11,6 +11,7 @@ attention. Each instance has a model of its own, since instances differ in size 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,6 +46,11 @@ DEFAULT_PER_TOKEN = 1e-4
 OBSERVATION_WEIGHT = 1 / 16
 # A single batch may be disturbed by anything on the machine; it cannot move the correction further than this.
 LARGEST_SURPRISE = 4.0
+# What was seen is worth keeping for a later run after so many batches. Single ones are off by a tenth or two, so that
+# their mean is within 1 %; and a disturbance of a second, which is some ten batches, does not make it.
+SETTLED_BATCHES = 256
+# And when the last batches agree with the mean of so many: by chance they are apart by 3 %.
+SETTLED_WITHIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,10 @@ class Coefficients:
     def seconds(self, tokens: int, pairs: int) -> float:
         """Predicted duration of a batch."""
         return self.overhead + self.per_token * tokens + self.per_pair * pairs
+
+    def times(self, factor: float) -> Coefficients:
+        """Those of batches that take ``factor`` times as long."""
+        return Coefficients(self.overhead * factor, self.per_token * factor, self.per_pair * factor)
 
 
 def fit(measurements: Sequence[Measurement]) -> Coefficients:
@@ -95,11 +105,16 @@ def fit_error(coefficients: Coefficients, measurements: Sequence[Measurement]) -
 
 
 class CostModel:
-    """The prediction for one instance: fitted coefficients times a correction that follows the observations."""
+    """The prediction for one instance: fitted coefficients times a correction that follows the observations.
 
-    def __init__(self, coefficients: Coefficients | None = None) -> None:
+    ``drift`` is what the correction begins with: what batches took at earlier runs, in parts of what was measured.
+    """
+
+    def __init__(self, coefficients: Coefficients | None = None, drift: float = 1.0) -> None:
         self.coefficients = coefficients or Coefficients()
-        self.correction = 1.0
+        self.drift_at_start = drift
+        self.correction = drift
+        self._mean_log = 0.0
         # How far predictions were off, relative to what was seen: the mean, of about the last batches once they are
         # many. ``observed`` is the number of batches that it and the correction have seen.
         self.error = 0.0
@@ -124,8 +139,22 @@ class CostModel:
         predicted = self.coefficients.seconds(work.tokens, work.pairs)
         if predicted <= 0 or seconds <= 0:
             return
-        ratio = seconds / predicted / self.correction
+        before = self.correction
+        ratio = seconds / predicted / before
         bounded = min(max(ratio, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE)
         self.correction *= bounded**OBSERVATION_WEIGHT
         self.observed += 1
+        seen = math.log(bounded * before)
+        self._mean_log += (seen - self._mean_log) / min(self.observed, SETTLED_BATCHES)
         self.error += (min(abs(1 / ratio - 1), 1.0) - self.error) * max(OBSERVATION_WEIGHT, 1 / self.observed)
+
+    @property
+    def settled(self) -> float | None:
+        """What batches took, in parts of what was measured: the mean of about the last ``SETTLED_BATCHES``.
+
+        None while fewer were seen, or when it is changing.
+        """
+        mean = math.exp(self._mean_log)
+        if self.observed < SETTLED_BATCHES or abs(self.correction / mean - 1) > SETTLED_WITHIN:
+            return None
+        return mean

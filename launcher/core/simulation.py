@@ -64,8 +64,7 @@ class CostBasis:
     def guessed(cls, weight_bytes: int | None) -> CostBasis:
         """For a model that was never measured on the machine."""
         ratio = (weight_bytes or GUESS_WEIGHT_BYTES) / GUESS_WEIGHT_BYTES
-        guess = Coefficients(GUESS.overhead * ratio, GUESS.per_token * ratio, GUESS.per_pair * ratio)
-        return cls({1: guess}, packed=True, measured=False)
+        return cls({1: GUESS.times(ratio)}, packed=True, measured=False)
 
     def of(self, threads: int) -> Coefficients:
         """The coefficients of an instance of that size, scaled from the size nearest to it where need be."""

@@ -1,4 +1,5 @@
-"""The cost tables of one run: read before workers start, written when one has measured, shown while they serve.
+"""The cost tables of one run: read before workers start, written when one has measured, shown while they serve, and
+corrected at the end by what was seen.
 
 It joins the files (``host.cost_files``) with what they hold for (``core.cost_table``). A table that cannot be used
 or kept is said, and costs a few seconds of measuring; it never keeps a server from starting.
@@ -7,7 +8,8 @@ or kept is said, and costs a few seconds of measuring; it never keeps a server f
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ from launcher.host import cost_files
 
 log = logging.getLogger("launcher.serve")
 
+# A drift by less than this is not worth a line in the log.
+WORTH_SAYING = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -37,6 +42,7 @@ class Subject:
     dtype: str
     backend: str
     batch_tokens: int
+    layout: str
 
     def key(self, instance: InstancePlan) -> CostKey:
         """What the measurements of an instance depend on."""
@@ -59,6 +65,7 @@ class Subject:
             dtype=self.dtype,
             backend=self.backend,
             batch_tokens=self.batch_tokens,
+            layout=self.layout,
             torch=cost_files.package_version("torch"),
             launcher=cost_files.package_version("launcher"),
         )
@@ -74,7 +81,7 @@ def basis_of(subject: Subject | None) -> CostBasis:
     ]
     if not fitting:
         return CostBasis.guessed(subject.card.weight_bytes)
-    by_threads = {table.key.threads: fit(table.measured) for table in fitting}
+    by_threads = {table.key.threads: fit(table.measured).times(table.drift) for table in fitting}
     return CostBasis(by_threads, packed=fitting[0].packed, measured=True)
 
 
@@ -107,6 +114,10 @@ class Costs:
         if table is not None and (different := differences(table.key, key)):
             _say("The cached cost table is not used, it is measured anew: %s", "; ".join(different))
             return None
+        if table is not None and table.contradicted:
+            took = "At earlier runs batches took %.2f times what the cached cost table says; it is measured anew"
+            _say(took, table.drift)
+            return None
         return table
 
     def complete(self, setup: Setup, instance: InstancePlan) -> Setup:
@@ -116,18 +127,53 @@ class Costs:
             return setup
         return msgspec.structs.replace(setup, known=table.measured, known_packed=table.packed)
 
-    def take(self, instance: InstancePlan, ready: Ready) -> None:
-        """Keep what a worker has measured, for the next one of its size and for the next run."""
-        if ready.cached or not ready.measured:
-            return
+    def take(self, instance: InstancePlan, ready: Ready) -> float:
+        """Keep what a worker has measured, for the next one of its size and for the next run.
+
+        Returns what its batches are expected to take, in parts of what was measured.
+        """
         key = self._subject.key(instance)
-        table = CostTable(SCHEMA, key, ready.packed, ready.measured)
-        self._looked_for.add(key)
         known = self._tables.get(key)
-        if known is not None and known.packed != ready.packed:
-            there, here = ("packed" if packed else "padded" for packed in (known.packed, ready.packed))
-            _say("The cached cost table is not used, it was measured anew: items are %s there, %s here", there, here)
-        self._tables[key] = table = merged(known, table)
+        if ready.cached and known is not None:
+            if abs(known.drift - 1) > WORTH_SAYING:
+                said = "costs are predicted as %.2f times what was measured, as batches took at earlier runs"
+                log.info(said, known.drift, extra={"instance": instance.id, "event": "costs"})
+            return known.drift
+        if ready.measured:
+            self._looked_for.add(key)
+            if known is not None and known.packed != ready.packed:
+                there, here = ("packed" if packed else "padded" for packed in (known.packed, ready.packed))
+                sentence = "The cached cost table is not used, it was measured anew: items are %s there, %s here"
+                _say(sentence, there, here)
+            self._tables[key] = merged(known, CostTable(SCHEMA, key, ready.packed, ready.measured))
+            self._write(self._tables[key])
+        return 1.0
+
+    def keep(self, served: Iterable[tuple[InstancePlan, CostModel]]) -> None:
+        """At the end of a run: remember what batches took, where enough were seen and they had settled.
+
+        Of instances of the same size the lower median counts. A table that another run has measured anew meanwhile
+        is left as it is.
+        """
+        seen: dict[CostKey, list[float]] = {}
+        for instance, model in served:
+            if (settled := model.settled) is not None:
+                seen.setdefault(self._subject.key(instance), []).append(settled)
+        for key, drifts in seen.items():
+            if (table := self._still_there(key)) is not None:
+                self._write(table.after(round(statistics.median_low(drifts), 4)))
+
+    def _still_there(self, key: CostKey) -> CostTable | None:
+        """The table as it lies in its file, if it is the one that was used."""
+        used = self._tables.get(key)
+        try:
+            there = cost_files.read_table(self._folder, key)
+        except UsageError:
+            return None
+        same = used and there and (there.key, there.packed, there.measured) == (used.key, used.packed, used.measured)
+        return there if same else None
+
+    def _write(self, table: CostTable) -> None:
         try:
             path = cost_files.write_table(self._folder, table)
         except UsageError as error:
@@ -159,7 +205,8 @@ def watch_costs(metrics: FrontMetrics, model: Callable[[int], CostModel]) -> Non
 def cost_info(ready: Ready, model: CostModel) -> dict[str, Any]:
     """The ``cost`` of an instance in ``/info``: seconds, and errors relative to what was seen.
 
-    ``drift`` is what batches take by now in parts of what was measured.
+    ``drift`` is what batches take by now in parts of what was measured, ``drift_at_start`` what they were expected to
+    take when the instance was ready, from earlier runs.
     """
     fitted = model.coefficients
     error = fit_error(fitted, ready.measured)
@@ -172,4 +219,5 @@ def cost_info(ready: Ready, model: CostModel) -> dict[str, Any]:
         "observed_error": round(model.error, 4) if model.observed else None,
         "observed_batches": model.observed,
         "drift": round(model.correction, 4),
+        "drift_at_start": round(model.drift_at_start, 4),
     }

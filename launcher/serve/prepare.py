@@ -219,7 +219,9 @@ def subject_of(options: ServeOptions, machine: Machine, card: ModelCard) -> Subj
     backend: str = options.model.backend
     if backend == "fake":
         backend = f"fake, {options.model.fake_seconds_per_token or 0.0:g} s a token"
-    return Subject(machine, card, dtype_of(options, machine), backend, options.front.batch_tokens)
+    # Rows cost the same whoever shares them; what is packed is known only when the model is loaded.
+    layout = "auto" if options.model.layout == "auto" else "padded"
+    return Subject(machine, card, dtype_of(options, machine), backend, options.front.batch_tokens, layout)
 
 
 def limits_of(options: ServeOptions) -> SchedulerLimits:

@@ -253,6 +253,8 @@ class Server:
             left = self._dispatcher.in_flight
             log.error("%d requests were not finished in %g s", left, self._options.front.drain_seconds)
             self._dispatcher.all_gone("the server is shutting down and its time to finish is over")
+        ready = [view.plan for view in self._views.values() if view.ready]
+        self._costs.keep((plan, self._scheduler.cost(plan.id)) for plan in ready)
         self._dispatcher.stop_workers()
         await self._supervisor.stop(STOP_SECONDS)
         await self._http.stop(STOP_SECONDS)
@@ -322,7 +324,7 @@ class Server:
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
-        self._costs.take(view.plan, message)
+        self._scheduler.presume(instance, self._costs.take(view.plan, message))
         self._start(self._verify, instance, message)
         if self.is_ready() and all(v.ready for v in self._views.values()):
             log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})

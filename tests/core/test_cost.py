@@ -1,8 +1,11 @@
+import random
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.cost import Coefficients, CostModel, Work, fit, fit_error, work_of
+from launcher.core.cost import SETTLED_BATCHES, Coefficients, CostModel, Work, fit, fit_error, work_of
 
 SHAPES = [(1, 16), (4, 32), (16, 16), (8, 128), (2, 256), (8, 256), (1, 512)]
 positive = st.floats(1e-6, 1e-1)
@@ -41,6 +44,7 @@ def test_nothing_measured_gives_the_defaults() -> None:
 
 
 WORK = Work(4, 128, 4096)
+TRUE = Coefficients(1e-3, 1e-4, 1e-8)
 
 
 def test_observations_move_the_prediction_to_what_is_seen() -> None:
@@ -73,3 +77,30 @@ def test_the_observed_error_is_a_mean_from_the_first_batch_on() -> None:
     model.observe(WORK, 1.25 * model.seconds(WORK.tokens, WORK.pairs))
     assert model.observed == 1
     assert model.error == pytest.approx(0.2)
+
+
+def seen(model: CostModel, factors: Iterable[float]) -> CostModel:
+    for factor in factors:
+        model.observe(WORK, factor * model.coefficients.seconds(WORK.tokens, WORK.pairs))
+    return model
+
+
+@given(st.floats(0.3, 3.0), st.floats(0.5, 2.0), st.integers(0, 10**6))
+def test_what_batches_took_is_settled_after_enough_that_scatter_about_it(
+    factor: float, start: float, seed: int
+) -> None:
+    rng = random.Random(seed)
+    model = seen(CostModel(TRUE, start), (factor * rng.lognormvariate(0, 0.1) for _ in range(2 * SETTLED_BATCHES)))
+    assert model.settled == pytest.approx(factor, rel=0.04)
+
+
+def test_what_batches_took_is_not_settled_while_they_are_few_or_change() -> None:
+    assert seen(CostModel(TRUE), [1.0] * (SETTLED_BATCHES - 1)).settled is None
+    assert seen(CostModel(TRUE), [1.0] * SETTLED_BATCHES).settled == pytest.approx(1.0)
+    assert seen(CostModel(TRUE), [1.0] * SETTLED_BATCHES + [1.5] * 20).settled is None
+
+
+def test_a_model_predicts_from_the_drift_that_it_begins_with() -> None:
+    assert (
+        CostModel(TRUE, 0.5).seconds(100, 1000) == 0.5 * TRUE.seconds(100, 1000) == TRUE.times(0.5).seconds(100, 1000)
+    )

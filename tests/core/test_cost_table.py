@@ -23,7 +23,7 @@ from launcher.errors import UsageError
 KEY = CostKey(
     processor="EPYC 9654", arch="x86_64", isa=("avx512_bf16",), threads=12, nodes=1, kinds=("performance",),
     model="demo", weights="f00d", task="embed", max_length=256, dtype="bf16", backend="eager", batch_tokens=2048,
-    torch="2.13.0", launcher="0.1.0",
+    layout="auto", torch="2.13.0", launcher="0.1.0",
 )  # fmt: skip
 TABLE = CostTable(SCHEMA, KEY, True, ((1, 16, 256, 0.004), (8, 2048, 524288, 0.3)))
 ELSEWHERE = {
@@ -86,8 +86,40 @@ def test_instances_of_other_sizes_have_tables_of_their_own_and_the_same_stem() -
 
 
 def test_another_model_or_way_of_running_it_has_another_stem() -> None:
-    for change in ({"model": "other/demo"}, {"dtype": "fp32"}, {"backend": "compile"}, {"batch_tokens": 512}):
+    for change in (
+        {"model": "other/demo"},
+        {"dtype": "fp32"},
+        {"backend": "compile"},
+        {"batch_tokens": 512},
+        {"layout": "padded"},
+    ):
         assert stem_of(msgspec.structs.replace(KEY, **change)) != stem_of(KEY)
+
+
+@pytest.mark.parametrize(
+    ("runs", "drift"),
+    [((), 1.0), ((0.6,), 0.6), ((1.6,), 1.0), ((1.6, 1.5), 1.5), ((1.6, 0.9), 1.0), ((0.6, 0.9, 1.6, 1.5, 0.5), 0.9)],
+)
+def test_the_lower_median_of_the_runs_and_of_the_measurement_is_expected(
+    runs: tuple[float, ...], drift: float
+) -> None:
+    assert msgspec.structs.replace(TABLE, runs=runs).drift == drift
+
+
+@given(st.lists(st.floats(0.1, 10), max_size=12))
+def test_no_more_than_the_last_runs_are_remembered_and_what_was_measured_stays(runs: list[float]) -> None:
+    table = TABLE
+    for run in runs:
+        table = table.after(run)
+    assert table.runs == tuple(runs[-5:])
+    assert (table.measured, table.key) == (TABLE.measured, KEY)
+    assert decode_table(encode_table(table)) == table
+
+
+@pytest.mark.parametrize("run", [0.0, -1.0, float("inf")])
+def test_runs_that_cannot_be_are_damage(run: float) -> None:
+    with pytest.raises(UsageError, match="damaged"):
+        decode_table(encode_table(msgspec.structs.replace(TABLE, runs=(run,))))
 
 
 def test_of_equal_instances_the_shorter_times_are_kept() -> None:

@@ -16,7 +16,8 @@ from launcher.options import ModelOptions
 
 KEY = CostKey(
     processor="EPYC 9654", arch="x86_64", isa=(), threads=12, nodes=1, kinds=(), model="a/b", weights="f00d",
-    task="embed", max_length=256, dtype="bf16", backend="eager", batch_tokens=2048, torch="2.13", launcher="0.1",
+    task="embed", max_length=256, dtype="bf16", backend="eager", batch_tokens=2048, layout="auto",
+    torch="2.13", launcher="0.1",
 )  # fmt: skip
 TABLE = CostTable(SCHEMA, KEY, True, ((1, 16, 256, 0.004),))
 
