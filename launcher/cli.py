@@ -472,6 +472,7 @@ def forward(
     max_length: MaxLength = None,
     trust_remote_code: TrustRemoteCode = False,
     batch_tokens: BatchTokens = FRONT.batch_tokens,
+    measure: MeasureOption = False,
     queued: Annotated[
         int | None, typer.Option(help="Texts that wait or run at any time; otherwise all come at once.", min=1)
     ] = None,
@@ -518,6 +519,7 @@ def forward(
         ),
         front=FrontOptions(batch_tokens=batch_tokens),
         log=LogOptions(log_level, log_json),
+        measure=measure,
     )
     mix = mix_of(count, texts, lengths, tokens, seed, longest)
     uncounted = min(200, count // 10) if warmup is None else warmup

@@ -34,7 +34,8 @@ from launcher.host import log as logs
 from launcher.host.spawn import Launch
 from launcher.host.supervisor import Supervisor
 from launcher.options import ServeOptions
-from launcher.serve.prepare import Prepared, limits_of, prepare, refuse_elsewhere, setup_of
+from launcher.serve.costs import Costs
+from launcher.serve.prepare import Prepared, limits_of, prepare, refuse_elsewhere, setup_of, subject_of
 from launcher.serve.server import EXIT_SECONDS, STOP_SECONDS, bind_front
 
 log = logging.getLogger("launcher.bench")
@@ -90,7 +91,7 @@ def run_forward(serve: ServeOptions, options: ForwardOptions, mix: Mix) -> dict[
         f"{prepared.card.name} in {setup.dtype}, {setup.backend}, {count} instance{'s' * (count > 1)}, "
         f"without HTTP, {mix.source}, {how}"
     )
-    return {"run": heading, "truncated": forward.truncated, **summary(measured)}
+    return {"run": heading, "truncated": forward.truncated, "costs": forward.costs, **summary(measured)}
 
 
 def summary(measured: Measured) -> dict[str, Any]:
@@ -179,9 +180,12 @@ class Forward:
         """``mask`` is what workers start with where this process has bound itself."""
         plan = prepared.plan
         self.truncated = 0
+        self._sources: set[str] = set()
         self._options = options
         self._card = card
         self._text_characters = serve.front.text_characters
+        self._plans = {i.id: i for i in plan.instances}
+        self._costs = Costs(subject_of(serve, prepared.machine, card), fresh=serve.measure)
         self._setups = {i.id: setup_of(serve, prepared.machine, card, i) for i in plan.instances}
         self._classes = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
         self._metrics = FrontMetrics(self._classes)
@@ -222,6 +226,11 @@ class Forward:
             raise self._failure
         assert measured is not None, "without a failure the work was done"
         return measured
+
+    @property
+    def costs(self) -> str:
+        """Where costs are from: ``measured``, ``cached``, or both, as of some instances and of others."""
+        return " and ".join(sorted(self._sources))
 
     async def _tokenize(self, mix: Mix) -> list[Tokens]:
         tokenizer = FrontTokenizer(self._card, text_characters=self._text_characters)
@@ -305,7 +314,8 @@ class Forward:
 
     async def _attach(self, instance: int, sock: socket.socket) -> None:
         try:
-            await self._dispatcher.attach(instance, sock, self._setups[instance])
+            setup = self._costs.complete(self._setups[instance], self._plans[instance])
+            await self._dispatcher.attach(instance, sock, setup)
         except OSError as error:
             self._fail(f"the channel of instance {instance} could not be opened: {error}")
 
@@ -331,6 +341,8 @@ class Forward:
         """The worker is warm."""
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
+        self._scheduler.presume(instance, self._costs.take(self._plans[instance], message))
+        self._sources.add("cached" if message.cached else "measured")
         self._supervisor.ready(instance, message.pid)
         self._waiting.discard(instance)
         if not self._waiting:
