@@ -1,4 +1,4 @@
-"""A tagger over HTTP, compared with plain transformers text by text: packed, padded, in bf16, split over instances."""
+"""A tagger over HTTP against plain transformers, text by text: packed, padded, in bf16, split over instances."""
 
 from __future__ import annotations
 

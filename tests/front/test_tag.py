@@ -18,7 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from launcher.core.messages import Run
 from launcher.core.models import ModelCard
 from launcher.front.http import tag
-from launcher.front.tokenizer import FrontTokenizer
+from launcher.front.http.bodies import TagRequest
+from launcher.front.http.exchange import Intake
+from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio
@@ -200,7 +202,15 @@ async def test_results_of_another_size_than_the_tokens_end_the_worker(make_front
     waiting.cancel()
 
 
-async def test_long_answers_let_others_have_turns(client: Any) -> None:
+@pytest.mark.parametrize(("word", "pauses"), [(1, 20), (0, 16)])
+async def test_a_long_answer_is_written_with_pauses_also_where_nothing_is_found(
+    make_front: Any, tagger: ModelCard, word: int, pauses: int
+) -> None:
+    route = tag.TagRoute(make_front(card=tagger).services(tagger, FrontOptions()), Intake(1, 1))
+    ids = np.array([2, 4 + word, 3], dtype=np.int32)
+    spans = np.array([[-1, -1], [0, 2], [-1, -1]], dtype=np.int32)
+    tokenized = Tokenized([ids] * 2000, 6000, (), [spans] * 2000)
+    results = np.concatenate([scores_of(ids)] * 2000)
     turns = 0
 
     async def count() -> None:
@@ -210,9 +220,12 @@ async def test_long_answers_let_others_have_turns(client: Any) -> None:
             await asyncio.sleep(0)
 
     counting = asyncio.ensure_future(count())
-    await predictions(client, ["w1 " * 14] * 1000, aggregation="none")
+    entries = await route.all_entries(TagRequest([f"w{word}"] * 2000), results, tokenized)
     counting.cancel()
-    assert turns > 14
+
+    assert len(entries) == 2000
+    assert (entries[0] == b"[]") == (word == 0)
+    assert pauses - 3 <= turns <= pauses + 1
 
 
 async def test_the_document_has_what_a_tagger_takes_and_gives(client: Any) -> None:
