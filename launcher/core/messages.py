@@ -64,7 +64,8 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     ``width`` is the number of float32 values in a row of results. ``measured`` holds (items, tokens, pairs,
     seconds) of each batch of the warm-up once it was warm, as in ``core.cost``; ``cached`` says that these are those
     of ``Setup.known``, and that nothing was measured. ``accuracy`` is the lowest cosine between
-    the results in ``dtype`` and in fp32 over the check texts (None when dtype is fp32). ``packed``: items are
+    the results in ``dtype`` and in fp32 over the check texts (None when dtype is fp32), all rows of an item as one
+    vector. ``packed``: items are
     computed one behind the other; otherwise padded to the longest.
     """
 
