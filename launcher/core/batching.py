@@ -12,7 +12,7 @@ long as the padding they bring costs less than a batch of their own would. Nothi
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -96,6 +96,14 @@ class LengthQueue:
             return self.tokens, self.pairs
         tokens, pairs = self._put_off.later(rank)
         return self.tokens - tokens, self.pairs - pairs
+
+    def check(self, waiting: Sequence[tuple[int, int]]) -> None:
+        """Raise ``AssertionError`` unless the sums are those of the items that wait (index, length); for tests."""
+        assert self.count == len(waiting), "waiting items are miscounted"
+        assert self.tokens == sum(length for _, length in waiting), "waiting tokens are miscounted"
+        assert self.pairs == sum(length**2 for _, length in waiting), "waiting pairs are miscounted"
+        later = [length for index, length in waiting if index]
+        assert self._put_off.later(-1.0) == (sum(later), sum(n * n for n in later)), "what is put off is miscounted"
 
     def oldest(self) -> Item | None:
         """The item of the lowest rank."""

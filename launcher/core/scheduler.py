@@ -574,17 +574,27 @@ class Scheduler:
                 assert short or batch.priority == "interactive", "a bulk batch is long"
         assert len(sent) == len(set(sent)), "an item is in two batches"
         live_sent = {place for place in sent if place[0] in self._requests}
-        waiting = 0
         for request_id, request in self._requests.items():
             assert request.remaining == sum(s != COMPUTED for s in request.states) > 0
             for index, state in enumerate(request.states):
                 assert (state == SENT) == ((request_id, index) in live_sent), "an item's state is not where it is"
-            waiting += sum(s == WAITING for s in request.states)
-        queued = sum(queue.count for queue in self._queues())
-        assert waiting == queued + sum(map(len, self._suspects.values())), "waiting items are miscounted"
+        self._check_waiting()
         for group in self._all:
             speeds = sum(instance.speed for instance in group.ready.values())
             assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not that of its instances"
         self._deadlines.check()
         assert self._items == sum(len(r.lengths) for r in self._requests.values())
         assert self._items <= self._limits.queue_items, "the queue is over its bound"
+
+    def _check_waiting(self) -> None:
+        suspects = {(item.request, item.index) for items in self._suspects.values() for item in items}
+        waiting: dict[int, list[tuple[int, int]]] = {id(queue): [] for queue in self._queues()}
+        for id_, request in self._requests.items():
+            for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
+                if state == WAITING and (id_, index) not in suspects:
+                    queue = group_for(self._all, length).queues[request.priority]
+                    waiting[id(queue)].append((index, length))
+        for queue in self._queues():
+            queue.check(waiting[id(queue)])
+        for id_, index in suspects:
+            assert self._requests[id_].states[index] == WAITING, "a suspect does not wait"

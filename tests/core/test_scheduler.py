@@ -656,7 +656,8 @@ def test_an_interactive_item_waits_for_one_or_two_short_batches_however_much_bul
                 take(scheduler.tick(now))
         asked[request] = now
         take(scheduler.handle(Arrived(request, (20,)), now))
-        scheduler.check()
+        if request % 10 == 0:
+            scheduler.check()
     assert worst < 0.05 + 0.01, "what runs and what is just ready: a batch and a little, and its own time"
 
 
