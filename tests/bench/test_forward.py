@@ -8,11 +8,18 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from launcher.bench.forward import Batch, Measured, summary
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Costs of a fake backend must not get among the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_figures_follow_from_the_batches() -> None:
@@ -51,6 +58,13 @@ def test_a_run_computes_every_text_once_at_the_rate_of_its_workers(queued: tuple
     computed = figures["tokens_per_second"] / figures["real_over_computed"]
     assert computed <= 2 / seconds_per_token * 1.01, "faster than the backend may be"
     assert figures["prediction_error"] >= 0
+
+
+@pytest.mark.slow
+def test_costs_are_measured_once_and_anew_where_that_is_asked() -> None:
+    fake = ("--instances", "1", "--model", "random:tiny", "--backend", "fake", "--fake-seconds-per-token", "1e-5")
+    runs = [forward(*fake, "-n", "50", "--json", *more) for more in ((), (), ("--measure",))]
+    assert [json.loads(run.stdout)["costs"] for run in runs] == ["measured", "cached", "measured"]
 
 
 @pytest.mark.slow

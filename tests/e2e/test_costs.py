@@ -13,11 +13,11 @@ from tests.e2e.running import Launch
 FAKE = ("--instances", "1", "--backend", "fake", "--fake-seconds-per-token", "0.00002")
 
 
-def start(launch: Launch, cache: Path, *arguments: str) -> tuple[dict[str, Any], list[str]]:
+def start(launch: Launch, cache: Path, *arguments: str, requests: int = 3) -> tuple[dict[str, Any], list[str]]:
     """The instance in ``/info`` of a server that has answered a request, and what was said about costs."""
     with launch(*FAKE, *arguments, env={"XDG_CACHE_HOME": str(cache)}) as server:
         server.wait_serving()
-        for _ in range(3):
+        for _ in range(requests):
             assert server.embed(["some words", "and some more of them"]).status_code == 200
         instance = server.info()["instances"][0]
         metrics = server.get("/metrics").text
@@ -69,6 +69,36 @@ def test_a_table_that_does_not_hold_here_is_said_and_measured_anew(
     for word in (str(path), "damaged") if fault == "damaged" else ("Another processor", "torch: '1.0' there", "anew"):
         assert word in sentence
     assert start(launch, tmp_path)[0]["cost"]["source"] == "cached"
+
+
+@pytest.mark.slow
+def test_costs_of_another_layout_are_kept_beside(launch: Launch, tmp_path: Path) -> None:
+    layouts = (("--layout", "auto"), ("--layout", "sorted"))
+    sources = [start(launch, tmp_path, *layout)[0]["cost"]["source"] for layout in (*layouts, *layouts)]
+    assert sources == ["measured", "measured", "cached", "cached"]
+
+
+@pytest.mark.slow
+def test_a_table_that_batches_contradict_is_corrected_at_the_next_start_and_that_is_said(
+    launch: Launch, tmp_path: Path
+) -> None:
+    slower = ("--fake-seconds-per-token", "0.0001")
+    start(launch, tmp_path, *slower)
+    path = table_in(tmp_path)
+    table = json.loads(path.read_bytes())
+    table["measured"] = [[*shape, 1.7 * seconds] for *shape, seconds in table["measured"]]
+    path.write_text(json.dumps(table))
+    for _ in range(3):  # a run that was disturbed is not remembered
+        wrong, said = start(launch, tmp_path, *slower, requests=300)
+        if json.loads(path.read_bytes())["runs"]:
+            break
+    assert (wrong["cost"]["source"], wrong["cost"]["drift_at_start"], said) == ("cached", 1.0, [])
+    corrected, said = start(launch, tmp_path, *slower)
+    assert corrected["worker"]["measured"] == table["measured"]
+    assert corrected["cost"]["drift_at_start"] == pytest.approx(wrong["cost"]["drift"], rel=0.15)
+    assert corrected["cost"]["drift_at_start"] < 0.95
+    assert any("times what was measured, as batches took at earlier runs" in sentence for sentence in said)
+    assert start(launch, tmp_path, *slower, "--measure")[0]["cost"]["drift_at_start"] == 1.0
 
 
 @pytest.mark.slow
