@@ -22,18 +22,19 @@ Tool = Literal["numactl", "syscalls"]
 RUNTIME_PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "MALLOC_", "TCMALLOC_")
 RUNTIME_NAMES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
-# oneDNN, and torch's layer above it, keep a compiled kernel for each shape they have met, 1,024 by default. With 250
-# batches of different shapes that was 525 MB in a worker; 94 MB with both at 64, for 2 to 6 % of time where every
-# shape is a new one (docs/decisions/0004-worker-environment.md).
-KERNEL_CACHE = "64"
+# oneDNN keeps a compiled kernel for each shape that it has met, 1,024 by default, and torch's layer above it as many.
+# A single text is a line of one of 80 lengths, with four kinds of products: all of these are kept. Where a kernel must be
+# made anew a text takes 1.3 ms longer; they take up to 230 MB in a worker (docs/decisions/0004-worker-environment.md).
+KERNELS_KEPT = "384"
+KERNELS_KEPT_ABOVE = "16"
 
 
 # What suits a pinned worker, where the user has no wish of his own.
 DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",  # the front tokenizes
     "OPENBLAS_NUM_THREADS": "1",  # numpy only copies here, and its threads would spin when they are made
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": KERNEL_CACHE,
-    "LRU_CACHE_CAPACITY": KERNEL_CACHE,
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": KERNELS_KEPT,
+    "LRU_CACHE_CAPACITY": KERNELS_KEPT_ABOVE,
 }
 
 

@@ -1,14 +1,14 @@
 """How long a line of packed items is made: a number of tokens out of few.
 
 Libraries below keep something for each shape that they meet (oneDNN its compiled kernels, the allocator its blocks),
-so a line is filled up to one of some hundred numbers. Short lines are not: there the filling would cost most.
+so a line is filled up to one of about a hundred numbers. Short lines are not: there the filling would cost most.
 """
 
 from __future__ import annotations
 
-EXACT = 64
+EXACT = 32
 """Up to here every number of tokens is a shape of its own."""
-FILLING = 32
+FILLING = 16
 """Beyond, at most about one token in this many is filling."""
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.core.binding import KERNELS_KEPT
 from launcher.core.packing import EXACT, FILLING, line_tokens
 
 
@@ -15,4 +16,12 @@ def test_a_line_is_filled_a_little_and_never_cut(tokens: int) -> None:
 
 
 def test_lines_up_to_two_thousand_tokens_have_few_lengths() -> None:
-    assert len({line_tokens(tokens) for tokens in range(1, 2049)}) < 256
+    assert len({line_tokens(tokens) for tokens in range(1, 2049)}) <= 128
+
+
+def test_the_kernels_of_all_single_texts_of_256_tokens_are_kept() -> None:
+    kinds_of_products = (
+        4  # joined query, key and value; what comes behind attention; the two of the feed-forward part
+    )
+    lengths = {line_tokens(tokens) for tokens in range(1, 257)}
+    assert len(lengths) * kinds_of_products <= int(KERNELS_KEPT)
