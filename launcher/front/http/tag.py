@@ -26,7 +26,7 @@ from launcher.front.tokenizer import Tokenized
 _encode = msgspec.json.Encoder().encode
 
 # Of all tokens of a request; results of other tasks are bounded by the number of inputs.
-RESULT_BYTES = 64 * 1024 * 1024
+RESULT_BYTES = 16 * 1024 * 1024
 # 1 to 3 ms of work. An input costs as much as so many entries, and so many tokens that are looked at as one.
 ENTRIES_AT_ONCE = 1000
 ENTRIES_OF_INPUT = 8
