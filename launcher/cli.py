@@ -156,7 +156,11 @@ Model = Annotated[
 ]
 TaskOption = Annotated[TaskChoice, typer.Option(help="What the model is served for.", rich_help_panel=MODEL)]
 DtypeOption = Annotated[
-    Dtype, typer.Option(help="Number format; auto is bf16 where the CPU has it.", rich_help_panel=MODEL)
+    Dtype,
+    typer.Option(
+        help="Number format; auto is bf16 where the CPU has it; int8 is faster and coarser, how much is measured.",
+        rich_help_panel=MODEL,
+    ),
 ]
 BackendOption = Annotated[
     Backend,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Dtype = Literal["auto", "bf16", "fp32"]
+Dtype = Literal["auto", "bf16", "fp32", "int8"]
 TaskChoice = Literal["auto", "embed", "classify", "tag"]
 Backend = Literal["eager", "compile", "fake"]
 Layout = Literal["auto", "sorted", "arrival"]

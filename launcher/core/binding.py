@@ -23,10 +23,16 @@ RUNTIME_PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DN
 RUNTIME_NAMES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
 # oneDNN keeps a compiled kernel for each shape that it has met, 1,024 by default, and torch's layer above it as many.
-# A single text is a line of one of 80 lengths, with four kinds of products: all of these are kept. Where a kernel must be
-# made anew a text takes 1.3 ms longer; they take up to 230 MB in a worker (docs/decisions/0004-worker-environment.md).
+# A single text is a line of one of 80 lengths, with four kinds of products: all of these are kept. Where a kernel
+# must be made anew a text takes 1.3 ms longer; they take up to 230 MB in a worker
+# (docs/decisions/0004-worker-environment.md).
 KERNELS_KEPT = "384"
 KERNELS_KEPT_ABOVE = "16"
+
+# Freed memory goes back to the system only beyond so much; otherwise its pages are touched anew in each batch. In
+# int8, whose states between the products are in fp32, that took 20 % of the time of batches of 2,048 tokens.
+TRIM_BYTES = str(256 * 1024**2)
+MAP_BYTES = str(32 * 1024**2)  # the most that glibc takes
 
 
 # What suits a pinned worker, where the user has no wish of his own.
@@ -35,6 +41,8 @@ DEFAULTS = {
     "OPENBLAS_NUM_THREADS": "1",  # numpy only copies here, and its threads would spin when they are made
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": KERNELS_KEPT,
     "LRU_CACHE_CAPACITY": KERNELS_KEPT_ABOVE,
+    "MALLOC_TRIM_THRESHOLD_": TRIM_BYTES,
+    "MALLOC_MMAP_THRESHOLD_": MAP_BYTES,
 }
 
 

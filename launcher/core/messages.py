@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from launcher.core.models import ModelCard
+from launcher.core.models import ModelCard, RunDtype
 
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
@@ -25,7 +25,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     """
 
     card: ModelCard
-    dtype: Literal["bf16", "fp32"]
+    dtype: RunDtype
     backend: Literal["eager", "compile", "fake"]
     warmup: tuple[tuple[int, int], ...]
     trust_remote_code: bool = False

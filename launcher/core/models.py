@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 Task = Literal["embed", "classify", "tag"]
+RunDtype = Literal["bf16", "fp32", "int8"]
 Pooling = Literal["mean", "cls", "max"]
 Scores = Literal["softmax", "sigmoid", "raw"]
 

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from launcher.core.binding import Binding, worker_command, worker_env
 from launcher.core.classes import Choice, choose_classes
@@ -20,7 +19,7 @@ from launcher.core.footprint import choose_dtype, instance_bytes, mixed_batches,
 from launcher.core.histogram import Histogram
 from launcher.core.lengths import builtin_lengths, parse_classes
 from launcher.core.messages import Setup
-from launcher.core.models import ModelCard
+from launcher.core.models import ModelCard, RunDtype
 from launcher.core.plan import InstancePlan, Plan, PlanRequest, make_plan
 from launcher.core.report import Command
 from launcher.core.runtimes import Runtimes, choose_runtimes, wanted_libraries
@@ -209,7 +208,7 @@ def _commands(
     return tuple(commands), tuple(dict.fromkeys(notes))
 
 
-def dtype_of(options: ServeOptions, machine: Machine) -> Literal["bf16", "fp32"]:
+def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
     """The number format to run in on this machine."""
     return choose_dtype(options.model.dtype, machine.isa)
 

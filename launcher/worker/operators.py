@@ -64,8 +64,21 @@ def _attend_shape(query: Tensor, *_: object) -> Tensor:
 _library.impl("attend", _attend, "CPU")
 _library.impl("attend", _attend_shape, "Meta")
 
+
+def has_products() -> bool:
+    """Whether this torch has oneDNN's products with prepacked weights."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def has_quantized_products() -> bool:
+    """Whether this torch has oneDNN's products in int8."""
+    return has_products() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
 # The variant of GELU with the error function, as ``nn.GELU`` has it by default.
 _VARIANTS = {"none": "", "gelu": "none"}
+_FLOAT = 6  # torch's number of fp32, where a graph names it
 
 
 @cache
@@ -85,5 +98,29 @@ def product(activation: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor
     )
     function: Callable[[Tensor, Tensor, Tensor | None], Tensor] = torch._C._create_function_from_graph(
         f"launcher_product_{activation}", graph
+    )
+    return function
+
+
+@cache
+def quantized_product(zero: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The product of bytes, rows × inputs, of which ``zero`` stands for none, with an int8 weight in oneDNN's layout,
+    whose outputs have scales (fp32) and zero points (int64): fp32, rows × outputs."""
+    graph = torch._C.parse_ir(
+        f"""graph(%bytes : Tensor, %weight : Tensor, %scales : Tensor, %zeros : Tensor):
+          %one : float = prim::Constant[value=1.]()
+          %zero : int = prim::Constant[value={zero}]()
+          %none : int = prim::Constant[value=0]()
+          %float : int = prim::Constant[value={_FLOAT}]()
+          %bias : NoneType = prim::Constant()
+          %activation : str = prim::Constant[value="none"]()
+          %numbers : Scalar?[] = prim::ListConstruct()
+          %variant : str = prim::Constant[value=""]()
+          %result : Tensor = onednn::qlinear_pointwise(%bytes, %one, %zero, %weight, %scales, %zeros, %bias,
+            %one, %none, %float, %activation, %numbers, %variant)
+          return (%result)"""
+    )
+    function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = torch._C._create_function_from_graph(
+        f"launcher_quantized_product_{zero}", graph
     )
     return function

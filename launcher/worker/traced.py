@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.worker.prepack import PrepackedLinear
+from launcher.worker.linears import Product
 
 
 class _Positional(torch.nn.Module):
     """Named inputs in a fixed order, then the weights of prepacked products; the hidden states alone out."""
 
-    def __init__(self, encoder: Any, names: tuple[str, ...], products: list[PrepackedLinear]) -> None:
+    def __init__(self, encoder: Any, names: tuple[str, ...], products: list[Product]) -> None:
         super().__init__()
         self._encoder, self._names, self._products = encoder, names, products
 
@@ -36,7 +36,7 @@ class TracedEncoder:
 
     def __init__(self, encoder: Any, example: dict[str, Tensor]) -> None:
         self._names = tuple(example)
-        products = [module for module in encoder.modules() if isinstance(module, PrepackedLinear)]
+        products = [module for module in encoder.modules() if isinstance(module, Product)]
         self._weights = [product.packed for product in products]
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of numbers taken for constants; the caller proves that none matters

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.worker.prepack import JoinedLinear, PrepackedLinear, lay_out, prepack
+from launcher.worker.linears import JoinedLinear
+from launcher.worker.prepack import PrepackedLinear, lay_out, prepack
 
 TOKENS, WIDTH = 24, 32
 

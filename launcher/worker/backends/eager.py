@@ -1,8 +1,8 @@
-"""The eager backend: plain transformers and torch, in fp32 or bf16.
+"""The eager backend: plain transformers and torch, in fp32, bf16 or int8.
 
 What is relied on is proved when the model is loaded: items packed into one line, or padded to one width, give what
-each gives alone, and bf16 gives what fp32 gives. Weights are read in fp32 and converted tensor by tensor, so that the
-proof needs no second model in memory. The channel must not enter here.
+each gives alone, and how near bf16 or int8 come to fp32. Weights are read in fp32 and converted
+tensor by tensor, so that the proof needs no second model in memory. The channel must not enter here.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from launcher.worker.layouts import Layout
 from launcher.worker.layouts.packed import NotPackable, PackedLayout
 from launcher.worker.layouts.padded import PaddedLayout
 from launcher.worker.prepack import prepack
+from launcher.worker.quantize import quantize
 from launcher.worker.warmup import warm_up_ids
 
 SAME = 0.01  # relative; fp32 rounding gives about 1e-5, padding that leaks in 0.1 and more
-ACCURATE = 0.999  # lowest cosine between bf16 and fp32 that needs no words
+ACCURATE = 0.999  # lowest cosine with fp32 that needs no words
+USABLE = 0.9  # below, results mean something else
 SEED = 0  # random weights: every instance must have the same ones
 RECORDED_LENGTH = 48  # tokens of the longest item of a recording; what it does for others is proved
 KINDS: dict[Task, Any] = {
@@ -69,7 +71,7 @@ class EagerBackend:
         """
         report("load", 0.0, self._card.asked)
         self._model = _load_model(self._setup).eval()
-        if self._setup.dtype == "fp32":
+        if self._setup.dtype != "bf16":
             _leave_the_file(self._model)
         report("load", 1.0, self._card.asked)
         report("check", 0.0, "items alone")
@@ -86,7 +88,7 @@ class EagerBackend:
         notes += self._convert(items)
         accuracy, coarse = self._accuracy(items, alone)
         notes += coarse
-        shown = "exact" if accuracy is None else f"lowest cosine between bf16 and fp32 {accuracy:.5f}"
+        shown = "exact" if accuracy is None else f"lowest cosine between {self._setup.dtype} and fp32 {accuracy:.5f}"
         report("check", 1.0, f"{'padded' if not_packed else 'packed'}, {shown}")
         threads, version = torch.get_num_threads(), str(torch.__version__)
         return Loaded(version, threads, accuracy, tuple(notes), packed=not_packed is None)
@@ -138,6 +140,8 @@ class EagerBackend:
         """To the dtype asked for, and made fast; what is to be said of that."""
         if self._setup.dtype == "bf16":
             self._model.to(torch.bfloat16)
+        if self._setup.dtype == "int8":
+            self._quantize(items)
         plain = self._run_items(items)
         lengths = mixed_batches(self._card.max_length, PREPACK_TOKENS)[0]
         ids = warm_up_ids(1, sum(lengths), self._card)
@@ -152,13 +156,18 @@ class EagerBackend:
 
         return self.make_fast(lambda: self.run(ids, lengths), proves)
 
+    def _quantize(self, items: Sequence[Ids]) -> None:
+        """Raises ``ModelRefused``."""
+        if reason := quantize(self._model, lambda: self._run_items(items)):
+            raise ModelRefused(f"{self._card.asked} cannot be run in int8: {reason}; use --dtype bf16 or fp32")
+
     def make_fast(self, run: Callable[[], object], proves: Callable[[], bool]) -> tuple[str, ...]:
         """Change how the model is run, not what it gives; what is to be said of that.
 
         ``run`` runs a batch of a middling size; ``proves`` says whether the results are still the same.
         """
         notes: tuple[str, ...] = ()
-        if reason := prepack(self._model, PREPACK_TOKENS, run, proves):
+        if self._setup.dtype != "int8" and (reason := prepack(self._model, PREPACK_TOKENS, run, proves)):
             notes += (f"weights are not prepacked: {reason}",)
         if isinstance(self.layout, PackedLayout):
             _choose_attention(self.layout, run)
@@ -180,21 +189,27 @@ class EagerBackend:
         return reason
 
     def _accuracy(self, items: Sequence[Ids], alone: Values) -> tuple[float | None, list[str]]:
-        """The lowest cosine between results in bf16 and in fp32, None for fp32; what is to be said of it.
+        """The lowest cosine with results in fp32, None for fp32; what is to be said of it.
 
         Raises ``ModelRefused``.
         """
-        if self._setup.dtype == "fp32":
+        dtype = self._setup.dtype
+        if dtype == "fp32":
             return None, []
         found = self._run_items(items)
         accuracy = lowest_cosine(alone, found, items, self._card)
         if not np.isfinite(accuracy):
-            raise ModelRefused(f"{self._card.asked}: results in bf16 are not numbers; use --dtype fp32")
+            raise ModelRefused(f"{self._card.asked}: results in {dtype} are not numbers; use --dtype fp32")
+        if accuracy < USABLE:
+            raise ModelRefused(
+                f"{self._card.asked}: results in {dtype} have a cosine of only {accuracy:.3f} with those in fp32, at "
+                f"least {USABLE} is needed; use --dtype fp32"
+            )
         notes = []
         if accuracy < ACCURATE:
-            notes.append(f"bf16 is coarse for this model: cosine {accuracy:.5f} with fp32; --dtype fp32 is exact")
+            notes.append(f"{dtype} is coarse for this model: cosine {accuracy:.5f} with fp32; --dtype fp32 is exact")
         if self._card.task == "tag" and (changed := other_labels(alone, found)):
-            notes.append(f"bf16 gives {changed} of {len(alone)} tokens of the check texts another label than fp32")
+            notes.append(f"{dtype} gives {changed} of {len(alone)} tokens of the check texts another label than fp32")
         return accuracy, notes
 
     def _run_items(self, items: Sequence[Ids]) -> Values:

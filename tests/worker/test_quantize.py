@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from launcher.core.messages import Setup
+from launcher.core.models import ModelCard
+from launcher.host.models import resolve
+from launcher.options import ModelOptions
+from launcher.worker.backends import ModelRefused
+from launcher.worker.backends.eager import EagerBackend
+from launcher.worker.check import check_items
+from launcher.worker.quantize import QuantizedLinear, quantize
+
+TOKENS, WIDTH, OUTPUTS = 64, 128, 96
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+def states_with_large_channels() -> Tensor:
+    """As an encoder's: a few channels are fifty times as large as the rest."""
+    torch.manual_seed(0)
+    states = torch.randn(TOKENS, WIDTH)
+    states[:, ::40] *= 50
+    return states
+
+
+class Block(nn.Module):
+    """A product, GELU, and a product of what that gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = nn.Linear(WIDTH, OUTPUTS), nn.Linear(OUTPUTS, WIDTH)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.second(nn.functional.gelu(self.first(states)))  # type: ignore[no-any-return]
+
+
+def lowest_cosine_of(first: Tensor, second: Tensor) -> float:
+    return float(torch.cosine_similarity(first, second, dim=1).min())
+
+
+def quantized_block(states: Tensor) -> tuple[Block, Tensor]:
+    """The block in int8, and what it gave before."""
+    model = Block()
+    expected = model(states)
+    assert quantize(model, lambda: model(states)) is None
+    assert isinstance(model.first, QuantizedLinear)
+    assert isinstance(model.second, QuantizedLinear)
+    return model, expected
+
+
+def test_results_stay_near_also_where_a_few_channels_are_large() -> None:
+    states = states_with_large_channels()
+    model, expected = quantized_block(states)
+
+    assert lowest_cosine_of(expected, model(states)) > 0.999
+
+
+def test_large_channels_would_spoil_the_others_without_factors() -> None:
+    states = states_with_large_channels()
+    coarse = (states / states.abs().amax(1, keepdim=True) * 127).round() * states.abs().amax(1, keepdim=True) / 127
+    model, expected = quantized_block(states)
+
+    assert lowest_cosine_of(expected, Block()(coarse)) < lowest_cosine_of(expected, model(states))
+
+
+def test_the_result_of_a_token_does_not_depend_on_its_neighbours() -> None:
+    states = states_with_large_channels()
+    model, _ = quantized_block(states)
+    together = model(states)
+
+    for row in range(0, TOKENS, 7):
+        assert torch.equal(model(states[row : row + 1]), together[row : row + 1])
+
+
+def test_states_that_the_calibration_did_not_see_are_taken() -> None:
+    states = states_with_large_channels()
+    model, _ = quantized_block(states)
+    larger = 3 * states.flip(0)
+
+    assert lowest_cosine_of(Block()(larger), model(larger)) > 0.998
+
+
+def test_rows_of_a_batch_keep_their_shape() -> None:
+    states = states_with_large_channels()
+    model, _ = quantized_block(states)
+
+    assert torch.equal(model(states.view(4, 16, WIDTH)).view(TOKENS, WIDTH), model(states))
+    assert torch.isfinite(model(torch.zeros(1, WIDTH))).all()
+
+
+def test_a_model_without_linear_layers_is_refused() -> None:
+    model = nn.LayerNorm(WIDTH)
+
+    assert quantize(model, lambda: model(torch.randn(3, WIDTH))) == "it has no linear layers"
+
+
+def load(card: ModelCard, dtype: str, **options: bool) -> tuple[EagerBackend, float | None, tuple[str, ...]]:
+    backend = EagerBackend(Setup(card, dtype, "eager", (), **options))  # type: ignore[arg-type]
+    loaded = backend.load(lambda stage, done, detail: None)
+    return backend, loaded.accuracy, loaded.notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_demo_model_in_int8_is_near_fp32_says_how_near_and_depends_on_no_neighbours(pack: bool) -> None:
+    card = resolve(ModelOptions(model="demo"))
+    exact, _, _ = load(card, "fp32", pack=pack)
+    backend, accuracy, notes = load(card, "int8", pack=pack)
+    items = check_items(card)
+
+    alone = np.concatenate([backend.run(item, [len(item)]).values for item in items])
+    expected = np.concatenate([exact.run(item, [len(item)]).values for item in items])
+    together = backend.run(np.concatenate(items), [len(item) for item in items]).values
+    assert accuracy is not None
+    assert accuracy > 0.99
+    assert np.sum(alone * expected, axis=1).min() > 0.99
+    # Attention with a mask rounds in another way, and what stands between two steps may take the other one.
+    assert np.sum(alone * together, axis=1).min() > (0.9999 if pack else 0.999)
+    assert [note for note in notes if note.startswith(f"int8 is coarse for this model: cosine {accuracy:.5f}")]
+    assert not [note for note in notes if note.startswith("not recorded")]
+
+
+def test_results_that_mean_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        QuantizedLinear, "forward", lambda self, states: torch.randn(*states.shape[:-1], len(self._scales))
+    )
+    card = resolve(ModelOptions(model="random:tiny"))
+
+    with pytest.raises(ModelRefused, match="cosine of only"):
+        load(card, "int8")
