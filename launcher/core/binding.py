@@ -24,7 +24,7 @@ RUNTIME_NAMES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
 # oneDNN keeps a compiled kernel for each shape that it has met, 1,024 by default, and torch's layer above it as many.
 # A single text is a line of one of 80 lengths, with four kinds of products: all of these are kept. Where a kernel
-# must be made anew a text takes 1.3 ms longer; they take up to 230 MB in a worker
+# must be made anew a text takes 1.3 ms longer; they take up to 230 MB in the worker of a packed model
 # (docs/decisions/0004-worker-environment.md).
 KERNELS_KEPT = "384"
 KERNELS_KEPT_ABOVE = "16"

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.cost import CostModel, fit, fit_error
+from launcher.core.cost import Coefficients, CostModel, fit, fit_error
 from launcher.core.cost_table import SCHEMA, CostKey, CostTable, differences, merged
 from launcher.core.messages import Ready, Setup
 from launcher.core.models import ModelCard
@@ -157,8 +157,10 @@ class Costs:
         """
         seen: dict[CostKey, list[float]] = {}
         for instance, model in served:
-            if (settled := model.settled) is not None:
-                seen.setdefault(self._subject.key(instance), []).append(settled)
+            key = self._subject.key(instance)
+            used = self._tables.get(key)
+            if used is not None and (settled := model.settled) is not None:
+                seen.setdefault(key, []).append(settled * _ratio(model.coefficients, used))
         for key, drifts in seen.items():
             if (table := self._still_there(key)) is not None:
                 self._write(table.after(round(statistics.median_low(drifts), 4)))
@@ -221,3 +223,11 @@ def cost_info(ready: Ready, model: CostModel) -> dict[str, Any]:
         "drift": round(model.correction, 4),
         "drift_at_start": round(model.drift_at_start, 4),
     }
+
+
+def _ratio(coefficients: Coefficients, table: CostTable) -> float:
+    """What an instance's batches take by its own costs, in parts of those of the table: where several of one size
+    have measured, the table has the shorter time of each batch."""
+    kept = fit(table.measured)
+    ratios = [coefficients.seconds(m[1], m[2]) / kept.seconds(m[1], m[2]) for m in table.measured]
+    return statistics.median(ratios) if ratios else 1.0

@@ -75,7 +75,13 @@ def lowest_cosine(first: Values, second: Values, items: Sequence[Ids], card: Mod
 
     Not token by token: a token that stands between two labels moves by rounding alone, which says nothing of the
     model. A token of a check item that gets quite another label is still seen, since no item has a thousand.
+
+    Where a row is a single score there is no angle: then it is the cosine of two vectors whose distance is as large,
+    in parts of their length, as the largest change is in parts of the largest score.
     """
+    if first.shape[1] == 1:
+        distance = np.max(np.abs(first - second)) / max(float(np.max(np.abs(first))), 1e-12)
+        return float(1 - distance * distance / 2)
     starts = list(accumulate(map(len, items[:-1]), initial=0)) if card.row_per_token else range(len(items))
 
     def products(one: Values, other: Values) -> Values:

@@ -27,9 +27,9 @@ class Product(nn.Module):
         self.packed = packed
 
     @property
-    def weight(self) -> Tensor:
+    def operand(self) -> Tensor:
         """The weight to compute with."""
-        return self.weight_input if operators.recording() else self.packed
+        return self.weight_input if operators.tracing() else self.packed
 
 
 Make = Callable[[Sequence[nn.Linear], Tensor, Tensor | None, str], nn.Module]
@@ -101,8 +101,9 @@ def replace(model: nn.Module, run: Callable[[], object], make: Make) -> list[Pla
                 behind = "gelu" if activation is not None and name == "dense" else "none"
                 new = joined.get(module) or make([module], *_weight_and_bias([module]), behind)
                 places.append(Place(parent, name, module, new))
-        if activation is not None:
-            places.append(activation)
+                if behind == "gelu" and new is not module:
+                    assert activation is not None
+                    places.append(activation)
     put(places, new=True)
     return places
 
@@ -125,8 +126,10 @@ def _weight_and_bias(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | Non
 
 
 def _same_input(model: nn.Module, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """The ``nn.Linear`` modules that are called with the very same tensor, one after the other, and once each."""
-    calls = inputs_of(model, run)
+    """The ``nn.Linear`` modules that are called with the very same tensor, one after the other, and once each. Those
+    with an activation behind them stay alone."""
+    alone = {parent.get_submodule("dense") for parent in model.modules() if _activation_of(parent) is not None}
+    calls = [(linear, states) for linear, states in inputs_of(model, run) if linear not in alone]
     times = Counter(linear for linear, _ in calls)
     groups: list[list[nn.Linear]] = []
     last: Tensor | None = None

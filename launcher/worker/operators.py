@@ -43,9 +43,14 @@ def number_attention(attention: Attention) -> int:
     return number
 
 
+def tracing() -> bool:
+    """Whether what is called now becomes part of a recording."""
+    return torch._C._is_tracing()
+
+
 def recording() -> bool:
     """Whether what is called now becomes part of a recording or of compiled code."""
-    return torch._C._is_tracing() or torch.compiler.is_compiling()
+    return tracing() or torch.compiler.is_compiling()
 
 
 attend: Callable[..., Tensor] = torch.ops.launcher.attend

@@ -25,7 +25,7 @@ class PrepackedLinear(Product):
 
     def forward(self, states: Tensor) -> Tensor:
         """As the ``nn.Linear``, and the activation where there is one."""
-        return self._product(states, self.weight, self.bias)
+        return self._product(states, self.operand, self.bias)
 
 
 def prepack(model: nn.Module, tokens: int, run: Callable[[], object], proves: Callable[[], bool]) -> str | None:

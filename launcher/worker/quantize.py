@@ -21,6 +21,10 @@ from launcher.worker.linears import Product, inputs_of, replace
 
 # GELU's lowest value is -0.16997, and -0.17004 in the form with tanh.
 GELU_LOWEST = -0.1701
+# States of a GELU come this near to it somewhere; others that happen to stay above it do not.
+GELU_NEAR = 0.16
+# What is seen of a channel counts for at least one part in so many of what is seen of the mean one.
+SILENT = 16
 # Of the 256 steps of a byte: the one that stands for zero where states are of both signs, and the most on each side.
 MIDDLE, LARGEST = 128, 127
 STEPS = 255
@@ -39,7 +43,8 @@ class QuantizedLinear(Product):
     """In the place of an ``nn.Linear`` in fp32, of which ``seen`` came in."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, seen: Seen) -> None:
-        factors = torch.sqrt(seen.largest.clamp(min=TINY) / weight.abs().amax(0).clamp(min=TINY)).clamp(min=TINY)
+        self._from_gelu = -GELU_NEAR >= seen.lowest >= GELU_LOWEST
+        factors = torch.sqrt(self._range(seen) / weight.abs().amax(0).clamp(min=TINY)).clamp(min=TINY)
         smooth = weight * factors
         scales = (smooth.abs().amax(1) / LARGEST).clamp(min=1e-12)
         rounded = (smooth / scales.unsqueeze(1)).round().to(torch.int8)
@@ -48,11 +53,19 @@ class QuantizedLinear(Product):
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
         self._activation = activation
         self._bias = torch.zeros(len(weight)) if bias is None else bias.clone()
-        self._from_gelu = seen.lowest >= GELU_LOWEST
         if self._from_gelu:
             self._above = -GELU_LOWEST * self._inverse
             self._bias += GELU_LOWEST * (rounded.float() * scales.unsqueeze(1) * self._inverse).sum(1)
         self._product = operators.quantized_product(0 if self._from_gelu else MIDDLE)
+
+    def _range(self, seen: Seen) -> Tensor:
+        """How much of the steps each channel needs.
+
+        One that was silent over the check texts may speak in others, and must not become the largest of all then.
+        """
+        if self._from_gelu:
+            return seen.largest - GELU_LOWEST
+        return torch.maximum(seen.largest, seen.largest.mean() / SILENT).clamp(min=TINY)
 
     def forward(self, states: Tensor) -> Tensor:
         """As the ``nn.Linear``, and the activation where there is one; fp32 in and out."""
@@ -66,7 +79,7 @@ class QuantizedLinear(Product):
             largest = torch.maximum(even.amax(1, keepdim=True), even.amin(1, keepdim=True).neg())
             scale = largest.clamp(min=TINY) / LARGEST
             even.mul_(scale.reciprocal())
-        result = self._product(_bytes(even), self.weight, self._scales, self._zeros)
+        result = self._product(_bytes(even), self.operand, self._scales, self._zeros)
         result.mul_(scale).add_(self._bias)
         if self._activation == "gelu":
             torch.ops.aten.gelu_(result)

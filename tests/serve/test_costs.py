@@ -75,6 +75,13 @@ def run(folder: Path, *factors: float, batches: int = SETTLED_BATCHES, fresh: bo
     return begun[0]
 
 
+def measured_apart(costs: Costs, plan: InstancePlan, factor: float) -> Ready:
+    """What a worker says that was started before anything was known, and measured ``factor`` times the truth."""
+    message, _ = ready(Costs(SUBJECT, fresh=True, folder=costs._folder / "elsewhere"), plan, took=measured(factor))
+    costs.take(plan, message)
+    return message
+
+
 def tables(folder: Path) -> list[CostTable]:
     return [decode_table(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
 
@@ -204,6 +211,18 @@ def test_a_run_whose_batches_take_longer_at_its_end_is_not_remembered(tmp_path: 
 def test_of_instances_of_the_same_size_a_disturbed_one_does_not_count(tmp_path: Path) -> None:
     run(tmp_path, 0.8, 1.9, 0.82)
     assert tables(tmp_path)[0].runs == pytest.approx((0.82,))
+
+
+def test_what_an_instance_saw_is_remembered_in_parts_of_the_table(tmp_path: Path) -> None:
+    """The first measured while it was disturbed; served, both took what the second measured, which the table has."""
+    costs = Costs(SUBJECT, fresh=False, folder=tmp_path)
+    disturbed, clean = instance(0), instance(1)
+    slow, fast = measured_apart(costs, disturbed, 2.4), measured_apart(costs, clean, 1.0)
+    costs.keep([(disturbed, model_that_saw(slow, 1 / 2.4)), (clean, model_that_saw(fast, 1.0))])
+
+    (table,) = tables(tmp_path)
+    assert table.measured == MEASURED
+    assert table.runs == pytest.approx((1.0,), rel=0.02)
 
 
 @pytest.mark.parametrize(("factor", "runs"), [(0.4, 1), (2.5, 2)])

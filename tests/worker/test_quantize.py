@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from launcher.core.messages import Setup
 from launcher.core.models import ModelCard
@@ -87,6 +88,35 @@ def test_states_that_the_calibration_did_not_see_are_taken() -> None:
     larger = 3 * states.flip(0)
 
     assert lowest_cosine_of(Block()(larger), model(larger)) > 0.998
+
+
+@pytest.mark.parametrize("seen", [0.0, 1e-3])
+def test_a_channel_that_was_silent_over_the_check_texts_may_speak_later(seen: float) -> None:
+    states = torch.randn(TOKENS, WIDTH)
+    quiet = states.clone()
+    quiet[:, 3] *= seen
+    model = Block()
+    assert quantize(model, lambda: model(quiet)) is None
+
+    assert lowest_cosine_of(Block()(states), model(states)) > 0.999
+
+
+def test_the_activation_of_a_block_is_kept_where_its_product_shares_its_input() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.block = nn.Linear(WIDTH, OUTPUTS), nn.Module()
+            self.block.dense, self.block.intermediate_act_fn = nn.Linear(WIDTH, OUTPUTS), ACT2FN["gelu"]
+
+        def forward(self, states: Tensor) -> Tensor:
+            return self.before(states) + self.block.intermediate_act_fn(self.block.dense(states))  # type: ignore[no-any-return]
+
+    states = torch.randn(TOKENS, WIDTH)
+    model = Gated()
+    expected = model(states)
+    assert quantize(model, lambda: model(states)) is None
+
+    assert lowest_cosine_of(expected, model(states)) > 0.999
 
 
 def test_rows_of_a_batch_keep_their_shape() -> None:

@@ -23,6 +23,11 @@ class CompiledBackend(EagerBackend):
 
     def make_fast(self, run: Callable[[], object], proves: Callable[[], bool]) -> tuple[str, ...]:
         """See ``EagerBackend.make_fast``."""
+        if self._setup.dtype == "int8":
+            return (
+                "not compiled: int8 products are oneDNN's, run as by the eager backend",
+                *super().make_fast(run, proves),
+            )
         try:
             self.layout.wrap(_compiled)
             run()

@@ -158,7 +158,12 @@ class EagerBackend:
 
     def _quantize(self, items: Sequence[Ids]) -> None:
         """Raises ``ModelRefused``."""
-        if reason := quantize(self._model, lambda: self._run_items(items)):
+        try:
+            reason = quantize(self._model, lambda: self._run_items(items))
+            self._run_items(items)
+        except (RuntimeError, AttributeError) as error:  # code of the model that looks at what a Linear has
+            reason = f"its code does not take int8 products ({type(error).__name__})"
+        if reason:
             raise ModelRefused(f"{self._card.asked} cannot be run in int8: {reason}; use --dtype bf16 or fp32")
 
     def make_fast(self, run: Callable[[], object], proves: Callable[[], bool]) -> tuple[str, ...]:
