@@ -175,7 +175,8 @@ class EagerBackend:
         if self._setup.dtype != "int8" and (reason := prepack(self._model, PREPACK_TOKENS, run, proves)):
             notes += (f"weights are not prepacked: {reason}",)
         if isinstance(self.layout, PackedLayout):
-            _choose_attention(self.layout, run)
+            if self._setup.dtype == "bf16":  # otherwise it is in fp32 already
+                _choose_attention(self.layout, run)
             if reason := self._trace(self.layout, proves):
                 notes += (f"not recorded, Python runs each layer: {reason}",)
         return notes
