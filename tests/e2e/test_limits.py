@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -31,7 +32,7 @@ LOAD_SECONDS = 4.0
 CLIENTS = 16
 # A quota of whole cpus that are all busy is used up just when the kernel's timer renews it, and that may be late,
 # above all where a hypervisor takes cpus away: in loads of 4 s 0 to 8 of 43 periods were seen, 0 to 13 ms in all.
-# With the front on a cpu beside the quota it is two periods of three, and 110 ms.
+# A program of the group that is busy on a cpu beside the quota has nearly every period cut short, by half of it.
 LATE_TIMER = 0.3
 LATE_SECONDS = 0.01 * LOAD_SECONDS
 MEBIBYTE = 1 << 20
@@ -95,7 +96,20 @@ def masks(server: Running) -> set[tuple[int, ...]]:
     return found
 
 
-def stops(group: Group, server: Running, busy: float) -> tuple[float, float]:
+@contextlib.contextmanager
+def spinning(group: Group, *cpus: int) -> Iterator[None]:
+    """A program of the group that uses all it gets of those cpus."""
+    command = [*group.prefix(), "taskset", "-c", ",".join(map(str, cpus)), sys.executable, "-S", "-c"]
+    with subprocess.Popen([*command, "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+            yield
+        finally:
+            process.kill()
+
+
+def stops(group: Group, server: Running, busy: float = 0.0) -> tuple[float, float]:
     """Share of periods in which the kernel stopped the group under load, and the seconds of that.
 
     Skips where the server did not get ``busy`` cpus, which it needs to come near its quota.
@@ -132,12 +146,11 @@ def test_under_a_quota_of_one_cpu_front_and_worker_share_it_and_are_not_stopped(
         share, seconds = stops(group, server, busy=0.85)
         assert share <= LATE_TIMER
         assert seconds <= LATE_SECONDS
-        # The same server with its front on a cpu beside the quota: what the binding is for, and that it is seen.
-        for task in Path(f"/proc/{server.process.pid}/task").iterdir():
-            os.sched_setaffinity(int(task.name), set(CPUS) - set(cpus))
-        share_beside, seconds_beside = stops(group, server, busy=0.85)
-        assert share_beside > max(LATE_TIMER, 2 * share)
-        assert seconds_beside > max(LATE_SECONDS, 3 * seconds)
+        # The same server with something busy on a cpu beside the quota: that being stopped is seen where it happens.
+        with spinning(group, *set(CPUS) - set(cpus)):
+            share_beside, seconds_beside = stops(group, server)
+        assert share_beside > LATE_TIMER
+        assert seconds_beside > LATE_SECONDS
 
 
 @two_cpus

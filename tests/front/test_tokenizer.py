@@ -79,7 +79,7 @@ async def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenized(t
     start = time.perf_counter()
     with pytest.raises(RequestError, match="has 15000000 characters"):
         await tokenizer.texts([text], truncate=True)
-    assert time.perf_counter() - start < 0.1
+    assert time.perf_counter() - start < 1  # tokenizing it takes several seconds
 
 
 async def test_odd_characters_are_texts_too(tokenizer: FrontTokenizer) -> None:
