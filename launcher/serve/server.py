@@ -7,6 +7,7 @@ signal ends all at once. Signal handlers only record; a task reacts.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -195,6 +196,9 @@ class Server:
     async def run(self) -> None:
         """Serve until a signal, or until no instance is left."""
         self._finished = anyio.Event()
+        # What is there now stays for good. Walking all of it took the collector 20 to 25 ms, in the middle of requests.
+        gc.collect()
+        gc.freeze()
         self._say_start()
         async with anyio.create_task_group() as group:
             self._group = group
