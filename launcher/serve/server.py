@@ -196,7 +196,7 @@ class Server:
     async def run(self) -> None:
         """Serve until a signal, or until no instance is left."""
         self._finished = anyio.Event()
-        # What is there now stays for good. Walking all of it took the collector 20 to 25 ms, in the middle of requests.
+        # What is there now stays for good. Walking it took the collector 20 to 25 ms, in the middle of requests.
         gc.collect()
         gc.freeze()
         self._say_start()
