@@ -1,10 +1,8 @@
 """Texts to token ids, with the limits that keep one request from hurting the others.
 
 Tokenizing happens in the front because routing needs true lengths. It is done by the Rust tokenizer alone, without
-transformers. Small inputs are tokenized where they are, large ones in a thread: the thread costs about 0.1 ms, and
-the event loop must not be held longer than a few milliseconds. Only ``encode_batch_fast`` is called, also for one
-text: it lets go of the interpreter lock, which ``encode`` does not, and leaves out the offsets, which only taggers
-need: for them it is ``encode_batch``.
+transformers (``encoder``). Small inputs are tokenized where they are, large ones in a thread: the thread costs about
+0.1 ms, and the event loop must not be held longer than a few milliseconds.
 """
 
 from __future__ import annotations
@@ -16,15 +14,15 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from launcher.core.models import ModelCard
-from launcher.errors import RequestError, UsageError
+from launcher.errors import RequestError
+from launcher.front.encoder import Encoder
 
 # About 2 ms of work: 0.27 µs a character were measured for English text with a WordPiece vocabulary.
 INLINE_CHARACTERS = 8_000
@@ -70,12 +68,12 @@ class FrontTokenizer:
     def __init__(self, card: ModelCard, *, text_characters: int) -> None:
         # The tokenizer's own threads would run on the cores of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._tokenizer = _load(card)
         self._with_spans = card.task == "tag"
+        self._encoder = Encoder(card, offsets=self._with_spans)
         self._max_length = card.max_length
         self._vocab_size = card.vocab_size
         self._text_characters = text_characters
-        (added,) = self._tokenizer.encode_batch_fast(["a"])
+        (added,) = self._encoder.encode(["a"])
         self._closing_tokens = _closing_tokens(added)
         self.special_ids = frozenset(
             id for id, special in zip(added.ids, added.special_tokens_mask, strict=True) if special
@@ -173,9 +171,7 @@ class FrontTokenizer:
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
-            if self._with_spans:
-                return self._tokenizer.encode_batch(texts)
-            return self._tokenizer.encode_batch_fast(texts)
+            return self._encoder.encode(texts)
         except Exception as error:  # the Rust side raises plain Exception for text that its model cannot take
             raise RequestError(
                 f"the model's tokenizer cannot take this text: {error}", code="untokenizable"
@@ -264,16 +260,3 @@ def _closing_tokens(encoding: Encoding) -> int:
     """How many special tokens stand after a text, of which this is an encoding."""
     added = encoding.special_tokens_mask
     return len(added) - 1 - max((place for place, special in enumerate(added) if not special), default=len(added) - 1)
-
-
-def _load(card: ModelCard) -> Tokenizer:
-    path = Path(card.tokenizer_path)
-    if not path.is_file():
-        raise UsageError(f"the model {card.asked!r} has no tokenizer.json (looked for {path})")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises plain Exception for a file that it cannot read
-        raise UsageError(f"the tokenizer of {card.asked!r} cannot be read: {path}: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
