@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from launcher.front.http.exchange import COUNTED_BYTES, BodyTooLarge, ClientGone, Intake, Overfull, while_connected
+from launcher.front.http.exchange import COUNTED_BYTES, BodyTooLarge, Intake, Overfull
+from launcher.front.http.presence import ClientGone
 
 pytestmark = pytest.mark.anyio
 
@@ -99,41 +100,6 @@ async def test_a_reader_that_is_cancelled_leaves_nothing_inside() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert intake.inside == 0
-
-
-async def test_the_wait_ends_with_the_result_and_leaves_no_task() -> None:
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    before = asyncio.all_tasks()
-    task = asyncio.ensure_future(while_connected(future, receiver()))
-    await asyncio.sleep(0)
-    future.set_result(5)
-    assert await task == 5
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() == before
-
-
-async def test_the_wait_ends_when_the_client_leaves() -> None:
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    with pytest.raises(ClientGone):
-        await while_connected(future, receiver(part(b"", more=False), GONE))
-    assert future.cancelled()
-
-
-async def test_a_wait_that_is_cancelled_by_the_server_is_not_taken_for_a_client_that_left() -> None:
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    task = asyncio.ensure_future(while_connected(future, receiver()))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert future.cancelled()
-
-
-async def test_a_failure_of_the_future_is_raised() -> None:
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    future.set_exception(ValueError("no"))
-    with pytest.raises(ValueError, match="no"):
-        await while_connected(future, receiver())
 
 
 @pytest.mark.parametrize("size", [10, COUNTED_BYTES + 1])

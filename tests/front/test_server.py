@@ -165,6 +165,38 @@ async def test_a_client_that_leaves_takes_its_request_with_it(start: Any, until:
     assert reader is not None
 
 
+async def test_a_client_with_a_large_body_that_leaves_takes_its_request_with_it(start: Any, until: Any) -> None:
+    running = start()
+    worker = await running.front.ready()
+    _, writer = await running.connect()
+    whole = request(b'{"input": "w1"%b}' % (b" " * 200_000))
+    for piece in (whole[:1_000], whole[1_000:]):  # uvicorn stops reading when more than 65,536 bytes come at once
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+    await worker.expect(Run)
+    assert running.front.dispatcher.in_flight == 1
+    writer.close()
+    await until(lambda: running.front.dispatcher.in_flight == 0)
+
+
+async def test_a_client_that_leaves_before_its_pipelined_requests_are_served_is_no_failure(
+    start: Any, until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = start()
+    worker = await running.front.ready()
+    _, writer = await running.connect()
+    writer.write(request(GOOD) * 3)
+    run, body = await worker.expect(Run)
+    writer.close()
+    await until(lambda: not running.server._server.server_state.connections)
+    await worker.answer(run, body)
+    await until(lambda: running.front.dispatcher.in_flight == 0)
+    await asyncio.sleep(0.05)
+    assert running.front.dispatcher.in_flight == 0
+    assert caplog.records == []
+
+
 LONG = b'{"truncate": true, "input": ["%b"]}' % b'", "'.join([b"w1 " * 1_200] * 2_000)
 
 

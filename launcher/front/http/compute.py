@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -23,23 +22,16 @@ from launcher.errors import RequestError
 from launcher.front.dispatcher import Dispatcher, Vectors
 from launcher.front.http.bodies import BodyDecoder, as_lists
 from launcher.front.http.errors import error_body, error_headers, internal_error_body
-from launcher.front.http.exchange import (
-    ClientGone,
-    Headers,
-    Intake,
-    Unread,
-    closing,
-    in_time,
-    reply_and_close,
-    while_connected,
-)
+from launcher.front.http.exchange import Headers, Intake, Unread, closing, in_time, reply_and_close
 from launcher.front.http.large import INLINE_BYTES, LargeBodyDecoder
+from launcher.front.http.presence import ClientGone, Presence, presence_of
 from launcher.front.http.terms import terms_of
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 
 Body = TypeVar("Body", bound=Struct)
+Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 # What nginx logs for a client that left before its answer; nothing is sent, only counted.
@@ -133,12 +125,13 @@ class ComputeRoute(Generic[Body]):
     async def _answer(self, scope: Scope, receive: Receive, arrived: float) -> tuple[bytes, Headers]:
         raw = await self._intake.read(scope, receive)
         try:
+            presence = presence_of(scope)
             terms = terms_of(scope["headers"])
             self._metrics.asked(terms.priority)
             if terms.deadline is None:
-                return await self._compute(raw, receive, terms.priority, None)
+                return await self._compute(raw, presence, terms.priority, None)
             try:
-                return await self._compute(raw, receive, terms.priority, arrived + terms.deadline)
+                return await self._compute(raw, presence, terms.priority, arrived + terms.deadline)
             except RequestError as error:
                 if error.status == DEADLINE_STATUS:
                     self._metrics.missed(terms.priority, error.code)
@@ -147,20 +140,20 @@ class ComputeRoute(Generic[Body]):
             self._intake.release(raw)
 
     async def _compute(
-        self, raw: bytes, receive: Receive, priority: Priority, deadline: float | None
+        self, raw: bytes, presence: Presence, priority: Priority, deadline: float | None
     ) -> tuple[bytes, Headers]:
         clock = time.perf_counter
         started = clock()
-        body, ignored = await self._read(raw, receive, priority)
+        body, ignored = await self._read(raw, presence, priority)
         self.check(body)
         parsed = clock()
-        tokenized = await self._tokenize(body, receive, priority, deadline)
+        tokenized = await self._tokenize(body, presence, priority, deadline)
         done = clock()
         self._parse_seconds(parsed - started)
         self._tokenize_seconds(done - parsed)
 
         future = self._dispatcher.enqueue(tokenized.items, priority=priority, deadline=deadline)
-        outcome = await while_connected(future, receive)
+        outcome = await presence.wait(future)
 
         started = clock()
         self._queue_seconds(outcome.queue_seconds)
@@ -170,36 +163,37 @@ class ComputeRoute(Generic[Body]):
         self._reply_seconds(clock() - started)
         return payload, _notes(tokenized, ignored) if ignored or tokenized.truncated else ()
 
-    async def _read(self, raw: bytes, receive: Receive, priority: Priority) -> tuple[Body, Sequence[str]]:
+    async def _read(self, raw: bytes, presence: Presence, priority: Priority) -> tuple[Body, Sequence[str]]:
         if len(raw) <= INLINE_BYTES:
             return self._decoder.decode(raw)
         self._dispatcher.check_admission(1, ahead=self._tokenizer.pending, priority=priority)
-        async with self._turn(priority):
-            return await while_connected(self._tokenizer.in_thread(1, self._large.decode, raw), receive)
 
-    def _turn(self, priority: Priority) -> AbstractAsyncContextManager[object]:
+        async def decode() -> tuple[Body, Sequence[str]]:
+            return await presence.wait(self._tokenizer.in_thread(1, self._large.decode, raw))
+
+        return await (self._in_turn(decode) if priority == "bulk" else decode())
+
+    async def _in_turn(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Bulk has a thread one request at a time, so that one is left for interactive requests."""
-        return self._bulk_turn if priority == "bulk" else nullcontext()
+        async with self._bulk_turn:
+            return await work()
 
-    async def _tokenize(self, body: Body, receive: Receive, priority: Priority, deadline: float | None) -> Tokenized:
+    async def _tokenize(
+        self, body: Body, presence: Presence, priority: Priority, deadline: float | None
+    ) -> Tokenized:
         value, truncate = self.inputs(body)
         texts, ids = as_lists(value, self.field, self._options.request_items)
         # Asked before the work is done, not only when it is done for nothing.
         count = len(texts or ids or ())
         self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
 
-        async def wait(future: asyncio.Future[Tokenized]) -> Tokenized:
-            return await while_connected(future, receive)
+        def tokenize() -> Awaitable[Tokenized]:
+            if texts is not None:
+                return self._tokenizer.texts(texts, truncate=truncate, field=self.field, wait=presence.wait)
+            return self._tokenizer.ids(ids or (), truncate=truncate, field=self.field, wait=presence.wait)
 
-        async def tokenize() -> Tokenized:
-            async with self._turn(priority):
-                if texts is not None:
-                    return await self._tokenizer.texts(texts, truncate=truncate, field=self.field, wait=wait)
-                return await self._tokenizer.ids(ids or (), truncate=truncate, field=self.field, wait=wait)
-
-        if deadline is None:
-            return await tokenize()
-        return await in_time(tokenize(), deadline - self._dispatcher.now())
+        tokenized = self._in_turn(tokenize) if priority == "bulk" else tokenize()
+        return await (tokenized if deadline is None else in_time(tokenized, deadline - self._dispatcher.now()))
 
     async def _write(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
         """The whole reply."""

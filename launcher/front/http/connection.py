@@ -11,9 +11,11 @@ import http
 from typing import Any, cast
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from launcher.front.http.errors import error_body
+from launcher.front.http.presence import EXTENSION, Presence
 
 # Of request line and headers, in bytes; what comes with their first packet is not counted.
 HEAD_BYTES = 64 * 1024
@@ -68,6 +70,7 @@ class JoinedWrites:
 class BoundedProtocol(HttpToolsProtocol):
     """One connection, with a bound on its heads and on its patience."""
 
+    _running: RequestResponseCycle | None = None  # the last one that was begun
     _in_head = False
     _head_bytes = 0
     _owed_since: float | None = None
@@ -78,6 +81,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         super().connection_made(cast(asyncio.Transport, JoinedWrites(cast(asyncio.Transport, transport), self.loop)))
+        self._presence = Presence()
+        self._extensions: dict[str, Any] = {EXTENSION: self._presence}
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        super().connection_lost(exc)
+        # uvicorn tells the newest request only, which may be one that waits for those before it.
+        if self._running is not None:
+            self._running.disconnected = True
+        self._presence.leave()
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -117,10 +130,15 @@ class BoundedProtocol(HttpToolsProtocol):
                 lines.append(b"%b: %b" % (name, _without_offer(value) if name == b"connection" else value))
         return b"\r\n".join([*lines, b"", b""])
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_message_begin(self) -> None:
         """Called by the parser."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+        self.scope["extensions"] = self._extensions
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
@@ -132,8 +150,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
+        if self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()  # after a large body: so that it is seen when the client leaves
 
     def send_400_response(self, msg: str) -> None:
         """For what is no HTTP; in the shape of every other error."""

@@ -1,4 +1,4 @@
-"""One exchange with one client: its body read within limits, the wait that ends when it leaves, the reply.
+"""One exchange with one client: its body read within limits, the reply.
 
 Written on ASGI itself rather than on Starlette's request and response: this is the path of every request, and what
 they would add (about 40 µs) is not needed here. What the bodies mean must not enter.
@@ -14,6 +14,7 @@ from typing import TypeVar
 from starlette.types import Message, Receive, Scope, Send
 
 from launcher.errors import RequestError
+from launcher.front.http.presence import ClientGone
 
 Headers = Sequence[tuple[bytes, bytes]]
 Result = TypeVar("Result")
@@ -26,10 +27,6 @@ LINGER_BYTES = 64 * 1024 * 1024
 LINGER_SECONDS = 5.0
 # uvicorn and the system hold so much of a reply anyway.
 COUNTED_BYTES = 64 * 1024
-
-
-class ClientGone(Exception):
-    """The client has closed its connection; nobody waits for an answer."""
 
 
 class Unread(RequestError):
@@ -145,20 +142,6 @@ def _too_large(found: str, limit: int) -> BodyTooLarge:
     return BodyTooLarge(message, status=413, code="body_too_large")
 
 
-async def while_connected(future: asyncio.Future[Result], receive: Receive) -> Result:
-    """What ``future`` gives. When the client leaves first, it is cancelled and ``ClientGone`` raised."""
-    watch = asyncio.ensure_future(_until_gone(receive))
-    watch.add_done_callback(lambda _: future.cancel())
-    try:
-        return await future
-    except asyncio.CancelledError:
-        if watch.done() and not watch.cancelled():
-            raise ClientGone from None
-        raise
-    finally:
-        watch.cancel()
-
-
 async def in_time(work: Awaitable[Result], seconds: float) -> Result:
     """What ``work`` gives, if it does within so many seconds; else it is cancelled. Raises ``RequestError``."""
     try:
@@ -169,11 +152,6 @@ async def in_time(work: Awaitable[Result], seconds: float) -> Result:
             status=504,
             code="deadline_exceeded",
         ) from None
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def reply(send: Send, status: int, body: bytes, headers: Headers = ()) -> None:

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import orjson
-from starlette.types import Receive
 
 from launcher.core.entities import OUTSIDE, join
 from launcher.core.events import Priority
@@ -21,6 +20,7 @@ from launcher.front.http.bodies import Tagged, TagRequest
 from launcher.front.http.compute import ComputeRoute, Services
 from launcher.front.http.exchange import Intake
 from launcher.front.http.openai import usage
+from launcher.front.http.presence import Presence
 from launcher.front.tokenizer import Tokenized
 
 _encode = msgspec.json.Encoder().encode
@@ -64,9 +64,9 @@ class TagRoute(ComputeRoute[TagRequest]):
         return body.inputs, body.truncate
 
     async def _tokenize(
-        self, body: TagRequest, receive: Receive, priority: Priority, deadline: float | None
+        self, body: TagRequest, presence: Presence, priority: Priority, deadline: float | None
     ) -> Tokenized:
-        tokenized = await super()._tokenize(body, receive, priority, deadline)
+        tokenized = await super()._tokenize(body, presence, priority, deadline)
         most = RESULT_BYTES // (FLOAT32_BYTES * self._card.result_width)
         if tokenized.tokens > most:
             raise RequestError(
