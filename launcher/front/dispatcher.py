@@ -267,7 +267,8 @@ class Dispatcher:
         results = np.empty((rows, self._width), dtype=np.float32)
         self._requests[request_id] = _Request(items, results, places, future, self._clock())
         future.add_done_callback(lambda done: self._take_back(request_id, done))
-        self.lengths.update(lengths)
+        for length in lengths:
+            self.lengths[length] += 1
         try:
             self._feed(Arrived(request_id, lengths, priority, deadline))
         except BaseException:
