@@ -22,7 +22,8 @@ from launcher.options import DEFAULT_MODEL, DEFAULT_PORT, ModelOptions
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 app = typer.Typer(
-    help="Measure: load over HTTP, the workers alone, or a plain script on the same texts.", no_args_is_help=True
+    help="Measure: load over HTTP, the workers alone, a plain script, or a server that does nothing.",
+    no_args_is_help=True,
 )
 
 Count = Annotated[int, typer.Option("--count", "-n", help="Number of texts.", min=1)]
@@ -157,3 +158,17 @@ def plain(
         **run_plain(resolve(ModelOptions(model=model)), mix, batch),
     }
     (show_json if json else show)(figures)
+
+
+@app.command()
+def floor(
+    port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 8090,
+    width: Annotated[int, typer.Option(help="Values of a vector.", min=1)] = 384,
+    worker_cpu: Annotated[
+        int | None, typer.Option(help="Ask a second process on this cpu before each reply, as a worker is.", min=0)
+    ] = None,
+) -> None:
+    """Serve a fixed reply until it is ended: what any server costs here at least, for bench load to measure."""
+    from launcher.bench.floor import FloorOptions, run_floor
+
+    run_floor(FloorOptions(port, width, worker_cpu))

@@ -1,0 +1,161 @@
+"""What any server costs here at least: a fixed reply over HTTP, on request with the way to a worker process and back.
+
+The yardstick for the front: what the generator, the sockets and the waking of processes take is in its latencies as
+it is in these. It reads requests and looks at nothing in them; a worker of its takes as many bytes as the ids of the
+mean text have, and gives the bytes of a vector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import socket
+from collections import deque
+from dataclasses import dataclass
+from typing import cast
+
+import anyio
+import httptools
+import orjson
+
+from launcher.errors import LauncherError, UsageError
+
+ASKED_BYTES = 200
+RECEIVE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FloorOptions:
+    """The port on 127.0.0.1 (0 is any), the values of a vector, and the cpu of the worker; None is no worker."""
+
+    port: int
+    width: int
+    worker_cpu: int | None
+
+
+def run_floor(options: FloorOptions) -> None:
+    """Serve until the process is ended.
+
+    Raises ``UsageError`` for a port or a cpu that cannot be used, ``LauncherError`` when the worker ends.
+    """
+    try:
+        listener = socket.create_server(("127.0.0.1", options.port))
+    except OSError as error:
+        raise UsageError(
+            f"--port {options.port}: it cannot be bound on 127.0.0.1 ({error.strerror}); give one that is free"
+        ) from error
+    with listener:
+        worker = _start_worker(options) if options.worker_cpu is not None else None
+        anyio.run(_serve, listener, worker, options.width, backend_options={"use_uvloop": True})
+
+
+def _start_worker(options: FloorOptions) -> socket.socket:
+    """The socket to a process that is bound to its cpu, and ends with the socket."""
+    assert options.worker_cpu is not None
+    own = os.sched_getaffinity(0)
+    ours, theirs = socket.socketpair()
+    try:
+        os.sched_setaffinity(0, {options.worker_cpu})  # before the fork, so that it fails here
+    except OSError as error:
+        raise UsageError(
+            f"--worker-cpu {options.worker_cpu}: nothing may run there ({error.strerror}); "
+            "give a cpu that is online and in the cpuset"
+        ) from error
+    try:
+        fork = multiprocessing.get_context("fork")
+        fork.Process(target=_work, args=(theirs, ours, options.width), daemon=True).start()
+    finally:
+        os.sched_setaffinity(0, own)
+    theirs.close()
+    ours.setblocking(False)
+    return ours
+
+
+def _work(channel: socket.socket, front: socket.socket, width: int) -> None:
+    front.close()  # or the end of the front would not be seen
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both, and ends the front
+    vector, waiting = bytes(4 * width), 0
+    while received := len(channel.recv(RECEIVE_BYTES)):
+        waiting += received
+        while waiting >= ASKED_BYTES:
+            waiting -= ASKED_BYTES
+            channel.sendall(vector)
+
+
+async def _serve(listener: socket.socket, worker: socket.socket | None, width: int) -> None:
+    loop = asyncio.get_running_loop()
+    replies = _Replies(width)
+    hop = None
+    if worker is not None:
+        _, hop = await loop.create_unix_connection(lambda: _Hop(replies.embedding, 4 * width), sock=worker)
+    await loop.create_server(lambda: _Connection(replies, hop), sock=listener)
+    await (hop.lost if hop is not None else loop.create_future())
+    raise LauncherError("the worker process has ended, nothing can be answered any more")
+
+
+class _Replies:
+    """Whole replies, head and body."""
+
+    def __init__(self, width: int) -> None:
+        entry = {"object": "embedding", "index": 0, "embedding": [0.012345678] * width}
+        usage = {"prompt_tokens": 0, "total_tokens": 0}
+        self.embedding = _reply({"object": "list", "data": [entry], "model": "floor", "usage": usage})
+        self.models = _reply({"object": "list", "data": [{"id": "floor", "object": "model"}]})
+
+
+def _reply(content: object) -> bytes:
+    body = orjson.dumps(content)
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+class _Hop(asyncio.Protocol):
+    """The channel to the worker: who asked first is answered first."""
+
+    def __init__(self, reply: bytes, vector_bytes: int) -> None:
+        self._reply, self._vector_bytes = reply, vector_bytes
+        self._received = 0
+        self._waiting: deque[asyncio.WriteTransport] = deque()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(None)
+
+    def ask(self, client: asyncio.WriteTransport) -> None:
+        self._waiting.append(client)
+        self._transport.write(bytes(ASKED_BYTES))
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        while self._received >= self._vector_bytes:
+            self._received -= self._vector_bytes
+            client = self._waiting.popleft()
+            if not client.is_closing():
+                client.write(self._reply)
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, replies: _Replies, hop: _Hop | None) -> None:
+        self._replies, self._hop = replies, hop
+        self._parser = httptools.HttpRequestParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._transport.close()
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_method() == b"GET":
+            self._transport.write(self._replies.models)
+        elif self._hop is not None:
+            self._hop.ask(self._transport)
+        else:
+            self._transport.write(self._replies.embedding)
