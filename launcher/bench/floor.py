@@ -1,13 +1,14 @@
 """What any server costs here at least: a fixed reply over HTTP, on request with the way to a worker process and back.
 
 The yardstick for the front: what the generator, the sockets and the waking of processes take is in its latencies as
-it is in these. It reads requests and looks at nothing in them; a worker of its takes as many bytes as the ids of the
-mean text have, and gives the bytes of a vector.
+it is in these. It looks at nothing in a request but the method; its worker takes about as many bytes as the ids of
+the mean text have, and gives those of a vector.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -28,7 +29,7 @@ RECEIVE_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class FloorOptions:
-    """The port on 127.0.0.1 (0 is any), the values of a vector, and the cpu of the worker; None is no worker."""
+    """The port on 127.0.0.1, the values of a vector, and the cpu of the worker; None is no worker."""
 
     port: int
     width: int
@@ -40,15 +41,14 @@ def run_floor(options: FloorOptions) -> None:
 
     Raises ``UsageError`` for a port or a cpu that cannot be used, ``LauncherError`` when the worker ends.
     """
+    worker = _start_worker(options) if options.worker_cpu is not None else None
     try:
         listener = socket.create_server(("127.0.0.1", options.port))
     except OSError as error:
         raise UsageError(
             f"--port {options.port}: it cannot be bound on 127.0.0.1 ({error.strerror}); give one that is free"
         ) from error
-    with listener:
-        worker = _start_worker(options) if options.worker_cpu is not None else None
-        anyio.run(_serve, listener, worker, options.width, backend_options={"use_uvloop": True})
+    anyio.run(_serve, listener, worker, options.width, backend_options={"use_uvloop": True})
 
 
 def _start_worker(options: FloorOptions) -> socket.socket:
@@ -77,11 +77,12 @@ def _work(channel: socket.socket, front: socket.socket, width: int) -> None:
     front.close()  # or the end of the front would not be seen
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both, and ends the front
     vector, waiting = bytes(4 * width), 0
-    while received := len(channel.recv(RECEIVE_BYTES)):
-        waiting += received
-        while waiting >= ASKED_BYTES:
-            waiting -= ASKED_BYTES
-            channel.sendall(vector)
+    with contextlib.suppress(ConnectionError):
+        while received := len(channel.recv(RECEIVE_BYTES)):
+            waiting += received
+            while waiting >= ASKED_BYTES:
+                waiting -= ASKED_BYTES
+                channel.sendall(vector)
 
 
 async def _serve(listener: socket.socket, worker: socket.socket | None, width: int) -> None:

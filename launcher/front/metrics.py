@@ -1,7 +1,7 @@
 """What the front counts and times, in the Prometheus format, under names that start with ``launcher_``.
 
 Separate so that names, labels and buckets have one home. What requests and batches add to is bound once
-(``tallies``); what is only read when somebody asks is a gauge with a function. Deciding anything from these numbers
+(``tallies``); gauges are the library's. Deciding anything from these numbers
 must not enter here.
 """
 

@@ -57,7 +57,12 @@ class Tallies(Collector):
 
     def of(self, *values: str) -> Tally:
         """The tally for these values of the labels, in the order of the labels."""
+        _check(values, self._labels)
         return self._children.setdefault(values, Tally())
+
+    def describe(self) -> Iterable[Metric]:
+        """Called by the registry, so that no name is used twice."""
+        return [CounterMetricFamily(self._name, self._description, labels=self._labels)]
 
     def collect(self) -> Iterable[Metric]:
         """Called by the registry."""
@@ -85,7 +90,12 @@ class Spreads(Collector):
 
     def of(self, *values: str) -> Spread:
         """The spread for these values of the labels, in the order of the labels."""
+        _check(values, self._labels)
         return self._children.setdefault(values, Spread(self._bounds))
+
+    def describe(self) -> Iterable[Metric]:
+        """Called by the registry, so that no name is used twice."""
+        return [HistogramMetricFamily(self._name, self._description, labels=self._labels)]
 
     def collect(self) -> Iterable[Metric]:
         """Called by the registry."""
@@ -94,3 +104,8 @@ class Spreads(Collector):
         for values, spread in self._children.items():
             family.add_metric(values, list(zip(names, accumulate(spread.counts), strict=True)), spread.sum)
         return [family]
+
+
+def _check(values: Sequence[str], labels: Sequence[str]) -> None:
+    if len(values) != len(labels):
+        raise ValueError(f"{values} for the labels {labels}")

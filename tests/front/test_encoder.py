@@ -114,10 +114,23 @@ def test_other_tokenizers_take_the_whole_way(
         assert encoder.encode([text])[0].ids == plain.encode(text).ids
 
 
+@pytest.mark.parametrize("added", [AddedToken("Café"), AddedToken("two\nlines")])
+def test_added_tokens_that_the_normalizer_changes_are_found(
+    card: ModelCard, tmp_path: Path, added: AddedToken
+) -> None:
+    folder = made(tmp_path / "added", BertNormalizer(), added)
+    encoder = Encoder(card_in(card, folder), offsets=False)
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = "the cafe with two lines"
+    assert encoder.encode([text])[0].ids == plain.encode(text).ids
+    assert plain.token_to_id(added.content) in plain.encode(text).ids
+
+
 def test_which_texts_take_the_shorter_way(card: ModelCard, tmp_path: Path) -> None:
     encoder = Encoder(card_in(card, made(tmp_path / "bert", BertNormalizer(), AddedToken("<extra>"))), offsets=False)
     assert encoder._plain("The Thing, 3 times!") == "the thing, 3 times!"
-    for text in ("café", "two\nlines", "a\x00b", "the [mask]", "an <EXTRA>"):
+    assert encoder._plain("a" * 32_000) is not None
+    for text in ("a" * 32_001, "café", "two\nlines", "a\x00b", "the [mask]", "an <EXTRA>"):
         assert encoder._plain(text) is None
 
 

@@ -67,17 +67,25 @@ async def test_a_wait_that_is_cancelled_by_the_server_is_not_taken_for_a_client_
     assert future.cancelled()
 
 
-async def test_a_failure_of_the_future_is_raised_and_the_next_wait_is_its_own(presence: Presence) -> None:
+async def test_a_failure_of_the_future_is_raised(presence: Presence) -> None:
     future = pending()
     future.set_exception(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         await presence.wait(future)
-    done = pending()
-    done.set_result(3)
-    assert await presence.wait(done) == 3
-    kept = pending()
+
+
+async def test_a_wait_after_another_is_the_one_that_ends_when_the_client_leaves(presence: Presence) -> None:
+    first, second = pending(), pending()
+    task = asyncio.ensure_future(presence.wait(first))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    task = asyncio.ensure_future(presence.wait(second))
+    await asyncio.sleep(0)
     presence.leave()
-    assert not kept.cancelled()
+    with pytest.raises(ClientGone):
+        await task
+    assert second.cancelled()
 
 
 def test_the_presence_is_that_of_the_connection() -> None:

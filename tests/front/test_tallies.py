@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
@@ -12,6 +13,7 @@ BOUNDS = (0.001, 0.01, 1.0, 16)
 LABELS = ("route", "status")
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -32,3 +34,15 @@ def test_counters_and_histograms_read_as_those_of_the_library(values: list[tuple
         counter.labels(route, "200").inc(value)
         histogram.labels(route, "200").observe(value)
     assert generate_latest(ours) == generate_latest(theirs)
+
+
+def test_what_prometheus_would_refuse_is_refused() -> None:
+    registry = CollectorRegistry()
+    tallies, spreads = Tallies(registry, "n", "Some.", LABELS), Spreads(registry, "s", "Seconds.", LABELS, BOUNDS)
+    for families in (tallies, spreads):
+        with pytest.raises(ValueError, match="for the labels"):
+            families.of("/a")
+    with pytest.raises(ValueError, match="Duplicated"):
+        Tallies(registry, "n", "Again.", LABELS)
+    with pytest.raises(ValueError, match="Duplicated"):
+        Spreads(registry, "s", "Again.", LABELS, BOUNDS)

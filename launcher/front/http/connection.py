@@ -11,7 +11,6 @@ import http
 from typing import Any, cast
 
 import httptools
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from launcher.front.http.errors import error_body
@@ -70,7 +69,7 @@ class JoinedWrites:
 class BoundedProtocol(HttpToolsProtocol):
     """One connection, with a bound on its heads and on its patience."""
 
-    _running: RequestResponseCycle | None = None  # the last one that was begun
+    _running: RequestResponseCycle | None = None  # the last one that was begun; ``cycle`` is the last that came
     _in_head = False
     _head_bytes = 0
     _owed_since: float | None = None
@@ -130,10 +129,6 @@ class BoundedProtocol(HttpToolsProtocol):
                 lines.append(b"%b: %b" % (name, _without_offer(value) if name == b"connection" else value))
         return b"\r\n".join([*lines, b"", b""])
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
-
     def on_message_begin(self) -> None:
         """Called by the parser."""
         self._in_head, self._head_bytes = True, 0
@@ -147,14 +142,24 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
         elif self.parser.get_method() == b"CONNECT":
             raise ValueError("this is no proxy")
+        if not self.pipeline:
+            self._running = self.cycle
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
+        # After a large body, so that it is seen when the client leaves; not where a request waits for one before it,
+        # since then nothing more may come: such a client is seen to leave when the first is answered.
         if not self.pipeline:
-            self.flow.resume_reading()  # after a large body: so that it is seen when the client leaves
+            self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        """Called when a reply is written: the next request, if one waits, is begun."""
+        following = self.pipeline[-1][0] if self.pipeline else None
+        super().on_response_complete()
+        self._running = following or self._running
 
     def send_400_response(self, msg: str) -> None:
         """For what is no HTTP; in the shape of every other error."""
