@@ -71,6 +71,7 @@ def load(
         typer.Option(help=f"Address of the server, {DEFAULT_URL} without it; several are loaded in turn."),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Runs on each server; medians are printed.", min=1)] = 1,
+    pause: Annotated[float, typer.Option(help="Seconds between runs, in which servers come to rest.", min=0)] = 2.0,
     connections: Annotated[
         int, typer.Option("--connections", "-c", help="Connections of the closed loop.", min=1)
     ] = 64,
@@ -107,7 +108,7 @@ def load(
     how = f"{rate:g} requests/s, open loop" if rate else f"{connections} connection{'s' * (connections > 1)}"
     what = f"{how}, {per_request} text{'s' * (per_request > 1)} per request, {mix.source}"
     if len(servers) > 1 or rounds > 1:
-        _load_in_rounds(servers, rounds, mix, what, json, plot)
+        _load_in_rounds(servers, rounds, pause, mix, what, json, plot)
         return
     tally = anyio.run(run_load, servers[0], mix, backend_options={"use_uvloop": True})
     heading = f"{servers[0].url}, {what}"
@@ -118,11 +119,11 @@ def load(
 
 
 def _load_in_rounds(
-    servers: list[LoadOptions], rounds: int, mix: Mix, what: str, json: bool, plot: Path | None
+    servers: list[LoadOptions], rounds: int, pause: float, mix: Mix, what: str, json: bool, plot: Path | None
 ) -> None:
     if plot is not None:
         raise UsageError("--plot draws a single run; leave --rounds and further addresses away")
-    runs = anyio.run(run_rounds, servers, mix, rounds, backend_options={"use_uvloop": True})
+    runs = anyio.run(run_rounds, servers, mix, rounds, pause, backend_options={"use_uvloop": True})
     heading = f"medians of {rounds} round{'s' * (rounds > 1)}, {what}"
     if json:
         show_json({"run": heading, "servers": compared(runs), "runs": runs})

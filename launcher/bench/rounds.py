@@ -1,6 +1,8 @@
 """Several servers side by side: the same load on each in turn, round by round, and the medians of their figures.
 
-A machine that others share is never the same twice, so only runs that alternate can be compared.
+A machine that others share is never the same twice, so only runs that alternate can be compared. Between them is a
+pause: servers may be busy for a while after their last reply (vLLM keeps a core so for a second), and that would be
+taken from the next one's run.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+import anyio
+
 from launcher.bench.figures import summary
 from launcher.bench.load import LoadOptions, run_load
 from launcher.bench.mix import Mix
@@ -16,12 +20,14 @@ from launcher.bench.mix import Mix
 Run = dict[str, Any]
 
 
-async def run_rounds(servers: Sequence[LoadOptions], mix: Mix, rounds: int) -> dict[str, list[Run]]:
-    """The figures of each run, in order, by the address of the server. Raises as ``run_load``."""
+async def run_rounds(servers: Sequence[LoadOptions], mix: Mix, rounds: int, pause: float) -> dict[str, list[Run]]:
+    """The figures of each run, in order, by the address of the server, with ``pause`` seconds before each but the
+    first. Raises as ``run_load``."""
     runs: dict[str, list[Run]] = {server.url: [] for server in servers}
-    for _ in range(rounds):
-        for server in servers:
-            runs[server.url].append(summary(await run_load(server, mix)))
+    for number, server in enumerate(list(servers) * rounds):
+        if number:
+            await anyio.sleep(pause)
+        runs[server.url].append(summary(await run_load(server, mix)))
     return runs
 
 

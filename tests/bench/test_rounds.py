@@ -25,10 +25,26 @@ async def test_servers_are_loaded_in_turn_and_every_run_is_kept(serving) -> None
 
     async with serving(answer("a")) as first, serving(answer("b")) as second:
         servers = [LoadOptions(url, 1, per_request=2, warmup=0, model="m") for url in (first, second)]
-        runs = await run_rounds(servers, builtin_mix(4), 3)
+        runs = await run_rounds(servers, builtin_mix(4), 3, 0)
     assert "".join(asked) == "aabb" * 3
     assert {url: len(of_server) for url, of_server in runs.items()} == {first: 3, second: 3}
     assert all(run["texts"] == 4 for of_server in runs.values() for run in of_server)
+
+
+async def test_there_is_a_pause_between_runs_and_none_before_the_first(serving, monkeypatch) -> None:
+    happened: list[Any] = []
+
+    async def sleep(seconds: float) -> None:
+        happened.append(seconds)
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        happened.append("asked")
+        return 200, {"data": []}
+
+    monkeypatch.setattr("launcher.bench.rounds.anyio.sleep", sleep)
+    async with serving(answer) as url:
+        await run_rounds([LoadOptions(url, 1, warmup=0, model="m")], builtin_mix(1), 3, 1.5)
+    assert happened == ["asked", 1.5, "asked", 1.5, "asked"]
 
 
 def run(rate: float, p50: float, errors: int = 0) -> dict[str, Any]:
