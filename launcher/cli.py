@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from launcher.bench.command import Count, Lengths, Longest, Seed, Texts, TokensEach, mix_of
 from launcher.bench.command import app as bench
-from launcher.core.export import Target
+from launcher.core.report.export import Target
 from launcher.errors import LauncherError, UsageError
 from launcher.options import (
     DEFAULT_HOST,
@@ -495,8 +495,8 @@ def forward(
     json: Json = False,
 ) -> None:
     """Start instances as serve does, and print what their workers compute of a mix of texts, without HTTP."""
-    from launcher.bench.forward import ForwardOptions, run_forward, show_forward
     from launcher.bench.tables import show_json
+    from launcher.bench.throughput import ForwardOptions, run_forward, show_forward
 
     options = ServeOptions(
         machine=_machine_options(

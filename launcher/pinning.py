@@ -15,7 +15,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.core.cpuset import format_cpu_list
+from launcher.core.machine.cpuset import format_cpu_list
 from launcher.errors import MachineError
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h

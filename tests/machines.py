@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from launcher.core.cpuset import format_cpu_list
+from launcher.core.machine.cpuset import format_cpu_list
 
 TOPOLOGIES = Path(__file__).resolve().parents[2] / "shared" / "topologies"
 MISSING = f"the recorded machines are not there ({TOPOLOGIES.parent.name}/{TOPOLOGIES.name} beside the repository)"

@@ -10,12 +10,12 @@ import functools
 import sys
 from pathlib import Path
 
-from launcher.core.cpuset import format_cpu_list
-from launcher.core.drawing import short
-from launcher.core.plan import InstancePlan, PlanRequest, make_plan
-from launcher.core.topology import Machine
+from launcher.core.machine.cpuset import format_cpu_list
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.plan import InstancePlan, PlanRequest, make_plan
+from launcher.core.report.ascii_map import short
 from launcher.errors import MachineError
-from launcher.host.sysfs import read_machine
+from launcher.host.machine.sysfs import read_machine
 from tests.machines import recorded, recorded_names, truth
 
 ROOT = Path(__file__).parents[1]

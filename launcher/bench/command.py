@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 import anyio
 import typer
 
-from launcher.bench.figures import summary
 from launcher.bench.load import LoadOptions, run_load
-from launcher.bench.mix import Mix, builtin_mix, file_mix, fixed_mix, histogram_mix
 from launcher.bench.plot import check_plot, draw
 from launcher.bench.rounds import compared, run_rounds
+from launcher.bench.stats import summary
 from launcher.bench.tables import show, show_json
-from launcher.core.lengths import BUILTIN_LONGEST
+from launcher.bench.workload import Mix, builtin_mix, file_mix, fixed_mix, histogram_mix
+from launcher.core.planning.length_classes import BUILTIN_LONGEST
 from launcher.errors import UsageError
-from launcher.host.histogram_file import read_histogram
+from launcher.host.files.length_histogram import read_histogram
 from launcher.options import DEFAULT_MODEL, DEFAULT_PORT, ModelOptions
 
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
@@ -150,8 +150,8 @@ def plain(
     json: Json = False,
 ) -> None:
     """Run the same texts through one plain transformers process on all cores, in fp32, without a server."""
-    from launcher.bench.plain import run_plain
-    from launcher.host.models import resolve
+    from launcher.bench.baseline import run_plain
+    from launcher.host.model.resolve import resolve
 
     mix = mix_of(count, texts, lengths, tokens, seed, longest)
     figures = {
@@ -170,6 +170,6 @@ def floor(
     ] = None,
 ) -> None:
     """Serve a fixed reply until it is ended: what any server costs here at least, for bench load to measure."""
-    from launcher.bench.floor import FloorOptions, run_floor
+    from launcher.bench.echo import FloorOptions, run_floor
 
     run_floor(FloorOptions(port, width, worker_cpu))

@@ -17,10 +17,10 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from launcher.bench.alarm import Alarm
 from launcher.bench.client import Connection, Reply, Target
-from launcher.bench.figures import Answer, Tally
-from launcher.bench.mix import SPECIAL_TOKENS, Mix
+from launcher.bench.stats import Answer, Tally
+from launcher.bench.timerfd import Alarm
+from launcher.bench.workload import SPECIAL_TOKENS, Mix
 from launcher.errors import LauncherError, UsageError
 
 Api = Literal["openai", "tei"]

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.bench.figures import Answer, Tally, by_class, percentile
+from launcher.bench.stats import Answer, Tally, by_class, percentile
 from launcher.errors import UsageError
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Any
 
 import anyio
 
-from launcher.bench.figures import summary
 from launcher.bench.load import LoadOptions, run_load
-from launcher.bench.mix import Mix
+from launcher.bench.stats import summary
+from launcher.bench.workload import Mix
 
 Run = dict[str, Any]
 

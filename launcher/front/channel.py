@@ -11,8 +11,8 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from launcher.core.frames import Buffer, FrameError, encode, to_front_decoder
-from launcher.core.messages import ToFront, ToWorker
+from launcher.core.protocol.frames import Buffer, FrameError, encode, to_front_decoder
+from launcher.core.protocol.messages import ToFront, ToWorker
 
 
 class Channel(asyncio.Protocol):

@@ -1,8 +1,9 @@
 """Carries out what the scheduler decides: sends batches to workers, puts results together, wakes those who wait.
 
-It is the shell around ``core.scheduler``: it has the sockets, the clock, the one timer and the futures, and decides
-nothing that the scheduler can decide. What a worker sends is checked here against what it was asked for; a worker
-that breaks the agreement is given up rather than believed. HTTP and the starting of processes must not enter here.
+It is the shell around ``core.scheduling.scheduler``: it has the sockets, the clock, the one timer and the futures,
+and decides nothing that the scheduler can decide. What a worker sends is checked here against what it was asked for;
+a worker that breaks the agreement is given up rather than believed. HTTP and the starting of processes must not enter
+here.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from launcher.core.batching import Item
-from launcher.core.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, ToFront, Unusable
-from launcher.core.scheduler import (
+from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, ToFront, Unusable
+from launcher.core.scheduling.batching import Item
+from launcher.core.scheduling.scheduler import (
     Action,
     AllGone,
     Arrived,

@@ -14,8 +14,8 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from launcher.core.events import PRIORITIES, Priority
-from launcher.front.tallies import Spreads, Tallies, Tally
+from launcher.core.scheduling.events import PRIORITIES, Priority
+from launcher.front.counters import Spreads, Tallies, Tally
 
 Stage = Literal["parse", "tokenize", "queue", "compute", "reply"]
 STAGES: tuple[Stage, ...] = ("parse", "tokenize", "queue", "compute", "reply")

@@ -10,19 +10,19 @@ import os
 import shutil
 from collections.abc import Mapping
 
-from launcher.core.binding import Binding, program_command, program_env
-from launcher.core.placeholders import fill, values_of
-from launcher.core.plan import InstancePlan, Plan, PlanRequest, make_plan
-from launcher.core.report import Command
-from launcher.core.runtimes import Runtimes
+from launcher.core.planning.binding import Binding, program_command, program_env
+from launcher.core.planning.placeholders import fill, values_of
+from launcher.core.planning.plan import InstancePlan, Plan, PlanRequest, make_plan
+from launcher.core.planning.preload import Runtimes
+from launcher.core.report.plan_report import Command
 from launcher.errors import UsageError
-from launcher.host.probe import explain
-from launcher.host.programs import BINDER
+from launcher.host.process.probe import explain
+from launcher.host.process.programs import BINDER
 from launcher.options import MachineOptions, RunOptions
 from launcher.serve.prepare import Prepared, bindings_of, decide_runtimes, is_here, read, refuse_elsewhere
 
 # Where the machine is another one, nothing is known of its paths.
-BINDER_ELSEWHERE = ("python3", "-m", "launcher.host.bound")
+BINDER_ELSEWHERE = ("python3", "-m", "launcher.host.process.exec_bound")
 
 
 def prepare_run(options: RunOptions, *, live: bool) -> Prepared:

@@ -24,16 +24,26 @@ import anyio.to_thread
 import psutil
 from anyio.abc import TaskGroup
 
-from launcher.core.course import Action, Course, CoursePolicy, Kill, Progress, Restart, Signal, Start, exit_code
-from launcher.core.cpuset import format_cpu_list
-from launcher.core.lifecycle import RestartPolicy
+from launcher.core.lifecycle.program import (
+    Action,
+    Course,
+    CoursePolicy,
+    Kill,
+    Progress,
+    Restart,
+    Signal,
+    Start,
+    exit_code,
+)
+from launcher.core.lifecycle.worker import RestartPolicy
+from launcher.core.machine.cpuset import format_cpu_list
 from launcher.errors import InstanceError, UsageError
-from launcher.host import keeper
 from launcher.host import log as logs
-from launcher.host.outputs import Output, Relay, open_log
-from launcher.host.programs import Program, ProgramLaunch, start_program
-from launcher.host.spawn import describe_status
-from launcher.host.verify import Verification, verify
+from launcher.host.process import subreaper
+from launcher.host.process.output import Output, Relay, open_log
+from launcher.host.process.programs import Program, ProgramLaunch, start_program
+from launcher.host.process.spawn import describe_status
+from launcher.host.process.verify import Verification, verify
 from launcher.options import RunOptions
 from launcher.run.prepare import prepare_run
 from launcher.serve.prepare import Prepared
@@ -57,15 +67,15 @@ def run(options: RunOptions) -> NoReturn:
     """Start the programs, see them to their end, and exit: with 0 when all ended with 0, else with the code of the
     first that failed. Raises any ``LauncherError`` before a program is started.
 
-    Forks (see ``host.keeper``), so it is to be called before any thread exists; only the child can raise.
+    Forks (see ``host.process.subreaper``), so it is to be called before any thread exists; only the child can raise.
     """
     if options.quiet and options.log_dir is None:
         raise UsageError("--quiet throws the output of the programs away; --log-dir DIR keeps it in files")
-    lifeline = keeper.keep()
+    lifeline = subreaper.keep()
     logs.set_up(options.log)
     runner = Runner(options, prepare_run(options, live=True), lifeline)
     anyio.run(runner.run)
-    keeper.end_descendants()
+    subreaper.end_descendants()
     logging.shutdown()
     # Not by the interpreter's own end: it waits for threads, and one may be writing to somebody who does not read.
     os._exit(runner.exit_status)
@@ -190,7 +200,7 @@ class Runner:
                 await self._changed.wait()
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        ending, passed_on = keeper.heard(keeper.ENDING), keeper.heard(keeper.FOR_PROGRAMS)
+        ending, passed_on = subreaper.heard(subreaper.ENDING), subreaper.heard(subreaper.FOR_PROGRAMS)
         with anyio.open_signal_receiver(signal.SIGCHLD, *ending, *passed_on) as received:
             task_status.started()
             async for number in received:
@@ -225,7 +235,7 @@ class Runner:
     def _reap_orphans(self) -> None:
         """Reap what programs have left behind; their own end is waited for elsewhere."""
         own = {program.pid for program in self._programs.values()}
-        for pid in keeper.children():
+        for pid in subreaper.children():
             if pid not in own:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)

@@ -1,8 +1,8 @@
 """The cost tables of one run: read before workers start, written when one has measured, shown while they serve, and
 corrected at the end by what was seen.
 
-It joins the files (``host.cost_files``) with what they hold for (``core.cost_table``). A table that cannot be used
-or kept is said, and costs a few seconds of measuring; it never keeps a server from starting.
+It joins the files (``host.files.cost_tables``) with what they hold for (``core.cost.table``). A table that cannot be
+used or kept is said, and costs a few seconds of measuring; it never keeps a server from starting.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.cost import Coefficients, CostModel, fit, fit_error
-from launcher.core.cost_table import SCHEMA, CostKey, CostTable, differences, merged
-from launcher.core.messages import Ready, Setup
-from launcher.core.models import ModelCard
-from launcher.core.plan import InstancePlan
-from launcher.core.simulation import CostBasis
-from launcher.core.topology import Machine
+from launcher.core.cost.model import Coefficients, CostModel, fit, fit_error
+from launcher.core.cost.table import SCHEMA, CostKey, CostTable, differences, merged
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.plan import InstancePlan
+from launcher.core.protocol.messages import Ready, Setup
+from launcher.core.protocol.model_info import ModelCard
+from launcher.core.tuning.simulation import CostBasis
 from launcher.errors import UsageError
 from launcher.front.metrics import FrontMetrics
-from launcher.host import cost_files
+from launcher.host.files import cost_tables
 
 log = logging.getLogger("launcher.serve")
 
@@ -59,15 +59,15 @@ class Subject:
             nodes=nodes,
             kinds=kinds,
             model=self.card.asked,
-            weights=cost_files.weights_mark(self.card),
+            weights=cost_tables.weights_mark(self.card),
             task=self.card.task,
             max_length=self.card.max_length,
             dtype=self.dtype,
             backend=self.backend,
             batch_tokens=self.batch_tokens,
             layout=self.layout,
-            torch=cost_files.package_version("torch"),
-            launcher=cost_files.package_version("launcher"),
+            torch=cost_tables.package_version("torch"),
+            launcher=cost_tables.package_version("launcher"),
         )
 
 
@@ -75,7 +75,7 @@ def basis_of(subject: Subject | None) -> CostBasis:
     """What costs are predicted from: the tables that hold for this machine and model, or a guess."""
     if subject is None:
         return CostBasis.guessed(None)
-    relatives = cost_files.read_relatives(cost_files.cost_folder(), subject.key_of(1, 1, ()))
+    relatives = cost_tables.read_relatives(cost_tables.cost_folder(), subject.key_of(1, 1, ()))
     fitting = [
         t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))
     ]
@@ -91,7 +91,7 @@ class Costs:
     def __init__(self, subject: Subject, *, fresh: bool = False, folder: Path | None = None) -> None:
         self._subject = subject
         self._fresh = fresh
-        self._folder = folder or cost_files.cost_folder()
+        self._folder = folder or cost_tables.cost_folder()
         self._tables: dict[CostKey, CostTable] = {}
         self._looked_for: set[CostKey] = set()
         self._unwritable = False
@@ -107,7 +107,7 @@ class Costs:
 
     def _read(self, key: CostKey) -> CostTable | None:
         try:
-            table = cost_files.read_table(self._folder, key)
+            table = cost_tables.read_table(self._folder, key)
         except UsageError as error:
             _say("The cost table %s; it is measured anew", error)
             return None
@@ -169,7 +169,7 @@ class Costs:
         """The table as it lies in its file, if it is the one that was used."""
         used = self._tables.get(key)
         try:
-            there = cost_files.read_table(self._folder, key)
+            there = cost_tables.read_table(self._folder, key)
         except UsageError:
             return None
         same = used and there and (there.key, there.packed, there.measured) == (used.key, used.packed, used.measured)
@@ -177,7 +177,7 @@ class Costs:
 
     def _write(self, table: CostTable) -> None:
         try:
-            path = cost_files.write_table(self._folder, table)
+            path = cost_tables.write_table(self._folder, table)
         except UsageError as error:
             if not self._unwritable:
                 _say("%s; each start measures anew", str(error)[0].upper() + str(error)[1:])

@@ -11,8 +11,8 @@ import msgspec
 from rich.console import Console
 
 from launcher.core.diagnosis import diagnose
-from launcher.core.diagnosis.report import findings_json, findings_text
-from launcher.host.doctor import read_facts
+from launcher.core.diagnosis.findings_report import findings_json, findings_text
+from launcher.host.machine.doctor import read_facts
 
 
 def show(sysroot: Path, *, as_json: bool) -> None:

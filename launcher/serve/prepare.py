@@ -13,26 +13,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.core.binding import Binding, worker_command, worker_env
-from launcher.core.classes import Choice, choose_classes
-from launcher.core.footprint import choose_dtype, instance_bytes, mixed_batches, warmup_shapes
-from launcher.core.histogram import Histogram
-from launcher.core.lengths import builtin_lengths, parse_classes
-from launcher.core.messages import Setup
-from launcher.core.models import ModelCard, RunDtype
-from launcher.core.plan import InstancePlan, Plan, PlanRequest, make_plan
-from launcher.core.report import Command
-from launcher.core.runtimes import Runtimes, choose_runtimes, wanted_libraries
-from launcher.core.scheduler import SchedulerLimits
-from launcher.core.simulation import CostBasis, Traffic
-from launcher.core.topology import Machine
+from launcher.core.cost.length_histogram import Histogram
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.binding import Binding, worker_command, worker_env
+from launcher.core.planning.footprint import choose_dtype, instance_bytes, mixed_batches, warmup_shapes
+from launcher.core.planning.length_classes import builtin_lengths, parse_classes
+from launcher.core.planning.plan import InstancePlan, Plan, PlanRequest, make_plan
+from launcher.core.planning.preload import Runtimes, choose_runtimes, wanted_libraries
+from launcher.core.protocol.messages import Setup
+from launcher.core.protocol.model_info import ModelCard, RunDtype
+from launcher.core.report.plan_report import Command
+from launcher.core.scheduling.scheduler import SchedulerLimits
+from launcher.core.tuning.choose_classes import Choice, choose_classes
+from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.errors import LauncherError, UsageError
-from launcher.host import models
-from launcher.host.histogram_file import read_histogram
-from launcher.host.machine_file import read_machine_file
-from launcher.host.probe import choose_bindings, explain
-from launcher.host.runtimes import look_around
-from launcher.host.sysfs import read_machine
+from launcher.host.files.length_histogram import read_histogram
+from launcher.host.machine.machine_file import read_machine_file
+from launcher.host.machine.sysfs import read_machine
+from launcher.host.model.resolve import resolve
+from launcher.host.process.preload import look_around
+from launcher.host.process.probe import choose_bindings, explain
 from launcher.options import ARRIVAL_ITEMS, MachineOptions, ModelOptions, RuntimeOptions, ServeOptions
 from launcher.serve.costs import Subject, basis_of
 
@@ -158,7 +158,7 @@ def _check_backend(options: ModelOptions) -> None:
 
 def _card(options: ServeOptions, needed: bool) -> tuple[ModelCard | None, tuple[str, ...]]:
     try:
-        card = models.resolve(options.model, download=needed)
+        card = resolve(options.model, download=needed)
         return card, card.notes
     except LauncherError as error:
         if needed:

@@ -12,16 +12,16 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from launcher.core.classes import classes_of, specs_of
-from launcher.core.export import Target, export_plan
-from launcher.core.forecast import Forecast
-from launcher.core.picture import picture
-from launcher.core.placeholders import fill, values_of
-from launcher.core.plan import InstancePlan
-from launcher.core.report import Command, report_json, report_text
-from launcher.core.simulation import predict
+from launcher.core.planning.placeholders import fill, values_of
+from launcher.core.planning.plan import InstancePlan
+from launcher.core.report.export import Target, export_plan
+from launcher.core.report.forecast import Forecast
+from launcher.core.report.plan_report import Command, report_json, report_text
+from launcher.core.report.svg_map import picture
+from launcher.core.tuning.choose_classes import classes_of, specs_of
+from launcher.core.tuning.simulation import predict
 from launcher.errors import UsageError
-from launcher.host.machine_file import write_machine_file
+from launcher.host.machine.machine_file import write_machine_file
 from launcher.options import ServeOptions
 from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
 

@@ -24,14 +24,14 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from launcher.core.binding import Binding
-from launcher.core.classes import specs_of
-from launcher.core.cpuset import format_cpu_list
-from launcher.core.forecast import grounds
-from launcher.core.messages import Loading, Ready
-from launcher.core.models import ModelCard
-from launcher.core.plan import InstancePlan, front_cpus
-from launcher.core.scheduler import Scheduler
+from launcher.core.machine.cpuset import format_cpu_list
+from launcher.core.planning.binding import Binding
+from launcher.core.planning.plan import InstancePlan, front_cpus
+from launcher.core.protocol.messages import Loading, Ready
+from launcher.core.protocol.model_info import ModelCard
+from launcher.core.report.forecast import grounds
+from launcher.core.scheduling.scheduler import Scheduler
+from launcher.core.tuning.choose_classes import specs_of
 from launcher.errors import InstanceError, LauncherError, MachineError, UsageError
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.app import Services, create_app
@@ -39,9 +39,9 @@ from launcher.front.http.server import HttpServer
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer
 from launcher.host import log as logs
-from launcher.host.spawn import Launch
-from launcher.host.supervisor import Supervisor
-from launcher.host.verify import Verification, verify
+from launcher.host.process.spawn import Launch
+from launcher.host.process.supervisor import Supervisor
+from launcher.host.process.verify import Verification, verify
 from launcher.options import FrontOptions, Layout, ServeOptions
 from launcher.pinning import bind_process
 from launcher.serve.costs import Costs, cost_info, watch_costs

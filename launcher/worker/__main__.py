@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from launcher import pinning
-from launcher.core.cpuset import parse_cpu_list
+from launcher.core.machine.cpuset import parse_cpu_list
 from launcher.errors import LauncherError, MachineError, UsageError
 from launcher.worker import signals
 
@@ -70,7 +70,7 @@ def bind(values: argparse.Namespace) -> None:
 
 def refuse(connection: socket.socket, reason: str) -> None:
     """Tell the front why this worker does not start; nobody listening is no reason to fail differently."""
-    from launcher.core.messages import Unusable  # after the binding
+    from launcher.core.protocol.messages import Unusable  # after the binding
     from launcher.worker.channel import Channel, ChannelClosed
 
     try:

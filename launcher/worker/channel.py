@@ -10,8 +10,8 @@ from collections import deque
 
 import msgspec
 
-from launcher.core.frames import Buffer, Decoder, encode, to_worker_decoder
-from launcher.core.messages import ToWorker
+from launcher.core.protocol.frames import Buffer, Decoder, encode, to_worker_decoder
+from launcher.core.protocol.messages import ToWorker
 
 RECEIVE_BYTES = 256 * 1024  # more than the kernel's default socket buffer holds: one read takes all there is
 

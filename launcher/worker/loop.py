@@ -15,9 +15,9 @@ import traceback
 
 import numpy as np
 
-from launcher.core.frames import FrameError
-from launcher.core.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, Unusable
-from launcher.core.models import ModelCard
+from launcher.core.protocol.frames import FrameError
+from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, Unusable
+from launcher.core.protocol.model_info import ModelCard
 from launcher.worker.backends import Backend, Ids, ModelRefused, Report, Stage, Values
 from launcher.worker.backends.create import create
 from launcher.worker.channel import Channel, ChannelClosed

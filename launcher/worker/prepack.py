@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from launcher.worker import operators
-from launcher.worker.clock import TOLERANCE, fastest
-from launcher.worker.linears import Place, Product, put, replace
+from launcher.worker import custom_ops
+from launcher.worker.fused_linear import Place, Product, put, replace
+from launcher.worker.timing import TOLERANCE, fastest
 
 
 class PrepackedLinear(Product):
@@ -21,7 +21,7 @@ class PrepackedLinear(Product):
     def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int, activation: str) -> None:
         super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight, tokens))
         self.bias = bias
-        self._product = operators.product(activation)
+        self._product = custom_ops.product(activation)
 
     def forward(self, states: Tensor) -> Tensor:
         """As the ``nn.Linear``, and the activation where there is one."""
@@ -34,7 +34,7 @@ def prepack(model: nn.Module, tokens: int, run: Callable[[], object], proves: Ca
     ``run`` runs the model over about ``tokens`` tokens, for the time it takes before and after; ``proves`` says
     whether it still gives the same results.
     """
-    if not operators.has_products():
+    if not custom_ops.has_products():
         return "this torch has no oneDNN"
     before = fastest(run)
     places = lay_out(model, tokens, run)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from launcher.worker import operators
-from launcher.worker.linears import Product, inputs_of, replace
+from launcher.worker import custom_ops
+from launcher.worker.fused_linear import Product, inputs_of, replace
 
 # GELU's lowest value is -0.16997, and -0.17004 in the form with tanh.
 GELU_LOWEST = -0.1701
@@ -56,7 +56,7 @@ class QuantizedLinear(Product):
         if self._from_gelu:
             self._above = -GELU_LOWEST * self._inverse
             self._bias += GELU_LOWEST * (rounded.float() * scales.unsqueeze(1) * self._inverse).sum(1)
-        self._product = operators.quantized_product(0 if self._from_gelu else MIDDLE)
+        self._product = custom_ops.quantized_product(0 if self._from_gelu else MIDDLE)
 
     def _range(self, seen: Seen) -> Tensor:
         """How much of the steps each channel needs.
@@ -99,7 +99,7 @@ def quantize(model: nn.Module, run: Callable[[], object]) -> str | None:
 
     ``run`` runs the model over texts like those that it will get, from which the range of states is taken.
     """
-    if not operators.has_quantized_products():
+    if not custom_ops.has_quantized_products():
         return "this torch has no int8 products of oneDNN"
     seen = _seen(model, run)
     if not seen:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.worker.linears import Product
+from launcher.worker.fused_linear import Product
 
 
 class _Positional(torch.nn.Module):

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launcher.core.cost import Measurement, work_of
-from launcher.core.models import ModelCard
+from launcher.core.cost.model import Measurement, work_of
+from launcher.core.protocol.model_info import ModelCard
 from launcher.worker.backends import Backend, Ids, ModelRefused, Report
 
 _STRIDE = 7919  # a prime: neighbouring ids are far apart, as in text

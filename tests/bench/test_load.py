@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from launcher.bench.figures import summary
 from launcher.bench.load import LoadOptions, run_load
-from launcher.bench.mix import builtin_mix, file_mix, histogram_mix
-from launcher.core.histogram import parse_histogram
+from launcher.bench.stats import summary
+from launcher.bench.workload import builtin_mix, file_mix, histogram_mix
+from launcher.core.cost.length_histogram import parse_histogram
 from launcher.errors import LauncherError, UsageError
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from launcher.bench.figures import Answer, Tally, summary
 from launcher.bench.plot import REQUIREMENT, check_plot, draw
+from launcher.bench.stats import Answer, Tally, summary
 from launcher.errors import UsageError
 
 

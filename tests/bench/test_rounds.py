@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from launcher.bench.load import LoadOptions
-from launcher.bench.mix import builtin_mix
 from launcher.bench.rounds import compared, run_rounds
+from launcher.bench.workload import builtin_mix
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from launcher.core.topology import Core, Limits, Machine, Node
+from launcher.core.machine.topology import Core, Limits, Machine, Node
 
 GIB = 1 << 30
 NODE_BYTES = 64 * GIB

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from launcher.core.plan import InstancePlan, Plan, PlanRequest, front_cpus, make_plan
-from launcher.core.topology import Core, Machine, Node
+from launcher.core.machine.topology import Core, Machine, Node
+from launcher.core.planning.plan import InstancePlan, Plan, PlanRequest, front_cpus, make_plan
 
 
 def check_plan(machine: Machine, request: PlanRequest, plan: Plan) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from launcher.core.binding import Binding
 from launcher.core.diagnosis import CHECKS, diagnose
 from launcher.core.diagnosis.facts import (
     Clocks,
@@ -29,11 +28,12 @@ from launcher.core.diagnosis.facts import (
     Throttled,
 )
 from launcher.core.diagnosis.finding import SEVERITIES, Finding
-from launcher.core.diagnosis.report import findings_json, findings_text
-from launcher.core.diagnosis.software import lost_by, parse_release
-from launcher.core.plan import PlanRequest, make_plan
-from launcher.core.runtimes import Sought
-from launcher.core.topology import Limits, Machine
+from launcher.core.diagnosis.findings_report import findings_json, findings_text
+from launcher.core.diagnosis.software_checks import lost_by, parse_release
+from launcher.core.machine.topology import Limits, Machine
+from launcher.core.planning.binding import Binding
+from launcher.core.planning.plan import PlanRequest, make_plan
+from launcher.core.planning.preload import Sought
 from tests.core.by_hand import GIB, machine
 
 AMX = ("amx_bf16", "amx_int8", "amx_tile")

@@ -7,11 +7,11 @@ import itertools
 
 import pytest
 
-from launcher.core.lengths import ClassSpec, parse_classes
-from launcher.core.plan import PlanRequest, make_plan
-from launcher.core.topology import Machine
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.length_classes import ClassSpec, parse_classes
+from launcher.core.planning.plan import PlanRequest, make_plan
 from launcher.errors import MachineError
-from launcher.host.sysfs import read_machine
+from launcher.host.machine.sysfs import read_machine
 from tests.core.plan_rules import check_plan
 from tests.machines import each_recorded, recorded
 

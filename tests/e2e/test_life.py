@@ -134,7 +134,7 @@ def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
 
 
 def test_a_model_that_crashes_at_load_ends_the_server_with_its_reason(tmp_path, launch: Launch) -> None:  # type: ignore[no-untyped-def]
-    from launcher.host.models import demo_folder
+    from launcher.host.model.resolve import demo_folder
 
     shutil.copytree(demo_folder(), tmp_path, dirs_exist_ok=True)
     weights = (demo_folder() / "model.safetensors").read_bytes()

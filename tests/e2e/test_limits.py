@@ -18,8 +18,8 @@ import httpx
 import psutil
 import pytest
 
-from launcher.bench.mix import builtin_mix
-from launcher.core.cpuset import parse_cpu_list
+from launcher.bench.workload import builtin_mix
+from launcher.core.machine.cpuset import parse_cpu_list
 from tests.cgroups import Group, fresh_name, made
 from tests.e2e.running import Launch, Running
 

@@ -37,7 +37,7 @@ def reference() -> dict[str, Vectors]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from launcher.host.models import demo_folder
+    from launcher.host.model.resolve import demo_folder
 
     tokenizer = AutoTokenizer.from_pretrained(demo_folder())
     model = AutoModel.from_pretrained(demo_folder(), dtype=torch.float32).eval()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.host.runtimes import look_around
+from launcher.host.process.preload import look_around
 from tests.e2e.running import Launch
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")

@@ -27,7 +27,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from launcher.host.models import demo_folder
+    from launcher.host.model.resolve import demo_folder
 
     folder = tmp_path_factory.mktemp("tagger")
     save_tagger(folder, demo_folder())

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from launcher.core.frames import Decoder, encode, to_worker_decoder
-from launcher.core.lengths import LengthClass
-from launcher.core.messages import Done, Failed, Ready, Run, Setup, Stop
-from launcher.core.models import ModelCard
-from launcher.core.scheduler import InstanceSpec, Scheduler, SchedulerLimits
+from launcher.core.planning.length_classes import LengthClass
+from launcher.core.protocol.frames import Decoder, encode, to_worker_decoder
+from launcher.core.protocol.messages import Done, Failed, Ready, Run, Setup, Stop
+from launcher.core.protocol.model_info import ModelCard
+from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.app import Services, create_app
 from launcher.front.metrics import FrontMetrics

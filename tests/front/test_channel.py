@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from launcher.core.frames import PREFIX, encode
-from launcher.core.messages import Loading, Stop
+from launcher.core.protocol.frames import PREFIX, encode
+from launcher.core.protocol.messages import Loading, Stop
 from launcher.front.channel import Channel
 
 pytestmark = pytest.mark.anyio

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.core.frames import encode
-from launcher.core.lengths import LengthClass
-from launcher.core.messages import Done, Failed, Loading, Ready, Run, Stop, Unusable
-from launcher.core.scheduler import Replace
+from launcher.core.planning.length_classes import LengthClass
+from launcher.core.protocol.frames import encode
+from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Stop, Unusable
+from launcher.core.scheduling.scheduler import Replace
 from launcher.errors import RequestError
 
 pytestmark = pytest.mark.anyio

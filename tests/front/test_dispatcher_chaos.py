@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.core.messages import Done
+from launcher.core.protocol.messages import Done
 from launcher.errors import RequestError
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from launcher.front.http.disconnect import ClientGone
 from launcher.front.http.exchange import COUNTED_BYTES, BodyTooLarge, Intake, Overfull
-from launcher.front.http.presence import ClientGone
 
 pytestmark = pytest.mark.anyio
 

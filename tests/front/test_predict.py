@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from launcher.core.messages import Done, Run
+from launcher.core.protocol.messages import Done, Run
 from launcher.front.http.predict import ranked
 from launcher.options import FrontOptions
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.core.cost import CostModel
-from launcher.core.histogram import parse_histogram
+from launcher.core.cost.length_histogram import parse_histogram
+from launcher.core.cost.model import CostModel
 from launcher.front.http.app import INSIDE_BYTES
 from launcher.front.http.connection import HEAD_BYTES
 from launcher.front.http.server import KEEP_ALIVE_SECONDS, REQUEST_SECONDS

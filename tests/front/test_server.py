@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from launcher.core.messages import Run
+from launcher.core.protocol.messages import Run
 from launcher.front.http.app import create_app
 from launcher.front.http.connection import HEAD_BYTES
 from launcher.front.http.server import HttpServer

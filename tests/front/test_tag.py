@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from launcher.core.messages import Run
-from launcher.core.models import ModelCard
+from launcher.core.protocol.messages import Run
+from launcher.core.protocol.model_info import ModelCard
 from launcher.front.http import tag
 from launcher.front.http.bodies import TagRequest
 from launcher.front.http.exchange import Intake
@@ -167,7 +167,7 @@ async def test_other_tasks_do_not_know_of_aggregation(make_front: Any, make_clie
 
 
 def _row_of_zeros(run: Run) -> tuple[Any, bytes]:
-    from launcher.core.messages import Done
+    from launcher.core.protocol.messages import Done
 
     return Done(run.batch, 1, 8, 0.001, 3), bytes(32)
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from launcher.core.models import ModelCard
+from launcher.core.protocol.model_info import ModelCard
 from launcher.errors import RequestError, UsageError
 from launcher.front.tokenizer import INLINE_CHARACTERS, FrontTokenizer
 

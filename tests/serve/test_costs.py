@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from launcher.core.cost import SETTLED_BATCHES, Coefficients, CostModel, Work, fit, work_of
-from launcher.core.cost_table import CostTable, decode_table
-from launcher.core.messages import Ready, Setup
-from launcher.core.plan import InstancePlan
-from launcher.host.models import resolve
+from launcher.core.cost.model import SETTLED_BATCHES, Coefficients, CostModel, Work, fit, work_of
+from launcher.core.cost.table import CostTable, decode_table
+from launcher.core.planning.plan import InstancePlan
+from launcher.core.protocol.messages import Ready, Setup
+from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.serve.costs import Costs, Subject, basis_of, cost_info
 from tests.core.by_hand import machine

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher.core.cpuset import format_cpu_list, parse_cpu_list
+from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from tests.vm.guests import OFF, STEPS, Guest, Guests
 from tests.vm.table import private_pages
 

@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from launcher.core.frames import encode, to_front_decoder
-from launcher.core.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, Unusable
-from launcher.core.models import ModelCard
+from launcher.core.protocol.frames import encode, to_front_decoder
+from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, Unusable
+from launcher.core.protocol.model_info import ModelCard
 
 DEADLINE = 60.0
 

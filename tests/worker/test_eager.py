@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from launcher.bench.mix import builtin_mix
-from launcher.core.messages import Setup
-from launcher.core.models import ModelCard
-from launcher.host.model_files import ENCODERS, POSITIONS_AFTER_PADDING
-from launcher.host.models import resolve
+from launcher.bench.workload import builtin_mix
+from launcher.core.protocol.messages import Setup
+from launcher.core.protocol.model_info import ModelCard
+from launcher.host.model.files import ENCODERS, POSITIONS_AFTER_PADDING
+from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ import socket
 import numpy as np
 import pytest
 
-from launcher.core.frames import encode, to_front_decoder
-from launcher.core.messages import Done, Failed, Run, Stop
+from launcher.core.protocol.frames import encode, to_front_decoder
+from launcher.core.protocol.messages import Done, Failed, Run, Stop
 from launcher.worker.backends import Output
 from launcher.worker.channel import Channel
 from launcher.worker.loop import run_batches

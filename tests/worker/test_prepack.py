@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.worker.linears import JoinedLinear
+from launcher.worker.fused_linear import JoinedLinear
 from launcher.worker.prepack import PrepackedLinear, lay_out, prepack
 
 TOKENS, WIDTH = 24, 32

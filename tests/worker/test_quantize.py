@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from launcher.core.messages import Setup
-from launcher.core.models import ModelCard
-from launcher.host.models import resolve
+from launcher.core.protocol.messages import Setup
+from launcher.core.protocol.model_info import ModelCard
+from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.backends import ModelRefused
 from launcher.worker.backends.eager import EagerBackend
-from launcher.worker.check import check_items
+from launcher.worker.numerics import check_items
 from launcher.worker.quantize import QuantizedLinear, quantize
 
 TOKENS, WIDTH, OUTPUTS = 64, 128, 96

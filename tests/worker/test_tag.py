@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.core.messages import Done, Run, Setup
-from launcher.core.models import ModelCard
-from launcher.host.models import resolve
+from launcher.core.protocol.messages import Done, Run, Setup
+from launcher.core.protocol.model_info import ModelCard
+from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.backends.fake import fake_result
-from launcher.worker.check import lowest_cosine, other_labels, rows_of
 from launcher.worker.layouts.padded import pad
 from launcher.worker.loop import BadBatch, check_values
+from launcher.worker.numerics import lowest_cosine, other_labels, rows_of
 from launcher.worker.tasks.tag import token_scores
 from tests.worker.taggers import LABELS, save_tagger
 

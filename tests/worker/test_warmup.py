@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from launcher.core.models import ModelCard
+from launcher.core.protocol.model_info import ModelCard
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report
 from launcher.worker.warmup import MOST_RUNS, warm_up
 

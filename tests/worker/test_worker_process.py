@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launcher.core.messages import Setup, Stop
+from launcher.core.protocol.messages import Setup, Stop
 from launcher.worker.backends.fake import fake_result
 
 SLOW = 5.0  # seconds per token: a batch that outlasts any test
@@ -147,7 +147,7 @@ def test_dies_with_the_process_that_started_it_even_while_the_channel_stays_open
     )
     assert starter.stdout is not None
     pid = int(starter.stdout.readline())
-    from launcher.core.frames import encode
+    from launcher.core.protocol.frames import encode
 
     ours.sendall(b"".join(encode(fake_setup(seconds=SLOW))))
     assert ours.recv(1)  # it is up and talks
@@ -195,7 +195,7 @@ def test_a_batch_that_cannot_be_run_fails_alone(start, fake_setup, items, reason
 
 
 def test_a_body_of_the_wrong_size_fails_alone(start, fake_setup) -> None:
-    from launcher.core.messages import Run
+    from launcher.core.protocol.messages import Run
 
     worker = start()
     worker.send(fake_setup())

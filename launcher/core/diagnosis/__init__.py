@@ -1,12 +1,12 @@
 """Judges what keeps a machine from its speed: facts in, one finding for each check out, worst first.
 
 Pure, so that every judgement can be tested with facts made up for it. What is read, and from where, is decided in
-``host.doctor``. A check that cannot decide says so; none is left out.
+``host.machine.doctor``. A check that cannot decide says so; none is left out.
 """
 
 from __future__ import annotations
 
-from launcher.core.diagnosis import cores, limits, memory, others, software
+from launcher.core.diagnosis import core_checks, interference_checks, limit_checks, memory_checks, software_checks
 from launcher.core.diagnosis.facts import Facts
 from launcher.core.diagnosis.finding import SEVERITIES, Check, Finding
 
@@ -14,189 +14,189 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "busy-cpus",
         "An instance waits for its slowest thread; one cpu that is shared with another program slows down all of it.",
-        others.judge_busy,
+        interference_checks.judge_busy,
     ),
     Check(
         "busy-siblings",
         "Two hardware threads share the units of one core: 2 times slower was reported where instances had been "
         "put on siblings, and a busy sibling takes its part in the same way.",
-        others.judge_siblings,
+        interference_checks.judge_siblings,
     ),
     Check(
         "other-launchers",
         "Two launchers plan the same cores, each as if it were alone.",
-        others.judge_launchers,
+        interference_checks.judge_launchers,
     ),
     Check(
         "pinned-programs",
         "The scheduler cannot move a pinned program away when an instance needs the cpu.",
-        others.judge_pinned,
+        interference_checks.judge_pinned,
     ),
     Check(
         "stolen-time",
         "To the guest a cpu that the hypervisor takes away looks like one that is slow now and then.",
-        others.judge_stolen,
+        interference_checks.judge_stolen,
     ),
     Check(
         "cpu-quota",
         "A program with more threads than its quota is stopped in every period; 45 times slower was reported. The"
         " plan heeds the quota, so that cores beyond it stay idle.",
-        limits.judge_quota,
+        limit_checks.judge_quota,
     ),
     Check(
         "throttling",
         "A stopped control group computes nothing until the next period, by default for up to 0.1 s.",
-        limits.judge_throttling,
+        limit_checks.judge_throttling,
     ),
     Check(
         "instruction-sets",
         "bf16 needs instructions for it (AMX, AVX512-BF16, ARM bf16); without them models run in fp32.",
-        software.judge_isa,
+        software_checks.judge_isa,
     ),
     Check(
         "instruction-limit",
         "These variables are meant for debugging; libraries then compute with older instructions.",
-        software.judge_isa_limit,
+        software_checks.judge_isa_limit,
     ),
     Check(
         "thread-environment",
         "The plan gives each thread a core of its own; with GOMP_CPU_AFFINITY all threads of an instance were "
         "found on one.",
-        software.judge_threads_set,
+        software_checks.judge_threads_set,
     ),
     Check(
         "memory-policy",
         "Without a policy memory may come from another node; crossing packages is published to cost 27 to 33 % "
         "for up to 128 tokens.",
-        software.judge_policy,
+        software_checks.judge_policy,
     ),
     Check(
         "nodes",
         "An instance is fastest on the cores and memory of one node; crossing packages is published to cost "
         "27 to 33 % for up to 128 tokens.",
-        memory.judge_nodes,
+        memory_checks.judge_nodes,
     ),
     Check(
         "node-memory",
         "Cores without memory next to them fetch all weights from another node, for every batch.",
-        memory.judge_node_memory,
+        memory_checks.judge_node_memory,
     ),
     Check(
         "memory-room",
         "When memory is full, workers are killed, or their pages go to swap.",
-        memory.judge_room,
+        memory_checks.judge_room,
     ),
     Check(
         "swap",
         "A page that must come back from swap stops a whole instance for as long as the disk takes.",
-        memory.judge_swap,
+        memory_checks.judge_swap,
     ),
     Check(
         "huge-pages",
         "With pages of 2 MiB instead of 4 KiB large weights need far fewer address translations.",
-        memory.judge_huge_pages,
+        memory_checks.judge_huge_pages,
     ),
     Check(
         "numa-balancing",
         "To see who uses a page the kernel takes it away for a moment, again and again.",
-        memory.judge_balancing,
+        memory_checks.judge_balancing,
     ),
     Check(
         "governor",
         "A clock that follows the load is still low when a short batch begins.",
-        cores.judge_governor,
+        core_checks.judge_governor,
     ),
     Check(
         "energy-preference",
         "It decides how soon and how far the processor raises its clock.",
-        cores.judge_preference,
+        core_checks.judge_preference,
     ),
     Check(
         "boost",
         "Server processors are sold by a nominal clock that is well below what they reach when cool.",
-        cores.judge_boost,
+        core_checks.judge_boost,
     ),
     Check(
         "clock-limit",
         "Speed follows the clock as long as memory keeps up.",
-        cores.judge_clock_limit,
+        core_checks.judge_clock_limit,
     ),
     Check(
         "heat",
         "A core that is too hot lowers its clock, and the instance waits for it.",
-        cores.judge_heat,
+        core_checks.judge_heat,
     ),
     Check(
         "offline-cpus",
         "A core that is switched off cannot be planned.",
-        cores.judge_offline,
+        core_checks.judge_offline,
     ),
     Check(
         "isolated-cpus",
         "The scheduler does not balance isolated cpus, so that the plan leaves them alone.",
-        cores.judge_isolated,
+        core_checks.judge_isolated,
     ),
     Check(
         "allowed-cpus",
         "Cores outside the cpuset or the affinity mask cannot be planned.",
-        cores.judge_allowed,
+        core_checks.judge_allowed,
     ),
     Check(
         "smt",
         "One thread per core is what dense arithmetic wants; two on one core share its units.",
-        cores.judge_smt,
+        core_checks.judge_smt,
     ),
     Check(
         "virtual-cores",
         "Where two cpus of a guest are threads of one core, instances on both of them were reported 2 times slower.",
-        cores.judge_virtual,
+        core_checks.judge_virtual,
     ),
     Check(
         "numactl",
         "With numactl the commands of the report can be run by hand, and binding is in place before Python starts.",
-        software.judge_numactl,
+        software_checks.judge_numactl,
     ),
     Check(
         "allocator",
         "1.73 times the speed was published for 512 tokens on 40 cores, and no gain up to 128 tokens; on one core "
         "only memory was measured to differ (12 % less with tcmalloc).",
-        software.judge_allocator,
+        software_checks.judge_allocator,
     ),
     Check(
         "torch-build",
         "On CPUs it computes the same as the build for CPUs, and brings gigabytes of libraries that are never used.",
-        software.judge_torch,
+        software_checks.judge_torch,
     ),
     Check(
         "kernel",
         "Linux 5.15 can prefer several nodes at once, 5.16 knows AMX.",
-        software.judge_kernel,
+        software_checks.judge_kernel,
     ),
     Check(
         "clock-source",
         "Every event of the front reads the clock; a slow one enters the kernel, or a chip on a bus, each time.",
-        software.judge_clock_source,
+        software_checks.judge_clock_source,
     ),
     Check(
         "mitigations",
         "Most mitigations cost where programs enter the kernel, which workers rarely do; that of gather "
         "instructions costs in the middle of computing.",
-        software.judge_mitigations,
+        software_checks.judge_mitigations,
     ),
     Check(
         "open-files",
         "At the limit the front cannot accept connections.",
-        limits.judge_open_files,
+        limit_checks.judge_open_files,
     ),
     Check(
         "priority",
         "Workers inherit the priority of the shell that starts them.",
-        limits.judge_priority,
+        limit_checks.judge_priority,
     ),
     Check(
         "contradictions",
         "What is told wrongly is planned wrongly, such as siblings taken for cores (reported 2 times slower).",
-        software.judge_contradictions,
+        software_checks.judge_contradictions,
     ),
 )
 

@@ -1,17 +1,17 @@
 """What the diagnosis is made of: settings of the kernel, and what was seen by looking for a moment, as frozen values.
 
-``host.doctor`` fills these values, the checks read them. A reading keeps where it comes from, because a finding that
-cannot name its evidence is an opinion. Unknown is ``None``, never a guess; no file is opened here.
+``host.machine.doctor`` fills these values, the checks read them. A reading keeps where it comes from, because a
+finding that cannot name its evidence is an opinion. Unknown is ``None``, never a guess; no file is opened here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from launcher.core.binding import Binding
-from launcher.core.plan import Plan
-from launcher.core.runtimes import Sought
-from launcher.core.topology import Machine
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.binding import Binding
+from launcher.core.planning.plan import Plan
+from launcher.core.planning.preload import Sought
 
 Cpus = tuple[int, ...]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.core.cpuset import format_cpu_list
 from launcher.core.diagnosis.facts import Facts, PerCpu, Reading
+from launcher.core.machine.cpuset import format_cpu_list
 
 Severity = Literal["problem", "advice", "unknown", "fine"]
 SEVERITIES: tuple[Severity, ...] = ("problem", "advice", "unknown", "fine")

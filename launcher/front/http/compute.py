@@ -16,16 +16,16 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
-from launcher.core.events import Priority
-from launcher.core.models import ModelCard
+from launcher.core.protocol.model_info import ModelCard
+from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Dispatcher, Vectors
 from launcher.front.http.bodies import BodyDecoder, as_lists
+from launcher.front.http.disconnect import ClientGone, Presence, presence_of
 from launcher.front.http.errors import error_body, error_headers, internal_error_body
 from launcher.front.http.exchange import Headers, Intake, Unread, closing, in_time, reply_and_close
 from launcher.front.http.large import INLINE_BYTES, LargeBodyDecoder
-from launcher.front.http.presence import ClientGone, Presence, presence_of
-from launcher.front.http.terms import terms_of
+from launcher.front.http.request_headers import terms_of
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions

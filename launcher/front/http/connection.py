@@ -13,8 +13,8 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from launcher.front.http.disconnect import EXTENSION, Presence
 from launcher.front.http.errors import error_body
-from launcher.front.http.presence import EXTENSION, Presence
 
 # Of request line and headers, in bytes; what comes with their first packet is not counted.
 HEAD_BYTES = 64 * 1024

@@ -14,7 +14,7 @@ from typing import TypeVar
 from starlette.types import Message, Receive, Scope, Send
 
 from launcher.errors import RequestError
-from launcher.front.http.presence import ClientGone
+from launcher.front.http.disconnect import ClientGone
 
 Headers = Sequence[tuple[bytes, bytes]]
 Result = TypeVar("Result")

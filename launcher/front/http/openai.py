@@ -12,7 +12,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from launcher.core.models import ModelCard
+from launcher.core.protocol.model_info import ModelCard
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Vectors
 from launcher.front.http.bodies import EmbeddingsRequest, Model, ModelList, Usage

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.events import PRIORITIES
-from launcher.core.models import ModelCard
+from launcher.core.protocol.model_info import ModelCard
+from launcher.core.scheduling.events import PRIORITIES
 from launcher.front.http.bodies import (
     EmbeddingsReply,
     EmbeddingsRequest,
@@ -22,7 +22,7 @@ from launcher.front.http.bodies import (
     TagReply,
     TagRequest,
 )
-from launcher.front.http.terms import DEADLINE_HEADER, MOST_DIGITS, PRIORITY_HEADER
+from launcher.front.http.request_headers import DEADLINE_HEADER, MOST_DIGITS, PRIORITY_HEADER
 from launcher.options import FrontOptions
 
 _TYPES: tuple[type, ...] = (

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from launcher.core.entities import OUTSIDE, join
-from launcher.core.events import Priority
-from launcher.core.models import FLOAT32_BYTES
+from launcher.core.protocol.model_info import FLOAT32_BYTES
+from launcher.core.scheduling.events import Priority
+from launcher.core.tasks.entities import OUTSIDE, join
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Vectors
 from launcher.front.http.bodies import Tagged, TagRequest
 from launcher.front.http.compute import ComputeRoute, Services
+from launcher.front.http.disconnect import Presence
 from launcher.front.http.exchange import Intake
 from launcher.front.http.openai import usage
-from launcher.front.http.presence import Presence
 from launcher.front.tokenizer import Tokenized
 
 _encode = msgspec.json.Encoder().encode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.core.messages import Setup
+from launcher.core.protocol.messages import Setup
 from launcher.worker.backends import Backend
 
 

@@ -20,17 +20,24 @@ from transformers import (
     BertConfig,
 )
 
-from launcher.core.footprint import mixed_batches
-from launcher.core.messages import Setup
-from launcher.core.models import SHAPES, ModelCard, Task
+from launcher.core.planning.footprint import mixed_batches
+from launcher.core.protocol.messages import Setup
+from launcher.core.protocol.model_info import SHAPES, ModelCard, Task
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
-from launcher.worker.check import check_items, check_lines, largest_difference, lowest_cosine, other_labels, rows_of
-from launcher.worker.clock import TOLERANCE, fastest
 from launcher.worker.layouts import Layout
 from launcher.worker.layouts.packed import NotPackable, PackedLayout
 from launcher.worker.layouts.padded import PaddedLayout
+from launcher.worker.numerics import (
+    check_items,
+    check_lines,
+    largest_difference,
+    lowest_cosine,
+    other_labels,
+    rows_of,
+)
 from launcher.worker.prepack import prepack
 from launcher.worker.quantize import quantize
+from launcher.worker.timing import TOLERANCE, fastest
 from launcher.worker.warmup import warm_up_ids
 
 SAME = 0.01  # relative; fp32 rounding gives about 1e-5, padding that leaks in 0.1 and more

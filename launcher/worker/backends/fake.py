@@ -14,8 +14,8 @@ from itertools import accumulate, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from launcher.core.messages import Setup
-from launcher.core.models import ModelCard
+from launcher.core.protocol.messages import Setup
+from launcher.core.protocol.model_info import ModelCard
 from launcher.worker.backends import Ids, Loaded, Output, Report, Values
 
 _STEP = 2654435761  # Knuth's multiplicative hashing: 2**32 over the golden ratio, spreads neighbours apart

@@ -22,9 +22,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from launcher.core.models import ModelCard
-from launcher.core.packing import line_tokens
-from launcher.worker import operators
+from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.shape_buckets import line_tokens
+from launcher.worker import custom_ops
 from launcher.worker.backends import Ids
 from launcher.worker.layouts.padded import pad
 from launcher.worker.tasks.classify import score
@@ -74,7 +74,7 @@ class PackedAttention:
     def __init__(self) -> None:
         self.groups: tuple[Group, ...] = ()
         self.exact = False
-        self._number = operators.number_attention(self)
+        self._number = custom_ops.number_attention(self)
         AttentionInterface.register(IMPLEMENTATION, self.attend)
         AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
 
@@ -97,8 +97,8 @@ class PackedAttention:
         if unknown or others.get("softcap") is not None:
             raise NotPackable(f"its attention also takes {', '.join(unknown) or 'a softcap'}")
         causal = bool(getattr(module, "is_causal", False))
-        if operators.recording():
-            return operators.attend(query, key, value, self._number, causal, scaling, sliding_window), None
+        if custom_ops.recording():
+            return custom_ops.attend(query, key, value, self._number, causal, scaling, sliding_window), None
         return self.inside(query, key, value, causal, scaling, sliding_window), None
 
     def inside(

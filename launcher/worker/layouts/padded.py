@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.core.models import ModelCard
+from launcher.core.protocol.model_info import ModelCard
 from launcher.worker.backends import Ids
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from launcher.core.models import Scores
+from launcher.core.protocol.model_info import Scores
 
 
 def score(logits: Tensor, scores: Scores) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from launcher.core.models import Pooling
+from launcher.core.protocol.model_info import Pooling
 
 
 def pool(hidden: Tensor, lengths: Tensor, mask: Tensor | None, pooling: Pooling, normalize: bool) -> Tensor:

@@ -1,0 +1,60 @@
+"""What a plain script reaches: one transformers process on all cores, in fp32, as model cards show it.
+
+The yardstick for the server: tokenize with padding, forward, mean pooling, normalize; no queue, no HTTP. Only models
+that are on disk: a plain script has no ``random:`` ones.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from launcher.bench.stats import percentile
+from launcher.bench.workload import Mix
+from launcher.core.protocol.model_info import ModelCard
+from launcher.errors import UsageError
+
+
+def run_plain(card: ModelCard, mix: Mix, batch: int) -> dict[str, Any]:
+    """Embed all texts in the order of the mix, ``batch`` at a time; returns rates and seconds per call.
+
+    Raises ``UsageError`` for what this script cannot run.
+    """
+    if card.shape is not None or card.task != "embed":
+        raise UsageError(
+            f"--model {card.asked}: demo, or an embedding model in a folder or on the hub, is what works"
+        )
+
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(card.folder)
+    model = AutoModel.from_pretrained(card.folder, dtype=torch.float32).eval()
+
+    def embed(texts: list[str]) -> int:
+        encoded = tokenizer(texts, padding=True, truncation=True, max_length=card.max_length, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**encoded).last_hidden_state
+        mask = encoded["attention_mask"].unsqueeze(-1).float()
+        pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+        torch.nn.functional.normalize(pooled, dim=1)
+        return int(encoded["attention_mask"].sum())
+
+    parts = [list(mix.texts[start : start + batch]) for start in range(0, len(mix.texts), batch)]
+    for part in parts[:3]:
+        embed(part)
+    calls, tokens = [], 0
+    for part in parts:
+        started = time.perf_counter()
+        tokens += embed(part)
+        calls.append(time.perf_counter() - started)
+    return {
+        "model": f"{card.name} ({card.architecture}), fp32",
+        "texts": len(mix.texts),
+        "tokens": tokens,
+        "batch": batch,
+        "threads": torch.get_num_threads(),
+        "texts_per_second": round(len(mix.texts) / sum(calls), 1),
+        "tokens_per_second": round(tokens / sum(calls), 1),
+        "call_ms": {f"p{p}": round(percentile(calls, p) * 1e3, 2) for p in (50, 99)},
+    }

@@ -1,0 +1,86 @@
+"""Texts to measure with: a file of texts, or texts of random words whose lengths follow a distribution: the built-in
+one, a histogram, or one length for all.
+
+The lengths of the built-in mix are decided in ``core.planning.length_classes``: before they are cut, mean 43, p50 26,
+p90 91 and p99 262 tokens, special tokens counted. Its words are common ones that a WordPiece or BPE vocabulary holds
+whole, so that the number of words is the number of tokens but two.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.core.cost.length_histogram import Histogram
+from launcher.core.planning.length_classes import BUILTIN_LONGEST, BUILTIN_MEDIAN, BUILTIN_SHORTEST, BUILTIN_SPREAD
+from launcher.errors import UsageError
+
+SPECIAL_TOKENS = 2
+
+WORDS = (  # noqa: SIM905 - a list of this many literals cannot be read
+    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which "
+    "one you were all her she there would their we him been has when who will no more if out so up said what its "
+    "about than into them can only other time new some could these two may first then do any like my now over such "
+    "our man me even most made after also well before must through years where much your way down should because "
+    "long each just state people those too world little good very make year still see own work men day get here old "
+    "life both between being under three never know same last another while us off might great go come since "
+    "against right came take used himself few house use place during high without again home around small however "
+    "found part once general say upon school every water number left war until always away something fact though "
+    "public put less head think hand enough almost city night better side far end face given system point order "
+    "power early country set government large group young second later often money large four light room white book "
+    "letter window garden river mountain bread coffee music winter summer market station engine paper answer "
+).split()
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Texts in the order in which they are sent, and where they come from."""
+
+    texts: tuple[str, ...]
+    source: str
+
+
+def builtin_mix(count: int, *, seed: int = 1, longest: int = BUILTIN_LONGEST) -> Mix:
+    """``count`` texts of the built-in mix; lengths are cut at ``longest`` tokens; a seed gives the same texts."""
+    rng = random.Random(seed)
+    lengths = [round(rng.lognormvariate(math.log(BUILTIN_MEDIAN), BUILTIN_SPREAD)) for _ in range(count)]
+    bounded = [min(max(length, BUILTIN_SHORTEST), longest) for length in lengths]
+    return Mix(
+        tuple(words(length, rng) for length in bounded), f"built-in mix, seed {seed}, at most {longest} tokens"
+    )
+
+
+def histogram_mix(histogram: Histogram, count: int, name: str, *, seed: int = 1, longest: int | None = None) -> Mix:
+    """``count`` texts of lengths drawn from a histogram called ``name``, cut at ``longest`` tokens if given."""
+    rng = random.Random(seed)
+    lengths, weights = zip(*histogram.counts, strict=True)
+    drawn = rng.choices(lengths, weights, k=count)
+    bounded = [max(length if longest is None else min(length, longest), SPECIAL_TOKENS + 1) for length in drawn]
+    cut = "" if longest is None else f", at most {longest} tokens"
+    return Mix(tuple(words(length, rng) for length in bounded), f"lengths of {name}, seed {seed}{cut}")
+
+
+def fixed_mix(count: int, tokens: int, *, seed: int = 1) -> Mix:
+    """``count`` texts of ``tokens`` tokens each."""
+    rng = random.Random(seed)
+    return Mix(tuple(words(tokens, rng) for _ in range(count)), f"{tokens} tokens each, seed {seed}")
+
+
+def words(tokens: int, rng: random.Random) -> str:
+    """A text that is ``tokens`` tokens long once the two special ones are added."""
+    return " ".join(rng.choices(WORDS, k=max(1, tokens - SPECIAL_TOKENS)))
+
+
+def file_mix(path: Path, count: int | None = None) -> Mix:
+    """The non-empty lines of a UTF-8 file, repeated or cut to ``count``. Raises ``UsageError``."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--texts {path}: a UTF-8 file with one text a line was expected; {error}") from error
+    texts = [line for line in lines if line]
+    if not texts:
+        raise UsageError(f"--texts {path}: the file has no text in it; one text a line was expected")
+    wanted = len(texts) if count is None else count
+    return Mix(tuple(texts[i % len(texts)] for i in range(wanted)), f"{path.name}, {len(texts)} texts")

@@ -1,0 +1,283 @@
+"""A machine as frozen facts, and what can be said of it without looking again.
+
+``host.machine.sysfs`` fills these values, the planner reads them. Unknown facts are ``None``, never a guess. A
+machine can be written as JSON and read back elsewhere, so that a plan for it can be made on another one. No file is
+opened here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from launcher.core.machine.cpuset import MAX_ID, format_cpu_list, parse_cpu_list
+from launcher.errors import UsageError
+
+SCHEMA = 1
+UNKNOWN_ARCH = "unknown"
+FROM_A_REPORT = (
+    "The machine is that of a topology report, whose warnings are of another plan and are left out; a file of "
+    "`launch topology --save` keeps those that are of the machine."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """One physical core. ``cpus`` are its allowed cpus, lowest first; the first is the one that is used."""
+
+    id: int
+    cpus: tuple[int, ...]
+    package: int | None
+    node: int | None
+    l3: int | None
+    kind: str = "performance"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One NUMA node. ``cpus`` is the kernel's list, which on older kernels names offline cpus too.
+
+    ``distances`` pairs node id and SLIT distance. ``free_bytes`` is as of the reading: unused pages and those that
+    only cache files.
+    """
+
+    id: int
+    cpus: tuple[int, ...]
+    memory_bytes: int | None
+    distances: tuple[tuple[int, int], ...] = ()
+    free_bytes: int | None = None
+
+    def distance(self, other: int) -> int:
+        """SLIT distance to another node; nodes the kernel does not relate count as far away (255)."""
+        return dict(self.distances).get(other, 10 if other == self.id else 255)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds this process on the machine. ``cpu_quota`` is in cpus (1.5 = 150 ms per 100 ms)."""
+
+    cpu_quota: float | None = None
+    memory_nodes: tuple[int, ...] | None = None
+    memory_bytes: int | None = None
+    affinity: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """All that was read. ``cores`` are the usable ones only; ``warnings`` say what was odd while reading.
+
+    ``memory_bytes`` and ``free_bytes`` are of the whole machine: what counts where it has no nodes.
+    """
+
+    arch: str
+    vendor: str | None
+    model: str | None
+    isa: tuple[str, ...]
+    present: tuple[int, ...]
+    online: tuple[int, ...]
+    allowed: tuple[int, ...]
+    isolated: tuple[int, ...]
+    cores: tuple[Core, ...]
+    nodes: tuple[Node, ...]
+    limits: Limits
+    warnings: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+    free_bytes: int | None = None
+
+    def node(self, node_id: int) -> Node | None:
+        """The node of that id, or None."""
+        return next((node for node in self.nodes if node.id == node_id), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The ``machine`` object of the topology report, schema 1."""
+        memory_nodes = self.limits.memory_nodes
+        affinity = self.limits.affinity
+        return {
+            "arch": None if self.arch == UNKNOWN_ARCH else self.arch,
+            "vendor": self.vendor,
+            "model": self.model,
+            "isa": list(self.isa),
+            "cpus": {
+                "present": format_cpu_list(self.present),
+                "online": format_cpu_list(self.online),
+                "allowed": format_cpu_list(self.allowed),
+                "isolated": format_cpu_list(self.isolated),
+            },
+            "cores": [
+                {
+                    "id": core.id,
+                    "cpus": list(core.cpus),
+                    "package": core.package,
+                    "node": core.node,
+                    "l3": core.l3,
+                    "kind": core.kind,
+                }
+                for core in self.cores
+            ],
+            "nodes": [
+                {
+                    "id": node.id,
+                    "cpus": format_cpu_list(node.cpus),
+                    "memory_bytes": node.memory_bytes,
+                    "distances": {str(other): distance for other, distance in node.distances},
+                }
+                for node in self.nodes
+            ],
+            "limits": {
+                "cpu_quota": self.limits.cpu_quota,
+                "memory_nodes": None if memory_nodes is None else format_cpu_list(memory_nodes),
+                "memory_bytes": self.limits.memory_bytes,
+                "affinity": None if affinity is None else format_cpu_list(affinity),
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> Machine:
+        """The machine of such an object. Raises ``UsageError`` naming what is missing, mistyped or impossible."""
+        return _machine(_decoded(data, _MachineJson, "machine"))
+
+
+def machine_to_json(machine: Machine) -> dict[str, Any]:
+    """What a machine file holds: the topology report's ``machine`` and ``warnings``, without the plan.
+
+    Free memory is left out: it is true of one moment only.
+    """
+    return {
+        "schema": SCHEMA,
+        "machine": machine.to_json(),
+        "memory_bytes": machine.memory_bytes,
+        "warnings": list(machine.warnings),
+    }
+
+
+def machine_from_json(data: object) -> Machine:
+    """The machine of a machine file, a whole topology report, or its ``machine`` alone. Raises ``UsageError``."""
+    if not isinstance(data, dict) or "machine" not in data:
+        return Machine.from_json(data)
+    if data.get("schema", SCHEMA) != SCHEMA:
+        raise UsageError(f"The machine file has schema {data['schema']!r}; this version reads schema {SCHEMA}")
+    file = _decoded(data, _FileJson, "machine file")
+    # A report's warnings are of its plan too, and which is which cannot be told.
+    warnings = (FROM_A_REPORT,) if "plan" in data and file.warnings else tuple(file.warnings)
+    return replace(_machine(file.machine), memory_bytes=file.memory_bytes, warnings=warnings)
+
+
+# Larger or negative numbers are none of cpus, nodes or amounts, and could fill the memory when a mask is made.
+Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
+Amount = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _CpusJson(msgspec.Struct):
+    present: str
+    online: str
+    allowed: str
+    isolated: str
+
+
+class _CoreJson(msgspec.Struct):
+    id: Id
+    cpus: list[Id]
+    package: Amount | None
+    node: Id | None
+    l3: Amount | None
+    kind: Literal["performance", "efficiency"] = "performance"
+
+
+class _NodeJson(msgspec.Struct):
+    id: Id
+    cpus: str
+    memory_bytes: Amount | None = None
+    distances: dict[Id, Amount] = {}
+
+
+class _LimitsJson(msgspec.Struct):
+    cpu_quota: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    memory_nodes: str | None = None
+    memory_bytes: Amount | None = None
+    affinity: str | None = None
+
+
+class _MachineJson(msgspec.Struct):
+    arch: str | None
+    vendor: str | None
+    model: str | None
+    isa: list[str]
+    cpus: _CpusJson
+    cores: list[_CoreJson]
+    nodes: list[_NodeJson]
+    limits: _LimitsJson
+
+
+class _FileJson(msgspec.Struct):
+    machine: _MachineJson
+    memory_bytes: Amount | None = None
+    warnings: list[str] = []
+
+
+Decoded = TypeVar("Decoded")
+
+
+def _decoded(data: object, kind: type[Decoded], what: str) -> Decoded:
+    try:
+        return msgspec.convert(data, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"This is no {what} as `launch topology --json` prints it: {error}") from error
+
+
+def _machine(data: _MachineJson) -> Machine:
+    limits = data.limits
+    machine = Machine(
+        arch=data.arch or UNKNOWN_ARCH,
+        vendor=data.vendor,
+        model=data.model,
+        isa=tuple(data.isa),
+        present=_cpus(data.cpus.present),
+        online=_cpus(data.cpus.online),
+        allowed=_cpus(data.cpus.allowed),
+        isolated=_cpus(data.cpus.isolated),
+        cores=tuple(
+            Core(core.id, tuple(core.cpus), core.package, core.node, core.l3, core.kind) for core in data.cores
+        ),
+        nodes=tuple(
+            Node(node.id, _cpus(node.cpus), node.memory_bytes, tuple(node.distances.items())) for node in data.nodes
+        ),
+        limits=Limits(
+            cpu_quota=limits.cpu_quota,
+            memory_nodes=None if limits.memory_nodes is None else _cpus(limits.memory_nodes),
+            memory_bytes=limits.memory_bytes,
+            affinity=None if limits.affinity is None else _cpus(limits.affinity),
+        ),
+    )
+    _check(machine)
+    return machine
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    try:
+        return parse_cpu_list(text)
+    except ValueError as error:
+        raise UsageError(f"The machine has a list that is none: {error}") from error
+
+
+def _check(machine: Machine) -> None:
+    """Refuse what no plan could be made for; a machine that was read cannot be so, a file edited by hand can."""
+    cpus = [cpu for core in machine.cores for cpu in core.cpus]
+    twice = {cpu for cpu in cpus if cpus.count(cpu) > 1} if len(set(cpus)) < len(cpus) else set()
+    if not machine.cores or not all(core.cpus for core in machine.cores):
+        raise UsageError("The machine has no cores, or a core without cpus; each core needs at least one cpu")
+    if twice:
+        raise UsageError(f"The machine has cpus {format_cpu_list(twice)} in more than one core")
+    if len({core.id for core in machine.cores}) < len(machine.cores):
+        raise UsageError("The machine has several cores of one id; ids tell cores apart")
+    if not set(cpus) <= set(machine.allowed):
+        extra = set(cpus) - set(machine.allowed)
+        raise UsageError(
+            f"The machine has cores with cpus {format_cpu_list(extra)}, which it does not list as allowed"
+        )
+    if len({node.id for node in machine.nodes}) < len(machine.nodes):
+        raise UsageError("The machine has several nodes of one id; ids tell nodes apart")
+    lost = {core.node for core in machine.cores} - {None} - {node.id for node in machine.nodes}
+    if lost:
+        raise UsageError(f"The machine has cores in nodes {sorted(map(str, lost))}, which it does not list")

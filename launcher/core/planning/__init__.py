@@ -1,0 +1,1 @@
+"""Which cores, memory and libraries each instance gets."""

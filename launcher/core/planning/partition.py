@@ -1,0 +1,253 @@
+"""How many instances, of how many cores, in which nodes: arithmetic on counts of cores.
+
+Separate from the plan because these are the rules that can be stated and tested as sums: shares by largest remainder,
+sizes that differ by at most one, ends that meet the ends of L3 groups. No cpu, no memory and no text may enter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from launcher.core.machine.topology import Core
+from launcher.core.planning.placement import KindCores, NodeCores, is_slow
+
+# Over nodes only where staying inside them would leave more than this share of the cores idle.
+IDLE_SHARE = 0.1
+# Work of an efficiency core against a performance core, roughly, and of an instance over several nodes (the reference
+# measured 27 to 33 % less for up to 128 tokens). They decide between layouts only.
+SLOW_WEIGHT = 0.5
+SPAN_WEIGHT = 0.7
+
+# docs/decisions/0002-default-instances.md
+DEFAULT_INSTANCES = 4
+LARGEST_DEFAULT = 12
+SMALLEST_L3_UNIT = 6
+MOST_CANDIDATES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Instances of these sizes, cut one after the other out of the cores of these nodes."""
+
+    nodes: KindCores
+    sizes: tuple[int, ...]
+
+    @property
+    def spans(self) -> bool:
+        """Whether an instance may lie in more than one node."""
+        return len(self.nodes) > 1
+
+
+def largest_remainder(weights: Sequence[int], count: int) -> tuple[int, ...]:
+    """``count`` things shared in proportion to ``weights`` (Hamilton's method); equal remainders: the first wins."""
+    total = sum(weights)
+    shares = [count * weight // total for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda index: (-(count * weights[index] % total), index))
+    for index in by_remainder[: count - sum(shares)]:
+        shares[index] += 1
+    return tuple(shares)
+
+
+def cut(lengths: Sequence[int], count: int, total: int) -> tuple[tuple[int, int], ...]:
+    """``count`` instances on ``total`` cores that stand in stretches of these ``lengths``, divided at the ends of
+    stretches wherever sizes that differ by at most one allow it: (instances, cores) of each piece.
+    """
+    smallest, longer = divmod(total, count)
+    largest = smallest + (longer > 0)
+    pieces: list[tuple[int, int]] = []
+    start = 0
+    for end in itertools.accumulate(lengths):
+        cores, left = end - start, total - end
+        if left <= 0:
+            break
+        fewest = max(-(-cores // largest), count - left // smallest)
+        if 0 < fewest <= min(cores // smallest, count - -(-left // largest)):
+            pieces.append((fewest, cores))
+            count, start = count - fewest, end
+    return (*pieces, (count, total - start))
+
+
+def sizes_of(nodes: KindCores, count: int, smallest: int) -> tuple[int, ...]:
+    """The sizes of ``count`` instances of ``smallest`` cores, or one more where these nodes have them."""
+    total = min(sum(one.size for one in nodes), count * (smallest + 1))
+    groups = [len(group) for one in nodes for group in one.groups]
+    sizes: list[int] = []
+    start = 0
+    for instances, cores in cut([one.size for one in nodes], count, total):
+        for part_instances, part_cores in cut(_between(groups, start, start + cores), instances, cores):
+            size, longer = divmod(part_cores, part_instances)
+            sizes += [size + 1] * longer + [size] * (part_instances - longer)
+        start += cores
+    return tuple(sizes)
+
+
+def _between(lengths: Sequence[int], start: int, stop: int) -> list[int]:
+    ends = list(itertools.accumulate(lengths))
+    clipped = (min(end, stop) - max(end - length, start) for end, length in zip(ends, lengths, strict=True))
+    return [length for length in clipped if length > 0]
+
+
+def equal_parts(kinds: Sequence[KindCores], count: int) -> tuple[Part, ...]:
+    """``count`` instances whose sizes differ by at most one; there must be as many cores.
+
+    Shared over kinds and nodes in proportion to their cores. Cores that equal sizes cannot use are left over.
+    """
+    options = [_parts(kinds, shares) for shares in _shares_of_kinds(kinds, count)]
+    return max(options, key=work_of)
+
+
+def _shares_of_kinds(kinds: Sequence[KindCores], count: int) -> Iterator[tuple[int, ...]]:
+    totals = [sum(one.size for one in kind) for kind in kinds]
+    if len(kinds) > 1:
+        for chosen, total in enumerate(totals):
+            if count <= total:
+                yield tuple(count if index == chosen else 0 for index in range(len(kinds)))
+    yield largest_remainder(totals, count)
+
+
+def work_of(parts: Sequence[Part]) -> float:
+    """What these instances get done, in performance cores."""
+    return sum(_work_of_part(part) for part in parts)
+
+
+def _work_of_part(part: Part) -> float:
+    weight = SLOW_WEIGHT if is_slow(part.nodes[0].kind) else 1.0
+    return sum(part.sizes) * weight * (SPAN_WEIGHT if part.spans else 1.0)
+
+
+def work_of_cores(cores: Sequence[Core]) -> float:
+    """What these cores could get done, in performance cores."""
+    return sum(SLOW_WEIGHT if is_slow(core.kind) else 1.0 for core in cores)
+
+
+def _parts(kinds: Sequence[KindCores], shares: Sequence[int]) -> tuple[Part, ...]:
+    stretches: list[tuple[KindCores, int]] = []
+    for kind, count in zip(kinds, shares, strict=True):
+        if count:
+            stretches += _stretches(kind, count)
+    smallest = min(sum(one.size for one in nodes) // count for nodes, count in stretches)
+    return tuple(Part(nodes, sizes_of(nodes, count, smallest)) for nodes, count in stretches)
+
+
+def _stretches(kind: KindCores, count: int) -> list[tuple[KindCores, int]]:
+    """The nodes that instances are cut out of: each by itself when they fit, else all in one row."""
+    total = sum(one.size for one in kind)
+    inside = [
+        ((one,), share)
+        for one, share in zip(kind, largest_remainder([one.size for one in kind], count), strict=True)
+        if share
+    ]
+    if total // count <= max(one.size for one in kind):
+        return list(inside)
+    smallest = min(one.size // share for (one,), share in inside)
+    used = sum(min(one.size, share * (smallest + 1)) for (one,), share in inside)
+    return list(inside) if used >= total * (1 - IDLE_SHARE) else [(kind, count)]
+
+
+def default_counts(kinds: Sequence[KindCores], cores: int) -> tuple[float, tuple[int, ...]]:
+    """For ``auto``, with ``cores`` of them for instances: how many instances there should be, and the numbers to try,
+    nearest first. docs/decisions/0002-default-instances.md has the reasons."""
+    size = min(_unit(kinds), max(1.0, cores // DEFAULT_INSTANCES + (cores % DEFAULT_INSTANCES >= 2)))
+    ideal = max(1.0, cores / size)
+    near = range(max(1, math.ceil(ideal * 0.6)), max(1, min(cores, math.floor(ideal * 1.5))) + 1)
+    counts = sorted(near, key=lambda count: (abs(count - ideal), count))
+    if len(counts) > MOST_CANDIDATES:
+        nodes = sum(map(len, kinds))
+        # Of many, those that come out even over the nodes are worth trying.
+        counts = [counts[0], *(count for count in counts[1:] if count % nodes == 0)][:MOST_CANDIDATES]
+    return ideal, tuple(counts)
+
+
+def _unit(kinds: Sequence[KindCores]) -> float:
+    """The size of an instance that suits the machine: some L3 groups of a node, or one in equal parts."""
+    groups = _middle(len(group) for kind in kinds for one in kind for group in one.groups)
+    node = _middle(one.size for kind in kinds for one in kind)
+    if groups < SMALLEST_L3_UNIT:
+        return min(node, groups * math.ceil(SMALLEST_L3_UNIT / groups))
+    return groups / math.ceil(groups / LARGEST_DEFAULT)
+
+
+def _middle(numbers: Iterable[int]) -> int:
+    in_order = sorted(numbers)
+    return in_order[len(in_order) // 2]
+
+
+def assign(room: Sequence[int], sizes: Sequence[int], tries: int = 20_000) -> tuple[int | None, ...]:
+    """The node of each instance of a given size, by index into ``room``; None: it fits in no node any more.
+
+    Spread over the emptiest nodes when all fit that way, else packed, else searched for (``tries`` steps at most).
+    Equal sizes are shared in proportion to what the nodes can take.
+    """
+    if len(set(sizes)) == 1:
+        return _assign_equal(room, sizes[0], len(sizes))
+    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+    largest_first = [sizes[index] for index in order]
+    spread = _fill(room, largest_first, emptiest=True)
+    found = spread if None not in spread else _fill(room, largest_first, emptiest=False)
+    if None in found:
+        searched = _search(list(room), largest_first, itertools.count(), tries)
+        found = found if searched is None else searched
+    nodes: list[int | None] = [None] * len(sizes)
+    for index, node in zip(order, found, strict=True):
+        nodes[index] = node
+    return tuple(nodes)
+
+
+def _assign_equal(room: Sequence[int], size: int, count: int) -> tuple[int | None, ...]:
+    limits = [cores // size for cores in room]
+    shares = list(limits)
+    if sum(limits) > count:
+        shares = [min(pair) for pair in zip(largest_remainder(room, count), limits, strict=True)]
+        while sum(shares) < count:
+            emptiest = max(range(len(room)), key=lambda index: (limits[index] - shares[index], -index))
+            shares[emptiest] += 1
+    nodes: list[int | None] = [index for index, share in enumerate(shares) for _ in range(share)]
+    return (*nodes, *[None] * (count - len(nodes)))
+
+
+def _fill(room: Sequence[int], sizes: Sequence[int], *, emptiest: bool) -> list[int | None]:
+    left = list(room)
+    nodes: list[int | None] = []
+    for size in sizes:
+        fitting = [index for index, cores in enumerate(left) if cores >= size]
+        if not fitting:
+            nodes.append(None)
+            continue
+        best = min(fitting, key=lambda index: (-left[index] if emptiest else left[index], index))
+        left[best] -= size
+        nodes.append(best)
+    return nodes
+
+
+def _search(left: list[int], sizes: Sequence[int], steps: Iterator[int], tries: int) -> list[int | None] | None:
+    if not sizes:
+        return []
+    seen: set[int] = set()
+    for index, cores in enumerate(left):
+        # Two nodes with the same room are the same choice.
+        if cores < sizes[0] or cores in seen or next(steps) > tries:
+            continue
+        seen.add(cores)
+        left[index] -= sizes[0]
+        rest = _search(left, sizes[1:], steps, tries)
+        left[index] += sizes[0]
+        if rest is not None:
+            return [index, *rest]
+    return None
+
+
+def order_in_node(one: NodeCores, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The indices of ``sizes`` in an order that ends at the ends of L3 groups where it can, larger ones first."""
+    ends = set(itertools.accumulate(len(group) for group in one.groups))
+    left = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+    order: list[int] = []
+    position = 0
+    while left:
+        chosen = next((index for index in left if position + sizes[index] in ends), left[0])
+        left.remove(chosen)
+        order.append(chosen)
+        position += sizes[chosen]
+    return tuple(order)

@@ -1,0 +1,1 @@
+"""What front and workers exchange: frames, messages, model facts, batch shapes."""

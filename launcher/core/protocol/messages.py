@@ -1,0 +1,115 @@
+"""The messages between front and worker, as msgspec structs; ``frames`` puts them on the wire.
+
+The front sends ``Setup`` once, then ``Run`` for each batch and ``Stop`` at the end. The worker answers with
+``Loading`` while it starts, one ``Ready`` or ``Unusable``, then one ``Done`` or ``Failed`` for each ``Run`` in
+the order in which they came. Tensors travel as raw bytes in a frame's body, never inside the message.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from launcher.core.protocol.model_info import ModelCard, RunDtype
+
+
+class Setup(msgspec.Struct, tag="setup", frozen=True):
+    """Front → worker, first: what to load and which shapes to warm up.
+
+    ``warmup`` holds (rows, width) of batches of equal items, in tokens, in the order in which they shall run;
+    ``mixed`` the lengths of batches of unequal ones, longest first, which follow. ``known`` is what all of them took
+    when they were measured earlier, of a model that was packed or not as ``known_packed`` says (see ``Ready``).
+    ``fake_seconds_per_token`` is the time that the fake backend takes for a token. Without ``pack`` items are padded
+    also where the model could take them packed.
+    """
+
+    card: ModelCard
+    dtype: RunDtype
+    backend: Literal["eager", "compile", "fake"]
+    warmup: tuple[tuple[int, int], ...]
+    trust_remote_code: bool = False
+    fake_seconds_per_token: float = 0.0
+    pack: bool = True
+    mixed: tuple[tuple[int, ...], ...] = ()
+    known: tuple[tuple[int, int, int, float], ...] = ()
+    known_packed: bool = False
+
+
+class Run(msgspec.Struct, tag="run", frozen=True):
+    """Front → worker: one batch. Body: the token ids of all items, int32, one after the other.
+
+    ``lengths`` are the items' lengths in tokens, special tokens included, longest first.
+    """
+
+    batch: int
+    lengths: tuple[int, ...]
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """Front → worker: finish the batches already sent, then exit with status 0."""
+
+
+class Loading(msgspec.Struct, tag="loading", frozen=True):
+    """Worker → front while it starts. ``stage`` is ``import``, ``load``, ``check`` or ``warmup``; ``done`` is 0…1."""
+
+    stage: Literal["import", "load", "check", "warmup"]
+    done: float
+    detail: str = ""
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """Worker → front: warm, batches may be sent.
+
+    ``width`` is the number of float32 values in a row of results. ``measured`` holds (items, tokens, pairs, seconds)
+    of each batch of the warm-up once it was warm, as in ``core.cost.model``; ``cached`` says that these are those of
+    ``Setup.known``, and that nothing was measured. ``accuracy`` is the lowest cosine between the results in ``dtype``
+    and in fp32 over the check texts (None when dtype is fp32), all rows of an item as one vector. ``packed``: items
+    are computed one behind the other; otherwise padded to the longest.
+    """
+
+    pid: int
+    threads: int
+    dtype: str
+    backend: str
+    width: int
+    labels: tuple[str, ...]
+    torch_version: str
+    load_seconds: float
+    warmup_seconds: float
+    measured: tuple[tuple[int, int, int, float], ...]
+    accuracy: float | None
+    notes: tuple[str, ...] = ()
+    packed: bool = False
+    cached: bool = False
+
+
+class Unusable(msgspec.Struct, tag="unusable", frozen=True):
+    """Worker → front instead of ``Ready``: the model cannot be served, and a restart would not help."""
+
+    reason: str
+
+
+class Done(msgspec.Struct, tag="done", frozen=True):
+    """Worker → front: results of a batch. Body: float32, rows × ``width``, in the order of ``Run.lengths``.
+
+    An item has one row, or one for each of its tokens where the card says ``row_per_token``.
+    ``seconds`` is the time from taking the batch to having the results; ``computed_tokens`` counts padding.
+    """
+
+    batch: int
+    items: int
+    width: int
+    seconds: float
+    computed_tokens: int
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """Worker → front: this batch raised; the worker is unharmed and takes the next one."""
+
+    batch: int
+    reason: str
+
+
+ToWorker = Setup | Run | Stop
+ToFront = Loading | Ready | Unusable | Done | Failed

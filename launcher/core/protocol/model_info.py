@@ -1,0 +1,94 @@
+"""What the launcher knows of a model before it loads it: its card, and the shapes of models without weights.
+
+A card is made once, on the host, from the model's files (``host.model.resolve``) and travels to front and workers,
+so that pooling, limits and labels are read in one place. Reading files is not done here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Task = Literal["embed", "classify", "tag"]
+RunDtype = Literal["bf16", "fp32", "int8"]
+Pooling = Literal["mean", "cls", "max"]
+Scores = Literal["softmax", "sigmoid", "raw"]
+
+FLOAT32_BYTES = 4
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """Facts of one model.
+
+    ``name`` is what clients call it, ``asked`` what the user gave to ``--model``. ``folder`` holds config and
+    weights; ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the
+    ``tokenizer.json`` to use (empty: the one in ``folder``). ``max_length`` is in tokens, special tokens
+    included. ``weight_bytes`` is the size in fp32 of all parameters. ``scores`` says how a classifier's
+    or tagger's logits become scores. ``notes`` say what people should know of how the card came about.
+    """
+
+    name: str
+    asked: str
+    task: Task
+    folder: str
+    shape: str | None
+    architecture: str
+    hidden_size: int
+    layers: int
+    vocab_size: int
+    max_length: int
+    pad_id: int
+    pooling: Pooling
+    normalize: bool
+    labels: tuple[str, ...]
+    weight_bytes: int
+    tokenizer_file: str = ""
+    scores: Scores = "softmax"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokenizer_path(self) -> str:
+        """The ``tokenizer.json`` that texts are tokenized with."""
+        return self.tokenizer_file or f"{self.folder}/tokenizer.json"
+
+    @property
+    def result_width(self) -> int:
+        """How many float32 values a row of results has."""
+        return self.hidden_size if self.task == "embed" else len(self.labels)
+
+    @property
+    def row_per_token(self) -> bool:
+        """Whether the result of an item is a row for each of its tokens, special tokens included; otherwise one."""
+        return self.task == "tag"
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """Numbers of a BERT encoder; vocabulary and positions are those of the uncased BERT models."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    vocab_size: int = 30522
+    positions: int = 512
+    token_types: int = 2
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the encoder has, without pooler and heads."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        norm = 2 * hidden
+        embeddings = (self.vocab_size + self.positions + self.token_types) * hidden + norm
+        attention = 4 * (hidden * hidden + hidden) + norm
+        feed_forward = hidden * inner + inner + inner * hidden + hidden + norm
+        return embeddings + self.layers * (attention + feed_forward)
+
+
+# Published sizes: Devlin et al. 2018 (base, large), Turc et al. 2019 (tiny), MiniLM-L6-H384-uncased (minilm).
+SHAPES: dict[str, Shape] = {
+    "tiny": Shape(hidden_size=128, layers=2, heads=2, intermediate_size=512),
+    "minilm": Shape(hidden_size=384, layers=6, heads=12, intermediate_size=1536),
+    "bert-base": Shape(hidden_size=768, layers=12, heads=12, intermediate_size=3072),
+    "bert-large": Shape(hidden_size=1024, layers=24, heads=16, intermediate_size=4096),
+}

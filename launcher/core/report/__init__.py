@@ -1,0 +1,1 @@
+"""Plans as text, JSON, SVG and files for other supervisors."""

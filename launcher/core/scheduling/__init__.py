@@ -1,0 +1,1 @@
+"""Which item goes to which instance, in which batch, and when."""

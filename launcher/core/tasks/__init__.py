@@ -1,0 +1,1 @@
+"""Task results that need no tensor: entities of taggers."""

@@ -1,0 +1,1 @@
+"""Choosing a plan by simulating it with the scheduler that serves."""

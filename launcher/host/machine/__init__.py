@@ -1,0 +1,1 @@
+"""Reads the machine: sysfs, cgroups, lscpu, the processor, and recorded machines."""

@@ -1,0 +1,214 @@
+"""Reads the machine: its cpus, caches, nodes and limits as the kernel states them in `/sys` and `/proc`.
+
+Reading only: what the readings mean is decided in ``core.machine.assemble``. Every file is read once, under an
+injectable root; for a root other than ``/`` nothing of the machine this runs on gets in. Formats:
+``Documentation/admin-guide/cputopology.rst``, ``Documentation/ABI/{stable,testing}/sysfs-devices-*``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from launcher.core.machine.assemble import CpuReading, KindReading, MachineReading, build_machine
+from launcher.core.machine.cpuset import format_cpu_list
+from launcher.core.machine.topology import Limits, Machine, Node
+from launcher.errors import UsageError
+from launcher.host.machine import lscpu
+from launcher.host.machine.cgroup import read_bounds
+from launcher.host.machine.processor import meminfo, read_memory, read_processor
+from launcher.host.machine.tree import Tree, decimal
+
+CPU = "sys/devices/system/cpu"
+NODE = "sys/devices/system/node"
+# A hybrid machine has a counter device for each kind of core; older kernels show them only on the bus.
+PMU_FOLDERS = ("sys/devices", "sys/bus/event_source/devices")
+MEMORY_TOLERANCE = 0.1
+EFFICIENCY_PMUS = ("cpu_atom", "cpu_lowpower")
+
+
+def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -> Machine:
+    """The machine under ``sysroot``.
+
+    Raises ``UsageError`` when there is none, ``MachineError`` when nothing of it may be used.
+    """
+    tree = Tree(sysroot)
+    if not tree.exists(CPU) and not tree.live:
+        raise UsageError(
+            f"{sysroot} holds no machine: there is no folder {CPU} in it. Give the root of a recorded /sys and /proc "
+            "tree, or / for this machine."
+        )
+    with lscpu.Opinion(tree) as opinion:
+        reading = _read(tree)
+        rows = opinion.rows()
+    lscpu.check_against(rows, reading, lambda cpu: tree.number(f"{CPU}/cpu{cpu}/topology/core_id"), tree.odd)
+    return build_machine(reading, tree.odd, include_isolated=include_isolated)
+
+
+def _read(tree: Tree) -> MachineReading:
+    processor = read_processor(tree)
+    memory_bytes, free_bytes = read_memory(tree)
+    present, online = _present_and_online(tree)
+    bounds = read_bounds(tree)
+    nodes = _with_all_memory(tree, _nodes(tree), memory_bytes, free_bytes)
+    return MachineReading(
+        arch=processor.arch,
+        vendor=processor.vendor,
+        model=processor.model,
+        isa=processor.isa,
+        present=present,
+        online=online,
+        isolated=tree.cpu_list(f"{CPU}/isolated") or (),
+        cpus={cpu: _cpu(tree, cpu) for cpu in online},
+        nodes=nodes,
+        kinds=_kinds(tree, online),
+        cpuset=bounds.cpuset,
+        limits=_with_memory_only(bounds.limits, nodes),
+        memory_bytes=memory_bytes,
+        free_bytes=free_bytes,
+    )
+
+
+def _present_and_online(tree: Tree) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    folders = tuple(tree.numbered(CPU, "cpu"))
+    online = tree.cpu_list(f"{CPU}/online")
+    if not online:
+        online = tuple(cpu for cpu in folders if tree.text(f"{CPU}/cpu{cpu}/online") != "0")
+    if not online and tree.live:
+        # Some sandboxes show no /sys at all, and yet there is something to run on.
+        online = tuple(sorted(os.sched_getaffinity(0)))
+        tree.odd.add(
+            "cpus of which only the affinity mask is known, as /sys shows nothing of them; each counts as a core: {}",
+            f"cpus {format_cpu_list(online)}",
+        )
+    present = tree.cpu_list(f"{CPU}/present") or folders
+    return tuple(sorted({*present, *online})), online
+
+
+def _cpu(tree: Tree, cpu: int) -> CpuReading:
+    folder = f"{CPU}/cpu{cpu}/topology"
+    siblings = tree.cpus(f"{folder}/core_cpus", f"{folder}/core_cpus_list")
+    if siblings is None:
+        siblings = tree.cpus(f"{folder}/thread_siblings", f"{folder}/thread_siblings_list")  # before Linux 5.3
+    package = tree.number(f"{folder}/physical_package_id")
+    return CpuReading(siblings, None if package is None or package < 0 else package, _l3(tree, cpu))
+
+
+def _l3(tree: Tree, cpu: int) -> tuple[int, ...] | None:
+    """The cpus that share this one's level-3 cache, itself included."""
+    folder = f"{CPU}/cpu{cpu}/cache"
+    for index in reversed(tree.numbered(folder, "index")):
+        if tree.number(f"{folder}/index{index}/level") == 3:
+            place = f"{folder}/index{index}"
+            if tree.text(f"{place}/type") == "Instruction":
+                continue
+            shared = tree.cpus(f"{place}/shared_cpu_map", f"{place}/shared_cpu_list")
+            return shared if shared and cpu in shared else tuple(sorted({cpu, *(shared or ())}))
+    return None
+
+
+def _nodes(tree: Tree) -> tuple[Node, ...]:
+    ids = tree.numbered(NODE, "node")
+    online = tree.cpu_list(f"{NODE}/online") or tuple(ids)
+    return tuple(_node(tree, node, online if len(online) >= len(ids) else tuple(ids)) for node in ids)
+
+
+def _node(tree: Tree, node: int, order: tuple[int, ...]) -> Node:
+    folder = f"{NODE}/node{node}"
+    cpus = tree.cpus(f"{folder}/cpumap", f"{folder}/cpulist")
+    if cpus is None:
+        cpus = tuple(tree.numbered(folder, "cpu"))
+    memory = meminfo(tree.text(f"{folder}/meminfo") or "")
+    free = [memory[name] for name in ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable") if name in memory]
+    return Node(
+        id=node,
+        cpus=cpus,
+        memory_bytes=memory.get("MemTotal"),
+        distances=_distances(tree, folder, order),
+        free_bytes=sum(free) if "MemFree" in memory else None,
+    )
+
+
+def _distances(tree: Tree, folder: str, order: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Distance to each online node; the file has one number for each, in the order of their ids."""
+    text = tree.text(f"{folder}/distance")
+    if not text:
+        return ()
+    found = [value for word in text.split() if (value := decimal(word)) is not None]
+    if len(found) != len(order) or len(text.split()) != len(order):
+        tree.odd.add(
+            f"distances that are not one number for each of {len(order)} nodes and are ignored: {{}}",
+            f"{folder}/distance: {text[:40]!r}",
+        )
+        return ()
+    return tuple(zip(order, found, strict=True))
+
+
+def _with_all_memory(
+    tree: Tree, nodes: tuple[Node, ...], memory_bytes: int | None, free_bytes: int | None
+) -> tuple[Node, ...]:
+    """The nodes; where `/proc/meminfo` knows more than the only node with memory, that node has it all.
+
+    Guests whose memory was grown or whose balloon was emptied show this: the kernel counts it for the machine and not
+    for the node.
+    """
+    known = sum(node.memory_bytes or 0 for node in nodes)
+    if not memory_bytes or not known or abs(known - memory_bytes) <= MEMORY_TOLERANCE * memory_bytes:
+        return nodes
+    only = [node for node in nodes if node.memory_bytes]
+    believed = "nodes" if len(only) > 1 or known > memory_bytes else "machine"
+    tree.odd.add(
+        "memory that the nodes (node*/meminfo) and the whole machine (/proc/meminfo) state differently: {}; "
+        f"the plan goes by what the {believed} state{'s' if believed == 'machine' else ''}",
+        f"{known / 2**30:.1f} GiB against {memory_bytes / 2**30:.1f} GiB",
+    )
+    if believed == "nodes":
+        return nodes
+    return tuple(
+        replace(node, memory_bytes=memory_bytes, free_bytes=free_bytes) if node in only else node for node in nodes
+    )
+
+
+def _with_memory_only(limits: Limits, nodes: tuple[Node, ...]) -> Limits:
+    """A mask of allowed nodes names possible ones; only those with memory can be bound to."""
+    if limits.memory_nodes is None or not nodes:
+        return replace(limits, memory_nodes=None)
+    with_memory = {node.id for node in nodes if node.memory_bytes != 0}
+    return replace(limits, memory_nodes=tuple(sorted(with_memory & set(limits.memory_nodes))))
+
+
+def _kinds(tree: Tree, online: tuple[int, ...]) -> KindReading:
+    for folder in PMU_FOLDERS:
+        slow = [tree.cpu_list(f"{folder}/{name}/cpus") for name in EFFICIENCY_PMUS]
+        if any(found is not None for found in slow):
+            return KindReading(efficiency_cpus=tuple(sorted({cpu for found in slow for cpu in found or ()})))
+    capacity = _each(tree, online, "cpu_capacity")
+    if capacity:
+        return KindReading(capacity=capacity)
+    return KindReading(
+        max_khz=_clock(tree, online, "cpuinfo_max_freq"), base_khz=_clock(tree, online, "base_frequency")
+    )
+
+
+def _each(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
+    """A number of each cpu; nothing where one has none, as kinds are told by comparing all."""
+    found: dict[int, int] = {}
+    for cpu in online:
+        value = tree.number(f"{CPU}/cpu{cpu}/{name}")
+        if value is None:
+            return {}
+        found[cpu] = value
+    return found
+
+
+def _clock(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
+    """A frequency of each cpu in kHz, by policy where cpus share them."""
+    found: dict[int, int] = {}
+    for policy in tree.numbered(f"{CPU}/cpufreq", "policy"):
+        folder = f"{CPU}/cpufreq/policy{policy}"
+        value = tree.number(f"{folder}/{name}")
+        if value is not None:
+            text = tree.text(f"{folder}/related_cpus") or str(policy)
+            found.update((cpu, value) for word in text.split() if (cpu := decimal(word)) is not None)
+    return found or _each(tree, online, f"cpufreq/{name}")

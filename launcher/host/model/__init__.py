@@ -1,0 +1,1 @@
+"""Finds a model and reads its files, without torch."""

@@ -1,0 +1,395 @@
+"""Reads a model's folder into its card: config, weights, tokenizer and the files of sentence-transformers.
+
+Separate from ``models`` because folders from any source are read alike. Only headers and JSON are read, no weights.
+What the files ask for and this program cannot do exactly is refused here, because a close guess gives wrong vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelCard, Pooling, Scores, Task
+from launcher.errors import UsageError
+from launcher.host.model import tokenizer_files
+from launcher.options import ModelOptions
+
+Json = Mapping[str, Any]
+
+# Encoders of transformers whose results do not depend on the padding beside an item. Left out on measurement:
+# convbert, fnet, nystromformer and yoso mix padding into their results (cosine 0.37 … 0.97 between alone and padded).
+ENCODERS = frozenset(
+    {
+        "albert",
+        "bert",
+        "camembert",
+        "data2vec-text",
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "ernie",
+        "eurobert",
+        "gte",
+        "ibert",
+        "megatron-bert",
+        "mobilebert",
+        "modernbert",
+        "mpnet",
+        "nomic_bert",
+        "rembert",
+        "roberta",
+        "roberta-prelayernorm",
+        "roformer",
+        "squeezebert",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+    }
+)
+
+# Their first token has position padding_idx + 1, so that many places of the position table cannot be used.
+POSITIONS_AFTER_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+    }
+)
+
+HEADS: Mapping[Task, str] = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}
+
+NO_LIMIT = 1_000_000  # tokenizers without a limit write 10**30
+
+FLOAT_DTYPES = ("F", "BF")  # of a safetensors header: F64, F32, F16, BF16, F8_E4M3 …
+MAX_HEADER_BYTES = 100 * 1024 * 1024  # the format's own limit
+GIT_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceFiles:
+    """What the files of sentence-transformers say; without any: mean pooling, not normalized, no limit."""
+
+    folder: Path
+    pooling: Pooling = "mean"
+    normalize: bool = False
+    max_length: int | None = None
+    lower_case: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    found: bool = False
+
+
+class Refusal:
+    """Makes the errors about one model, each beginning with what was asked."""
+
+    def __init__(self, asked: str) -> None:
+        self._asked = asked
+
+    def __call__(self, text: str) -> UsageError:
+        return UsageError(f"--model {self._asked}: {text}")
+
+
+def read_card(folder: Path, options: ModelOptions, *, name: str) -> ModelCard:
+    """The card of the model in ``folder``. Raises ``UsageError`` for anything that cannot be served."""
+    refuse = Refusal(options.model)
+    sentence = _sentence_files(folder, refuse)
+    config = _read_json(sentence.folder / "config.json", refuse)
+    architecture = _encoder_architecture(config, options, refuse)
+    task = _task(architecture, options, refuse)
+    weight_bytes = _weight_bytes(sentence.folder, config, refuse)
+    tokenizer = tokenizer_files.locate(sentence.folder, folder, refuse)
+    if sentence.lower_case and not tokenizer.lower_cases:
+        raise refuse("sentence_bert_config.json asks for lower-casing that tokenizer.json does not do; not supported")
+    pad_id = _pad_id(config, tokenizer.pad_id)
+    labels = () if task == "embed" else _labels(config)
+    return ModelCard(
+        name=name,
+        asked=options.model,
+        task=task,
+        folder=str(sentence.folder),
+        shape=None,
+        architecture=architecture,
+        hidden_size=_number(config, refuse, "hidden_size", "dim"),
+        layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer"),
+        vocab_size=_number(config, refuse, "vocab_size"),
+        max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
+        pad_id=pad_id,
+        pooling=sentence.pooling,
+        normalize=sentence.normalize,
+        labels=labels,
+        weight_bytes=weight_bytes,
+        tokenizer_file=str(tokenizer.path),
+        scores="softmax" if task == "tag" else _scores(config, labels),
+        notes=_notes(task, sentence, tokenizer),
+    )
+
+
+def _notes(task: Task, sentence: SentenceFiles, tokenizer: tokenizer_files.TokenizerFacts) -> tuple[str, ...]:
+    notes = []
+    if task == "embed" and not sentence.found:
+        notes.append("the model has no sentence-transformers files: mean pooling, vectors not normalized")
+    if task == "embed" and sentence.prompts:
+        names = ", ".join(sorted(sentence.prompts))
+        notes.append(f"the model comes with prompts ({names}); they are not added, send them with the texts")
+    if tokenizer.converted:
+        notes.append(f"the model has no tokenizer.json: one was made from its other files, {tokenizer.path}")
+    return tuple(notes)
+
+
+def _read_json(path: Path, refuse: Refusal) -> Json:
+    """The object in a JSON file."""
+    value = _read_any_json(path, refuse)
+    if not isinstance(value, dict):
+        raise refuse(f"{path} holds a JSON {type(value).__name__} where an object belongs")
+    return value
+
+
+def _read_any_json(path: Path, refuse: Refusal) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise refuse(f"{path.parent} has no {path.name}; {_inventory(path.parent)}") from error
+    except (ValueError, RecursionError) as error:
+        raise refuse(f"{path} is no valid JSON: {error}") from error
+    except OSError as error:
+        raise refuse(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _inventory(folder: Path) -> str:
+    """A few of the names in a folder, for messages."""
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"it holds {', '.join(names[:8])}{more}" if names else "it is empty"
+
+
+def _number(config: Json, refuse: Refusal, *keys: str) -> int:
+    """The first of ``keys`` that config.json states as a positive whole number."""
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    raise refuse(f"config.json states no {keys[0]}")
+
+
+# --- what kind of model it is
+
+
+def _encoder_architecture(config: Json, options: ModelOptions, refuse: Refusal) -> str:
+    """The architecture that config.json names (its model type, where it names none), if it is an encoder."""
+    kind = str(config.get("model_type", "nothing"))
+    architectures = config.get("architectures") or [kind]
+    architecture = str(architectures[0])
+    own_code = "auto_map" in config
+    generates = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    if generates or config.get("is_decoder") or config.get("is_encoder_decoder"):
+        raise refuse(f"a {kind} model ({architecture}) generates text; encoder models are what is served")
+    if kind in ENCODERS or (own_code and options.trust_remote_code):
+        return architecture
+    if own_code:
+        raise refuse(
+            f"a {kind} model ({architecture}) brings its own code, which is run only with --trust-remote-code; "
+            "read it first"
+        )
+    raise refuse(
+        f"config.json says model_type {kind} ({architecture}); text encoders are what is served, of the types "
+        f"{', '.join(sorted(ENCODERS))}"
+    )
+
+
+def _task(architecture: str, options: ModelOptions, refuse: Refusal) -> Task:
+    found: Task = next((task for task, head in HEADS.items() if architecture.endswith(head)), "embed")
+    asked = found if options.task == "auto" else options.task
+    if asked not in ("embed", found):
+        head = "token classification" if asked == "tag" else "classification"
+        raise refuse(f"--task {asked} needs a model with a {head} head; this one is a {architecture}")
+    return asked
+
+
+def _labels(config: Json) -> tuple[str, ...]:
+    names = config.get("id2label")
+    if isinstance(names, dict) and names:
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+    count = config.get("num_labels", 2)  # transformers' own default
+    return tuple(f"LABEL_{index}" for index in range(int(count)))
+
+
+def _scores(config: Json, labels: tuple[str, ...]) -> Scores:
+    """How logits become scores, by the rule of transformers' text-classification pipeline; a cross-encoder of
+    sentence-transformers may name the identity instead."""
+    sentence = config.get("sentence_transformers")
+    activation = sentence.get("activation_fn") if isinstance(sentence, dict) else None
+    activation = activation or config.get("sbert_ce_default_activation_function") or ""
+    problem = config.get("problem_type")
+    if problem == "regression" or str(activation).endswith("Identity"):
+        return "raw"
+    return "sigmoid" if problem == "multi_label_classification" or len(labels) == 1 else "softmax"
+
+
+def _pad_id(config: Json, of_tokenizer: int | None) -> int:
+    """The padding's id. Where nobody names one, 0: padding is masked, so any id of the vocabulary does."""
+    stated = config.get("pad_token_id")
+    if isinstance(stated, int) and stated >= 0:
+        return stated
+    return of_tokenizer or 0
+
+
+# --- how long its inputs may be
+
+
+def _max_length(
+    config: Json,
+    sentence: SentenceFiles,
+    of_tokenizer: int | None,
+    pad_id: int,
+    options: ModelOptions,
+    refuse: Refusal,
+) -> int:
+    """The smallest limit that any file states, lowered to ``--max-length``."""
+    limits = [value for value in (sentence.max_length, of_tokenizer) if value is not None and value < NO_LIMIT]
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if isinstance(positions, int) and positions > 0:
+        after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
+        limits.append(positions - after_padding)
+    if not limits and options.max_length is None:
+        raise refuse("no file says how many tokens the model takes; give --max-length")
+    return lower_limit(min(limits, default=NO_LIMIT), options)
+
+
+def lower_limit(limit: int, options: ModelOptions) -> int:
+    """``limit`` lowered to ``--max-length``. Raises ``UsageError`` when that is above it or leaves no room."""
+    asked = options.max_length
+    if asked is None:
+        return limit
+    if asked > limit:
+        raise UsageError(f"--max-length {asked}: {options.model} takes at most {limit} tokens")
+    if asked < 3:
+        raise UsageError(f"--max-length {asked}: two special tokens and one of text need at least 3")
+    return asked
+
+
+# --- its weights
+
+
+def _weight_bytes(folder: Path, config: Json, refuse: Refusal) -> int:
+    """Size in fp32 of all parameters, from the headers of the weight files."""
+    files = weight_files(folder, refuse)
+    if not files:
+        raise refuse(
+            f"{folder} has neither model.safetensors nor pytorch_model.bin, whole or in parts; {_inventory(folder)}"
+        )
+    if files[0].suffix == ".safetensors":
+        return sum(_safetensors_parameters(path, refuse) for path in files) * FLOAT32_BYTES
+    # A pickle is not opened here. Its size is that of the parameters in the dtype they were saved in.
+    saved = str(config.get("dtype", config.get("torch_dtype", "float32")))
+    return sum(path.stat().st_size for path in files) * (2 if "16" in saved else 1)
+
+
+def weight_files(folder: Path, refuse: Refusal) -> list[Path]:
+    """The files that hold the weights, safetensors first; empty when there are none. Raises ``UsageError`` when
+    parts are missing."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file():
+            return [whole]
+        if index.is_file():
+            parts = sorted(set(_read_json(index, refuse).get("weight_map", {}).values()))
+            missing = [part for part in parts if not (folder / part).is_file()]
+            if missing or not parts:
+                raise refuse(f"{index} names {len(parts)} files, of which {len(missing)} are missing: {missing[:3]}")
+            return [folder / part for part in parts]
+    return []
+
+
+def _safetensors_parameters(path: Path, refuse: Refusal) -> int:
+    """How many floating-point values a safetensors file holds: 8 bytes give the size of its JSON header."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if GIT_LFS_POINTER.startswith(start) and start:
+            raise refuse(f"{path} is a git-lfs pointer, not the weights; run git lfs pull in {path.parent}")
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise refuse(f"{path} is no whole safetensors file: {size} bytes, header of {length}")
+        header = file.read(length)
+    try:
+        tensors = msgspec.json.decode(header, type=dict[str, Any])
+        entries = [value for key, value in tensors.items() if key != "__metadata__"]
+        end = max((value["data_offsets"][1] for value in entries), default=0)
+        if 8 + length + end > size:
+            raise refuse(f"{path} is cut short: {size} bytes of {8 + length + end}")
+        return sum(prod(value["shape"]) for value in entries if value["dtype"].startswith(FLOAT_DTYPES))
+    except (msgspec.MsgspecError, KeyError, TypeError, IndexError) as error:
+        raise refuse(f"{path} has a broken safetensors header: {error}") from error
+
+
+# --- the files of sentence-transformers
+
+
+def _sentence_files(folder: Path, refuse: Refusal) -> SentenceFiles:
+    path = folder / "modules.json"
+    if not path.is_file():
+        return SentenceFiles(folder)
+    modules = _read_any_json(path, refuse)
+    kinds = dict(_modules(modules, path, refuse))
+    encoder = folder / kinds.pop("Transformer", "")
+    normalize = kinds.pop("Normalize", None) is not None
+    pooling_folder = kinds.pop("Pooling", None)
+    if kinds:
+        raise refuse(
+            f"{path} asks for the module {next(iter(kinds))} after the encoder; Pooling and Normalize are supported"
+        )
+    settings_path = folder / "config_sentence_transformers.json"
+    settings = _read_json(settings_path, refuse) if settings_path.is_file() else {}
+    limits_path = encoder / "sentence_bert_config.json"
+    limits = _read_json(limits_path, refuse) if limits_path.is_file() else {}
+    max_length = limits.get("max_seq_length")
+    prompts = {str(key): str(text) for key, text in (settings.get("prompts") or {}).items() if text}
+    return SentenceFiles(
+        folder=encoder,
+        pooling="mean" if pooling_folder is None else _pooling(folder / pooling_folder, bool(prompts), refuse),
+        normalize=normalize,
+        max_length=max_length if isinstance(max_length, int) else None,
+        lower_case=bool(limits.get("do_lower_case")),
+        prompts=prompts,
+        found=True,
+    )
+
+
+def _modules(modules: Any, path: Path, refuse: Refusal) -> Iterator[tuple[str, str]]:
+    """(kind, folder) of each module, in order."""
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise refuse(f"{path} should hold a list of modules")
+    for module in modules:
+        yield str(module.get("type", "of no type")).rpartition(".")[2], str(module.get("path", ""))
+
+
+def _pooling(folder: Path, has_prompts: bool, refuse: Refusal) -> Pooling:
+    """The one mode that a pooling config switches on, in its old form of flags or its newer one of a name."""
+    path = folder / "config.json"
+    config = _read_json(path, refuse)
+    named = config.get("pooling_mode")
+    flags = {
+        key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on
+    }
+    modes = set(named if isinstance(named, list) else [named]) if named else flags
+    known: dict[str, Pooling] = {
+        "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max",
+    }  # fmt: skip
+    if len(modes) != 1 or not modes <= set(known):
+        raise refuse(
+            f"{path} asks for pooling {' + '.join(sorted(modes)) or 'of no kind'}; mean, cls or max are done"
+        )
+    if has_prompts and config.get("include_prompt") is False:
+        raise refuse(f"{path} leaves prompts out of the pooling (include_prompt false); not supported")
+    return known[modes.pop()]

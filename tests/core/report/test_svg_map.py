@@ -1,0 +1,92 @@
+"""The picture: well-formed, every core in it once, nothing outside of the page, readable without colours."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections import Counter
+from xml.etree import ElementTree
+
+from hypothesis import given, settings
+
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.length_classes import parse_classes
+from launcher.core.planning.plan import Plan, PlanRequest, make_plan
+from launcher.core.report.svg_map import fill_of, picture
+from launcher.host.machine.sysfs import read_machine
+from tests.core.by_hand import machine, machines
+from tests.machines import each_recorded, recorded
+
+SVG = "{http://www.w3.org/2000/svg}"
+LAPTOP = machine(((4, 8),), slow=range(4, 12))
+
+
+@functools.cache
+def read(name: str) -> Machine:
+    return read_machine(recorded(name))
+
+
+def check_picture(on: Machine, plan: Plan) -> None:
+    root = ElementTree.fromstring(picture(on, plan))
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    for shape in root.iter(f"{SVG}rect"):
+        x, y = float(shape.get("x", 0)), float(shape.get("y", 0))
+        assert 0 <= x <= x + float(shape.attrib["width"]) <= width
+        assert 0 <= y <= y + float(shape.attrib["height"]) <= height
+    cores = root.findall(f"{SVG}g")
+    assert len(cores) == len(on.cores)
+    squares = {(core[1].get("x"), core[1].get("y")) for core in cores}
+    assert len(squares) == len(on.cores), "one core lies on another"
+    labels = Counter(label.text for label in root.iter(f"{SVG}text") if label.get("class") == "core")
+    assert labels["front"] == len(plan.reserved_cpus)
+    if not any(text and text.endswith("+") for text in labels):
+        assert all(labels[str(one.id)] == one.threads for one in plan.instances)
+
+
+@each_recorded()
+def test_every_recorded_machine_has_a_picture(name: str) -> None:
+    check_picture(read(name), make_plan(read(name), PlanRequest()))
+
+
+@settings(deadline=None)
+@given(machines())
+def test_any_machine_has_a_picture(on: Machine) -> None:
+    check_picture(on, make_plan(on, PlanRequest()))
+
+
+def test_shared_cores_carry_the_first_instance_and_a_sign() -> None:
+    on = machine(((2,),))
+    assert ">0+<" in picture(on, make_plan(on, PlanRequest(instances=3, oversubscribe=True)))
+
+
+def test_names_cannot_break_the_document() -> None:
+    on = dataclasses.replace(LAPTOP, model="<Core> & 'more'")
+    root = ElementTree.fromstring(picture(on, make_plan(on, PlanRequest())))
+    assert root.findtext(f"{SVG}title") == "<Core> & 'more' (x86_64)"
+
+
+def test_the_legend_names_cpus_memory_and_classes() -> None:
+    on = machine(((24,), (24,)))
+    text = picture(on, make_plan(on, PlanRequest(classes=parse_classes("32:8,max:24"), length_limit=512)))
+    assert "0: cpus 24-31, memory of node 1, 1-32 tokens" in text
+    assert "1: cpus 0-23, memory of node 0, 33-512 tokens" in text
+    assert "front: cpus 32" in text
+    assert "unused: cpus 33-47" in text
+
+
+def test_nodes_of_memory_alone_are_in_it() -> None:
+    on = machine(((4,),), memory_only=(1 << 34,))
+    assert "node 1, 16.0 GiB, no usable cores" in picture(on, make_plan(on, PlanRequest()))
+
+
+def test_neighbours_have_different_colours_and_all_are_hexadecimal() -> None:
+    fills = [fill_of(instance) for instance in range(200)]
+    assert all(re.fullmatch("#[0-9a-f]{6}", fill) for fill in fills)
+    assert all(one != other for one, other in itertools.pairwise(fills))
+
+
+def test_the_same_plan_gives_the_same_picture() -> None:
+    plan = make_plan(LAPTOP, PlanRequest())
+    assert picture(LAPTOP, plan) == picture(LAPTOP, plan)

@@ -1,0 +1,48 @@
+"""What is counted without locks reads as what the library counts with them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+
+from launcher.front.counters import Spreads, Tallies
+
+BOUNDS = (0.001, 0.01, 1.0, 16)
+LABELS = ("route", "status")
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["/a", '/"b"\n']),
+            st.one_of(st.sampled_from([*BOUNDS, 0.0]), st.floats(min_value=0, max_value=1e6)),
+        )
+    )
+)
+def test_counters_and_histograms_read_as_those_of_the_library(values: list[tuple[str, float]]) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    tallies, spreads = Tallies(ours, "n", "Some.", LABELS), Spreads(ours, "s", "Seconds.", LABELS, BOUNDS)
+    counter = Counter("n", "Some.", LABELS, registry=theirs)
+    histogram = Histogram("s", "Seconds.", LABELS, registry=theirs, buckets=BOUNDS)
+    for route, value in values:
+        tallies.of(route, "200").add(value)
+        spreads.of(route, "200").add(value)
+        counter.labels(route, "200").inc(value)
+        histogram.labels(route, "200").observe(value)
+    assert generate_latest(ours) == generate_latest(theirs)
+
+
+def test_what_prometheus_would_refuse_is_refused() -> None:
+    registry = CollectorRegistry()
+    tallies, spreads = Tallies(registry, "n", "Some.", LABELS), Spreads(registry, "s", "Seconds.", LABELS, BOUNDS)
+    for families in (tallies, spreads):
+        with pytest.raises(ValueError, match="for the labels"):
+            families.of("/a")
+    with pytest.raises(ValueError, match="Duplicated"):
+        Tallies(registry, "n", "Again.", LABELS)
+    with pytest.raises(ValueError, match="Duplicated"):
+        Spreads(registry, "s", "Again.", LABELS, BOUNDS)

@@ -1,0 +1,182 @@
+"""Priorities and deadlines, from the header to the worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from launcher.core.protocol.messages import Run
+from launcher.errors import RequestError
+from launcher.front.http.request_headers import Terms, terms_of
+from launcher.options import FrontOptions
+
+ONE = {"input": "w1 w2"}
+PRIORITY, DEADLINE = "x-launcher-priority", "x-launcher-deadline-ms"
+
+
+@pytest.mark.parametrize(
+    ("headers", "terms"),
+    [
+        ([(b"host", b"x")], Terms()),
+        ([(b"x-launcher-priority", b"bulk")], Terms("bulk")),
+        ([(b"x-launcher-priority", b" Interactive ")], Terms("interactive")),
+        ([(b"x-launcher-deadline-ms", b"250"), (b"x-launcher-priority", b"bulk")], Terms("bulk", 0.25)),
+    ],
+)
+def test_terms_are_read_from_headers(headers: list[tuple[bytes, bytes]], terms: Terms) -> None:
+    assert terms_of(headers) == terms
+
+
+@pytest.mark.parametrize("value", [b"0", b"-5", b"1.5", b"", b"soon", b"1e3", b"9999999999", "٣".encode(), b"5 5"])
+def test_a_deadline_that_is_no_positive_whole_number_is_refused(value: bytes) -> None:
+    with pytest.raises(RequestError, match="positive whole number") as error:
+        terms_of([(b"x-launcher-deadline-ms", value)])
+    assert (error.value.status, error.value.code, error.value.param) == (400, "invalid_deadline", DEADLINE)
+
+
+@pytest.mark.parametrize("value", [b"", b"high", b"bulk, interactive", b"\xff"])
+def test_a_priority_that_there_is_not_is_refused_with_those_that_there_are(value: bytes) -> None:
+    with pytest.raises(RequestError, match="interactive or bulk") as error:
+        terms_of([(b"x-launcher-priority", value)])
+    assert (error.value.status, error.value.code) == (400, "invalid_priority")
+
+
+def test_a_header_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(RequestError, match="twice"):
+        terms_of([(b"x-launcher-deadline-ms", b"5")] * 2)
+
+
+# --------------------------------------------------------------- over HTTP
+
+
+def body_of(reply: Any) -> dict[str, Any]:
+    error: dict[str, Any] = reply.json()["error"]
+    return error
+
+
+def sample(front: Any, name: str, **labels: str) -> float:
+    value = front.metrics.registry.get_sample_value(name, labels)
+    assert value is not None, f"{name}{labels} is not counted"
+    return float(value)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/predict"])
+async def test_every_computing_route_takes_both_headers(
+    path: str, make_front: Any, make_client: Any, card: Any
+) -> None:
+    front = make_front()
+    await front.serving()
+    async with make_client(front.services(card, FrontOptions())) as client:
+        body = {"input": "w1", "inputs": "w1"}
+        reply = await client.post(path, json=body, headers={PRIORITY: "bulk", DEADLINE: "60000"})
+        assert reply.status_code == 200
+        for name, value, code in ((PRIORITY, "high", "invalid_priority"), (DEADLINE, "0", "invalid_deadline")):
+            refused = await client.post(path, json=body, headers={name: value})
+            assert refused.status_code == 400
+            assert (body_of(refused)["code"], body_of(refused)["param"]) == (code, name)
+    assert sample(front, "launcher_requests_by_priority_total", priority="bulk") == 1
+
+
+@pytest.mark.anyio
+async def test_interactive_requests_overtake_bulk(make_front: Any, make_client: Any, card: Any, until: Any) -> None:
+    front = make_front(batch_tokens=8)
+    worker = await front.ready()
+    order: list[str] = []
+    async with make_client(front.services(card, FrontOptions())) as client:
+
+        async def ask(name: str, inputs: list[str], headers: dict[str, str]) -> None:
+            reply = await client.post("/v1/embeddings", json={"input": inputs}, headers=headers)
+            assert reply.status_code == 200
+            order.append(name)
+
+        bulk = asyncio.ensure_future(ask("bulk", ["w1 w2"] * 30, {PRIORITY: "bulk"}))
+        runs = [await worker.expect(Run)]
+        await until(lambda: front.dispatcher.in_flight == 1)
+        other = asyncio.ensure_future(ask("interactive", ["w3"], {}))
+        await until(lambda: front.dispatcher.in_flight == 2)
+        sent = 0
+        while not other.done():
+            run, body = runs.pop() if runs else await worker.expect(Run)
+            await worker.answer(run, body)
+            sent += 1
+            assert sent <= 3, "one that ran, one that was ready, and its own"
+            await asyncio.sleep(0)
+            if sent == 3:
+                await other
+        worker.serve_in_background()
+        await asyncio.wait_for(bulk, 10)
+    assert order == ["interactive", "bulk"]
+
+
+@pytest.mark.anyio
+async def test_a_deadline_that_passes_in_the_queue_is_answered_with_504_and_the_time(
+    make_front: Any, make_client: Any, card: Any, until: Any
+) -> None:
+    front = make_front()
+    worker = await front.ready()
+    async with make_client(front.services(card, FrontOptions())) as client:
+        running = [asyncio.ensure_future(client.post("/v1/embeddings", json=ONE)) for _ in range(2)]
+        runs = [await worker.expect(Run), await worker.expect(Run)]  # one runs, one is ready: what comes now waits
+        refused = await client.post("/v1/embeddings", json=ONE, headers={DEADLINE: "80"})
+        assert refused.status_code == 504
+        assert body_of(refused)["code"] == "deadline_exceeded"
+        assert "s in the queue; 1 of 1 inputs were still waiting" in body_of(refused)["message"]
+        assert "retry-after" not in refused.headers
+        for run, body in runs:
+            await worker.answer(run, body)
+        assert {reply.status_code for reply in await asyncio.gather(*running)} == {200}
+        await until(lambda: front.dispatcher.in_flight == 0)
+    front.scheduler.check()
+    assert sum(front.scheduler.queued_by_class().values()) == 0
+    assert sample(front, "launcher_deadlines_missed_total", priority="interactive", kind="expired") == 1
+
+
+@pytest.mark.anyio
+async def test_a_deadline_that_cannot_be_met_is_answered_at_once_with_the_prediction(
+    make_front: Any, make_client: Any, card: Any
+) -> None:
+    front = make_front()
+    await front.ready()  # timed with 1 ms for 16 tokens, and it never answers
+    async with make_client(front.services(card, FrontOptions())) as client:
+        headers = {PRIORITY: "bulk", DEADLINE: "20"}
+        refused = await client.post("/v1/embeddings", json={"input": ["w1 w2 w3"] * 400}, headers=headers)
+    assert refused.status_code == 504
+    assert body_of(refused)["code"] == "deadline_unreachable"
+    assert "is predicted in 0." in body_of(refused)["message"]
+    assert sample(front, "launcher_deadlines_missed_total", priority="bulk", kind="refused") == 1
+
+
+@pytest.mark.anyio
+async def test_bulk_is_tokenized_one_request_at_a_time_and_interactive_beside_it(
+    make_front: Any, make_client: Any, card: Any, until: Any
+) -> None:
+    front = make_front(queue_items=10_000)
+    await front.serving()
+    services = front.services(card, FrontOptions())
+    async with make_client(services) as client:
+        async with services.bulk_turn:
+            bulk = asyncio.ensure_future(
+                client.post("/v1/embeddings", json={"input": ["w1"] * 600}, headers={PRIORITY: "bulk"})
+            )
+            assert (await client.post("/v1/embeddings", json={"input": ["w1"] * 600})).status_code == 200
+            assert not bulk.done()
+            late = await client.post("/v1/embeddings", json=ONE, headers={PRIORITY: "bulk", DEADLINE: "30"})
+            assert (late.status_code, body_of(late)["code"]) == (504, "deadline_exceeded")
+        assert (await bulk).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_the_document_and_the_page_name_both_headers(make_front: Any, make_client: Any, card: Any) -> None:
+    front = make_front()
+    async with make_client(front.services(card, FrontOptions())) as client:
+        document = (await client.get("/openapi.json")).json()
+        page = (await client.get("/docs")).text
+    for path in ("/v1/embeddings", "/predict"):
+        names = {parameter["name"] for parameter in document["paths"][path]["post"]["parameters"]}
+        assert names == {PRIORITY, DEADLINE}
+        assert "504" in document["paths"][path]["post"]["responses"]
+    assert PRIORITY in page
+    assert DEADLINE in page

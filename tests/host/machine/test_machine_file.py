@@ -1,0 +1,125 @@
+"""Machine files: written and read back, taken in each form that there is, and refused with a reason otherwise."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.core.planning.plan import PlanRequest, make_plan
+from launcher.core.report.plan_report import Command, report_json
+from launcher.errors import UsageError
+from launcher.host.machine.machine_file import STANDARD_INPUT, WHAT_WORKS, read_machine_file, write_machine_file
+from launcher.host.machine.sysfs import read_machine
+from tests.machines import build, each_recorded, recorded, regular
+
+LSCPU = "# CPU,Core,Socket,Node,,L1d,L1i,L2,L3\n0,0,0,0,,0,0,0,0\n1,1,1,1,,1,1,1,1\n2,0,0,0,,0,0,0,0\n"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return build(tmp_path / "tree", regular(packages=2, cores=4))
+
+
+def test_a_file_that_was_written_gives_the_same_machine(tree: Path, tmp_path: Path) -> None:
+    machine = read_machine(tree)
+    file = tmp_path / "machine.json"
+    write_machine_file(file, machine)
+    again = read_machine_file(file)
+    assert again.to_json() == machine.to_json()
+    assert (again.warnings, again.memory_bytes) == (machine.warnings, machine.memory_bytes)
+
+
+@each_recorded()
+def test_the_plan_for_the_file_of_a_recorded_machine_is_the_one_for_the_machine(name: str, tmp_path: Path) -> None:
+    machine = read_machine(recorded(name))
+    write_machine_file(tmp_path / "machine.json", machine)
+    assert make_plan(read_machine_file(tmp_path / "machine.json"), PlanRequest()) == make_plan(machine, PlanRequest())
+
+
+def test_a_file_that_is_there_is_written_anew_and_a_link_is_followed(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.json").write_text("x" * 1_000_000)
+    (tmp_path / "link.json").symlink_to(tmp_path / "long.json")
+    write_machine_file(tmp_path / "link.json", read_machine(tree))
+    assert len(read_machine_file(tmp_path / "long.json").cores) == 8
+    assert (tmp_path / "link.json").is_symlink()
+
+
+@pytest.mark.parametrize("place", [".", "no/such/folder/machine.json", "-"])
+def test_where_nothing_can_be_written_is_said(tree: Path, place: str) -> None:
+    with pytest.raises(UsageError, match=f"--save {place}"):
+        write_machine_file(Path(place), read_machine(tree))
+
+
+def test_a_whole_report_is_taken(tree: Path, tmp_path: Path) -> None:
+    machine = read_machine(tree)
+    plan = make_plan(machine, PlanRequest(instances=2))
+    commands = [Command(("program",), {})] * 2
+    report = report_json(machine, plan, commands, ["of the plan"])
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    again = read_machine_file(tmp_path / "report.json")
+    assert again.cores == machine.cores
+    assert len(again.warnings) == 1
+    assert "of another plan" in again.warnings[0]
+
+
+@pytest.mark.parametrize("text", [LSCPU, "\ufeff" + LSCPU, LSCPU.replace("\n", "\r\n"), f"\n{LSCPU}\n\n"])
+def test_output_of_lscpu_is_taken(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lscpu.txt").write_bytes(text.encode())
+    machine = read_machine_file(tmp_path / "lscpu.txt")
+    assert [(core.cpus, core.package, core.node) for core in machine.cores] == [((0, 2), 0, 0), ((1,), 1, 1)]
+    assert (machine.arch, machine.model, machine.isa) == ("unknown", None, ())
+
+
+def test_standard_input_is_read_for_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LSCPU.encode())))
+    assert len(read_machine_file(STANDARD_INPUT).cores) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "nothing in it"),
+        (b" \n\t\n", "nothing in it"),
+        (b"\x7fELF\x02\x01\x01\x00", "NUL bytes"),
+        (b"# CPU\n\xff\xfe", "byte 6 is no UTF-8"),
+        (b"{", "begins as JSON and is none"),
+        (b"[" * 100_000, "begins as JSON and is none"),
+        (b"[]", "no machine"),
+        (b'{"lscpu": [{"field": "CPU(s):", "data": "2"}]}', "no machine .*missing required field"),
+        (b'{"schema": 2, "machine": {}}', "schema 2; this version reads schema 1"),
+        (b'{"schema": "two", "machine": {}}', "schema 'two'"),
+        (b'{"machine": {"arch": "x86_64"}}', r"missing required field .*\$\.machine"),
+        (b"Architecture:  x86_64\nCPU(s):  2\n", "Architecture.* is no row"),
+        (b"CPU NODE SOCKET CORE\n  0    0      0    0\n", "is no row"),
+        (b"# CPU,Core,Socket,Node\n", "no cpu"),
+        (b"# CPU,Core\n0,0\n0,1\n", "cpus 0 have several rows"),
+        (b"# CPU,Core\n99999999,0\n", "over the largest"),
+        (b"# CPU,Core,Socket,Node\n0,0,0,99999999\n", "over the largest"),
+    ],
+)
+def test_what_is_no_machine_is_refused_with_what_it_is_and_what_works(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    file = tmp_path / "machine.json"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=words) as caught:
+        read_machine_file(file)
+    assert str(file) in str(caught.value)
+    assert WHAT_WORKS in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_machine_file(tmp_path / "missing.json")
+    with pytest.raises(UsageError, match="folder; --sysroot"):
+        read_machine_file(tmp_path)
+
+
+def test_an_endless_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.host.machine.machine_file.MAX_BYTES", 1 << 20)
+    with pytest.raises(UsageError, match="more than 1048576 bytes"):
+        read_machine_file(Path("/dev/zero"))

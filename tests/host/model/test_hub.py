@@ -1,0 +1,245 @@
+"""Hub ids, against a hub of our own on this machine: downloads, the cache, and a hub that does not answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from launcher.host.model.hub import is_whole, wanted_files
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "someone/small-encoder"
+
+CONFIG = {
+    "model_type": "bert",
+    "architectures": ["BertModel"],
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+FILES = {
+    "config.json": json.dumps(CONFIG).encode(),
+    "tokenizer.json": b'{"version": "1.0", "model": {}}',
+    "model.safetensors": save({"a": np.zeros((50, 8), np.float32)}),
+    "modules.json": json.dumps(
+        [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    ).encode(),
+    "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
+    "pytorch_model.bin": b"not wanted",
+    "onnx/model.onnx": b"not wanted",
+    "README.md": b"not wanted",
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as its client uses for a public model."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        type(self).asked.append(f"{self.command} {path}")
+        if path.startswith(f"/api/models/{REPO}/tree/"):
+            entries = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in FILES.items()]
+            self._answer(json.dumps(entries).encode())
+        elif path.startswith(f"/api/models/{REPO}"):
+            siblings = [{"rfilename": name} for name in FILES]
+            self._answer(json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode())
+        elif path.startswith(f"/{REPO}/resolve/{COMMIT}/"):
+            self._answer(FILES.get(path.split(COMMIT + "/")[1]))
+        else:
+            self._answer(None, code="RepoNotFound")
+
+    def _answer(self, data: bytes | None, code: str = "EntryNotFound") -> None:
+        self.send_response(200 if data is not None else 404)
+        if data is None:
+            self.send_header("X-Error-Code", code)
+        else:
+            self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        if self.command == "GET" and data:
+            self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, list[str]]]:
+    """Address of a hub with one model, and the list of what it was asked."""
+    handler = type("OneHub", (Hub,), {"asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", handler.asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+SCRIPT = """
+import sys
+import msgspec
+from launcher.errors import UsageError
+from launcher.host.model import hub
+from launcher.host.model.resolve import resolve
+from launcher.options import ModelOptions
+hub.WAIT_SECONDS = 1.0
+try:
+    print(msgspec.json.encode(resolve(ModelOptions(model=sys.argv[1]))).decode())
+except UsageError as error:
+    sys.exit(str(error))
+"""
+
+
+def resolve_apart(repo: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, because the client reads its environment when it is imported."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, repo],
+        env={**kept, "HF_HOME": str(cache), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_hub_model_is_downloaded_with_what_is_needed_and_then_taken_from_the_cache(hub, tmp_path) -> None:
+    address, asked = hub
+    first = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
+    assert first.returncode == 0, first.stderr
+    card = json.loads(first.stdout)
+    assert (card["name"], card["pooling"], card["weight_bytes"]) == (REPO, "cls", 1600)
+    fetched = {line.split(COMMIT + "/")[1] for line in asked if line.startswith("GET") and "/resolve/" in line}
+    assert fetched == {
+        "config.json", "tokenizer.json", "model.safetensors", "modules.json", "1_Pooling/config.json",
+    }  # fmt: skip
+
+    asked.clear()
+    second = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
+    assert json.loads(second.stdout) == card
+    assert asked == []
+
+    offline = resolve_apart(REPO, tmp_path, HF_HUB_OFFLINE="1")
+    assert json.loads(offline.stdout) == card
+
+
+@pytest.mark.slow
+def test_a_cached_copy_without_sentence_files_is_completed_or_its_use_is_noted(hub, tmp_path) -> None:
+    """transformers caches only its own files; without the others the vectors would be pooled differently."""
+    address, _ = hub
+    resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
+    (snapshot,) = tmp_path.glob(f"hub/models--*/snapshots/{COMMIT}")
+    (snapshot / "modules.json").unlink()
+    (snapshot / "1_Pooling/config.json").unlink()
+
+    alone = resolve_apart(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "the cached copy was used, the hub could not be asked" in json.loads(alone.stdout)["notes"][0]
+
+    completed = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
+    assert json.loads(completed.stdout)["pooling"] == "cls"
+
+
+def test_an_unknown_model_is_said_with_where_it_was_looked_for(hub, tmp_path) -> None:
+    address, _ = hub
+    made = resolve_apart("someone/nothing", tmp_path, HF_ENDPOINT=address)
+
+    assert made.returncode == 1
+    assert f"and at {address}, which has no such model or keeps it private" in made.stderr
+
+
+def test_offline_mode_is_named_as_the_reason(tmp_path) -> None:
+    made = resolve_apart(REPO, tmp_path, HF_HUB_OFFLINE="1")
+
+    assert made.returncode == 1
+    assert "HF_HUB_OFFLINE is set" in made.stderr
+    assert str(tmp_path) in made.stderr
+
+
+def test_a_hub_that_refuses_connections_is_said_at_once(tmp_path) -> None:
+    made = resolve_apart(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+
+    assert made.returncode == 1
+    assert "could not be asked" in made.stderr
+    assert "demo, which needs no hub" in made.stderr
+
+
+@pytest.mark.slow
+def test_a_hub_that_never_answers_is_given_up_after_the_wait(tmp_path) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))
+    start = time.monotonic()
+    made = resolve_apart(REPO, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    silent.close()
+
+    assert made.returncode == 1
+    assert "could not be asked" in made.stderr
+    assert time.monotonic() - start < 20
+
+
+def test_an_id_that_the_hub_does_not_allow_is_said(tmp_path) -> None:
+    assert "nor an id that the hub allows" in resolve_apart("some--one/..", tmp_path).stderr
+
+
+def test_only_the_files_for_torch_are_wanted_in_one_format() -> None:
+    names = [
+        *FILES,
+        "pytorch_model-00001-of-00002.bin",
+        "modeling_own.py",
+        "0_Transformer/model.safetensors",
+        "a/b/c.json",
+    ]
+
+    assert wanted_files(names, with_code=False) == [
+        "0_Transformer/model.safetensors",
+        "1_Pooling/config.json",
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "tokenizer.json",
+    ]
+    assert "modeling_own.py" in wanted_files(names, with_code=True)
+    assert wanted_files(["pytorch_model.bin", "config.json"], with_code=False) == ["config.json", "pytorch_model.bin"]
+
+
+def test_a_copy_is_whole_when_the_files_of_its_modules_are_there(tmp_path) -> None:
+    for name, data in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    assert is_whole(tmp_path)
+
+    (tmp_path / "1_Pooling/config.json").unlink()
+    assert not is_whole(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "modules.json", "model.safetensors"])
+def test_a_copy_without_one_of_the_main_files_is_not_whole(tmp_path, name) -> None:
+    for other in FILES.keys() - {name, "pytorch_model.bin"}:
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes(FILES[other])
+
+    assert not is_whole(tmp_path)

