@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launcher.bench.command import Count, Lengths, Longest, Seed, Texts, TokensEach, mix_of
+from launcher.bench.command import Count, Lengths, Longest, Seed, Texts, TokensEach, workload_of
 from launcher.bench.command import app as bench
 from launcher.core.report.export import Target
 from launcher.errors import LauncherError, UsageError
@@ -290,9 +290,7 @@ def serve(
             lengths,
         ),
         runtime=RuntimeOptions(allocator, openmp),
-        model=ModelOptions(
-            model, task, dtype, backend, max_length, trust_remote_code, fake_seconds_per_token, layout
-        ),
+        model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code, fake_seconds_per_token, layout),
         front=FrontOptions(
             host=host,
             port=port,
@@ -457,7 +455,7 @@ def run(
 
 
 @bench.command()
-def forward(
+def throughput(
     instances: Instances = "auto",
     cores_per_instance: CoresPerInstance = None,
     classes: Classes = None,
@@ -496,7 +494,7 @@ def forward(
 ) -> None:
     """Start instances as serve does, and print what their workers compute of a mix of texts, without HTTP."""
     from launcher.bench.tables import show_json
-    from launcher.bench.throughput import ForwardOptions, run_forward, show_forward
+    from launcher.bench.throughput import ThroughputOptions, run_throughput, show_throughput
 
     options = ServeOptions(
         machine=_machine_options(
@@ -525,10 +523,10 @@ def forward(
         log=LogOptions(log_level, log_json),
         measure=measure,
     )
-    mix = mix_of(count, texts, lengths, tokens, seed, longest)
+    workload = workload_of(count, texts, lengths, tokens, seed, longest)
     uncounted = min(200, count // 10) if warmup is None else warmup
-    figures = run_forward(options, ForwardOptions(queued, uncounted), mix)
-    (show_json if json else show_forward)(figures)
+    figures = run_throughput(options, ThroughputOptions(queued, uncounted), workload)
+    (show_json if json else show_throughput)(figures)
 
 
 @app.command()

@@ -9,13 +9,13 @@ from typing import Literal
 Dtype = Literal["auto", "bf16", "fp32", "int8"]
 TaskChoice = Literal["auto", "embed", "classify", "tag"]
 Backend = Literal["eager", "compile", "fake"]
-Layout = Literal["auto", "sorted", "arrival"]
+Layout = Literal["auto", "sorted", "fifo"]
 Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
 OpenMP = Literal["auto", "intel", "gnu"]
 OnFailure = Literal["stop", "continue", "restart"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-ARRIVAL_ITEMS = 32
+FIFO_BATCH_ITEMS = 32
 DEFAULT_MODEL = "demo"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -55,7 +55,7 @@ class ModelOptions:
     """Which model, and how it is run. ``max_length`` (tokens) can only lower the model's own limit.
 
     ``layout``: items packed where the model takes that, otherwise padded and sorted by length (``auto``); the latter
-    in any case (``sorted``); or padded in batches of ``ARRIVAL_ITEMS`` as they come (``arrival``), for comparison.
+    in any case (``sorted``); or padded in batches of ``FIFO_BATCH_ITEMS`` as they come (``fifo``), for comparison.
 
     ``fake_seconds_per_token`` is for the fake backend alone; None is 0 there.
     """

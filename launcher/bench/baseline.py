@@ -10,29 +10,29 @@ import time
 from typing import Any
 
 from launcher.bench.stats import percentile
-from launcher.bench.workload import Mix
-from launcher.core.protocol.model_info import ModelCard
+from launcher.bench.workload import Workload
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
 
 
-def run_plain(card: ModelCard, mix: Mix, batch: int) -> dict[str, Any]:
+def run_baseline(model_info: ModelInfo, workload: Workload, batch: int) -> dict[str, Any]:
     """Embed all texts in the order of the mix, ``batch`` at a time; returns rates and seconds per call.
 
     Raises ``UsageError`` for what this script cannot run.
     """
-    if card.shape is not None or card.task != "embed":
+    if model_info.shape is not None or model_info.task != "embed":
         raise UsageError(
-            f"--model {card.asked}: demo, or an embedding model in a folder or on the hub, is what works"
+            f"--model {model_info.asked}: demo, or an embedding model in a folder or on the hub, is what works"
         )
 
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(card.folder)
-    model = AutoModel.from_pretrained(card.folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_info.folder)
+    model = AutoModel.from_pretrained(model_info.folder, dtype=torch.float32).eval()
 
     def embed(texts: list[str]) -> int:
-        encoded = tokenizer(texts, padding=True, truncation=True, max_length=card.max_length, return_tensors="pt")
+        encoded = tokenizer(texts, padding=True, truncation=True, max_length=model_info.max_length, return_tensors="pt")
         with torch.no_grad():
             hidden = model(**encoded).last_hidden_state
         mask = encoded["attention_mask"].unsqueeze(-1).float()
@@ -40,7 +40,7 @@ def run_plain(card: ModelCard, mix: Mix, batch: int) -> dict[str, Any]:
         torch.nn.functional.normalize(pooled, dim=1)
         return int(encoded["attention_mask"].sum())
 
-    parts = [list(mix.texts[start : start + batch]) for start in range(0, len(mix.texts), batch)]
+    parts = [list(workload.texts[start : start + batch]) for start in range(0, len(workload.texts), batch)]
     for part in parts[:3]:
         embed(part)
     calls, tokens = [], 0
@@ -49,12 +49,12 @@ def run_plain(card: ModelCard, mix: Mix, batch: int) -> dict[str, Any]:
         tokens += embed(part)
         calls.append(time.perf_counter() - started)
     return {
-        "model": f"{card.name} ({card.architecture}), fp32",
-        "texts": len(mix.texts),
+        "model": f"{model_info.name} ({model_info.architecture}), fp32",
+        "texts": len(workload.texts),
         "tokens": tokens,
         "batch": batch,
         "threads": torch.get_num_threads(),
-        "texts_per_second": round(len(mix.texts) / sum(calls), 1),
+        "texts_per_second": round(len(workload.texts) / sum(calls), 1),
         "tokens_per_second": round(tokens / sum(calls), 1),
         "call_ms": {f"p{p}": round(percentile(calls, p) * 1e3, 2) for p in (50, 99)},
     }

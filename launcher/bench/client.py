@@ -81,9 +81,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(
-                exc or ConnectionResetError("the server closed the connection without a reply")
-            )
+            self._waiter.set_exception(exc or ConnectionResetError("the server closed the connection without a reply"))
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)

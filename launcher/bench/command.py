@@ -13,7 +13,7 @@ from launcher.bench.plot import check_plot, draw
 from launcher.bench.rounds import compared, run_rounds
 from launcher.bench.stats import summary
 from launcher.bench.tables import show, show_json
-from launcher.bench.workload import Mix, builtin_mix, file_mix, fixed_mix, histogram_mix
+from launcher.bench.workload import Workload, builtin_workload, file_workload, fixed_workload, histogram_workload
 from launcher.core.planning.length_classes import BUILTIN_LONGEST
 from launcher.errors import UsageError
 from launcher.host.files.length_histogram import read_histogram
@@ -44,24 +44,22 @@ Longest = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 
-def mix_of(
+def workload_of(
     count: int, texts: Path | None, lengths: Path | None, tokens: int | None, seed: int, longest: int | None
-) -> Mix:
+) -> Workload:
     """The texts that the options ask for. Raises ``UsageError``."""
     given = [name for name, value in (("--texts", texts), ("--lengths", lengths), ("--tokens", tokens)) if value]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other; give one of them")
     if longest is not None and (texts or tokens):
-        raise UsageError(
-            f"--longest is for random lengths, and {given[0]} says what lengths there are; leave one away"
-        )
+        raise UsageError(f"--longest is for random lengths, and {given[0]} says what lengths there are; leave one away")
     if texts is not None:
-        return file_mix(texts, count)
+        return file_workload(texts, count)
     if lengths is not None:
-        return histogram_mix(read_histogram(lengths), count, lengths.name, seed=seed, longest=longest)
+        return histogram_workload(read_histogram(lengths), count, lengths.name, seed=seed, longest=longest)
     if tokens is not None:
-        return fixed_mix(count, tokens, seed=seed)
-    return builtin_mix(count, seed=seed, longest=longest or BUILTIN_LONGEST)
+        return fixed_workload(count, tokens, seed=seed)
+    return builtin_workload(count, seed=seed, longest=longest or BUILTIN_LONGEST)
 
 
 @app.command()
@@ -99,31 +97,31 @@ def load(
     """Send texts to a running server, or to several in turn, and print rates and latencies."""
     if plot is not None:
         check_plot(plot)
-    mix = mix_of(count, texts, lengths, tokens, seed, longest)
+    workload = workload_of(count, texts, lengths, tokens, seed, longest)
     uncounted = min(100, count // per_request // 10) if warmup is None else warmup
     servers = [
         LoadOptions(each, connections, rate, per_request, uncounted, api, model, encoding)
         for each in dict.fromkeys(url or [DEFAULT_URL])
     ]
     how = f"{rate:g} requests/s, open loop" if rate else f"{connections} connection{'s' * (connections > 1)}"
-    what = f"{how}, {per_request} text{'s' * (per_request > 1)} per request, {mix.source}"
+    what = f"{how}, {per_request} text{'s' * (per_request > 1)} per request, {workload.source}"
     if len(servers) > 1 or rounds > 1:
-        _load_in_rounds(servers, rounds, pause, mix, what, json, plot)
+        _load_in_rounds(servers, rounds, pause, workload, what, json, plot)
         return
-    tally = anyio.run(run_load, servers[0], mix, backend_options={"use_uvloop": True})
+    stats = anyio.run(run_load, servers[0], workload, backend_options={"use_uvloop": True})
     heading = f"{servers[0].url}, {what}"
-    figures = {"run": heading, **summary(tally)}
+    figures = {"run": heading, **summary(stats)}
     (show_json if json else _show_load)(figures)
     if plot is not None:
-        draw(plot, heading, tally, figures)
+        draw(plot, heading, stats, figures)
 
 
 def _load_in_rounds(
-    servers: list[LoadOptions], rounds: int, pause: float, mix: Mix, what: str, json: bool, plot: Path | None
+    servers: list[LoadOptions], rounds: int, pause: float, workload: Workload, what: str, json: bool, plot: Path | None
 ) -> None:
     if plot is not None:
         raise UsageError("--plot draws a single run; leave --rounds and further addresses away")
-    runs = anyio.run(run_rounds, servers, mix, rounds, pause, backend_options={"use_uvloop": True})
+    runs = anyio.run(run_rounds, servers, workload, rounds, pause, backend_options={"use_uvloop": True})
     heading = f"medians of {rounds} round{'s' * (rounds > 1)}, {what}"
     if json:
         show_json({"run": heading, "servers": compared(runs), "runs": runs})
@@ -138,7 +136,7 @@ def _show_load(figures: dict[str, Any]) -> None:
 
 
 @app.command()
-def plain(
+def baseline(
     model: Annotated[str, typer.Option(help="As for serve.")] = DEFAULT_MODEL,
     batch: Annotated[int, typer.Option(help="Texts in each call.", min=1)] = 32,
     count: Count = 1000,
@@ -150,19 +148,19 @@ def plain(
     json: Json = False,
 ) -> None:
     """Run the same texts through one plain transformers process on all cores, in fp32, without a server."""
-    from launcher.bench.baseline import run_plain
+    from launcher.bench.baseline import run_baseline
     from launcher.host.model.resolve import resolve
 
-    mix = mix_of(count, texts, lengths, tokens, seed, longest)
+    workload = workload_of(count, texts, lengths, tokens, seed, longest)
     figures = {
-        "run": f"one plain transformers process, batches of {batch}, {mix.source}",
-        **run_plain(resolve(ModelOptions(model=model)), mix, batch),
+        "run": f"one plain transformers process, batches of {batch}, {workload.source}",
+        **run_baseline(resolve(ModelOptions(model=model)), workload, batch),
     }
     (show_json if json else show)(figures)
 
 
 @app.command()
-def floor(
+def echo(
     port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 8090,
     width: Annotated[int, typer.Option(help="Values of a vector.", min=1)] = 384,
     worker_cpu: Annotated[
@@ -170,6 +168,6 @@ def floor(
     ] = None,
 ) -> None:
     """Serve a fixed reply until it is ended: what any server costs here at least, for bench load to measure."""
-    from launcher.bench.echo import FloorOptions, run_floor
+    from launcher.bench.echo import EchoOptions, run_echo
 
-    run_floor(FloorOptions(port, width, worker_cpu))
+    run_echo(EchoOptions(port, width, worker_cpu))

@@ -28,7 +28,7 @@ RECEIVE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class FloorOptions:
+class EchoOptions:
     """The port on 127.0.0.1, the values of a vector, and the cpu of the worker; None is no worker."""
 
     port: int
@@ -36,7 +36,7 @@ class FloorOptions:
     worker_cpu: int | None
 
 
-def run_floor(options: FloorOptions) -> None:
+def run_echo(options: EchoOptions) -> None:
     """Serve until the process is ended.
 
     Raises ``UsageError`` for a port or a cpu that cannot be used, ``LauncherError`` when the worker ends.
@@ -51,7 +51,7 @@ def run_floor(options: FloorOptions) -> None:
     anyio.run(_serve, listener, worker, options.width, backend_options={"use_uvloop": True})
 
 
-def _start_worker(options: FloorOptions) -> socket.socket:
+def _start_worker(options: EchoOptions) -> socket.socket:
     """The socket to a process that is bound to its cpu, and ends with the socket."""
     assert options.worker_cpu is not None
     own = os.sched_getaffinity(0)

@@ -18,9 +18,9 @@ import anyio.to_thread
 import msgspec
 
 from launcher.bench.client import Connection, Reply, Target
-from launcher.bench.stats import Answer, Tally
-from launcher.bench.timerfd import Alarm
-from launcher.bench.workload import SPECIAL_TOKENS, Mix
+from launcher.bench.stats import Answer, LoadStats
+from launcher.bench.timerfd import TimerFd
+from launcher.bench.workload import SPECIAL_TOKENS, Workload
 from launcher.errors import LauncherError, UsageError
 
 Api = Literal["openai", "tei"]
@@ -52,11 +52,11 @@ class _Request:
     counted: bool
 
 
-def _requests(options: LoadOptions, target: Target, mix: Mix) -> list[_Request]:
+def _requests(options: LoadOptions, target: Target, workload: Workload) -> list[_Request]:
     size = options.per_request
     made: list[_Request] = []
-    for start in range(0, len(mix.texts), size):
-        texts = mix.texts[start : start + size]
+    for start in range(0, len(workload.texts), size):
+        texts = workload.texts[start : start + size]
         longest = max(len(text.split()) + SPECIAL_TOKENS for text in texts)
         body = msgspec.json.encode(_body(options, texts))
         made.append(_Request(target.request(body), len(texts), longest, len(made) >= options.warmup))
@@ -74,23 +74,23 @@ def _body(options: LoadOptions, texts: Sequence[str]) -> dict[str, Any]:
     return {"input": content, "model": options.model, "encoding_format": options.encoding}
 
 
-async def run_load(options: LoadOptions, mix: Mix) -> Tally:
+async def run_load(options: LoadOptions, workload: Workload) -> LoadStats:
     """Send all texts of the mix once. Raises ``LauncherError`` when the server cannot be reached."""
     if options.model is None and options.api == "openai":
         options = replace(options, model=await _first_model(options))
     base = options.url.rstrip("/")
     target = Target.parse(base if base.endswith(PATHS[options.api]) else base + PATHS[options.api])
-    requests = _requests(options, target, mix)
-    tally = Tally()
+    requests = _requests(options, target, workload)
+    stats = LoadStats()
     cpu_before, before = time.process_time(), time.monotonic()
     if options.rate:
-        await _open_loop(options.rate, options.connections, target, requests, tally)
+        await _open_loop(options.rate, options.connections, target, requests, stats)
     else:
-        await _closed_loop(options.connections, target, requests, tally)
-    tally.cpu_seconds, tally.wall_seconds = time.process_time() - cpu_before, time.monotonic() - before
-    if not tally.answers:
-        raise LauncherError(f"none of {len(requests)} requests to {options.url} was answered: {dict(tally.errors)}")
-    return tally
+        await _closed_loop(options.connections, target, requests, stats)
+    stats.cpu_seconds, stats.wall_seconds = time.process_time() - cpu_before, time.monotonic() - before
+    if not stats.answers:
+        raise LauncherError(f"none of {len(requests)} requests to {options.url} was answered: {dict(stats.errors)}")
+    return stats
 
 
 async def _first_model(options: LoadOptions) -> str:
@@ -113,8 +113,8 @@ async def _first_model(options: LoadOptions) -> str:
 class _Sender:
     """Sends requests over a connection that it opens again when the server has closed it."""
 
-    def __init__(self, target: Target, tally: Tally) -> None:
-        self._target, self._tally = target, tally
+    def __init__(self, target: Target, stats: LoadStats) -> None:
+        self._target, self._tally = target, stats
         self._connection: Connection | None = None
 
     async def send(self, request: _Request, due: float | None = None) -> None:
@@ -157,11 +157,11 @@ def _tokens(body: bytes) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-async def _closed_loop(connections: int, target: Target, requests: list[_Request], tally: Tally) -> None:
+async def _closed_loop(connections: int, target: Target, requests: list[_Request], stats: LoadStats) -> None:
     source = iter(requests)
 
     async def client() -> None:
-        sender = _Sender(target, tally)
+        sender = _Sender(target, stats)
         for request in source:
             await sender.send(request)
         sender.close()
@@ -171,21 +171,21 @@ async def _closed_loop(connections: int, target: Target, requests: list[_Request
             group.start_soon(client)
 
 
-async def _open_loop(rate: float, connections: int, target: Target, requests: list[_Request], tally: Tally) -> None:
+async def _open_loop(rate: float, connections: int, target: Target, requests: list[_Request], stats: LoadStats) -> None:
     """Requests arrive as a Poisson process; each takes an idle connection, or a new one: none waits for another."""
     rng = random.Random(2)
-    idle: list[_Sender] = [_Sender(target, tally) for _ in range(connections)]
+    idle: list[_Sender] = [_Sender(target, stats) for _ in range(connections)]
     due = time.monotonic()
 
     async def one(request: _Request, due: float) -> None:
-        sender = idle.pop() if idle else _Sender(target, tally)
+        sender = idle.pop() if idle else _Sender(target, stats)
         await sender.send(request, due)
         idle.append(sender)
 
-    async with Alarm() as alarm, anyio.create_task_group() as group:
+    async with TimerFd() as timer, anyio.create_task_group() as group:
         for request in requests:
             due += rng.expovariate(rate)
-            await alarm.until(due)
+            await timer.until(due)
             group.start_soon(one, request, due)
     for sender in idle:
         sender.close()

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.bench.stats import Answer, Tally, by_class, percentile
+from launcher.bench.stats import Answer, LoadStats, by_class, percentile
 from launcher.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def check_plot(file: Path) -> None:
         )
 
 
-def draw(file: Path, heading: str, tally: Tally, figures: dict[str, Any]) -> None:
+def draw(file: Path, heading: str, stats: LoadStats, figures: dict[str, Any]) -> None:
     """Write the plot of a load with at least one answer. ``figures`` are those of ``summary``; they are the title.
 
     Raises ``UsageError`` when the file cannot be written.
@@ -50,8 +50,8 @@ def draw(file: Path, heading: str, tally: Tally, figures: dict[str, Any]) -> Non
     figure = Figure(figsize=(11, 5.6), dpi=120, layout="constrained")
     figure.suptitle(f"{heading}\n{_title(figures)}", fontsize=10, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_latencies(left, tally.answers)
-    _draw_rate(right, tally)
+    _draw_latencies(left, stats.answers)
+    _draw_rate(right, stats)
     for axes in (left, right):
         axes.grid(True, color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
@@ -109,18 +109,18 @@ def _label_decades(axes: Axes, lowest: float, highest: float) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_rate(axes: Axes, tally: Tally) -> None:
+def _draw_rate(axes: Axes, stats: LoadStats) -> None:
     """Texts answered in each slice of the time, as a rate, beside the mean of the whole run."""
-    width = tally.seconds / SLICES
+    width = stats.seconds / SLICES
     texts = [0] * SLICES
-    for answer in tally.answers:
-        texts[min(int((answer.ended - tally.started) / width), SLICES - 1)] += answer.texts
+    for answer in stats.answers:
+        texts[min(int((answer.ended - stats.started) / width), SLICES - 1)] += answer.texts
     edges = [place * width for place in range(SLICES + 1)]
     rates = [count / (after - before) for count, (before, after) in zip(texts, pairwise(edges), strict=True)]
-    mean = sum(texts) / tally.seconds
+    mean = sum(texts) / stats.seconds
     axes.stairs(rates, edges, fill=True, color=COLOURS[0], alpha=0.35)
     axes.stairs(rates, edges, color=COLOURS[0], linewidth=1.2)
     axes.axhline(mean, color="black", linewidth=1.2, linestyle="--", label=f"mean {mean:.4g}")
-    axes.set(xlabel="seconds since the first request", ylabel="texts/s", xlim=(0, tally.seconds))
+    axes.set(xlabel="seconds since the first request", ylabel="texts/s", xlim=(0, stats.seconds))
     axes.set_ylim(0, max(*rates, mean) * 1.15)
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), fontsize=8, frameon=False)

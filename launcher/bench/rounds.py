@@ -15,19 +15,21 @@ import anyio
 
 from launcher.bench.load import LoadOptions, run_load
 from launcher.bench.stats import summary
-from launcher.bench.workload import Mix
+from launcher.bench.workload import Workload
 
 Run = dict[str, Any]
 
 
-async def run_rounds(servers: Sequence[LoadOptions], mix: Mix, rounds: int, pause: float) -> dict[str, list[Run]]:
+async def run_rounds(
+    servers: Sequence[LoadOptions], workload: Workload, rounds: int, pause: float
+) -> dict[str, list[Run]]:
     """The figures of each run, in order, by the address of the server, with ``pause`` seconds before each but the
     first. Raises as ``run_load``."""
     runs: dict[str, list[Run]] = {server.url: [] for server in servers}
     for number, server in enumerate(list(servers) * rounds):
         if number:
             await anyio.sleep(pause)
-        runs[server.url].append(summary(await run_load(server, mix)))
+        runs[server.url].append(summary(await run_load(server, workload)))
     return runs
 
 

@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(slots=True)
-class Tally:
+class LoadStats:
     """What has been seen. ``started`` is when the first counted request was sent; ``late`` has, for an open loop, how
     long after its arrival each counted request was sent; both CPU and wall time are of the whole run, warm-up too."""
 
@@ -61,9 +61,9 @@ def by_class(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
     return parts
 
 
-def summary(tally: Tally) -> dict[str, Any]:
+def summary(stats: LoadStats) -> dict[str, Any]:
     """The figures of a run, as they go into JSON: rates per second, latencies in milliseconds."""
-    answers, seconds = tally.answers, tally.seconds
+    answers, seconds = stats.answers, stats.seconds
     texts, tokens = sum(a.texts for a in answers), sum(a.tokens for a in answers)
     return {
         "requests": len(answers),
@@ -74,9 +74,9 @@ def summary(tally: Tally) -> dict[str, Any]:
         "tokens_per_second": round(tokens / seconds, 1),
         "latency_ms": latency(a.seconds for a in answers) if answers else None,
         "latency_ms_by_length": {name: latency(a.seconds for a in part) for name, part in by_class(answers).items()},
-        "errors": dict(tally.errors),
-        "generator_cpu": round(tally.cpu_seconds / max(tally.wall_seconds, 1e-9), 3),
-        **({"generator_late_ms": _late(tally.late)} if tally.late else {}),
+        "errors": dict(stats.errors),
+        "generator_cpu": round(stats.cpu_seconds / max(stats.wall_seconds, 1e-9), 3),
+        **({"generator_late_ms": _late(stats.late)} if stats.late else {}),
     }
 
 

@@ -21,9 +21,9 @@ from anyio.abc import TaskGroup
 
 from launcher.bench.stats import percentile
 from launcher.bench.tables import show
-from launcher.bench.workload import Mix
+from launcher.bench.workload import Workload
 from launcher.core.protocol.messages import Loading, Ready
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import (
     Action,
     BatchDone,
@@ -50,7 +50,7 @@ log = logging.getLogger("launcher.bench")
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardOptions:
+class ThroughputOptions:
     """``queued`` items wait or run at any time, as that many connections with one text each make it; None: all texts
     come at once. The first ``warmup`` texts are computed before the clock runs."""
 
@@ -79,25 +79,27 @@ class Measured:
     front_seconds: float
 
 
-def run_forward(serve: ServeOptions, options: ForwardOptions, mix: Mix) -> dict[str, Any]:
+def run_throughput(serve: ServeOptions, options: ThroughputOptions, workload: Workload) -> dict[str, Any]:
     """Start the workers, have them compute the mix, end them. Returns the figures; raises any ``LauncherError``."""
-    if options.warmup >= len(mix.texts):
-        raise UsageError(f"{len(mix.texts)} texts are no more than the {options.warmup} of the warm-up; ask for more")
+    if options.warmup >= len(workload.texts):
+        raise UsageError(
+            f"{len(workload.texts)} texts are no more than the {options.warmup} of the warm-up; ask for more"
+        )
     refuse_elsewhere(serve.machine)
     logs.set_up(serve.log)
     prepared = prepare(serve, model_needed=True)
-    assert prepared.card is not None, "prepare() raises when a needed model is not there"
+    assert prepared.model_info is not None, "prepare() raises when a needed model is not there"
     for warning in prepared.warnings:
         log.warning("%s", warning, extra={"event": "warning"})
     mask = bind_front(prepared, strict=serve.machine.strict)
-    forward = Forward(serve, options, prepared, prepared.card, mask)
-    measured = anyio.run(forward.run, mix, backend_options={"use_uvloop": True})
-    setup = setup_of(serve, prepared.machine, prepared.card, prepared.plan.instances[0])
+    forward = ThroughputRun(serve, options, prepared, prepared.model_info, mask)
+    measured = anyio.run(forward.run, workload, backend_options={"use_uvloop": True})
+    setup = setup_of(serve, prepared.machine, prepared.model_info, prepared.plan.instances[0])
     count = len(prepared.plan.instances)
     how = "all at once" if options.queued is None else f"{options.queued} queued"
     heading = (
-        f"{prepared.card.name} in {setup.dtype}, {setup.backend}, {count} instance{'s' * (count > 1)}, "
-        f"without HTTP, {mix.source}, {how}"
+        f"{prepared.model_info.name} in {setup.dtype}, {setup.backend}, {count} instance{'s' * (count > 1)}, "
+        f"without HTTP, {workload.source}, {how}"
     )
     return {"run": heading, "truncated": forward.truncated, "costs": forward.costs, **summary(measured)}
 
@@ -141,8 +143,8 @@ def _milliseconds(batches: Sequence[Batch], percent: float) -> float | None:
     return round(percentile((b.seconds for b in batches), percent) * 1e3, 2) if batches else None
 
 
-def show_forward(figures: dict[str, Any]) -> None:
-    """Print the figures of ``run_forward`` for people: all instances are one more row of the table of instances."""
+def show_throughput(figures: dict[str, Any]) -> None:
+    """Print the figures of ``run_throughput`` for people: all instances are one more row of the table of instances."""
     rows = figures["by_instance"]
     columns = next(iter(rows.values()))
     everything = {name: figures[name] for name in columns}
@@ -174,15 +176,15 @@ class WatchedScheduler(Scheduler):
         return actions
 
 
-class Forward:
+class ThroughputRun:
     """One measurement; the listener of supervisor and dispatcher, as the server is."""
 
     def __init__(
         self,
         serve: ServeOptions,
-        options: ForwardOptions,
+        options: ThroughputOptions,
         prepared: Prepared,
-        card: ModelCard,
+        model_info: ModelInfo,
         mask: tuple[int, ...] | None,
     ) -> None:
         """``mask`` is what workers start with where this process has bound itself."""
@@ -190,11 +192,11 @@ class Forward:
         self.truncated = 0
         self._sources: set[str] = set()
         self._options = options
-        self._card = card
+        self._model_info = model_info
         self._text_characters = serve.front.text_characters
         self._plans = {i.id: i for i in plan.instances}
-        self._costs = Costs(subject_of(serve, prepared.machine, card), fresh=serve.measure)
-        self._setups = {i.id: setup_of(serve, prepared.machine, card, i) for i in plan.instances}
+        self._costs = Costs(subject_of(serve, prepared.machine, model_info), fresh=serve.measure)
+        self._setups = {i.id: setup_of(serve, prepared.machine, model_info, i) for i in plan.instances}
         self._classes = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
         self._metrics = FrontMetrics(self._classes)
         self._specs = specs_of(plan)
@@ -210,13 +212,13 @@ class Forward:
         self._failure: LauncherError | None = None
         self._group: TaskGroup | None = None
 
-    async def run(self, mix: Mix) -> Measured:
+    async def run(self, workload: Workload) -> Measured:
         """Start the workers, measure, end the workers."""
-        items = await self._tokenize(mix)
+        items = await self._tokenize(workload)
         self._scheduler = WatchedScheduler(self._specs, replace(self._limits, queue_items=len(items)))
-        card = self._card
+        model_info = self._model_info
         self._dispatcher = Dispatcher(
-            self._scheduler, self, self._metrics, width=card.result_width, row_per_token=card.row_per_token
+            self._scheduler, self, self._metrics, width=model_info.result_width, row_per_token=model_info.row_per_token
         )
         self._all_ready = anyio.Event()
         measured: Measured | None = None
@@ -240,10 +242,10 @@ class Forward:
         """Where costs are from: ``measured``, ``cached``, or both, as of some instances and of others."""
         return " and ".join(sorted(self._sources))
 
-    async def _tokenize(self, mix: Mix) -> list[Tokens]:
-        tokenizer = FrontTokenizer(self._card, text_characters=self._text_characters)
+    async def _tokenize(self, workload: Workload) -> list[Tokens]:
+        tokenizer = FrontTokenizer(self._model_info, text_characters=self._text_characters)
         try:
-            tokenized = await tokenizer.texts(mix.texts, truncate=True, field="the mix")
+            tokenized = await tokenizer.texts(workload.texts, truncate=True, field="the mix")
         except RequestError as error:
             raise UsageError(str(error)) from error
         finally:

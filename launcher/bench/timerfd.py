@@ -26,7 +26,7 @@ class _Itimerspec(ctypes.Structure):
     _fields_ = (("interval", _Timespec), ("value", _Timespec))
 
 
-class Alarm:
+class TimerFd:
     """One timer for one task at a time; an asynchronous context manager. Times are those of ``time.monotonic``."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Alarm:
         self._waiter: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
 
-    async def __aenter__(self) -> Alarm:
+    async def __aenter__(self) -> TimerFd:
         self._loop.add_reader(self._file, self._rings)
         return self
 

@@ -35,37 +35,39 @@ WORDS = (  # noqa: SIM905 - a list of this many literals cannot be read
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class Workload:
     """Texts in the order in which they are sent, and where they come from."""
 
     texts: tuple[str, ...]
     source: str
 
 
-def builtin_mix(count: int, *, seed: int = 1, longest: int = BUILTIN_LONGEST) -> Mix:
+def builtin_workload(count: int, *, seed: int = 1, longest: int = BUILTIN_LONGEST) -> Workload:
     """``count`` texts of the built-in mix; lengths are cut at ``longest`` tokens; a seed gives the same texts."""
     rng = random.Random(seed)
     lengths = [round(rng.lognormvariate(math.log(BUILTIN_MEDIAN), BUILTIN_SPREAD)) for _ in range(count)]
     bounded = [min(max(length, BUILTIN_SHORTEST), longest) for length in lengths]
-    return Mix(
+    return Workload(
         tuple(words(length, rng) for length in bounded), f"built-in mix, seed {seed}, at most {longest} tokens"
     )
 
 
-def histogram_mix(histogram: Histogram, count: int, name: str, *, seed: int = 1, longest: int | None = None) -> Mix:
+def histogram_workload(
+    histogram: Histogram, count: int, name: str, *, seed: int = 1, longest: int | None = None
+) -> Workload:
     """``count`` texts of lengths drawn from a histogram called ``name``, cut at ``longest`` tokens if given."""
     rng = random.Random(seed)
     lengths, weights = zip(*histogram.counts, strict=True)
     drawn = rng.choices(lengths, weights, k=count)
     bounded = [max(length if longest is None else min(length, longest), SPECIAL_TOKENS + 1) for length in drawn]
     cut = "" if longest is None else f", at most {longest} tokens"
-    return Mix(tuple(words(length, rng) for length in bounded), f"lengths of {name}, seed {seed}{cut}")
+    return Workload(tuple(words(length, rng) for length in bounded), f"lengths of {name}, seed {seed}{cut}")
 
 
-def fixed_mix(count: int, tokens: int, *, seed: int = 1) -> Mix:
+def fixed_workload(count: int, tokens: int, *, seed: int = 1) -> Workload:
     """``count`` texts of ``tokens`` tokens each."""
     rng = random.Random(seed)
-    return Mix(tuple(words(tokens, rng) for _ in range(count)), f"{tokens} tokens each, seed {seed}")
+    return Workload(tuple(words(tokens, rng) for _ in range(count)), f"{tokens} tokens each, seed {seed}")
 
 
 def words(tokens: int, rng: random.Random) -> str:
@@ -73,7 +75,7 @@ def words(tokens: int, rng: random.Random) -> str:
     return " ".join(rng.choices(WORDS, k=max(1, tokens - SPECIAL_TOKENS)))
 
 
-def file_mix(path: Path, count: int | None = None) -> Mix:
+def file_workload(path: Path, count: int | None = None) -> Workload:
     """The non-empty lines of a UTF-8 file, repeated or cut to ``count``. Raises ``UsageError``."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -83,4 +85,4 @@ def file_mix(path: Path, count: int | None = None) -> Mix:
     if not texts:
         raise UsageError(f"--texts {path}: the file has no text in it; one text a line was expected")
     wanted = len(texts) if count is None else count
-    return Mix(tuple(texts[i % len(texts)] for i in range(wanted)), f"{path.name}, {len(texts)} texts")
+    return Workload(tuple(texts[i % len(texts)] for i in range(wanted)), f"{path.name}, {len(texts)} texts")

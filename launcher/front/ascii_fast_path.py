@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import BertNormalizer
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
 
 # Each is looked for in each text; BERT has 5.
@@ -30,14 +30,15 @@ _PROBE = " ".join(f"{c} {c}{c} a{c}b" for c in _PRINTABLE)
 
 
 class Encoder:
-    """Encodes texts for the model of ``card``; nothing is cut, nothing is padded. Raises ``UsageError`` when there is
-    no tokenizer, or none that can be read.
+    """Encodes texts for one model, without truncation or padding.
+
+    Raises ``UsageError`` when there is no tokenizer, or when it cannot be read.
 
     ``offsets`` is whether the encodings have them.
     """
 
-    def __init__(self, card: ModelCard, *, offsets: bool) -> None:
-        self._whole = _load(card)
+    def __init__(self, model_info: ModelInfo, *, offsets: bool) -> None:
+        self._whole = _load(model_info)
         self._added = [token.content.lower() for token in self._whole.get_added_tokens_decoder().values()]
         self._offsets = offsets
         self._lowers = False
@@ -94,14 +95,14 @@ def _without_normalizer(whole: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _load(card: ModelCard) -> Tokenizer:
-    path = Path(card.tokenizer_path)
+def _load(model_info: ModelInfo) -> Tokenizer:
+    path = Path(model_info.tokenizer_path)
     if not path.is_file():
-        raise UsageError(f"the model {card.asked!r} has no tokenizer.json (looked for {path})")
+        raise UsageError(f"the model {model_info.asked!r} has no tokenizer.json (looked for {path})")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises plain Exception for a file that it cannot read
-        raise UsageError(f"the tokenizer of {card.asked!r} cannot be read: {path}: {error}") from error
+        raise UsageError(f"the tokenizer of {model_info.asked!r} cannot be read: {path}: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 
-class Tally:
+class CounterValue:
     """A number that only grows."""
 
     __slots__ = ("value",)
@@ -31,7 +31,7 @@ class Tally:
         self.value += amount
 
 
-class Spread:
+class HistogramValue:
     """How many values lie at or below each of ``bounds`` (ascending), and their sum."""
 
     __slots__ = ("_bounds", "counts", "sum")
@@ -47,18 +47,18 @@ class Spread:
         self.sum += value
 
 
-class Tallies(Collector):
+class CounterFamily(Collector):
     """The tallies of one name, by the values of its labels; ``name`` is without ``_total``."""
 
     def __init__(self, registry: CollectorRegistry, name: str, description: str, labels: Sequence[str]) -> None:
         self._name, self._description, self._labels = name, description, labels
-        self._children: dict[tuple[str, ...], Tally] = {}
+        self._children: dict[tuple[str, ...], CounterValue] = {}
         registry.register(self)
 
-    def of(self, *values: str) -> Tally:
+    def of(self, *values: str) -> CounterValue:
         """The tally for these values of the labels, in the order of the labels."""
         _check(values, self._labels)
-        return self._children.setdefault(values, Tally())
+        return self._children.setdefault(values, CounterValue())
 
     def describe(self) -> Iterable[Metric]:
         """Called by the registry, so that no name is used twice."""
@@ -72,7 +72,7 @@ class Tallies(Collector):
         return [family]
 
 
-class Spreads(Collector):
+class HistogramFamily(Collector):
     """The spreads of one name, by the values of its labels, all with the same ``bounds``."""
 
     def __init__(
@@ -85,13 +85,13 @@ class Spreads(Collector):
     ) -> None:
         self._name, self._description, self._labels = name, description, labels
         self._bounds = tuple(bounds)
-        self._children: dict[tuple[str, ...], Spread] = {}
+        self._children: dict[tuple[str, ...], HistogramValue] = {}
         registry.register(self)
 
-    def of(self, *values: str) -> Spread:
+    def of(self, *values: str) -> HistogramValue:
         """The spread for these values of the labels, in the order of the labels."""
         _check(values, self._labels)
-        return self._children.setdefault(values, Spread(self._bounds))
+        return self._children.setdefault(values, HistogramValue(self._bounds))
 
     def describe(self) -> Iterable[Metric]:
         """Called by the registry, so that no name is used twice."""

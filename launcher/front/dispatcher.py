@@ -350,9 +350,7 @@ class Dispatcher:
         if request is not None and not request.future.done():
             now = self._clock()
             began = min(max(request.began, request.arrived), now)
-            request.future.set_result(
-                Outcome(request.results, began - request.arrived, now - began, request.instances)
-            )
+            request.future.set_result(Outcome(request.results, began - request.arrived, now - began, request.instances))
 
     def _reject(self, action: Reject) -> None:
         request = self._close(action.request)

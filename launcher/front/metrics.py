@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, genera
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from launcher.core.scheduling.events import PRIORITIES, Priority
-from launcher.front.counters import Spreads, Tallies, Tally
+from launcher.front.counters import CounterFamily, CounterValue, HistogramFamily
 
 Stage = Literal["parse", "tokenize", "queue", "compute", "reply"]
 STAGES: tuple[Stage, ...] = ("parse", "tokenize", "queue", "compute", "reply")
@@ -76,20 +76,20 @@ class InstanceMetrics:
 class _InstanceFamilies:
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("instance", "class")
-        self.items = Spreads(registry, "launcher_batch_items", "Items in a batch.", labels, ITEMS_BUCKETS)
-        self.tokens = Spreads(
+        self.items = HistogramFamily(registry, "launcher_batch_items", "Items in a batch.", labels, ITEMS_BUCKETS)
+        self.tokens = HistogramFamily(
             registry, "launcher_batch_tokens", "Tokens computed for a batch, padding counted.", labels, TOKENS_BUCKETS
         )
-        self.seconds = Spreads(
+        self.seconds = HistogramFamily(
             registry, "launcher_batch_seconds", "Seconds that a worker computed a batch.", labels, SECONDS_BUCKETS
         )
-        self.computed = Tallies(
+        self.computed = CounterFamily(
             registry, "launcher_computed_tokens", "Tokens computed: real ones, and padding.", (*labels, "kind")
         )
-        self.failed = Tallies(registry, "launcher_batches_failed", "Batches that raised.", labels)
+        self.failed = CounterFamily(registry, "launcher_batches_failed", "Batches that raised.", labels)
         self.ready = Gauge("launcher_instance_ready", "1 while the worker is warm.", labels, registry=registry)
-        self.lost = Tallies(registry, "launcher_instance_lost", "Workers lost, for any reason.", labels)
-        self.restarts = Tallies(registry, "launcher_restarts", "Workers started after the first.", labels)
+        self.lost = CounterFamily(registry, "launcher_instance_lost", "Workers lost, for any reason.", labels)
+        self.restarts = CounterFamily(registry, "launcher_restarts", "Workers started after the first.", labels)
 
 
 class FrontMetrics:
@@ -101,21 +101,21 @@ class FrontMetrics:
         families = _InstanceFamilies(registry)
         self._class_names = dict(instances)
         self.instances = {id: InstanceMetrics(families, str(id), name) for id, name in instances.items()}
-        self._requests = Tallies(registry, "launcher_requests", "Requests answered.", ("route", "status"))
-        self._items = Tallies(registry, "launcher_items", "Items computed for clients.", ("route",))
-        self._tokens = Tallies(registry, "launcher_tokens", "Real tokens of these items.", ("route",))
-        priorities = Tallies(
+        self._requests = CounterFamily(registry, "launcher_requests", "Requests answered.", ("route", "status"))
+        self._items = CounterFamily(registry, "launcher_items", "Items computed for clients.", ("route",))
+        self._tokens = CounterFamily(registry, "launcher_tokens", "Real tokens of these items.", ("route",))
+        priorities = CounterFamily(
             registry, "launcher_requests_by_priority", "Requests, by what they asked for.", ("priority",)
         )
         self._asked = {priority: priorities.of(priority) for priority in PRIORITIES}
-        missed = Tallies(
+        missed = CounterFamily(
             registry,
             "launcher_deadlines_missed",
             "Requests answered with 504: refused as unreachable, or expired while they waited.",
             ("priority", "kind"),
         )
         self._missed = {(p, code): missed.of(p, kind) for p in PRIORITIES for code, kind in MISSES.items()}
-        stages = Spreads(
+        stages = HistogramFamily(
             registry,
             "launcher_stage_seconds",
             "Seconds that a request spent in each stage.",
@@ -170,9 +170,9 @@ def _entry(entries: Callable[[], Mapping[str, int]], name: str) -> float:
 class RouteMetrics:
     """What is counted for one route; that of a status is bound when it first occurs."""
 
-    def __init__(self, requests: Tallies, items: Tallies, tokens: Tallies, route: str) -> None:
+    def __init__(self, requests: CounterFamily, items: CounterFamily, tokens: CounterFamily, route: str) -> None:
         self._requests, self._route = requests, route
-        self._statuses: dict[int, Tally] = {}
+        self._statuses: dict[int, CounterValue] = {}
         self._items, self._tokens = items.of(route), tokens.of(route)
 
     def answered(self, status: int) -> None:

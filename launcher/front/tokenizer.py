@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
 
@@ -65,13 +65,13 @@ class FrontTokenizer:
     ``text_characters`` is the longest text that is looked at. ``special_ids`` are those of the tokens that texts get.
     """
 
-    def __init__(self, card: ModelCard, *, text_characters: int) -> None:
+    def __init__(self, model_info: ModelInfo, *, text_characters: int) -> None:
         # The tokenizer's own threads would run on the cores of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._with_spans = card.task == "tag"
-        self._encoder = Encoder(card, offsets=self._with_spans)
-        self._max_length = card.max_length
-        self._vocab_size = card.vocab_size
+        self._with_spans = model_info.task == "tag"
+        self._encoder = Encoder(model_info, offsets=self._with_spans)
+        self._max_length = model_info.max_length
+        self._vocab_size = model_info.vocab_size
         self._text_characters = text_characters
         (added,) = self._encoder.encode(["a"])
         self._closing_tokens = _closing_tokens(added)
@@ -173,9 +173,7 @@ class FrontTokenizer:
         try:
             return self._encoder.encode(texts)
         except Exception as error:  # the Rust side raises plain Exception for text that its model cannot take
-            raise RequestError(
-                f"the model's tokenizer cannot take this text: {error}", code="untokenizable"
-            ) from error
+            raise RequestError(f"the model's tokenizer cannot take this text: {error}", code="untokenizable") from error
 
     def _cut(self, ids: list[int]) -> list[int]:
         """The first ids, and the special ones at the end. (``Encoding.truncate`` would keep all that it cuts off.)"""

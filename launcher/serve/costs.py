@@ -21,7 +21,7 @@ from launcher.core.cost.table import SCHEMA, CostKey, CostTable, differences, me
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.protocol.messages import Ready, Setup
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.tuning.simulation import CostBasis
 from launcher.errors import UsageError
 from launcher.front.metrics import FrontMetrics
@@ -38,7 +38,7 @@ class Subject:
     """What all instances of a run have in common, as far as costs depend on it."""
 
     machine: Machine
-    card: ModelCard
+    model_info: ModelInfo
     dtype: str
     backend: str
     batch_tokens: int
@@ -58,10 +58,10 @@ class Subject:
             threads=threads,
             nodes=nodes,
             kinds=kinds,
-            model=self.card.asked,
-            weights=cost_tables.weights_mark(self.card),
-            task=self.card.task,
-            max_length=self.card.max_length,
+            model=self.model_info.asked,
+            weights=cost_tables.weights_mark(self.model_info),
+            task=self.model_info.task,
+            max_length=self.model_info.max_length,
             dtype=self.dtype,
             backend=self.backend,
             batch_tokens=self.batch_tokens,
@@ -76,11 +76,9 @@ def basis_of(subject: Subject | None) -> CostBasis:
     if subject is None:
         return CostBasis.guessed(None)
     relatives = cost_tables.read_relatives(cost_tables.cost_folder(), subject.key_of(1, 1, ()))
-    fitting = [
-        t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))
-    ]
+    fitting = [t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))]
     if not fitting:
-        return CostBasis.guessed(subject.card.weight_bytes)
+        return CostBasis.guessed(subject.model_info.weight_bytes)
     by_threads = {table.key.threads: fit(table.measured).times(table.drift) for table in fitting}
     return CostBasis(by_threads, packed=fitting[0].packed, measured=True)
 

@@ -21,7 +21,7 @@ from launcher.core.planning.length_classes import builtin_lengths, parse_classes
 from launcher.core.planning.plan import InstancePlan, Plan, PlanRequest, make_plan
 from launcher.core.planning.preload import Runtimes, choose_runtimes, wanted_libraries
 from launcher.core.protocol.messages import Setup
-from launcher.core.protocol.model_info import ModelCard, RunDtype
+from launcher.core.protocol.model_info import ModelInfo, RunDtype
 from launcher.core.report.plan_report import Command
 from launcher.core.scheduling.scheduler import SchedulerLimits
 from launcher.core.tuning.choose_classes import Choice, choose_classes
@@ -33,7 +33,7 @@ from launcher.host.machine.sysfs import read_machine
 from launcher.host.model.resolve import resolve
 from launcher.host.process.preload import look_around
 from launcher.host.process.probe import choose_bindings, explain
-from launcher.options import ARRIVAL_ITEMS, MachineOptions, ModelOptions, RuntimeOptions, ServeOptions
+from launcher.options import FIFO_BATCH_ITEMS, MachineOptions, ModelOptions, RuntimeOptions, ServeOptions
 from launcher.serve.costs import Subject, basis_of
 
 HERE = Path("/")
@@ -54,11 +54,11 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All decisions. ``commands`` are in the order of ``plan.instances``; ``card`` is None without a model,
+    """All decisions. ``commands`` are in the order of ``plan.instances``; ``model_info`` is None without a model,
     ``outlook`` where no server is planned."""
 
     machine: Machine
-    card: ModelCard | None
+    model_info: ModelInfo | None
     plan: Plan
     bindings: tuple[Binding, ...]
     commands: tuple[Command, ...]
@@ -79,10 +79,10 @@ def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | Non
             "add --classes auto or --dry-run, or leave it away"
         )
     machine = machine or read(options.machine)
-    card, warnings = _card(options, model_needed)
+    model_info, warnings = _model_info(options, model_needed)
     traffic = traffic_of(options)
-    basis = basis_of(None if card is None else subject_of(options, machine, card))
-    request = _request(options, card)
+    basis = basis_of(None if model_info is None else subject_of(options, machine, model_info))
+    request = _request(options, model_info)
     choice = choose_classes(machine, request, basis, traffic) if options.machine.classes == AUTO else None
     plan = make_plan(machine, replace(request, classes=choice.specs) if choice else request)
     live = is_here(options.machine)
@@ -95,7 +95,7 @@ def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | Non
         warnings += explain(plan, bindings)
     everything = (*machine.warnings, *plan.warnings, *warnings, *runtimes.notes, *notes)
     said = tuple(dict.fromkeys(everything))
-    return Prepared(machine, card, plan, bindings, commands, said, Outlook(traffic, basis, choice))
+    return Prepared(machine, model_info, plan, bindings, commands, said, Outlook(traffic, basis, choice))
 
 
 def traffic_of(options: ServeOptions) -> Traffic:
@@ -138,8 +138,7 @@ def _check(options: MachineOptions) -> None:
         )
     if options.classes and (options.instances or options.cores_per_instance):
         raise UsageError(
-            "--classes says how many instances there are and how large; "
-            "leave --instances and --cores-per-instance away"
+            "--classes says how many instances there are and how large; leave --instances and --cores-per-instance away"
         )
 
 
@@ -156,17 +155,17 @@ def _check_backend(options: ModelOptions) -> None:
         raise UsageError(f"--fake-seconds-per-token {seconds}: a number of seconds, such as 0.0001, is what works")
 
 
-def _card(options: ServeOptions, needed: bool) -> tuple[ModelCard | None, tuple[str, ...]]:
+def _model_info(options: ServeOptions, needed: bool) -> tuple[ModelInfo | None, tuple[str, ...]]:
     try:
-        card = resolve(options.model, download=needed)
-        return card, card.notes
+        model_info = resolve(options.model, download=needed)
+        return model_info, model_info.notes
     except LauncherError as error:
         if needed:
             raise
         return None, (f"The plan was made without the model, so its limits are not in it: {error}",)
 
 
-def _request(options: ServeOptions, card: ModelCard | None) -> PlanRequest:
+def _request(options: ServeOptions, model_info: ModelInfo | None) -> PlanRequest:
     wanted = options.machine
     return PlanRequest(
         instances=wanted.instances,
@@ -175,8 +174,8 @@ def _request(options: ServeOptions, card: ModelCard | None) -> PlanRequest:
         reserve_cores=wanted.reserve_cores,
         oversubscribe=wanted.oversubscribe,
         mix_kinds=wanted.mix_kinds,
-        length_limit=card.max_length if card else None,
-        instance_bytes=instance_bytes(card) if card else None,
+        length_limit=model_info.max_length if model_info else None,
+        instance_bytes=instance_bytes(model_info) if model_info else None,
     )
 
 
@@ -213,30 +212,30 @@ def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
     return choose_dtype(options.model.dtype, machine.isa)
 
 
-def subject_of(options: ServeOptions, machine: Machine, card: ModelCard) -> Subject:
+def subject_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> Subject:
     """What costs depend on in all instances."""
     backend: str = options.model.backend
     if backend == "fake":
         backend = f"fake, {options.model.fake_seconds_per_token or 0.0:g} s a token"
     # Rows cost the same whoever shares them; what is packed is known only when the model is loaded.
     layout = "auto" if options.model.layout == "auto" else "padded"
-    return Subject(machine, card, dtype_of(options, machine), backend, options.front.batch_tokens, layout)
+    return Subject(machine, model_info, dtype_of(options, machine), backend, options.front.batch_tokens, layout)
 
 
 def limits_of(options: ServeOptions) -> SchedulerLimits:
     """The bounds of the queue and of a batch."""
-    first_come = ARRIVAL_ITEMS if options.model.layout == "arrival" else None
+    first_come = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
     return SchedulerLimits(options.front.queue_items, options.front.batch_tokens, first_come)
 
 
-def setup_of(options: ServeOptions, machine: Machine, card: ModelCard, instance: InstancePlan) -> Setup:
+def setup_of(options: ServeOptions, machine: Machine, model_info: ModelInfo, instance: InstancePlan) -> Setup:
     """What the worker of an instance is told to load. Any length may reach it: classes help each other."""
     return Setup(
-        card=card,
+        model_info=model_info,
         dtype=dtype_of(options, machine),
         backend=options.model.backend,
-        warmup=warmup_shapes(card.max_length, options.front.batch_tokens),
-        mixed=mixed_batches(card.max_length, options.front.batch_tokens),
+        warmup=warmup_shapes(model_info.max_length, options.front.batch_tokens),
+        mixed=mixed_batches(model_info.max_length, options.front.batch_tokens),
         trust_remote_code=options.model.trust_remote_code,
         pack=options.model.layout == "auto",
         fake_seconds_per_token=options.model.fake_seconds_per_token or 0.0,

@@ -73,7 +73,7 @@ def forecast_of(prepared: Prepared) -> Forecast | None:
         return Forecast(choice.predicted, measure, choice.equal, choice.why)
     if not outlook.basis.measured:
         return Forecast(None, measure)
-    limit = prepared.card.max_length if prepared.card else None
+    limit = prepared.model_info.max_length if prepared.model_info else None
     spans = classes_of(prepared.plan, outlook.traffic.histogram, limit)
     found = predict(specs_of(prepared.plan), outlook.basis, outlook.traffic, classes=spans, limit=limit)
     return Forecast(found, measure)

@@ -28,7 +28,7 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import InstancePlan, front_cpus
 from launcher.core.protocol.messages import Loading, Ready
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.report.forecast import grounds
 from launcher.core.scheduling.scheduler import Scheduler
 from launcher.core.tuning.choose_classes import specs_of
@@ -63,9 +63,9 @@ def run(options: ServeOptions) -> None:
     sock = listen(options.front)
     with sock:
         prepared = prepare(options, model_needed=True)
-        assert prepared.card is not None, "prepare() raises when a needed model is not there"
+        assert prepared.model_info is not None, "prepare() raises when a needed model is not there"
         mask = bind_front(prepared, strict=options.machine.strict)
-        server = Server(options, prepared, prepared.card, sock, mask)
+        server = Server(options, prepared, prepared.model_info, sock, mask)
         anyio.run(server.run, backend_options={"use_uvloop": True})
     if server.failure:
         raise server.failure
@@ -134,7 +134,7 @@ class Server:
         self,
         options: ServeOptions,
         prepared: Prepared,
-        card: ModelCard,
+        model_info: ModelInfo,
         sock: socket.socket,
         mask: tuple[int, ...] | None = None,
     ) -> None:
@@ -142,15 +142,15 @@ class Server:
         self._options = options
         self._mask = mask
         self._prepared = prepared
-        self._card = card
+        self._model_info = model_info
         self._started_at = time.time()
         plan = prepared.plan
         self._views = {
             instance.id: InstanceView(instance, binding)
             for instance, binding in zip(plan.instances, prepared.bindings, strict=True)
         }
-        self._costs = Costs(subject_of(options, prepared.machine, card), fresh=options.measure)
-        self._setups = {i.id: setup_of(options, prepared.machine, card, i) for i in plan.instances}
+        self._costs = Costs(subject_of(options, prepared.machine, model_info), fresh=options.measure)
+        self._setups = {i.id: setup_of(options, prepared.machine, model_info, i) for i in plan.instances}
         self._draining = False
         self._was_ready = False
         self._group: TaskGroup | None = None
@@ -166,9 +166,9 @@ class Server:
         metrics = FrontMetrics(names)
         metrics.watch_queue(sorted(set(names.values())), scheduler.queued_by_class)
         watch_costs(metrics, scheduler.cost)
-        card = self._card
+        model_info = self._model_info
         self._dispatcher = Dispatcher(
-            scheduler, self, metrics, width=card.result_width, row_per_token=card.row_per_token
+            scheduler, self, metrics, width=model_info.result_width, row_per_token=model_info.row_per_token
         )
         metrics.watch_in_flight(lambda: self._dispatcher.in_flight)
         launches = [
@@ -176,11 +176,11 @@ class Server:
             for instance, command in zip(plan.instances, self._prepared.commands, strict=True)
         ]
         self._supervisor = Supervisor(launches, self._options.supervise, self)
-        self._tokenizer = FrontTokenizer(self._card, text_characters=front.text_characters)
+        self._tokenizer = FrontTokenizer(self._model_info, text_characters=front.text_characters)
         services = Services(
             dispatcher=self._dispatcher,
             tokenizer=self._tokenizer,
-            card=self._card,
+            model_info=self._model_info,
             options=front,
             info=self.info,
             states=self.states,
@@ -210,13 +210,13 @@ class Server:
         log.info("ended", extra={"event": "ended"})
 
     def _say_start(self) -> None:
-        plan, card = self._prepared.plan, self._card
+        plan, model_info = self._prepared.plan, self._model_info
         setup = self._setups[plan.instances[0].id]
         log.info(
             "model %s (%s, %s, at most %d tokens) in %s on %d instance%s; listening on %s, not ready yet",
-            card.name, card.architecture, card.task, card.max_length, setup.dtype, len(plan.instances),
-            "s" if len(plan.instances) > 1 else "", self._address,
-            extra={"event": "starting", "address": self._address},
+            model_info.name, model_info.architecture, model_info.task, model_info.max_length, setup.dtype,
+            len(plan.instances), "s" if len(plan.instances) > 1 else "", self._address, extra={"event": "starting",
+            "address": self._address},
         )  # fmt: skip
         outlook = self._prepared.outlook
         if outlook is not None and outlook.choice is not None:
@@ -388,22 +388,22 @@ class Server:
 
     def info(self) -> dict[str, Any]:
         """What runs where, and what was found when it was looked at: the body of ``/info``."""
-        prepared, card = self._prepared, self._card
+        prepared, model_info = self._prepared, self._model_info
         setup = self._setups[prepared.plan.instances[0].id]
         return {
             "launcher": version("launcher"),
             "started": self._started_at,
             "draining": self._draining,
             "model": {
-                "name": card.name,
-                "asked": card.asked,
-                "task": card.task,
-                "architecture": card.architecture,
-                "max_length": card.max_length,
-                "width": card.result_width,
-                "pooling": card.pooling,
-                "normalize": card.normalize,
-                "labels": list(card.labels),
+                "name": model_info.name,
+                "asked": model_info.asked,
+                "task": model_info.task,
+                "architecture": model_info.architecture,
+                "max_length": model_info.max_length,
+                "width": model_info.result_width,
+                "pooling": model_info.pooling,
+                "normalize": model_info.normalize,
+                "labels": list(model_info.labels),
                 "dtype": setup.dtype,
                 "backend": setup.backend,
             },
@@ -454,6 +454,6 @@ def _packing(ready: Sequence[Ready], layout: Layout) -> str | None:
         return None
     if all(message.packed for message in ready):
         return "on: items are computed one behind the other, without padding"
-    if layout == "arrival":
+    if layout == "fifo":
         return "off: batches are made as items come, and padded"
     return "off: batches are of items of similar length, padded"

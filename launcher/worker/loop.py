@@ -17,7 +17,7 @@ import numpy as np
 
 from launcher.core.protocol.frames import FrameError
 from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, Unusable
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.backends import Backend, Ids, ModelRefused, Report, Stage, Values
 from launcher.worker.backends.create import create
 from launcher.worker.channel import Channel, ChannelClosed
@@ -46,7 +46,7 @@ def work(connection: socket.socket, instance: int, threads: int) -> int:
         backend = _start(channel, setup, threads)
         if backend is None:
             return EXIT_UNUSABLE
-        return run_batches(channel, backend, setup.card)
+        return run_batches(channel, backend, setup.model_info)
     except FrameError as error:
         _log(f"instance {instance}: the channel is broken: {error}")
         return EXIT_BROKEN_CHANNEL
@@ -69,7 +69,7 @@ def _start(channel: Channel, setup: Setup, threads: int) -> Backend | None:
         return None
     except Exception as error:
         traceback.print_exc()
-        channel.send(Unusable(f"{setup.card.asked} cannot be loaded: {_one_line(error)}"))
+        channel.send(Unusable(f"{setup.model_info.asked} cannot be loaded: {_one_line(error)}"))
         return None
     # What was made so far stays for good; the collector need not walk a model's hundred thousands of objects
     # in the middle of a batch.
@@ -89,14 +89,14 @@ def _load(setup: Setup, threads: int, report: Report) -> tuple[Backend, Ready]:
     # What is known of rows says nothing of lines, and the other way round.
     cached = bool(setup.known) and setup.known_packed == loaded.packed
     batches = [*((width,) * rows for rows, width in setup.warmup), *setup.mixed]
-    measured = warm_up(backend, setup.card, batches, report, packed=loaded.packed, measure=not cached)
+    measured = warm_up(backend, setup.model_info, batches, report, packed=loaded.packed, measure=not cached)
     return backend, Ready(
         pid=os.getpid(),
         threads=loaded.threads,
         dtype=setup.dtype,
         backend=setup.backend,
-        width=setup.card.result_width,
-        labels=setup.card.labels,
+        width=setup.model_info.result_width,
+        labels=setup.model_info.labels,
         torch_version=loaded.torch_version,
         load_seconds=warm_start - start,
         warmup_seconds=time.perf_counter() - warm_start,
@@ -108,7 +108,7 @@ def _load(setup: Setup, threads: int, report: Report) -> tuple[Backend, Ready]:
     )
 
 
-def run_batches(channel: Channel, backend: Backend, card: ModelCard) -> int:
+def run_batches(channel: Channel, backend: Backend, model_info: ModelInfo) -> int:
     """Run what the front sends until ``Stop`` or the end of the channel; the exit status. Raises ``FrameError``."""
     while (received := channel.receive()) is not None:
         message, body = received
@@ -116,16 +116,16 @@ def run_batches(channel: Channel, backend: Backend, card: ModelCard) -> int:
             return 0
         if not isinstance(message, Run):
             raise FrameError(f"{type(message).__name__} after Ready, where only Run and Stop may come")
-        _run_batch(channel, backend, card, message, body)
+        _run_batch(channel, backend, model_info, message, body)
     return 0
 
 
-def _run_batch(channel: Channel, backend: Backend, card: ModelCard, run: Run, body: bytes) -> None:
+def _run_batch(channel: Channel, backend: Backend, model_info: ModelInfo, run: Run, body: bytes) -> None:
     start = time.perf_counter()
     try:
-        ids = checked_ids(run, body, card)
+        ids = checked_ids(run, body, model_info)
         output = backend.run(ids, run.lengths)
-        check_values(output.values, run, card)
+        check_values(output.values, run, model_info)
     except BadBatch as error:
         channel.send(Failed(run.batch, str(error)))
     except Exception as error:  # whatever one batch raises, the next one may be fine
@@ -138,32 +138,30 @@ def _run_batch(channel: Channel, backend: Backend, card: ModelCard, run: Run, bo
         channel.send(done, values.data)
 
 
-def checked_ids(run: Run, body: bytes, card: ModelCard) -> Ids:
+def checked_ids(run: Run, body: bytes, model_info: ModelInfo) -> Ids:
     """The token ids of a batch, as a view of ``body``. Raises ``BadBatch`` when they are not what ``run`` says."""
-    if (
-        not run.lengths
-        or run.lengths[-1] < 1
-        or any(a < b for a, b in zip(run.lengths, run.lengths[1:], strict=False))
-    ):
+    if not run.lengths or run.lengths[-1] < 1 or any(a < b for a, b in zip(run.lengths, run.lengths[1:], strict=False)):
         raise BadBatch(f"lengths {_clip(run.lengths)} are not positive and longest first")
-    if run.lengths[0] > card.max_length:
-        raise BadBatch(f"an item of {run.lengths[0]} tokens; the model takes at most {card.max_length}")
+    if run.lengths[0] > model_info.max_length:
+        raise BadBatch(f"an item of {run.lengths[0]} tokens; the model takes at most {model_info.max_length}")
     if len(body) != 4 * sum(run.lengths):
         raise BadBatch(f"{len(body)} bytes of token ids for {sum(run.lengths)} tokens of 4 bytes")
     ids: Ids = np.frombuffer(body, dtype="<i4")
     low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= card.vocab_size:
-        raise BadBatch(f"token id {low if low < 0 else high} is outside the vocabulary, 0 to {card.vocab_size - 1}")
+    if low < 0 or high >= model_info.vocab_size:
+        raise BadBatch(
+            f"token id {low if low < 0 else high} is outside the vocabulary, 0 to {model_info.vocab_size - 1}"
+        )
     return ids
 
 
-def check_values(values: Values, run: Run, card: ModelCard) -> None:
+def check_values(values: Values, run: Run, model_info: ModelInfo) -> None:
     """Raises ``BadBatch`` when results are missing, or not numbers: those must not be answered as if they were."""
-    expected = (sum(run.lengths) if card.row_per_token else len(run.lengths), card.result_width)
+    expected = (sum(run.lengths) if model_info.row_per_token else len(run.lengths), model_info.result_width)
     if values.shape != expected:
         raise BadBatch(f"the model gave results of shape {values.shape} where {expected} belong")
     if not np.isfinite(values).all():
-        items = np.split(values, np.cumsum(run.lengths)[:-1]) if card.row_per_token else values
+        items = np.split(values, np.cumsum(run.lengths)[:-1]) if model_info.row_per_token else values
         broken = [index for index, item in enumerate(items) if not np.isfinite(item).all()]
         first = broken[0]
         raise BadBatch(

@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 from tokenizers import Tokenizer
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.backends import Ids, Values
 
 CHECK_TEXTS = (
@@ -31,11 +31,11 @@ LONGEST_ITEM = 192
 LONG_LINE = 512
 
 
-def check_items(card: ModelCard) -> list[Ids]:
+def check_items(model_info: ModelInfo) -> list[Ids]:
     """Token ids of the check texts and of a long one, longest first, cut to what the model takes."""
-    tokenizer = Tokenizer.from_file(card.tokenizer_path)
+    tokenizer = Tokenizer.from_file(model_info.tokenizer_path)
     tokenizer.no_padding()
-    tokenizer.enable_truncation(min(card.max_length, LONGEST_ITEM))
+    tokenizer.enable_truncation(min(model_info.max_length, LONGEST_ITEM))
     texts = [*CHECK_TEXTS, " ".join(CHECK_TEXTS * 3)]
     items = [np.array(encoding.ids, dtype=np.int32) for encoding in tokenizer.encode_batch(texts)]
     return sorted(items, key=len, reverse=True)
@@ -56,9 +56,9 @@ def _long_line(items: Sequence[Ids], max_length: int) -> list[int]:
     return sorted(places)
 
 
-def rows_of(items: Sequence[Ids], places: Sequence[int], card: ModelCard) -> Sequence[int]:
+def rows_of(items: Sequence[Ids], places: Sequence[int], model_info: ModelInfo) -> Sequence[int]:
     """Where the results of the items at ``places`` stand among those of all ``items``, row by row."""
-    if not card.row_per_token:
+    if not model_info.row_per_token:
         return places
     ends = list(accumulate(map(len, items)))
     return [row for place in places for row in range(ends[place] - len(items[place]), ends[place])]
@@ -70,7 +70,7 @@ def largest_difference(first: Values, second: Values) -> float:
     return float(np.max(distances / np.maximum(np.linalg.norm(first, axis=1), 1e-12)))
 
 
-def lowest_cosine(first: Values, second: Values, items: Sequence[Ids], card: ModelCard) -> float:
+def lowest_cosine(first: Values, second: Values, items: Sequence[Ids], model_info: ModelInfo) -> float:
     """The lowest cosine between two results of an item, all its rows as one vector; nan when one holds no numbers.
 
     Not token by token: a token that stands between two labels moves by rounding alone, which says nothing of the
@@ -82,7 +82,7 @@ def lowest_cosine(first: Values, second: Values, items: Sequence[Ids], card: Mod
     if first.shape[1] == 1:
         distance = np.max(np.abs(first - second)) / max(float(np.max(np.abs(first))), 1e-12)
         return float(1 - distance * distance / 2)
-    starts = list(accumulate(map(len, items[:-1]), initial=0)) if card.row_per_token else range(len(items))
+    starts = list(accumulate(map(len, items[:-1]), initial=0)) if model_info.row_per_token else range(len(items))
 
     def products(one: Values, other: Values) -> Values:
         sums: Values = np.add.reduceat(np.sum(one * other, axis=1), starts)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from launcher.core.cost.model import Measurement, work_of
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.backends import Backend, Ids, ModelRefused, Report
 
 _STRIDE = 7919  # a prime: neighbouring ids are far apart, as in text
@@ -28,7 +28,7 @@ LONG_SECONDS = 0.5
 
 def warm_up(
     backend: Backend,
-    card: ModelCard,
+    model_info: ModelInfo,
     batches: Sequence[Sequence[int]],
     report: Report,
     *,
@@ -42,8 +42,8 @@ def warm_up(
     measured = []
     for number, lengths in enumerate(batches):
         report("warmup", number / len(batches), _words(lengths))
-        _check(lengths, card)
-        ids = warm_up_ids(1, sum(lengths), card)
+        _check(lengths, model_info)
+        ids = warm_up_ids(1, sum(lengths), model_info)
         first = _seconds(backend, ids, lengths)
         if measure:
             shortest = first if first >= LONG_SECONDS else _shortest_run(backend, ids, lengths)
@@ -65,10 +65,10 @@ def _seconds(backend: Backend, ids: Ids, lengths: Sequence[int]) -> float:
     return time.perf_counter() - start
 
 
-def _check(lengths: Sequence[int], card: ModelCard) -> None:
-    if not lengths or lengths[-1] < 1 or lengths[0] > card.max_length:
+def _check(lengths: Sequence[int], model_info: ModelInfo) -> None:
+    if not lengths or lengths[-1] < 1 or lengths[0] > model_info.max_length:
         raise ModelRefused(
-            f"a warm-up of {_words(lengths)} was asked for; {card.name} takes 1 to {card.max_length} tokens"
+            f"a warm-up of {_words(lengths)} was asked for; {model_info.name} takes 1 to {model_info.max_length} tokens"
         )
 
 
@@ -78,8 +78,8 @@ def _words(lengths: Sequence[int]) -> str:
     return f"{len(lengths)} items of {lengths[-1]} to {lengths[0]} tokens"
 
 
-def warm_up_ids(rows: int, width: int, card: ModelCard) -> Ids:
+def warm_up_ids(rows: int, width: int, model_info: ModelInfo) -> Ids:
     """Ids of ``rows`` items of ``width`` tokens: spread over the vocabulary, never the padding's."""
-    spread = np.arange(rows * width, dtype=np.int64) * _STRIDE % card.vocab_size
-    spread[spread == card.pad_id] = (card.pad_id + 1) % card.vocab_size
+    spread = np.arange(rows * width, dtype=np.int64) * _STRIDE % model_info.vocab_size
+    spread[spread == model_info.pad_id] = (model_info.pad_id + 1) % model_info.vocab_size
     return spread.astype(np.int32)

@@ -49,9 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "Debian's kernel, this machine's own root, read-only, under an overlay in memory. No network, one at a time.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    build = commands.add_parser(
-        "build", help="fetch the kernel and build the initramfs, once (run does it by itself)"
-    )
+    build = commands.add_parser("build", help="fetch the kernel and build the initramfs, once (run does it by itself)")
     build.add_argument("--again", action="store_true", help="build even when it is there, from the newest packages")
     build.set_defaults(act=_build)
     shapes = commands.add_parser("shapes", help="the named shapes")

@@ -29,7 +29,7 @@ def floor() -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
     def start(*options: str) -> tuple[subprocess.Popen[str], int]:
         port = free_port()
         process = subprocess.Popen(
-            [*COMMAND, "floor", "--port", str(port), "--width", "16", *options], stderr=subprocess.PIPE, text=True
+            [*COMMAND, "echo", "--port", str(port), "--width", "16", *options], stderr=subprocess.PIPE, text=True
         )
         started.append(process)
         for _ in range(200):
@@ -62,9 +62,7 @@ def test_every_request_is_answered(
 
 
 @pytest.mark.parametrize("of_worker", [True, False])
-def test_both_processes_end_together(
-    floor: Callable[..., tuple[subprocess.Popen[str], int]], of_worker: bool
-) -> None:
+def test_both_processes_end_together(floor: Callable[..., tuple[subprocess.Popen[str], int]], of_worker: bool) -> None:
     process, _ = floor("--worker-cpu", CPU)
     (worker,) = psutil.Process(process.pid).children()
     if of_worker:
@@ -85,10 +83,10 @@ def test_both_processes_end_together(
 def test_what_cannot_be_had_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        found = subprocess.run([*COMMAND, "floor", "--port", port], check=False, capture_output=True, text=True)
+        found = subprocess.run([*COMMAND, "echo", "--port", port], check=False, capture_output=True, text=True)
     assert found.returncode == 2
     assert f"--port {port}" in found.stderr
-    far = [*COMMAND, "floor", "--port", str(free_port()), "--worker-cpu", "100000"]
+    far = [*COMMAND, "echo", "--port", str(free_port()), "--worker-cpu", "100000"]
     found = subprocess.run(far, check=False, capture_output=True, text=True, timeout=60)
     assert found.returncode == 2
     assert "--worker-cpu 100000" in found.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.bench.load import LoadOptions, run_load
 from launcher.bench.stats import summary
-from launcher.bench.workload import builtin_mix, file_mix, histogram_mix
+from launcher.bench.workload import builtin_workload, file_workload, histogram_workload
 from launcher.core.cost.length_histogram import parse_histogram
 from launcher.errors import LauncherError, UsageError
 
@@ -31,14 +31,14 @@ async def test_each_text_is_sent_once_and_counted_after_the_warm_up(serving, rat
         seen.extend(texts)
         return reply(texts)
 
-    mix = builtin_mix(200)
+    workload = builtin_workload(200)
     async with serving(answer) as url:
         options = LoadOptions(url, connections=8, rate=rate, per_request=4, warmup=10, model="m")
-        figures = summary(await run_load(options, mix))
-    assert sorted(seen) == sorted(mix.texts)
+        figures = summary(await run_load(options, workload))
+    assert sorted(seen) == sorted(workload.texts)
     assert (figures["requests"], figures["texts"]) == (40, 160)
     # Which requests are answered after the warm-up is given by their order, not by who is answered first.
-    assert figures["tokens"] == sum(len(text.split()) + 2 for text in mix.texts[40:])
+    assert figures["tokens"] == sum(len(text.split()) + 2 for text in workload.texts[40:])
     assert figures["latency_ms"]["count"] == sum(c["count"] for c in figures["latency_ms_by_length"].values()) == 40
     assert ("generator_late_ms" in figures) == (rate is not None)
 
@@ -51,9 +51,9 @@ async def test_the_other_api_has_its_own_path_and_body(serving) -> None:
         return 200, {}
 
     async with serving(answer) as url:
-        tally = await run_load(LoadOptions(url, 1, per_request=1, warmup=0, api="tei"), builtin_mix(1))
-    assert bodies == [("/embed", {"inputs": builtin_mix(1).texts[0]})]
-    assert summary(tally)["tokens"] == 0
+        stats = await run_load(LoadOptions(url, 1, per_request=1, warmup=0, api="tei"), builtin_workload(1))
+    assert bodies == [("/embed", {"inputs": builtin_workload(1).texts[0]})]
+    assert summary(stats)["tokens"] == 0
 
 
 async def test_refusals_are_counted_apart_and_a_server_that_answers_nothing_is_an_error(serving) -> None:
@@ -66,11 +66,11 @@ async def test_refusals_are_counted_apart_and_a_server_that_answers_nothing_is_a
 
     async with serving(answer) as url:
         options = LoadOptions(url, 1, warmup=0, model="m")
-        figures = summary(await run_load(options, builtin_mix(20)))
+        figures = summary(await run_load(options, builtin_workload(20)))
         assert (figures["requests"], figures["errors"]) == (15, {"HTTP 429": 5})
     async with serving(lambda path, body: (503, {})) as url:
         with pytest.raises(LauncherError, match="HTTP 503"):
-            await run_load(LoadOptions(url, 1, warmup=0, model="m"), builtin_mix(3))
+            await run_load(LoadOptions(url, 1, warmup=0, model="m"), builtin_workload(3))
 
 
 async def test_an_open_loop_counts_the_time_that_a_stalled_server_kept_requests_waiting(serving) -> None:
@@ -85,7 +85,7 @@ async def test_an_open_loop_counts_the_time_that_a_stalled_server_kept_requests_
 
     async with serving(answer) as url:
         options = LoadOptions(url, 4, rate=500.0, warmup=1, model="m")
-        figures = summary(await run_load(options, builtin_mix(100)))
+        figures = summary(await run_load(options, builtin_workload(100)))
     # The request that stalled is not counted, but those that were to arrive meanwhile waited.
     assert figures["latency_ms"]["max"] > 100
     assert figures["generator_late_ms"]["p99"] > 100
@@ -94,25 +94,25 @@ async def test_an_open_loop_counts_the_time_that_a_stalled_server_kept_requests_
 async def test_too_few_texts_for_the_warm_up_are_refused(serving) -> None:
     async with serving(lambda path, body: (200, {})) as url:
         with pytest.raises(UsageError, match="warm-up"):
-            await run_load(LoadOptions(url, warmup=5, model="m"), builtin_mix(5))
+            await run_load(LoadOptions(url, warmup=5, model="m"), builtin_workload(5))
 
 
 def test_lengths_of_a_histogram_are_drawn_as_often_as_it_says() -> None:
     histogram = parse_histogram("1 1\n10 2\n100 1\n")
-    mix = histogram_mix(histogram, 4000, "mine", longest=50)
-    lengths = [len(text.split()) + 2 for text in mix.texts]
+    workload = histogram_workload(histogram, 4000, "mine", longest=50)
+    lengths = [len(text.split()) + 2 for text in workload.texts]
     assert set(lengths) == {3, 10, 50}
     assert 1800 < lengths.count(10) < 2200
-    assert mix == histogram_mix(histogram, 4000, "mine", longest=50)
-    assert "mine" in mix.source
-    assert "at most 50" in mix.source
+    assert workload == histogram_workload(histogram, 4000, "mine", longest=50)
+    assert "mine" in workload.source
+    assert "at most 50" in workload.source
 
 
 def test_a_file_of_texts_is_repeated_or_cut(tmp_path: Path) -> None:
     file = tmp_path / "texts"
     file.write_text("one\n\n two \n", encoding="utf-8")
-    assert file_mix(file, 3).texts == ("one", "two", "one")
-    assert file_mix(file, 1).texts == ("one",)
+    assert file_workload(file, 3).texts == ("one", "two", "one")
+    assert file_workload(file, 1).texts == ("one",)
     file.write_text("\n")
     with pytest.raises(UsageError, match="no text"):
-        file_mix(file)
+        file_workload(file)

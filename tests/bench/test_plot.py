@@ -9,17 +9,17 @@ from xml.etree import ElementTree
 import pytest
 
 from launcher.bench.plot import REQUIREMENT, check_plot, draw
-from launcher.bench.stats import Answer, Tally, summary
+from launcher.bench.stats import Answer, LoadStats, summary
 from launcher.errors import UsageError
 
 
-def tally(requests: int) -> Tally:
+def stats(requests: int) -> LoadStats:
     rng = random.Random(3)
     answers = [
         Answer(rng.choice((8, 60, 200)), rng.lognormvariate(-4, 0.5), 10 + place / 100, 2, 40)
         for place in range(1, requests + 1)
     ]
-    return Tally(answers, started=10.0, wall_seconds=1.0)
+    return LoadStats(answers, started=10.0, wall_seconds=1.0)
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a", "no/folder/a.png", "."])
@@ -38,7 +38,7 @@ def test_the_plot_names_the_figures_and_the_classes(tmp_path: Path, requests: in
     pytest.importorskip("matplotlib")
     import matplotlib as mpl
 
-    file, seen = tmp_path / "load.svg", tally(requests)
+    file, seen = tmp_path / "load.svg", stats(requests)
     figures = summary(seen)
     check_plot(file)
     with mpl.rc_context({"svg.fonttype": "none"}):  # texts stay texts
@@ -54,7 +54,7 @@ def test_the_plot_names_the_figures_and_the_classes(tmp_path: Path, requests: in
 
 def test_a_picture_is_written_and_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    seen = tally(50)
+    seen = stats(50)
     draw(tmp_path / "load.png", "a heading", seen, summary(seen))
     assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="cannot be written"):

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.bench.load import LoadOptions
 from launcher.bench.rounds import compared, run_rounds
-from launcher.bench.workload import builtin_mix
+from launcher.bench.workload import builtin_workload
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ async def test_servers_are_loaded_in_turn_and_every_run_is_kept(serving) -> None
 
     async with serving(answer("a")) as first, serving(answer("b")) as second:
         servers = [LoadOptions(url, 1, per_request=2, warmup=0, model="m") for url in (first, second)]
-        runs = await run_rounds(servers, builtin_mix(4), 3, 0)
+        runs = await run_rounds(servers, builtin_workload(4), 3, 0)
     assert "".join(asked) == "aabb" * 3
     assert {url: len(of_server) for url, of_server in runs.items()} == {first: 3, second: 3}
     assert all(run["texts"] == 4 for of_server in runs.values() for run in of_server)
@@ -43,7 +43,7 @@ async def test_there_is_a_pause_between_runs_and_none_before_the_first(serving, 
 
     monkeypatch.setattr("launcher.bench.rounds.anyio.sleep", sleep)
     async with serving(answer) as url:
-        await run_rounds([LoadOptions(url, 1, warmup=0, model="m")], builtin_mix(1), 3, 1.5)
+        await run_rounds([LoadOptions(url, 1, warmup=0, model="m")], builtin_workload(1), 3, 1.5)
     assert happened == ["asked", 1.5, "asked", 1.5, "asked"]
 
 
@@ -53,9 +53,7 @@ def run(rate: float, p50: float, errors: int = 0) -> dict[str, Any]:
 
 
 def test_what_is_shown_is_the_median_and_its_ratio_to_the_first_server() -> None:
-    shown = compared(
-        {"a": [run(100, 5), run(10, 50), run(120, 4)], "b": [run(300, 2, 1), run(250, 3), run(200, 4, 2)]}
-    )
+    shown = compared({"a": [run(100, 5), run(10, 50), run(120, 4)], "b": [run(300, 2, 1), run(250, 3), run(200, 4, 2)]})
     assert shown["a"] == {
         "texts/s": 100, "lowest": 10, "highest": 120, "ratio": 1.0, "p50": 5, "p90": 10, "p99": 15, "errors": 0
     }  # fmt: skip

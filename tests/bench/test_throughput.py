@@ -36,7 +36,7 @@ def test_figures_follow_from_the_batches() -> None:
 
 
 def forward(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launcher", "bench", "forward", *arguments]
+    command = [sys.executable, "-m", "launcher", "bench", "throughput", *arguments]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb"}
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
@@ -100,7 +100,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_worker_that_is_lost_ends_the_measurement_with_the_reason() -> None:
-    command = [sys.executable, "-m", "launcher", "bench", "forward", "--instances", "1", "--model", "random:tiny"]
+    command = [sys.executable, "-m", "launcher", "bench", "throughput", "--instances", "1", "--model", "random:tiny"]
     process = subprocess.Popen(
         [*command, "--backend", "fake", "--fake-seconds-per-token", "0.01", "-n", "2000"],
         stdout=subprocess.PIPE,

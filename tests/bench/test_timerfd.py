@@ -7,26 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from launcher.bench.timerfd import Alarm
+from launcher.bench.timerfd import TimerFd
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_it_never_rings_early() -> None:
     late = []
-    async with Alarm() as alarm:
+    async with TimerFd() as timer:
         for step in range(200):
             moment = time.monotonic() + step * 1e-5
-            await alarm.until(moment)
+            await timer.until(moment)
             late.append(time.monotonic() - moment)
     assert min(late) >= 0
 
 
 async def test_a_moment_that_is_past_is_now() -> None:
-    async with Alarm() as alarm:
+    async with TimerFd() as timer:
         before = time.monotonic()
-        await alarm.until(before - 5)
-        await alarm.until(0.0)
+        await timer.until(before - 5)
+        await timer.until(0.0)
         assert time.monotonic() - before < 1
 
 
@@ -37,6 +37,6 @@ def descriptors() -> int:
 async def test_it_leaves_no_descriptor() -> None:
     before = descriptors()
     for _ in range(5):
-        async with Alarm() as alarm:
-            await alarm.until(time.monotonic() + 1e-4)
+        async with TimerFd() as timer:
+            await timer.until(time.monotonic() + 1e-4)
     assert descriptors() == before

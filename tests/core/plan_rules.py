@@ -129,9 +129,7 @@ def check_equal(machine: Machine, request: PlanRequest, plan: Plan) -> None:
     for room in rooms.values():
         check_filled_in_order(room, plan, taken)
     if len(rooms) == 1:
-        assert not (set(plan.unused_cpus) - over_quota(machine, plan)), (
-            "one node of one kind, and cores are left over"
-        )
+        assert not (set(plan.unused_cpus) - over_quota(machine, plan)), "one node of one kind, and cores are left over"
     if len({kind for kind, _ in rooms}) == 1 and not spanning(machine, plan):
         check_proportional(machine, plan, {node: len(room) for (_, node), room in rooms.items()})
 

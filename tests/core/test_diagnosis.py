@@ -145,12 +145,12 @@ def found(name: str, here: Facts) -> Finding:
 
 def words(finding: Finding) -> str:
     evidence = (f"{one.source} {one.found}" for one in finding.evidence)
-    return "\n".join([finding.title, *evidence, *(finding.mend or ())])
+    return "\n".join([finding.title, *evidence, *(finding.fix or ())])
 
 
 def test_a_machine_on_which_all_is_well_has_nothing_to_mend() -> None:
     assert {finding.id: finding.severity for finding in diagnose(facts()) if finding.severity != "fine"} == {}
-    assert all(finding.mend is None and not finding.needs_root for finding in diagnose(facts()))
+    assert all(finding.fix is None and not finding.needs_root for finding in diagnose(facts()))
 
 
 def test_every_check_gives_one_finding_and_names_its_evidence() -> None:
@@ -166,7 +166,7 @@ def test_what_was_not_read_is_unknown_and_never_fine() -> None:
     """With nothing but a machine, the only checks that may be fine are those that the machine itself decides."""
     bare = Facts(_machine(), make_plan(_machine(), PlanRequest()), siblings=None, quotas=None)
     decided = {finding.id for finding in diagnose(bare) if finding.severity != "unknown"}
-    assert decided == {"memory-room", "nodes", "node-memory", "offline-cpus", "contradictions"}
+    assert decided == {"memory-pressure", "nodes", "node-memory", "offline-cpus", "inconsistent-topology"}
 
 
 # -- each check, with what makes it speak ---------------------------------------------------------------------
@@ -279,8 +279,8 @@ CASES: list[Case] = [
     ("pinned-programs", _with_sample(programs=(replace(PINNED, cpus=(9,)),)), "fine", []),
     ("pinned-programs", _with_sample(programs=WORKERS), "fine", []),
     ("pinned-programs", _with_sample(programs=(*WORKERS, Program(50, "launch", (0, 1), 0.1))), "fine", []),
-    ("stolen-time", _with_sample(stolen=tuple((cpu, 0.2) for cpu in ALL)), "problem", ["20%", "pinned cpus"]),
-    ("stolen-time", _with_sample(stolen=tuple((cpu, 0.02) for cpu in ALL)), "advice", ["2%"]),
+    ("cpu-steal", _with_sample(stolen=tuple((cpu, 0.2) for cpu in ALL)), "problem", ["20%", "pinned cpus"]),
+    ("cpu-steal", _with_sample(stolen=tuple((cpu, 0.02) for cpu in ALL)), "advice", ["2%"]),
     ("cpu-quota", _quota(("/a/cpu.max", "350000 100000", 3.5)), "problem", ["3 of 8 cores", "echo max > /a/cpu.max"]),
     ("cpu-quota", _quota(("/a/cpu.cfs_quota_us", "50000", 0.5)), "problem", ["single", "echo -1 >", "--cpus 8"]),
     ("cpu-quota", _quota(("/a/cpu.max", "800000 100000", 8.0)), "fine", ["covers all 8 cores"]),
@@ -375,11 +375,21 @@ CASES: list[Case] = [
         "problem",
         ["Cores of node 0", "--cpuset-mems 0-1"],
     ),
-    ("memory-room", _on(replace(_machine(), free_bytes=2 * GIB)), "problem", ["full", "2.0 GiB of 128.0 GiB"]),
-    ("memory-room", _on(replace(_machine(), free_bytes=10 * GIB)), "advice", ["nearly full"]),
-    ("memory-room", _with_memory(limit=MemoryLimit("/sys/fs/cgroup", 8 * GIB, 8 * GIB - 1)), "problem", ["8.0 GiB"]),
-    ("memory-room", _with_memory(limit=MemoryLimit("/sys/fs/cgroup", 8 * GIB, GIB)), "fine", ["7.0 GiB of 8.0 GiB"]),
-    ("memory-room", _on(replace(_machine(), memory_bytes=None)), "unknown", ["not stated"]),
+    ("memory-pressure", _on(replace(_machine(), free_bytes=2 * GIB)), "problem", ["full", "2.0 GiB of 128.0 GiB"]),
+    ("memory-pressure", _on(replace(_machine(), free_bytes=10 * GIB)), "advice", ["nearly full"]),
+    (
+        "memory-pressure",
+        _with_memory(limit=MemoryLimit("/sys/fs/cgroup", 8 * GIB, 8 * GIB - 1)),
+        "problem",
+        ["8.0 GiB"],
+    ),
+    (
+        "memory-pressure",
+        _with_memory(limit=MemoryLimit("/sys/fs/cgroup", 8 * GIB, GIB)),
+        "fine",
+        ["7.0 GiB of 8.0 GiB"],
+    ),
+    ("memory-pressure", _on(replace(_machine(), memory_bytes=None)), "unknown", ["not stated"]),
     ("swap", _with_memory(swap_bytes=GIB), "fine", ["nothing in it"]),
     ("swap", _with_memory(swap_bytes=GIB, swap_used=GIB // 2), "advice", ["512 MiB", "swappiness", "swapoff"]),
     (
@@ -454,8 +464,13 @@ CASES: list[Case] = [
     ("clock-limit", _clock(limit=_per("limit", ("2000000", (4, 5)))), "problem", ["cpus 4-5", "2.0 GHz", "3.0 GHz"]),
     ("clock-limit", _clock(limit=_per("limit", ("2990000", ALL))), "fine", []),
     ("clock-limit", _clock(limit=_per("limit", ("junk", ALL))), "unknown", ["junk"]),
-    ("heat", _clock(heat=_per("heat", ("0", (0, 1)), ("17", (2,)))), "advice", ["cpu 2", "17 times"]),
-    ("heat", lambda: facts(clocks=Clocks()), "unknown", ["not there"]),
+    (
+        "thermal-throttling",
+        _clock(heat=_per("heat", ("0", (0, 1)), ("17", (2,)))),
+        "advice",
+        ["cpu 2", "17 times"],
+    ),
+    ("thermal-throttling", lambda: facts(clocks=Clocks()), "unknown", ["not there"]),
     ("offline-cpus", _on(_machine(present=tuple(range(18)))), "problem", ["2 of 18", "echo 1 >", "cpu17/online"]),
     ("offline-cpus", _on(_machine(present=tuple(range(99)))), "problem", ["and in the same way", "16-98"]),
     (
@@ -530,16 +545,12 @@ CASES: list[Case] = [
     ("priority", _with_software(nice=10), "problem", ["nice 10", "renice -n 0"]),
     ("priority", _with_software(scheduling="SCHED_IDLE"), "problem", ["chrt"]),
     ("priority", _with_software(nice=-5), "fine", []),
-    ("contradictions", _on(_machine(warnings=("cpu 3 lies",))), "advice", ["cpu 3 lies"]),
+    ("inconsistent-topology", _on(_machine(warnings=("cpu 3 lies",))), "advice", ["cpu 3 lies"]),
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "made", "severity", "said"), CASES, ids=[f"{c[0]}-{n}" for n, c in enumerate(CASES)]
-)
-def test_each_check_speaks_when_it_should(
-    name: str, made: Callable[[], Facts], severity: str, said: list[str]
-) -> None:
+@pytest.mark.parametrize(("name", "made", "severity", "said"), CASES, ids=[f"{c[0]}-{n}" for n, c in enumerate(CASES)])
+def test_each_check_speaks_when_it_should(name: str, made: Callable[[], Facts], severity: str, said: list[str]) -> None:
     finding = found(name, made())
     assert finding.severity == severity, words(finding)
     for word in said:
@@ -555,7 +566,7 @@ def test_every_check_is_tried_both_ways() -> None:
 def test_problems_and_advice_say_how_to_mend_them() -> None:
     for name, made, severity, _ in CASES:
         if severity in ("problem", "advice"):
-            assert found(name, made()).mend, name
+            assert found(name, made()).fix, name
 
 
 # -- finer points ---------------------------------------------------------------------------------------------
@@ -563,16 +574,16 @@ def test_problems_and_advice_say_how_to_mend_them() -> None:
 
 def test_programs_move_to_cpus_that_are_not_planned_where_there_are_some() -> None:
     here = live(facts(_machine(online=tuple(range(20)))), sample=_sample(busy=_busy(3), programs=(BUSY,)))
-    assert found("busy-cpus", here).mend == ("taskset -a -p -c 16-19 42",)
+    assert found("busy-cpus", here).fix == ("taskset -a -p -c 16-19 42",)
 
 
 def test_a_sibling_does_not_yield_and_its_core_is_left_out_instead() -> None:
     busy = found("busy-siblings", live(facts(), sample=_sample(busy=_busy(8), programs=(BUSY,))))
-    assert busy.mend == ("# or end them, or leave their cores out of the plan:", "taskset -c 1-7,9-15 launch")
+    assert busy.fix == ("# or end them, or leave their cores out of the plan:", "taskset -c 1-7,9-15 launch")
     foreign = replace(
         facts(), machine=_machine(allowed=ALL, cores=tuple(replace(c, cpus=c.cpus[:1]) for c in _machine().cores))
     )
-    assert found("busy-siblings", live(foreign, sample=_sample(busy=_busy(8)))).mend == ("# or end them",)
+    assert found("busy-siblings", live(foreign, sample=_sample(busy=_busy(8)))).fix == ("# or end them",)
 
 
 def test_nodes_with_fewer_usable_cores_are_not_poor() -> None:
@@ -649,11 +660,11 @@ def test_commands_of_the_text_can_be_pasted_into_a_shell() -> None:
     """Broken lines end with a backslash, so that the shell reads the command as it stands in the document."""
     finding = found("clock-limit", facts(clocks=_clocks(limit=_per("limit", ("2000000", ALL)))))
     lines = findings_text(_machine(), [finding], 50).plain.splitlines()
-    start = next(index for index, line in enumerate(lines) if line.strip().startswith("mend"))
-    shown = [line.strip().removeprefix("mend").strip() for line in lines[start:]]
+    start = next(index for index, line in enumerate(lines) if line.strip().startswith("fix"))
+    shown = [line.strip().removeprefix("fix").strip() for line in lines[start:]]
     assert shown[0] == "# as root:"
     joined = " ".join(" ".join(shown[1:]).replace("\\ ", " ").split())
-    assert (joined,) == finding.mend
+    assert (joined,) == finding.fix
 
 
 def test_findings_are_sorted_by_severity() -> None:
@@ -666,6 +677,6 @@ def test_the_document_has_the_keys_of_schema_1() -> None:
     assert set(document) == {"schema", "findings"}
     assert document["schema"] == 1
     for entry in document["findings"]:
-        assert set(entry) == {"id", "severity", "title", "evidence", "why", "mend", "needs_root"}
-        assert entry["mend"] is None or entry["mend"]
+        assert set(entry) == {"id", "severity", "title", "evidence", "why", "fix", "needs_root"}
+        assert entry["fix"] is None or entry["fix"]
         assert all(set(one) == {"source", "found"} for one in entry["evidence"])

@@ -52,9 +52,7 @@ def test_costs_are_measured_at_the_first_start_and_known_at_the_second(launch: L
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["another machine", "damaged"])
-def test_a_table_that_does_not_hold_here_is_said_and_measured_anew(
-    launch: Launch, tmp_path: Path, fault: str
-) -> None:
+def test_a_table_that_does_not_hold_here_is_said_and_measured_anew(launch: Launch, tmp_path: Path, fault: str) -> None:
     start(launch, tmp_path)
     path = table_in(tmp_path)
     if fault == "damaged":
@@ -102,9 +100,7 @@ def test_a_table_that_batches_contradict_is_corrected_at_the_next_start_and_that
 
 
 @pytest.mark.slow
-def test_a_cache_that_cannot_be_written_is_said_and_keeps_nothing_from_starting(
-    launch: Launch, tmp_path: Path
-) -> None:
+def test_a_cache_that_cannot_be_written_is_said_and_keeps_nothing_from_starting(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "launcher").mkdir()
     (tmp_path / "launcher" / "costs").write_text("in the way")
     instance, said = start(launch, tmp_path)

@@ -58,7 +58,7 @@ def test_what_hinders_the_shell_it_is_run_from_is_found(tmp_path: Path) -> None:
     found = findings(doctor("--json", before=limits, env=env))
     assert {found[name]["severity"] for name in ("thread-environment", "priority")} == {"problem"}
     assert {found[name]["severity"] for name in ("open-files", "numactl")} == {"advice"}
-    assert found["thread-environment"]["mend"] == ["unset GOMP_CPU_AFFINITY"]
+    assert found["thread-environment"]["fix"] == ["unset GOMP_CPU_AFFINITY"]
     assert "nice 5" in found["priority"]["title"]
     assert "512" in found["open-files"]["title"]
     assert found["memory-policy"]["severity"] == "fine"  # by system calls

@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from launcher.bench.workload import builtin_mix
+from launcher.bench.workload import builtin_workload
 from launcher.core.machine.cpuset import parse_cpu_list
 from tests.cgroups import Group, fresh_name, made
 from tests.e2e.running import Launch, Running
@@ -56,7 +56,7 @@ class Load:
 
 def load(server: Running, seconds: float = LOAD_SECONDS) -> Load:
     """Keep the server busy with the built-in mix for that long; every reply must be right."""
-    texts = builtin_mix(512, seed=3).texts
+    texts = builtin_workload(512, seed=3).texts
     end = threading.Event()
 
     def client(session: httpx.Client, first: int) -> int:
@@ -118,9 +118,7 @@ def stops(group: Group, server: Running, busy: float = 0.0) -> tuple[float, floa
     done = load(server)
     after = group.cpu_stat()
     if done.cpu_seconds < busy * done.seconds:
-        pytest.skip(
-            f"the machine is too busy: the server got {done.cpu_seconds:.1f} s of cpu in {done.seconds:.1f} s"
-        )
+        pytest.skip(f"the machine is too busy: the server got {done.cpu_seconds:.1f} s of cpu in {done.seconds:.1f} s")
     assert done.replies > 10
     periods = after["nr_periods"] - before["nr_periods"]
     assert periods >= 0.5 * LOAD_SECONDS / 0.1

@@ -189,9 +189,7 @@ def test_when_nobody_reads_the_output_any_more_the_run_ends() -> None:
 # -- ends ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "status"), [(("exit 7",), 7), (("kill -SEGV $$",), 139), (("kill -TERM $$",), 143)]
-)
+@pytest.mark.parametrize(("words", "status"), [(("exit 7",), 7), (("kill -SEGV $$",), 139), (("kill -TERM $$",), 143)])
 def test_the_exit_status_is_that_of_the_program(words: tuple[str, ...], status: int) -> None:
     assert launch_run("--instances", "1", "--", "sh", "-c", *words).returncode == status
 

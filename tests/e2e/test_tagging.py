@@ -148,9 +148,7 @@ def test_what_is_too_long_is_refused_or_cut(server: Running) -> None:
 def test_info_and_metrics_say_what_was_done(server: Running) -> None:
     model = server.info()["model"]
     assert (model["task"], model["width"], model["labels"]) == ("tag", 9, list(LABELS))
-    counts = [
-        float(v) for v in re.findall(r"^launcher_batch_items_sum{.*} (\S+)$", server.get("/metrics").text, re.M)
-    ]
+    counts = [float(v) for v in re.findall(r"^launcher_batch_items_sum{.*} (\S+)$", server.get("/metrics").text, re.M)]
     assert len(counts) == 2
     assert min(counts) > 0
 

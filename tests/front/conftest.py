@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.protocol.frames import Decoder, encode, to_worker_decoder
 from launcher.core.protocol.messages import Done, Failed, Ready, Run, Setup, Stop
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.app import Services, create_app
@@ -63,9 +63,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def card(model_folder: Path) -> ModelCard:
+def model_info(model_folder: Path) -> ModelInfo:
     """An embedder with vectors of 8 values that takes 16 tokens."""
-    return ModelCard(
+    return ModelInfo(
         name="words",
         asked="demo",
         task="embed",
@@ -210,18 +210,24 @@ class ScriptedWorker:
 class Front:
     """A dispatcher, its scheduler, its listener and its workers."""
 
-    def __init__(self, specs: list[InstanceSpec], limits: SchedulerLimits, card: ModelCard, vector_of: Any) -> None:
+    def __init__(
+        self, specs: list[InstanceSpec], limits: SchedulerLimits, model_info: ModelInfo, vector_of: Any
+    ) -> None:
         names = {spec.id: spec.length_class.name if spec.length_class else "all" for spec in specs}
         self.metrics = FrontMetrics(names)
         self.scheduler = Scheduler(specs, limits)
         self.metrics.watch_queue(sorted(set(names.values())), self.scheduler.queued_by_class)
         self.listener = Recorder()
         self.dispatcher = Dispatcher(
-            self.scheduler, self.listener, self.metrics, width=card.result_width, row_per_token=card.row_per_token
+            self.scheduler,
+            self.listener,
+            self.metrics,
+            width=model_info.result_width,
+            row_per_token=model_info.row_per_token,
         )
-        self.setup = Setup(card=card, dtype="fp32", backend="fake", warmup=((1, 16),))
+        self.setup = Setup(model_info=model_info, dtype="fp32", backend="fake", warmup=((1, 16),))
         self.workers: list[ScriptedWorker] = []
-        self._card, self._vector_of = card, vector_of
+        self._model_info, self._vector_of = model_info, vector_of
 
     async def attach(self, instance: int = 0) -> ScriptedWorker:
         """Connect a worker that has not said anything yet."""
@@ -235,7 +241,7 @@ class Front:
     async def ready(self, instance: int = 0) -> ScriptedWorker:
         """Connect a worker that is ready and answers nothing by itself."""
         worker = await self.attach(instance)
-        await worker.become_ready(self._card.result_width)
+        await worker.become_ready(self._model_info.result_width)
         await self.listener.wait("ready", instance)
         return worker
 
@@ -249,13 +255,13 @@ class Front:
         worker.serve_in_background()
         return worker
 
-    def services(self, card: ModelCard, options: FrontOptions, **changes: Any) -> Services:
+    def services(self, model_info: ModelInfo, options: FrontOptions, **changes: Any) -> Services:
         values: dict[str, Any] = {
             "dispatcher": self.dispatcher,
-            "tokenizer": FrontTokenizer(card, text_characters=options.text_characters),
-            "card": card,
+            "tokenizer": FrontTokenizer(model_info, text_characters=options.text_characters),
+            "model_info": model_info,
             "options": options,
-            "info": lambda: {"model": card.name},
+            "info": lambda: {"model": model_info.name},
             "states": lambda: {0: {"state": "ready"}},
             "is_ready": lambda: True,
             "metrics": self.metrics,
@@ -287,7 +293,7 @@ MakeFront = Callable[..., Front]
 
 
 @pytest.fixture
-async def make_front(card: ModelCard, vector_of: Any) -> AsyncIterator[MakeFront]:
+async def make_front(model_info: ModelInfo, vector_of: Any) -> AsyncIterator[MakeFront]:
     """Makes a front; ``classes`` are the longest lengths of the instances' classes, None for all lengths."""
     made: list[Front] = []
 
@@ -297,10 +303,10 @@ async def make_front(card: ModelCard, vector_of: Any) -> AsyncIterator[MakeFront
         classes: tuple[LengthClass, ...] | None = None,
         queue_items: int = 1000,
         batch_tokens: int = 256,
-        card: ModelCard = card,
+        model_info: ModelInfo = model_info,
     ) -> Front:
         specs = [InstanceSpec(i, 1, classes[i] if classes else None) for i in range(instances)]
-        front = Front(specs, SchedulerLimits(queue_items, batch_tokens), card, vector_of)
+        front = Front(specs, SchedulerLimits(queue_items, batch_tokens), model_info, vector_of)
         made.append(front)
         return front
 

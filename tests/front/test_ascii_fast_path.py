@@ -15,7 +15,7 @@ from tokenizers.normalizers import BertNormalizer, Lowercase, Normalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.front.ascii_fast_path import Encoder
 
 LETTERS = string.ascii_letters + string.digits + string.punctuation
@@ -69,15 +69,15 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made(place, NORMALIZERS[request.param], AddedToken("<extra>"), AddedToken("<Kept>", normalized=False))
 
 
-def card_in(card: ModelCard, folder: Path) -> ModelCard:
-    return msgspec.structs.replace(card, folder=str(folder), asked=str(folder))
+def card_in(model_info: ModelInfo, folder: Path) -> ModelInfo:
+    return msgspec.structs.replace(model_info, folder=str(folder), asked=str(folder))
 
 
 @pytest.mark.parametrize("offsets", [False, True])
 def test_the_tokens_and_their_places_are_those_of_the_tokenizer_itself(
-    card: ModelCard, folder: Path, offsets: bool
+    model_info: ModelInfo, folder: Path, offsets: bool
 ) -> None:
-    encoder = Encoder(card_in(card, folder), offsets=offsets)
+    encoder = Encoder(card_in(model_info, folder), offsets=offsets)
     assert encoder._short is not None
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
@@ -104,10 +104,10 @@ def test_the_tokens_and_their_places_are_those_of_the_tokenizer_itself(
     ],
 )
 def test_other_tokenizers_take_the_whole_way(
-    card: ModelCard, tmp_path: Path, normalizer: Normalizer | None, added: int
+    model_info: ModelInfo, tmp_path: Path, normalizer: Normalizer | None, added: int
 ) -> None:
     folder = made(tmp_path / "other", normalizer, *(AddedToken(f"<{index}>") for index in range(added)))
-    encoder = Encoder(card_in(card, folder), offsets=False)
+    encoder = Encoder(card_in(model_info, folder), offsets=False)
     assert encoder._short is None
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in ("The thing", "<3> the é"):
@@ -116,18 +116,20 @@ def test_other_tokenizers_take_the_whole_way(
 
 @pytest.mark.parametrize("added", [AddedToken("Café"), AddedToken("two\nlines")])
 def test_added_tokens_that_the_normalizer_changes_are_found(
-    card: ModelCard, tmp_path: Path, added: AddedToken
+    model_info: ModelInfo, tmp_path: Path, added: AddedToken
 ) -> None:
     folder = made(tmp_path / "added", BertNormalizer(), added)
-    encoder = Encoder(card_in(card, folder), offsets=False)
+    encoder = Encoder(card_in(model_info, folder), offsets=False)
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = "the cafe with two lines"
     assert encoder.encode([text])[0].ids == plain.encode(text).ids
     assert plain.token_to_id(added.content) in plain.encode(text).ids
 
 
-def test_which_texts_take_the_shorter_way(card: ModelCard, tmp_path: Path) -> None:
-    encoder = Encoder(card_in(card, made(tmp_path / "bert", BertNormalizer(), AddedToken("<extra>"))), offsets=False)
+def test_which_texts_take_the_shorter_way(model_info: ModelInfo, tmp_path: Path) -> None:
+    encoder = Encoder(
+        card_in(model_info, made(tmp_path / "bert", BertNormalizer(), AddedToken("<extra>"))), offsets=False
+    )
     assert encoder._plain("The Thing, 3 times!") == "the thing, 3 times!"
     assert encoder._plain("a" * 32_000) is not None
     for text in ("a" * 32_001, "café", "two\nlines", "a\x00b", "the [mask]", "an <EXTRA>"):
@@ -135,11 +137,11 @@ def test_which_texts_take_the_shorter_way(card: ModelCard, tmp_path: Path) -> No
 
 
 def test_the_shorter_way_is_given_up_where_the_two_do_not_agree(
-    card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_info: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = made(tmp_path / "bert", BertNormalizer())
     monkeypatch.setattr("launcher.front.ascii_fast_path._PROBE", "the [MASK]")
-    assert Encoder(card_in(card, folder), offsets=False)._short is None
+    assert Encoder(card_in(model_info, folder), offsets=False)._short is None
     monkeypatch.undo()
     monkeypatch.setattr(Encoder, "_plain", lambda self, text: text)  # forgets the case
-    assert Encoder(card_in(card, folder), offsets=False)._short is None
+    assert Encoder(card_in(model_info, folder), offsets=False)._short is None

@@ -19,11 +19,11 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
-async def client(make_front: Any, make_client: Any, card: Any) -> Any:
+async def client(make_front: Any, make_client: Any, model_info: Any) -> Any:
     front = make_front()
     await front.serving()
     options = FrontOptions(body_bytes=20_000, request_items=50, text_characters=2_000)
-    async with make_client(front.services(card, options)) as client:
+    async with make_client(front.services(model_info, options)) as client:
         yield client
         # Whatever the test did, the server is unharmed.
         assert (await client.post("/v1/embeddings", json={"input": "w1"})).status_code == 200

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
-from launcher.front.counters import Spreads, Tallies
+from launcher.front.counters import CounterFamily, HistogramFamily
 
 BOUNDS = (0.001, 0.01, 1.0, 16)
 LABELS = ("route", "status")
@@ -25,7 +25,7 @@ LABELS = ("route", "status")
 def test_counters_and_histograms_read_as_those_of_the_library(values: list[tuple[str, float]]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    tallies, spreads = Tallies(ours, "n", "Some.", LABELS), Spreads(ours, "s", "Seconds.", LABELS, BOUNDS)
+    tallies, spreads = CounterFamily(ours, "n", "Some.", LABELS), HistogramFamily(ours, "s", "Seconds.", LABELS, BOUNDS)
     counter = Counter("n", "Some.", LABELS, registry=theirs)
     histogram = Histogram("s", "Seconds.", LABELS, registry=theirs, buckets=BOUNDS)
     for route, value in values:
@@ -38,11 +38,14 @@ def test_counters_and_histograms_read_as_those_of_the_library(values: list[tuple
 
 def test_what_prometheus_would_refuse_is_refused() -> None:
     registry = CollectorRegistry()
-    tallies, spreads = Tallies(registry, "n", "Some.", LABELS), Spreads(registry, "s", "Seconds.", LABELS, BOUNDS)
+    tallies, spreads = (
+        CounterFamily(registry, "n", "Some.", LABELS),
+        HistogramFamily(registry, "s", "Seconds.", LABELS, BOUNDS),
+    )
     for families in (tallies, spreads):
         with pytest.raises(ValueError, match="for the labels"):
             families.of("/a")
     with pytest.raises(ValueError, match="Duplicated"):
-        Tallies(registry, "n", "Again.", LABELS)
+        CounterFamily(registry, "n", "Again.", LABELS)
     with pytest.raises(ValueError, match="Duplicated"):
-        Spreads(registry, "s", "Again.", LABELS, BOUNDS)
+        HistogramFamily(registry, "s", "Again.", LABELS, BOUNDS)

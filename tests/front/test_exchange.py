@@ -48,9 +48,7 @@ async def test_a_body_counts_as_inside_until_it_is_released() -> None:
 
 async def test_bodies_that_are_too_much_together_are_refused_for_now() -> None:
     intake = Intake(100, 250)
-    bodies = [
-        await intake.read(scope(content_length="100"), receiver(part(b"x" * 100, more=False))) for _ in range(2)
-    ]
+    bodies = [await intake.read(scope(content_length="100"), receiver(part(b"x" * 100, more=False))) for _ in range(2)]
     with pytest.raises(Overfull, match="bodies and replies inside have 240 bytes, the limit is 250") as error:
         await intake.read(scope(content_length="100"), receiver(part(b"x" * 40), part(b"x" * 20)))
     assert (error.value.status, error.value.retry_after) == (429, 1.0)

@@ -131,8 +131,8 @@ def test_fields_beside_the_inputs_may_be_as_long_as_they_are_said_to() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_loop_goes_on_while_millions_of_ids_are_read(card: Any) -> None:
-    tokenizer = FrontTokenizer(card, text_characters=1_000)
+async def test_the_loop_goes_on_while_millions_of_ids_are_read(model_info: Any) -> None:
+    tokenizer = FrontTokenizer(model_info, text_characters=1_000)
     body = full(b"5")
 
     async def read_all() -> Any:

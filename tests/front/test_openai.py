@@ -16,10 +16,10 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def client(make_front: Any, make_client: Any, card: Any) -> Any:
+async def client(make_front: Any, make_client: Any, model_info: Any) -> Any:
     front = make_front()
     await front.serving()
-    async with make_client(front.services(card, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions())) as client:
         yield client
 
 
@@ -130,9 +130,9 @@ async def test_a_slash_at_the_end_of_a_path_changes_nothing(client: Any) -> None
     assert (await client.get("/v1/models/")).status_code == 200
 
 
-async def test_a_classifier_has_no_embeddings(make_front: Any, make_client: Any, card: Any) -> None:
-    classifier = msgspec.structs.replace(card, task="classify", labels=("bad", "good"))
-    front = make_front(card=classifier)
+async def test_a_classifier_has_no_embeddings(make_front: Any, make_client: Any, model_info: Any) -> None:
+    classifier = msgspec.structs.replace(model_info, task="classify", labels=("bad", "good"))
+    front = make_front(model_info=classifier)
     async with make_client(front.services(classifier, FrontOptions())) as client:
         answer = await client.post("/v1/embeddings", json={"input": "w1"})
     assert answer.status_code == 400

@@ -16,10 +16,10 @@ from launcher.options import FrontOptions
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_embedder_gives_vectors(make_front: Any, make_client: Any, card: Any, vector_of: Any) -> None:
+async def test_an_embedder_gives_vectors(make_front: Any, make_client: Any, model_info: Any, vector_of: Any) -> None:
     front = make_front()
     await front.serving()
-    async with make_client(front.services(card, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions())) as client:
         answer = await client.post("/predict", json={"inputs": ["w1", "w2 w2"]})
     body = answer.json()
     found = np.array(body.pop("predictions"), dtype=np.float32)
@@ -27,9 +27,9 @@ async def test_an_embedder_gives_vectors(make_front: Any, make_client: Any, card
     assert body == {"model": "words", "task": "embed", "usage": {"prompt_tokens": 7, "total_tokens": 7}}
 
 
-async def test_a_classifier_gives_all_labels_best_first(make_front: Any, make_client: Any, card: Any) -> None:
-    classifier = msgspec.structs.replace(card, task="classify", labels=("bad", "fair", "good"))
-    front = make_front(card=classifier)
+async def test_a_classifier_gives_all_labels_best_first(make_front: Any, make_client: Any, model_info: Any) -> None:
+    classifier = msgspec.structs.replace(model_info, task="classify", labels=("bad", "fair", "good"))
+    front = make_front(model_info=classifier)
     worker = await front.ready()
     async with make_client(front.services(classifier, FrontOptions())) as client:
         request = asyncio.ensure_future(client.post("/predict", json={"inputs": ["w1", "w2"]}))
@@ -44,10 +44,10 @@ async def test_a_classifier_gives_all_labels_best_first(make_front: Any, make_cl
     assert answer.json()["task"] == "classify"
 
 
-async def test_a_single_text_gives_a_list_of_one(make_front: Any, make_client: Any, card: Any) -> None:
+async def test_a_single_text_gives_a_list_of_one(make_front: Any, make_client: Any, model_info: Any) -> None:
     front = make_front()
     await front.serving()
-    async with make_client(front.services(card, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions())) as client:
         answer = await client.post("/predict", json={"inputs": "w1"})
         assert len(answer.json()["predictions"]) == 1
         refused = await client.post("/predict", json={"inputs": ["w1", ""]})

@@ -39,14 +39,14 @@ async def spawn() -> AsyncIterator[Any]:
 
 
 async def test_a_real_worker_computes_dies_and_is_replaced(
-    make_front: Any, card: Any, spawn: Any, until: Any
+    make_front: Any, model_info: Any, spawn: Any, until: Any
 ) -> None:
     front = make_front(2)
     front.setup = msgspec.structs.replace(front.setup, fake_seconds_per_token=1e-4)
     first = await spawn(front, 0)
     await front.listener.wait("ready", 0)
     items = [np.arange(4, 5 + index % 12, dtype=np.int32) for index in range(200)]
-    expected = [fake_result(item, card) for item in items]
+    expected = [fake_result(item, model_info) for item in items]
 
     outcome = await front.dispatcher.enqueue(items)
     np.testing.assert_array_equal(outcome.results, expected)

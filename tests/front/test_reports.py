@@ -21,12 +21,12 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def open_client(make_front: Any, make_client: Any, card: Any) -> Any:
+def open_client(make_front: Any, make_client: Any, model_info: Any) -> Any:
     """Opens a client; gives the front too."""
 
     def open_(**changes: Any) -> Any:
         front = make_front(2)
-        return front, make_client(front.services(card, FrontOptions(), **changes))
+        return front, make_client(front.services(model_info, FrontOptions(), **changes))
 
     return open_
 
@@ -73,12 +73,12 @@ async def test_a_request_during_a_drain_is_503(open_client: Any) -> None:
 
 
 async def test_an_overload_is_429_with_whole_seconds_to_wait(
-    make_front: Any, make_client: Any, card: Any, until: Any
+    make_front: Any, make_client: Any, model_info: Any, until: Any
 ) -> None:
     front = make_front(queue_items=2)
     await front.ready()
     future = front.dispatcher.enqueue([np.array([5], dtype=np.int32)] * 2)
-    async with make_client(front.services(card, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions())) as client:
         answer = await client.post("/v1/embeddings", json={"input": "w1"})
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.core.protocol.messages import Run
 from launcher.errors import RequestError
-from launcher.front.http.request_headers import Terms, terms_of
+from launcher.front.http.request_headers import RequestHeaders, parse_request_headers
 from launcher.options import FrontOptions
 
 ONE = {"input": "w1 w2"}
@@ -17,35 +17,37 @@ PRIORITY, DEADLINE = "x-launcher-priority", "x-launcher-deadline-ms"
 
 
 @pytest.mark.parametrize(
-    ("headers", "terms"),
+    ("headers", "request_headers"),
     [
-        ([(b"host", b"x")], Terms()),
-        ([(b"x-launcher-priority", b"bulk")], Terms("bulk")),
-        ([(b"x-launcher-priority", b" Interactive ")], Terms("interactive")),
-        ([(b"x-launcher-deadline-ms", b"250"), (b"x-launcher-priority", b"bulk")], Terms("bulk", 0.25)),
+        ([(b"host", b"x")], RequestHeaders()),
+        ([(b"x-launcher-priority", b"bulk")], RequestHeaders("bulk")),
+        ([(b"x-launcher-priority", b" Interactive ")], RequestHeaders("interactive")),
+        ([(b"x-launcher-deadline-ms", b"250"), (b"x-launcher-priority", b"bulk")], RequestHeaders("bulk", 0.25)),
     ],
 )
-def test_terms_are_read_from_headers(headers: list[tuple[bytes, bytes]], terms: Terms) -> None:
-    assert terms_of(headers) == terms
+def test_request_headers_are_read_from_headers(
+    headers: list[tuple[bytes, bytes]], request_headers: RequestHeaders
+) -> None:
+    assert parse_request_headers(headers) == request_headers
 
 
 @pytest.mark.parametrize("value", [b"0", b"-5", b"1.5", b"", b"soon", b"1e3", b"9999999999", "٣".encode(), b"5 5"])
 def test_a_deadline_that_is_no_positive_whole_number_is_refused(value: bytes) -> None:
     with pytest.raises(RequestError, match="positive whole number") as error:
-        terms_of([(b"x-launcher-deadline-ms", value)])
+        parse_request_headers([(b"x-launcher-deadline-ms", value)])
     assert (error.value.status, error.value.code, error.value.param) == (400, "invalid_deadline", DEADLINE)
 
 
 @pytest.mark.parametrize("value", [b"", b"high", b"bulk, interactive", b"\xff"])
 def test_a_priority_that_there_is_not_is_refused_with_those_that_there_are(value: bytes) -> None:
     with pytest.raises(RequestError, match="interactive or bulk") as error:
-        terms_of([(b"x-launcher-priority", value)])
+        parse_request_headers([(b"x-launcher-priority", value)])
     assert (error.value.status, error.value.code) == (400, "invalid_priority")
 
 
 def test_a_header_that_is_given_twice_is_refused() -> None:
     with pytest.raises(RequestError, match="twice"):
-        terms_of([(b"x-launcher-deadline-ms", b"5")] * 2)
+        parse_request_headers([(b"x-launcher-deadline-ms", b"5")] * 2)
 
 
 # --------------------------------------------------------------- over HTTP
@@ -65,11 +67,11 @@ def sample(front: Any, name: str, **labels: str) -> float:
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/predict"])
 async def test_every_computing_route_takes_both_headers(
-    path: str, make_front: Any, make_client: Any, card: Any
+    path: str, make_front: Any, make_client: Any, model_info: Any
 ) -> None:
     front = make_front()
     await front.serving()
-    async with make_client(front.services(card, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions())) as client:
         body = {"input": "w1", "inputs": "w1"}
         reply = await client.post(path, json=body, headers={PRIORITY: "bulk", DEADLINE: "60000"})
         assert reply.status_code == 200
@@ -81,11 +83,13 @@ async def test_every_computing_route_takes_both_headers(
 
 
 @pytest.mark.anyio
-async def test_interactive_requests_overtake_bulk(make_front: Any, make_client: Any, card: Any, until: Any) -> None:
+async def test_interactive_requests_overtake_bulk(
+    make_front: Any, make_client: Any, model_info: Any, until: Any
+) -> None:
     front = make_front(batch_tokens=8)
     worker = await front.ready()
     order: list[str] = []
-    async with make_client(front.services(card, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions())) as client:
 
         async def ask(name: str, inputs: list[str], headers: dict[str, str]) -> None:
             reply = await client.post("/v1/embeddings", json={"input": inputs}, headers=headers)
@@ -113,11 +117,11 @@ async def test_interactive_requests_overtake_bulk(make_front: Any, make_client: 
 
 @pytest.mark.anyio
 async def test_a_deadline_that_passes_in_the_queue_is_answered_with_504_and_the_time(
-    make_front: Any, make_client: Any, card: Any, until: Any
+    make_front: Any, make_client: Any, model_info: Any, until: Any
 ) -> None:
     front = make_front()
     worker = await front.ready()
-    async with make_client(front.services(card, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions())) as client:
         running = [asyncio.ensure_future(client.post("/v1/embeddings", json=ONE)) for _ in range(2)]
         runs = [await worker.expect(Run), await worker.expect(Run)]  # one runs, one is ready: what comes now waits
         refused = await client.post("/v1/embeddings", json=ONE, headers={DEADLINE: "80"})
@@ -136,11 +140,11 @@ async def test_a_deadline_that_passes_in_the_queue_is_answered_with_504_and_the_
 
 @pytest.mark.anyio
 async def test_a_deadline_that_cannot_be_met_is_answered_at_once_with_the_prediction(
-    make_front: Any, make_client: Any, card: Any
+    make_front: Any, make_client: Any, model_info: Any
 ) -> None:
     front = make_front()
     await front.ready()  # timed with 1 ms for 16 tokens, and it never answers
-    async with make_client(front.services(card, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions())) as client:
         headers = {PRIORITY: "bulk", DEADLINE: "20"}
         refused = await client.post("/v1/embeddings", json={"input": ["w1 w2 w3"] * 400}, headers=headers)
     assert refused.status_code == 504
@@ -151,11 +155,11 @@ async def test_a_deadline_that_cannot_be_met_is_answered_at_once_with_the_predic
 
 @pytest.mark.anyio
 async def test_bulk_is_tokenized_one_request_at_a_time_and_interactive_beside_it(
-    make_front: Any, make_client: Any, card: Any, until: Any
+    make_front: Any, make_client: Any, model_info: Any, until: Any
 ) -> None:
     front = make_front(queue_items=10_000)
     await front.serving()
-    services = front.services(card, FrontOptions())
+    services = front.services(model_info, FrontOptions())
     async with make_client(services) as client:
         async with services.bulk_turn:
             bulk = asyncio.ensure_future(
@@ -169,9 +173,9 @@ async def test_bulk_is_tokenized_one_request_at_a_time_and_interactive_beside_it
 
 
 @pytest.mark.anyio
-async def test_the_document_and_the_page_name_both_headers(make_front: Any, make_client: Any, card: Any) -> None:
+async def test_the_document_and_the_page_name_both_headers(make_front: Any, make_client: Any, model_info: Any) -> None:
     front = make_front()
-    async with make_client(front.services(card, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions())) as client:
         document = (await client.get("/openapi.json")).json()
         page = (await client.get("/docs")).text
     for path in ("/v1/embeddings", "/predict"):

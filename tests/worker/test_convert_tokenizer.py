@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
@@ -25,15 +25,15 @@ def slow_folder(tmp_path: Path, demo_folder: Path, monkeypatch) -> Path:
     return folder
 
 
-def card_of(folder: Path) -> ModelCard:
+def card_of(folder: Path) -> ModelInfo:
     return resolve(ModelOptions(model=str(folder)))
 
 
 def test_it_is_made_once_and_gives_the_same_ids(slow_folder, demo_folder, tmp_path) -> None:
-    card = card_of(slow_folder)
-    made = Path(card.tokenizer_path)
+    model_info = card_of(slow_folder)
+    made = Path(model_info.tokenizer_path)
     assert made.is_relative_to(tmp_path / "cache/launcher/tokenizers")
-    assert any("no tokenizer.json" in note for note in card.notes)
+    assert any("no tokenizer.json" in note for note in model_info.notes)
     first_made = made.stat().st_mtime_ns
 
     text = "Naïve café – it's 12 °C, isn't it? 日本語"
@@ -41,7 +41,7 @@ def test_it_is_made_once_and_gives_the_same_ids(slow_folder, demo_folder, tmp_pa
     original.no_padding()
     assert converted.encode(text).ids == original.encode(text).ids
 
-    assert card_of(slow_folder) == card
+    assert card_of(slow_folder) == model_info
     assert made.stat().st_mtime_ns == first_made
 
 

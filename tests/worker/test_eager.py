@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from launcher.bench.workload import builtin_mix
+from launcher.bench.workload import builtin_workload
 from launcher.core.protocol.messages import Setup
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.host.model.files import ENCODERS, POSITIONS_AFTER_PADDING
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
@@ -41,12 +41,12 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.sum(first * second, axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
 
 
-def token_ids(card: ModelCard, texts: tuple[str, ...] = TEXTS) -> list[list[int]]:
+def token_ids(model_info: ModelInfo, texts: tuple[str, ...] = TEXTS) -> list[list[int]]:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(card.tokenizer_path)
+    tokenizer = Tokenizer.from_file(model_info.tokenizer_path)
     tokenizer.no_padding()
-    tokenizer.enable_truncation(card.max_length)
+    tokenizer.enable_truncation(model_info.max_length)
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
 
 
@@ -69,8 +69,8 @@ def demo_reference() -> np.ndarray:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    card = resolve(ModelOptions())
-    tokenizer, model = AutoTokenizer.from_pretrained(card.folder), AutoModel.from_pretrained(card.folder)
+    model_info = resolve(ModelOptions())
+    tokenizer, model = AutoTokenizer.from_pretrained(model_info.folder), AutoModel.from_pretrained(model_info.folder)
     vectors = []
     with torch.no_grad():
         for text in TEXTS:
@@ -81,18 +81,16 @@ def demo_reference() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("fp32", 0.9995), ("bf16", 0.999)])
-def test_the_demo_gives_the_vectors_of_transformers_alone_and_in_any_batch(
-    start, demo_reference, dtype, least
-) -> None:
-    card = resolve(ModelOptions())
+def test_the_demo_gives_the_vectors_of_transformers_alone_and_in_any_batch(start, demo_reference, dtype, least) -> None:
+    model_info = resolve(ModelOptions())
     worker = start()
-    worker.send(Setup(card, dtype, "eager", ((2, 16),)))
+    worker.send(Setup(model_info, dtype, "eager", ((2, 16),)))
     ready = worker.ready()
     assert (ready.width, ready.dtype, ready.threads) == (384, dtype, 1)
     assert (ready.accuracy is None) == (dtype == "fp32")
     assert ready.accuracy is None or 0.999 < ready.accuracy < 1
 
-    items = token_ids(card)
+    items = token_ids(model_info)
     for size in (1, 3, len(items)):
         vectors = run_in_batches(worker, items, size)
         assert cosines(vectors, demo_reference).min() >= least
@@ -104,26 +102,26 @@ def test_texts_of_all_lengths_packed_into_full_lines_give_the_vectors_of_each_al
     import torch
     from transformers import AutoModel
 
-    card = resolve(ModelOptions())
-    items = token_ids(card, builtin_mix(400, seed=9).texts)
-    model = AutoModel.from_pretrained(card.folder).eval()
+    model_info = resolve(ModelOptions())
+    items = token_ids(model_info, builtin_workload(400, seed=9).texts)
+    model = AutoModel.from_pretrained(model_info.folder).eval()
     with torch.inference_mode():
         hidden = [model(torch.tensor([item])).last_hidden_state[0] for item in items]
     alone = np.stack([torch.nn.functional.normalize(each.mean(0), dim=0).numpy() for each in hidden])
     for dtype, least in (("fp32", 0.9995), ("bf16", 0.999)):
         worker = start()
-        worker.send(Setup(card, dtype, "eager", ()))
+        worker.send(Setup(model_info, dtype, "eager", ()))
         assert worker.ready().packed
         assert cosines(run_in_batches(worker, items, 48), alone).min() >= least
         assert worker.stop() == 0
 
 
 def test_every_instance_of_a_random_model_has_the_same_weights(start) -> None:
-    card = resolve(ModelOptions(model="random:tiny"))
+    model_info = resolve(ModelOptions(model="random:tiny"))
     results = []
     for _ in range(2):
         worker = start()
-        worker.send(Setup(card, "fp32", "eager", ()))
+        worker.send(Setup(model_info, "fp32", "eager", ()))
         worker.ready()
         results.append(run_in_batches(worker, [[101, 2023, 102], [101, 102]], 2))
 
@@ -193,13 +191,13 @@ def test_a_classifier_gives_the_scores_of_transformers_own_pipeline(
     from transformers import pipeline
 
     save_classifier(tmp_path, demo_folder, **config)
-    card = resolve(ModelOptions(model=str(tmp_path)))
-    assert (card.task, card.labels) == ("classify", labels)
+    model_info = resolve(ModelOptions(model=str(tmp_path)))
+    assert (model_info.task, model_info.labels) == ("classify", labels)
     worker = start()
-    worker.send(Setup(card, "fp32", "eager", ((1, 8),)))
+    worker.send(Setup(model_info, "fp32", "eager", ((1, 8),)))
     assert worker.ready().width == len(labels)
 
-    scores = run_in_batches(worker, token_ids(card), 4)
+    scores = run_in_batches(worker, token_ids(model_info), 4)
 
     classify = pipeline("text-classification", model=str(tmp_path), top_k=None)
     for text, found in zip(TEXTS, scores, strict=True):
@@ -226,9 +224,9 @@ def test_a_classifier_without_the_weights_of_its_head_is_refused(start, tmp_path
 
 
 def test_a_model_whose_files_went_away_is_refused_in_one_sentence(start, tmp_path, demo_folder) -> None:
-    card = msgspec.structs.replace(resolve(ModelOptions()), folder=str(tmp_path / "gone"), asked="gone")
+    model_info = msgspec.structs.replace(resolve(ModelOptions()), folder=str(tmp_path / "gone"), asked="gone")
     worker = start()
-    worker.send(Setup(card, "fp32", "eager", ()))
+    worker.send(Setup(model_info, "fp32", "eager", ()))
 
     reason = worker.unusable()
 
@@ -305,10 +303,10 @@ def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_together_up_to_it
     from launcher.worker.backends.eager import EagerBackend
 
     save_encoder(kind, tmp_path)
-    card = resolve(ModelOptions(model=str(tmp_path)))
-    backend = EagerBackend(Setup(card, "fp32", "eager", ()))
+    model_info = resolve(ModelOptions(model=str(tmp_path)))
+    backend = EagerBackend(Setup(model_info, "fp32", "eager", ()))
     loaded = backend.load(lambda stage, done, detail: None)
-    lengths = (card.max_length, 60, 17, 17, 1)
+    lengths = (model_info.max_length, 60, 17, 17, 1)
     ids = 5 + np.arange(sum(lengths), dtype=np.int32) * 31 % 190
 
     output = backend.run(ids, lengths)
@@ -319,24 +317,24 @@ def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_together_up_to_it
             for item in np.split(ids, np.cumsum(lengths)[:-1])
         ]
 
-    assert output.values.shape == (5, card.hidden_size)
+    assert output.values.shape == (5, model_info.hidden_size)
     assert cosines(output.values, np.stack(alone)).min() > 0.9999
     assert loaded.packed == (kind not in PADDED)
     assert any("not packed" in note for note in loaded.notes) == (kind in PADDED)
     assert (output.computed_tokens <= sum(lengths) * 1.04) == loaded.packed
     if kind in POSITIONS_AFTER_PADDING:
-        assert card.max_length == 128
+        assert model_info.max_length == 128
         with pytest.raises((IndexError, RuntimeError)):
             backend.run(np.full(129, 5, dtype=np.int32), [129])
 
 
 @pytest.mark.parametrize("kind", ["fnet", "convbert"])
-def test_a_model_that_mixes_padding_into_its_results_is_refused_at_load(kind, tmp_path, card) -> None:
+def test_a_model_that_mixes_padding_into_its_results_is_refused_at_load(kind, tmp_path, model_info) -> None:
     from launcher.worker.backends import ModelRefused
     from launcher.worker.backends.eager import EagerBackend
 
     save_encoder(kind, tmp_path)
-    made = card(folder=str(tmp_path), hidden_size=64, vocab_size=200)
+    made = model_info(folder=str(tmp_path), hidden_size=64, vocab_size=200)
     backend = EagerBackend(Setup(made, "fp32", "eager", ()))
 
     with pytest.raises(ModelRefused, match="depends on the padding beside it"):
@@ -344,12 +342,12 @@ def test_a_model_that_mixes_padding_into_its_results_is_refused_at_load(kind, tm
 
 
 def test_a_compiled_model_gives_the_same_vectors_for_any_number_of_tokens(start, tmp_path) -> None:
-    card = resolve(ModelOptions(model="random:tiny"))
+    model_info = resolve(ModelOptions(model="random:tiny"))
     items = [[5] * 30, [7, 8, 9], [11], [12] * 200]
     results = []
     for backend in ("eager", "compile"):
         worker = start("--threads", "1", environment={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
-        worker.send(Setup(card, "fp32", backend, ()))
+        worker.send(Setup(model_info, "fp32", backend, ()))
         assert ("compiled" in worker.ready().notes) == (backend == "compile")
         results.append(np.concatenate([run_in_batches(worker, items, size) for size in (1, 2, 4)]))
         assert worker.stop() == 0

@@ -42,13 +42,13 @@ class Misbehaving:
         return Output(values, int(ids.size))
 
 
-def answers(card, *batches):
+def answers(model_info, *batches):
     ours, theirs = socket.socketpair()
     for number, items in enumerate(batches):
         body = np.concatenate([np.asarray(item, dtype=np.int32) for item in items]).tobytes()
         ours.sendall(b"".join(encode(Run(number, tuple(map(len, items))), body)))
     ours.sendall(b"".join(encode(Stop())))
-    assert run_batches(Channel(theirs), Misbehaving(card.result_width), card) == 0
+    assert run_batches(Channel(theirs), Misbehaving(model_info.result_width), model_info) == 0
     theirs.close()
     received = b"".join(iter(lambda: ours.recv(1 << 16), b""))
     ours.close()
@@ -65,8 +65,10 @@ def answers(card, *batches):
         (5, "shape (1, 16) where (2, 16) belong"),
     ],
 )
-def test_a_batch_that_goes_wrong_is_failed_with_its_reason_and_the_next_is_answered(card, first_id, reason) -> None:
-    (failed, _), (done, _) = answers(card(), [[first_id, 8, 9], [8, 9]], [[8]])
+def test_a_batch_that_goes_wrong_is_failed_with_its_reason_and_the_next_is_answered(
+    model_info, first_id, reason
+) -> None:
+    (failed, _), (done, _) = answers(model_info(), [[first_id, 8, 9], [8, 9]], [[8]])
 
     assert isinstance(failed, Failed)
     assert failed.batch == 0
@@ -76,28 +78,28 @@ def test_a_batch_that_goes_wrong_is_failed_with_its_reason_and_the_next_is_answe
     assert done.batch == 1
 
 
-def test_results_that_do_not_lie_in_order_in_memory_are_sent_in_order(card) -> None:
-    ((done, body),) = answers(card(), [[6, 1], [6]])
+def test_results_that_do_not_lie_in_order_in_memory_are_sent_in_order(model_info) -> None:
+    ((done, body),) = answers(model_info(), [[6, 1], [6]])
 
     assert isinstance(done, Done)
     assert len(body) == done.items * done.width * 4
 
 
-def test_an_empty_batch_is_failed(card) -> None:
+def test_an_empty_batch_is_failed(model_info) -> None:
     ours, theirs = socket.socketpair()
     ours.sendall(b"".join(encode(Run(7, ()))) + b"".join(encode(Stop())))
-    run_batches(Channel(theirs), Misbehaving(16), card())
+    run_batches(Channel(theirs), Misbehaving(16), model_info())
     ((failed, _),) = to_front_decoder().feed(ours.recv(1 << 16))
 
     assert isinstance(failed, Failed)
     assert failed.batch == 7
 
 
-def test_frames_that_arrive_in_pieces_and_results_larger_than_the_socket_buffer_are_whole(card) -> None:
+def test_frames_that_arrive_in_pieces_and_results_larger_than_the_socket_buffer_are_whole(model_info) -> None:
     """A reply of 2 MB does not fit in the socket's buffer: the worker writes while the other side reads."""
     import threading
 
-    wide = card(hidden_size=4096)
+    wide = model_info(hidden_size=4096)
     ours, theirs = socket.socketpair()
     worker = threading.Thread(target=run_batches, args=(Channel(theirs), Misbehaving(4096), wide))
     worker.start()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from launcher.core.protocol.messages import Setup
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.backends import ModelRefused
@@ -133,8 +133,8 @@ def test_a_model_without_linear_layers_is_refused() -> None:
     assert quantize(model, lambda: model(torch.randn(3, WIDTH))) == "it has no linear layers"
 
 
-def load(card: ModelCard, dtype: str, **options: bool) -> tuple[EagerBackend, float | None, tuple[str, ...]]:
-    backend = EagerBackend(Setup(card, dtype, "eager", (), **options))  # type: ignore[arg-type]
+def load(model_info: ModelInfo, dtype: str, **options: bool) -> tuple[EagerBackend, float | None, tuple[str, ...]]:
+    backend = EagerBackend(Setup(model_info, dtype, "eager", (), **options))  # type: ignore[arg-type]
     loaded = backend.load(lambda stage, done, detail: None)
     return backend, loaded.accuracy, loaded.notes
 
@@ -142,10 +142,10 @@ def load(card: ModelCard, dtype: str, **options: bool) -> tuple[EagerBackend, fl
 @pytest.mark.slow
 @pytest.mark.parametrize("pack", [True, False])
 def test_the_demo_model_in_int8_is_near_fp32_says_how_near_and_depends_on_no_neighbours(pack: bool) -> None:
-    card = resolve(ModelOptions(model="demo"))
-    exact, _, _ = load(card, "fp32", pack=pack)
-    backend, accuracy, notes = load(card, "int8", pack=pack)
-    items = check_items(card)
+    model_info = resolve(ModelOptions(model="demo"))
+    exact, _, _ = load(model_info, "fp32", pack=pack)
+    backend, accuracy, notes = load(model_info, "int8", pack=pack)
+    items = check_items(model_info)
 
     alone = np.concatenate([backend.run(item, [len(item)]).values for item in items])
     expected = np.concatenate([exact.run(item, [len(item)]).values for item in items])
@@ -163,7 +163,7 @@ def test_results_that_mean_something_else_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         QuantizedLinear, "forward", lambda self, states: torch.randn(*states.shape[:-1], len(self._scales))
     )
-    card = resolve(ModelOptions(model="random:tiny"))
+    model_info = resolve(ModelOptions(model="random:tiny"))
 
     with pytest.raises(ModelRefused, match="cosine of only"):
-        load(card, "int8")
+        load(model_info, "int8")

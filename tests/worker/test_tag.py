@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.core.protocol.messages import Done, Run, Setup
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.backends.fake import fake_result
@@ -54,16 +54,16 @@ def items_of(*lengths: int) -> list[np.ndarray]:
     return [np.zeros(length, dtype=np.int32) for length in lengths]
 
 
-def test_rows_of_a_tagger_are_those_of_the_items_tokens(card) -> None:
+def test_rows_of_a_tagger_are_those_of_the_items_tokens(model_info) -> None:
     items = items_of(3, 2, 1)
-    assert rows_of(items, [0, 2], card()) == [0, 2]
-    tagger = card(task="tag", labels=LABELS)
+    assert rows_of(items, [0, 2], model_info()) == [0, 2]
+    tagger = model_info(task="tag", labels=LABELS)
     assert list(rows_of(items, [0, 2], tagger)) == [0, 1, 2, 5]
     assert list(rows_of(items, [1, 1], tagger)) == [3, 4, 3, 4]
 
 
-def test_a_taggers_results_are_compared_item_by_item_and_a_wrong_token_shows(card) -> None:
-    tagger = card(task="tag", labels=LABELS)
+def test_a_taggers_results_are_compared_item_by_item_and_a_wrong_token_shows(model_info) -> None:
+    tagger = model_info(task="tag", labels=LABELS)
     items = items_of(192, 8)
     rng = np.random.default_rng(0)
     first = rng.dirichlet(np.full(9, 0.05), 200).astype(np.float32)
@@ -77,8 +77,8 @@ def test_a_taggers_results_are_compared_item_by_item_and_a_wrong_token_shows(car
     assert np.isnan(lowest_cosine(first, noisy, items, tagger))
 
 
-def test_the_loop_takes_a_row_for_each_token_and_no_other_shape(card) -> None:
-    tagger = card(task="tag", labels=("O", "X"))
+def test_the_loop_takes_a_row_for_each_token_and_no_other_shape(model_info) -> None:
+    tagger = model_info(task="tag", labels=("O", "X"))
     run = Run(1, (3, 1))
     check_values(np.zeros((4, 2), dtype=np.float32), run, tagger)
     with pytest.raises(BadBatch, match=r"shape \(2, 2\) where \(4, 2\) belong"):
@@ -89,8 +89,8 @@ def test_the_loop_takes_a_row_for_each_token_and_no_other_shape(card) -> None:
         check_values(broken, run, tagger)
 
 
-def test_fake_scores_of_a_token_follow_from_the_item(card) -> None:
-    tagger = card(task="tag", labels=LABELS)
+def test_fake_scores_of_a_token_follow_from_the_item(model_info) -> None:
+    tagger = model_info(task="tag", labels=LABELS)
     ids = np.array([2, 7, 7, 3], dtype=np.int32)
     scores = fake_result(ids, tagger)
     assert scores.shape == (4, 9)
@@ -99,12 +99,12 @@ def test_fake_scores_of_a_token_follow_from_the_item(card) -> None:
     assert not np.allclose(fake_result(ids[:3], tagger)[0], scores[0])
 
 
-def token_ids(card: ModelCard) -> list[list[int]]:
+def token_ids(model_info: ModelInfo) -> list[list[int]]:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(card.tokenizer_path)
+    tokenizer = Tokenizer.from_file(model_info.tokenizer_path)
     tokenizer.no_padding()
-    tokenizer.enable_truncation(card.max_length)
+    tokenizer.enable_truncation(model_info.max_length)
     return sorted((encoding.ids for encoding in tokenizer.encode_batch(list(TEXTS))), key=len, reverse=True)
 
 
@@ -130,16 +130,16 @@ def test_a_tagger_gives_the_scores_of_transformers_alone_and_together(
     start, tmp_path, demo_folder, dtype, most, pack
 ) -> None:
     save_tagger(tmp_path, demo_folder)
-    card = resolve(ModelOptions(model=str(tmp_path)))
-    assert (card.task, card.labels, card.row_per_token) == ("tag", LABELS, True)
+    model_info = resolve(ModelOptions(model=str(tmp_path)))
+    assert (model_info.task, model_info.labels, model_info.row_per_token) == ("tag", LABELS, True)
     worker = start()
-    worker.send(Setup(card, dtype, "eager", ((2, 16),), pack=pack))
+    worker.send(Setup(model_info, dtype, "eager", ((2, 16),), pack=pack))
     ready = worker.ready()
     assert (ready.width, ready.packed) == (9, pack)
     assert (ready.accuracy is None) == (dtype == "fp32")
     assert ready.accuracy is None or 0.999 < ready.accuracy < 1
 
-    items = token_ids(card)
+    items = token_ids(model_info)
     plain = plain_scores(tmp_path, items)
     together = served_scores(worker, items)
     alone = [served_scores(worker, [item])[0] for item in items]
@@ -208,8 +208,8 @@ def test_a_head_that_looks_at_neighbours_is_not_packed_and_that_is_said(tmp_path
 
     save_tagger(tmp_path, demo_folder)
     monkeypatch.setitem(eager.KINDS, "tag", Neighbours)
-    card = resolve(ModelOptions(model=str(tmp_path)))
-    backend = eager.EagerBackend(Setup(card, "fp32", "eager", ()))
+    model_info = resolve(ModelOptions(model=str(tmp_path)))
+    backend = eager.EagerBackend(Setup(model_info, "fp32", "eager", ()))
 
     loaded = backend.load(lambda stage, done, detail: None)
 
@@ -224,10 +224,10 @@ def test_a_head_that_looks_at_neighbours_is_not_packed_and_that_is_said(tmp_path
 
 @pytest.mark.slow
 def test_a_random_model_and_the_fake_backend_tag_too(start) -> None:
-    card = resolve(ModelOptions(model="random:tiny", task="tag"))
+    model_info = resolve(ModelOptions(model="random:tiny", task="tag"))
     for backend in ("eager", "fake"):
         worker = start()
-        worker.send(Setup(card, "fp32", backend, ()))
+        worker.send(Setup(model_info, "fp32", backend, ()))
         assert worker.ready().width == 9
         one, other = served_scores(worker, [[101, 2023, 3000, 102], [101, 102]])
         assert (one.shape, other.shape) == ((4, 9), (2, 9))
@@ -237,20 +237,20 @@ def test_a_random_model_and_the_fake_backend_tag_too(start) -> None:
 
 @pytest.mark.slow
 def test_weights_of_a_head_that_is_missing_are_refused(start, demo_folder) -> None:
-    card = msgspec.structs.replace(resolve(ModelOptions()), task="tag", labels=LABELS)
+    model_info = msgspec.structs.replace(resolve(ModelOptions()), task="tag", labels=LABELS)
     worker = start()
-    worker.send(Setup(card, "fp32", "eager", ()))
+    worker.send(Setup(model_info, "fp32", "eager", ()))
     assert "the weights lack 2 of the tensors" in worker.unusable()
 
 
 @pytest.mark.slow
 def test_a_batch_of_long_items_is_answered_whole(start) -> None:
-    card = resolve(ModelOptions(model="random:tiny", task="tag"))
+    model_info = resolve(ModelOptions(model="random:tiny", task="tag"))
     worker = start()
-    worker.send(Setup(card, "fp32", "fake", ()))
+    worker.send(Setup(model_info, "fp32", "fake", ()))
     worker.ready()
     items = [[5 + i] * 512 for i in range(64)]
     found = served_scores(worker, items)
     assert sum(rows.nbytes for rows in found) == 64 * 512 * 9 * 4
     for item, rows in zip(items, found, strict=True):
-        np.testing.assert_array_equal(rows, fake_result(np.array(item, dtype=np.int32), card))
+        np.testing.assert_array_equal(rows, fake_result(np.array(item, dtype=np.int32), model_info))

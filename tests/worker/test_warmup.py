@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report
 from launcher.worker.warmup import MOST_RUNS, warm_up
 
@@ -36,18 +36,20 @@ def quiet(stage: str, done: float, detail: str) -> None:
 
 @pytest.mark.parametrize(("packed", "work"), [(True, (3, 50, 1658)), (False, (3, 120, 4800))])
 def test_each_batch_is_run_once_more_than_it_is_timed_and_its_work_is_told(
-    card: Callable[..., ModelCard], packed: bool, work: tuple[int, int, int]
+    model_info: Callable[..., ModelInfo], packed: bool, work: tuple[int, int, int]
 ) -> None:
     backend = Counting()
-    measured = warm_up(backend, card(), BATCHES, quiet, packed=packed)
+    measured = warm_up(backend, model_info(), BATCHES, quiet, packed=packed)
     assert backend.runs == dict.fromkeys(BATCHES, 1 + MOST_RUNS)
     assert [m[:3] for m in measured] == [(1, 16, 256), (3, 24, 192), work]
     assert all(m[3] > 0 for m in measured)
 
 
-def test_what_is_known_is_run_once_and_not_timed(card: Callable[..., ModelCard]) -> None:
+def test_what_is_known_is_run_once_and_not_timed(model_info: Callable[..., ModelInfo]) -> None:
     backend, said = Counting(), []
-    measured = warm_up(backend, card(), BATCHES, lambda *message: said.append(message), packed=True, measure=False)
+    measured = warm_up(
+        backend, model_info(), BATCHES, lambda *message: said.append(message), packed=True, measure=False
+    )
     assert measured == ()
     assert backend.runs == dict.fromkeys(BATCHES, 1)
     assert said[-1] == ("warmup", 1.0, "3 batches run once, their cost is known")
@@ -56,7 +58,7 @@ def test_what_is_known_is_run_once_and_not_timed(card: Callable[..., ModelCard])
 
 @pytest.mark.parametrize("lengths", [(), (100_000,), (4, 0)])
 def test_a_batch_that_the_model_does_not_take_is_refused(
-    card: Callable[..., ModelCard], lengths: tuple[int, ...]
+    model_info: Callable[..., ModelInfo], lengths: tuple[int, ...]
 ) -> None:
     with pytest.raises(ModelRefused, match="takes 1 to"):
-        warm_up(Counting(), card(), (lengths,), quiet, packed=True)
+        warm_up(Counting(), model_info(), (lengths,), quiet, packed=True)

@@ -62,7 +62,7 @@ def test_answers_each_batch_in_order_with_the_results_of_its_items(start, fake_s
         done, values = worker.results()
         assert (done.batch, done.items) == (number, len(items))
         assert done.computed_tokens == sum(map(len, items))
-        expected = [fake_result(np.array(item, dtype=np.int32), setup.card) for item in items]
+        expected = [fake_result(np.array(item, dtype=np.int32), setup.model_info) for item in items]
         np.testing.assert_array_equal(values, np.stack(expected))
 
 
@@ -335,4 +335,4 @@ def test_setups_survive_the_wire(fake_setup: Callable[..., Setup]) -> None:
     setup = fake_setup(warmup=((2, 3),), notes=("a note",))
 
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(setup), type=Setup) == setup
-    assert json.loads(msgspec.json.encode(setup))["card"]["notes"] == ["a note"]
+    assert json.loads(msgspec.json.encode(setup))["model_info"]["notes"] == ["a note"]

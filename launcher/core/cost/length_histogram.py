@@ -96,8 +96,7 @@ def _length(tokens: object, place: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= len(str(LONGEST)) and 0 < int(text) <= LONGEST:
         return int(text)
     raise UsageError(
-        f"{place} has {_short(text)} where a length belongs, a whole number of tokens from 1 to {LONGEST}; "
-        f"{WHAT_WORKS}"
+        f"{place} has {_short(text)} where a length belongs, a whole number of tokens from 1 to {LONGEST}; {WHAT_WORKS}"
     )
 
 

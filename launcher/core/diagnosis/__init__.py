@@ -33,7 +33,7 @@ CHECKS: tuple[Check, ...] = (
         interference_checks.judge_pinned,
     ),
     Check(
-        "stolen-time",
+        "cpu-steal",
         "To the guest a cpu that the hypervisor takes away looks like one that is slow now and then.",
         interference_checks.judge_stolen,
     ),
@@ -82,7 +82,7 @@ CHECKS: tuple[Check, ...] = (
         memory_checks.judge_node_memory,
     ),
     Check(
-        "memory-room",
+        "memory-pressure",
         "When memory is full, workers are killed, or their pages go to swap.",
         memory_checks.judge_room,
     ),
@@ -122,7 +122,7 @@ CHECKS: tuple[Check, ...] = (
         core_checks.judge_clock_limit,
     ),
     Check(
-        "heat",
+        "thermal-throttling",
         "A core that is too hot lowers its clock, and the instance waits for it.",
         core_checks.judge_heat,
     ),
@@ -194,7 +194,7 @@ CHECKS: tuple[Check, ...] = (
         limit_checks.judge_priority,
     ),
     Check(
-        "contradictions",
+        "inconsistent-topology",
         "What is told wrongly is planned wrongly, such as siblings taken for cores (reported 2 times slower).",
         software_checks.judge_contradictions,
     ),
@@ -209,13 +209,13 @@ def diagnose(facts: Facts) -> tuple[Finding, ...]:
 
 def _finding(check: Check, facts: Facts) -> Finding:
     verdict = check.judge(facts)
-    mend = verdict.mend or None
+    fix = verdict.fix or None
     return Finding(
         check.id,
         verdict.severity,
         verdict.title,
         verdict.evidence,
         check.why,
-        mend,
-        verdict.needs_root and mend is not None,
+        fix,
+        verdict.needs_root and fix is not None,
     )

@@ -38,11 +38,11 @@ def judge_smt(facts: Facts) -> Verdict:
     foreign = sorted(set(facts.siblings) - set(facts.machine.allowed))
     if foreign:
         title = f"The second hardware threads of planned cores, {cpus_text(foreign)}, belong to others."
-        mend = (
+        fix = (
             f"# give both threads of each core to this cpuset: add {format_cpu_list(foreign)}",
             "# or on the host: echo off > /sys/devices/system/cpu/smt/control",
         )
-        return advice(title, *evidence, Evidence("allowed cpus", format_cpu_list(facts.machine.allowed)), mend=mend)
+        return advice(title, *evidence, Evidence("allowed cpus", format_cpu_list(facts.machine.allowed)), fix=fix)
     return fine("SMT is on, and the plan uses one hardware thread of each core.", *evidence)
 
 
@@ -55,7 +55,7 @@ def judge_virtual(facts: Facts) -> Verdict:
         return fine("The kernel runs on the hardware itself, so its cores are real.", *sign)
     if facts.siblings:
         return fine("The virtual machine is told which of its cpus share a core.", *sign)
-    mend = (
+    fix = (
         "# ask for one hardware thread per core, such as",
         "#   EC2:  aws ec2 run-instances --cpu-options CoreCount=N,ThreadsPerCore=1",
         "#   GCE:  gcloud compute instances create --threads-per-core=1",
@@ -66,7 +66,7 @@ def judge_virtual(facts: Facts) -> Verdict:
         "Whether two cpus of this virtual machine share a core of its host is not shown to it.",
         *sign,
         shown,
-        mend=mend,
+        fix=fix,
     )
 
 
@@ -84,11 +84,11 @@ def judge_offline(facts: Facts) -> Verdict:
         return fine(f"SMT is switched off, and with it {cpus_text(offline)}.", *evidence, *said(facts.kernel.smt))
     if machine.arch.startswith("ppc64"):
         title = f"Whether {cpus_text(offline)}, which are off, are cores or only threads of cores is not shown."
-        return unknown(title, *evidence, mend=("ppc64_cpu --smt  # says how many threads of each core are on",))
+        return unknown(title, *evidence, fix=("ppc64_cpu --smt  # says how many threads of each core are on",))
     return problem(
         f"{len(offline)} of {count(len(machine.present), 'cpu')} are switched off: {format_cpu_list(offline)}.",
         *evidence,
-        mend=tuple(f"echo 1 > {CPU}/cpu{cpu}/online" for cpu in offline[:4])
+        fix=tuple(f"echo 1 > {CPU}/cpu{cpu}/online" for cpu in offline[:4])
         + ((f"# and in the same way the others of {format_cpu_list(offline)}",) if len(offline) > 4 else ()),
         root=True,
     )
@@ -102,10 +102,10 @@ def judge_isolated(facts: Facts) -> Verdict:
         return unknown("Whether cpus are isolated is not stated.", *evidence)
     if not isolated:
         return fine("No cpus are isolated.", *said(facts.kernel.isolated))
-    mend = ("# kernel command line: remove isolcpus=…, or leave these cpus out of it; then restart",)
+    fix = ("# kernel command line: remove isolcpus=…, or leave these cpus out of it; then restart",)
     share = f"{len(isolated)} of {count(len(facts.machine.online), 'cpu')}"
     title = f"{share} are isolated and unused by the plan: {format_cpu_list(isolated)}."
-    return advice(title, *evidence, mend=mend, root=True)
+    return advice(title, *evidence, fix=fix, root=True)
 
 
 def judge_allowed(facts: Facts) -> Verdict:
@@ -124,13 +124,13 @@ def judge_allowed(facts: Facts) -> Verdict:
         return fine("All online cpus may be used.", *evidence)
     allowed = f"{len(machine.allowed)} of {count(len(machine.online), 'online cpu')}"
     within = set(machine.online) if facts.cpuset is None else set(facts.cpuset) & set(machine.online)
-    mend: tuple[str, ...] = ()
+    fix: tuple[str, ...] = ()
     if within - set(machine.allowed):
-        mend += (f"taskset -c {format_cpu_list(within)} launch",)
+        fix += (f"taskset -c {format_cpu_list(within)} launch",)
     if facts.cpuset is not None and set(machine.online) - set(facts.cpuset):
-        mend += (f"docker update --cpuset-cpus {format_cpu_list(machine.online)} CONTAINER  # on the host",)
+        fix += (f"docker update --cpuset-cpus {format_cpu_list(machine.online)} CONTAINER  # on the host",)
     title = f"{allowed} may be used: {format_cpu_list(machine.allowed)}."
-    return advice(title, *evidence, mend=mend, root=any("docker" in line for line in mend))
+    return advice(title, *evidence, fix=fix, root=any("docker" in line for line in fix))
 
 
 def _cpus_or(cpus: tuple[int, ...] | None, otherwise: str) -> str:
@@ -150,13 +150,13 @@ def judge_governor(facts: Facts) -> Verdict:
     if not slow:
         return fine("The governor is performance.", *evidence)
     named = ", ".join(f"{name} on {cpus_text(cpus)}" for name, cpus in slow.items())
-    mend = _set_all("scaling_governor", "performance")
+    fix = _set_all("scaling_governor", "performance")
     if clocks.governors.value is not None and "performance" not in clocks.governors.value.split():
         evidence = (*evidence, *said(clocks.governors))
-        mend = ("modprobe cpufreq_performance", *mend)
+        fix = ("modprobe cpufreq_performance", *fix)
     if "powersave" in slow:
-        return problem(f"The governor holds the lowest clock: {named}.", *evidence, mend=mend, root=True)
-    return advice(f"The governor lets the clock follow the load: {named}.", *evidence, mend=mend, root=True)
+        return problem(f"The governor holds the lowest clock: {named}.", *evidence, fix=fix, root=True)
+    return advice(f"The governor lets the clock follow the load: {named}.", *evidence, fix=fix, root=True)
 
 
 def _set_all(name: str, value: str) -> tuple[str, ...]:
@@ -176,10 +176,10 @@ def judge_preference(facts: Facts) -> Verdict:
         return fine("The processor prefers speed over energy.", *evidence)
     named = ", ".join(f"{name} on {cpus_text(cpus)}" for name, cpus in lazy.items())
     title = f"The processor does not prefer speed over energy: {named}."
-    mend = _set_all("energy_performance_preference", "performance")
+    fix = _set_all("energy_performance_preference", "performance")
     if set(lazy) <= set(HALF_EAGER):
-        return advice(title, *evidence, mend=mend, root=True)
-    return problem(title, *evidence, mend=mend, root=True)
+        return advice(title, *evidence, fix=fix, root=True)
+    return problem(title, *evidence, fix=fix, root=True)
 
 
 def judge_boost(facts: Facts) -> Verdict:
@@ -187,11 +187,11 @@ def judge_boost(facts: Facts) -> Verdict:
     clocks = facts.clocks
     evidence = said(clocks.boost, clocks.no_turbo)
     if clocks.no_turbo.value == "1":
-        mend = (f"echo 0 > {CPU}/intel_pstate/no_turbo",)
-        return problem("Turbo clocks are switched off.", *evidence, mend=mend, root=True)
+        fix = (f"echo 0 > {CPU}/intel_pstate/no_turbo",)
+        return problem("Turbo clocks are switched off.", *evidence, fix=fix, root=True)
     if clocks.boost.value == "0":
-        mend = (f"echo 1 > {CPU}/cpufreq/boost",)
-        return problem("Boost clocks are switched off.", *evidence, mend=mend, root=True)
+        fix = (f"echo 1 > {CPU}/cpufreq/boost",)
+        return problem("Boost clocks are switched off.", *evidence, fix=fix, root=True)
     if clocks.no_turbo.value is None and clocks.boost.value is None:
         return unknown("Whether clocks above the nominal one are allowed is not shown to this kernel.", *evidence)
     return fine("Clocks above the nominal one are allowed.", *evidence)
@@ -216,7 +216,7 @@ def judge_clock_limit(facts: Facts) -> Verdict:
     script = (
         'for d in /sys/devices/system/cpu/cpu*/cpufreq; do cat "$d/cpuinfo_max_freq" > "$d/scaling_max_freq"; done',
     )
-    return problem(title, *evidence, mend=script, root=True)
+    return problem(title, *evidence, fix=script, root=True)
 
 
 def _khz(reading: PerCpu) -> dict[int, int]:
@@ -236,4 +236,4 @@ def judge_heat(facts: Facts) -> Verdict:
     most = max(int(value) for value in counts)
     title = f"Heat has slowed down {cpus_text(sorted(hot))}, up to {count(most, 'time')} since the machine started."
     shown = Evidence(heat.source, f"up to {most}")
-    return advice(title, shown, mend=("# cooling: fans, air flow, power limits in the firmware",))
+    return advice(title, shown, fix=("# cooling: fans, air flow, power limits in the firmware",))

@@ -32,12 +32,12 @@ RECORDED = Evidence("--sysroot", "a recorded machine, on which nothing runs")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check found. ``mend`` has lines for a shell; what no command can do is a comment (``# …``) in them."""
+    """What a check found. ``fix`` has lines for a shell; what no command can do is a comment (``# …``) in them."""
 
     severity: Severity
     title: str
     evidence: tuple[Evidence, ...]
-    mend: tuple[str, ...] = ()
+    fix: tuple[str, ...] = ()
     needs_root: bool = False
 
 
@@ -52,14 +52,14 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding of the report. ``mend`` is None where nothing is to be done; ``needs_root`` is about ``mend``."""
+    """One finding of the report. ``fix`` is None where nothing is to be done; ``needs_root`` is about ``fix``."""
 
     id: str
     severity: Severity
     title: str
     evidence: tuple[Evidence, ...]
     why: str
-    mend: tuple[str, ...] | None
+    fix: tuple[str, ...] | None
     needs_root: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Finding:
             "title": self.title,
             "evidence": [{"source": one.source, "found": one.found} for one in self.evidence],
             "why": self.why,
-            "mend": None if self.mend is None else list(self.mend),
+            "fix": None if self.fix is None else list(self.fix),
             "needs_root": self.needs_root,
         }
 
@@ -80,19 +80,19 @@ def fine(title: str, *evidence: Evidence) -> Verdict:
     return Verdict("fine", title, evidence)
 
 
-def unknown(title: str, *evidence: Evidence, mend: tuple[str, ...] = ()) -> Verdict:
+def unknown(title: str, *evidence: Evidence, fix: tuple[str, ...] = ()) -> Verdict:
     """Could not be decided; the evidence says what was tried."""
-    return Verdict("unknown", title, evidence, mend)
+    return Verdict("unknown", title, evidence, fix)
 
 
-def advice(title: str, *evidence: Evidence, mend: tuple[str, ...] = (), root: bool = False) -> Verdict:
+def advice(title: str, *evidence: Evidence, fix: tuple[str, ...] = (), root: bool = False) -> Verdict:
     """Something may be gained."""
-    return Verdict("advice", title, evidence, mend, root)
+    return Verdict("advice", title, evidence, fix, root)
 
 
-def problem(title: str, *evidence: Evidence, mend: tuple[str, ...] = (), root: bool = False) -> Verdict:
+def problem(title: str, *evidence: Evidence, fix: tuple[str, ...] = (), root: bool = False) -> Verdict:
     """Speed is lost."""
-    return Verdict("problem", title, evidence, mend, root)
+    return Verdict("problem", title, evidence, fix, root)
 
 
 def unseen(what: str) -> Verdict:

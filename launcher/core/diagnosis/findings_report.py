@@ -91,11 +91,11 @@ def _evidence_lines(evidence: Iterable[Evidence], width: int) -> Iterator[str]:
 
 
 def _mend_lines(finding: Finding, width: int) -> Iterator[Text]:
-    commands = finding.mend or ()
+    commands = finding.fix or ()
     if finding.needs_root and not all(command.startswith("#") for command in commands):
         commands = ("# as root:", *commands)
     room = width - len(INDENT) - LABEL
-    yield from _labelled("mend", (line for command in commands for line in _shell(command, room)), "cyan")
+    yield from _labelled("fix", (line for command in commands for line in _shell(command, room)), "cyan")
 
 
 def _labelled(label: str, lines: Iterable[str], style: str = "") -> Iterator[Text]:

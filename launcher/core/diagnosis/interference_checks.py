@@ -58,9 +58,7 @@ def _judge_use(facts: Facts, sample: Sample, cpus: Cpus, what: str) -> Verdict:
         evidence += (Evidence("/proc/PID/stat", "no program seen from here; another container, or the kernel"),)
     which = f"{len(taken)} of the {len(cpus)} {what}" if len(cpus) > 1 else cpus_text(taken)
     title = f"Other programs use {which}."
-    return problem(
-        title, *evidence, mend=_ways_out(facts, programs, taken), root=any(one.foreign for one in programs)
-    )
+    return problem(title, *evidence, fix=_ways_out(facts, programs, taken), root=any(one.foreign for one in programs))
 
 
 def _named(programs: Sequence[Program]) -> tuple[Evidence, ...]:
@@ -112,11 +110,11 @@ def judge_pinned(facts: Facts) -> Verdict:
     held = sorted(planned & {cpu for one in pinned for cpu in one.cpus})
     on = cpus_text(held)
     root = any(one.foreign for one in pinned)
-    mend = _ways_out(facts, pinned, held)
+    fix = _ways_out(facts, pinned, held)
     who = "Another program is" if len(pinned) == 1 else f"{len(pinned)} other programs are"
     if any(one.share >= RAN for one in pinned):
-        return problem(f"{who} pinned to planned {on}, and at work.", looked, *_named(pinned), mend=mend, root=root)
-    return advice(f"{who} pinned to planned {on}, idle now.", looked, *_named(pinned), mend=mend, root=root)
+        return problem(f"{who} pinned to planned {on}, and at work.", looked, *_named(pinned), fix=fix, root=root)
+    return advice(f"{who} pinned to planned {on}, idle now.", looked, *_named(pinned), fix=fix, root=root)
 
 
 def judge_launchers(facts: Facts) -> Verdict:
@@ -137,9 +135,9 @@ def judge_launchers(facts: Facts) -> Verdict:
         return fine("Another launcher runs, on other cpus.", looked, *named)
     title = f"Another launcher has instances on planned {cpus_text(shared)}."
     rest = sorted(cpu for core in facts.machine.cores for cpu in core.cpus if not used & set(core.cpus))
-    mend: tuple[str, ...] = (f"kill -TERM {' '.join(map(str, fronts))}  # ends it, or:",) if fronts else ()
-    mend += (f"taskset -c {format_cpu_list(rest)} launch",) if rest else ("# or start no second one beside it",)
-    return problem(title, looked, *named, mend=mend, root=any(one.foreign for one in workers))
+    fix: tuple[str, ...] = (f"kill -TERM {' '.join(map(str, fronts))}  # ends it, or:",) if fronts else ()
+    fix += (f"taskset -c {format_cpu_list(rest)} launch",) if rest else ("# or start no second one beside it",)
+    return problem(title, looked, *named, fix=fix, root=any(one.foreign for one in workers))
 
 
 def _cpus_of(workers: Sequence[Program], front: int) -> list[int]:
@@ -157,5 +155,5 @@ def judge_stolen(facts: Facts) -> Verdict:
     if mean < STOLEN:
         return fine("No hypervisor takes time away.", evidence)
     title = f"The hypervisor gives {mean:.0%} of the planned cpus' time to others."
-    mend = ("# at the host or provider: dedicated or pinned cpus instead of shared ones",)
-    return problem(title, evidence, mend=mend) if mean >= MUCH_STOLEN else advice(title, evidence, mend=mend)
+    fix = ("# at the host or provider: dedicated or pinned cpus instead of shared ones",)
+    return problem(title, evidence, fix=fix) if mean >= MUCH_STOLEN else advice(title, evidence, fix=fix)

@@ -31,11 +31,11 @@ def judge_quota(facts: Facts) -> Verdict:
     if cpus < 1:
         title = f"The CPU quota of {cpus:g} cpus stops even a single busy core."
     lift = "max" if tightest.source.endswith("cpu.max") else "-1"
-    mend = (
+    fix = (
         f"echo {lift} > {tightest.source}  # where this may be written, or:",
         f"docker update --cpus {cores} CONTAINER  # on the host",
     )
-    return problem(title, *evidence, mend=mend, root=True)
+    return problem(title, *evidence, fix=fix, root=True)
 
 
 def judge_throttling(facts: Facts) -> Verdict:
@@ -45,13 +45,13 @@ def judge_throttling(facts: Facts) -> Verdict:
     if found is None:
         return unknown("Whether a quota has stopped this process is not stated.", Evidence(source, "no nr_throttled"))
     evidence = Evidence(source, f"nr_throttled {found.stopped} of nr_periods {found.periods}, {found.seconds:.1f} s")
-    mend = ("launch topology  # plans within the quota; other programs of the control group use it too",)
+    fix = ("launch topology  # plans within the quota; other programs of the control group use it too",)
     if found.now:
         now = Evidence("the same while looking", count(found.now, "more time", "more times"))
-        return problem("The CPU quota is stopping programs of this control group now.", evidence, now, mend=mend)
+        return problem("The CPU quota is stopping programs of this control group now.", evidence, now, fix=fix)
     if found.stopped > OFTEN * found.periods:
         title = f"The CPU quota has stopped this control group in {found.stopped / found.periods:.0%} of its periods."
-        return advice(title, evidence, mend=mend)
+        return advice(title, evidence, fix=fix)
     return fine("No quota has stopped this process to speak of.", evidence)
 
 
@@ -64,7 +64,7 @@ def judge_open_files(facts: Facts) -> Verdict:
     if hard < 0 or hard >= FEW_FILES:
         return fine(f"The front may have {_files(hard)} open files.", evidence)
     title = f"Only {hard} open files can be allowed, and each connection is one."
-    return advice(title, evidence, mend=(f"prlimit --nofile={ENOUGH_FILES} --pid $$",), root=True)
+    return advice(title, evidence, fix=(f"prlimit --nofile={ENOUGH_FILES} --pid $$",), root=True)
 
 
 def _files(limit: int) -> str:
@@ -78,9 +78,9 @@ def judge_priority(facts: Facts) -> Verdict:
     software = facts.live.software
     evidence = Evidence("nice, sched_getscheduler", f"{software.nice}, {software.scheduling}")
     if software.scheduling in ("SCHED_IDLE", "SCHED_BATCH"):
-        mend = ("chrt --other --pid 0 $$",)
-        return problem(f"Programs started here run as {software.scheduling}.", evidence, mend=mend, root=True)
+        fix = ("chrt --other --pid 0 $$",)
+        return problem(f"Programs started here run as {software.scheduling}.", evidence, fix=fix, root=True)
     if software.nice > 0:
         title = f"Programs started here yield to others: nice {software.nice}."
-        return problem(title, evidence, mend=("renice -n 0 -p $$",), root=True)
+        return problem(title, evidence, fix=("renice -n 0 -p $$",), root=True)
     return fine("Programs started here have at least the usual priority.", evidence)

@@ -31,8 +31,8 @@ def judge_nodes(facts: Facts) -> Verdict:
     spanning = [instance.id for instance in facts.plan.instances if len(instance.nodes) > 1]
     if spanning:
         who = f"Instance {spanning[0]}" if len(spanning) == 1 else f"Each of instances {format_cpu_list(spanning)}"
-        mend = (f"launch --instances {len(nodes)}",)
-        return advice(f"{who} of the default plan spans several nodes.", *evidence, mend=mend)
+        fix = (f"launch --instances {len(nodes)}",)
+        return advice(f"{who} of the default plan spans several nodes.", *evidence, fix=fix)
     if not nodes:
         return fine("The machine has no NUMA nodes.", *evidence)
     if packages and len(nodes) > len(packages):
@@ -47,14 +47,12 @@ def _hidden_nodes(facts: Facts, evidence: tuple[Evidence, ...], packages: int, n
     title = f"{packages} packages are shown as {where}, so memory cannot be kept near its cores."
     line = facts.kernel.command_line
     if line.value is not None and "numa=off" in line.value.split():
-        mend = ("# kernel command line: remove numa=off; then restart",)
-        return problem(title, *evidence, *said(line), mend=mend, root=True)
+        fix = ("# kernel command line: remove numa=off; then restart",)
+        return problem(title, *evidence, *said(line), fix=fix, root=True)
     if facts.kernel.virtual:
-        return advice(
-            title, *evidence, mend=("# at the host: give the guest its nodes (QEMU: -numa; libvirt: <numa>)",)
-        )
-    mend = ("# firmware: node interleaving off (AMD: NPS1 or more), where the processor has nodes at all",)
-    return advice(title, *evidence, mend=mend)
+        return advice(title, *evidence, fix=("# at the host: give the guest its nodes (QEMU: -numa; libvirt: <numa>)",))
+    fix = ("# firmware: node interleaving off (AMD: NPS1 or more), where the processor has nodes at all",)
+    return advice(title, *evidence, fix=fix)
 
 
 def judge_node_memory(facts: Facts) -> Verdict:
@@ -68,14 +66,14 @@ def judge_node_memory(facts: Facts) -> Verdict:
     empty = [node.id for node in nodes if node.memory_bytes == 0]
     if empty:
         title = f"There are usable cores, but no memory, in {nodes_text(empty)}."
-        return problem(title, *evidence, mend=("# hardware: fill the memory slots next to every processor",))
+        return problem(title, *evidence, fix=("# hardware: fill the memory slots next to every processor",))
     allowed = machine.limits.memory_nodes
     barred = [] if allowed is None else [node.id for node in nodes if node.id not in allowed]
     if barred:
         title = f"Cores of {nodes_text(barred)} may be used, but not its memory."
         shown = Evidence("/proc/self/status Mems_allowed_list, cpuset.mems", format_cpu_list(allowed or ()) or "none")
-        mend = (f"docker update --cpuset-mems {format_cpu_list(cores)} CONTAINER  # on the host",)
-        return problem(title, shown, *evidence, mend=mend)
+        fix = (f"docker update --cpuset-mems {format_cpu_list(cores)} CONTAINER  # on the host",)
+        return problem(title, shown, *evidence, fix=fix)
     if any(node.memory_bytes is None for node in nodes):
         return unknown("How much memory each node has is not stated.", *evidence)
     return _judge_equal({node.id: (node.memory_bytes or 0, cores[node.id]) for node in nodes}, evidence)
@@ -94,14 +92,12 @@ def _judge_equal(filled: dict[int, tuple[int, int]], evidence: tuple[Evidence, .
     most = max(total for total, _ in filled.values())
     richest = max(total / cores for total, cores in filled.values())
     poor = [
-        node
-        for node, (total, cores) in filled.items()
-        if total < UNEQUAL * most and total / cores < UNEQUAL * richest
+        node for node, (total, cores) in filled.items() if total < UNEQUAL * most and total / cores < UNEQUAL * richest
     ]
     if poor:
         least = min(filled[node][0] for node in poor)
         title = f"There is less memory in {nodes_text(poor)} than in others: {gib(least)} against {gib(most)}."
-        return advice(title, *evidence, mend=("# hardware: fill the memory slots of all processors alike",))
+        return advice(title, *evidence, fix=("# hardware: fill the memory slots of all processors alike",))
     least = min(total for total, _ in filled.values())
     return fine(f"Every node with cores has memory, {gib(least)} or more.", *evidence)
 
@@ -121,11 +117,11 @@ def judge_room(facts: Facts) -> Verdict:
     if not rooms:
         return unknown("How much memory is free is not stated.", Evidence("/proc/meminfo", "no MemAvailable"))
     room, of = min(rooms, key=lambda pair: pair[0] / pair[1])
-    mend = ("ps -eo pid,rss,args --sort=-rss | head  # who has it",)
+    fix = ("ps -eo pid,rss,args --sort=-rss | head  # who has it",)
     if room < FULL * of:
-        return problem(f"Memory is full: {gib(room)} of {gib(of)} are left.", *evidence, mend=mend)
+        return problem(f"Memory is full: {gib(room)} of {gib(of)} are left.", *evidence, fix=fix)
     if room < NEARLY_FULL * of:
-        return advice(f"Memory is nearly full: {gib(room)} of {gib(of)} are left.", *evidence, mend=mend)
+        return advice(f"Memory is nearly full: {gib(room)} of {gib(of)} are left.", *evidence, fix=fix)
     least, whole = min(rooms)
     return fine(f"{gib(least)} of {gib(whole)} of memory can be had.", *evidence)
 
@@ -138,12 +134,12 @@ def judge_huge_pages(facts: Facts) -> Verdict:
     if enabled is None:
         return unknown("Whether huge pages are given is not stated by this kernel.", *evidence)
     if enabled == "never":
-        mend = (f"echo madvise > {THP}/enabled",)
-        return advice("Transparent huge pages are switched off.", *evidence, mend=mend, root=True)
+        fix = (f"echo madvise > {THP}/enabled",)
+        return advice("Transparent huge pages are switched off.", *evidence, fix=fix, root=True)
     if compaction == "always":
-        mend = (f"echo defer+madvise > {THP}/defrag",)
+        fix = (f"echo defer+madvise > {THP}/defrag",)
         title = "A program that allocates memory may stall while the kernel makes huge pages for it."
-        return advice(title, *evidence, mend=mend, root=True)
+        return advice(title, *evidence, fix=fix, root=True)
     to = "to every program" if enabled == "always" else "to programs that ask for them"
     return fine(f"Huge pages are given {to}.", *evidence)
 
@@ -168,8 +164,8 @@ def judge_balancing(facts: Facts) -> Verdict:
     if levels and levels <= {"bind", "preferred"}:
         title = "The kernel moves memory between nodes, but not that of instances, which is bound."
         return fine(title, *evidence, Evidence("bindings tried", ", ".join(sorted(levels))))
-    mend = ("sysctl -w kernel.numa_balancing=0",)
-    return advice("The kernel moves memory between nodes by itself.", *evidence, mend=mend, root=True)
+    fix = ("sysctl -w kernel.numa_balancing=0",)
+    return advice("The kernel moves memory between nodes by itself.", *evidence, fix=fix, root=True)
 
 
 def judge_swap(facts: Facts) -> Verdict:
@@ -186,13 +182,13 @@ def judge_swap(facts: Facts) -> Verdict:
     if not total:
         return fine("There is no swap.", *evidence)
     evidence += said(memory.swappiness)
-    mend: tuple[str, ...] = ("sysctl -w vm.swappiness=1",)
+    fix: tuple[str, ...] = ("sysctl -w vm.swappiness=1",)
     if facts.machine.free_bytes is not None and used < facts.machine.free_bytes // 2:
-        mend += ("swapoff -a && swapon -a  # brings what is swapped out back into memory",)
+        fix += ("swapoff -a && swapon -a  # brings what is swapped out back into memory",)
     swapped = facts.live.sample.swapped if facts.live else None
     if swapped and facts.live:
         shown = Evidence("/proc/vmstat pswpin + pswpout", f"{swapped} pages in {facts.live.sample.seconds:.1f} s")
-        return problem("Memory is being swapped right now.", shown, *evidence, mend=mend, root=True)
+        return problem("Memory is being swapped right now.", shown, *evidence, fix=fix, root=True)
     if used:
-        return advice(f"{gib(used)} of memory are swapped out.", *evidence, mend=mend, root=True)
+        return advice(f"{gib(used)} of memory are swapped out.", *evidence, fix=fix, root=True)
     return fine("There is swap, and nothing in it.", *evidence)

@@ -77,9 +77,9 @@ def judge_numactl(facts: Facts) -> Verdict:
     path = facts.live.software.numactl
     if path is not None:
         return fine("numactl is installed.", Evidence("which numactl", path))
-    mend, root = _install("numactl", facts.live.software, "numactl")
+    fix, root = _install("numactl", facts.live.software, "numactl")
     title = "numactl is missing; workers bind themselves by system calls."
-    return advice(title, Evidence("which numactl", "nothing in PATH"), mend=mend, root=root)
+    return advice(title, Evidence("which numactl", "nothing in PATH"), fix=fix, root=root)
 
 
 def _install(what: str, software: Software, name: str) -> tuple[tuple[str, ...], bool]:
@@ -109,14 +109,14 @@ def judge_policy(facts: Facts) -> Verdict:
         return fine(f"Instances can be bound to their {what}.", *evidence)
     evidence += tuple(Evidence("refused", reason) for reason in dict.fromkeys(binding.reason for _, binding in less))
     who = format_cpu_list([number for number, _ in less])
-    mend = (
+    fix = (
         "docker run --cap-add SYS_NICE …  # its filter lets set_mempolicy and mbind pass then",
         f"docker update --cpuset-mems {_all_nodes(facts)} CONTAINER  # when a node is not allowed",
     )
     level = less[0][1].level
     if level == "none":
-        return problem(f"Instances {who} cannot be bound at all.", *evidence, mend=mend)
-    return problem(f"Memory of instances {who} cannot be bound; what works is: {level}.", *evidence, mend=mend)
+        return problem(f"Instances {who} cannot be bound at all.", *evidence, fix=fix)
+    return problem(f"Memory of instances {who} cannot be bound; what works is: {level}.", *evidence, fix=fix)
 
 
 def _all_nodes(facts: Facts) -> str:
@@ -132,14 +132,14 @@ def judge_allocator(facts: Facts) -> Verdict:
     if usable:
         found = tuple(Evidence(f"a process with {name} preloaded", path) for name, path in usable)
         return fine(f"{' and '.join(name for name, _ in usable)} can be preloaded.", *found)
-    mend, root = _install("allocator", software, "tcmalloc (gperftools) or jemalloc")
+    fix, root = _install("allocator", software, "tcmalloc (gperftools) or jemalloc")
     refused = [pair for one in software.allocators for pair in one.refused]
     if refused:
         evidence = tuple(Evidence(path, why) for path, why in refused)
-        return advice("An allocator is there, but cannot be preloaded.", *evidence, mend=mend, root=root)
+        return advice("An allocator is there, but cannot be preloaded.", *evidence, fix=fix, root=root)
     places = dict.fromkeys(place for one in software.allocators for place in one.places)
     sought = Evidence(", ".join(places), "no tcmalloc, no jemalloc")
-    return advice("Neither tcmalloc nor jemalloc is installed.", sought, mend=mend, root=root)
+    return advice("Neither tcmalloc nor jemalloc is installed.", sought, fix=fix, root=root)
 
 
 def judge_torch(facts: Facts) -> Verdict:
@@ -149,12 +149,12 @@ def judge_torch(facts: Facts) -> Verdict:
     software = facts.live.software
     shown = Evidence("version of the installed distribution torch", software.torch or "not installed")
     if software.torch is None:
-        return problem("torch is not installed in this environment.", shown, mend=("./scripts/setup run",))
+        return problem("torch is not installed in this environment.", shown, fix=("./scripts/setup run",))
     if not software.cuda_parts:
         return fine(f"torch {software.torch} is built for CPUs.", shown)
     parts = Evidence("files of torch, distributions nvidia-*", ", ".join(software.cuda_parts[:6]))
-    mend = ("# install the CPU build of the same version, then: pip uninstall those nvidia-* packages",)
-    return advice(f"torch {software.torch} is a build for CUDA.", shown, parts, mend=mend)
+    fix = ("# install the CPU build of the same version, then: pip uninstall those nvidia-* packages",)
+    return advice(f"torch {software.torch} is a build for CUDA.", shown, parts, fix=fix)
 
 
 def judge_threads_set(facts: Facts) -> Verdict:
@@ -167,11 +167,11 @@ def judge_threads_set(facts: Facts) -> Verdict:
     evidence = tuple(Evidence("environment", f"{name}={value}") for name, value in found.items())
     if gomp is not None:
         evidence = (Evidence("environment", f"GOMP_CPU_AFFINITY={gomp}"), *evidence)
-        mend = (f"unset {' '.join(['GOMP_CPU_AFFINITY', *placing])}",)
-        return problem("GOMP_CPU_AFFINITY moves the threads of every instance.", *evidence, mend=mend)
+        fix = (f"unset {' '.join(['GOMP_CPU_AFFINITY', *placing])}",)
+        return problem("GOMP_CPU_AFFINITY moves the threads of every instance.", *evidence, fix=fix)
     if placing:
-        mend = (f"unset {' '.join(placing)}",)
-        return advice(f"{', '.join(placing)} may move threads off the planned cores.", *evidence, mend=mend)
+        fix = (f"unset {' '.join(placing)}",)
+        return advice(f"{', '.join(placing)} may move threads off the planned cores.", *evidence, fix=fix)
     if found:
         return fine("What is set moves no threads, and workers get their number from the plan.", *evidence)
     return fine("Nothing in the environment moves threads.", Evidence("environment", f"none of {', '.join(PLACING)}"))
@@ -196,7 +196,7 @@ def judge_isa_limit(facts: Facts) -> Verdict:
         return fine("The limits on instruction sets take nothing from this processor.", *evidence)
     names = " ".join(name for name in (*ONEDNN_NAMES, "ATEN_CPU_CAPABILITY") if environment.get(name))
     title = f"The environment keeps libraries from {_listed(lost)}."
-    return problem(title, *evidence, mend=(f"unset {names}",))
+    return problem(title, *evidence, fix=(f"unset {names}",))
 
 
 def lost_by(name: str, value: str, isa: Iterable[str]) -> set[str]:
@@ -229,8 +229,8 @@ def judge_isa(facts: Facts) -> Verdict:
     missing = expected - set(machine.isa)
     if missing:
         title = f"This processor ({name}) has {_listed(missing)}, but the kernel does not show it."
-        mend, evidence = _unhide(facts, missing)
-        return problem(title, shown, number, *evidence, mend=mend, root=True)
+        fix, evidence = _unhide(facts, missing)
+        return problem(title, shown, number, *evidence, fix=fix, root=True)
     if not BF16_FLAGS & set(machine.isa):
         title = "There are no instructions for bf16, so that models run in fp32."
         return fine(title, shown, number)
@@ -260,10 +260,10 @@ def _unhide(facts: Facts, missing: frozenset[str]) -> tuple[tuple[str, ...], tup
     if missing <= AMX | {"amx_fp16"} and release is not None and release < AMX_KERNEL:
         return ("# a kernel of 5.16 or newer, which knows AMX",), said(kernel.release)
     if kernel.virtual:
-        mend = ("# at the host: pass the processor through (QEMU: -cpu host; libvirt: host-passthrough)",)
-        return mend, said(kernel.virtual_sign, kernel.release)
-    mend = ("# kernel command line: remove clearcpuid=… and nosve; firmware: switch these instructions on",)
-    return mend, said(kernel.command_line, kernel.release)
+        fix = ("# at the host: pass the processor through (QEMU: -cpu host; libvirt: host-passthrough)",)
+        return fix, said(kernel.virtual_sign, kernel.release)
+    fix = ("# kernel command line: remove clearcpuid=… and nosve; firmware: switch these instructions on",)
+    return fix, said(kernel.command_line, kernel.release)
 
 
 def _listed(flags: Iterable[str]) -> str:
@@ -285,7 +285,7 @@ def judge_kernel(facts: Facts) -> Verdict:
     several = sum(node.memory_bytes != 0 for node in facts.machine.nodes) > 1
     if release < PREFERRED_MANY_KERNEL and several:
         title = "This kernel cannot prefer the memory of several nodes at once."
-        return advice(title, *evidence, mend=("# a kernel of 5.15 or newer",), root=True)
+        return advice(title, *evidence, fix=("# a kernel of 5.15 or newer",), root=True)
     return fine("The kernel is new enough.", *evidence)
 
 
@@ -301,10 +301,10 @@ def judge_clock_source(facts: Facts) -> Verdict:
         return unknown(f"Whether the clock {current.value} is read quickly is not known here.", *evidence)
     better = next((one for one in FAST_CLOCKS if one in (available.value or "").split()), None)
     if better is None:
-        mend = ("# kernel log: why was tsc given up?  dmesg | grep -i -e tsc -e clocksource",)
+        fix = ("# kernel log: why was tsc given up?  dmesg | grep -i -e tsc -e clocksource",)
     else:
-        mend = (f"echo {better} > {current.source}",)
-    return advice(f"Reading the clock {current.value} is slow.", *evidence, mend=mend, root=True)
+        fix = (f"echo {better} > {current.source}",)
+    return advice(f"Reading the clock {current.value} is slow.", *evidence, fix=fix, root=True)
 
 
 def judge_mitigations(facts: Facts) -> Verdict:
@@ -317,9 +317,9 @@ def judge_mitigations(facts: Facts) -> Verdict:
     gathers = [one for one in active if one.source.endswith("/gather_data_sampling")]
     if not gathers:
         return fine(f"None of {count(len(active), 'mitigation')} in place slows computing.", *_brief(active))
-    mend = ("# a decision about security: kernel command line gather_data_sampling=off, where no one else runs code",)
+    fix = ("# a decision about security: kernel command line gather_data_sampling=off, where no one else runs code",)
     title = "Gather instructions are slowed down by a mitigation in microcode."
-    return advice(title, *said(*gathers), mend=mend, root=True)
+    return advice(title, *said(*gathers), fix=fix, root=True)
 
 
 def _brief(readings: list[Reading]) -> tuple[Evidence, ...]:
@@ -333,5 +333,5 @@ def judge_contradictions(facts: Facts) -> Verdict:
     if not warnings:
         return fine("What the machine says of itself agrees.", Evidence("launch topology", "no contradictions"))
     evidence = tuple(Evidence("launch topology", warning) for warning in warnings)
-    mend = ("launch topology  # shows how the contradictions were resolved",)
-    return advice("What the machine says of itself does not agree.", *evidence, mend=mend)
+    fix = ("launch topology  # shows how the contradictions were resolved",)
+    return advice("What the machine says of itself does not agree.", *evidence, fix=fix)

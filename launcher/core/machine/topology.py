@@ -273,9 +273,7 @@ def _check(machine: Machine) -> None:
         raise UsageError("The machine has several cores of one id; ids tell cores apart")
     if not set(cpus) <= set(machine.allowed):
         extra = set(cpus) - set(machine.allowed)
-        raise UsageError(
-            f"The machine has cores with cpus {format_cpu_list(extra)}, which it does not list as allowed"
-        )
+        raise UsageError(f"The machine has cores with cpus {format_cpu_list(extra)}, which it does not list as allowed")
     if len({node.id for node in machine.nodes}) < len(machine.nodes):
         raise UsageError("The machine has several nodes of one id; ids tell nodes apart")
     lost = {core.node for core in machine.cores} - {None} - {node.id for node in machine.nodes}

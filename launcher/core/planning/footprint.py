@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection
 from typing import Literal
 
-from launcher.core.protocol.model_info import ModelCard, RunDtype
+from launcher.core.protocol.model_info import ModelInfo, RunDtype
 
 # Any of these computes bf16 products natively; without them bf16 is emulated and slower than fp32.
 BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
@@ -25,13 +25,13 @@ def choose_dtype(asked: Literal["auto", "bf16", "fp32", "int8"], isa: Collection
     return "bf16" if BF16_FLAGS.intersection(isa) else "fp32"
 
 
-def instance_bytes(card: ModelCard) -> int:
+def instance_bytes(model_info: ModelInfo) -> int:
     """Memory that one instance needs at its peak.
 
     Weights are read in fp32 whatever they are run in; the activations and the copies that libraries make of
     reordered weights are put at half of that.
     """
-    return RUNTIME_BYTES + card.weight_bytes + card.weight_bytes // 2
+    return RUNTIME_BYTES + model_info.weight_bytes + model_info.weight_bytes // 2
 
 
 # The lengths of a mixed batch stand to the longest item that is taken as these; a typical text of a mix of queries,

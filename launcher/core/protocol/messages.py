@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from launcher.core.protocol.model_info import ModelCard, RunDtype
+from launcher.core.protocol.model_info import ModelInfo, RunDtype
 
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
@@ -24,7 +24,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     also where the model could take them packed.
     """
 
-    card: ModelCard
+    model_info: ModelInfo
     dtype: RunDtype
     backend: Literal["eager", "compile", "fake"]
     warmup: tuple[tuple[int, int], ...]

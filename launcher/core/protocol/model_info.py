@@ -18,7 +18,7 @@ Scores = Literal["softmax", "sigmoid", "raw"]
 FLOAT32_BYTES = 4
 
 
-class ModelCard(msgspec.Struct, frozen=True):
+class ModelInfo(msgspec.Struct, frozen=True):
     """Facts of one model.
 
     ``name`` is what clients call it, ``asked`` what the user gave to ``--model``. ``folder`` holds config and

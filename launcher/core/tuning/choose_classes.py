@@ -84,9 +84,7 @@ def choose_classes(
         if plan is None:
             continue
         tried += 1
-        found = predict(
-            specs_of(plan), basis, traffic, classes=groups, limit=limit, rate=equal.rate, items=tried_items
-        )
+        found = predict(specs_of(plan), basis, traffic, classes=groups, limit=limit, rate=equal.rate, items=tried_items)
         ratio = against(found, equal)
         if _is_fair(found, equal) and (best is None or ratio < best[0]):
             best = ratio, specs, plan

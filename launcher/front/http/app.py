@@ -35,9 +35,9 @@ _HEALTH = _encode(Health())
 
 def create_app(services: Services) -> Starlette:
     """The application with all routes of the HTTP contract; it holds no state besides ``services``."""
-    models, reports = Models(services.card), Reports(services)
+    models, reports = Models(services.model_info), Reports(services)
     intake = Intake(services.options.body_bytes, INSIDE_BYTES)
-    predict = TagRoute if services.card.task == "tag" else PredictRoute
+    predict = TagRoute if services.model_info.task == "tag" else PredictRoute
     computing: list[ComputeRoute[Any]] = [EmbeddingsRoute(services, intake), predict(services, intake)]
     routes: list[BaseRoute] = [
         *(route for endpoint in computing for route in _both(endpoint.path, endpoint, "POST")),
@@ -86,7 +86,7 @@ class Reports:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        document = openapi_document(services.card, services.options)
+        document = openapi_document(services.model_info, services.options)
         self._openapi = _encode(document)
         self._docs = docs_page(document).encode()
 

@@ -16,16 +16,16 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Dispatcher, Vectors
 from launcher.front.http.bodies import BodyDecoder, as_lists
-from launcher.front.http.disconnect import ClientGone, Presence, presence_of
+from launcher.front.http.disconnect import ClientGone, DisconnectWatch, disconnect_watch_of
 from launcher.front.http.errors import error_body, error_headers, internal_error_body
 from launcher.front.http.exchange import Headers, Intake, Unread, closing, in_time, reply_and_close
 from launcher.front.http.large import INLINE_BYTES, LargeBodyDecoder
-from launcher.front.http.request_headers import terms_of
+from launcher.front.http.request_headers import parse_request_headers
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
@@ -49,7 +49,7 @@ class Services:
 
     dispatcher: Dispatcher
     tokenizer: FrontTokenizer
-    card: ModelCard
+    model_info: ModelInfo
     options: FrontOptions
     info: Callable[[], Mapping[str, Any]]
     states: Callable[[], Mapping[str, Any]]
@@ -67,7 +67,7 @@ class ComputeRoute(Generic[Body]):
 
     def __init__(self, services: Services, intake: Intake) -> None:
         self._intake = intake
-        self._card = services.card
+        self._model_info = services.model_info
         self._dispatcher = services.dispatcher
         self._tokenizer = services.tokenizer
         self._options = services.options
@@ -125,35 +125,37 @@ class ComputeRoute(Generic[Body]):
     async def _answer(self, scope: Scope, receive: Receive, arrived: float) -> tuple[bytes, Headers]:
         raw = await self._intake.read(scope, receive)
         try:
-            presence = presence_of(scope)
-            terms = terms_of(scope["headers"])
-            self._metrics.asked(terms.priority)
-            if terms.deadline is None:
-                return await self._compute(raw, presence, terms.priority, None)
+            disconnect = disconnect_watch_of(scope)
+            request_headers = parse_request_headers(scope["headers"])
+            self._metrics.asked(request_headers.priority)
+            if request_headers.deadline is None:
+                return await self._compute(raw, disconnect, request_headers.priority, None)
             try:
-                return await self._compute(raw, presence, terms.priority, arrived + terms.deadline)
+                return await self._compute(
+                    raw, disconnect, request_headers.priority, arrived + request_headers.deadline
+                )
             except RequestError as error:
                 if error.status == DEADLINE_STATUS:
-                    self._metrics.missed(terms.priority, error.code)
+                    self._metrics.missed(request_headers.priority, error.code)
                 raise
         finally:
             self._intake.release(raw)
 
     async def _compute(
-        self, raw: bytes, presence: Presence, priority: Priority, deadline: float | None
+        self, raw: bytes, disconnect: DisconnectWatch, priority: Priority, deadline: float | None
     ) -> tuple[bytes, Headers]:
         clock = time.perf_counter
         started = clock()
-        body, ignored = await self._read(raw, presence, priority)
+        body, ignored = await self._read(raw, disconnect, priority)
         self.check(body)
         parsed = clock()
-        tokenized = await self._tokenize(body, presence, priority, deadline)
+        tokenized = await self._tokenize(body, disconnect, priority, deadline)
         done = clock()
         self._parse_seconds(parsed - started)
         self._tokenize_seconds(done - parsed)
 
         future = self._dispatcher.enqueue(tokenized.items, priority=priority, deadline=deadline)
-        outcome = await presence.wait(future)
+        outcome = await disconnect.wait(future)
 
         started = clock()
         self._queue_seconds(outcome.queue_seconds)
@@ -163,13 +165,13 @@ class ComputeRoute(Generic[Body]):
         self._reply_seconds(clock() - started)
         return payload, _notes(tokenized, ignored) if ignored or tokenized.truncated else ()
 
-    async def _read(self, raw: bytes, presence: Presence, priority: Priority) -> tuple[Body, Sequence[str]]:
+    async def _read(self, raw: bytes, disconnect: DisconnectWatch, priority: Priority) -> tuple[Body, Sequence[str]]:
         if len(raw) <= INLINE_BYTES:
             return self._decoder.decode(raw)
         self._dispatcher.check_admission(1, ahead=self._tokenizer.pending, priority=priority)
 
         async def decode() -> tuple[Body, Sequence[str]]:
-            return await presence.wait(self._tokenizer.in_thread(1, self._large.decode, raw))
+            return await disconnect.wait(self._tokenizer.in_thread(1, self._large.decode, raw))
 
         return await (self._in_turn(decode) if priority == "bulk" else decode())
 
@@ -179,7 +181,7 @@ class ComputeRoute(Generic[Body]):
             return await work()
 
     async def _tokenize(
-        self, body: Body, presence: Presence, priority: Priority, deadline: float | None
+        self, body: Body, disconnect: DisconnectWatch, priority: Priority, deadline: float | None
     ) -> Tokenized:
         value, truncate = self.inputs(body)
         texts, ids = as_lists(value, self.field, self._options.request_items)
@@ -189,8 +191,8 @@ class ComputeRoute(Generic[Body]):
 
         def tokenize() -> Awaitable[Tokenized]:
             if texts is not None:
-                return self._tokenizer.texts(texts, truncate=truncate, field=self.field, wait=presence.wait)
-            return self._tokenizer.ids(ids or (), truncate=truncate, field=self.field, wait=presence.wait)
+                return self._tokenizer.texts(texts, truncate=truncate, field=self.field, wait=disconnect.wait)
+            return self._tokenizer.ids(ids or (), truncate=truncate, field=self.field, wait=disconnect.wait)
 
         tokenized = self._in_turn(tokenize) if priority == "bulk" else tokenize()
         return await (tokenized if deadline is None else in_time(tokenized, deadline - self._dispatcher.now()))

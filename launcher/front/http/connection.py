@@ -13,7 +13,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from launcher.front.http.disconnect import EXTENSION, Presence
+from launcher.front.http.disconnect import EXTENSION, DisconnectWatch
 from launcher.front.http.errors import error_body
 
 # Of request line and headers, in bytes; what comes with their first packet is not counted.
@@ -80,8 +80,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         super().connection_made(cast(asyncio.Transport, JoinedWrites(cast(asyncio.Transport, transport), self.loop)))
-        self._presence = Presence()
-        self._extensions: dict[str, Any] = {EXTENSION: self._presence}
+        self._disconnect = DisconnectWatch()
+        self._extensions: dict[str, Any] = {EXTENSION: self._disconnect}
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
@@ -89,7 +89,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # uvicorn tells the newest request only, which may be one that waits for those before it.
         if self._running is not None:
             self._running.disconnected = True
-        self._presence.leave()
+        self._disconnect.leave()
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""

@@ -21,7 +21,7 @@ class ClientGone(Exception):
     """The client has closed its connection; nobody waits for an answer."""
 
 
-class Presence:
+class DisconnectWatch:
     """One client, and what is awaited for it. A connection works on one request at a time, which awaits one thing."""
 
     __slots__ = ("_awaited", "_gone")
@@ -51,7 +51,7 @@ class Presence:
             self._awaited = None
 
 
-def presence_of(scope: Scope) -> Presence:
+def disconnect_watch_of(scope: Scope) -> DisconnectWatch:
     """That of the client of a request; of one that never leaves where the server does not tell."""
-    presence = scope.get("extensions", {}).get(EXTENSION)
-    return presence if isinstance(presence, Presence) else Presence()
+    disconnect = scope.get("extensions", {}).get(EXTENSION)
+    return disconnect if isinstance(disconnect, DisconnectWatch) else DisconnectWatch()

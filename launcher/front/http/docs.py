@@ -82,9 +82,7 @@ def _request(path: str, operation: Json, schemas: Json) -> str:
     if "requestBody" in operation:
         content = operation["requestBody"]["content"]["application/json"]
         example = json.dumps(content["example"], indent=2)
-        curl = (
-            f"curl http://HOST:PORT{path} -H 'content-type: application/json' -d '{json.dumps(content['example'])}'"
-        )
+        curl = f"curl http://HOST:PORT{path} -H 'content-type: application/json' -d '{json.dumps(content['example'])}'"
         lines = example.count("\n") + 1
         return (
             f"{_fields(schemas[content['schema']['$ref'].rsplit('/', 1)[1]])}<pre>{escape(curl)}</pre>"

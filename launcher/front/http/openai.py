@@ -12,7 +12,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Vectors
 from launcher.front.http.bodies import EmbeddingsRequest, Model, ModelList, Usage
@@ -55,18 +55,18 @@ class EmbeddingsRoute(ComputeRoute[EmbeddingsRequest]):
 
     def __init__(self, services: Services, intake: Intake) -> None:
         super().__init__(services, intake)
-        self._model_json = _encode(self._card.name)
+        self._model_json = _encode(self._model_info.name)
 
     def check(self, body: EmbeddingsRequest) -> None:
         """See the base class."""
-        check_model(body.model, self._card)
-        if self._card.task != "embed":
-            does = "classifies" if self._card.task == "classify" else "tags tokens"
+        check_model(body.model, self._model_info)
+        if self._model_info.task != "embed":
+            does = "classifies" if self._model_info.task == "classify" else "tags tokens"
             raise RequestError(
-                f"the model {self._card.name!r} {does} and has no embeddings; use POST /predict",
+                f"the model {self._model_info.name!r} {does} and has no embeddings; use POST /predict",
                 code="wrong_task",
             )
-        hidden = self._card.result_width
+        hidden = self._model_info.result_width
         if body.dimensions is not None and not 1 <= body.dimensions <= hidden:
             raise RequestError(
                 f"'dimensions' is {body.dimensions}, the model's vectors have 1 to {hidden} values",
@@ -82,7 +82,7 @@ class EmbeddingsRoute(ComputeRoute[EmbeddingsRequest]):
         """See the base class."""
         if body.dimensions is None or body.dimensions == results.shape[1]:
             return results
-        return shorten(results, body.dimensions, self._card.normalize)
+        return shorten(results, body.dimensions, self._model_info.normalize)
 
     def entries(self, body: EmbeddingsRequest, results: Vectors, first: int) -> list[bytes]:
         """See the base class."""
@@ -99,12 +99,12 @@ class EmbeddingsRoute(ComputeRoute[EmbeddingsRequest]):
         return b'{"object":"list","data":[', after
 
 
-def check_model(asked: str | None, card: ModelCard) -> None:
+def check_model(asked: str | None, model_info: ModelInfo) -> None:
     """Raise ``RequestError`` unless the request is for the model that is served."""
-    if asked is None or asked in (card.name, card.asked):
+    if asked is None or asked in (model_info.name, model_info.asked):
         return
     raise RequestError(
-        f"the model {asked[:200]!r} is not served here; this server has {card.name!r}",
+        f"the model {asked[:200]!r} is not served here; this server has {model_info.name!r}",
         status=404,
         code="model_not_found",
         param="model",
@@ -114,9 +114,9 @@ def check_model(asked: str | None, card: ModelCard) -> None:
 class Models:
     """``GET /v1/models`` and ``GET /v1/models/{id}``."""
 
-    def __init__(self, card: ModelCard) -> None:
-        self._card = card
-        self._model = Model(card.name, int(time.time()))
+    def __init__(self, model_info: ModelInfo) -> None:
+        self._model_info = model_info
+        self._model = Model(model_info.name, int(time.time()))
 
     async def list(self, request: Request) -> Response:
         """The one model that is served."""
@@ -125,7 +125,7 @@ class Models:
     async def one(self, request: Request) -> Response:
         """The model with this id, or 404."""
         try:
-            check_model(request.path_params["id"], self._card)
+            check_model(request.path_params["id"], self._model_info)
         except RequestError as error:
             body = error_body(str(error), error.status, error.code, error.param)
             return Response(body, error.status, media_type="application/json")

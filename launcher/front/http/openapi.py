@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.events import PRIORITIES
 from launcher.front.http.bodies import (
     EmbeddingsReply,
@@ -45,7 +45,7 @@ _COMPUTE_ERRORS = {
     503: "No instance is ready, or the server is shutting down.",
     504: "The deadline cannot be met (refused at once), or passed while inputs waited.",
 }
-_TERMS: list[dict[str, Any]] = [
+_REQUEST_HEADERS: list[dict[str, Any]] = [
     {
         "name": PRIORITY_HEADER,
         "in": "header",
@@ -63,35 +63,39 @@ _TERMS: list[dict[str, Any]] = [
 Json = dict[str, Any]
 
 
-def openapi_document(card: ModelCard, options: FrontOptions) -> Json:
+def openapi_document(model_info: ModelInfo, options: FrontOptions) -> Json:
     """The document for the served model, as JSON values."""
-    types = (*_TYPES, *_predict_types(card))
+    types = (*_TYPES, *_predict_types(model_info))
     (_, components) = msgspec.json.schema_components(types, ref_template=_REF)
     limits = (
         f"A request may have {options.request_items} inputs and {options.body_bytes} bytes; "
-        f"the model takes {card.max_length} tokens an input. Paths may end with a slash."
+        f"the model takes {model_info.max_length} tokens an input. Paths may end with a slash."
     )
     return {
         "openapi": "3.1.0",
-        "info": {"title": "launcher", "version": version("launcher"), "description": f"Serves {card.name}. {limits}"},
-        "paths": _compute_paths(card) | _report_paths(),
+        "info": {
+            "title": "launcher",
+            "version": version("launcher"),
+            "description": f"Serves {model_info.name}. {limits}",
+        },
+        "paths": _compute_paths(model_info) | _report_paths(),
         "components": {"schemas": components},
     }
 
 
-def _predict_types(card: ModelCard) -> tuple[type, type]:
-    return (TagRequest, TagReply) if card.task == "tag" else (PredictRequest, PredictReply)
+def _predict_types(model_info: ModelInfo) -> tuple[type, type]:
+    return (TagRequest, TagReply) if model_info.task == "tag" else (PredictRequest, PredictReply)
 
 
-def _compute_paths(card: ModelCard) -> Json:
+def _compute_paths(model_info: ModelInfo) -> Json:
     embeddings = _compute(
         "Embeddings, as OpenAI's API has them",
         EmbeddingsRequest,
         EmbeddingsReply,
-        {"input": ["What is a core?", "A core computes."], "model": card.name},
+        {"input": ["What is a core?", "A core computes."], "model": model_info.name},
         {404: "The model is not the one that is served."},
     )
-    asked, answered = _predict_types(card)
+    asked, answered = _predict_types(model_info)
     predict = _compute("The result of the model's own task", asked, answered, {"inputs": ["What is a core?"]}, {})
     return {"/v1/embeddings": {"post": embeddings}, "/predict": {"post": predict}}
 
@@ -102,7 +106,7 @@ def _compute(summary: str, body: type, answer: type, example: Json, errors: dict
     for status, description in sorted({**_COMPUTE_ERRORS, **errors}.items()):
         responses[str(status)] = _response(description, ErrorBody)
     asked = {"required": True, "content": content}
-    return {"summary": summary, "parameters": _TERMS, "requestBody": asked, "responses": responses}
+    return {"summary": summary, "parameters": _REQUEST_HEADERS, "requestBody": asked, "responses": responses}
 
 
 def _report_paths() -> Json:

@@ -26,7 +26,9 @@ class PredictRoute(ComputeRoute[PredictRequest]):
 
     def __init__(self, services: Services, intake: Intake) -> None:
         super().__init__(services, intake)
-        self._before = _encode({"model": self._card.name, "task": self._card.task})[:-1] + b',"predictions":['
+        self._before = (
+            _encode({"model": self._model_info.name, "task": self._model_info.task})[:-1] + b',"predictions":['
+        )
 
     def check(self, body: PredictRequest) -> None:
         """Nothing is left to check."""
@@ -37,8 +39,8 @@ class PredictRoute(ComputeRoute[PredictRequest]):
 
     def entries(self, body: PredictRequest, results: Vectors, first: int) -> list[bytes]:
         """See the base class."""
-        if self._card.task == "classify":
-            return [_encode(ranked(row, self._card.labels)) for row in results]
+        if self._model_info.task == "classify":
+            return [_encode(ranked(row, self._model_info.labels)) for row in results]
         return [vector_json(row) for row in results]
 
     def envelope(self, tokenized: Tokenized) -> tuple[bytes, bytes]:

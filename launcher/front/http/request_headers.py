@@ -20,17 +20,17 @@ _BY_NAME: dict[bytes, Priority] = {priority.encode(): priority for priority in P
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RequestHeaders:
     """``deadline`` is in seconds from the arrival of the request's head."""
 
     priority: Priority = "interactive"
     deadline: float | None = None
 
 
-USUAL = Terms()
+USUAL = RequestHeaders()
 
 
-def terms_of(headers: Sequence[tuple[bytes, bytes]]) -> Terms:
+def parse_request_headers(headers: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
     """The terms that the headers of a request ask for. Raises ``RequestError``."""
     asked = [entry for entry in headers if entry[0] == _PRIORITY or entry[0] == _DEADLINE]
     if not asked:
@@ -41,7 +41,7 @@ def terms_of(headers: Sequence[tuple[bytes, bytes]]) -> Terms:
             f"{PRIORITY_HEADER} or {DEADLINE_HEADER} is given twice; give each at most once", code="invalid_header"
         )
     priority, deadline = values.get(_PRIORITY), values.get(_DEADLINE)
-    return Terms(
+    return RequestHeaders(
         "interactive" if priority is None else _priority(priority), None if deadline is None else _seconds(deadline)
     )
 

@@ -18,7 +18,7 @@ from launcher.errors import RequestError
 from launcher.front.dispatcher import Vectors
 from launcher.front.http.bodies import Tagged, TagRequest
 from launcher.front.http.compute import ComputeRoute, Services
-from launcher.front.http.disconnect import Presence
+from launcher.front.http.disconnect import DisconnectWatch
 from launcher.front.http.exchange import Intake
 from launcher.front.http.openai import usage
 from launcher.front.tokenizer import Tokenized
@@ -45,8 +45,8 @@ class TagRoute(ComputeRoute[TagRequest]):
 
     def __init__(self, services: Services, intake: Intake) -> None:
         super().__init__(services, intake)
-        self._before = _encode({"model": self._card.name, "task": "tag"})[:-1] + b',"predictions":['
-        self._labels = self._card.labels
+        self._before = _encode({"model": self._model_info.name, "task": "tag"})[:-1] + b',"predictions":['
+        self._labels = self._model_info.labels
         self._outside = np.array([label == OUTSIDE for label in self._labels])
         self._special_ids = np.array(sorted(self._tokenizer.special_ids), dtype=np.int32)
 
@@ -64,10 +64,10 @@ class TagRoute(ComputeRoute[TagRequest]):
         return body.inputs, body.truncate
 
     async def _tokenize(
-        self, body: TagRequest, presence: Presence, priority: Priority, deadline: float | None
+        self, body: TagRequest, disconnect: DisconnectWatch, priority: Priority, deadline: float | None
     ) -> Tokenized:
-        tokenized = await super()._tokenize(body, presence, priority, deadline)
-        most = RESULT_BYTES // (FLOAT32_BYTES * self._card.result_width)
+        tokenized = await super()._tokenize(body, disconnect, priority, deadline)
+        most = RESULT_BYTES // (FLOAT32_BYTES * self._model_info.result_width)
         if tokenized.tokens > most:
             raise RequestError(
                 f"'inputs' have {tokenized.tokens} tokens together, a request may have {most} for this model; "

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from launcher.core.cost.table import CostKey, CostTable, decode_table, encode_table, name_of, stem_of
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model.tokenizer_files import cache_folder
 
@@ -34,11 +34,11 @@ def package_version(name: str) -> str:
         return "none"
 
 
-def weights_mark(card: ModelCard) -> str:
+def weights_mark(model_info: ModelInfo) -> str:
     """A mark that changes with the model's files: its configuration, and names, sizes and times of its weights."""
-    digest = hashlib.sha256(repr((card.folder, card.shape)).encode())
-    if card.shape is None:
-        for path in sorted(Path(card.folder).iterdir()):
+    digest = hashlib.sha256(repr((model_info.folder, model_info.shape)).encode())
+    if model_info.shape is None:
+        for path in sorted(Path(model_info.folder).iterdir()):
             with contextlib.suppress(OSError):
                 if path.name == "config.json":
                     digest.update(path.read_bytes())

@@ -18,9 +18,7 @@ def read_histogram(path: Path, option: str = "--lengths") -> Histogram:
     except OSError as error:
         raise UsageError(f"{option} {path}: the file cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:
-        raise UsageError(
-            f"{option} {path}: the file has more than {MAX_BYTES} bytes, so it is no histogram of lengths"
-        )
+        raise UsageError(f"{option} {path}: the file has more than {MAX_BYTES} bytes, so it is no histogram of lengths")
     try:
         return parse_histogram(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -69,9 +69,7 @@ def read_facts(sysroot: Path = Path("/")) -> Facts:
     # The look comes before the probes, which would be seen in it.
     sample = look(tree, machine.online)
     throttled = _throttled(sysroot, throttled)
-    return replace(
-        facts, throttled=throttled, live=Live(sample, _software(tree), choose_bindings(plan, strict=False))
-    )
+    return replace(facts, throttled=throttled, live=Live(sample, _software(tree), choose_bindings(plan, strict=False)))
 
 
 def _siblings(tree: Tree, planned: Cpus, online: Cpus) -> Cpus | None:

@@ -87,9 +87,7 @@ def _process(stat: str | None) -> _Process | None:
     return _Process(int(words[1]), int(words[11]) + int(words[12]), words[19], head.partition("(")[2])
 
 
-def _shares(
-    before: _Counters, after: _Counters
-) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]:
+def _shares(before: _Counters, after: _Counters) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]:
     busy, stolen = [], []
     for cpu in sorted(before.cpus.keys() & after.cpus.keys()):
         spent = [max(0, new - old) for old, new in zip(before.cpus[cpu], after.cpus[cpu], strict=True)]

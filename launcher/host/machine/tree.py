@@ -118,9 +118,7 @@ class Tree:
         return known[text]
 
     def _malformed(self, path: str, reason: str) -> None:
-        self.odd.add(
-            f"files that make no sense ({_pattern(path)}) and are ignored: {{}}", f"{_short(path)}: {reason}"
-        )
+        self.odd.add(f"files that make no sense ({_pattern(path)}) and are ignored: {{}}", f"{_short(path)}: {reason}")
 
     def _open(self, path: str) -> int | None:
         folder_path, _, name = path.rpartition("/")

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelCard, Pooling, Scores, Task
+from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Pooling, Scores, Task
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
 from launcher.options import ModelOptions
@@ -100,7 +100,7 @@ class Refusal:
         return UsageError(f"--model {self._asked}: {text}")
 
 
-def read_card(folder: Path, options: ModelOptions, *, name: str) -> ModelCard:
+def read_card(folder: Path, options: ModelOptions, *, name: str) -> ModelInfo:
     """The card of the model in ``folder``. Raises ``UsageError`` for anything that cannot be served."""
     refuse = Refusal(options.model)
     sentence = _sentence_files(folder, refuse)
@@ -113,7 +113,7 @@ def read_card(folder: Path, options: ModelOptions, *, name: str) -> ModelCard:
         raise refuse("sentence_bert_config.json asks for lower-casing that tokenizer.json does not do; not supported")
     pad_id = _pad_id(config, tokenizer.pad_id)
     labels = () if task == "embed" else _labels(config)
-    return ModelCard(
+    return ModelInfo(
         name=name,
         asked=options.model,
         task=task,
@@ -379,17 +379,13 @@ def _pooling(folder: Path, has_prompts: bool, refuse: Refusal) -> Pooling:
     path = folder / "config.json"
     config = _read_json(path, refuse)
     named = config.get("pooling_mode")
-    flags = {
-        key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on
-    }
+    flags = {key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on}
     modes = set(named if isinstance(named, list) else [named]) if named else flags
     known: dict[str, Pooling] = {
         "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max",
     }  # fmt: skip
     if len(modes) != 1 or not modes <= set(known):
-        raise refuse(
-            f"{path} asks for pooling {' + '.join(sorted(modes)) or 'of no kind'}; mean, cls or max are done"
-        )
+        raise refuse(f"{path} asks for pooling {' + '.join(sorted(modes)) or 'of no kind'}; mean, cls or max are done")
     if has_prompts and config.get("include_prompt") is False:
         raise refuse(f"{path} leaves prompts out of the pooling (include_prompt false); not supported")
     return known[modes.pop()]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelCard, Task
+from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelInfo, Task
 from launcher.errors import UsageError
 from launcher.host.model import hub
 from launcher.host.model.files import lower_limit, read_card
@@ -38,7 +38,7 @@ RANDOM_HEADS: dict[Task, tuple[str, tuple[str, ...]]] = {
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
-def resolve(options: ModelOptions, *, download: bool = True) -> ModelCard:
+def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
     """The card of ``options.model``. With ``download``, may fetch it from the hub, with progress on stderr.
 
     Raises ``UsageError``.
@@ -59,8 +59,8 @@ def resolve(options: ModelOptions, *, download: bool = True) -> ModelCard:
             f"sentence-transformers/all-MiniLM-L6-v2, demo, or random:SHAPE"
         )
     found = hub.fetch(asked, with_code=options.trust_remote_code, download=download)
-    card = read_card(found.folder, options, name=asked)
-    return msgspec.structs.replace(card, notes=(*found.notes, *card.notes))
+    model_info = read_card(found.folder, options, name=asked)
+    return msgspec.structs.replace(model_info, notes=(*found.notes, *model_info.notes))
 
 
 def demo_folder() -> Path:
@@ -95,7 +95,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _random_card(options: ModelOptions) -> ModelCard:
+def _random_card(options: ModelOptions) -> ModelInfo:
     name = options.model.removeprefix(RANDOM)
     shape = SHAPES.get(name)
     if shape is None:
@@ -110,7 +110,7 @@ def _random_card(options: ModelOptions) -> ModelCard:
         )
     task: Task = "embed" if options.task == "auto" else options.task
     architecture, labels = RANDOM_HEADS[task]
-    return ModelCard(
+    return ModelInfo(
         name=options.model,
         asked=options.model,
         task=task,

@@ -22,7 +22,7 @@ from transformers import (
 
 from launcher.core.planning.footprint import mixed_batches
 from launcher.core.protocol.messages import Setup
-from launcher.core.protocol.model_info import SHAPES, ModelCard, Task
+from launcher.core.protocol.model_info import SHAPES, ModelInfo, Task
 from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
 from launcher.worker.layouts import Layout
 from launcher.worker.layouts.packed import NotPackable, PackedLayout
@@ -67,7 +67,7 @@ class EagerBackend:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._card = setup.card
+        self._model_info = setup.model_info
         self._model: Any
         self.layout: Layout
 
@@ -76,14 +76,14 @@ class EagerBackend:
 
         Raises ``ModelRefused``.
         """
-        report("load", 0.0, self._card.asked)
+        report("load", 0.0, self._model_info.asked)
         self._model = _load_model(self._setup).eval()
         if self._setup.dtype != "bf16":
             _leave_the_file(self._model)
-        report("load", 1.0, self._card.asked)
+        report("load", 1.0, self._model_info.asked)
         report("check", 0.0, "items alone")
-        items = check_items(self._card)
-        self.layout = padded = PaddedLayout(self._model, self._card)
+        items = check_items(self._model_info)
+        self.layout = padded = PaddedLayout(self._model, self._model_info)
         alone = np.concatenate([self._run_items([item]) for item in items])
         notes = [f"attention: {getattr(self._model.config, '_attn_implementation', 'its own')}"]
         not_packed = self._pack(items, alone, report)
@@ -111,7 +111,7 @@ class EagerBackend:
         before = getattr(self._model.config, "_attn_implementation", None)
         reason = "its results in a line differ"
         try:
-            for layout in PackedLayout.over(self._model, self._card):
+            for layout in PackedLayout.over(self._model, self._model_info):
                 self.layout = layout
                 difference = self._difference_in_lines(items, alone)
                 if difference <= SAME:
@@ -130,16 +130,16 @@ class EagerBackend:
         """The largest difference over the check lines."""
         return max(
             largest_difference(
-                alone[rows_of(items, places, self._card)], self._run_items([items[place] for place in places])
+                alone[rows_of(items, places, self._model_info)], self._run_items([items[place] for place in places])
             )
-            for places in check_lines(items, self._card.max_length)
+            for places in check_lines(items, self._model_info.max_length)
         )
 
     def _prove_padding(self, items: Sequence[Ids], alone: Values) -> None:
         difference = largest_difference(alone, self._run_items(items))
         if not difference <= SAME:
             raise ModelRefused(
-                f"{self._card.asked}: the result of a text depends on the padding beside it (relative difference "
+                f"{self._model_info.asked}: the result of a text depends on the padding beside it (relative difference "
                 f"{difference:.2g} over the check texts, {SAME} allowed), so this model cannot be served in batches"
             )
 
@@ -150,16 +150,16 @@ class EagerBackend:
         if self._setup.dtype == "int8":
             self._quantize(items)
         plain = self._run_items(items)
-        lengths = mixed_batches(self._card.max_length, PREPACK_TOKENS)[0]
-        ids = warm_up_ids(1, sum(lengths), self._card)
+        lengths = mixed_batches(self._model_info.max_length, PREPACK_TOKENS)[0]
+        ids = warm_up_ids(1, sum(lengths), self._model_info)
 
         def proves() -> bool:
-            return all(same(places) for places in check_lines(items, self._card.max_length))
+            return all(same(places) for places in check_lines(items, self._model_info.max_length))
 
         def same(places: Sequence[int]) -> bool:
             line = [items[place] for place in places]
-            before = plain[rows_of(items, places, self._card)]
-            return lowest_cosine(before, self._run_items(line), line, self._card) >= ACCURATE
+            before = plain[rows_of(items, places, self._model_info)]
+            return lowest_cosine(before, self._run_items(line), line, self._model_info) >= ACCURATE
 
         return self.make_fast(lambda: self.run(ids, lengths), proves)
 
@@ -171,7 +171,7 @@ class EagerBackend:
         except (RuntimeError, AttributeError) as error:  # code of the model that looks at what a Linear has
             reason = f"its code does not take int8 products ({type(error).__name__})"
         if reason:
-            raise ModelRefused(f"{self._card.asked} cannot be run in int8: {reason}; use --dtype bf16 or fp32")
+            raise ModelRefused(f"{self._model_info.asked} cannot be run in int8: {reason}; use --dtype bf16 or fp32")
 
     def make_fast(self, run: Callable[[], object], proves: Callable[[], bool]) -> tuple[str, ...]:
         """Change how the model is run, not what it gives; what is to be said of that.
@@ -191,8 +191,8 @@ class EagerBackend:
     def _trace(self, layout: PackedLayout, proves: Callable[[], bool]) -> str | None:
         """Run a recording of the model when it gives the same for lines of other lengths; otherwise why not."""
         try:
-            lengths = [min(RECORDED_LENGTH, self._card.max_length), 3, 3]
-            layout.trace(warm_up_ids(1, sum(lengths), self._card), lengths)
+            lengths = [min(RECORDED_LENGTH, self._model_info.max_length), 3, 3]
+            layout.trace(warm_up_ids(1, sum(lengths), self._model_info), lengths)
             if proves():
                 return None
             reason = "it gives other results"
@@ -210,18 +210,18 @@ class EagerBackend:
         if dtype == "fp32":
             return None, []
         found = self._run_items(items)
-        accuracy = lowest_cosine(alone, found, items, self._card)
+        accuracy = lowest_cosine(alone, found, items, self._model_info)
         if not np.isfinite(accuracy):
-            raise ModelRefused(f"{self._card.asked}: results in {dtype} are not numbers; use --dtype fp32")
+            raise ModelRefused(f"{self._model_info.asked}: results in {dtype} are not numbers; use --dtype fp32")
         if accuracy < USABLE:
             raise ModelRefused(
-                f"{self._card.asked}: results in {dtype} have a cosine of only {accuracy:.3f} with those in fp32, at "
-                f"least {USABLE} is needed; use --dtype fp32"
+                f"{self._model_info.asked}: results in {dtype} have a cosine of only {accuracy:.3f} with fp32; "
+                f"at least {USABLE} is needed; use --dtype fp32"
             )
         notes = []
         if accuracy < ACCURATE:
             notes.append(f"{dtype} is coarse for this model: cosine {accuracy:.5f} with fp32; --dtype fp32 is exact")
-        if self._card.task == "tag" and (changed := other_labels(alone, found)):
+        if self._model_info.task == "tag" and (changed := other_labels(alone, found)):
             notes.append(f"{dtype} gives {changed} of {len(alone)} tokens of the check texts another label than fp32")
         return accuracy, notes
 
@@ -246,27 +246,27 @@ def _choose_attention(layout: PackedLayout, run: Callable[[], object]) -> None:
 
 def _load_model(setup: Setup) -> torch.nn.Module:
     """The model of a card in fp32, its weights in memory. Raises ``ModelRefused`` when some are missing."""
-    card = setup.card
-    kind = KINDS[card.task]
-    if card.shape is not None:
-        model = _random_model(card, kind)
+    model_info = setup.model_info
+    kind = KINDS[model_info.task]
+    if model_info.shape is not None:
+        model = _random_model(model_info, kind)
     else:
         model, info = kind.from_pretrained(
-            card.folder,
+            model_info.folder,
             local_files_only=True,
             trust_remote_code=setup.trust_remote_code,
             output_loading_info=True,
             dtype=torch.float32,
         )
-        _refuse_missing_weights(card, info["missing_keys"])
-    if card.task == "embed" and hasattr(model, "pooler"):
+        _refuse_missing_weights(model_info, info["missing_keys"])
+    if model_info.task == "embed" and hasattr(model, "pooler"):
         # Its result is not used, and some models come without its weights. Not None: some models call it unasked.
         model.pooler = torch.nn.Identity()
     return model
 
 
-def _random_model(card: ModelCard, kind: type) -> torch.nn.Module:
-    shape = SHAPES[card.shape or ""]
+def _random_model(model_info: ModelInfo, kind: type) -> torch.nn.Module:
+    shape = SHAPES[model_info.shape or ""]
     config = BertConfig(
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.layers,
@@ -275,21 +275,21 @@ def _random_model(card: ModelCard, kind: type) -> torch.nn.Module:
         vocab_size=shape.vocab_size,
         max_position_embeddings=shape.positions,
         type_vocab_size=shape.token_types,
-        pad_token_id=card.pad_id,
-        num_labels=max(1, len(card.labels)),
+        pad_token_id=model_info.pad_id,
+        num_labels=max(1, len(model_info.labels)),
     )
     torch.manual_seed(SEED)
     model: torch.nn.Module = kind.from_config(config)  # type: ignore[attr-defined]  # transformers' auto classes
     return model
 
 
-def _refuse_missing_weights(card: ModelCard, missing: Sequence[str]) -> None:
+def _refuse_missing_weights(model_info: ModelInfo, missing: Sequence[str]) -> None:
     """transformers fills missing weights with random ones and goes on; such a model answers nonsense."""
-    needed = sorted(key for key in missing if not (card.task == "embed" and key.startswith("pooler.")))
+    needed = sorted(key for key in missing if not (model_info.task == "embed" and key.startswith("pooler.")))
     if needed:
         raise ModelRefused(
-            f"{card.asked}: the weights lack {len(needed)} of the tensors that {card.architecture} needs "
-            f"for the task {card.task}, the first is {needed[0]}"
+            f"{model_info.asked}: the weights lack {len(needed)} of the tensors that {model_info.architecture} needs "
+            f"for the task {model_info.task}, the first is {needed[0]}"
         )
 
 

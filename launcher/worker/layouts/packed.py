@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.protocol.shape_buckets import line_tokens
 from launcher.worker import custom_ops
 from launcher.worker.backends import Ids
@@ -167,20 +167,20 @@ def line_of(ids: Ids, lengths: Sequence[int], pad_id: int, first_position: int) 
 class PackedLayout:
     """See the head of this module."""
 
-    def __init__(self, model: torch.nn.Module, card: ModelCard, attention: PackedAttention, first: int) -> None:
-        self._model, self._card, self._attention, self._first_position = model, card, attention, first
-        self._encoder = self._call = _encoder_of(model, card)
+    def __init__(self, model: torch.nn.Module, model_info: ModelInfo, attention: PackedAttention, first: int) -> None:
+        self._model, self._model_info, self._attention, self._first_position = model, model_info, attention, first
+        self._encoder = self._call = _encoder_of(model, model_info)
         takes = inspect.signature(self._encoder.forward).parameters
         self._takes_types = "token_type_ids" in takes
 
     @classmethod
-    def over(cls, model: Any, card: ModelCard) -> Iterator[PackedLayout]:
+    def over(cls, model: Any, model_info: ModelInfo) -> Iterator[PackedLayout]:
         """The ways of packing there are for a model, the likeliest first: they differ in where positions begin.
 
         Raises ``NotPackable`` when it has no attention that can be replaced, or takes no positions. The model is
         changed: its attention stays replaced until the caller sets the one that it had.
         """
-        encoder = _encoder_of(model, card)
+        encoder = _encoder_of(model, model_info)
         if "position_ids" not in inspect.signature(encoder.forward).parameters:
             raise NotPackable("it takes no positions")
         attention = PackedAttention()
@@ -190,8 +190,8 @@ class PackedLayout:
             raise NotPackable(f"its attention cannot be replaced ({error})") from error
         if getattr(encoder.config, "_attn_implementation", None) != IMPLEMENTATION:
             raise NotPackable("its attention cannot be replaced")
-        for first in (0, card.pad_id + 1):  # RoBERTa and its kin count from behind the padding's id
-            yield cls(model, card, attention, first)
+        for first in (0, model_info.pad_id + 1):  # RoBERTa and its kin count from behind the padding's id
+            yield cls(model, model_info, attention, first)
 
     def attend_exactly(self, exact: bool) -> None:
         """Compute attention in fp32, or in what the model is in."""
@@ -204,10 +204,10 @@ class PackedLayout:
     def run(self, ids: Ids, lengths: Sequence[int]) -> tuple[Tensor, int]:
         """See ``Layout.run``."""
         line = self._line(ids, lengths)
-        if self._card.task == "classify":
+        if self._model_info.task == "classify":
             return self._classify(line, ids, lengths), line.ids.numel()
         hidden = self._hidden(line)
-        if self._card.task == "tag":
+        if self._model_info.task == "tag":
             return self._tag(hidden, line, len(ids)), line.ids.numel()
         return torch.cat([self._pool(hidden, group) for group in line.groups]), line.ids.numel()
 
@@ -217,7 +217,7 @@ class PackedLayout:
         self.wrap(lambda encoder: TracedEncoder(encoder, inputs))
 
     def _line(self, ids: Ids, lengths: Sequence[int]) -> Line:
-        return line_of(ids, lengths, self._card.pad_id, self._first_position)
+        return line_of(ids, lengths, self._model_info.pad_id, self._first_position)
 
     def _hidden(self, line: Line) -> Tensor:
         """Hidden states of the line, tokens × hidden size."""
@@ -232,16 +232,16 @@ class PackedLayout:
 
     def _pool(self, hidden: Tensor, group: Group) -> Tensor:
         lengths = torch.full((group.items,), group.length)
-        return pool(group.of(hidden), lengths, None, self._card.pooling, self._card.normalize)
+        return pool(group.of(hidden), lengths, None, self._model_info.pooling, self._model_info.normalize)
 
     def _classify(self, line: Line, ids: Ids, lengths: Sequence[int]) -> Tensor:
         """The model's own head, which gets the items padded again: by then nearly all is done."""
-        batch = pad(ids, lengths, self._card.pad_id)
+        batch = pad(ids, lengths, self._model_info.pad_id)
         padded = _padded(self._hidden(line), line, batch.ids.shape[1])
         mask = None if batch.mask is None else batch.mask.to(torch.int64)
         with _given(self._model, self._encoder, padded):
             output = self._model(input_ids=batch.ids, attention_mask=mask)
-        return score(output.logits, self._card.scores)
+        return score(output.logits, self._model_info.scores)
 
     def _tag(self, hidden: Tensor, line: Line, tokens: int) -> Tensor:
         """The model's own head over the line: it works token by token, which is proved like the rest."""
@@ -250,9 +250,9 @@ class PackedLayout:
         return token_scores(output.logits[:, :tokens], None)
 
 
-def _encoder_of(model: Any, card: ModelCard) -> Any:
+def _encoder_of(model: Any, model_info: ModelInfo) -> Any:
     """What gives hidden states: the model itself, or what its head sits on."""
-    return model if card.task == "embed" else model.base_model
+    return model if model_info.task == "embed" else model.base_model
 
 
 def _padded(hidden: Tensor, line: Line, width: int) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.core.protocol.model_info import ModelCard
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.backends import Ids
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool
@@ -45,8 +45,8 @@ def pad(ids: Ids, lengths: Sequence[int], pad_id: int) -> PaddedBatch:
 class PaddedLayout:
     """See the head of this module."""
 
-    def __init__(self, model: torch.nn.Module, card: ModelCard) -> None:
-        self._model, self._card = model, card
+    def __init__(self, model: torch.nn.Module, model_info: ModelInfo) -> None:
+        self._model, self._model_info = model, model_info
         self._call: Any = model
 
     def wrap(self, wrapper: Callable[[Any], Any] | None) -> None:
@@ -55,12 +55,12 @@ class PaddedLayout:
 
     def run(self, ids: Ids, lengths: Sequence[int]) -> tuple[Tensor, int]:
         """See ``Layout.run``."""
-        card, batch = self._card, pad(ids, lengths, self._card.pad_id)
+        model_info, batch = self._model_info, pad(ids, lengths, self._model_info.pad_id)
         mask = None if batch.mask is None else batch.mask.to(torch.int64)
         output = self._call(input_ids=batch.ids, attention_mask=mask)
-        if card.task == "classify":
-            return score(output.logits, card.scores), batch.ids.numel()
-        if card.task == "tag":
+        if model_info.task == "classify":
+            return score(output.logits, model_info.scores), batch.ids.numel()
+        if model_info.task == "tag":
             return token_scores(output.logits, batch.mask), batch.ids.numel()
-        vectors = pool(output.last_hidden_state, batch.lengths, batch.mask, card.pooling, card.normalize)
+        vectors = pool(output.last_hidden_state, batch.lengths, batch.mask, model_info.pooling, model_info.normalize)
         return vectors, batch.ids.numel()

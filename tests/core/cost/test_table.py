@@ -100,9 +100,7 @@ def test_another_model_or_way_of_running_it_has_another_stem() -> None:
     ("runs", "drift"),
     [((), 1.0), ((0.6,), 0.6), ((1.6,), 1.0), ((1.6, 1.5), 1.5), ((1.6, 0.9), 1.0), ((0.6, 0.9, 1.6, 1.5, 0.5), 0.9)],
 )
-def test_the_lower_median_of_the_runs_and_of_the_measurement_is_expected(
-    runs: tuple[float, ...], drift: float
-) -> None:
+def test_the_lower_median_of_the_runs_and_of_the_measurement_is_expected(runs: tuple[float, ...], drift: float) -> None:
     assert msgspec.structs.replace(TABLE, runs=runs).drift == drift
 
 

@@ -262,11 +262,7 @@ def histories(draw: st.DrawFn) -> tuple[RestartPolicy, list[tuple[float, Event]]
     for _ in range(draw(st.integers(0, 60))):
         ending = draw(st.integers(0, 9)) == 0  # else most histories would end after a few steps
         legal = sorted(
-            (
-                kind
-                for kind in TRANSITIONS[life.state]
-                if kind not in DECIDED_INSIDE and (ending or kind not in ENDING)
-            ),
+            (kind for kind in TRANSITIONS[life.state] if kind not in DECIDED_INSIDE and (ending or kind not in ENDING)),
             key=lambda kind: kind.__name__,
         )
         if not legal:

@@ -71,9 +71,7 @@ def test_a_machine_file_brings_the_machine_back() -> None:
 
 
 @pytest.mark.parametrize(("warnings", "kept"), [(["of the plan"], (FROM_A_REPORT,)), ([], ())])
-def test_a_whole_report_is_a_machine_file_too_but_for_its_warnings(
-    warnings: list[str], kept: tuple[str, ...]
-) -> None:
+def test_a_whole_report_is_a_machine_file_too_but_for_its_warnings(warnings: list[str], kept: tuple[str, ...]) -> None:
     report = {"schema": 1, "machine": MACHINE.to_json(), "plan": {"instances": []}, "warnings": warnings}
     machine = machine_from_json(json.loads(json.dumps(report)))
     assert (machine.cores, machine.warnings, machine.memory_bytes) == (MACHINE.cores, kept, None)

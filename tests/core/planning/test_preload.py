@@ -184,9 +184,7 @@ def test_only_what_may_be_used_is_looked_for() -> None:
         ("intel", ["libiomp5.so"], ["libiomp5_db.so", "libiompstubs5.so", "libiomp5.dbg"]),
     ],
 )  # fmt: skip
-def test_libraries_are_known_by_their_versioned_names(
-    library: Library, fitting: list[str], others: list[str]
-) -> None:
+def test_libraries_are_known_by_their_versioned_names(library: Library, fitting: list[str], others: list[str]) -> None:
     names = KINDS[library].names
     assert [name for name in (*fitting, *others) if names.fullmatch(name)] == fitting
 

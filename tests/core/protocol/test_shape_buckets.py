@@ -20,8 +20,6 @@ def test_lines_up_to_two_thousand_tokens_have_few_lengths() -> None:
 
 
 def test_the_kernels_of_all_single_texts_of_256_tokens_are_kept() -> None:
-    kinds_of_products = (
-        4  # joined query, key and value; what comes behind attention; the two of the feed-forward part
-    )
+    kinds_of_products = 4  # joined query, key and value; what comes behind attention; the two of the feed-forward part
     lengths = {line_tokens(tokens) for tokens in range(1, 257)}
     assert len(lengths) * kinds_of_products <= int(KERNELS_KEPT)

@@ -81,8 +81,7 @@ def test_classes_do_not_make_up_capacity_by_doing_the_short_items_first() -> Non
 
 def test_alone_an_item_takes_what_it_costs_and_under_load_it_waits() -> None:
     lone, busy = (
-        predict(TWO, basis(), BUILTIN, classes=EVERYTHING, items=1500, rate=rate).classes[0][1]
-        for rate in (0.5, 300.0)
+        predict(TWO, basis(), BUILTIN, classes=EVERYTHING, items=1500, rate=rate).classes[0][1] for rate in (0.5, 300.0)
     )
     assert lone.p50 == pytest.approx(ONE_CORE.seconds(26, 26**2), rel=0.1)
     assert busy.p50 is not None

@@ -64,15 +64,15 @@ def test_the_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_the_mark_of_a_model_changes_with_its_files(tmp_path: Path) -> None:
-    card = msgspec.structs.replace(resolve(ModelOptions(model="random:tiny")), shape=None, folder=str(tmp_path))
+    model_info = msgspec.structs.replace(resolve(ModelOptions(model="random:tiny")), shape=None, folder=str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1234")
-    mark = weights_mark(card)
-    assert weights_mark(card) == mark
+    mark = weights_mark(model_info)
+    assert weights_mark(model_info) == mark
     os.utime(weights, (1, 1))
-    touched = weights_mark(card)
+    touched = weights_mark(model_info)
     (tmp_path / "config.json").write_text("{ }")
-    assert len({mark, touched, weights_mark(card)}) == 3
+    assert len({mark, touched, weights_mark(model_info)}) == 3
     (tmp_path / "README.md").write_text("words")
-    assert weights_mark(card) == weights_mark(card)
+    assert weights_mark(model_info) == weights_mark(model_info)

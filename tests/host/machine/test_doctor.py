@@ -72,7 +72,7 @@ def test_settings_are_read_with_the_file_that_has_them(tmp_path: Path) -> None:
     assert severities["instruction-sets"] == "problem"
     asked = ("huge-pages", "numa-balancing", "kernel", "clock-source", "mitigations", "swap")
     assert {severities[name] for name in asked} == {"advice"}
-    assert {severities[name] for name in ("governor", "heat", "throttling", "cpu-quota")} == {"unknown"}
+    assert {severities[name] for name in ("governor", "thermal-throttling", "throttling", "cpu-quota")} == {"unknown"}
 
 
 def test_files_of_each_cpu_are_grouped_by_what_they_say(tmp_path: Path) -> None:
@@ -94,11 +94,11 @@ def test_policies_stand_for_their_cpus(tmp_path: Path) -> None:
 
 def test_limits_of_control_groups_are_named_by_file(tmp_path: Path) -> None:
     facts = _read(tmp_path, **GROUP, **{"proc/meminfo": MEMINFO})
-    quota, memory = _finding(facts, "cpu-quota"), _finding(facts, "memory-room")
+    quota, memory = _finding(facts, "cpu-quota"), _finding(facts, "memory-pressure")
     assert quota.severity == "problem"
     assert "/sys/fs/cgroup/pod/cpu.max" in {one.source for one in quota.evidence}
-    assert quota.mend is not None
-    assert quota.mend[0].startswith("echo max > /sys/fs/cgroup/pod/cpu.max")
+    assert quota.fix is not None
+    assert quota.fix[0].startswith("echo max > /sys/fs/cgroup/pod/cpu.max")
     assert facts.memory.limit is not None
     assert (facts.memory.limit.limit, facts.memory.limit.used) == (8000000, 5000000)
     assert memory.severity == "fine"
@@ -147,7 +147,15 @@ def test_files_that_make_no_sense_are_no_evidence(tmp_path: Path) -> None:
     findings = diagnose(_read(tmp_path, **dict.fromkeys(names, "\x01 ?\n???")))
     assert len(findings) == len(CHECKS)
     unknown = {finding.id for finding in findings if finding.severity == "unknown"}
-    assert unknown >= {"huge-pages", "clock-limit", "heat", "swap", "kernel", "memory-room", "instruction-sets"}
+    assert unknown >= {
+        "huge-pages",
+        "clock-limit",
+        "thermal-throttling",
+        "swap",
+        "kernel",
+        "memory-pressure",
+        "instruction-sets",
+    }
 
 
 @each_recorded()
@@ -183,7 +191,7 @@ def test_every_recorded_machine_is_diagnosed(name: str) -> None:
         ("hw-fakememinitiators-1npc+1npc", "virtual-cores", "unknown", "share a core"),
         ("dv-2xXeonMax9460", "instruction-sets", "unknown", "not stated"),
         ("lv-subcores3", "offline-cpus", "unknown", "threads of cores"),
-        ("hw-8em64t-2s2ca2c-buggynuma", "contradictions", "advice", "not agree"),
+        ("hw-8em64t-2s2ca2c-buggynuma", "inconsistent-topology", "advice", "not agree"),
     ],
 )
 def test_recorded_machines_show_what_is_known_of_them(name: str, check: str, severity: str, words: str) -> None:

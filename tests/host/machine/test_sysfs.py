@@ -423,9 +423,7 @@ def _read_in_child(before: str) -> Machine:
         "from launcher.core.machine.topology import machine_to_json; "
         "print(json.dumps(machine_to_json(read_machine())))"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30
-    ).stdout
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30).stdout
     return machine_from_json(json.loads(output))
 
 
@@ -450,9 +448,7 @@ SMALL = regular(
 garbage = st.one_of(
     st.binary(max_size=40),
     st.text("0123456789,-: \n\0abcdefx²", max_size=30).map(str.encode),
-    st.sampled_from(
-        [b"", b"\0", b"(null)\n", b"9" * 5000, b"-1", b"0-2000", b"ffffffff," * 3000, b"0-3:1/2", b"1e9"]
-    ),
+    st.sampled_from([b"", b"\0", b"(null)\n", b"9" * 5000, b"-1", b"0-2000", b"ffffffff," * 3000, b"0-3:1/2", b"1e9"]),
 )
 
 

@@ -133,8 +133,8 @@ def test_a_hub_model_is_downloaded_with_what_is_needed_and_then_taken_from_the_c
     address, asked = hub
     first = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
     assert first.returncode == 0, first.stderr
-    card = json.loads(first.stdout)
-    assert (card["name"], card["pooling"], card["weight_bytes"]) == (REPO, "cls", 1600)
+    model_info = json.loads(first.stdout)
+    assert (model_info["name"], model_info["pooling"], model_info["weight_bytes"]) == (REPO, "cls", 1600)
     fetched = {line.split(COMMIT + "/")[1] for line in asked if line.startswith("GET") and "/resolve/" in line}
     assert fetched == {
         "config.json", "tokenizer.json", "model.safetensors", "modules.json", "1_Pooling/config.json",
@@ -142,11 +142,11 @@ def test_a_hub_model_is_downloaded_with_what_is_needed_and_then_taken_from_the_c
 
     asked.clear()
     second = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
-    assert json.loads(second.stdout) == card
+    assert json.loads(second.stdout) == model_info
     assert asked == []
 
     offline = resolve_apart(REPO, tmp_path, HF_HUB_OFFLINE="1")
-    assert json.loads(offline.stdout) == card
+    assert json.loads(offline.stdout) == model_info
 
 
 @pytest.mark.slow

@@ -71,13 +71,18 @@ def change_config(folder: Path, **changes: object) -> None:
 
 
 def test_the_demo_is_all_minilm_with_its_pooling_limit_and_size() -> None:
-    card = resolve(ModelOptions())
+    model_info = resolve(ModelOptions())
 
-    assert (card.name, card.asked, card.task, card.shape) == ("demo", "demo", "embed", None)
-    assert (card.hidden_size, card.layers, card.vocab_size, card.max_length) == (384, 6, 30522, 256)
-    assert (card.pooling, card.normalize, card.pad_id) == ("mean", True, 0)
-    assert card.weight_bytes == 22_713_216 * 4
-    assert Path(card.tokenizer_path).is_file()
+    assert (model_info.name, model_info.asked, model_info.task, model_info.shape) == ("demo", "demo", "embed", None)
+    assert (model_info.hidden_size, model_info.layers, model_info.vocab_size, model_info.max_length) == (
+        384,
+        6,
+        30522,
+        256,
+    )
+    assert (model_info.pooling, model_info.normalize, model_info.pad_id) == ("mean", True, 0)
+    assert model_info.weight_bytes == 22_713_216 * 4
+    assert Path(model_info.tokenizer_path).is_file()
 
 
 def test_the_demo_is_refused_when_its_weights_were_altered(folder, monkeypatch) -> None:
@@ -97,27 +102,31 @@ def test_the_demo_and_random_models_name_the_package_that_is_missing(monkeypatch
     ("shape", "millions"), [("tiny", 4.4), ("minilm", 22.6), ("bert-base", 108.9), ("bert-large", 334.1)]
 )
 def test_random_shapes_have_the_size_of_the_published_models(shape, millions) -> None:
-    card = resolve(ModelOptions(model=f"random:{shape}"))
+    model_info = resolve(ModelOptions(model=f"random:{shape}"))
 
-    assert card.shape == shape
-    assert card.weight_bytes == SHAPES[shape].parameters * 4
-    assert card.weight_bytes / 4e6 == pytest.approx(millions, abs=0.1)
-    assert card.max_length == 512
-    assert Path(card.tokenizer_path).is_file()
+    assert model_info.shape == shape
+    assert model_info.weight_bytes == SHAPES[shape].parameters * 4
+    assert model_info.weight_bytes / 4e6 == pytest.approx(millions, abs=0.1)
+    assert model_info.max_length == 512
+    assert Path(model_info.tokenizer_path).is_file()
 
 
 def test_a_random_classifier_has_labels() -> None:
-    card = resolve(ModelOptions(model="random:tiny", task="classify"))
+    model_info = resolve(ModelOptions(model="random:tiny", task="classify"))
 
-    assert (card.task, card.labels, card.result_width) == ("classify", ("LABEL_0", "LABEL_1"), 2)
+    assert (model_info.task, model_info.labels, model_info.result_width) == ("classify", ("LABEL_0", "LABEL_1"), 2)
 
 
 def test_a_random_tagger_has_the_labels_of_named_entities() -> None:
-    card = resolve(ModelOptions(model="random:tiny", task="tag"))
+    model_info = resolve(ModelOptions(model="random:tiny", task="tag"))
 
-    assert (card.task, card.architecture, card.result_width) == ("tag", "BertForTokenClassification", 9)
-    assert card.labels[:3] == ("O", "B-PER", "I-PER")
-    assert card.row_per_token
+    assert (model_info.task, model_info.architecture, model_info.result_width) == (
+        "tag",
+        "BertForTokenClassification",
+        9,
+    )
+    assert model_info.labels[:3] == ("O", "B-PER", "I-PER")
+    assert model_info.row_per_token
 
 
 def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
@@ -138,13 +147,18 @@ def test_neither_torch_nor_transformers_is_imported_to_make_a_card() -> None:
 
 
 def test_a_plain_encoder_is_pooled_by_mean_and_says_so(folder) -> None:
-    card = card_of(folder)
+    model_info = card_of(folder)
 
-    assert (card.name, card.asked, card.folder) == ("my-model", str(folder), str(folder))
-    assert (card.task, card.architecture, card.pooling, card.normalize) == ("embed", "BertModel", "mean", False)
-    assert (card.hidden_size, card.layers, card.vocab_size, card.max_length) == (8, 2, 50, 64)
-    assert card.weight_bytes == (50 * 8 + 8) * 4  # in fp32, without the integers
-    assert any("no sentence-transformers files" in note for note in card.notes)
+    assert (model_info.name, model_info.asked, model_info.folder) == ("my-model", str(folder), str(folder))
+    assert (model_info.task, model_info.architecture, model_info.pooling, model_info.normalize) == (
+        "embed",
+        "BertModel",
+        "mean",
+        False,
+    )
+    assert (model_info.hidden_size, model_info.layers, model_info.vocab_size, model_info.max_length) == (8, 2, 50, 64)
+    assert model_info.weight_bytes == (50 * 8 + 8) * 4  # in fp32, without the integers
+    assert any("no sentence-transformers files" in note for note in model_info.notes)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +176,9 @@ def test_pooling_is_what_the_sentence_files_say(folder, config, pooling) -> None
     write_json(folder / "modules.json", [TRANSFORMER, POOLING])
     write_json(folder / "1_Pooling/config.json", config)
 
-    card = card_of(folder)
+    model_info = card_of(folder)
 
-    assert (card.pooling, card.normalize, card.notes) == (pooling, False, ())
+    assert (model_info.pooling, model_info.normalize, model_info.notes) == (pooling, False, ())
 
 
 def test_sentence_files_set_normalization_limit_and_prompts(folder) -> None:
@@ -173,10 +187,10 @@ def test_sentence_files_set_normalization_limit_and_prompts(folder) -> None:
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "document": ""}})
 
-    card = card_of(folder)
+    model_info = card_of(folder)
 
-    assert (card.pooling, card.normalize, card.max_length) == ("cls", True, 48)
-    assert any("prompts (query)" in note for note in card.notes)
+    assert (model_info.pooling, model_info.normalize, model_info.max_length) == ("cls", True, 48)
+    assert any("prompts (query)" in note for note in model_info.notes)
 
 
 def test_an_encoder_in_a_folder_of_its_own_is_found(folder) -> None:
@@ -186,10 +200,10 @@ def test_an_encoder_in_a_folder_of_its_own_is_found(folder) -> None:
         (folder / name).rename(inner / name)
     write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}])
 
-    card = card_of(folder)
+    model_info = card_of(folder)
 
-    assert card.folder == str(inner)
-    assert card.tokenizer_path == str(folder / "tokenizer.json")
+    assert model_info.folder == str(inner)
+    assert model_info.tokenizer_path == str(folder / "tokenizer.json")
 
 
 @pytest.mark.parametrize(
@@ -278,11 +292,11 @@ def test_a_classifier_brings_its_labels_in_the_order_of_its_logits(folder) -> No
     names = {str(index): f"class {index}" for index in reversed(range(12))}
     change_config(folder, architectures=["BertForSequenceClassification"], id2label=names)
 
-    card = card_of(folder)
+    model_info = card_of(folder)
 
-    assert card.task == "classify"
-    assert card.labels == tuple(f"class {index}" for index in range(12))
-    assert (card.scores, card.result_width) == ("softmax", 12)
+    assert model_info.task == "classify"
+    assert model_info.labels == tuple(f"class {index}" for index in range(12))
+    assert (model_info.scores, model_info.result_width) == ("softmax", 12)
 
 
 @pytest.mark.parametrize(
@@ -299,9 +313,9 @@ def test_a_classifier_brings_its_labels_in_the_order_of_its_logits(folder) -> No
 def test_logits_become_scores_as_the_config_says(folder, changes, scores) -> None:
     change_config(folder, architectures=["BertForSequenceClassification"], **changes)
 
-    card = card_of(folder)
+    model_info = card_of(folder)
 
-    assert card.scores == scores
+    assert model_info.scores == scores
 
 
 def test_a_tagger_is_known_by_its_head_and_its_scores_are_always_shares(folder) -> None:
@@ -312,10 +326,10 @@ def test_a_tagger_is_known_by_its_head_and_its_scores_are_always_shares(folder) 
         id2label=names,
         problem_type="multi_label_classification",
     )
-    card = card_of(folder)
+    model_info = card_of(folder)
 
-    assert (card.task, card.labels, card.scores) == ("tag", ("O", "B-PER"), "softmax")
-    assert (card.row_per_token, card.result_width) == (True, 2)
+    assert (model_info.task, model_info.labels, model_info.scores) == ("tag", ("O", "B-PER"), "softmax")
+    assert (model_info.row_per_token, model_info.result_width) == (True, 2)
     assert card_of(folder, task="embed").task == "embed"
     assert "classification head; this one is a BertForTokenClassification" in refusal(folder, task="classify")
 
@@ -331,8 +345,8 @@ def test_classification_without_a_head_is_refused_and_embedding_with_one_is_not(
     assert "classification head; this one is a BertModel" in refusal(folder, task="classify")
 
     change_config(folder, architectures=["BertForSequenceClassification"])
-    card = card_of(folder, task="embed")
-    assert (card.task, card.labels, card.result_width) == ("embed", (), 8)
+    model_info = card_of(folder, task="embed")
+    assert (model_info.task, model_info.labels, model_info.result_width) == ("embed", (), 8)
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,7 @@ def test_modules_of_the_folder_it_starts_in_cannot_change_it(tmp_path: Path) -> 
         (("--parent", "1", "--", "true"), 3, "the launcher is gone"),
     ],
 )
-def test_a_program_that_cannot_be_is_an_exit_status_and_a_line(
-    words: tuple[str, ...], status: int, said: str
-) -> None:
+def test_a_program_that_cannot_be_is_an_exit_status_and_a_line(words: tuple[str, ...], status: int, said: str) -> None:
     done = become(*words)
     assert done.returncode == status
     assert done.stderr.startswith("launch run: ")

@@ -53,9 +53,7 @@ class Pipe:
         ([b"\xff\xfe\n\x00"], [b"\xff\xfe\n"], [b"\x00"]),
     ],
 )
-def test_a_stream_is_cut_into_lines_with_their_ends(
-    pieces: list[bytes], lines: list[bytes], rest: list[bytes]
-) -> None:
+def test_a_stream_is_cut_into_lines_with_their_ends(pieces: list[bytes], lines: list[bytes], rest: list[bytes]) -> None:
     cutter = LineCutter()
     assert [line for piece in pieces for line in cutter.feed(piece)] == lines
     assert cutter.end() == rest

@@ -425,9 +425,7 @@ def test_when_the_front_is_killed_no_worker_is_left_within_a_second(stopped: boo
         assert front.stdout is not None
         pids = [int(front.stdout.readline()) for _ in range(3)]
         assert all(runs(pid) for pid in pids)
-        if (
-            stopped
-        ):  # a process that does not run cannot notice an end of file; the kernel's death signal needs no help
+        if stopped:  # a process that does not run cannot notice an end of file; the kernel's death signal needs no help
             assert wait_until(lambda: all(has_death_signal_set(pid) for pid in pids), 10)
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)

@@ -69,9 +69,7 @@ def process(*actions: str, cpus: tuple[int, ...] = CPUS[:1], main: str = "") -> 
         running.stdin.close()
 
 
-def look(
-    pid: int, *, cpus: tuple[int, ...] = CPUS[:1], threads: int | None = 1, level: Level = "bind"
-) -> Verification:
+def look(pid: int, *, cpus: tuple[int, ...] = CPUS[:1], threads: int | None = 1, level: Level = "bind") -> Verification:
     return verify(pid, cpus, NODES, threads, level)
 
 
