@@ -264,8 +264,8 @@ class _Planner:
         count = max(1, int(quota))
         if quota < 1:
             self.warnings.append(
-                f"The cpu quota allows {quota:g} cpus, less than one core. The plan uses one of {len(usable)} cores "
-                "and under load the kernel throttles it in every period. Raise the quota to avoid that."
+                f"The cpu quota allows {quota:g} cpus, less than one core. The plan uses one of {len(usable)} cores; "
+                "under load the kernel throttles it in every period. Raise the quota to avoid that."
             )
         else:
             self.warnings.append(
