@@ -19,7 +19,7 @@ from launcher.core.report.forecast import Forecast
 from launcher.core.report.plan_report import Command, report_json, report_text
 from launcher.core.report.svg_map import picture
 from launcher.core.tuning.choose_classes import classes_of, specs_of
-from launcher.core.tuning.simulation import predict
+from launcher.core.tuning.simulation import Scenario, predict
 from launcher.errors import UsageError
 from launcher.host.machine.machine_file import write_machine_file
 from launcher.options import ServeOptions
@@ -75,7 +75,7 @@ def forecast_of(prepared: Prepared) -> Forecast | None:
         return Forecast(None, measure)
     limit = prepared.model_info.max_length if prepared.model_info else None
     spans = classes_of(prepared.plan, outlook.traffic.histogram, limit)
-    found = predict(specs_of(prepared.plan), outlook.basis, outlook.traffic, classes=spans, limit=limit)
+    found = predict(specs_of(prepared.plan), Scenario(outlook.basis, outlook.traffic, limit), spans)
     return Forecast(found, measure)
 
 

@@ -7,8 +7,9 @@ Ranges are closed, start at 1, and have no gaps or overlaps: ``32:8,384:16,max:2
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from launcher.errors import UsageError
 
@@ -29,6 +30,15 @@ class LengthClass:
     def name(self) -> str:
         """The name in logs and metrics: ``1-32``, ``33-max``."""
         return f"{self.min_length}-{'max' if self.max_length is None else self.max_length}"
+
+    def to_json(self) -> dict[str, int | None]:
+        """The class in every JSON document of the program."""
+        return {"min_length": self.min_length, "max_length": self.max_length}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> LengthClass:
+        """The class that ``to_json`` wrote. Raises ``KeyError`` or ``TypeError`` for anything else."""
+        return cls(document["min_length"], document["max_length"])
 
     def admits(self, length: int) -> bool:
         """Whether a sequence of ``length`` tokens belongs to this class."""

@@ -78,16 +78,13 @@ class InstancePlan:
 
     def to_json(self) -> dict[str, Any]:
         """One entry of ``plan.instances`` in the topology report, without command and environment."""
-        length_class = self.length_class
         return {
             "id": self.id,
             "cpus": list(self.cpus),
             "threads": self.threads,
             "nodes": list(self.nodes),
             "memory": self.memory,
-            "class": None
-            if length_class is None
-            else {"min_length": length_class.min_length, "max_length": length_class.max_length},
+            "class": self.length_class and self.length_class.to_json(),
             "why": self.why,
         }
 
@@ -142,9 +139,7 @@ def _instance_from_json(entry: dict[str, Any], core_of: dict[int, int]) -> Insta
         threads=entry["threads"],
         nodes=tuple(entry["nodes"]),
         memory=entry["memory"],
-        length_class=None
-        if length_class is None
-        else LengthClass(length_class["min_length"], length_class["max_length"]),
+        length_class=None if length_class is None else LengthClass.from_json(length_class),
         why=entry["why"],
     )
 
