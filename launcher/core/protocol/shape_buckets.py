@@ -1,19 +1,19 @@
-"""How long a line of packed items is made: a number of tokens out of few.
+"""Rounds the length of a packed line up to one of about a hundred sizes.
 
-Libraries below keep something for each shape that they meet (oneDNN its compiled kernels, the allocator its blocks),
-so a line is filled up to one of about a hundred numbers. Short lines are not: there the filling would cost most.
+Libraries cache something for each shape (oneDNN its compiled kernels, the allocator its blocks), so the number of
+shapes must be small. Short lines are not rounded: there the filling would cost most.
 """
 
 from __future__ import annotations
 
 EXACT = 32
-"""Up to here every number of tokens is a shape of its own."""
+"""Up to this length, lines are not rounded."""
 FILLING = 16
-"""Beyond, at most about one token in this many is filling."""
+"""Above it, at most about one token in this many is filling."""
 
 
 def line_tokens(tokens: int) -> int:
-    """The tokens that a line of ``tokens`` is filled up to; at least 2, since compilers take 1 for a constant."""
+    """The padded length of a line of ``tokens`` tokens; at least 2, since compilers specialize on a size of 1."""
     if tokens <= EXACT:
         return max(2, tokens)
     step = 1 << max(0, (tokens // FILLING).bit_length() - 1)
