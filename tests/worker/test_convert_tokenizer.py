@@ -60,5 +60,5 @@ def test_a_vocabulary_that_is_none_is_said(slow_folder) -> None:
     (slow_folder / "vocab.txt").unlink()
     (slow_folder / "spiece.model").write_bytes(b"nothing of the kind")
 
-    with pytest.raises(UsageError, match=r"none could be made from its other files: \w+"):
+    with pytest.raises(UsageError, match=r"its other files could not be converted: \w+"):
         card_of(slow_folder)
