@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from launcher.bench.stats import percentile
 from launcher.bench.tables import show
 from launcher.bench.workload import Workload
+from launcher.core.percentile import percentile
 from launcher.core.protocol.messages import Loading, Ready
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import (

@@ -350,9 +350,7 @@ def _sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
     normalize = kinds.pop("Normalize", None) is not None
     pooling_folder = kinds.pop("Pooling", None)
     if kinds:
-        raise refuse(
-            f"{path} requests the module {next(iter(kinds))}, but only Pooling and Normalize are supported"
-        )
+        raise refuse(f"{path} requests the module {next(iter(kinds))}, but only Pooling and Normalize are supported")
     settings_path = folder / "config_sentence_transformers.json"
     settings = _read_json(settings_path, refuse) if settings_path.is_file() else {}
     limits_path = encoder / "sentence_bert_config.json"
