@@ -48,7 +48,7 @@ class LoadStats:
 
 
 def by_class(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
-    """The answers by the length of their longest text; classes without one are left out."""
+    """The answers by the length of their longest text; classes without any are omitted."""
     lower, parts = 0, {}
     for bound in LENGTH_BOUNDS:
         name = f"{lower + 1}-{bound}" if bound < LENGTH_BOUNDS[-1] else f"{lower + 1}-"

@@ -435,7 +435,7 @@ class _Planner:
                 f"each other down; --instances {room} gives each its own core."
             )
         used = self.total - len(allocation.unused)
-        if allocation.front or self.request.reserve_cores == 0 or self.front_is_beside(used):
+        if allocation.front or self.request.reserve_cores == 0 or self.front_has_own_cpus(used):
             return
         if self.total == 1:
             reason = "there is only one core"
@@ -450,7 +450,7 @@ class _Planner:
         self.warnings.append(f"The front shares the cores of the instances: {reason}.")
         self.warn_about_bound_front(used)
 
-    def front_is_beside(self, used: int) -> bool:
+    def front_has_own_cpus(self, used: int) -> bool:
         """Whether ``front_cpus`` puts the front on cores that no instance has, although none is reserved."""
         quota = self.bounding_quota
         return quota is not None and _room_for_front(quota, used) > 0 and used < len(self.machine.cores)
