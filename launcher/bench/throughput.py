@@ -351,7 +351,7 @@ class ThroughputRun:
         """The worker is warm."""
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
-        self._scheduler.presume(instance, self._costs.take(self._plans[instance], message))
+        self._scheduler.set_initial_drift(instance, self._costs.take(self._plans[instance], message))
         self._sources.add("cached" if message.cached else "measured")
         self._supervisor.ready(instance, message.pid)
         self._waiting.discard(instance)

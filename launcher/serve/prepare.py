@@ -224,8 +224,8 @@ def subject_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -
 
 def limits_of(options: ServeOptions) -> SchedulerLimits:
     """The bounds of the queue and of a batch."""
-    first_come = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
-    return SchedulerLimits(options.front.queue_items, options.front.batch_tokens, first_come)
+    fifo_items = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
+    return SchedulerLimits(options.front.queue_items, options.front.batch_tokens, fifo_items)
 
 
 def setup_of(options: ServeOptions, machine: Machine, model_info: ModelInfo, instance: InstancePlan) -> Setup:

@@ -256,7 +256,7 @@ class Server:
         if drain.cancelled_caught:
             left = self._dispatcher.in_flight
             log.error("%d requests were not finished in %g s", left, self._options.front.drain_seconds)
-            self._dispatcher.all_gone("the server is shutting down and its time to finish is over")
+            self._dispatcher.no_instances_left("the server is shutting down and its time to finish is over")
         ready = [view.plan for view in self._views.values() if view.ready]
         self._costs.keep((plan, self._scheduler.cost(plan.id)) for plan in ready)
         self._dispatcher.stop_workers()
@@ -268,7 +268,7 @@ class Server:
     async def _fail(self, reason: str) -> None:
         """The end when no instance is left: what waits is answered, the exit status says that it failed."""
         self.failure = InstanceError(f"no instance is left: {reason}")
-        self._dispatcher.all_gone(reason)
+        self._dispatcher.no_instances_left(reason)
         await self._end()
 
     # -------------------------------------------------- listener of supervisor
@@ -299,7 +299,7 @@ class Server:
     def _answer_when_nobody_is_left(self) -> None:
         """Nothing is restarted while draining: what waits when the last instance has ended waits for nothing."""
         if self._draining and all(view.pid is None for view in self._views.values()):
-            self._dispatcher.all_gone("the last instance ended while the server was shutting down")
+            self._dispatcher.no_instances_left("the last instance ended while the server was shutting down")
 
     def restarting(self, instance: int, delay: float) -> None:
         """Nothing to do: the state says it."""
@@ -328,7 +328,7 @@ class Server:
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
-        self._scheduler.presume(instance, self._costs.take(view.plan, message))
+        self._scheduler.set_initial_drift(instance, self._costs.take(view.plan, message))
         self._start(self._verify, instance, message)
         if self.is_ready() and all(v.ready for v in self._views.values()):
             log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})

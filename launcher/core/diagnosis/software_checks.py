@@ -133,11 +133,11 @@ def judge_allocator(facts: Facts) -> Verdict:
         found = tuple(Evidence(f"a process with {name} preloaded", path) for name, path in usable)
         return fine(f"{' and '.join(name for name, _ in usable)} can be preloaded.", *found)
     fix, root = _install("allocator", software, "tcmalloc (gperftools) or jemalloc")
-    refused = [pair for one in software.allocators for pair in one.refused]
+    refused = [pair for one in software.allocators for pair in one.rejected]
     if refused:
         evidence = tuple(Evidence(path, why) for path, why in refused)
         return advice("An allocator is there, but cannot be preloaded.", *evidence, fix=fix, root=root)
-    places = dict.fromkeys(place for one in software.allocators for place in one.places)
+    places = dict.fromkeys(place for one in software.allocators for place in one.searched)
     sought = Evidence(", ".join(places), "no tcmalloc, no jemalloc")
     return advice("Neither tcmalloc nor jemalloc is installed.", sought, fix=fix, root=root)
 

@@ -128,9 +128,9 @@ class SchedulerLimits:
     """``queue_items``: the maximum number of queued and running items. ``batch_tokens``: the token budget of a batch,
     including padding.
 
-    ``first_come`` makes FIFO batches of that many items, whatever their lengths and without a budget: for comparison.
+    ``fifo_items`` makes FIFO batches of that many items, whatever their lengths and without a budget: for comparison.
     """
 
     queue_items: int
     batch_tokens: int
-    first_come: int | None = None
+    fifo_items: int | None = None

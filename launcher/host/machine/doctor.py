@@ -223,7 +223,7 @@ def _software(tree: Tree) -> Software:
     version, cuda_parts = _torch()
     return Software(
         numactl=shutil.which("numactl"),
-        allocators=look_around(ALLOCATORS, os.environ).sought,
+        allocators=look_around(ALLOCATORS, os.environ).searches,
         torch=version,
         cuda_parts=cuda_parts,
         environment=tuple((name, os.environ[name]) for name in ENVIRONMENT if name in os.environ),

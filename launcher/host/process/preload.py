@@ -18,7 +18,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launcher.core.planning.preload import KINDS, Library, Sought, Surroundings, split_preload
+from launcher.core.planning.preload import KINDS, Library, LibrarySearch, SystemLibraries, split_preload
 from launcher.host.process.spawn import describe_status
 
 LOADER_FOLDERS = ("/usr/local/lib", "/usr/local/lib64", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
@@ -42,14 +42,14 @@ print('MAPPED' if mapped else 'ABSENT', flush=True)
 """
 
 
-def look_around(libraries: Sequence[Library], env: Mapping[str, str]) -> Surroundings:
+def look_around(libraries: Sequence[Library], env: Mapping[str, str]) -> SystemLibraries:
     """What this machine offers of ``libraries``, for processes with this environment.
 
     Takes about 20 ms per library that is found. Of each one the first path that loads is taken, in the order of
     ``places``.
     """
     folders = places(env) if libraries else {}
-    return Surroundings(tuple(_seek(library, folders, env) for library in libraries), read_huge_pages())
+    return SystemLibraries(tuple(_seek(library, folders, env) for library in libraries), read_huge_pages())
 
 
 def places(env: Mapping[str, str]) -> dict[str, tuple[Path, ...]]:
@@ -88,14 +88,14 @@ def _from_cache() -> Iterator[Path]:
             yield Path(path)
 
 
-def _seek(library: Library, folders: Mapping[str, Sequence[Path]], env: Mapping[str, str]) -> Sought:
+def _seek(library: Library, folders: Mapping[str, Sequence[Path]], env: Mapping[str, str]) -> LibrarySearch:
     refused: list[tuple[str, str]] = []
     for path in _candidates(library, folders):
         why = try_out(path, KINDS[library].provides, env)
         if why is None:
-            return Sought(library, str(path), tuple(refused), tuple(folders))
+            return LibrarySearch(library, str(path), tuple(refused), tuple(folders))
         refused.append((str(path), why))
-    return Sought(library, None, tuple(refused), tuple(folders))
+    return LibrarySearch(library, None, tuple(refused), tuple(folders))
 
 
 def _candidates(library: Library, folders: Mapping[str, Sequence[Path]]) -> Iterator[Path]:

@@ -54,9 +54,9 @@ def environment(*folders: Path, **more: str) -> dict[str, str]:
 
 
 def seek(library: Library, *folders: Path, **more: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    (sought,) = look_around((library,), environment(*folders, **more)).sought
+    (sought,) = look_around((library,), environment(*folders, **more)).searches
     assert sought.library == library
-    return sought.usable, sought.refused
+    return sought.usable, sought.rejected
 
 
 @needs_gcc
@@ -158,12 +158,12 @@ def test_the_python_environment_is_searched_where_pip_puts_libraries() -> None:
 
 
 def test_nothing_is_searched_where_nothing_is_wanted(tmp_path: Path) -> None:
-    assert look_around((), {"LD_LIBRARY_PATH": str(tmp_path)}).sought == ()
+    assert look_around((), {"LD_LIBRARY_PATH": str(tmp_path)}).searches == ()
 
 
 @pytest.mark.parametrize("library", ["tcmalloc", "jemalloc", "intel"])
 def test_what_this_machine_really_has_does_what_it_is_there_for(library: Library) -> None:
-    (sought,) = look_around((library,), environment()).sought
+    (sought,) = look_around((library,), environment()).searches
     if sought.usable is None:
         pytest.skip(f"no {KINDS[library].shown} on this machine")
     assert try_out(Path(sought.usable), KINDS[library].provides, environment()) is None
