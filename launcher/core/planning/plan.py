@@ -264,7 +264,7 @@ class _Planner:
             )
         else:
             self.warnings.append(
-                f"The cpu quota allows {quota:g} cpus, so the plan uses {_number(count, 'core')} of {len(usable)}; "
+                f"The cpu quota allows {quota:g} cpus, so the plan uses {count} of {len(usable)} cores; "
                 "the kernel would throttle more threads than that in every period."
             )
         return closest_cores(self.machine, self.distances, count)
@@ -469,8 +469,8 @@ class _Planner:
     def warn_about_unused(self, allocation: Allocation) -> None:
         if not allocation.unused:
             return
-        unused = f"{_number(len(allocation.unused), 'core')} of {self.total}"
-        unused += " is unused, because " if len(allocation.unused) == 1 else " are unused, because "
+        verb = "is" if len(allocation.unused) == 1 else "are"
+        unused = f"{len(allocation.unused)} of {_number(self.total, 'core')} {verb} unused, because "
         if self.request.classes or self.request.cores_per_instance is not None:
             self.warnings.append(f"{unused}no more were requested.")
             return
@@ -537,7 +537,8 @@ def _shared_reasons(allocation: Allocation) -> list[str]:
     reasons = []
     for (core,) in allocation.instances:
         others = users[core.id] - 1
-        company = f"shares cpu {core.cpus[0]} with {others} others" if others else f"alone on cpu {core.cpus[0]}"
+        with_others = f"{others} other{'' if others == 1 else 's'}"
+        company = f"shares cpu {core.cpus[0]} with {with_others}" if others else f"alone on cpu {core.cpus[0]}"
         reasons.append(f"One of {len(allocation.instances)} instances on {cores}, {company}, one thread")
     return reasons
 
