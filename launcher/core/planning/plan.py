@@ -33,9 +33,9 @@ from launcher.errors import MachineError, UsageError
 MemoryPolicy = Literal["bind", "interleave", "local"]
 
 # With fewer cores, reserving one for the front would cost the instances more than sharing does.
-RESERVE_FROM = 8
+RESERVE_MIN_CORES = 8
 # The event loop is one thread and needs one core; from this many cores on, tokenizing keeps a second one busy.
-RESERVE_TWO_FROM = 64
+RESERVE_TWO_MIN_CORES = 64
 # The cpu time that a front needs, in cpus: a minimum, and an amount per core of the instances. Measured beside the
 # fastest worker, with a margin (docs/decisions/0007-front-under-a-quota.md). A quota that leaves this much has room
 # for the front.
@@ -295,7 +295,7 @@ class _Planner:
         """How many cores the front gets if the instances need at least ``needed``."""
         if self.request.reserve_cores is not None:
             return self.request.reserve_cores
-        wanted = 2 if self.total >= RESERVE_TWO_FROM else 1 if self.total >= RESERVE_FROM else 0
+        wanted = 2 if self.total >= RESERVE_TWO_MIN_CORES else 1 if self.total >= RESERVE_MIN_CORES else 0
         return min(wanted, self.total - needed)
 
     def allocate_sized(self, size: int) -> Allocation:
@@ -439,13 +439,13 @@ class _Planner:
             return
         if self.total == 1:
             reason = "there is only one core"
-        elif self.total >= RESERVE_FROM:
+        elif self.total >= RESERVE_MIN_CORES:
             reason = "the requested instances use all of them; fewer or smaller instances would leave it its own core"
         else:
             fewer = "fewer instances and " if (self.request.instances or 0) >= self.total else ""
             reason = (
-                f"with fewer than {RESERVE_FROM} cores ({self.total} here), reserving one costs the instances more "
-                f"than sharing; {fewer}--reserve-cores 1 reserves one anyway"
+                f"with fewer than {RESERVE_MIN_CORES} cores ({self.total} here), reserving one costs the instances "
+                f"more than sharing; {fewer}--reserve-cores 1 reserves one anyway"
             )
         self.warnings.append(f"The front shares the cores of the instances: {reason}.")
         self.warn_about_bound_front(used)

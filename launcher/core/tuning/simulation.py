@@ -222,7 +222,7 @@ def simulate(
 ) -> list[Answered]:
     """Simulate ``arrivals``, (time, length) in order of time; returns the items in order of completion."""
     limits = SchedulerLimits(max(1, len(arrivals)), batch_tokens)
-    return _Run(Scheduler(instances, limits), instances, basis).run(arrivals)
+    return _Simulation(Scheduler(instances, limits), instances, basis).run(arrivals)
 
 
 @dataclass(slots=True)
@@ -233,7 +233,7 @@ class _Worker:
     sent: deque[tuple[int, tuple[Item, ...], float]] = field(default_factory=deque)
 
 
-class _Run:
+class _Simulation:
     def __init__(self, scheduler: Scheduler, instances: Sequence[InstanceSpec], basis: CostBasis) -> None:
         self._scheduler = scheduler
         self._packed = basis.packed
