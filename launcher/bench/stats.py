@@ -59,7 +59,7 @@ def by_class(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
 
 
 def summary(stats: LoadStats) -> dict[str, Any]:
-    """The figures of a run, as they go into JSON: rates per second, latencies in milliseconds."""
+    """The figures of a run, for JSON: rates per second, latencies in milliseconds."""
     answers, seconds = stats.answers, stats.seconds
     texts, tokens = sum(a.texts for a in answers), sum(a.tokens for a in answers)
     return {

@@ -570,7 +570,7 @@ class Scheduler:
                 lengths = [item.length for item in batch.items]
                 assert lengths == sorted(lengths, reverse=True), "a batch is not sorted"
                 unbound = len(lengths) == 1 or self._limits.fifo_items
-                assert unbound or batch.work.tokens <= self._limits.batch_tokens, "a batch is over its budget"
+                assert unbound or batch.work.tokens <= self._limits.batch_tokens, "a batch exceeds its token budget"
                 sent += [(i.request, i.index) for i in batch.items]
                 requests = [self._requests[i.request] for i in batch.items if i.request in self._requests]
                 assert {request.priority for request in requests} <= {batch.priority}, "a batch mixes priorities"
@@ -585,10 +585,10 @@ class Scheduler:
         self._check_waiting()
         for group in self._groups:
             speeds = sum(instance.speed for instance in group.ready.values())
-            assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not that of its instances"
+            assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not the sum over its instances"
         self._deadlines.check()
         assert self._items == sum(len(r.lengths) for r in self._requests.values())
-        assert self._items <= self._limits.queue_items, "the queue is over its bound"
+        assert self._items <= self._limits.queue_items, "the queue exceeds its limit"
 
     def _check_waiting(self) -> None:
         suspects = {(item.request, item.index) for items in self._suspects.values() for item in items}
