@@ -85,9 +85,8 @@ def check_memory(machine: Machine, demand: MemoryDemand) -> None:
             )
     for what, there in _totals(machine):
         if there is not None and demand.each * count > there:
-            raise MachineError(
-                f"{asked} need {gib(demand.each * count)}, but {what.format(gib(there))}; {_remedy(there // demand.each)}"
-            )
+            needed = gib(demand.each * count)
+            raise MachineError(f"{asked} need {needed}, but {what.format(gib(there))}; {_remedy(there // demand.each)}")
 
 
 def _by_node(demand: MemoryDemand) -> dict[int, int]:
