@@ -273,7 +273,7 @@ def serve(
     json: Json = False,
 ) -> None:
     """Serve a model from instances that are bound to their cores (the default command)."""
-    from launcher.serve.reports import Wanted, show
+    from launcher.prepare.report import Wanted, show
     from launcher.serve.server import run
 
     options = ServeOptions(
@@ -353,7 +353,7 @@ def topology(
     ] = None,
 ) -> None:
     """Show the machine and the plan: what would be started where, and why. Nothing is started."""
-    from launcher.serve.reports import Wanted, show
+    from launcher.prepare.report import Wanted, show
 
     options = ServeOptions(
         machine=_machine_options(

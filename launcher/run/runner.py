@@ -45,9 +45,9 @@ from launcher.host.process.programs import Program, ProgramLaunch, start_program
 from launcher.host.process.spawn import describe_status
 from launcher.host.process.verify import Verification, verify
 from launcher.options import RunOptions
+from launcher.prepare.instances import Prepared, PreparedInstance
+from launcher.prepare.report import print_json, print_report
 from launcher.run.prepare import prepare_run
-from launcher.serve.prepare import Prepared
-from launcher.serve.reports import print_json, print_report
 
 log = logging.getLogger("launcher.run")
 
@@ -99,6 +99,7 @@ class Runner:
     def __init__(self, options: RunOptions, prepared: Prepared, lifeline: int) -> None:
         self._options = options
         self._prepared = prepared
+        self._instances: dict[int, PreparedInstance] = {one.plan.id: one for one in prepared.instances}
         self._lifeline = lifeline
         self._course = Course([instance.id for instance in prepared.plan.instances], policy_of(options))
         self._programs: dict[int, Program] = {}
@@ -155,10 +156,9 @@ class Runner:
 
     def _start(self, action: Start) -> Sequence[Action]:
         assert self._group is not None, "programs are started inside run()"
-        index = [instance.id for instance in self._prepared.plan.instances].index(action.instance)
-        command = self._prepared.commands[index]
+        command = self._instances[action.instance].command
         mark = {"LAUNCH_RUN": self._run, "LAUNCH_INSTANCE": str(action.instance)}
-        alone = len(self._prepared.commands) == 1
+        alone = len(self._instances) == 1
         launch = ProgramLaunch(
             action.instance, command.command, {**os.environ, **command.env, **mark}, mark, stdin=alone
         )
@@ -254,15 +254,14 @@ class Runner:
             self._judge(program, found, first=seconds == LOOKS[0])
 
     def _verify(self, program: Program) -> list[Verification]:
-        plan = next(one for one in self._prepared.plan.instances if one.id == program.instance)
-        binding = self._prepared.bindings[self._prepared.plan.instances.index(plan)]
+        instance = self._instances[program.instance]
         pids = [program.pid]
         with contextlib.suppress(psutil.Error):
             pids += [child.pid for child in psutil.Process(program.pid).children(recursive=True)]
         found = []
         for pid in pids:
             with contextlib.suppress(InstanceError):  # it has ended meanwhile
-                found.append(verify(pid, plan.cpus, plan.nodes, None, binding.level))
+                found.append(verify(pid, instance.plan.cpus, instance.plan.nodes, None, instance.binding.level))
         return found
 
     def _judge(self, program: Program, found: list[Verification], *, first: bool) -> None:
@@ -284,9 +283,10 @@ class Runner:
     def _say_start(self) -> None:
         for warning in self._prepared.warnings:
             log.warning("%s", warning, extra={"event": "warning"})
-        for instance, command in zip(self._prepared.plan.instances, self._prepared.commands, strict=True):
-            self._say(logging.INFO, instance.id, "cpus %s, %s", format_cpu_list(instance.cpus), instance.why)
-            self._say(logging.DEBUG, instance.id, "command: %s", " ".join(command.command))
+        for instance in self._prepared.instances:
+            plan = instance.plan
+            self._say(logging.INFO, plan.id, "cpus %s, %s", format_cpu_list(plan.cpus), plan.why)
+            self._say(logging.DEBUG, plan.id, "command: %s", " ".join(instance.command.command))
 
     def _say_end(self) -> None:
         for one in self._course.progress():

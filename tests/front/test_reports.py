@@ -11,11 +11,11 @@ import pytest
 
 from launcher.core.cost.length_histogram import parse_histogram
 from launcher.core.cost.model import CostModel
+from launcher.engine.costs import watch_costs
 from launcher.front.http.app import INSIDE_BYTES
 from launcher.front.http.connection import HEAD_BYTES
 from launcher.front.http.server import KEEP_ALIVE_SECONDS, REQUEST_SECONDS
 from launcher.options import FrontOptions
-from launcher.serve.costs import watch_costs
 
 pytestmark = pytest.mark.anyio
 
