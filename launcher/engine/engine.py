@@ -9,11 +9,12 @@ killed by the kernel when the thread that started it ends.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -108,7 +109,7 @@ class InferenceEngine:
         self._draining = False
         self._was_ready = False
         self._settled = anyio.Event()
-        self._group: TaskGroup | None = None
+        self._to_start: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
         self._build()
 
     def _build(self) -> None:
@@ -137,15 +138,17 @@ class InferenceEngine:
     async def run(self) -> None:
         """Start the workers and keep them alive until ``stop`` or ``stop_now``.
 
-        However it ends, cancellation included, every worker is killed and reaped before it returns.
+        However it ends, cancellation included, every worker is killed and reaped before it returns, and what still
+        waits for a worker is answered with an error.
         """
-        async with anyio.create_task_group() as group:
-            self._group = group
-            try:
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._start_tasks, group)
                 await self._supervisor.run()
-            finally:
-                self._group = None
                 group.cancel_scope.cancel()
+        finally:
+            self._draining = True
+            self.dispatcher.all_gone("the engine has ended")
 
     async def wait_ready(self) -> None:
         """Returns when an instance is warm and every other one is warm or given up. Raises ``InstanceError`` when the
@@ -184,9 +187,14 @@ class InferenceEngine:
         """Let the tokenizer's threads end, when nobody tokenizes any more."""
         self.tokenizer.close()
 
-    def _start(self, function: Any, *arguments: Any) -> None:
-        if self._group is not None:
-            self._group.start_soon(function, *arguments)
+    def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Have a task started. Listeners are called by the loop itself, too, where anyio cannot start one unless it
+        has started the loop."""
+        self._to_start.put_nowait(partial(function, *arguments))
+
+    async def _start_tasks(self, group: TaskGroup) -> None:
+        while True:
+            group.start_soon(await self._to_start.get())
 
     def _fail(self, reason: str, context: str = "") -> None:
         """The end when no work can be done any more; the first reason is the one that is told."""
