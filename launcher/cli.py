@@ -19,9 +19,6 @@ from launcher.bench.command import app as bench
 from launcher.core.report.export import Target
 from launcher.errors import LauncherError, UsageError
 from launcher.options import (
-    DEFAULT_HOST,
-    DEFAULT_MODEL,
-    DEFAULT_PORT,
     Allocator,
     Backend,
     Dtype,
@@ -41,6 +38,7 @@ from launcher.options import (
 )
 
 DEFAULT_COMMAND = "serve"
+DEFAULT_MODEL, DEFAULT_HOST, DEFAULT_PORT = ModelOptions().model, FrontOptions().host, FrontOptions().port
 FRONT = FrontOptions()
 SUPERVISE = SuperviseOptions()
 
@@ -290,7 +288,16 @@ def serve(
             lengths,
         ),
         runtime=RuntimeOptions(allocator, openmp),
-        model=ModelOptions(model, task, dtype, backend, max_length, trust_remote_code, fake_seconds_per_token, layout),
+        model=ModelOptions(
+            model=model,
+            task=task,
+            dtype=dtype,
+            backend=backend,
+            layout=layout,
+            max_length=max_length,
+            trust_remote_code=trust_remote_code,
+            fake_seconds_per_token=fake_seconds_per_token,
+        ),
         front=FrontOptions(
             host=host,
             port=port,
@@ -369,7 +376,7 @@ def topology(
             lengths,
         ),
         runtime=RuntimeOptions(allocator, openmp),
-        model=ModelOptions(model, task, dtype, "eager", max_length),
+        model=ModelOptions(model=model, task=task, dtype=dtype, max_length=max_length),
     )
     show(options, Wanted(json, save, svg, export, tuple(program or ())))
 
@@ -510,14 +517,14 @@ def throughput(
         ),
         runtime=RuntimeOptions(allocator, openmp),
         model=ModelOptions(
-            model,
-            task,
-            dtype,
-            backend,
-            max_length,
-            trust_remote_code,
-            fake_seconds_per_token,
-            layout,
+            model=model,
+            task=task,
+            dtype=dtype,
+            backend=backend,
+            layout=layout,
+            max_length=max_length,
+            trust_remote_code=trust_remote_code,
+            fake_seconds_per_token=fake_seconds_per_token,
         ),
         front=FrontOptions(batch_tokens=batch_tokens),
         log=LogOptions(log_level, log_json),

@@ -17,8 +17,9 @@ from launcher.bench.workload import Workload, builtin_workload, file_workload, f
 from launcher.core.planning.length_classes import BUILTIN_LONGEST
 from launcher.errors import UsageError
 from launcher.host.files.length_histogram import read_histogram
-from launcher.options import DEFAULT_MODEL, DEFAULT_PORT, ModelOptions
+from launcher.options import FrontOptions, ModelOptions
 
+DEFAULT_MODEL, DEFAULT_PORT = ModelOptions().model, FrontOptions().port
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 app = typer.Typer(
