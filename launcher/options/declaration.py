@@ -29,8 +29,7 @@ class Details(TypedDict, total=False):
 
     ``group`` is the heading under which help lists it. ``name`` replaces the field's name for everyone but the code
     that reads the dataclass. ``minimum`` and ``maximum`` are inclusive. ``metavar`` stands for the value in help.
-    ``none`` is the word that means None, such as ``auto``. ``short`` is a flag of one letter. With
-    ``command_line_only`` the option is neither an environment variable nor a key of a configuration file.
+    ``none`` is the word that means None, such as ``auto``. ``short`` is a flag of one letter.
     """
 
     group: str
@@ -40,7 +39,6 @@ class Details(TypedDict, total=False):
     metavar: str
     none: str
     short: str
-    command_line_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +53,17 @@ class Declared:
     metavar: str | None = None
     none: str | None = None
     short: str | None = None
-    command_line_only: bool = False
     positional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     without: frozenset[str]
+    only: frozenset[str] | None
+
+    def has(self, option: Option) -> bool:
+        names = {option.name, option.declared.group}
+        return not names & self.without and (self.only is None or bool(names & self.only))
 
 
 def option(default: T, help: str, **details: Unpack[Details]) -> T:
@@ -70,18 +72,22 @@ def option(default: T, help: str, **details: Unpack[Details]) -> T:
     return made
 
 
-def argument(help: str, *, metavar: str | None = None, default: Any = MISSING) -> Any:
-    """A dataclass field that takes the words of the command line that are no options; required without a default."""
-    declared = Declared(help, metavar=metavar, command_line_only=True, positional=True)
-    return field(default=default, metadata={_KEY: declared})
+def argument(default: Any, help: str, metavar: str | None = None) -> Any:
+    """A dataclass field that takes the words of the command line that are no flags.
 
-
-def part(default: T, *, without: tuple[str, ...] = ()) -> T:
-    """A dataclass field that holds another dataclass of options, except those named in ``without``.
-
-    ``default`` is an instance of it, which has the defaults that apply here.
+    It is required where ``default`` is ``dataclasses.MISSING``.
     """
-    made: T = field(default=default, metadata={_KEY: _Part(frozenset(without))})
+    return field(default=default, metadata={_KEY: Declared(help, metavar=metavar, positional=True)})
+
+
+def part(default: T, *, without: tuple[str, ...] = (), only: tuple[str, ...] | None = None) -> T:
+    """A dataclass field that holds another dataclass of options.
+
+    ``default`` is an instance of it, which has the defaults that apply here. ``without`` and ``only`` name options, or
+    groups of them: those that are not there, or the only ones that are.
+    """
+    held = _Part(frozenset(without), None if only is None else frozenset(only))
+    made: T = field(default=default, metadata={_KEY: held})
     return made
 
 
@@ -90,7 +96,9 @@ class Option:
     """One option of a tree of dataclasses.
 
     ``path`` leads from the root to its field. ``many``: it is a tuple of ``kind``. ``choices`` is empty unless the
-    type is a ``Literal``. ``default`` is ``dataclasses.MISSING`` for a required argument.
+    type is a ``Literal``. ``default`` is ``dataclasses.MISSING`` for a required argument. With ``command_line_only``
+    it is neither an environment variable nor a key of a configuration file; a dataclass says so of its own options
+    with a class variable of that name.
     """
 
     path: tuple[str, ...]
@@ -100,6 +108,7 @@ class Option:
     optional: bool
     choices: tuple[str, ...]
     default: Any
+    command_line_only: bool
 
     @property
     def name(self) -> str:
@@ -147,7 +156,7 @@ _found: dict[type, tuple[Option, ...]] = {}
 def options_of(root: type) -> tuple[Option, ...]:
     """All options of ``root`` and of the dataclasses that are parts of it, in the order of declaration."""
     if root not in _found:
-        found = tuple(_walk(root, MISSING, (), frozenset()))
+        found = tuple(_walk(root, MISSING, ()))
         names = [option.name for option in found]
         assert len(names) == len(set(names)), f"{root.__name__} declares an option twice: {sorted(names)}"
         _found[root] = found
@@ -161,18 +170,23 @@ def parts_of(cls: type) -> dict[str, type]:
     return {name: hints[name] for name in parts}
 
 
-def _walk(cls: type, defaults: Any, path: tuple[str, ...], without: frozenset[str]) -> Iterator[Option]:
+def _walk(cls: type, defaults: Any, path: tuple[str, ...]) -> Iterator[Option]:
     hints = get_type_hints(cls)
+    command_line_only = bool(getattr(cls, "command_line_only", False))
     for each in dataclasses.fields(cls):
-        declared = each.metadata.get(_KEY)
+        held = each.metadata.get(_KEY)
+        here, hint = (*path, each.name), hints[each.name]
         default = each.default if defaults is MISSING else getattr(defaults, each.name)
-        if isinstance(declared, _Part):
-            yield from _walk(hints[each.name], default, (*path, each.name), without | declared.without)
-        elif isinstance(declared, Declared) and (declared.name or each.name) not in without:
-            yield _option((*path, each.name), declared, hints[each.name], default)
+        if isinstance(held, _Part):
+            yield from filter(held.has, _walk(hint, default, here))
+        elif isinstance(held, Declared):
+            kind, many, optional, choices = _type(here, hint)
+            only = command_line_only or held.positional
+            yield Option(here, held, kind, many, optional, choices, default, only)
 
 
-def _option(path: tuple[str, ...], declared: Declared, hint: Any, default: Any) -> Option:
+def _type(path: tuple[str, ...], hint: Any) -> tuple[Kind, bool, bool, tuple[str, ...]]:
+    """What ``Option`` says of a type: its kind, whether it is a tuple, whether it can be None, and its choices."""
     optional = get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
     if optional:
         (hint,) = (one for one in get_args(hint) if one is not NoneType)
@@ -182,4 +196,4 @@ def _option(path: tuple[str, ...], declared: Declared, hint: Any, default: Any) 
     choices = tuple(get_args(hint)) if get_origin(hint) is Literal else ()
     kind: Kind = str if choices else hint
     assert kind in _NOUNS, f"{'.'.join(path)}: no option can have the type {hint}"
-    return Option(path, declared, kind, many, optional, choices, default)
+    return kind, many, optional, choices

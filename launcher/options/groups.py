@@ -5,20 +5,22 @@ What only a programmer would change stays a constant beside the code that it tun
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
+from launcher.options.choices import (
+    Allocator,
+    Backend,
+    Dtype,
+    ExportTarget,
+    Layout,
+    LogLevel,
+    OnFailure,
+    OpenMP,
+    TaskChoice,
+)
 from launcher.options.declaration import argument, option, part
-
-Dtype = Literal["auto", "bf16", "fp32", "int8"]
-TaskChoice = Literal["auto", "embed", "classify", "tag"]
-Backend = Literal["eager", "compile", "fake"]
-Layout = Literal["auto", "sorted", "fifo"]
-Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
-OpenMP = Literal["auto", "intel", "gnu"]
-OnFailure = Literal["stop", "continue", "restart"]
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 # Batch size of --layout fifo, which exists for comparison with other servers; 32 is their usual default.
 FIFO_BATCH_ITEMS = 32
@@ -29,12 +31,13 @@ KIB, MIB = 1024, 1024 * 1024
 PLAN = "Plan"
 MACHINE = "Machine"
 MODEL = "Model"
+EXECUTION = "Execution"
 HTTP = "HTTP"
 LIMITS = "HTTP limits"
 SCHEDULING = "Scheduling"
 SUPERVISION = "Supervision"
 PROGRAMS = "Programs"
-OUTPUT = "Output"
+OUTPUT = "Configuration and output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +112,6 @@ class ModelOptions:
         metavar="MODEL",
     )
     task: TaskChoice = option("auto", "Task to serve; auto reads it from the model.", group=MODEL)
-    dtype: Dtype = option(
-        "auto", "Data type; auto is bf16 if the CPU supports it; int8 is faster and less accurate.", group=MODEL
-    )
-    backend: Backend = option(
-        "eager", "Execution backend; compile starts about 10 s slower; fake computes nothing.", group=MODEL
-    )
-    layout: Layout = option(
-        "auto",
-        "Batch layout: packed if possible, padded and sorted by length, or padded in arrival order.",
-        group=MODEL,
-    )
     max_length: int | None = option(
         None, "Maximum input length in tokens; at most the model's own limit.", group=MODEL, minimum=2, metavar="N"
     )
@@ -127,8 +119,19 @@ class ModelOptions:
     hub_seconds: float = option(
         10.0, "Timeout of each response of the model hub.", group=MODEL, minimum=0.1, metavar="SECONDS"
     )
+    dtype: Dtype = option(
+        "auto", "Data type; auto is bf16 if the CPU supports it; int8 is faster and less accurate.", group=EXECUTION
+    )
+    backend: Backend = option(
+        "eager", "Execution backend; compile starts about 10 s slower; fake computes nothing.", group=EXECUTION
+    )
+    layout: Layout = option(
+        "auto",
+        "Batch layout; auto packs if possible, sorted pads by length, fifo pads in arrival order.",
+        group=EXECUTION,
+    )
     fake_seconds_per_token: float | None = option(
-        None, "Time per token of --backend fake.", group=MODEL, minimum=0.0, metavar="SECONDS"
+        None, "Time per token of --backend fake.", group=EXECUTION, minimum=0.0, metavar="SECONDS"
     )
 
 
@@ -162,6 +165,7 @@ class FrontOptions:
     drain_seconds: float = option(
         30.0, "Graceful shutdown timeout for admitted requests.", group=HTTP, minimum=0.0, metavar="SECONDS"
     )
+    tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
     header_bytes: int = option(
         64 * KIB,
         "Maximum size of a request's headers.",
@@ -200,7 +204,6 @@ class FrontOptions:
         minimum=1,
         metavar="BYTES",
     )
-    tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
     queue_items: int = option(
         16_384,
         "Maximum number of queued and running inputs.",
@@ -235,14 +238,14 @@ class SchedulingOptions:
     )
     hang_factor: float = option(
         5.0,
-        "A batch hangs when it runs this many times longer than predicted...",
+        "Replace a worker whose batch takes this many times longer than predicted.",
         group=SCHEDULING,
         minimum=1.0,
         metavar="FACTOR",
     )
     hang_seconds: float = option(
         30.0,
-        "...and at least this long; its worker is then replaced.",
+        "Minimum duration of a batch before its worker is replaced.",
         group=SCHEDULING,
         minimum=0.1,
         metavar="SECONDS",
@@ -305,7 +308,7 @@ class ServeOptions:
     machine: MachineOptions = part(MachineOptions())
     runtime: RuntimeOptions = part(RuntimeOptions())
     model: ModelOptions = part(ModelOptions())
-    measure: bool = option(False, "Measure batch costs again instead of using cached ones.", group=MODEL)
+    measure: bool = option(False, "Measure batch costs again instead of using cached ones.", group=EXECUTION)
     front: FrontOptions = part(FrontOptions())
     scheduling: SchedulingOptions = part(SchedulingOptions())
     supervise: SuperviseOptions = part(SuperviseOptions())
@@ -321,13 +324,17 @@ class RunOptions:
     """
 
     program: tuple[str, ...] = argument(
+        MISSING,
         "Program to start, after --; {instance}, {instances}, {cpus}, {threads} and {nodes} are replaced.",
         metavar="PROGRAM [ARGS]...",
     )
     machine: MachineOptions = part(MachineOptions(reserve_cores=0), without=("classes", "lengths"))
     runtime: RuntimeOptions = part(RuntimeOptions(allocator="system"))
     on_failure: OnFailure = option(
-        "stop", "If a program fails: stop the others, let them continue, or restart it.", group=PROGRAMS
+        "stop",
+        "If a program fails: stop the others, let them continue, or restart it.",
+        group=PROGRAMS,
+        metavar="ACTION",
     )
     grace_seconds: float = option(
         30.0, "Time to exit after a signal, before SIGKILL.", group=PROGRAMS, minimum=0.0, metavar="SECONDS"
@@ -336,3 +343,55 @@ class RunOptions:
     log_dir: Path | None = option(None, "Also write each instance's output here.", group=OUTPUT, metavar="DIR")
     quiet: bool = option(False, "With --log-dir: do not show the programs' output.", group=OUTPUT)
     log: LogOptions = part(LogOptions())
+
+
+@dataclass(frozen=True, slots=True)
+class DryRunOptions:
+    """Whether only the plan is printed, and in which form."""
+
+    command_line_only: ClassVar[bool] = True
+
+    dry_run: bool = option(False, "Print the plan and start nothing.", group=OUTPUT)
+    json: bool = option(False, "With --dry-run: print the plan as JSON.", group=OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What is printed or written of a machine and its plan.
+
+    ``save`` gets the machine as a file, ``svg`` the drawing; ``export`` prints the plan for another supervisor that
+    starts ``program`` once per instance.
+    """
+
+    command_line_only: ClassVar[bool] = True
+
+    json: bool = option(False, "Print the report as JSON.", group=OUTPUT)
+    save: Path | None = option(None, "Write the machine to FILE, for --machine.", group=OUTPUT, metavar="FILE")
+    svg: Path | None = option(None, "Draw the machine and the plan into FILE.", group=OUTPUT, metavar="FILE")
+    export: ExportTarget | None = option(
+        None, "Print the plan for another supervisor instead of the report.", group=OUTPUT
+    )
+    program: tuple[str, ...] = argument(
+        (),
+        "With --export: the program of each instance, after --; without it, a server of one instance.",
+        "PROGRAM [ARGS]...",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorOptions:
+    """Which machine is examined. ``sample_seconds`` is how long it is watched for load by other programs."""
+
+    machine: MachineOptions = part(MachineOptions(), only=("sysroot",))
+    sample_seconds: float = option(
+        0.4, "How long to watch the machine for other load.", group=MACHINE, minimum=0.05, metavar="SECONDS"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FormatOptions:
+    """In which form a command prints its result."""
+
+    command_line_only: ClassVar[bool] = True
+
+    json: bool = option(False, "Print JSON.", group=OUTPUT)

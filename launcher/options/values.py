@@ -30,7 +30,7 @@ def from_flat(root: type[Options], values: Mapping[str, object], **others: objec
     known = {option.name: option for option in options_of(root)}
     for name in values:
         if name not in known:
-            raise UsageError(unknown(name, known, "option"))
+            raise UsageError(f"unknown option {name!r}{nearest(name, known)}")
     checked = {name: convert(known[name], value, name) for name, value in values.items()}
     return build(root, checked, **others)
 
@@ -68,12 +68,12 @@ def _fields(cls: type, base: Any, by_path: Mapping[tuple[str, ...], Any], path: 
     return made
 
 
-def unknown(name: str, known: Iterable[str], what: str) -> str:
-    """The message for a name that is not among ``known``, with the nearest of those."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: which known one may be meant, or nothing."""
     from difflib import get_close_matches  # only needed for the message
 
-    nearest = get_close_matches(name, list(known), 1, 0.5)
-    return f"unknown {what} {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+    found = get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def convert(option: Option, value: object, where: str) -> Any:
