@@ -66,6 +66,7 @@ class MachineReading:
     limits: Limits
     memory_bytes: int | None = None
     free_bytes: int | None = None
+    microarchitecture: str | None = None
 
 
 def build_machine(
@@ -96,6 +97,7 @@ def build_machine(
         warnings=odd.sentences(),
         memory_bytes=reading.memory_bytes,
         free_bytes=reading.free_bytes,
+        microarchitecture=reading.microarchitecture,
     )
 
 

@@ -69,6 +69,7 @@ class Machine:
     """All that was read. ``cores`` are the usable ones only; ``warnings`` say what was odd while reading.
 
     ``memory_bytes`` and ``free_bytes`` are of the whole machine: what counts where it has no nodes.
+    ``microarchitecture`` is archspec's name, such as ``zen4``.
     """
 
     arch: str
@@ -85,6 +86,13 @@ class Machine:
     warnings: tuple[str, ...] = ()
     memory_bytes: int | None = None
     free_bytes: int | None = None
+    microarchitecture: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The processor in words: ``AMD EPYC 7763 64-Core Processor (x86_64, zen3)``."""
+        kind = self.arch if self.microarchitecture in (None, self.arch) else f"{self.arch}, {self.microarchitecture}"
+        return f"{self.model or self.vendor or 'Unknown processor'} ({kind})"
 
     def node(self, node_id: int) -> Node | None:
         """The node of that id, or None."""
@@ -98,6 +106,7 @@ class Machine:
             "arch": None if self.arch == UNKNOWN_ARCH else self.arch,
             "vendor": self.vendor,
             "model": self.model,
+            "microarchitecture": self.microarchitecture,
             "isa": list(self.isa),
             "cpus": {
                 "present": format_cpu_list(self.present),
@@ -208,6 +217,7 @@ class _MachineJson(msgspec.Struct):
     cores: list[_CoreJson]
     nodes: list[_NodeJson]
     limits: _LimitsJson
+    microarchitecture: str | None = None
 
 
 class _FileJson(msgspec.Struct):
@@ -249,6 +259,7 @@ def _machine(data: _MachineJson) -> Machine:
             memory_bytes=limits.memory_bytes,
             affinity=None if limits.affinity is None else _cpus(limits.affinity),
         ),
+        microarchitecture=data.microarchitecture,
     )
     _check(machine)
     return machine

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from launcher.core.machine.topology import UNKNOWN_ARCH
+from launcher.host.machine.microarchitecture import Identity, microarchitecture
 from launcher.host.machine.tree import Tree, decimal
 
 # As the kernel spells them; what deep-learning kernels choose by. Apart, as one name may mean two things: `sme` is
@@ -64,12 +65,16 @@ ARM = {"aarch64", "armv7l", "armv8l"}
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """``arch`` as ``uname -m`` says it or ``unknown``; ``isa`` in the order of ``X86_ISA`` and the like."""
+    """``arch`` as ``uname -m`` prints it, or ``unknown``; ``isa`` in the order of ``X86_ISA`` and the like.
+
+    ``microarchitecture`` is archspec's name, None where it has none.
+    """
 
     arch: str
     vendor: str | None
     model: str | None
     isa: tuple[str, ...]
+    microarchitecture: str | None = None
 
 
 def read_processor(tree: Tree) -> Processor:
@@ -83,7 +88,8 @@ def read_processor(tree: Tree) -> Processor:
         vendor, model, flags = _ask_cpuinfo()
     known = {flag.lower() for flag in flags}
     interest = X86_ISA if arch in X86 else ARM_ISA if arch in ARM else OTHER_ISA
-    return Processor(arch, vendor, model, tuple(flag for flag in interest if flag in known))
+    name = microarchitecture(Identity(arch, vendor, frozenset(known), fields.get("CPU part", "").lower()))
+    return Processor(arch, vendor, model, tuple(flag for flag in interest if flag in known), name)
 
 
 def read_memory(tree: Tree) -> tuple[int | None, int | None]:

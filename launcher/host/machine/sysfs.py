@@ -67,6 +67,7 @@ def _read(tree: Tree) -> MachineReading:
         limits=_with_memory_only(bounds.limits, nodes),
         memory_bytes=memory_bytes,
         free_bytes=free_bytes,
+        microarchitecture=processor.microarchitecture,
     )
 
 

@@ -43,6 +43,7 @@ def test_the_json_is_that_of_the_contract() -> None:
         "arch": "x86_64",
         "vendor": "GenuineIntel",
         "model": "Fake",
+        "microarchitecture": None,
         "isa": ["amx_bf16", "avx512f"],
         "cpus": {"present": "0-5", "online": "0-3", "allowed": "0-3", "isolated": ""},
         "cores": [
