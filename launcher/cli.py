@@ -131,9 +131,9 @@ Sysroot = Annotated[
 MachineFile = Annotated[
     Path | None,
     typer.Option(
-        help="Plan for the machine of this file (of --save, --json or lscpu -p; - is standard input). "
-        "Nothing can be started for it.",
-        metavar="FILE",
+        help="Plan for another machine: a file (from --save, --json or lscpu -p; - is standard input) or the name of a "
+        "known machine, such as c5.metal. With 'list', topology lists the names. Reports only.",
+        metavar="FILE|NAME",
         rich_help_panel=MACHINE,
     ),
 ]

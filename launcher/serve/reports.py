@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from launcher.core.machine.catalogue import catalogue_text
 from launcher.core.planning.placeholders import fill, values_of
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.report.export import Target, export_plan
@@ -21,7 +22,7 @@ from launcher.core.report.svg_map import picture
 from launcher.core.tuning.choose_classes import classes_of, specs_of
 from launcher.core.tuning.simulation import predict
 from launcher.errors import UsageError
-from launcher.host.machine.machine_file import write_machine_file
+from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ServeOptions
 from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
 
@@ -41,6 +42,9 @@ class Wanted:
 def show(options: ServeOptions, wanted: Wanted) -> None:
     """Print the report in the form that is wanted. Raises any ``LauncherError``."""
     _check(wanted)
+    if lists_catalogue(options.machine.machine_file):
+        print(catalogue_text())
+        return
     machine = read(options.machine)
     if wanted.save is not None:  # before the plan: a machine that nothing fits on can be saved all the same
         write_machine_file(wanted.save, machine)
