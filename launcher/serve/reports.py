@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from launcher.core.machine.catalogue import catalogue_text
 from launcher.core.planning.placeholders import fill, values_of
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.report.export import Target, export_plan
@@ -43,6 +42,8 @@ def show(options: ServeOptions, wanted: Wanted) -> None:
     """Print the report in the form that is wanted. Raises any ``LauncherError``."""
     _check(wanted)
     if lists_catalogue(options.machine.machine_file):
+        from launcher.core.machine.catalogue import catalogue_text  # only here: other reports do not need it
+
         print(catalogue_text())
         return
     machine = read(options.machine)

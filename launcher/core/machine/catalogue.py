@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Literal
 
-from launcher.core.machine.assemble import CpuReading, Cpus, KindReading, MachineReading, build_machine
+from launcher.core.machine.assemble import Cpus, KindHints, RawCpu, RawMachine, build_machine
 from launcher.core.machine.topology import Limits, Machine, Node
 
 GIB = 1 << 30
@@ -340,7 +340,7 @@ def machine_of(known: KnownMachine) -> Machine:
     cores = _core_cpus(known)
     nodes = list(_by_sizes(cores, processor.nodes * known.packages))
     cpus = tuple(sorted(cpu for core in cores for cpu in core))
-    reading = MachineReading(
+    raw = RawMachine(
         arch=processor.arch,
         vendor=processor.vendor,
         model=processor.model,
@@ -349,14 +349,14 @@ def machine_of(known: KnownMachine) -> Machine:
         present=cpus,
         online=cpus,
         isolated=(),
-        cpus=_cpu_readings(known, cores),
+        cpus=_raw_cpus(known, cores),
         nodes=tuple(Node(one, nodes[one], known.node_gib * GIB, _distances(known, one)) for one in range(len(nodes))),
-        kinds=KindReading(efficiency_cpus=_efficiency_cpus(processor, cores) if processor.efficiency_cores else None),
+        kinds=KindHints(efficiency_cpus=_efficiency_cpus(processor, cores) if processor.efficiency_cores else None),
         cpuset=None,
         limits=Limits(),
         memory_bytes=len(nodes) * known.node_gib * GIB,
     )
-    machine = build_machine(reading)
+    machine = build_machine(raw)
     if not known.typical:
         return machine
     warning = f"{known.name} is an entry of the built-in catalogue. Typical rather than fixed: {known.typical}."
@@ -383,13 +383,11 @@ def _by_sizes(cores: list[Cpus], sizes: tuple[int, ...]) -> Iterator[Cpus]:
         start += size
 
 
-def _cpu_readings(known: KnownMachine, cores: list[Cpus]) -> dict[int, CpuReading]:
+def _raw_cpus(known: KnownMachine, cores: list[Cpus]) -> dict[int, RawCpu]:
     processor = known.processor
     l3_of = {cpu: group for group in _by_sizes(cores, processor.l3 * known.packages) for cpu in group}
     return {
-        cpu: CpuReading(core, index // processor.cores, l3_of.get(cpu))
-        for index, core in enumerate(cores)
-        for cpu in core
+        cpu: RawCpu(core, index // processor.cores, l3_of.get(cpu)) for index, core in enumerate(cores) for cpu in core
     }
 
 

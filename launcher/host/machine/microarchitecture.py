@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from archspec.cpu import Microarchitecture
 
 FAMILIES = ("x86_64", "aarch64")
-# Hypervisors often hide these. No numeric kernel is chosen by them, and a guest without them is no older processor.
+# Hypervisors often hide these. No numeric kernel is selected by them, and a guest without them is no older processor.
 OFTEN_HIDDEN = frozenset({"pku", "flush_l1d", "waitpkg", "cldemote", "movdiri", "movdir64b", "serialize"})
 
 

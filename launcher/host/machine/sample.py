@@ -39,7 +39,7 @@ class _Counters:
     at: float
 
 
-def look(tree: Tree, online: Sequence[int], seconds: float = SECONDS) -> Sample:
+def take_sample(tree: Tree, online: Sequence[int], seconds: float = SECONDS) -> Sample:
     """What happens in ``seconds`` on the machine this runs on, without this process and those that started it."""
     before = _count(tree)
     time.sleep(seconds)

@@ -69,7 +69,7 @@ def test_a_whole_report_is_taken(tree: Path, tmp_path: Path) -> None:
     again = read_machine_file(tmp_path / "report.json")
     assert again.cores == machine.cores
     assert len(again.warnings) == 1
-    assert "of another plan" in again.warnings[0]
+    assert "also concern its plan" in again.warnings[0]
 
 
 @pytest.mark.parametrize("text", [LSCPU, "\ufeff" + LSCPU, LSCPU.replace("\n", "\r\n"), f"\n{LSCPU}\n\n"])
@@ -94,17 +94,17 @@ def test_standard_input_is_read_for_a_dash(monkeypatch: pytest.MonkeyPatch) -> N
         (b"# CPU\n\xff\xfe", "byte 6 is not valid UTF-8"),
         (b"{", "starts like JSON but is not valid JSON"),
         (b"[" * 100_000, "starts like JSON but is not valid JSON"),
-        (b"[]", "no machine"),
-        (b'{"lscpu": [{"field": "CPU(s):", "data": "2"}]}', "no machine .*missing required field"),
+        (b"[]", "not a machine"),
+        (b'{"lscpu": [{"field": "CPU(s):", "data": "2"}]}', "not a machine .*missing required field"),
         (b'{"schema": 2, "machine": {}}', "schema 2; this version reads schema 1"),
         (b'{"schema": "two", "machine": {}}', "schema 'two'"),
         (b'{"machine": {"arch": "x86_64"}}', r"missing required field .*\$\.machine"),
-        (b"Architecture:  x86_64\nCPU(s):  2\n", "Architecture.* is no row"),
-        (b"CPU NODE SOCKET CORE\n  0    0      0    0\n", "is no row"),
+        (b"Architecture:  x86_64\nCPU(s):  2\n", "Architecture.* is not a row"),
+        (b"CPU NODE SOCKET CORE\n  0    0      0    0\n", "is not a row"),
         (b"# CPU,Core,Socket,Node\n", "no cpu"),
         (b"# CPU,Core\n0,0\n0,1\n", "cpus 0 have several rows"),
-        (b"# CPU,Core\n99999999,0\n", "over the largest"),
-        (b"# CPU,Core,Socket,Node\n0,0,0,99999999\n", "over the largest"),
+        (b"# CPU,Core\n99999999,0\n", "largest supported"),
+        (b"# CPU,Core,Socket,Node\n0,0,0,99999999\n", "largest supported"),
     ],
 )
 def test_what_is_no_machine_is_refused_with_what_it_is_and_what_works(
