@@ -218,7 +218,7 @@ def test_a_classifier_without_the_weights_of_its_head_is_refused(start, tmp_path
 
     reason = worker.unusable()
 
-    assert "the weights lack 2 of the tensors" in reason
+    assert "the model files lack 2 of the tensors" in reason
     assert "classifier.bias" in reason
     assert worker.exit_status() == 4
 
@@ -330,14 +330,14 @@ def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_together_up_to_it
 
 @pytest.mark.parametrize("kind", ["fnet", "convbert"])
 def test_a_model_that_mixes_padding_into_its_results_is_refused_at_load(kind, tmp_path, model_info) -> None:
-    from launcher.worker.backends import ModelRefused
     from launcher.worker.backends.eager import EagerBackend
+    from launcher.worker.interfaces import ModelError
 
     save_encoder(kind, tmp_path)
     made = model_info(folder=str(tmp_path), hidden_size=64, vocab_size=200)
     backend = EagerBackend(Setup(made, "fp32", "eager", ()))
 
-    with pytest.raises(ModelRefused, match="depends on the padding beside it"):
+    with pytest.raises(ModelError, match="depends on the padding in its batch"):
         backend.load(lambda stage, done, detail: None)
 
 
@@ -357,7 +357,7 @@ def test_a_compiled_model_gives_the_same_vectors_for_any_number_of_tokens(start,
 def test_a_model_that_cannot_be_compiled_is_run_all_the_same_and_that_is_said(start, tmp_path) -> None:
     worker = start("--threads", "1", environment={"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
     worker.send(Setup(resolve(ModelOptions(model="random:tiny")), "fp32", "compile", ()))
-    assert [note for note in worker.ready().notes if note.startswith("not compiled, run as by the eager backend: ")]
+    assert [note for note in worker.ready().notes if note.startswith("not compiled, running eagerly: ")]
     assert run_in_batches(worker, [[5, 6], [7]], 2).shape == (2, 128)
 
 

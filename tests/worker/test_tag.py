@@ -17,10 +17,10 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.backends.fake import fake_result
-from launcher.worker.layouts.padded import pad
-from launcher.worker.loop import BadBatch, check_values
-from launcher.worker.numerics import lowest_cosine, other_labels, rows_of
-from launcher.worker.tasks.tag import token_scores
+from launcher.worker.batches import pad
+from launcher.worker.loop import BatchError, check_values
+from launcher.worker.numerics import changed_labels, lowest_cosine, rows_of
+from launcher.worker.tasks.tag import Tag, token_scores
 from tests.worker.taggers import LABELS, save_tagger
 
 TEXTS = (
@@ -41,7 +41,7 @@ def test_the_rows_of_padding_are_left_out_and_the_others_stay_in_order(lengths: 
     lengths = sorted(lengths, reverse=True)
     ids = np.arange(1, sum(lengths) + 1, dtype=np.int32)
     batch = pad(ids, lengths, pad_id=0)
-    logits = torch.stack([batch.ids, torch.zeros_like(batch.ids)], dim=2).to(torch.bfloat16)
+    logits = torch.stack([batch.input_ids, torch.zeros_like(batch.input_ids)], dim=2).to(torch.bfloat16)
 
     scores = token_scores(logits, batch.mask)
 
@@ -72,7 +72,7 @@ def test_a_taggers_results_are_compared_item_by_item_and_a_wrong_token_shows(mod
     wrong = first.copy()
     wrong[100] = np.roll(first[100], 1)
     assert lowest_cosine(first, wrong, items, tagger) < 0.999
-    assert other_labels(first, wrong) == 1
+    assert changed_labels(first, wrong) == 1
     noisy[199] = np.nan
     assert np.isnan(lowest_cosine(first, noisy, items, tagger))
 
@@ -81,11 +81,11 @@ def test_the_loop_takes_a_row_for_each_token_and_no_other_shape(model_info) -> N
     tagger = model_info(task="tag", labels=("O", "X"))
     run = Run(1, (3, 1))
     check_values(np.zeros((4, 2), dtype=np.float32), run, tagger)
-    with pytest.raises(BadBatch, match=r"shape \(2, 2\) where \(4, 2\) belong"):
+    with pytest.raises(BatchError, match=r"expected results of shape \(4, 2\) from the model, got \(2, 2\)"):
         check_values(np.zeros((2, 2), dtype=np.float32), run, tagger)
     broken = np.zeros((4, 2), dtype=np.float32)
     broken[3, 1] = np.inf
-    with pytest.raises(BadBatch, match="1 of 2 items, the first is item 1 with 1 tokens"):
+    with pytest.raises(BatchError, match="1 of 2 items, the first is item 1 with 1 tokens"):
         check_values(broken, run, tagger)
 
 
@@ -196,7 +196,7 @@ def test_a_head_that_looks_at_neighbours_is_not_packed_and_that_is_said(tmp_path
     from transformers import BertForTokenClassification
     from transformers.modeling_outputs import TokenClassifierOutput
 
-    from launcher.worker.backends import eager
+    from launcher.worker.backends.eager import EagerBackend
 
     class Neighbours(BertForTokenClassification):
         """Gives each token the logits of the one before it too."""
@@ -207,14 +207,14 @@ def test_a_head_that_looks_at_neighbours_is_not_packed_and_that_is_said(tmp_path
             return TokenClassifierOutput(logits=logits + before)
 
     save_tagger(tmp_path, demo_folder)
-    monkeypatch.setitem(eager.KINDS, "tag", Neighbours)
+    monkeypatch.setattr(Tag, "auto_class", Neighbours)
     model_info = resolve(ModelOptions(model=str(tmp_path)))
-    backend = eager.EagerBackend(Setup(model_info, "fp32", "eager", ()))
+    backend = EagerBackend(Setup(model_info, "fp32", "eager", ()))
 
     loaded = backend.load(lambda stage, done, detail: None)
 
     assert not loaded.packed
-    assert any("not packed: its results in a line differ by" in note for note in loaded.notes)
+    assert any("not packed: packed results differ from those of single items by" in note for note in loaded.notes)
     lengths = (9, 4, 4)
     ids = np.arange(1000, 1000 + sum(lengths), dtype=np.int32)
     together = backend.run(ids, lengths).values
@@ -240,7 +240,7 @@ def test_weights_of_a_head_that_is_missing_are_refused(start, demo_folder) -> No
     model_info = msgspec.structs.replace(resolve(ModelOptions()), task="tag", labels=LABELS)
     worker = start()
     worker.send(Setup(model_info, "fp32", "eager", ()))
-    assert "the weights lack 2 of the tensors" in worker.unusable()
+    assert "the model files lack 2 of the tensors" in worker.unusable()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.worker.layouts.padded import pad
+from launcher.worker.batches import pad
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool
 
@@ -26,12 +26,12 @@ def test_padding_keeps_each_item_in_its_row_and_masks_the_rest(lengths) -> None:
 
     batch = pad(ids, lengths, pad_id=-7)
 
-    assert batch.ids.dtype == torch.int64
-    assert batch.ids.shape == (len(lengths), lengths[0])
+    assert batch.input_ids.dtype == torch.int64
+    assert batch.input_ids.shape == (len(lengths), lengths[0])
     offset = 0
     for row, length in enumerate(lengths):
-        assert batch.ids[row, :length].tolist() == ids[offset : offset + length].tolist()
-        assert batch.ids[row, length:].tolist() == [-7] * (lengths[0] - length)
+        assert batch.input_ids[row, :length].tolist() == ids[offset : offset + length].tolist()
+        assert batch.input_ids[row, length:].tolist() == [-7] * (lengths[0] - length)
         if batch.mask is not None:
             assert batch.mask[row].tolist() == [True] * length + [False] * (lengths[0] - length)
         offset += length

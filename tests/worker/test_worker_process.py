@@ -175,10 +175,10 @@ def test_signals_to_the_whole_group_do_not_end_it(start, fake_setup, number) -> 
 @pytest.mark.parametrize(
     ("items", "reason"),
     [
-        ([[1, 1000]], "token id 1000 is outside the vocabulary, 0 to 999"),
-        ([[-1]], "token id -1 is outside"),
-        ([[1], [2, 3]], "not positive and longest first"),
-        ([[1] * 129], "an item of 129 tokens; the model takes at most 128"),
+        ([[1, 1000]], "token id 1000 is out of range; it must be from 0 to 999"),
+        ([[-1]], "token id -1 is out of range"),
+        ([[1], [2, 3]], "must be positive and in descending order"),
+        ([[1] * 129], "an item has 129 tokens; the model takes at most 128"),
     ],
 )
 def test_a_batch_that_cannot_be_run_fails_alone(start, fake_setup, items, reason) -> None:
@@ -203,7 +203,7 @@ def test_a_body_of_the_wrong_size_fails_alone(start, fake_setup) -> None:
     worker.send(Run(1, (3, 2)), b"\0" * 16)
     worker.run(2, [[1, 2]])
 
-    assert "16 bytes of token ids for 5 tokens" in worker.failed().reason
+    assert "expected 20 bytes of token ids for 5 tokens, got 16" in worker.failed().reason
     assert worker.results()[0].batch == 2
 
 
@@ -213,7 +213,7 @@ def test_garbage_on_the_channel_ends_it_with_a_status_of_its_own(start, bytes_se
     worker.socket.sendall(bytes_sent)
 
     assert worker.exit_status() == 6
-    assert "the channel is broken" in worker.errors()
+    assert "protocol error on the channel" in worker.errors()
 
 
 @pytest.mark.parametrize("after_ready", [False, True])
@@ -239,7 +239,7 @@ def test_says_so_when_its_descriptor_0_is_no_channel() -> None:
     )
 
     assert made.returncode == 2
-    assert "descriptor 0 is no connected socket" in made.stderr
+    assert "descriptor 0 is not a connected socket" in made.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--threads", "0"], ["--threads", "1", "--memory", "bind"], []])
@@ -260,7 +260,7 @@ def test_a_warm_up_shape_that_the_model_does_not_take_is_refused(start, fake_set
     worker = start()
     worker.send(fake_setup(warmup=((1, 129),)))
 
-    assert "takes 1 to 128 tokens" in worker.unusable()
+    assert "must have 1 to 128 tokens" in worker.unusable()
     assert worker.exit_status() == 4
 
 

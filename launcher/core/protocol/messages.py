@@ -13,6 +13,9 @@ import msgspec
 
 from launcher.core.protocol.model_info import ModelInfo, RunDtype
 
+BackendName = Literal["eager", "compile", "fake"]
+LoadStage = Literal["import", "load", "check", "warmup"]
+
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
     """Front → worker, first: what to load and which shapes to warm up.
@@ -26,7 +29,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
 
     model_info: ModelInfo
     dtype: RunDtype
-    backend: Literal["eager", "compile", "fake"]
+    backend: BackendName
     warmup: tuple[tuple[int, int], ...]
     trust_remote_code: bool = False
     fake_seconds_per_token: float = 0.0
@@ -53,7 +56,7 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
 class Loading(msgspec.Struct, tag="loading", frozen=True):
     """Worker → front while it starts. ``stage`` is ``import``, ``load``, ``check`` or ``warmup``; ``done`` is 0…1."""
 
-    stage: Literal["import", "load", "check", "warmup"]
+    stage: LoadStage
     done: float
     detail: str = ""
 
