@@ -27,7 +27,7 @@ def largest_relative_error(expected: Results, actual: Results) -> float:
 
 def lowest_cosine(expected: Results, actual: Results, items: Sequence[TokenIds], model_info: ModelInfo) -> float:
     """The lowest cosine similarity between the two results of an item, all its rows as one vector; NaN if a result is
-    not finite.
+    zero or not finite.
 
     Not token by token: a token whose two best labels are nearly tied changes by rounding alone, which says nothing
     about the model. A check item has far fewer than a thousand tokens, so a single token with a completely different

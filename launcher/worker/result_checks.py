@@ -139,13 +139,13 @@ class Accuracy:
 
 
 def check_accuracy(reference: Reference, runner: BatchRunner, dtype: str) -> Accuracy:
-    """How close results in a lower precision are to the reference in fp32. Raises ``ModelError`` if they are not
-    finite or too far from it."""
+    """How close results in a lower precision are to the reference in fp32. Raises ``ModelError`` if they are zero,
+    not finite, or too far from it."""
     asked = reference.model_info.asked
     comparison = reference.compare_all_items(runner)
     cosine = comparison.cosine()
     if not np.isfinite(cosine):
-        raise ModelError(f"{asked}: results in {dtype} are not finite; use --dtype fp32")
+        raise ModelError(f"{asked}: results in {dtype} are zero or not finite; use --dtype fp32")
     if cosine < MIN_COSINE:
         raise ModelError(
             f"{asked}: results in {dtype} have a cosine of only {cosine:.3f} with fp32; at least {MIN_COSINE} is "
