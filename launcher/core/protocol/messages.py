@@ -11,9 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from launcher.core.protocol.model_info import ModelInfo, RunDtype
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.options.choices import Backend, RunDtype
 
-BackendName = Literal["eager", "compile", "fake"]
 LoadStage = Literal["import", "load", "check", "warmup"]
 
 
@@ -29,7 +29,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
 
     model_info: ModelInfo
     dtype: RunDtype
-    backend: BackendName
+    backend: Backend
     warmup: tuple[tuple[int, int], ...]
     trust_remote_code: bool = False
     fake_seconds_per_token: float = 0.0

@@ -1,15 +1,16 @@
 """The table of backends. Only the one that is used is imported: torch alone takes seconds.
 
 To add a backend: write ``<name>.py`` here with a class that implements ``interfaces.Backend``, and add it to
-``BACKENDS`` and to the names in ``core.protocol.messages.BackendName`` and ``options.Backend``. ``result_checks``
-checks its results at load; a backend that converts a PyTorch model gets it from ``load_model``.
+``BACKENDS`` and to the names in ``options.choices.Backend``. ``result_checks`` checks its results at load; a backend
+that converts a PyTorch model gets it from ``load_model``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from launcher.core.protocol.messages import BackendName, Setup
+from launcher.core.protocol.messages import Setup
+from launcher.options import choices
 from launcher.worker.interfaces import Backend
 
 
@@ -34,7 +35,7 @@ def _compile(setup: Setup, threads: int) -> Backend:
     return CompileBackend(setup)
 
 
-BACKENDS: dict[BackendName, Callable[[Setup, int], Backend]] = {"eager": _eager, "compile": _compile, "fake": _fake}
+BACKENDS: dict[choices.Backend, Callable[[Setup, int], Backend]] = {"eager": _eager, "compile": _compile, "fake": _fake}
 
 
 def create_backend(setup: Setup, threads: int) -> Backend:

@@ -1,7 +1,7 @@
 """The table of tasks, and the protocol that each implements.
 
 To add a task: write a module here with a class that implements ``Task``, and add it to ``TASKS`` and to
-``core.protocol.model_info.Task``.
+``options.choices.Task``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.core.protocol.model_info import Task as TaskName
+from launcher.options import choices
 from launcher.worker.batches import PackedBatch, PaddedBatch
 from launcher.worker.tasks.classify import Classify
 from launcher.worker.tasks.embed import Embed
@@ -39,7 +39,7 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[TaskName, type[Task]] = {"embed": Embed, "classify": Classify, "tag": Tag}
+TASKS: dict[choices.Task, type[Task]] = {"embed": Embed, "classify": Classify, "tag": Tag}
 
 
 def create_task(model: Any, model_info: ModelInfo) -> Task:
