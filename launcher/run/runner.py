@@ -1,7 +1,7 @@
 """Runs N copies of a program: joins the lifecycle, the processes, their output and the signals.
 
-Order of the start: the fork of the reaper, the machine, the plan, the probes; then the programs. The run is over when
-every program has exited: by itself, because another one has failed, or because of a signal, which is passed on.
+Order of the start: the fork of the subreaper, the machine, the plan, the probes; then the programs. The run is over
+when every program has exited: by itself, because another one has failed, or because of a signal, which is forwarded.
 Signal handlers only record; tasks react.
 """
 
@@ -70,7 +70,7 @@ def run(options: RunOptions) -> NoReturn:
     """
     if options.quiet and options.log_dir is None:
         raise UsageError("--quiet discards the output of the programs; add --log-dir DIR to keep it in files")
-    lifeline = subreaper.fork_reaper()
+    lifeline = subreaper.fork_subreaper()
     logs.set_up(options.log)
     runner = Runner(options, prepare_run(options, live=True), lifeline)
     anyio.run(runner.run)
@@ -87,7 +87,7 @@ def policy_of(options: RunOptions) -> Policy:
 
 
 class Runner:
-    """One run, from the first start to the last exit. ``lifeline`` reads end-of-file when the reaper is gone."""
+    """One run, from the first start to the last exit. ``lifeline`` reads end-of-file when the subreaper is gone."""
 
     def __init__(self, options: RunOptions, prepared: Prepared, lifeline: int) -> None:
         self._options = options
@@ -200,13 +200,13 @@ class Runner:
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         stopping = subreaper.not_ignored(subreaper.STOP_SIGNALS)
-        passed_on = subreaper.not_ignored(subreaper.USER_SIGNALS)
-        with anyio.open_signal_receiver(signal.SIGCHLD, *stopping, *passed_on) as received:
+        forwarded = subreaper.not_ignored(subreaper.USER_SIGNALS)
+        with anyio.open_signal_receiver(signal.SIGCHLD, *stopping, *forwarded) as received:
             task_status.started()
             async for number in received:
                 if number == signal.SIGCHLD:
                     self._reap_orphans()
-                elif number in passed_on:
+                elif number in forwarded:
                     for program in self._programs.values():
                         program.signal(number)
                 else:

@@ -1,10 +1,10 @@
 """Leaves no process behind, however a run ends: ``launch run`` is two processes, and each cleans up after the other.
 
-`fork_reaper` forks. The child does the work. The parent, the reaper, forwards signals to it, waits for it and exits
-with its status. Both are child subreapers (prctl(2)), so that even a program's daemon stays their descendant. When the
-reaper is killed, the child reads end-of-file from a pipe and kills everything. When the child is killed, the kernel
-kills the programs (their parent-death signal), and the reaper inherits and kills what they had started. Only when both
-are killed at once can a daemon survive. No policy may enter here.
+`fork_subreaper` forks. The child does the work. The parent, the subreaper, forwards signals to it, waits for it and
+exits with its status. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so that even a program's daemon stays their
+descendant. When the subreaper is killed, the child reads end-of-file from a pipe and kills everything. When the child
+is killed, the kernel kills the programs (their parent-death signal), and the subreaper inherits and kills what they
+had started. Only when both are killed at once can a daemon survive. No policy may enter here.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def not_ignored(numbers: Sequence[signal.Signals]) -> set[signal.Signals]:
     return {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
 
 
-def fork_reaper() -> int:
-    """Returns in the child only: a descriptor that reads end-of-file when the reaper is gone.
+def fork_subreaper() -> int:
+    """Returns in the child only: a descriptor that reads end-of-file when the subreaper is gone.
 
     The parent never returns; it exits with the child's status when the child has exited and no descendant is left.
     Must be called before any thread exists. Raises ``MachineError`` where orphans cannot be adopted.
@@ -43,8 +43,8 @@ def fork_reaper() -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*forwarded, signal.SIGCHLD})
     child = os.fork()
     if child:
-        # Both processes do it, so that it is done whichever runs first. Ctrl-C then reaches the reaper alone, and the
-        # child receives one signal instead of two.
+        # Both processes do it, so that it is done whichever runs first. Ctrl-C then reaches the subreaper alone, and
+        # the child receives one signal instead of two.
         with contextlib.suppress(OSError):
             os.setpgid(child, child)
         os.close(lifeline)

@@ -215,7 +215,7 @@ async def test_a_crash_at_load_is_retried_up_to_the_limit_and_no_further() -> No
     async with supervised("raise SystemExit('no weights')", GOOD) as front:
         await front.warm(1)
         gave_up = await front.until("given_up", 0)
-        assert gave_up[2] == "3 failures in a row, the last: exit status 1; its last words: 'no weights'"
+        assert gave_up[2] == "3 failures in a row, the last: exit status 1; last output: 'no weights'"
         assert [delay for *_, delay in front.told("restarting", 0)] == [0.01, 0.02]
         assert len(front.told("started", 0)) == 3
         assert front.state(0) == "failed"
