@@ -27,7 +27,7 @@ RESERVE_FROM = 8
 # One core is for the event loop, which is one thread; from here on there is work for a second one, which tokenizes.
 RESERVE_TWO_FROM = 64
 # What a front used beside the fastest worker, with room to spare, in cpus: at least, and for each core of instances
-# (docs/decisions/0007-front-under-a-quota.md). A quota that leaves as much beside them has room for it.
+# (docs/decisions/0006-front-under-a-quota.md). A quota that leaves as much beside them has room for it.
 FRONT_LEAST, FRONT_PER_CORE = 1 / 2, 1 / 3
 
 

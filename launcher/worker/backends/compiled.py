@@ -1,7 +1,7 @@
 """The compile backend: the eager one with its model compiled by torch's inductor, weights frozen into the code.
 
 Compiled once for all numbers of tokens, since a line of packed items has any. Takes some ten seconds at each start
-(docs/decisions/0010); where it fails, or gives other results, the model is run as by the eager backend, and that is
+(docs/decisions/0008); where it fails, or gives other results, the model is run as by the eager backend, and that is
 said.
 """
 
