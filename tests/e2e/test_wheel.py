@@ -77,12 +77,12 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     venv = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=120)
     (site,) = (venv / "lib").glob("python*/site-packages")
     here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in here))
     install = ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", "--python", venv / "bin/python", *install], check=True, timeout=120)
+    subprocess.run([venv / "bin/python", "-m", "pip", *install], check=True, timeout=120)
     return Installed(venv / "bin", tmp_path_factory.mktemp("elsewhere"))
 
 
@@ -105,6 +105,7 @@ def test_the_metadata_has_version_license_and_readme(wheel: Path) -> None:
         metadata = file.read(f"{folder}/METADATA").decode()
         assert f"{folder}/licenses/LICENSE" in file.namelist()
     assert f"\nVersion: {version[1]}\n" in metadata
+    assert "\nRequires-Python: >=3.10\n" in metadata
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
     assert (ROOT / "README.md").read_text().strip() in metadata
 
