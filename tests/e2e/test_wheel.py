@@ -48,7 +48,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, copy)
     folder = tmp_path_factory.mktemp("dist")
     build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, copy]
-    subprocess.run([sys.executable, *build], check=True, timeout=120)
+    subprocess.run([sys.executable, *build], check=True, timeout=300)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -68,7 +68,7 @@ class Installed:
     def run(self, *command: str) -> str:
         program = [self.bin / command[0], *command[1:]]
         done = subprocess.run(
-            program, cwd=self.work, env=self.env, check=False, capture_output=True, text=True, timeout=120
+            program, cwd=self.work, env=self.env, check=False, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -77,12 +77,12 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     venv = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=300)
     (site,) = (venv / "lib").glob("python*/site-packages")
     here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in here))
     install = ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run([venv / "bin/python", "-m", "pip", *install], check=True, timeout=120)
+    subprocess.run([venv / "bin/python", "-m", "pip", *install], check=True, timeout=300)
     return Installed(venv / "bin", tmp_path_factory.mktemp("elsewhere"))
 
 
@@ -134,7 +134,7 @@ def test_topology_plans_for_this_machine(installed: Installed) -> None:
 def test_serve_answers_and_ends(installed: Installed) -> None:
     with serving(installed, "--instances", "1") as (process, address):
         body = {"model": "demo", "input": ["A bird in the hand", "is worth two in the bush"]}
-        reply = httpx.post(f"{address}/v1/embeddings", json=body, timeout=60)
+        reply = httpx.post(f"{address}/v1/embeddings", json=body, timeout=300)
         assert reply.status_code == 200, reply.text
         assert [len(item["embedding"]) for item in reply.json()["data"]] == [384, 384]
         process.send_signal(signal.SIGTERM)
@@ -160,7 +160,7 @@ def serving(installed: Installed, *options: str) -> Iterator[tuple[subprocess.Po
 
 def wait_for_event(process: subprocess.Popen[bytes], log: Path, event: str) -> list[dict[str, str]]:
     """The records of the log once it has one of this event."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         lines = log.read_text().splitlines(keepends=True)
         records: list[dict[str, str]] = [json.loads(line) for line in lines if line.endswith("\n")]
