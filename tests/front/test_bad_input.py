@@ -1,4 +1,4 @@
-"""Whatever a client sends, it gets a clear answer in the one shape of errors, and the server serves the next."""
+"""Whatever a client sends, it gets a clear error in the documented shape, and the server serves the next request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import RequestError
-from launcher.front.http.bodies import BodyDecoder, EmbeddingsRequest, as_lists
+from launcher.front.http.api.openai import EmbeddingsRequest
+from launcher.front.http.body_decoder import BodyDecoder
+from launcher.front.http.inputs import texts_or_token_ids
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio
@@ -116,10 +118,10 @@ async def test_of_duplicate_keys_the_last_counts(client: Any) -> None:
     assert len(answer.json()["data"]) == 1
 
 
-async def test_more_inputs_than_the_limit_are_too_many_for_ever(client: Any) -> None:
+async def test_more_inputs_than_the_limit_are_refused_with_413(client: Any) -> None:
     error = error_of(await client.post("/v1/embeddings", json={"input": ["w1"] * 51}), 413)
     assert error["code"] == "too_many_inputs"
-    assert "has 51 inputs, a request may have 50" in error["message"]
+    assert "has 51 inputs, the limit is 50 per request" in error["message"]
     answer = await client.post("/v1/embeddings", json={"input": ["w1"] * 50})
     assert answer.status_code == 200
 
@@ -173,7 +175,7 @@ async def test_a_wrong_method_is_405_and_says_which_are_right(method: str, clien
     assert answer.status_code == 405
     assert answer.headers["allow"] == "OPTIONS, POST"
     if method != "HEAD":
-        assert "takes OPTIONS and POST" in error_of(answer, 405)["message"]
+        assert "allows OPTIONS and POST" in error_of(answer, 405)["message"]
 
 
 async def test_options_says_what_is_allowed_and_nothing_about_other_origins(client: Any) -> None:
@@ -206,7 +208,7 @@ def test_any_body_is_decoded_or_refused_and_nothing_else(body: bytes) -> None:
     refused = texts = ids = None
     try:
         decoded, _ = decoder.decode(body)
-        texts, ids = as_lists(decoded.input, "input", 10)
+        texts, ids = texts_or_token_ids(decoded.input, "input", 10)
     except RequestError as error:
         refused = error
     assert [texts, ids, refused].count(None) == 2

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from launcher.front.http.openai import shorten
+from launcher.front.http.results import truncate_dimensions
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio
@@ -85,9 +85,9 @@ async def test_all_dimensions_leave_the_vector_as_it_is(client: Any, vector_of: 
 
 def test_shortening_leaves_what_is_not_normalized_and_divides_nothing_by_zero() -> None:
     given = np.array([[0, 0, 5], [3, 4, 0]], dtype=np.float32)
-    np.testing.assert_array_equal(shorten(given, 2, normalize=False), [[0, 0], [3, 4]])
-    np.testing.assert_allclose(shorten(given, 2, normalize=True), [[0, 0], [0.6, 0.8]], rtol=1e-6)
-    assert shorten(given, 2, normalize=True).dtype == np.float32
+    np.testing.assert_array_equal(truncate_dimensions(given, 2, normalize=False), [[0, 0], [3, 4]])
+    np.testing.assert_allclose(truncate_dimensions(given, 2, normalize=True), [[0, 0], [0.6, 0.8]], rtol=1e-6)
+    assert truncate_dimensions(given, 2, normalize=True).dtype == np.float32
 
 
 async def test_a_text_that_is_cut_because_the_client_asked_is_reported(client: Any, vector_of: Any) -> None:

@@ -161,7 +161,7 @@ async def test_bulk_is_tokenized_one_request_at_a_time_and_interactive_beside_it
     await front.serving()
     services = front.services(model_info, FrontOptions())
     async with make_client(services) as client:
-        async with services.bulk_turn:
+        async with services.bulk_lock:
             bulk = asyncio.ensure_future(
                 client.post("/v1/embeddings", json={"input": ["w1"] * 600}, headers={PRIORITY: "bulk"})
             )

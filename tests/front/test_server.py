@@ -15,7 +15,7 @@ import pytest
 
 from launcher.core.protocol.messages import Run
 from launcher.front.http.app import create_app
-from launcher.front.http.connection import HEAD_BYTES
+from launcher.front.http.connection import HEADER_BYTES
 from launcher.front.http.server import HttpServer
 from launcher.options import FrontOptions
 
@@ -408,7 +408,7 @@ async def test_a_head_without_end_is_refused(start: Any) -> None:
     writer.write(b"GET /health HTTP/1.1\r\n")
     answer = asyncio.ensure_future(answer_of(reader))
     piece = b"x-padding: " + b"x" * 1000 + b"\r\n"
-    for _ in range(2 * HEAD_BYTES // len(piece)):
+    for _ in range(2 * HEADER_BYTES // len(piece)):
         writer.write(piece)
         await asyncio.wait({answer}, timeout=0.002)
         if answer.done() or writer.is_closing():

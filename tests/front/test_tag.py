@@ -17,9 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from launcher.core.protocol.messages import Run
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.front.http import tag
-from launcher.front.http.bodies import TagRequest
-from launcher.front.http.exchange import Intake
+from launcher.front.http.api import predict
+from launcher.front.http.token_labels import TokenLabeler, label_span
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 
@@ -146,12 +145,12 @@ async def test_a_tagger_has_no_embeddings(client: Any) -> None:
 
 
 async def test_more_tokens_than_results_have_room_for_are_refused(client: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(tag, "RESULT_BYTES", 4 * len(LABELS) * 12)
+    monkeypatch.setattr(predict, "TAG_SCORES_BYTES", 4 * len(LABELS) * 12)
     assert len(await predictions(client, ["w1 w2"] * 3)) == 3
     answer = await client.post("/predict", json={"inputs": ["w1 w2"] * 4})
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "too_many_tokens"
-    assert "16 tokens together, a request may have 12" in answer.json()["error"]["message"]
+    assert "16 tokens together, the limit is 12" in answer.json()["error"]["message"]
 
 
 async def test_other_tasks_do_not_know_of_aggregation(make_front: Any, make_client: Any, model_info: ModelInfo) -> None:
@@ -203,10 +202,8 @@ async def test_results_of_another_size_than_the_tokens_end_the_worker(make_front
 
 
 @pytest.mark.parametrize(("word", "pauses"), [(1, 20), (0, 16)])
-async def test_a_long_answer_is_written_with_pauses_also_where_nothing_is_found(
-    make_front: Any, tagger: ModelInfo, word: int, pauses: int
-) -> None:
-    route = tag.TagRoute(make_front(model_info=tagger).services(tagger, FrontOptions()), Intake(1, 1))
+async def test_a_long_answer_is_written_with_pauses_also_where_nothing_is_found(word: int, pauses: int) -> None:
+    labeler = TokenLabeler(LABELS, frozenset())
     ids = np.array([2, 4 + word, 3], dtype=np.int32)
     spans = np.array([[-1, -1], [0, 2], [-1, -1]], dtype=np.int32)
     tokenized = Tokenized([ids] * 2000, 6000, (), [spans] * 2000)
@@ -220,7 +217,7 @@ async def test_a_long_answer_is_written_with_pauses_also_where_nothing_is_found(
             await asyncio.sleep(0)
 
     counting = asyncio.ensure_future(count())
-    entries = await route.all_entries(TagRequest([f"w{word}"] * 2000), results, tokenized)
+    entries = await labeler.encode(results, tokenized, [f"w{word}"] * 2000, aggregate=True)
     counting.cancel()
 
     assert len(entries) == 2000
@@ -234,7 +231,7 @@ async def test_the_document_has_what_a_tagger_takes_and_gives(client: Any) -> No
     body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/TagRequest"}
     assert set(schemas["TagRequest"]["properties"]) == {"inputs", "truncate", "aggregation"}
-    assert schemas["Tagged"]["required"] == ["label", "score"]
+    assert schemas["TokenLabel"]["required"] == ["label", "score"]
     assert "PredictRequest" not in schemas
     page = (await client.get("/docs")).text
     assert "aggregation" in page
@@ -267,7 +264,7 @@ def test_each_token_is_the_part_of_the_text_that_it_names(demo: FrontTokenizer, 
     assert spans.shape == (len(ids), 2)
     assert [place for place, span in enumerate(spans.tolist()) if span[0] < 0] == [0, len(ids) - 1]
 
-    places = [tag._tagged("X", 0.5, text, *span) for span in spans[1:-1].tolist()]
+    places = [label_span("X", 0.5, text, *span) for span in spans[1:-1].tolist()]
     for entry in places:
         assert 0 <= entry.start <= entry.end <= len(text)
         assert text[entry.start : entry.end] == entry.text
@@ -283,7 +280,7 @@ async def test_places_count_code_points_and_words_have_no_white_space_around_the
     text = "Anna 🙂  Ça\n"
     tokenized = await FrontTokenizer(tagger_in(tmp_path), text_characters=100).texts([text])
 
-    found = [tag._tagged("X", 0.5, text, *span) for span in tokenized.spans[0].tolist()]
+    found = [label_span("X", 0.5, text, *span) for span in tokenized.spans[0].tolist()]
 
     assert [(e.text, e.start, e.end) for e in found if e.text.strip()] == [
         ("Anna", 0, 4),

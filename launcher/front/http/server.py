@@ -1,7 +1,7 @@
-"""The HTTP server on a socket that is bound already: uvicorn, without its signals, its logging and its access log.
+"""The HTTP server on a bound socket: uvicorn without its signal handlers, logging and access log.
 
-Separate because uvicorn is meant to own its process and here it must not: signals, logs and the order of the end
-belong to whoever composes the server. Single connections and routes must not enter.
+Separate because uvicorn is made to own its process, and here the caller owns signals, logs and the order of shutdown.
+Single connections and routes must not enter.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-from launcher.front.http.connection import BoundedProtocol
+from launcher.front.http.connection import LimitedHttpProtocol
 
-# Longer than the idle time of usual clients and proxies (httpx 5 s, nginx and AWS 60 s): whoever closes first must be
-# the client, or requests meet a connection that is just being closed.
+# Longer than the idle time-out of common clients and proxies (httpx 5 s, nginx and AWS 60 s). The client must close
+# first, or it may send a request into a connection that the server is closing.
 KEEP_ALIVE_SECONDS = 75
-# In which a head, and then a body, has to have come; looked at every few seconds, so that requests pay nothing.
+# In which the headers, and then the body, of a request must arrive. It is checked every few seconds for all
+# connections, so that requests do not pay for a timer.
 REQUEST_SECONDS = 60.0
 SWEEP_SECONDS = 5
 
@@ -28,26 +29,26 @@ SWEEP_SECONDS = 5
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._leave = anyio.Event()
+        self._exit = anyio.Event()
 
-    def leave(self) -> None:
+    def request_exit(self) -> None:
         self.should_exit = True
-        self._leave.set()
+        self._exit.set()
 
     async def main_loop(self) -> None:
-        """Wake once a second for the date and the sweep, not ten times, and at once when it is time to leave."""
+        """Wake once a second for the date header and the sweep, not ten times, and at once to exit."""
         while not await self.on_tick(0):
             with anyio.move_on_after(1):
-                await self._leave.wait()
+                await self._exit.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave all signals to whoever composes the server."""
+        """Leave all signals to the caller."""
         yield
 
 
 class HttpServer:
-    """Serves ``app`` on ``sock``, a bound socket, which it owns from now on.
+    """Serves ``app`` on ``sock``, a bound socket, which it owns from then on.
 
     A client that does not send the rest of a request within ``request_seconds`` is disconnected.
     """
@@ -63,7 +64,7 @@ class HttpServer:
         config = uvicorn.Config(
             app,
             loop="none",
-            http=BoundedProtocol,
+            http=LimitedHttpProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -78,32 +79,32 @@ class HttpServer:
         self._server = _Server(config)
         self._sock = sock
         self._request_seconds = request_seconds
-        self._ended: anyio.Event | None = None
+        self._stopped: anyio.Event | None = None
 
     async def run(self) -> None:
         """Serve; returns after ``stop``."""
-        self._ended = anyio.Event()
+        self._stopped = anyio.Event()
         try:
             await self._server.serve(sockets=[self._sock])
         finally:
-            self._ended.set()
+            self._stopped.set()
 
     async def stop(self, seconds: float) -> None:
-        """Accept nothing more, close idle connections and wait until all that is inside is answered.
+        """Stop accepting connections, close idle ones, and wait until all requests are answered.
 
-        What is not answered after ``seconds`` is cut off.
+        Requests that are not answered after ``seconds`` are aborted.
         """
-        if self._ended is None:
+        if self._stopped is None:
             self._sock.close()
             return
-        # uvicorn takes this for whole seconds only where its command line reads it.
+        # Typed as whole seconds by uvicorn, but only its command line needs that.
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
-        self._server.leave()
-        await self._ended.wait()
+        self._server.request_exit()
+        await self._stopped.wait()
 
     async def sweep(self) -> None:
-        """Disconnect clients that are too slow; happens by itself every few seconds."""
+        """Disconnect clients that are too slow. The server does this itself every few seconds."""
         now = asyncio.get_running_loop().time()
         for connection in list(self._server.server_state.connections):
-            if isinstance(connection, BoundedProtocol):
+            if isinstance(connection, LimitedHttpProtocol):
                 connection.close_if_slow(now, self._request_seconds)

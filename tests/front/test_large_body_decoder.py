@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import RequestError
-from launcher.front.http.bodies import BodyDecoder, EmbeddingsRequest, as_lists
-from launcher.front.http.large import OTHER_BYTES, PIECE_BYTES, LargeBodyDecoder
+from launcher.front.http.api.openai import EmbeddingsRequest
+from launcher.front.http.body_decoder import BodyDecoder
+from launcher.front.http.inputs import texts_or_token_ids
+from launcher.front.http.large_body_decoder import CHUNK_BYTES, OTHER_FIELDS_BYTES, LargeBodyDecoder
 from launcher.front.tokenizer import FrontTokenizer
 
 LIMIT = 8
@@ -44,7 +46,7 @@ _other = st.fixed_dictionaries(
 def read(decoder: Any, body: bytes) -> tuple[Any, Any, Any, Sequence[str]] | RequestError:
     try:
         decoded, ignored = decoder.decode(body)
-        texts, ids = as_lists(decoded.input, "input", LIMIT)
+        texts, ids = texts_or_token_ids(decoded.input, "input", LIMIT)
     except RequestError as error:
         return error
     lists = None if ids is None else [np.asarray(one).tolist() for one in ids]
@@ -75,7 +77,7 @@ def test_what_is_no_json_is_refused(text: str) -> None:
 
 
 def test_ids_of_several_pieces_stay_in_order() -> None:
-    ids = list(range(PIECE_BYTES))
+    ids = list(range(CHUNK_BYTES))
     _, lists, *_ = read(LARGE, json.dumps({"input": [ids, [7], ids[::-1]]}).encode())  # type: ignore[misc]
     assert lists == [ids, [7], ids[::-1]]
     _, lists, *_ = read(LARGE, json.dumps({"input": ids}).encode())  # type: ignore[misc]
@@ -123,11 +125,11 @@ def test_too_much_is_refused_before_it_is_built(body: Any, code: str) -> None:
 
 
 def test_fields_beside_the_inputs_may_be_as_long_as_they_are_said_to() -> None:
-    known = b'{"input": "%b", "user": "%b"}' % (b"w" * 100_000, b"u" * 2 * OTHER_BYTES)
+    known = b'{"input": "%b", "user": "%b"}' % (b"w" * 100_000, b"u" * 2 * OTHER_FIELDS_BYTES)
     assert not isinstance(read(LARGE, known), RequestError)
     error = read(LARGE, known.replace(b"user", b"other"))
     assert isinstance(error, RequestError)
-    assert f"may have {OTHER_BYTES}" in str(error)
+    assert f"the limit is {OTHER_FIELDS_BYTES}" in str(error)
 
 
 @pytest.mark.anyio
@@ -137,7 +139,7 @@ async def test_the_loop_goes_on_while_millions_of_ids_are_read(model_info: Any) 
 
     async def read_all() -> Any:
         decoded, _ = await tokenizer.in_thread(1, LARGE.decode, body)
-        _, lists = as_lists(decoded.input, "input", LIMIT)
+        _, lists = texts_or_token_ids(decoded.input, "input", LIMIT)
         return await tokenizer.ids(lists or (), truncate=True)
 
     task = asyncio.ensure_future(read_all())

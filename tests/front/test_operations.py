@@ -11,8 +11,8 @@ import pytest
 
 from launcher.core.cost.length_histogram import parse_histogram
 from launcher.core.cost.model import CostModel
-from launcher.front.http.app import INSIDE_BYTES
-from launcher.front.http.connection import HEAD_BYTES
+from launcher.front.http.app import BODY_MEMORY_BYTES
+from launcher.front.http.connection import HEADER_BYTES
 from launcher.front.http.server import KEEP_ALIVE_SECONDS, REQUEST_SECONDS
 from launcher.options import FrontOptions
 from launcher.serve.costs import watch_costs
@@ -177,7 +177,7 @@ async def test_the_page_for_people_needs_nothing_from_elsewhere(open_client: Any
         answer = await client.get("/docs")
     page = answer.text
     assert answer.headers["content-type"].startswith("text/html")
-    for shown in ("/v1/embeddings", "/predict", "encoding_format", "EmbeddingsReply", "curl http://HOST:PORT"):
+    for shown in ("/v1/embeddings", "/predict", "encoding_format", "EmbeddingsResponse", "curl http://HOST:PORT"):
         assert shown in page
     loaded = re.findall(r'(?:src|href)=["\']([^"\']+)', page) + re.findall(r"@import|url\(", page)
     assert [target for target in loaded if not target.startswith(("#", "/"))] == []
@@ -204,7 +204,7 @@ def test_the_documentation_names_the_limits_that_are_set() -> None:
     assert f"{options.body_bytes >> 20} MiB" in DOCUMENT
     for number in (options.request_items, options.text_characters, options.queue_items):
         assert f"{number:,}" in DOCUMENT
-    assert f"{INSIDE_BYTES >> 20} MiB" in DOCUMENT
-    assert f"{HEAD_BYTES >> 10} KiB" in DOCUMENT
+    assert f"{BODY_MEMORY_BYTES >> 20} MiB" in DOCUMENT
+    assert f"{HEADER_BYTES >> 10} KiB" in DOCUMENT
     assert f"{REQUEST_SECONDS:g} s" in DOCUMENT
     assert f"{KEEP_ALIVE_SECONDS} s" in DOCUMENT
