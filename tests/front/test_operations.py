@@ -159,11 +159,6 @@ async def test_the_openapi_document_describes_every_route_and_has_no_loose_ends(
             for method in methods:
                 answer = await client.request(method, path.replace("{id}", "words"))
                 assert answer.status_code not in (404, 405), (method, path)
-    computing, reporting = (
-        {"/v1/embeddings", "/predict"},
-        {"/health", "/ready", "/metrics", "/info", "/lengths", "/docs"},
-    )
-    assert set(document["paths"]) == computing | reporting | {"/openapi.json", "/v1/models", "/v1/models/{id}"}
     references = set(re.findall(r'"#/components/schemas/(\w+)"', str(document).replace("'", '"')))
     assert references
     assert references <= set(document["components"]["schemas"])
