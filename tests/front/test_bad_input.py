@@ -175,7 +175,7 @@ async def test_a_wrong_method_is_405_and_says_which_are_right(method: str, clien
     assert answer.status_code == 405
     assert answer.headers["allow"] == "OPTIONS, POST"
     if method != "HEAD":
-        assert "allows OPTIONS and POST" in error_of(answer, 405)["message"]
+        assert "it allows OPTIONS, POST" in error_of(answer, 405)["message"]
 
 
 async def test_options_says_what_is_allowed_and_nothing_about_other_origins(client: Any) -> None:

@@ -113,7 +113,7 @@ class _Application(Starlette):
             headers = {"Allow": ", ".join(allowed)}
             if method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
-            message = f"{path} allows {' and '.join(allowed)}, not {method}"
+            message = f"{path} does not allow {method}; it allows {', '.join(allowed)}"
             return self._response(request, RequestError(message, status=405, code="method_not_allowed"), headers)
         code = http.HTTPStatus(status).name.lower()
         return self._response(request, RequestError(str(error.detail), status=status, code=code), error.headers)
