@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from launcher.core.planning.placeholders import fill, values_of
 from launcher.core.planning.plan import InstancePlan
-from launcher.core.report.export import Target, export_plan
+from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
 from launcher.core.report.plan_report import Command, report_json, report_text
 from launcher.core.report.svg_map import picture
@@ -22,23 +21,11 @@ from launcher.core.tuning.choose_classes import classes_of, specs_of
 from launcher.core.tuning.simulation import predict
 from launcher.errors import UsageError
 from launcher.host.machine.machine_file import write_machine_file
-from launcher.options import ServeOptions
+from launcher.options import ReportOptions, ServeOptions
 from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which forms of the report. ``save`` gets the machine as a file, ``svg`` the picture; ``export`` prints the plan
-    for another supervisor that starts ``program`` once per instance."""
-
-    as_json: bool = False
-    save: Path | None = None
-    svg: Path | None = None
-    export: Target | None = None
-    program: tuple[str, ...] = ()
-
-
-def show(options: ServeOptions, wanted: Wanted) -> None:
+def show(options: ServeOptions, wanted: ReportOptions) -> None:
     """Print the report in the form that is wanted. Raises any ``LauncherError``."""
     _check(wanted)
     machine = read(options.machine)
@@ -56,7 +43,7 @@ def show(options: ServeOptions, wanted: Wanted) -> None:
         print(export_plan(prepared.plan, commands, wanted.export), end="")
         for warning in prepared.warnings:
             _say(f"warning: {warning}")
-    elif wanted.as_json:
+    elif wanted.json:
         print_json(prepared, forecast_of(prepared))
     else:
         print_report(prepared, forecast=forecast_of(prepared))
@@ -79,12 +66,12 @@ def forecast_of(prepared: Prepared) -> Forecast | None:
     return Forecast(found, measure)
 
 
-def _check(wanted: Wanted) -> None:
+def _check(wanted: ReportOptions) -> None:
     if wanted.program and wanted.export is None:
         raise UsageError(
             f"{wanted.program[0]!r}: a program goes with --export; `launch run -- PROGRAM` starts one on this machine"
         )
-    if wanted.export is not None and wanted.as_json:
+    if wanted.export is not None and wanted.json:
         raise UsageError("--export and --json each say what is printed; one of them works")
 
 

@@ -14,10 +14,9 @@ from typing import Literal
 
 from launcher.core.lifecycle.worker import RestartPolicy
 from launcher.errors import InstanceError, MachineError
+from launcher.options.choices import OnFailure
 
 State = Literal["planned", "running", "ending", "waiting", "done", "failed", "ended"]
-
-OnFailure = Literal["stop", "continue", "restart"]
 
 UNUSABLE = MachineError.exit_code
 

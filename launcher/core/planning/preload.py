@@ -22,10 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.errors import MachineError, UsageError
-
-# The wishes of ``--allocator`` and ``--openmp``.
-Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
-OpenMP = Literal["auto", "intel", "gnu"]
+from launcher.options.choices import Allocator, OpenMP
 
 Library = Literal["tcmalloc", "jemalloc", "intel"]
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from launcher.core.protocol.model_info import ModelInfo, RunDtype
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.options.choices import Backend, RunDtype
 
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
@@ -26,7 +27,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
 
     model_info: ModelInfo
     dtype: RunDtype
-    backend: Literal["eager", "compile", "fake"]
+    backend: Backend
     warmup: tuple[tuple[int, int], ...]
     trust_remote_code: bool = False
     fake_seconds_per_token: float = 0.0
