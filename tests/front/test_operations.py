@@ -1,4 +1,4 @@
-"""The routes that tell how the server is, and what it can do."""
+"""The routes for operators, the OpenAPI document and the documentation page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import pytest
 
 from launcher.core.cost.length_histogram import parse_histogram
 from launcher.core.cost.model import CostModel
-from launcher.front.http.app import BODY_MEMORY_BYTES
-from launcher.front.http.connection import HEADER_BYTES
-from launcher.front.http.server import KEEP_ALIVE_SECONDS, REQUEST_SECONDS
 from launcher.options import FrontOptions
+from launcher.options.declaration import options_of
 from launcher.serve.costs import watch_costs
 
 pytestmark = pytest.mark.anyio
@@ -194,12 +192,19 @@ async def test_the_documentation_names_every_metric_and_no_other(make_front: Any
     assert described == counted
 
 
-def test_the_documentation_names_the_limits_that_are_set() -> None:
-    options = FrontOptions()
-    assert f"{options.body_bytes >> 20} MiB" in DOCUMENT
-    for number in (options.request_items, options.text_characters, options.queue_items):
-        assert f"{number:,}" in DOCUMENT
-    assert f"{BODY_MEMORY_BYTES >> 20} MiB" in DOCUMENT
-    assert f"{HEADER_BYTES >> 10} KiB" in DOCUMENT
-    assert f"{REQUEST_SECONDS:g} s" in DOCUMENT
-    assert f"{KEEP_ALIVE_SECONDS} s" in DOCUMENT
+def test_the_documentation_names_the_limits_and_their_options() -> None:
+    limits = DOCUMENT.partition("## Limits")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in limits.splitlines() if "`--" in line]
+    flags = {option.flag: option for option in options_of(FrontOptions)}
+    documented = {flag.strip("`"): limit for limit, flag in rows}
+    assert set(documented) < set(flags)
+    for flag, limit in documented.items():
+        assert limit.startswith(shown(flags[flag].name, flags[flag].default)), flag
+
+
+def shown(name: str, default: float) -> str:
+    if name.endswith("_seconds"):
+        return f"{default:g} s"
+    if name.endswith("_bytes"):
+        return f"{int(default) >> 20} MiB" if default >= 1 << 20 else f"{int(default) >> 10} KiB"
+    return f"{default:,}"

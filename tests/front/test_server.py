@@ -15,7 +15,6 @@ import pytest
 
 from launcher.core.protocol.messages import Run
 from launcher.front.http.app import create_app
-from launcher.front.http.connection import HEADER_BYTES
 from launcher.front.http.server import HttpServer
 from launcher.options import FrontOptions
 
@@ -25,14 +24,15 @@ pytestmark = pytest.mark.anyio
 class Running:
     """A front with its HTTP server on an ephemeral port."""
 
-    def __init__(self, front: Any, model_info: Any, options: FrontOptions, **limits: Any) -> None:
+    def __init__(self, front: Any, model_info: Any, options: FrontOptions, sweep_seconds: int) -> None:
         self.listener = sock = socket.create_server(("127.0.0.1", 0))
         self.front = front
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         services = front.services(model_info, options)
         self.tokenizer = services.tokenizer
-        self.server = HttpServer(create_app(services), sock, **limits)
+        self.app = create_app(services)
+        self.server = HttpServer(self.app, sock, options, sweep_seconds=sweep_seconds)
         self.task = asyncio.ensure_future(self.server.run())
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -46,16 +46,16 @@ class Running:
 
 @pytest.fixture
 async def start(make_front: Any, model_info: Any) -> AsyncIterator[Any]:
-    """Starts a server in front of one worker; ``limits`` are those of the server."""
+    """Starts a server in front of one worker."""
     started: list[Running] = []
 
     def start_(
         options: FrontOptions = FrontOptions(),  # noqa: B008  # frozen
         *,
         queue_items: int = 10_000,
-        **limits: Any,
+        sweep_seconds: int = 5,
     ) -> Running:
-        running = Running(make_front(queue_items=queue_items), model_info, options, **limits)
+        running = Running(make_front(queue_items=queue_items), model_info, options, sweep_seconds)
         started.append(running)
         return running
 
@@ -297,7 +297,7 @@ UNFINISHED = {"nothing": b"", "head": b"POST /v1/embeddings HTTP/1.1\r\nHost:", 
 
 @pytest.mark.parametrize("sent", UNFINISHED.values(), ids=UNFINISHED.keys())
 async def test_a_client_that_is_too_slow_is_disconnected(sent: bytes, start: Any, until: Any) -> None:
-    running = start(request_seconds=0.02)
+    running = start(FrontOptions(request_seconds=0.02))
     reader, writer = await running.connect()
     writer.write(sent)
     ended = asyncio.ensure_future(reader.read())
@@ -318,7 +318,7 @@ async def sweep_until(running: Any, condition: Any, until: Any) -> None:
 
 
 async def test_a_client_that_is_slow_between_requests_of_a_connection_is_disconnected(start: Any, until: Any) -> None:
-    running = start(request_seconds=0.02)
+    running = start(FrontOptions(request_seconds=0.02))
     reader, writer = await running.connect()
     writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
     assert (await answer_of(reader))[0] == 200
@@ -329,7 +329,7 @@ async def test_a_client_that_is_slow_between_requests_of_a_connection_is_disconn
 
 
 async def test_clients_that_wait_for_an_answer_or_rest_are_not_too_slow(start: Any, until: Any) -> None:
-    running = start(request_seconds=0.02)
+    running = start(FrontOptions(request_seconds=0.02))
     worker = await running.front.ready()
     resting_reader, resting_writer = await running.connect()
     resting_writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
@@ -350,7 +350,7 @@ async def test_clients_that_wait_for_an_answer_or_rest_are_not_too_slow(start: A
 
 @pytest.mark.slow
 async def test_slow_clients_are_looked_for_without_being_asked(start: Any) -> None:
-    running = start(request_seconds=0.05, sweep_seconds=0)
+    running = start(FrontOptions(request_seconds=0.05), sweep_seconds=0)
     reader, writer = await running.connect()
     assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
@@ -373,7 +373,7 @@ def unsent(running: Any) -> int:
 
 
 async def test_a_client_that_does_not_read_is_disconnected(start: Any, until: Any) -> None:
-    running = start(request_seconds=0.05)
+    running = start(FrontOptions(request_seconds=0.05))
     await running.front.serving()
     sock = await unread(running)
     await until(lambda: unsent(running) > 0)
@@ -408,7 +408,7 @@ async def test_a_head_without_end_is_refused(start: Any) -> None:
     writer.write(b"GET /health HTTP/1.1\r\n")
     answer = asyncio.ensure_future(answer_of(reader))
     piece = b"x-padding: " + b"x" * 1000 + b"\r\n"
-    for _ in range(2 * HEADER_BYTES // len(piece)):
+    for _ in range(2 * FrontOptions().header_bytes // len(piece)):
         writer.write(piece)
         await asyncio.wait({answer}, timeout=0.002)
         if answer.done() or writer.is_closing():
@@ -497,6 +497,40 @@ async def test_stop_waits_no_longer_than_it_is_told(start: Any) -> None:
 
 async def test_a_server_that_never_ran_can_be_stopped(make_front: Any, model_info: Any) -> None:
     sock = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(create_app(make_front().services(model_info, FrontOptions())), sock)
+    server = HttpServer(create_app(make_front().services(model_info, FrontOptions())), sock, FrontOptions())
     await server.stop(1)
     assert sock.fileno() == -1
+
+
+async def test_the_limits_of_connections_are_those_of_the_options(start: Any, until: Any) -> None:
+    running = start(FrontOptions(header_bytes=1024, keep_alive_seconds=0.05, backlog=7))
+    reader, writer = await running.connect()
+    writer.write(b"GET /health HTTP/1.1\r\n")
+    connections = running.server._server.server_state.connections
+    await until(lambda: any(connection._in_headers for connection in connections))
+    writer.write(b"x-padding: " + b"x" * 1100)
+    status, _, body = await answer_of(reader)
+    assert (status, "more than 1024 bytes" in json.loads(body)["error"]["message"]) == (431, True)
+    writer.close()
+    reader, writer = await running.connect()
+    writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
+    assert (await answer_of(reader))[0] == 200
+    assert await asyncio.wait_for(reader.read(), 10) == b""  # idle
+    writer.close()
+    assert running.server._server.config.backlog == 7
+
+
+async def test_the_memory_for_all_bodies_is_that_of_the_options(start: Any, until: Any) -> None:
+    running = start(FrontOptions(body_bytes=1_000, total_body_bytes=1_500))
+    await running.front.ready()
+    held = [await running.connect() for _ in range(2)]
+    for _, writer in held:
+        writer.write(request(b"x" * 900)[:-200])
+    memory = running.app._inference["/v1/embeddings"]._body_memory  # type: ignore[attr-defined]
+    await until(lambda: memory.used == 1_400)
+    reader, writer = await running.connect()
+    writer.write(request(b"x" * 900))
+    status, _, body = await answer_of(reader)
+    assert (status, json.loads(body)["error"]["code"]) == (429, "too_much_inside")
+    for _, one in (*held, (reader, writer)):
+        one.close()

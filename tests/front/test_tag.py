@@ -17,7 +17,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from launcher.core.protocol.messages import Run
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.front.http.api import predict
 from launcher.front.http.token_labels import TokenLabeler, label_span
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
@@ -144,10 +143,15 @@ async def test_a_tagger_has_no_embeddings(client: Any) -> None:
     assert "tags tokens" in answer.json()["error"]["message"]
 
 
-async def test_more_tokens_than_results_have_room_for_are_refused(client: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(predict, "TAG_SCORES_BYTES", 4 * len(LABELS) * 12)
-    assert len(await predictions(client, ["w1 w2"] * 3)) == 3
-    answer = await client.post("/predict", json={"inputs": ["w1 w2"] * 4})
+async def test_more_tokens_than_results_have_room_for_are_refused(
+    make_front: Any, make_client: Any, tagger: ModelInfo
+) -> None:
+    front = make_front(model_info=tagger)
+    await front.serving()
+    options = FrontOptions(result_bytes=4 * len(LABELS) * 12)
+    async with make_client(front.services(tagger, options)) as client:
+        assert len(await predictions(client, ["w1 w2"] * 3)) == 3
+        answer = await client.post("/predict", json={"inputs": ["w1 w2"] * 4})
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "too_many_tokens"
     assert "16 tokens together, the limit is 12" in answer.json()["error"]["message"]

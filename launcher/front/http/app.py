@@ -35,14 +35,12 @@ __all__ = ["Services", "create_app"]
 
 _encode = msgspec.json.Encoder().encode
 
-# For request bodies from their first byte to the response, which together take a few times this much.
-BODY_MEMORY_BYTES = 256 * 1024 * 1024
-
 
 def create_app(services: Services, families: Sequence[FamilyFactory] = FAMILIES) -> Starlette:
     """The application that serves ``families``. Raises ``ValueError`` if two of them have the same route."""
+    options = services.options
     served = [family(services) for family in families]
-    memory = BodyMemory(max(BODY_MEMORY_BYTES, services.options.body_bytes))
+    memory = BodyMemory(max(options.total_body_bytes, options.body_bytes))
     inference: dict[str, ASGIApp] = {}
     routes: list[_FamilyRoute] = []
     for family in served:
@@ -54,7 +52,7 @@ def create_app(services: Services, families: Sequence[FamilyFactory] = FAMILIES)
             routes += [_FamilyRoute(path, handler, route.methods, family) for path in route.paths]
     _check_unique(routes)
     app = _Application(routes, inference, served, services.dispatcher)
-    document = openapi_document(served, services.model_info, services.options)
+    document = openapi_document(served, services.model_info, options)
     app.state.openapi, app.state.docs_page = _encode(document), docs_page(document).encode()
     return app
 

@@ -17,8 +17,6 @@ from launcher.errors import RequestError
 from launcher.front.http.disconnect import EXTENSION, Client
 from launcher.front.http.error_response import DEFAULT_ERRORS
 
-# Request line and headers; bytes in the same packet as their beginning are not counted.
-HEADER_BYTES = 64 * 1024
 # Clients offer to upgrade to another protocol with these: as options of the header Connection, and as headers.
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
@@ -71,9 +69,11 @@ class CoalescingTransport:
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """One connection. ``header_bytes`` limits the request line and headers of each request."""
+    """One connection.
 
-    header_bytes = HEADER_BYTES
+    ``header_bytes`` limits the request line and headers of each request; those received in one piece with the first
+    byte are not counted.
+    """
 
     _current: RequestResponseCycle | None = None  # the request being answered; ``cycle`` is the last one received
     _in_headers = False
@@ -82,6 +82,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _incomplete_cycle: RequestResponseCycle | None = None
     _stalled_since: float | None = None
     _stalled_at = 0
+
+    def __init__(self, *args: Any, header_bytes: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_bytes = header_bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -109,8 +113,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         if continued and self._in_headers:
             self._headers_received += len(data)
-            if self._headers_received > self.header_bytes:
-                message = f"the request line and headers have more than {self.header_bytes} bytes"
+            if self._headers_received > self._header_bytes:
+                message = f"the request line and headers have more than {self._header_bytes} bytes"
                 self._refuse(RequestError(message, status=431, code="head_too_large"))
 
     def _parse(self, data: bytes) -> None:

@@ -10,19 +10,17 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
 from launcher.front.http.connection import LimitedHttpProtocol
+from launcher.options import FrontOptions
 
-# Longer than the idle time-out of common clients and proxies (httpx 5 s, nginx and AWS 60 s). The client must close
-# first, or it may send a request into a connection that the server is closing.
-KEEP_ALIVE_SECONDS = 75
-# In which the headers, and then the body, of a request must arrive. It is checked every few seconds for all
-# connections, so that requests do not pay for a timer.
-REQUEST_SECONDS = 60.0
+# How often all connections are checked for slow clients, so that requests do not pay for a timer.
 SWEEP_SECONDS = 5
 
 
@@ -50,21 +48,18 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves ``app`` on ``sock``, a bound socket, which it owns from then on.
 
-    A client that does not send the rest of a request within ``request_seconds`` is disconnected.
+    A client that does not send the rest of a request within ``options.request_seconds`` is disconnected; this is
+    checked every ``sweep_seconds``.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        sock: socket.socket,
-        *,
-        request_seconds: float = REQUEST_SECONDS,
-        sweep_seconds: int = SWEEP_SECONDS,
+        self, app: ASGIApp, sock: socket.socket, options: FrontOptions, *, sweep_seconds: int = SWEEP_SECONDS
     ) -> None:
+        protocol: Any = partial(LimitedHttpProtocol, header_bytes=options.header_bytes)
         config = uvicorn.Config(
             app,
             loop="none",
-            http=LimitedHttpProtocol,
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -72,13 +67,14 @@ class HttpServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            backlog=options.backlog,
+            timeout_keep_alive=options.keep_alive_seconds,  # type: ignore[arg-type]  # typed as whole seconds
             callback_notify=self.sweep,
             timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
         self._sock = sock
-        self._request_seconds = request_seconds
+        self._request_seconds = options.request_seconds
         self._stopped: anyio.Event | None = None
 
     async def run(self) -> None:
@@ -97,8 +93,7 @@ class HttpServer:
         if self._stopped is None:
             self._sock.close()
             return
-        # Typed as whole seconds by uvicorn, but only its command line needs that.
-        self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
+        self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # typed as whole seconds
         self._server.request_exit()
         await self._stopped.wait()
 

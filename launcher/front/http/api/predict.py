@@ -24,9 +24,6 @@ from launcher.front.tokenizer import Tokenized
 
 _encode = msgspec.json.Encoder().encode
 
-# The scores of all tokens of a request to a tagger. Results of other tasks are limited by the number of inputs.
-TAG_SCORES_BYTES = 16 * 1024 * 1024
-
 
 class PredictRequest(Struct, frozen=True):
     """Body of ``POST /predict``."""
@@ -123,7 +120,8 @@ class TagHandler(_TaskHandler[TagRequest]):
         self, body: TagRequest, client: Client, priority: Priority, deadline: float | None
     ) -> Tokenized:
         tokenized = await super()._tokenize(body, client, priority, deadline)
-        limit = TAG_SCORES_BYTES // (FLOAT32_BYTES * self._model_info.result_width)
+        # Results of other tasks are limited by the number of inputs.
+        limit = self._options.result_bytes // (FLOAT32_BYTES * self._model_info.result_width)
         if tokenized.tokens > limit:
             raise RequestError(
                 f"'inputs' have {tokenized.tokens} tokens together, the limit is {limit} per request for this model; "
