@@ -1,4 +1,4 @@
-"""Reading bodies within their bounds, and noticing clients that leave."""
+"""Bodies are read within their limits, and clients that disconnect are noticed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scope(**headers: str) -> dict[str, Any]:
 
 
 def receiver(*messages: Any) -> Any:
-    """Gives the messages one after the other, then nothing more."""
+    """Returns the messages in order, then waits forever."""
     left = list(messages)
 
     async def receive() -> Any:
@@ -48,7 +48,7 @@ async def test_a_body_counts_as_held_in_memory_until_it_is_released() -> None:
     assert memory.used == 0
 
 
-async def test_bodies_that_are_too_much_together_are_refused_for_now() -> None:
+async def test_bodies_that_exceed_the_memory_together_are_refused_with_429() -> None:
     memory = BodyMemory(250)
     reader = BodyReader(100, memory)
     bodies = [await reader.read(scope(content_length="100"), receiver(part(b"x" * 100, more=False))) for _ in range(2)]
@@ -63,7 +63,7 @@ async def test_bodies_that_are_too_much_together_are_refused_for_now() -> None:
     assert memory.used == 151
 
 
-async def test_bodies_that_are_announced_and_do_not_come_take_no_room() -> None:
+async def test_announced_bodies_that_do_not_arrive_take_no_memory() -> None:
     memory = BodyMemory(100)
     reader = BodyReader(100, memory)
     heads = [scope(content_length="100"), scope(transfer_encoding="chunked")] * 16
@@ -107,7 +107,7 @@ async def test_a_reader_that_is_cancelled_leaves_nothing_in_memory() -> None:
 
 
 @pytest.mark.parametrize("size", [10, LARGE_RESPONSE_BYTES + 1])
-async def test_a_large_response_counts_as_held_in_memory_until_the_client_has_taken_it(size: int) -> None:
+async def test_a_large_response_counts_as_held_in_memory_until_it_is_sent(size: int) -> None:
     memory = BodyMemory(1000)
     taken = asyncio.Event()
     sent: list[Any] = []

@@ -1,4 +1,4 @@
-"""A wait for a client ends when the client leaves, and only then as if it had left."""
+"""A wait on behalf of a client ends when the client disconnects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_the_wait_ends_with_the_result_and_leaves_no_task(client: Client) 
     assert await task == 5
 
 
-async def test_the_wait_ends_when_the_client_leaves(client: Client) -> None:
+async def test_the_wait_ends_when_the_client_disconnects(client: Client) -> None:
     future = pending()
     task = asyncio.ensure_future(client.wait(future))
     await asyncio.sleep(0)
@@ -40,7 +40,7 @@ async def test_the_wait_ends_when_the_client_leaves(client: Client) -> None:
     assert future.cancelled()
 
 
-async def test_nothing_is_awaited_for_a_client_that_has_left(client: Client) -> None:
+async def test_nothing_is_awaited_for_a_client_that_has_disconnected(client: Client) -> None:
     client.disconnected()
     future = pending()
     with pytest.raises(ClientDisconnected):
@@ -48,7 +48,7 @@ async def test_nothing_is_awaited_for_a_client_that_has_left(client: Client) -> 
     assert future.cancelled()
 
 
-async def test_what_is_there_when_the_client_leaves_is_given(client: Client) -> None:
+async def test_a_result_that_is_set_before_the_client_disconnects_is_returned(client: Client) -> None:
     future = pending()
     task = asyncio.ensure_future(client.wait(future))
     await asyncio.sleep(0)
@@ -57,7 +57,7 @@ async def test_what_is_there_when_the_client_leaves_is_given(client: Client) -> 
     assert await task == 5
 
 
-async def test_a_wait_that_is_cancelled_by_the_server_is_not_taken_for_a_client_that_left(
+async def test_cancellation_by_the_server_is_not_reported_as_a_disconnect(
     client: Client,
 ) -> None:
     future = pending()
@@ -69,14 +69,14 @@ async def test_a_wait_that_is_cancelled_by_the_server_is_not_taken_for_a_client_
     assert future.cancelled()
 
 
-async def test_a_failure_of_the_future_is_raised(client: Client) -> None:
+async def test_an_exception_of_the_future_is_raised(client: Client) -> None:
     future = pending()
     future.set_exception(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         await client.wait(future)
 
 
-async def test_a_wait_after_another_is_the_one_that_ends_when_the_client_leaves(client: Client) -> None:
+async def test_the_current_wait_is_the_one_that_ends_when_the_client_disconnects(client: Client) -> None:
     first, second = pending(), pending()
     task = asyncio.ensure_future(client.wait(first))
     await asyncio.sleep(0)

@@ -29,7 +29,7 @@ def open_client(make_front: Any, make_client: Any, model_info: Any) -> Any:
     return open_
 
 
-async def test_health_is_fine_whatever_the_workers_do(open_client: Any) -> None:
+async def test_health_does_not_depend_on_the_workers(open_client: Any) -> None:
     _, client = open_client(is_ready=lambda: False)
     async with client:
         answer = await client.get("/health")
@@ -38,7 +38,7 @@ async def test_health_is_fine_whatever_the_workers_do(open_client: Any) -> None:
         assert (head.status_code, head.content) == (200, b"")
 
 
-async def test_ready_tells_the_state_of_each_instance(open_client: Any) -> None:
+async def test_ready_returns_the_state_of_each_instance(open_client: Any) -> None:
     ready = False
     states = {0: {"state": "ready"}, 1: {"state": "loading"}}
     _, client = open_client(is_ready=lambda: ready, states=lambda: states)
@@ -52,7 +52,7 @@ async def test_ready_tells_the_state_of_each_instance(open_client: Any) -> None:
         assert (answer.status_code, answer.json()["ready"]) == (200, True)
 
 
-async def test_a_request_before_an_instance_is_ready_is_503_with_a_time_to_retry(open_client: Any) -> None:
+async def test_a_request_before_an_instance_is_ready_gets_503_with_retry_after(open_client: Any) -> None:
     _, client = open_client()
     async with client:
         answer = await client.post("/v1/embeddings", json={"input": "w1"})
@@ -61,7 +61,7 @@ async def test_a_request_before_an_instance_is_ready_is_503_with_a_time_to_retry
     assert answer.json()["error"]["code"] == "not_ready"
 
 
-async def test_a_request_during_a_drain_is_503(open_client: Any) -> None:
+async def test_a_request_during_a_drain_gets_503(open_client: Any) -> None:
     front, client = open_client()
     await front.serving()
     front.dispatcher.begin_drain()
@@ -70,7 +70,7 @@ async def test_a_request_during_a_drain_is_503(open_client: Any) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
 
 
-async def test_an_overload_is_429_with_whole_seconds_to_wait(
+async def test_a_request_during_an_overload_gets_429_with_retry_after(
     make_front: Any, make_client: Any, model_info: Any, until: Any
 ) -> None:
     front = make_front(queue_items=2)
@@ -85,13 +85,13 @@ async def test_an_overload_is_429_with_whole_seconds_to_wait(
     await until(lambda: front.dispatcher.in_flight == 0)
 
 
-async def test_info_is_what_the_server_says_of_itself(open_client: Any) -> None:
+async def test_info_returns_what_the_server_provides(open_client: Any) -> None:
     _, client = open_client(info=lambda: {"model": "words", "plan": {"instances": []}})
     async with client:
         assert (await client.get("/info")).json() == {"model": "words", "plan": {"instances": []}}
 
 
-async def test_lengths_that_came_are_told_as_a_histogram_that_plans_can_be_made_from(open_client: Any) -> None:
+async def test_lengths_returns_a_histogram_that_the_planner_accepts(open_client: Any) -> None:
     front, client = open_client()
     async with client:
         assert (await client.get("/lengths")).json() == {}
@@ -103,7 +103,7 @@ async def test_lengths_that_came_are_told_as_a_histogram_that_plans_can_be_made_
     assert parse_histogram(answer.text).counts == ((5, 3.0), (12, 1.0))
 
 
-async def test_a_failure_nobody_expected_is_500_in_the_shape_of_errors(open_client: Any) -> None:
+async def test_an_unexpected_exception_is_500_in_the_default_error_shape(open_client: Any) -> None:
     def broken() -> Any:
         raise RuntimeError("secret")
 
@@ -149,7 +149,7 @@ async def test_metrics_count_requests_items_tokens_batches_and_stages(open_clien
     assert ours == []
 
 
-async def test_the_openapi_document_describes_every_route_and_has_no_loose_ends(open_client: Any) -> None:
+async def test_the_openapi_document_has_only_served_routes_and_no_dangling_references(open_client: Any) -> None:
     _, client = open_client()
     async with client:
         document = (await client.get("/openapi.json")).json()
@@ -164,7 +164,7 @@ async def test_the_openapi_document_describes_every_route_and_has_no_loose_ends(
     assert set(fields) == {"input", "model", "encoding_format", "dimensions", "user", "truncate"}
 
 
-async def test_the_page_for_people_needs_nothing_from_elsewhere(open_client: Any) -> None:
+async def test_the_docs_page_loads_nothing_from_other_servers(open_client: Any) -> None:
     _, client = open_client()
     async with client:
         answer = await client.get("/docs")
