@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from launcher.cli import bench, config, doctor, run, serve, topology
-from launcher.cli.flags import Usage, add_command
+from launcher.cli.flags import Usage, add_command, keep_text
 from launcher.options.groups import HTTP, LIMITS, SUPERVISION
 
 DEFAULT_COMMAND = "serve"
@@ -24,6 +24,7 @@ class DefaultCommandGroup(TyperGroup):
         own = {"-h", "--help", "--version", "--install-completion", "--show-completion"}
         if not args or (args[0].startswith("-") and args[0].split("=")[0] not in own):
             args = [DEFAULT_COMMAND, *args]
+        keep_text(self.get_params(ctx))
         return super().parse_args(ctx, args)
 
 

@@ -10,11 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from functools import partial
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from launcher.errors import UsageError
 from launcher.options import DoctorOptions, RunOptions, ServeOptions
@@ -52,6 +54,30 @@ class Usage:
     unlisted: Sequence[str] = ()
 
 
+def keep_text(params: Sequence[Any]) -> None:
+    """Have click parameters hand on what was typed, without typer's own conversion.
+
+    ``launcher.options`` converts and checks the values of all sources alike, and typer's way to convert even what was
+    not given takes longer than the whole of ``launch topology``: it imports pydantic and builds an adapter for each.
+    """
+    for param in params:
+        setattr(param, "process_value", partial(_process, param, param.process_value))  # noqa: B010
+
+
+def _process(param: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
+    if value is None and not param.required:
+        return None
+    return value if value and param.callback is None else convert(ctx, value)
+
+
+class OptionCommand(TyperCommand):
+    """A command whose values are converted by ``launcher.options``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        keep_text(self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
+
 def add_command(app: typer.Typer, function: Callable[..., None], usage: Usage, **settings: Any) -> None:
     """Add ``function`` to ``app``, with a flag for each option of its parameters.
 
@@ -80,7 +106,7 @@ def add_command(app: typer.Typer, function: Callable[..., None], usage: Usage, *
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     help_text = f"{function.__doc__}\n\nExample: {usage.example}"
     epilog = EPILOG if configurable else None
-    app.command(function.__name__, help=help_text, epilog=epilog, context_settings=settings)(command)
+    app.command(function.__name__, cls=OptionCommand, help=help_text, epilog=epilog, context_settings=settings)(command)
 
 
 def _resolve(ctx: typer.Context, options: Sequence[Option], flags: Mapping[str, Any], config: str | None) -> Resolved:
