@@ -73,10 +73,10 @@ class MachineOptions:
     )
     machine_file: Path | None = option(
         None,
-        "Plan for the machine in FILE (from --save, --json or lscpu -p; - is stdin); never starts anything.",
+        "Plan for another machine: a FILE (--save, --json, lscpu -p; - is stdin) or a known NAME; 'list' lists them.",
         group=MACHINE,
         name="machine",
-        metavar="FILE",
+        metavar="FILE|NAME",
     )
     probe_seconds: float = option(
         20.0, "Timeout of each trial of a binding.", group=MACHINE, minimum=0.1, metavar="SECONDS"

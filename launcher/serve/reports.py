@@ -20,7 +20,7 @@ from launcher.core.report.svg_map import picture
 from launcher.core.tuning.choose_classes import classes_of, specs_of
 from launcher.core.tuning.simulation import predict
 from launcher.errors import UsageError
-from launcher.host.machine.machine_file import write_machine_file
+from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
 from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
 
@@ -28,6 +28,11 @@ from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
 def show(options: ServeOptions, wanted: ReportOptions) -> None:
     """Print the report in the form that is wanted. Raises any ``LauncherError``."""
     _check(wanted)
+    if lists_catalogue(options.machine.machine_file):
+        from launcher.core.machine.catalogue import catalogue_text  # only here: other reports do not need it
+
+        print(catalogue_text())
+        return
     machine = read(options.machine)
     if wanted.save is not None:  # before the plan: a machine that nothing fits on can be saved all the same
         write_machine_file(wanted.save, machine)

@@ -307,7 +307,7 @@ class Server:
     def given_up(self, instance: int, reason: str) -> None:
         """There will be no other worker for this instance."""
         states = self._supervisor.states().values()
-        if not self._draining and all(state["state"] == "given_up" for state in states):
+        if not self._draining and all(state["state"] == "failed" for state in states):
             self._start(self._fail, f"instance {instance} was given up last: {reason}")
 
     # -------------------------------------------------- listener of dispatcher
