@@ -210,7 +210,7 @@ class InferenceEngine:
 
     def _check_settled(self) -> None:
         states = self._supervisor.states()
-        waiting = [id for id, view in self._views.items() if not view.ready and states[id]["state"] != "given_up"]
+        waiting = [id for id, view in self._views.items() if not view.ready and states[id]["state"] != "failed"]
         if self._was_ready and not waiting:
             self._settled.set()
 
@@ -253,7 +253,7 @@ class InferenceEngine:
         """There will be no other worker for this instance."""
         if not self._settings.restart:
             self._fail(f"instance {instance} could not be started: {reason}")
-        elif all(state["state"] == "given_up" for state in self._supervisor.states().values()):
+        elif all(state["state"] == "failed" for state in self._supervisor.states().values()):
             self._fail(f"instance {instance} was given up last: {reason}", "no instance is left: ")
         else:
             self._check_settled()

@@ -228,7 +228,9 @@ class FrontTokenizer:
             if not 0 < len(ids) <= self._max_length:
                 names = _names(field, len(lists))
                 if not len(ids):
-                    raise RequestError(f"{names.of(index)} is an empty list of token ids", code="empty_input", param=field)
+                    raise RequestError(
+                        f"{names.of(index)} is an empty list of token ids", code="empty_input", param=field
+                    )
                 self._refuse_unless(truncate, len(ids), names, index)
                 truncated.append(index)
             self._check_range(ids, index, len(lists), field)

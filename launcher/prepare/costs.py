@@ -54,6 +54,7 @@ class CostSubject:
             layout=self.layout,
             torch=cost_tables.package_version("torch"),
             launcher=cost_tables.package_version("launcher"),
+            microarchitecture=self.machine.microarchitecture,
         )
 
 

@@ -6,42 +6,34 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 
 from launcher.core.planning.placeholders import fill, values_of
-from launcher.core.report.export import Target, export_plan
+from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
-from launcher.core.report.plan_report import Command, report_json, report_text
+from launcher.core.report.plan_report import Command, PlanReport, report_json, report_text
 from launcher.core.report.svg_map import picture
 from launcher.core.tuning.choose_classes import classes_of, specs_of
-from launcher.core.tuning.simulation import predict
+from launcher.core.tuning.simulation import Scenario, predict
 from launcher.errors import UsageError
-from launcher.host.machine.machine_file import write_machine_file
-from launcher.options import ServeOptions
+from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
+from launcher.options import ReportOptions, ServeOptions
 from launcher.prepare.instances import Prepared, PreparedInstance
 from launcher.prepare.machine import load_machine
 from launcher.prepare.workers import OWN_ENV, prepare_workers
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which forms of the report. ``save`` gets the machine as a file, ``svg`` the picture; ``export`` prints the plan
-    for another supervisor that starts ``program`` once per instance."""
-
-    as_json: bool = False
-    save: Path | None = None
-    svg: Path | None = None
-    export: Target | None = None
-    program: tuple[str, ...] = ()
-
-
-def show(options: ServeOptions, wanted: Wanted) -> None:
+def show(options: ServeOptions, wanted: ReportOptions) -> None:
     """Print the report in the form that is wanted. Raises any ``LauncherError``."""
     _check(wanted)
+    if lists_catalogue(options.machine.machine_file):
+        from launcher.core.machine.catalogue import catalogue_text  # only here: other reports do not need it
+
+        print(catalogue_text())
+        return
     machine = load_machine(options.machine)
     if wanted.save is not None:  # before the plan: a machine that nothing fits on can be saved all the same
         write_machine_file(wanted.save, machine)
@@ -55,7 +47,7 @@ def show(options: ServeOptions, wanted: Wanted) -> None:
         print(export_plan(prepared.plan, commands, wanted.export), end="")
         for warning in prepared.warnings:
             _say(f"warning: {warning}")
-    elif wanted.as_json:
+    elif wanted.json:
         print_json(prepared, forecast_of(prepared))
     else:
         print_report(prepared, forecast=forecast_of(prepared))
@@ -74,31 +66,34 @@ def forecast_of(prepared: Prepared) -> Forecast | None:
         return Forecast(None, measure)
     limit = prepared.model_info.max_length if prepared.model_info else None
     spans = classes_of(prepared.plan, inputs.traffic.histogram, limit)
-    found = predict(specs_of(prepared.plan), inputs.basis, inputs.traffic, classes=spans, limit=limit)
+    found = predict(specs_of(prepared.plan), Scenario(inputs.basis, inputs.traffic, limit), spans)
     return Forecast(found, measure)
 
 
-def _check(wanted: Wanted) -> None:
+def _check(wanted: ReportOptions) -> None:
     if wanted.program and wanted.export is None:
         raise UsageError(
             f"{wanted.program[0]!r}: a program goes with --export; `launch run -- PROGRAM` starts one on this machine"
         )
-    if wanted.export is not None and wanted.as_json:
+    if wanted.export is not None and wanted.json:
         raise UsageError("--export and --json each say what is printed; use one of them")
 
 
 def print_json(prepared: Prepared, forecast: Forecast | None = None) -> None:
     """Exactly the JSON document of schema 1."""
-    document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast)
+    document = report_json(_report_of(prepared, forecast))
     print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def print_report(prepared: Prepared, *, front: bool = True, forecast: Forecast | None = None) -> None:
-    """The report for people, as wide as the terminal; ``front`` as for ``report_text``."""
+    """The report for people, as wide as the terminal; ``front`` as in ``PlanReport``."""
     console = Console(highlight=False, soft_wrap=True)
     unicode = console.encoding.lower().startswith("utf")
-    parts = prepared.machine, prepared.plan, prepared.commands, prepared.warnings
-    console.print(report_text(*parts, console.width, unicode=unicode, front=front, forecast=forecast))
+    console.print(report_text(_report_of(prepared, forecast, front=front), console.width, unicode=unicode))
+
+
+def _report_of(prepared: Prepared, forecast: Forecast | None, *, front: bool = True) -> PlanReport:
+    return PlanReport(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast, front)
 
 
 def _write_picture(file: Path, prepared: Prepared) -> None:

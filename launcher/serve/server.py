@@ -65,7 +65,7 @@ class Server:
             is_ready=engine.is_ready,
             metrics=engine.metrics,
         )
-        self._http = HttpServer(create_app(services), sock)
+        self._http = HttpServer(create_app(services), sock, options.front)
         host, port = sock.getsockname()[:2]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._group: TaskGroup | None = None

@@ -174,7 +174,7 @@ async def test_an_instance_that_is_given_up_leaves_the_work_to_the_others() -> N
     async with running(InferenceEngine(OPTIONS, prepared_with(instance_1=ENDS_AT_ONCE))) as engine:
         await engine.wait_ready()
         assert (await engine.dispatcher.enqueue([tokens()])).instances == (0,)
-        assert engine.states()["1"]["state"] == "given_up"
+        assert engine.states()["1"]["state"] == "failed"
 
 
 async def test_a_drain_finishes_what_was_admitted_and_refuses_what_comes() -> None:

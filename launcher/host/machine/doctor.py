@@ -34,7 +34,7 @@ from launcher.core.planning.plan import PlanRequest, make_plan
 from launcher.core.planning.preload import Library
 from launcher.host.machine.cgroup import read_bounds, read_memory_use, read_quota_files, read_throttling
 from launcher.host.machine.processor import meminfo
-from launcher.host.machine.sample import look
+from launcher.host.machine.sample import take_sample
 from launcher.host.machine.sysfs import CPU, read_machine
 from launcher.host.machine.tree import Tree, decimal
 from launcher.host.process.preload import look_around
@@ -45,8 +45,8 @@ ALLOCATORS: tuple[Library, ...] = ("tcmalloc", "jemalloc")
 SCHEDULING = {0: "SCHED_OTHER", 1: "SCHED_FIFO", 2: "SCHED_RR", 3: "SCHED_BATCH", 5: "SCHED_IDLE"}  # sched(7)
 
 
-def read_facts(sysroot: Path = Path("/")) -> Facts:
-    """Everything that can be read of the machine under ``sysroot``; for ``/`` this takes about a second.
+def read_facts(sysroot: Path, seconds: float) -> Facts:
+    """Everything that can be read of the machine under ``sysroot``; ``/`` is watched for so many seconds besides.
 
     Raises what ``read_machine`` raises.
     """
@@ -67,7 +67,7 @@ def read_facts(sysroot: Path = Path("/")) -> Facts:
     if not tree.live:
         return replace(facts, throttled=throttled)
     # The look comes before the probes, which would be seen in it.
-    sample = look(tree, machine.online)
+    sample = take_sample(tree, machine.online, seconds)
     throttled = _throttled(sysroot, throttled)
     return replace(facts, throttled=throttled, live=Live(sample, _software(tree), choose_bindings(plan, strict=False)))
 
