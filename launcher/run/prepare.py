@@ -33,7 +33,7 @@ def prepare_run(options: RunOptions, *, live: bool) -> Prepared:
     here = is_here(options.machine)
     machine = read(options.machine)
     plan = make_plan(machine, _request(options.machine))
-    bindings = bindings_of(plan, options.machine.strict, here)
+    bindings = bindings_of(plan, options.machine, here)
     user_env: Mapping[str, str] = os.environ if here else {}
     runtimes = decide_runtimes(options.runtime, here, user_env)
     commands, notes = _commands(options.program, plan, bindings, runtimes, user_env, here)

@@ -86,7 +86,7 @@ def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | Non
     choice = choose_classes(machine, request, basis, traffic) if options.machine.classes == AUTO else None
     plan = make_plan(machine, replace(request, classes=choice.specs) if choice else request)
     live = is_here(options.machine)
-    bindings = bindings_of(plan, options.machine.strict, live)
+    bindings = bindings_of(plan, options.machine, live)
     python = sys.executable if live else "python3"
     user_env = os.environ if live else {}
     runtimes = decide_runtimes(options.runtime, live, user_env)
@@ -179,10 +179,10 @@ def _request(options: ServeOptions, model_info: ModelInfo | None) -> PlanRequest
     )
 
 
-def bindings_of(plan: Plan, strict: bool, live: bool) -> tuple[Binding, ...]:
+def bindings_of(plan: Plan, options: MachineOptions, live: bool) -> tuple[Binding, ...]:
     """How each instance is bound: as the probes say, or, for another machine, as planned. Raises ``MachineError``."""
     if live:
-        return choose_bindings(plan, strict=strict)
+        return choose_bindings(plan, strict=options.strict, seconds=options.probe_seconds)
     return tuple(
         Binding("cpus" if i.memory == "local" else "bind", "numactl", "planned for another machine")
         for i in plan.instances
