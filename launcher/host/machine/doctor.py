@@ -39,17 +39,19 @@ from launcher.host.machine.sysfs import CPU, read_machine
 from launcher.host.machine.tree import Tree, decimal
 from launcher.host.process.preload import look_around
 from launcher.host.process.probe import choose_bindings
+from launcher.options import DoctorOptions
 
 HYPERVISORS = ("QEMU", "KVM", "VMware", "Xen", "innotek", "Microsoft", "Amazon EC2", "Google", "Alibaba", "OpenStack")
 ALLOCATORS: tuple[Library, ...] = ("tcmalloc", "jemalloc")
 SCHEDULING = {0: "SCHED_OTHER", 1: "SCHED_FIFO", 2: "SCHED_RR", 3: "SCHED_BATCH", 5: "SCHED_IDLE"}  # sched(7)
 
 
-def read_facts(sysroot: Path, seconds: float) -> Facts:
-    """Everything that can be read of the machine under ``sysroot``; ``/`` is watched for so many seconds besides.
+def read_facts(options: DoctorOptions) -> Facts:
+    """Everything that can be read of the machine to examine; the one this runs on is also watched for a while.
 
     Raises what ``read_machine`` raises.
     """
+    sysroot = options.machine.sysroot
     machine = read_machine(sysroot)
     tree = Tree(sysroot)
     plan = make_plan(machine, PlanRequest())
@@ -67,9 +69,10 @@ def read_facts(sysroot: Path, seconds: float) -> Facts:
     if not tree.live:
         return replace(facts, throttled=throttled)
     # The look comes before the probes, which would be seen in it.
-    sample = take_sample(tree, machine.online, seconds)
+    sample = take_sample(tree, machine.online, options.sample_seconds)
     throttled = _throttled(sysroot, throttled)
-    return replace(facts, throttled=throttled, live=Live(sample, _software(tree), choose_bindings(plan, strict=False)))
+    bindings = choose_bindings(plan, strict=False, seconds=options.machine.probe_seconds)
+    return replace(facts, throttled=throttled, live=Live(sample, _software(tree), bindings))
 
 
 def _siblings(tree: Tree, planned: Cpus, online: Cpus) -> Cpus | None:

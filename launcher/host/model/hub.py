@@ -7,6 +7,7 @@ each wait is bounded. What the fetched files mean is for ``model_files``.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -15,8 +16,6 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.host.model.files import Refusal, weight_files
-
-WAIT_SECONDS = 10.0  # for each answer of the hub, not for the whole download
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _OTHERS = re.compile(r".*\.(json|txt|model|codes)")
@@ -30,21 +29,22 @@ class Fetched:
     notes: tuple[str, ...] = ()
 
 
-def fetch(repo: str, *, with_code: bool, download: bool = True) -> Fetched:
+def fetch(repo: str, *, with_code: bool, seconds: float, download: bool = True) -> Fetched:
     """The files of the hub's model ``repo``; code only when asked for. Raises ``UsageError`` when there is none.
 
-    Without ``download`` only the cache is looked at.
+    The hub has ``seconds`` for each response, not for the whole download. Without ``download`` only the cache is
+    searched.
     """
     # Both are read when huggingface_hub is imported, which no other module does.
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(WAIT_SECONDS)))
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(WAIT_SECONDS)))
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(math.ceil(seconds)))
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(math.ceil(seconds)))
     cached = _cached(repo)
     if cached is not None and is_whole(cached):
         return Fetched(cached)
     if not download:
         raise UsageError(f"--model {repo}: it is not in the cache, and a report downloads nothing")
     try:
-        return Fetched(_download(repo, with_code=with_code))
+        return Fetched(_download(repo, seconds, with_code=with_code))
     except UsageError:
         raise
     except Exception as error:
@@ -88,11 +88,11 @@ def is_whole(folder: Path) -> bool:
     return has_model(places.get("Transformer", folder)) and (pooling is None or (pooling / "config.json").is_file())
 
 
-def _download(repo: str, *, with_code: bool) -> Path:
+def _download(repo: str, seconds: float, *, with_code: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     # Asked first and by itself: one answer within a bounded time, before the client's own retries begin.
-    info = HfApi().model_info(repo, timeout=WAIT_SECONDS)
+    info = HfApi().model_info(repo, timeout=seconds)
     names = [sibling.rfilename for sibling in info.siblings or []]
     files = wanted_files(names, with_code=with_code)
     if not any(_WEIGHTS.fullmatch(name) for name in files):

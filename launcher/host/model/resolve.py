@@ -60,7 +60,7 @@ def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
             f"--model {asked}: there is no such folder; give a folder with config.json and weights, a hub id such as "
             f"sentence-transformers/all-MiniLM-L6-v2, demo, or random:SHAPE"
         )
-    found = hub.fetch(asked, with_code=options.trust_remote_code, download=download)
+    found = hub.fetch(asked, with_code=options.trust_remote_code, seconds=options.hub_seconds, download=download)
     model_info = read_card(found.folder, options, name=asked)
     return msgspec.structs.replace(model_info, notes=(*found.notes, *model_info.notes))
 

@@ -30,7 +30,6 @@ IN_WORDS: dict[Level, str] = {
     "cpus": "bound to its cpus only, and where its memory comes from is left to the kernel",
     "none": "not bound at all",
 }
-PROBE_SECONDS = 20.0
 PROBES_AT_ONCE = 16
 TOUCH_BYTES = 8 << 20
 
@@ -80,12 +79,12 @@ class Trial:
     denial: str | None
 
 
-def choose_bindings(plan: Plan, *, strict: bool, requested: Level = "bind") -> tuple[Binding, ...]:
+def choose_bindings(plan: Plan, *, strict: bool, seconds: float, requested: Level = "bind") -> tuple[Binding, ...]:
     """The best binding that works for each instance, in the order of the plan, not above ``requested``.
 
-    Takes some tens of milliseconds per rung, for all instances together. Raises ``MachineError`` when ``strict`` and
-    an instance gets less than was asked for; what its plan cannot use (memory where the machine has no nodes) does
-    not count as less.
+    Takes some tens of milliseconds per rung, for all instances together; a probe is ended after ``seconds``. Raises
+    ``MachineError`` when ``strict`` and an instance gets less than was asked for; what its plan cannot use (memory
+    where the machine has no nodes) does not count as less.
     """
     numactl = shutil.which("numactl") is not None
     trials: dict[int, list[Trial]] = {instance.id: [] for instance in plan.instances}
@@ -93,7 +92,7 @@ def choose_bindings(plan: Plan, *, strict: bool, requested: Level = "bind") -> t
     while pending:
         tried = [(instance, rung) for instance, ladder in pending.values() if (rung := next(ladder, None))]
         pending = {instance.id: pending[instance.id] for instance, _ in tried}
-        for (instance, rung), denial in zip(tried, _try_all(tried), strict=True):
+        for (instance, rung), denial in zip(tried, _try_all(tried, seconds), strict=True):
             trials[instance.id].append(Trial(rung, denial))
             if denial is None:
                 del pending[instance.id]
@@ -133,13 +132,13 @@ def _ladder(instance: InstancePlan, requested: Level, numactl: bool) -> Iterator
     yield from (Rung(level, tool) for level in levels for tool in tools)
 
 
-def _try_all(tried: Sequence[tuple[InstancePlan, Rung]]) -> list[str | None]:
+def _try_all(tried: Sequence[tuple[InstancePlan, Rung]], seconds: float) -> list[str | None]:
     denials: list[str | None] = []
     for start in range(0, len(tried), PROBES_AT_ONCE):
         window = tried[start : start + PROBES_AT_ONCE]
         started = [_start(instance, rung) for instance, rung in window]
         for (instance, rung), process in zip(window, started, strict=True):
-            denials.append(process if isinstance(process, str) else _judge(instance, rung, *_finish(process)))
+            denials.append(process if isinstance(process, str) else _judge(instance, rung, *_finish(process, seconds)))
     return denials
 
 
@@ -168,13 +167,13 @@ def _memory_policy(instance: InstancePlan, level: Level) -> str | None:
     return "preferred" if level == "preferred" else None
 
 
-def _finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def _finish(process: subprocess.Popen[str], seconds: float) -> tuple[int, str]:
     try:
-        output, _ = process.communicate(timeout=PROBE_SECONDS)
+        output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         output, _ = process.communicate()
-        output += f"\nno end within {PROBE_SECONDS:.0f} s"
+        output += f"\nno end within {seconds:g} s"
     return process.returncode, output
 
 
