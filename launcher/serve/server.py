@@ -176,7 +176,9 @@ class Server:
             for instance, command in zip(plan.instances, self._prepared.commands, strict=True)
         ]
         self._supervisor = Supervisor(launches, self._options.supervise, self)
-        self._tokenizer = FrontTokenizer(self._model_info, text_characters=front.text_characters)
+        self._tokenizer = FrontTokenizer(
+            self._model_info, text_characters=front.text_characters, threads=front.tokenizer_threads
+        )
         services = Services(
             dispatcher=self._dispatcher,
             tokenizer=self._tokenizer,

@@ -25,7 +25,7 @@ from launcher.front.http.error_response import ErrorFormat, internal_error
 from launcher.front.http.inputs import texts_or_token_ids
 from launcher.front.http.large_body_decoder import INLINE_BYTES, LargeBodyDecoder
 from launcher.front.http.request_headers import HEADERS, parse_request_headers
-from launcher.front.http.responses import Headers, Linger, send_json, send_json_and_close, with_connection_close
+from launcher.front.http.responses import Headers, send_json, send_json_and_close, with_connection_close
 from launcher.front.http.route import HeaderSpec, Route
 from launcher.front.http.services import Services
 from launcher.front.tokenizer import Tokenized
@@ -38,9 +38,6 @@ CLIENT_CLOSED_REQUEST = 499
 DEADLINE_STATUS = 504
 # Results encoded before other requests get a turn: about 3 ms for vectors of 384 values.
 RESULTS_PER_TURN = 256
-# For how long, and for how much, a client that has sent too much is still read.
-LINGER_BYTES = 64 * 1024 * 1024
-LINGER_SECONDS = 5.0
 
 INFERENCE_ERRORS: Mapping[int, str] = {
     400: "The body is invalid: not JSON, a wrong type, an empty input, or an input that is too long.",
@@ -87,7 +84,6 @@ class InferenceHandler(Generic[Body]):
         self._large: LargeBodyDecoder[Body] = LargeBodyDecoder(
             body_type, self.inputs_field, self._options.request_items
         )
-        self._linger = Linger(LINGER_SECONDS, LINGER_BYTES)
         self._count = services.metrics.route(path)
         stage = services.metrics.stage
         self._parse_seconds, self._tokenize_seconds = stage("parse"), stage("tokenize")
@@ -122,7 +118,7 @@ class InferenceHandler(Generic[Body]):
             status, payload, headers = response = self._errors.response(error)
             if isinstance(error, BodyNotRead):
                 self._count.answered(status)
-                await send_json_and_close(self._linger, receive, send, response)
+                await send_json_and_close(receive, send, response)
                 return
         except ClientDisconnected:
             self._count.answered(CLIENT_CLOSED_REQUEST)
