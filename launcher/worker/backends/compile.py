@@ -1,7 +1,7 @@
 """The compile backend: the eager backend with its model compiled by torch.compile (Inductor), with frozen weights.
 
 Compiled once with a dynamic shape, since the number of tokens of a packed batch varies. Adds some ten seconds to each
-start (docs/decisions/0010). If compilation fails or changes the results, the model runs as in the eager backend, and a
+start (docs/decisions/0008). If compilation fails or changes the results, the model runs as in the eager backend, and a
 note says so.
 """
 
