@@ -105,7 +105,7 @@ class InferenceHandler(Generic[Body]):
         """The JSON of each result; ``first`` is the index of the first one."""
         raise NotImplementedError
 
-    def envelope(self, tokenized: Tokenized) -> tuple[bytes, bytes]:
+    def envelope(self, body: Body, tokenized: Tokenized) -> tuple[bytes, bytes]:
         """The JSON before and after the results, which are separated by commas."""
         raise NotImplementedError
 
@@ -205,7 +205,7 @@ class InferenceHandler(Generic[Body]):
     async def _encode(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
         """The body of the response."""
         parts = await self.encode_all_results(body, results, tokenized)
-        before, after = self.envelope(tokenized)
+        before, after = self.envelope(body, tokenized)
         # Joined once: a response may have tens of MB, and each copy of them blocks the loop for tens of milliseconds.
         parts[0] = before + parts[0]
         parts[-1] += after
