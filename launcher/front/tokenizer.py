@@ -23,6 +23,7 @@ from tokenizers import Encoding
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
+from launcher.options import FrontOptions
 
 # About 2 ms of work: 0.27 µs a character were measured for English text with a WordPiece vocabulary.
 INLINE_CHARACTERS = 8_000
@@ -32,8 +33,7 @@ INPUT_OVERHEAD = 20
 INLINE_IDS = 16_000
 # Tokenized in one call; freeing the result holds the lock for about 1 ms.
 CHUNK_CHARACTERS = 32_000
-# More threads would only take turns on the few cores of the front.
-THREADS = 2
+DEFAULT_THREADS = FrontOptions().tokenizer_threads
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -82,7 +82,7 @@ class FrontTokenizer:
     ``text_characters`` is the longest text that is looked at. ``special_ids`` are those of the tokens that texts get.
     """
 
-    def __init__(self, model_info: ModelInfo, *, text_characters: int) -> None:
+    def __init__(self, model_info: ModelInfo, *, text_characters: int, threads: int = DEFAULT_THREADS) -> None:
         # The tokenizer's own threads would run on the cores of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._with_spans = model_info.task == "tag"
@@ -96,7 +96,7 @@ class FrontTokenizer:
             id for id, special in zip(added.ids, added.special_tokens_mask, strict=True) if special
         )
         self.pending = 0  # inputs that wait for a thread or are in one
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
 
     def close(self) -> None:
         """Let the threads end."""
