@@ -16,7 +16,7 @@ from launcher.core.planning.plan import InstancePlan, Plan, PlanRequest, make_pl
 from launcher.core.planning.preload import Runtimes
 from launcher.core.report.plan_report import Command
 from launcher.errors import UsageError
-from launcher.host.process.probe import explain
+from launcher.host.process.probe import describe_bindings
 from launcher.host.process.programs import BINDER
 from launcher.options import MachineOptions, RunOptions
 from launcher.serve.prepare import Prepared, bindings_of, decide_runtimes, is_here, read, refuse_elsewhere
@@ -37,7 +37,7 @@ def prepare_run(options: RunOptions, *, live: bool) -> Prepared:
     user_env: Mapping[str, str] = os.environ if here else {}
     runtimes = decide_runtimes(options.runtime, here, user_env)
     commands, notes = _commands(options.program, plan, bindings, runtimes, user_env, here)
-    said = explain(plan, bindings) if here else ()
+    said = describe_bindings(plan, bindings) if here else ()
     if live:
         _check_programs(options.program, plan)
     everything = (*machine.warnings, *plan.warnings, *said, *runtimes.notes, *notes)

@@ -32,7 +32,7 @@ from launcher.host.machine.machine_file import read_machine_file
 from launcher.host.machine.sysfs import read_machine
 from launcher.host.model.resolve import resolve
 from launcher.host.process.preload import look_around
-from launcher.host.process.probe import choose_bindings, explain
+from launcher.host.process.probe import choose_bindings, describe_bindings
 from launcher.options import FIFO_BATCH_ITEMS, MachineOptions, ModelOptions, RuntimeOptions, ServeOptions
 from launcher.serve.costs import Subject, basis_of
 
@@ -92,7 +92,7 @@ def prepare(options: ServeOptions, *, model_needed: bool, machine: Machine | Non
     runtimes = decide_runtimes(options.runtime, live, user_env)
     commands, notes = _commands(plan, bindings, python, user_env, runtimes)
     if live:
-        warnings += explain(plan, bindings)
+        warnings += describe_bindings(plan, bindings)
     everything = (*machine.warnings, *plan.warnings, *warnings, *runtimes.notes, *notes)
     said = tuple(dict.fromkeys(everything))
     return Prepared(machine, model_info, plan, bindings, commands, said, Outlook(traffic, basis, choice))

@@ -57,10 +57,10 @@ def test_modules_of_the_folder_it_starts_in_cannot_change_it(tmp_path: Path) -> 
     [
         (("--", "no-such-program-anywhere"), 127, "no-such-program-anywhere: No such file or directory"),
         (("--", "/etc/passwd"), 126, "/etc/passwd: Permission denied"),
-        (("--cpus", "0"), 2, "no program is given after --"),
+        (("--cpus", "0"), 2, "no program after --"),
         (("--cpus", "4095", "--", "true"), 3, "cpus 4095 were refused"),
         (("--memory", "bind", "--nodes", "1000", "--", "true"), 3, "memory bind on node 1000 was refused"),
-        (("--parent", "1", "--", "true"), 3, "the launcher is gone"),
+        (("--parent", "1", "--", "true"), 3, "the launcher has exited"),
     ],
 )
 def test_a_program_that_cannot_be_is_an_exit_status_and_a_line(words: tuple[str, ...], status: int, said: str) -> None:

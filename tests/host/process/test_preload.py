@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.planning.preload import KINDS, Library
-from launcher.host.process.preload import look_around, places, read_huge_pages, try_out
+from launcher.host.process.preload import check_preload, look_around, read_huge_pages, search_paths
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make libraries")
 
@@ -108,13 +108,13 @@ def test_a_library_that_fails_is_passed_over_with_the_reason(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        (ENDS_THE_PROCESS, "ended with killed by SIGSEGV"),
-        (NOTHING, "with it preloaded, malloc comes from "),
+        (ENDS_THE_PROCESS, "fails (killed by SIGSEGV)"),
+        (NOTHING, "when it is preloaded, malloc comes from "),
     ],
 )
 def test_a_library_that_loads_and_does_not_do_is_refused(code: str, reason: str, tmp_path: Path) -> None:
     path = compiled(tmp_path / "libtcmalloc.so.4", code)
-    said = try_out(path, "malloc", environment())
+    said = check_preload(path, "malloc", environment())
     assert said is not None
     assert reason in said
 
@@ -122,23 +122,25 @@ def test_a_library_that_loads_and_does_not_do_is_refused(code: str, reason: str,
 @needs_gcc
 def test_a_runtime_without_the_entries_of_gcc_is_refused(tmp_path: Path) -> None:
     path = compiled(tmp_path / "libiomp5.so", NOTHING)
-    assert try_out(path, "GOMP_parallel", environment()) == "with it preloaded, GOMP_parallel comes from nowhere"
+    assert (
+        check_preload(path, "GOMP_parallel", environment()) == "when it is preloaded, GOMP_parallel comes from nowhere"
+    )
 
 
 @needs_gcc
 def test_it_is_tried_behind_what_the_user_preloads(tmp_path: Path) -> None:
     users = compiled(tmp_path / "libmine.so", ALLOCATOR)
     path = compiled(tmp_path / "libjemalloc.so.2", ALLOCATOR)
-    said = try_out(path, "malloc", environment(LD_PRELOAD=str(users)))
-    assert said == f"with it preloaded, malloc comes from {users}"
+    said = check_preload(path, "malloc", environment(LD_PRELOAD=str(users)))
+    assert said == f"when it is preloaded, malloc comes from {users}"
     harmless = compiled(tmp_path / "libharmless.so", NOTHING)
-    assert try_out(path, "malloc", environment(LD_PRELOAD=str(harmless))) is None
+    assert check_preload(path, "malloc", environment(LD_PRELOAD=str(harmless))) is None
 
 
 @needs_gcc
 def test_a_broken_preload_of_the_user_is_not_blamed_on_the_library(tmp_path: Path) -> None:
     path = compiled(tmp_path / "libjemalloc.so.2", ALLOCATOR)
-    assert try_out(path, "malloc", environment(LD_PRELOAD=str(tmp_path / "gone.so"))) is None
+    assert check_preload(path, "malloc", environment(LD_PRELOAD=str(tmp_path / "gone.so"))) is None
 
 
 @needs_gcc
@@ -150,9 +152,9 @@ def test_a_path_that_the_loader_would_cut_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_the_python_environment_is_searched_where_pip_puts_libraries() -> None:
-    found = places({})
+    found = search_paths({})
     assert list(found) == [
-        "ldconfig -p", "the folders of the loader", "lib of the Python environment", "site-packages",
+        "ldconfig -p", "default loader paths", "lib of the Python environment", "site-packages",
     ]  # fmt: skip
     assert Path(sys.prefix) / "lib" in found["lib of the Python environment"]
 
@@ -166,7 +168,7 @@ def test_what_this_machine_really_has_does_what_it_is_there_for(library: Library
     (sought,) = look_around((library,), environment()).sought
     if sought.usable is None:
         pytest.skip(f"no {KINDS[library].shown} on this machine")
-    assert try_out(Path(sought.usable), KINDS[library].provides, environment()) is None
+    assert check_preload(Path(sought.usable), KINDS[library].provides, environment()) is None
 
 
 @pytest.mark.parametrize(

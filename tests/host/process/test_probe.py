@@ -1,4 +1,4 @@
-"""The ladder of fallbacks, against real tools, real kernels and real denials."""
+"""The choice of bindings, with real tools, kernels and restrictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.planning.binding import Binding, Level, command_prefix
 from launcher.core.planning.plan import InstancePlan, MemoryPolicy, Plan
 from launcher.errors import MachineError
-from launcher.host.process.probe import asked_level, choose_bindings, explain
+from launcher.host.process.probe import choose_bindings, describe_bindings, requested_level
 
 DENY = Path(__file__).parents[1] / "deny.py"
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
@@ -70,7 +70,7 @@ def without_numactl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @needs_numactl
 def test_where_nothing_is_denied_numactl_binds_cpus_and_memory() -> None:
     each = [instance(number, (cpu,)) for number, cpu in enumerate(CPUS)]
-    assert choose(*each, strict=True) == (Binding("bind", "numactl", "as asked"),) * len(CPUS)
+    assert choose(*each, strict=True) == (Binding("bind", "numactl", "as requested"),) * len(CPUS)
 
 
 @needs_numactl
@@ -98,10 +98,10 @@ def test_an_instance_over_several_nodes_is_tried_with_interleaving() -> None:
 
 def test_an_instance_without_nodes_is_asked_for_its_cpus_only_and_that_is_not_less() -> None:
     local = instance(nodes=(), memory="local")
-    assert asked_level(local, "bind") == "cpus"
+    assert requested_level(local, "bind") == "cpus"
     (binding,) = choose(local, strict=True)
     assert binding.level == "cpus"
-    assert binding.reason in ("as asked", "numactl is not installed")
+    assert binding.reason in ("as requested", "numactl is not installed")
 
 
 @pytest.mark.parametrize("requested", ["preferred", "cpus", "none"])
@@ -154,7 +154,7 @@ def test_strict_refuses_less_than_asked_and_says_which_instance_lacks_what() -> 
     with pytest.raises(MachineError) as caught:
         choose(instance(0), instance(1, nodes=(NO_NODE,)), strict=True)
     message = str(caught.value)
-    assert f"instance 1 (cpus {CPUS[0]}, nodes {NO_NODE}): bind was asked for, cpus is what works here" in message
+    assert f"instance 1 (cpus {CPUS[0]}, nodes {NO_NODE}): bind was requested, only cpus is possible" in message
     assert "instance 0" not in message
     assert "--strict" in message
     assert caught.value.exit_code == 3
@@ -233,7 +233,7 @@ def test_a_numactl_that_binds_nothing_without_an_error_is_seen_through(
     monkeypatch.setenv("PATH", fake_numactl(tmp_path, ignore))
     (binding,) = choose(instance(0, CPUS[:1]))
     assert (binding.level, binding.tool) == ("bind", "syscalls")
-    assert f"without an error, but the process got cpus {format_cpu_list(CPUS)} for {CPUS[0]}" in binding.reason
+    assert f"no error, but the process got cpus {format_cpu_list(CPUS)} instead of {CPUS[0]}" in binding.reason
 
 
 def test_a_numactl_that_crashes_is_named_with_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_a_numactl_that_crashes_is_named_with_what_it_said(tmp_path: Path, monke
 def test_a_silent_failure_is_named_by_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", fake_numactl(tmp_path, "exit 7"))
     (binding,) = choose(instance())
-    assert "the probe ended with status 7 and said nothing" in binding.reason
+    assert "the probe exited with status 7 and no output" in binding.reason
 
 
 @needs_numactl
@@ -261,9 +261,9 @@ def test_what_people_should_know_is_said_once_for_all_instances_it_is_true_of() 
     refused = Binding("cpus", "numactl", "bind by numactl: set_mempolicy: Operation not permitted")
     missing = Binding("bind", "syscalls", "numactl is not installed")
     each = plan(*[instance(number) for number in range(5)])
-    said = explain(each, [refused, refused, Binding("bind", "numactl", "as asked"), missing, refused])
+    said = describe_bindings(each, [refused, refused, Binding("bind", "numactl", "as requested"), missing, refused])
     assert said == (
-        "Each of instances 0-1,4 is bound to its cpus only, and where its memory comes from is left to the kernel: "
+        "Each of instances 0-1,4 is bound to its cpus only; the kernel chooses the nodes of its memory: "
         "bind by numactl: set_mempolicy: Operation not permitted.",
         "Instance 3 is bound to its cpus and nodes (by system calls): numactl is not installed.",
     )

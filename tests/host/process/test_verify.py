@@ -19,10 +19,10 @@ from launcher.host.process.verify import (
     Pages,
     Thread,
     Verification,
+    check_masks,
+    check_memory,
+    check_threads,
     count_computing,
-    judge_masks,
-    judge_memory,
-    judge_threads,
     parse_numa_maps,
     verify,
 )
@@ -127,20 +127,20 @@ def test_threads_that_all_sit_on_one_of_the_planned_cpus_are_named() -> None:
 def test_too_few_threads_are_named() -> None:
     with process() as pid:
         (miss,) = look(pid, threads=4).misses
-    assert miss == "1 threads exist where 4 were planned to compute"
+    assert miss == "the process has 1 threads; 4 were planned to compute"
 
 
 def test_far_too_many_threads_are_named() -> None:
     with process(*[""] * 12) as pid:
         (miss,) = look(pid, threads=1).misses
-    assert miss == "13 threads exist; with 1 planned to compute, at most 11 were expected"
+    assert miss == "the process has 13 threads; with 1 planned to compute, at most 11 were expected"
 
 
 def test_more_threads_that_compute_than_planned_are_named_and_idle_ones_are_not() -> None:
     with process(BURN, BURN, "", "") as pid:
         found = look(pid, threads=2)
         assert found.computing_threads == 3
-        assert found.misses == ("3 threads have computed where 2 were planned: they share the planned cpus",)
+        assert found.misses == ("3 threads have computed, 2 were planned: they share the planned cpus",)
         assert look(pid, threads=3).ok
 
 
@@ -152,7 +152,7 @@ def test_a_backend_that_does_not_compute_is_not_judged_by_its_threads() -> None:
 def test_a_worker_that_is_gone_is_an_error_with_its_pid() -> None:
     with process() as pid:
         pass
-    with pytest.raises(InstanceError, match=f"the worker, pid {pid}, cannot be verified"):
+    with pytest.raises(InstanceError, match=f"process {pid} cannot be verified"):
         look(pid)
 
 
@@ -197,16 +197,16 @@ def test_pages_are_summed_per_node_with_their_own_size_and_file_pages_apart() ->
 
 def test_memory_on_another_node_is_named_with_its_size() -> None:
     gib = 1 << 30
-    assert list(judge_memory([(0, 1 * gib), (1, 99 * gib)], [1])) == []
-    (miss,) = judge_memory([(0, 3 * gib), (1, 5 * gib)], [1])
-    assert miss == "only 62.5% of its memory is on node 1, at least 95% was expected: 3072 MiB on node 0"
-    assert list(judge_memory([(0, 3 * gib), (1, 5 * gib)], [0, 1])) == [], "interleaved over both"
+    assert list(check_memory([(0, 1 * gib), (1, 99 * gib)], [1])) == []
+    (miss,) = check_memory([(0, 3 * gib), (1, 5 * gib)], [1])
+    assert miss == "only 62.5% of its memory is on node 1, expected at least 95%: 3072 MiB on node 0"
+    assert list(check_memory([(0, 3 * gib), (1, 5 * gib)], [0, 1])) == [], "interleaved over both"
 
 
 def test_memory_that_is_not_known_is_not_judged() -> None:
     assert parse_numa_maps("") == Pages((), ())
-    assert list(judge_memory([], [0])) == []
-    assert list(judge_memory([(0, 4096)], [])) == []
+    assert list(check_memory([], [0])) == []
+    assert list(check_memory([(0, 4096)], [])) == []
 
 
 def test_a_kernel_without_numa_maps_is_said(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_kernel_without_numa_maps_is_said(tmp_path: Path) -> None:
         found = verify(pid, CPUS[:1], NODES, 1, "bind", proc=tmp_path)
     assert found.ok
     assert found.private_local is None
-    assert found.unchecked == ("where its memory is: numa_maps cannot be read (No such file or directory)",)
+    assert found.unchecked == ("memory placement: numa_maps cannot be read (No such file or directory)",)
     assert found.sentence() == f"verified: all 1 threads on cpus {CPUS[0]}; not checked: {found.unchecked[0]}"
 
 
@@ -243,12 +243,12 @@ def test_threads_that_compute_are_told_from_idle_ones(seconds: tuple[float, ...]
 
 def test_a_team_of_the_planned_size_with_torch_s_idle_pool_is_no_miss() -> None:
     team = threads(5.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0)
-    assert list(judge_threads(team, 4, 100)) == []
+    assert list(check_threads(team, 4, 100)) == []
 
 
 def test_many_stray_threads_are_shortened() -> None:
     found = threads(*[0.0] * 9, cpus=lambda number: (0,) if number == 0 else (4, 5))
-    (miss,) = judge_masks(found, [0])
+    (miss,) = check_masks(found, [0])
     assert miss == (
         "8 of 9 threads may run outside the planned cpus 0: on 4-5 (thread 101, 102, 103, 104, 105 and 3 more)"
     )
