@@ -48,19 +48,17 @@ class MachineOptions:
     ``auto``. ``lengths`` is a histogram of lengths for ``auto`` and for predictions; None is the built-in one.
     """
 
-    instances: int | None = option(
-        None, "Number of model instances.", group=PLAN, minimum=1, metavar="N|auto", none="auto"
-    )
+    instances: int | None = option(None, "Number of instances.", group=PLAN, minimum=1, metavar="N|auto", none="auto")
     cores_per_instance: int | None = option(None, "Physical cores per instance.", group=PLAN, minimum=1, metavar="N")
     classes: str | None = option(
         None,
-        "Length classes as TOKENS:CORES, e.g. 32:8,384:16,max:24; auto predicts the best.",
+        "Length classes as TOKENS:CORES, e.g. 32:8,384:16,max:24; auto picks by simulation.",
         group=PLAN,
         metavar="SPEC|auto",
     )
     lengths: Path | None = option(
         None,
-        "Length histogram for --classes auto and predictions; lines of 'tokens count'.",
+        'Length histogram for --classes auto and predictions; lines of "tokens count".',
         group=PLAN,
         metavar="FILE",
     )
@@ -75,10 +73,10 @@ class MachineOptions:
     )
     machine_file: Path | None = option(
         None,
-        "Plan for the machine in FILE (from --save, --json or lscpu -p; - is stdin); never starts anything.",
+        "Plan for another machine: a FILE (--save, --json, lscpu -p; - is stdin) or a known NAME; 'list' lists them.",
         group=MACHINE,
         name="machine",
-        metavar="FILE",
+        metavar="FILE|NAME",
     )
     probe_seconds: float = option(
         20.0, "Timeout of each trial of a binding.", group=MACHINE, minimum=0.1, metavar="SECONDS"

@@ -68,6 +68,7 @@ class Subject:
             layout=self.layout,
             torch=cost_tables.package_version("torch"),
             launcher=cost_tables.package_version("launcher"),
+            microarchitecture=self.machine.microarchitecture,
         )
 
 

@@ -15,12 +15,12 @@ from launcher.core.planning.placeholders import fill, values_of
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
-from launcher.core.report.plan_report import Command, report_json, report_text
+from launcher.core.report.plan_report import Command, PlanReport, report_json, report_text
 from launcher.core.report.svg_map import picture
 from launcher.core.tuning.choose_classes import classes_of, specs_of
-from launcher.core.tuning.simulation import predict
+from launcher.core.tuning.simulation import Scenario, predict
 from launcher.errors import UsageError
-from launcher.host.machine.machine_file import write_machine_file
+from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
 from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
 
@@ -28,6 +28,11 @@ from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
 def show(options: ServeOptions, wanted: ReportOptions) -> None:
     """Print the report in the form that is wanted. Raises any ``LauncherError``."""
     _check(wanted)
+    if lists_catalogue(options.machine.machine_file):
+        from launcher.core.machine.catalogue import catalogue_text  # only here: other reports do not need it
+
+        print(catalogue_text())
+        return
     machine = read(options.machine)
     if wanted.save is not None:  # before the plan: a machine that nothing fits on can be saved all the same
         write_machine_file(wanted.save, machine)
@@ -62,7 +67,7 @@ def forecast_of(prepared: Prepared) -> Forecast | None:
         return Forecast(None, measure)
     limit = prepared.model_info.max_length if prepared.model_info else None
     spans = classes_of(prepared.plan, outlook.traffic.histogram, limit)
-    found = predict(specs_of(prepared.plan), outlook.basis, outlook.traffic, classes=spans, limit=limit)
+    found = predict(specs_of(prepared.plan), Scenario(outlook.basis, outlook.traffic, limit), spans)
     return Forecast(found, measure)
 
 
@@ -77,16 +82,19 @@ def _check(wanted: ReportOptions) -> None:
 
 def print_json(prepared: Prepared, forecast: Forecast | None = None) -> None:
     """Exactly the JSON document of schema 1."""
-    document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast)
+    document = report_json(_report_of(prepared, forecast))
     print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def print_report(prepared: Prepared, *, front: bool = True, forecast: Forecast | None = None) -> None:
-    """The report for people, as wide as the terminal; ``front`` as for ``report_text``."""
+    """The report for people, as wide as the terminal; ``front`` as in ``PlanReport``."""
     console = Console(highlight=False, soft_wrap=True)
     unicode = console.encoding.lower().startswith("utf")
-    parts = prepared.machine, prepared.plan, prepared.commands, prepared.warnings
-    console.print(report_text(*parts, console.width, unicode=unicode, front=front, forecast=forecast))
+    console.print(report_text(_report_of(prepared, forecast, front=front), console.width, unicode=unicode))
+
+
+def _report_of(prepared: Prepared, forecast: Forecast | None, *, front: bool = True) -> PlanReport:
+    return PlanReport(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast, front)
 
 
 def _write_picture(file: Path, prepared: Prepared) -> None:

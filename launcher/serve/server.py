@@ -187,7 +187,7 @@ class Server:
             is_ready=self.is_ready,
             metrics=metrics,
         )
-        self._http = HttpServer(create_app(services), sock)
+        self._http = HttpServer(create_app(services), sock, front)
         host, port = sock.getsockname()[:2]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

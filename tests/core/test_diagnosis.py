@@ -29,7 +29,7 @@ from launcher.core.diagnosis.facts import (
 )
 from launcher.core.diagnosis.finding import SEVERITIES, Finding
 from launcher.core.diagnosis.findings_report import findings_json, findings_text
-from launcher.core.diagnosis.software_checks import lost_by, parse_release
+from launcher.core.diagnosis.software_checks import disabled_by, parse_release
 from launcher.core.machine.topology import Limits, Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import PlanRequest, make_plan
@@ -619,7 +619,7 @@ def test_swap_is_not_emptied_into_memory_that_has_no_room_for_it() -> None:
     ],
 )
 def test_a_limit_takes_what_comes_after_it(name: str, value: str, lost: set[str]) -> None:
-    assert lost_by(name, value, (*AMX, *AVX512)) == lost
+    assert disabled_by(name, value, (*AMX, *AVX512)) == lost
 
 
 def test_releases_of_kernels_are_compared_as_numbers() -> None:

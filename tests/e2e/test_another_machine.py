@@ -102,7 +102,7 @@ def test_the_dry_run_shows_the_plan_for_the_file_too(tree: str, tmp_path: Path) 
         (("--sysroot", "m"), ["--sysroot m", "another machine", "--dry-run", "launch topology"]),
         (("--dry-run", "--machine", "m.json", "--sysroot", "m"), ["--machine m.json", "--sysroot m", "one of them"]),
         (("topology", "--machine", "no/such.json"), ["no/such.json", "No such file", "--save", "lscpu -p"]),
-        (("topology", "--machine", "-"), ["--machine -", "nothing in it", "--save", "lscpu -p"]),
+        (("topology", "--machine", "-"), ["--machine -", "it is empty", "--save", "lscpu -p"]),
         (("topology", "--save", "no/such/m.json"), ["--save no/such/m.json", "No such file"]),
         (("--dry-run", "--save", "m.json"), ["--save"]),
     ],

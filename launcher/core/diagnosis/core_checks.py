@@ -9,9 +9,9 @@ from launcher.core.diagnosis.finding import (
     advice,
     count,
     cpus_text,
+    evidence_of,
     fine,
     problem,
-    said,
     unknown,
 )
 from launcher.core.machine.cpuset import format_cpu_list
@@ -27,9 +27,9 @@ HALF_EAGER = ("balance_performance", "default", "128")
 CLOCK_TOLERANCE = 0.98
 
 
-def judge_smt(facts: Facts) -> Verdict:
+def check_smt(facts: Facts) -> Verdict:
     """Whether cores have several hardware threads; the plan uses one of each, so either is fine."""
-    control = said(facts.kernel.smt)
+    control = evidence_of(facts.kernel.smt)
     if facts.siblings is None:
         return unknown("Which cpus share a core is not stated.", *control, Evidence(SIBLINGS, "not there"))
     evidence = (*control, Evidence(SIBLINGS, cpus_text(facts.siblings) if facts.siblings else "no siblings"))
@@ -46,9 +46,9 @@ def judge_smt(facts: Facts) -> Verdict:
     return fine("SMT is on, and the plan uses one hardware thread of each core.", *evidence)
 
 
-def judge_virtual(facts: Facts) -> Verdict:
+def check_virtual_cores(facts: Facts) -> Verdict:
     """Whether cpus that seem to be cores may be hardware threads of a host."""
-    sign = said(facts.kernel.virtual_sign)
+    sign = evidence_of(facts.kernel.virtual_sign)
     if facts.kernel.virtual is None:
         return unknown("Whether this is a virtual machine could not be told.", *sign)
     if not facts.kernel.virtual:
@@ -70,7 +70,7 @@ def judge_virtual(facts: Facts) -> Verdict:
     )
 
 
-def judge_offline(facts: Facts) -> Verdict:
+def check_offline_cpus(facts: Facts) -> Verdict:
     """Cpus that are switched off, other than by switching SMT off."""
     machine = facts.machine
     offline = tuple(sorted(set(machine.present) - set(machine.online)))
@@ -81,7 +81,9 @@ def judge_offline(facts: Facts) -> Verdict:
     if not offline:
         return fine("All cpus are online.", *evidence)
     if facts.kernel.smt.value in ("off", "forceoff"):
-        return fine(f"SMT is switched off, and with it {cpus_text(offline)}.", *evidence, *said(facts.kernel.smt))
+        return fine(
+            f"SMT is switched off, and with it {cpus_text(offline)}.", *evidence, *evidence_of(facts.kernel.smt)
+        )
     if machine.arch.startswith("ppc64"):
         title = f"Whether {cpus_text(offline)}, which are off, are cores or only threads of cores is not shown."
         return unknown(title, *evidence, fix=("ppc64_cpu --smt  # says how many threads of each core are on",))
@@ -94,21 +96,21 @@ def judge_offline(facts: Facts) -> Verdict:
     )
 
 
-def judge_isolated(facts: Facts) -> Verdict:
+def check_isolated_cpus(facts: Facts) -> Verdict:
     """Cpus that the kernel keeps free of ordinary programs, and the plan therefore of instances."""
     isolated = facts.machine.isolated
-    evidence = said(facts.kernel.isolated, facts.kernel.command_line)
+    evidence = evidence_of(facts.kernel.isolated, facts.kernel.command_line)
     if not isolated and facts.kernel.isolated.value is None:
         return unknown("Whether cpus are isolated is not stated.", *evidence)
     if not isolated:
-        return fine("No cpus are isolated.", *said(facts.kernel.isolated))
+        return fine("No cpus are isolated.", *evidence_of(facts.kernel.isolated))
     fix = ("# kernel command line: remove isolcpus=…, or leave these cpus out of it; then restart",)
     share = f"{len(isolated)} of {count(len(facts.machine.online), 'cpu')}"
     title = f"{share} are isolated and unused by the plan: {format_cpu_list(isolated)}."
     return advice(title, *evidence, fix=fix, root=True)
 
 
-def judge_allowed(facts: Facts) -> Verdict:
+def check_allowed_cpus(facts: Facts) -> Verdict:
     """Online cpus that this process may not use: outside the cpuset, or the affinity mask."""
     machine = facts.machine
     affinity = machine.limits.affinity
@@ -137,10 +139,10 @@ def _cpus_or(cpus: tuple[int, ...] | None, otherwise: str) -> str:
     return otherwise if cpus is None else format_cpu_list(cpus) or "none"
 
 
-def judge_governor(facts: Facts) -> Verdict:
+def check_governor(facts: Facts) -> Verdict:
     """How the kernel chooses the clock."""
     clocks = facts.clocks
-    evidence = said(clocks.governor, clocks.driver)
+    evidence = evidence_of(clocks.governor, clocks.driver)
     if not clocks.governor.values:
         return unknown("What chooses the clock is not shown to this kernel (host or firmware).", *evidence)
     by_name = dict(clocks.governor.values)
@@ -152,7 +154,7 @@ def judge_governor(facts: Facts) -> Verdict:
     named = ", ".join(f"{name} on {cpus_text(cpus)}" for name, cpus in slow.items())
     fix = _set_all("scaling_governor", "performance")
     if clocks.governors.value is not None and "performance" not in clocks.governors.value.split():
-        evidence = (*evidence, *said(clocks.governors))
+        evidence = (*evidence, *evidence_of(clocks.governors))
         fix = ("modprobe cpufreq_performance", *fix)
     if "powersave" in slow:
         return problem(f"The governor holds the lowest clock: {named}.", *evidence, fix=fix, root=True)
@@ -163,10 +165,10 @@ def _set_all(name: str, value: str) -> tuple[str, ...]:
     return (f"echo {value} | tee {CPU}/cpu*/cpufreq/{name}",)
 
 
-def judge_preference(facts: Facts) -> Verdict:
+def check_energy_preference(facts: Facts) -> Verdict:
     """How much the processor, where it chooses its clock itself, prefers speed over energy."""
     clocks = facts.clocks
-    evidence = said(clocks.preference, clocks.driver)
+    evidence = evidence_of(clocks.preference, clocks.driver)
     if not clocks.preference.values:
         if clocks.driver.value is None:
             return unknown("Whether the processor prefers speed over energy is not shown to this kernel.", *evidence)
@@ -182,10 +184,10 @@ def judge_preference(facts: Facts) -> Verdict:
     return problem(title, *evidence, fix=fix, root=True)
 
 
-def judge_boost(facts: Facts) -> Verdict:
+def check_boost(facts: Facts) -> Verdict:
     """Whether clocks above the nominal one are switched off."""
     clocks = facts.clocks
-    evidence = said(clocks.boost, clocks.no_turbo)
+    evidence = evidence_of(clocks.boost, clocks.no_turbo)
     if clocks.no_turbo.value == "1":
         fix = (f"echo 0 > {CPU}/intel_pstate/no_turbo",)
         return problem("Turbo clocks are switched off.", *evidence, fix=fix, root=True)
@@ -197,11 +199,11 @@ def judge_boost(facts: Facts) -> Verdict:
     return fine("Clocks above the nominal one are allowed.", *evidence)
 
 
-def judge_clock_limit(facts: Facts) -> Verdict:
+def check_clock_limit(facts: Facts) -> Verdict:
     """Whether the clock is limited below what the cpu can do."""
     clocks = facts.clocks
     limits, highest = _khz(clocks.limit), _khz(clocks.highest)
-    evidence = said(clocks.limit, clocks.highest)
+    evidence = evidence_of(clocks.limit, clocks.highest)
     known = limits.keys() & highest.keys()
     if not known:
         return unknown("Whether the clock is limited is not shown to this kernel.", *evidence)
@@ -223,10 +225,10 @@ def _khz(reading: PerCpu) -> dict[int, int]:
     return {cpu: int(value) for value, cpus in reading.values if value.isdecimal() for cpu in cpus if int(value)}
 
 
-def judge_heat(facts: Facts) -> Verdict:
+def check_thermal_throttling(facts: Facts) -> Verdict:
     """Whether cores have slowed down because they were too hot, since the machine started."""
     heat = facts.clocks.heat
-    evidence = said(heat)
+    evidence = evidence_of(heat)
     counts = {value: cpus for value, cpus in heat.values if value.isdecimal()}
     if not counts:
         return unknown("Whether heat has slowed cores down is not shown to this kernel.", *evidence)

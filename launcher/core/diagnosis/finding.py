@@ -47,7 +47,7 @@ class Check:
 
     id: str
     why: str
-    judge: Callable[[Facts], Verdict]
+    run: Callable[[Facts], Verdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +95,12 @@ def problem(title: str, *evidence: Evidence, fix: tuple[str, ...] = (), root: bo
     return Verdict("problem", title, evidence, fix, root)
 
 
-def unseen(what: str) -> Verdict:
+def only_live(what: str) -> Verdict:
     """Of a recorded machine: ``what`` is known only where programs run."""
     return unknown(f"{what} is known only on the machine itself.", RECORDED)
 
 
-def said(*readings: Reading | PerCpu) -> tuple[Evidence, ...]:
+def evidence_of(*readings: Reading | PerCpu) -> tuple[Evidence, ...]:
     """The readings as evidence."""
     return tuple(
         Evidence(reading.source, _value(reading) if isinstance(reading, Reading) else _spread(reading))

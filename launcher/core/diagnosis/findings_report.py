@@ -72,7 +72,7 @@ def _details(finding: Finding, width: int) -> Iterator[Text]:
     yield from _title(finding, width)
     yield from _labelled("found", _evidence_lines(finding.evidence, width))
     yield from _labelled("why", _lines(finding.why, width - len(INDENT) - LABEL))
-    yield from _mend_lines(finding, width)
+    yield from _fix_lines(finding, width)
 
 
 def _title(finding: Finding, width: int) -> Iterator[Text]:
@@ -90,7 +90,7 @@ def _evidence_lines(evidence: Iterable[Evidence], width: int) -> Iterator[str]:
         yield from _lines(f"{one.source}: {one.found}", width - len(INDENT) - LABEL, "  ")
 
 
-def _mend_lines(finding: Finding, width: int) -> Iterator[Text]:
+def _fix_lines(finding: Finding, width: int) -> Iterator[Text]:
     commands = finding.fix or ()
     if finding.needs_root and not all(command.startswith("#") for command in commands):
         commands = ("# as root:", *commands)
@@ -122,7 +122,7 @@ def _unknowns(group: Sequence[Finding], width: int) -> Iterator[Text]:
         if finding.evidence != (RECORDED,):
             yield from _title(finding, width)
             yield from _labelled("tried", _evidence_lines(finding.evidence, width))
-            yield from _mend_lines(finding, width)
+            yield from _fix_lines(finding, width)
 
 
 def _table(group: Sequence[Finding], width: int) -> Iterator[Text]:

@@ -12,9 +12,9 @@ from launcher.core.diagnosis.finding import (
     count,
     cpus_text,
     fine,
+    only_live,
     problem,
     unknown,
-    unseen,
 )
 from launcher.core.machine.cpuset import format_cpu_list
 
@@ -24,14 +24,14 @@ STOLEN, MUCH_STOLEN = 0.01, 0.05
 MOST_NAMED = 4
 
 
-def judge_busy(facts: Facts) -> Verdict:
+def check_busy_cpus(facts: Facts) -> Verdict:
     """Whether other programs use the planned cpus now."""
     if facts.live is None:
-        return unseen("How busy the planned cpus are")
-    return _judge_use(facts, facts.live.sample, facts.planned, "planned cpus")
+        return only_live("How busy the planned cpus are")
+    return _check_use(facts, facts.live.sample, facts.planned, "planned cpus")
 
 
-def judge_siblings(facts: Facts) -> Verdict:
+def check_busy_siblings(facts: Facts) -> Verdict:
     """Whether other programs use the hardware threads beside the planned ones now."""
     source = "cpu*/topology/core_cpus_list"
     if facts.siblings is None:
@@ -40,11 +40,11 @@ def judge_siblings(facts: Facts) -> Verdict:
         title = "The planned cores have no second hardware thread that others could use."
         return fine(title, Evidence(source, "no siblings online"))
     if facts.live is None:
-        return unseen("How busy the siblings of the planned cpus are")
-    return _judge_use(facts, facts.live.sample, facts.siblings, "siblings of planned cpus")
+        return only_live("How busy the siblings of the planned cpus are")
+    return _check_use(facts, facts.live.sample, facts.siblings, "siblings of planned cpus")
 
 
-def _judge_use(facts: Facts, sample: Sample, cpus: Cpus, what: str) -> Verdict:
+def _check_use(facts: Facts, sample: Sample, cpus: Cpus, what: str) -> Verdict:
     use = {cpu: share for cpu, share in sample.busy if cpu in cpus}
     taken = sorted(cpu for cpu, share in use.items() if share >= BUSY)
     most = max(use.values(), default=0.0)
@@ -53,15 +53,15 @@ def _judge_use(facts: Facts, sample: Sample, cpus: Cpus, what: str) -> Verdict:
         return fine(f"The {what} are idle enough.", seen)
     shares = ", ".join(f"cpu {cpu} {use[cpu]:.0%}" for cpu in taken[:8]) + (", …" if len(taken) > 8 else "")
     programs = [one for one in sample.programs if one.share >= RAN and set(one.cpus) & set(taken)]
-    evidence = (Evidence(seen.source, shares), *_named(programs))
+    evidence = (Evidence(seen.source, shares), *_program_evidence(programs))
     if not programs:
         evidence += (Evidence("/proc/PID/stat", "no program seen from here; another container, or the kernel"),)
     which = f"{len(taken)} of the {len(cpus)} {what}" if len(cpus) > 1 else cpus_text(taken)
     title = f"Other programs use {which}."
-    return problem(title, *evidence, fix=_ways_out(facts, programs, taken), root=any(one.foreign for one in programs))
+    return problem(title, *evidence, fix=_remedies(facts, programs, taken), root=any(one.foreign for one in programs))
 
 
-def _named(programs: Sequence[Program]) -> tuple[Evidence, ...]:
+def _program_evidence(programs: Sequence[Program]) -> tuple[Evidence, ...]:
     ranked = sorted(programs, key=lambda one: (-one.share, one.pid))
     named = tuple(
         Evidence(f"/proc/{one.pid}", f"{one.name}: {one.share:.0%} of a cpu, may run on {format_cpu_list(one.cpus)}")
@@ -71,7 +71,7 @@ def _named(programs: Sequence[Program]) -> tuple[Evidence, ...]:
     return (*named, Evidence("/proc", f"and {more} more")) if more > 0 else named
 
 
-def _ways_out(facts: Facts, programs: Sequence[Program], taken: Sequence[int]) -> tuple[str, ...]:
+def _remedies(facts: Facts, programs: Sequence[Program], taken: Sequence[int]) -> tuple[str, ...]:
     """Move them to cpus that neither the plan nor a sibling of it uses; else let them yield, or plan round them."""
     wanted = {*facts.planned, *(facts.siblings or ()), *facts.machine.isolated}
     free = sorted(set(facts.machine.online) - wanted)
@@ -83,10 +83,10 @@ def _ways_out(facts: Facts, programs: Sequence[Program], taken: Sequence[int]) -
     if set(taken) & set(facts.planned):
         # To `renice -p PID` only one thread of the process would yield.
         yielding = tuple(f"renice -n 19 -p $(ls /proc/{pid}/task)" for pid in pids)
-    return (*yielding, *_without(facts, taken))
+    return (*yielding, *_plan_without(facts, taken))
 
 
-def _without(facts: Facts, taken: Sequence[int]) -> tuple[str, ...]:
+def _plan_without(facts: Facts, taken: Sequence[int]) -> tuple[str, ...]:
     """How to plan with the cores that have none of these cpus; a sibling that is not allowed is in no core here."""
     rest = [cpu for core in facts.machine.cores if not set(taken) & set(core.cpus) for cpu in core.cpus]
     known = set(taken) <= {cpu for core in facts.machine.cores for cpu in core.cpus}
@@ -95,10 +95,10 @@ def _without(facts: Facts, taken: Sequence[int]) -> tuple[str, ...]:
     return ("# or end them, or leave their cores out of the plan:", f"taskset -c {format_cpu_list(rest)} launch")
 
 
-def judge_pinned(facts: Facts) -> Verdict:
+def check_pinned_programs(facts: Facts) -> Verdict:
     """Whether other programs, launchers apart, are held to planned cpus and cannot move away."""
     if facts.live is None:
-        return unseen("Which programs are pinned to the planned cpus")
+        return only_live("Which programs are pinned to the planned cpus")
     planned = set(facts.planned)
     online = set(facts.machine.online)
     fronts = {one.front for one in facts.live.sample.programs}
@@ -110,17 +110,19 @@ def judge_pinned(facts: Facts) -> Verdict:
     held = sorted(planned & {cpu for one in pinned for cpu in one.cpus})
     on = cpus_text(held)
     root = any(one.foreign for one in pinned)
-    fix = _ways_out(facts, pinned, held)
+    fix = _remedies(facts, pinned, held)
     who = "Another program is" if len(pinned) == 1 else f"{len(pinned)} other programs are"
     if any(one.share >= RAN for one in pinned):
-        return problem(f"{who} pinned to planned {on}, and at work.", looked, *_named(pinned), fix=fix, root=root)
-    return advice(f"{who} pinned to planned {on}, idle now.", looked, *_named(pinned), fix=fix, root=root)
+        return problem(
+            f"{who} pinned to planned {on}, and at work.", looked, *_program_evidence(pinned), fix=fix, root=root
+        )
+    return advice(f"{who} pinned to planned {on}, idle now.", looked, *_program_evidence(pinned), fix=fix, root=root)
 
 
-def judge_launchers(facts: Facts) -> Verdict:
+def check_other_launchers(facts: Facts) -> Verdict:
     """Whether another launcher has instances on planned cpus."""
     if facts.live is None:
-        return unseen("Whether another launcher runs")
+        return only_live("Whether another launcher runs")
     workers = [one for one in facts.live.sample.programs if one.front is not None]
     looked = Evidence("/proc/PID/cmdline", f"{count(len(workers), 'worker')} of other launchers")
     if not workers:
@@ -144,10 +146,10 @@ def _cpus_of(workers: Sequence[Program], front: int) -> list[int]:
     return sorted({cpu for one in workers if one.front == front for cpu in one.cpus})
 
 
-def judge_stolen(facts: Facts) -> Verdict:
+def check_cpu_steal(facts: Facts) -> Verdict:
     """Whether the hypervisor gives the planned cpus' time to others."""
     if facts.live is None:
-        return unseen("Whether a hypervisor takes time away")
+        return only_live("Whether a hypervisor takes time away")
     sample = facts.live.sample
     stolen = {cpu: share for cpu, share in sample.stolen if cpu in facts.planned}
     mean = sum(stolen.values()) / len(stolen) if stolen else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher.core.diagnosis.facts import Facts
-from launcher.core.diagnosis.finding import Evidence, Verdict, advice, count, fine, problem, unknown, unseen
+from launcher.core.diagnosis.finding import Evidence, Verdict, advice, count, fine, only_live, problem, unknown
 
 QUOTA = "cpu.max, cpu.cfs_quota_us"
 OFTEN = 0.01  # share of periods
@@ -11,7 +11,7 @@ FEW_FILES = 4096
 ENOUGH_FILES = 65536
 
 
-def judge_quota(facts: Facts) -> Verdict:
+def check_cpu_quota(facts: Facts) -> Verdict:
     """Whether a CPU quota allows fewer cpus than there are cores; the plan heeds it, the other cores stay idle."""
     cores = len(facts.machine.cores)
     if facts.quotas is None:
@@ -38,7 +38,7 @@ def judge_quota(facts: Facts) -> Verdict:
     return problem(title, *evidence, fix=fix, root=True)
 
 
-def judge_throttling(facts: Facts) -> Verdict:
+def check_throttling(facts: Facts) -> Verdict:
     """Whether a quota has stopped this process's control groups."""
     found = facts.throttled
     source = "cpu.stat of the control groups"
@@ -55,10 +55,10 @@ def judge_throttling(facts: Facts) -> Verdict:
     return fine("No quota has stopped this process to speak of.", evidence)
 
 
-def judge_open_files(facts: Facts) -> Verdict:
+def check_open_files(facts: Facts) -> Verdict:
     """Whether the front can hold many connections; each is an open file. It raises its soft limit to the hard one."""
     if facts.live is None:
-        return unseen("The limit of open files")
+        return only_live("The limit of open files")
     soft, hard = facts.live.software.open_files
     evidence = Evidence("ulimit -n, ulimit -Hn", f"{_files(soft)}, {_files(hard)}")
     if hard < 0 or hard >= FEW_FILES:
@@ -71,10 +71,10 @@ def _files(limit: int) -> str:
     return "unlimited" if limit < 0 else str(limit)
 
 
-def judge_priority(facts: Facts) -> Verdict:
+def check_priority(facts: Facts) -> Verdict:
     """Whether what is started from here yields to other programs."""
     if facts.live is None:
-        return unseen("The priority of programs started from a shell")
+        return only_live("The priority of programs started from a shell")
     software = facts.live.software
     evidence = Evidence("nice, sched_getscheduler", f"{software.nice}, {software.scheduling}")
     if software.scheduling in ("SCHED_IDLE", "SCHED_BATCH"):

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 from launcher.core.diagnosis.facts import Facts
-from launcher.core.diagnosis.finding import Evidence, Verdict, advice, count, fine, nodes_text, problem, said, unknown
+from launcher.core.diagnosis.finding import (
+    Evidence,
+    Verdict,
+    advice,
+    count,
+    evidence_of,
+    fine,
+    nodes_text,
+    problem,
+    unknown,
+)
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Node
 from launcher.core.planning.memory import gib
@@ -17,7 +27,7 @@ FULL, NEARLY_FULL = 0.04, 0.10
 MOST_NODES_SHOWN = 8
 
 
-def judge_nodes(facts: Facts) -> Verdict:
+def check_nodes(facts: Facts) -> Verdict:
     """Whether the kernel tells which memory is near, and whether the plan stays near it."""
     machine = facts.machine
     packages = {core.package for core in machine.cores if core.package is not None}
@@ -48,14 +58,14 @@ def _hidden_nodes(facts: Facts, evidence: tuple[Evidence, ...], packages: int, n
     line = facts.kernel.command_line
     if line.value is not None and "numa=off" in line.value.split():
         fix = ("# kernel command line: remove numa=off; then restart",)
-        return problem(title, *evidence, *said(line), fix=fix, root=True)
+        return problem(title, *evidence, *evidence_of(line), fix=fix, root=True)
     if facts.kernel.virtual:
         return advice(title, *evidence, fix=("# at the host: give the guest its nodes (QEMU: -numa; libvirt: <numa>)",))
     fix = ("# firmware: node interleaving off (AMD: NPS1 or more), where the processor has nodes at all",)
     return advice(title, *evidence, fix=fix)
 
 
-def judge_node_memory(facts: Facts) -> Verdict:
+def check_node_memory(facts: Facts) -> Verdict:
     """Whether every node with cores has memory, may use it, and has about as much as the others."""
     machine = facts.machine
     cores = Counter(core.node for core in machine.cores if core.node is not None)
@@ -76,7 +86,7 @@ def judge_node_memory(facts: Facts) -> Verdict:
         return problem(title, shown, *evidence, fix=fix)
     if any(node.memory_bytes is None for node in nodes):
         return unknown("How much memory each node has is not stated.", *evidence)
-    return _judge_equal({node.id: (node.memory_bytes or 0, cores[node.id]) for node in nodes}, evidence)
+    return _check_equal_memory({node.id: (node.memory_bytes or 0, cores[node.id]) for node in nodes}, evidence)
 
 
 def _total(node: Node) -> Evidence:
@@ -84,7 +94,7 @@ def _total(node: Node) -> Evidence:
     return Evidence("node*/meminfo, /proc/meminfo", f"node {node.id} has {found}")
 
 
-def _judge_equal(filled: dict[int, tuple[int, int]], evidence: tuple[Evidence, ...]) -> Verdict:
+def _check_equal_memory(filled: dict[int, tuple[int, int]], evidence: tuple[Evidence, ...]) -> Verdict:
     """``filled`` has bytes and usable cores of each node.
 
     Poor is who has less both in all and per core: nodes may have unequal cores, or some that cannot be used.
@@ -102,7 +112,7 @@ def _judge_equal(filled: dict[int, tuple[int, int]], evidence: tuple[Evidence, .
     return fine(f"Every node with cores has memory, {gib(least)} or more.", *evidence)
 
 
-def judge_room(facts: Facts) -> Verdict:
+def check_memory_pressure(facts: Facts) -> Verdict:
     """Whether memory is nearly full: the machine's, or that of the control group."""
     machine, limit = facts.machine, facts.memory.limit
     total, free = machine.memory_bytes, machine.free_bytes
@@ -126,11 +136,11 @@ def judge_room(facts: Facts) -> Verdict:
     return fine(f"{gib(least)} of {gib(whole)} of memory can be had.", *evidence)
 
 
-def judge_huge_pages(facts: Facts) -> Verdict:
+def check_huge_pages(facts: Facts) -> Verdict:
     """Whether programs can get huge pages, and whether they stall for them."""
     memory = facts.memory
-    enabled, compaction = chosen(memory.huge_pages.value), chosen(memory.compaction.value)
-    evidence = said(memory.huge_pages, memory.compaction)
+    enabled, compaction = selected(memory.huge_pages.value), selected(memory.compaction.value)
+    evidence = evidence_of(memory.huge_pages, memory.compaction)
     if enabled is None:
         return unknown("Whether huge pages are given is not stated by this kernel.", *evidence)
     if enabled == "never":
@@ -144,16 +154,16 @@ def judge_huge_pages(facts: Facts) -> Verdict:
     return fine(f"Huge pages are given {to}.", *evidence)
 
 
-def chosen(text: str | None) -> str | None:
+def selected(text: str | None) -> str | None:
     """The word in brackets of a file such as ``always [madvise] never``; None when there is none."""
     words = [word[1:-1] for word in (text or "").split() if word.startswith("[") and word.endswith("]")]
     return words[0] if words else None
 
 
-def judge_balancing(facts: Facts) -> Verdict:
+def check_numa_balancing(facts: Facts) -> Verdict:
     """Whether the kernel unmaps pages to find out who uses them, in programs whose memory is not bound."""
     value = facts.memory.balancing.value
-    evidence = said(facts.memory.balancing)
+    evidence = evidence_of(facts.memory.balancing)
     if len([node for node in facts.machine.nodes if node.memory_bytes != 0]) < 2:
         return fine("There is one node at most, so there is nothing to balance.", *evidence)
     if value is None:
@@ -168,7 +178,7 @@ def judge_balancing(facts: Facts) -> Verdict:
     return advice("The kernel moves memory between nodes by itself.", *evidence, fix=fix, root=True)
 
 
-def judge_swap(facts: Facts) -> Verdict:
+def check_swap(facts: Facts) -> Verdict:
     """Whether memory is swapped out, and whether pages go to and fro right now."""
     memory = facts.memory
     total, used = memory.swap_bytes, memory.swap_used
@@ -181,7 +191,7 @@ def judge_swap(facts: Facts) -> Verdict:
     )
     if not total:
         return fine("There is no swap.", *evidence)
-    evidence += said(memory.swappiness)
+    evidence += evidence_of(memory.swappiness)
     fix: tuple[str, ...] = ("sysctl -w vm.swappiness=1",)
     if facts.machine.free_bytes is not None and used < facts.machine.free_bytes // 2:
         fix += ("swapoff -a && swapon -a  # brings what is swapped out back into memory",)

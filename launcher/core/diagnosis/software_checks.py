@@ -6,7 +6,17 @@ import re
 from collections.abc import Iterable
 
 from launcher.core.diagnosis.facts import Facts, Reading, Software
-from launcher.core.diagnosis.finding import Evidence, Verdict, advice, count, fine, problem, said, unknown, unseen
+from launcher.core.diagnosis.finding import (
+    Evidence,
+    Verdict,
+    advice,
+    count,
+    evidence_of,
+    fine,
+    only_live,
+    problem,
+    unknown,
+)
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.footprint import BF16_FLAGS
 
@@ -70,10 +80,10 @@ INSTALLERS = {
 RELATIVES = {"ubuntu": "debian", "rhel": "fedora", "centos": "fedora", "amzn": "fedora", "sles": "suse"}
 
 
-def judge_numactl(facts: Facts) -> Verdict:
+def check_numactl(facts: Facts) -> Verdict:
     """Whether numactl is there to bind with."""
     if facts.live is None:
-        return unseen("Whether numactl is installed")
+        return only_live("Whether numactl is installed")
     path = facts.live.software.numactl
     if path is not None:
         return fine("numactl is installed.", Evidence("which numactl", path))
@@ -90,10 +100,10 @@ def _install(what: str, software: Software, name: str) -> tuple[tuple[str, ...],
     return (f"# install {name} by the package manager of this system",), True
 
 
-def judge_policy(facts: Facts) -> Verdict:
+def check_memory_policy(facts: Facts) -> Verdict:
     """Whether instances can really be bound to their cpus and to the memory of their nodes."""
     if facts.live is None:
-        return unseen("Whether memory can be bound to nodes")
+        return only_live("Whether memory can be bound to nodes")
     bindings = facts.live.bindings
     levels = ", ".join(dict.fromkeys(f"{binding.level} by {binding.tool}" for binding in bindings))
     evidence: tuple[Evidence, ...] = (Evidence("a bound process for each instance", levels or "no instances"),)
@@ -123,10 +133,10 @@ def _all_nodes(facts: Facts) -> str:
     return format_cpu_list(node.id for node in facts.machine.nodes if node.memory_bytes != 0) or "0"
 
 
-def judge_allocator(facts: Facts) -> Verdict:
+def check_allocator(facts: Facts) -> Verdict:
     """Whether an allocator made for many threads is there, and can be preloaded."""
     if facts.live is None:
-        return unseen("Which allocators are installed")
+        return only_live("Which allocators are installed")
     software = facts.live.software
     usable = [(one.library, one.usable) for one in software.allocators if one.usable is not None]
     if usable:
@@ -142,10 +152,10 @@ def judge_allocator(facts: Facts) -> Verdict:
     return advice("Neither tcmalloc nor jemalloc is installed.", sought, fix=fix, root=root)
 
 
-def judge_torch(facts: Facts) -> Verdict:
+def check_torch_build(facts: Facts) -> Verdict:
     """Whether torch is there, and built for CPUs only."""
     if facts.live is None:
-        return unseen("Which torch is installed")
+        return only_live("Which torch is installed")
     software = facts.live.software
     shown = Evidence("version of the installed distribution torch", software.torch or "not installed")
     if software.torch is None:
@@ -157,10 +167,10 @@ def judge_torch(facts: Facts) -> Verdict:
     return advice(f"torch {software.torch} is a build for CUDA.", shown, parts, fix=fix)
 
 
-def judge_threads_set(facts: Facts) -> Verdict:
+def check_thread_environment(facts: Facts) -> Verdict:
     """Whether the user's environment tells OpenMP where to put threads, or how many there are."""
     if facts.live is None:
-        return unseen("The environment of programs")
+        return only_live("The environment of programs")
     found = {name: value for name, value in facts.live.software.environment if name in (*PLACING, *COUNTS)}
     gomp = dict(facts.live.software.environment).get("GOMP_CPU_AFFINITY")
     placing = [name for name, value in found.items() if name in PLACING and value.lower() not in PLACES_NOTHING]
@@ -177,10 +187,10 @@ def judge_threads_set(facts: Facts) -> Verdict:
     return fine("Nothing in the environment moves threads.", Evidence("environment", f"none of {', '.join(PLACING)}"))
 
 
-def judge_isa_limit(facts: Facts) -> Verdict:
+def check_instruction_limit(facts: Facts) -> Verdict:
     """Whether the environment keeps libraries from instruction sets that the processor has."""
     if facts.live is None:
-        return unseen("Whether the environment limits instruction sets")
+        return only_live("Whether the environment limits instruction sets")
     environment = dict(facts.live.software.environment)
     evidence: list[Evidence] = []
     lost: set[str] = set()
@@ -188,7 +198,7 @@ def judge_isa_limit(facts: Facts) -> Verdict:
         value = environment.get(name)
         if value:
             evidence.append(Evidence("environment", f"{name}={value}"))
-            lost |= lost_by(name, value, facts.machine.isa)
+            lost |= disabled_by(name, value, facts.machine.isa)
     if not evidence:
         none = Evidence("environment", f"none of {', '.join((*ONEDNN_NAMES, 'ATEN_CPU_CAPABILITY'))}")
         return fine("Nothing in the environment limits instruction sets.", none)
@@ -199,7 +209,7 @@ def judge_isa_limit(facts: Facts) -> Verdict:
     return problem(title, *evidence, fix=(f"unset {names}",))
 
 
-def lost_by(name: str, value: str, isa: Iterable[str]) -> set[str]:
+def disabled_by(name: str, value: str, isa: Iterable[str]) -> set[str]:
     """The instruction sets of ``isa`` that are not used when this variable has this value."""
     have = set(isa)
     if name == "ATEN_CPU_CAPABILITY":
@@ -216,7 +226,7 @@ def lost_by(name: str, value: str, isa: Iterable[str]) -> set[str]:
     return have & {flag for _, flags in ONEDNN_STEPS[names.index(level) + 1 :] for flag in flags}
 
 
-def judge_isa(facts: Facts) -> Verdict:
+def check_instruction_sets(facts: Facts) -> Verdict:
     """Whether the kernel shows the instruction sets that this processor is known to have."""
     machine, kernel = facts.machine, facts.kernel
     shown = Evidence("/proc/cpuinfo flags", " ".join(machine.isa) or "none that matters")
@@ -225,11 +235,11 @@ def judge_isa(facts: Facts) -> Verdict:
     )
     if not kernel.flags_known:
         return unknown("Which instruction sets there are is not stated.", Evidence("/proc/cpuinfo", "no flags"))
-    name, expected = known_isa(facts)
+    name, expected = expected_isa(facts)
     missing = expected - set(machine.isa)
     if missing:
         title = f"This processor ({name}) has {_listed(missing)}, but the kernel does not show it."
-        fix, evidence = _unhide(facts, missing)
+        fix, evidence = _expose(facts, missing)
         return problem(title, shown, number, *evidence, fix=fix, root=True)
     if not BF16_FLAGS & set(machine.isa):
         title = "There are no instructions for bf16, so that models run in fp32."
@@ -238,7 +248,7 @@ def judge_isa(facts: Facts) -> Verdict:
     return fine(f"{sure}: {_listed(BF16_FLAGS & set(machine.isa))}.", shown, number)
 
 
-def known_isa(facts: Facts) -> tuple[str, frozenset[str]]:
+def expected_isa(facts: Facts) -> tuple[str, frozenset[str]]:
     """The name of the processor and what it has for certain; nothing for one that is not in the tables."""
     machine, family, model = facts.machine, facts.kernel.family, facts.kernel.model
     if machine.vendor == "GenuineIntel" and family == 6 and model in INTEL_MODELS:
@@ -254,16 +264,16 @@ def known_isa(facts: Facts) -> tuple[str, frozenset[str]]:
     return "", frozenset()
 
 
-def _unhide(facts: Facts, missing: frozenset[str]) -> tuple[tuple[str, ...], tuple[Evidence, ...]]:
+def _expose(facts: Facts, missing: frozenset[str]) -> tuple[tuple[str, ...], tuple[Evidence, ...]]:
     kernel = facts.kernel
     release = parse_release(kernel.release.value)
     if missing <= AMX | {"amx_fp16"} and release is not None and release < AMX_KERNEL:
-        return ("# a kernel of 5.16 or newer, which knows AMX",), said(kernel.release)
+        return ("# a kernel of 5.16 or newer, which knows AMX",), evidence_of(kernel.release)
     if kernel.virtual:
         fix = ("# at the host: pass the processor through (QEMU: -cpu host; libvirt: host-passthrough)",)
-        return fix, said(kernel.virtual_sign, kernel.release)
+        return fix, evidence_of(kernel.virtual_sign, kernel.release)
     fix = ("# kernel command line: remove clearcpuid=… and nosve; firmware: switch these instructions on",)
-    return fix, said(kernel.command_line, kernel.release)
+    return fix, evidence_of(kernel.command_line, kernel.release)
 
 
 def _listed(flags: Iterable[str]) -> str:
@@ -276,10 +286,10 @@ def parse_release(text: str | None) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def judge_kernel(facts: Facts) -> Verdict:
+def check_kernel(facts: Facts) -> Verdict:
     """Whether the kernel has what binding and instruction sets need."""
     release = parse_release(facts.kernel.release.value)
-    evidence = said(facts.kernel.release)
+    evidence = evidence_of(facts.kernel.release)
     if release is None:
         return unknown("The release of the kernel is not stated.", *evidence)
     several = sum(node.memory_bytes != 0 for node in facts.machine.nodes) > 1
@@ -289,10 +299,10 @@ def judge_kernel(facts: Facts) -> Verdict:
     return fine("The kernel is new enough.", *evidence)
 
 
-def judge_clock_source(facts: Facts) -> Verdict:
+def check_clock_source(facts: Facts) -> Verdict:
     """Whether the kernel's clock can be read without entering the kernel."""
     current, available = facts.kernel.clock_source, facts.kernel.clock_sources
-    evidence = said(current, available)
+    evidence = evidence_of(current, available)
     if current.value is None:
         return unknown("Which clock the kernel reads is not stated.", *evidence)
     if current.value in FAST_CLOCKS:
@@ -307,7 +317,7 @@ def judge_clock_source(facts: Facts) -> Verdict:
     return advice(f"Reading the clock {current.value} is slow.", *evidence, fix=fix, root=True)
 
 
-def judge_mitigations(facts: Facts) -> Verdict:
+def check_mitigations(facts: Facts) -> Verdict:
     """Whether a mitigation slows down what inference does, which is computing, not entering the kernel."""
     found = facts.kernel.vulnerabilities
     if not found:
@@ -319,7 +329,7 @@ def judge_mitigations(facts: Facts) -> Verdict:
         return fine(f"None of {count(len(active), 'mitigation')} in place slows computing.", *_brief(active))
     fix = ("# a decision about security: kernel command line gather_data_sampling=off, where no one else runs code",)
     title = "Gather instructions are slowed down by a mitigation in microcode."
-    return advice(title, *said(*gathers), fix=fix, root=True)
+    return advice(title, *evidence_of(*gathers), fix=fix, root=True)
 
 
 def _brief(readings: list[Reading]) -> tuple[Evidence, ...]:
@@ -327,7 +337,7 @@ def _brief(readings: list[Reading]) -> tuple[Evidence, ...]:
     return (Evidence("/sys/devices/system/cpu/vulnerabilities", names or "no mitigation"),)
 
 
-def judge_contradictions(facts: Facts) -> Verdict:
+def check_inconsistent_topology(facts: Facts) -> Verdict:
     """Whether what the machine says of itself agrees."""
     warnings = facts.machine.warnings
     if not warnings:

@@ -14,6 +14,8 @@ import msgspec
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.options.choices import Backend, RunDtype
 
+LoadStage = Literal["import", "load", "check", "warmup"]
+
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
     """Front → worker, first: what to load and which shapes to warm up.
@@ -54,7 +56,7 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
 class Loading(msgspec.Struct, tag="loading", frozen=True):
     """Worker → front while it starts. ``stage`` is ``import``, ``load``, ``check`` or ``warmup``; ``done`` is 0…1."""
 
-    stage: Literal["import", "load", "check", "warmup"]
+    stage: LoadStage
     done: float
     detail: str = ""
 

@@ -34,7 +34,7 @@ from launcher.core.planning.plan import PlanRequest, make_plan
 from launcher.core.planning.preload import Library
 from launcher.host.machine.cgroup import read_bounds, read_memory_use, read_quota_files, read_throttling
 from launcher.host.machine.processor import meminfo
-from launcher.host.machine.sample import look
+from launcher.host.machine.sample import take_sample
 from launcher.host.machine.sysfs import CPU, read_machine
 from launcher.host.machine.tree import Tree, decimal
 from launcher.host.process.preload import look_around
@@ -67,7 +67,7 @@ def read_facts(sysroot: Path, seconds: float) -> Facts:
     if not tree.live:
         return replace(facts, throttled=throttled)
     # The look comes before the probes, which would be seen in it.
-    sample = look(tree, machine.online, seconds)
+    sample = take_sample(tree, machine.online, seconds)
     throttled = _throttled(sysroot, throttled)
     return replace(facts, throttled=throttled, live=Live(sample, _software(tree), choose_bindings(plan, strict=False)))
 

@@ -38,7 +38,7 @@ class _Counters:
     at: float
 
 
-def look(tree: Tree, online: Sequence[int], seconds: float) -> Sample:
+def take_sample(tree: Tree, online: Sequence[int], seconds: float) -> Sample:
     """What happens in ``seconds`` on the machine this runs on, without this process and those that started it."""
     before = _count(tree)
     time.sleep(seconds)

@@ -21,7 +21,7 @@ from launcher.core.diagnosis.finding import Finding
 from launcher.core.diagnosis.findings_report import findings_text
 from launcher.errors import MachineError, UsageError
 from launcher.host.machine.doctor import read_facts
-from launcher.host.machine.sample import describe, look
+from launcher.host.machine.sample import describe, take_sample
 from launcher.host.machine.tree import Tree
 from launcher.options import DoctorOptions
 from tests.machines import build, each_recorded, recorded, regular
@@ -203,12 +203,12 @@ def test_recorded_machines_show_what_is_known_of_them(name: str, check: str, sev
 
 
 def test_a_tree_without_a_machine_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no machine"):
+    with pytest.raises(UsageError, match="not the root of a machine"):
         read_facts(tmp_path, SECONDS)
 
 
 def test_a_machine_of_which_nothing_may_be_used_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match="No cpu of this machine may be used"):
+    with pytest.raises(MachineError, match="No cpu of this machine is usable"):
         _read(tmp_path, **{"proc/self/status": "Cpus_allowed_list: 99"})
 
 
@@ -231,7 +231,7 @@ def _online() -> tuple[int, ...]:
 
 
 def _seen(pid: int, seconds: float) -> Program | None:
-    sample = look(Tree(Path("/")), (*_online(), max(_online()) + 1), seconds)
+    sample = take_sample(Tree(Path("/")), (*_online(), max(_online()) + 1), seconds)
     return next((one for one in sample.programs if one.pid == pid), None)
 
 
@@ -255,13 +255,13 @@ def test_an_idle_program_is_seen_only_where_it_is_pinned() -> None:
         deadline = time.monotonic() + 10
         while (seen := _seen(process.pid, 0.0)) is None or seen.name != "sleep":
             assert time.monotonic() < deadline
-        sample = look(Tree(Path("/")), _online(), 0.05)
+        sample = take_sample(Tree(Path("/")), _online(), 0.05)
     assert seen.cpus == _online()
     assert not [one for one in sample.programs if one.pid == process.pid]
 
 
 def test_this_process_and_those_above_it_are_no_others() -> None:
-    sample = look(Tree(Path("/")), (*_online(), max(_online()) + 1), 0.0)
+    sample = take_sample(Tree(Path("/")), (*_online(), max(_online()) + 1), 0.0)
     assert not {os.getpid(), os.getppid()} & {one.pid for one in sample.programs}
     assert sample.swapped is not None
     assert {cpu for cpu, _ in sample.busy} >= set(_online())
