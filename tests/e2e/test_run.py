@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -98,10 +99,32 @@ print(json.dumps({'cpus': sorted(os.sched_getaffinity(0)), 'env': own, 'words': 
     for number, name in enumerate(("[0]", "[1]")):
         (cpu,) = facts[name]["cpus"]
         env_of = facts[name]["env"]
-        assert (env_of["LAUNCH_INSTANCE"], env_of["LAUNCH_INSTANCES"]) == (str(number), "2")
-        assert (env_of["LAUNCH_CPUS"], env_of["LAUNCH_THREADS"]) == (str(cpu), "1")
+        assert (env_of["LAUNCH_RUN_INSTANCE"], env_of["LAUNCH_RUN_INSTANCES"]) == (str(number), "2")
+        assert (env_of["LAUNCH_RUN_CPUS"], env_of["LAUNCH_RUN_THREADS"]) == (str(cpu), "1")
         assert (env_of["OMP_NUM_THREADS"], env_of["OPENBLAS_NUM_THREADS"]) == ("1", "1")
         assert facts[name]["words"] == f"{number}/2 {cpu} {{cpus}}"
+
+
+def test_options_of_the_environment_are_for_this_command_and_not_for_its_programs(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("grace-seconds = 1\n")
+    code = "import os; print({n: v for n, v in os.environ.items() if n.startswith('LAUNCH_')})"
+    env = {**os.environ, "LAUNCH_INSTANCES": "1", "LAUNCH_CONFIG": str(file), "LAUNCH_PORT": "9000"}
+    done = launch_run("--", *PY, code, env=env)
+    assert done.returncode == 0, done.stderr
+    seen = ast.literal_eval(done.stdout)
+    assert seen.pop("LAUNCH_PORT") == "9000"
+    names = ("CPUS", "ID", "INSTANCE", "INSTANCES", "NODES", "THREADS")
+    assert sorted(seen) == [f"LAUNCH_RUN_{name}" for name in names]
+
+
+def test_a_launch_among_the_programs_plans_for_its_own_cores_without_warnings() -> None:
+    inner = [sys.executable, "-m", "launcher", "topology", "--json"]
+    done = launch_run("--instances", "1", "--", *inner, env={**os.environ, "LAUNCH_CORES_PER_INSTANCE": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "is not an option" not in done.stderr
+    plan = json.loads(done.stdout)["plan"]["instances"]
+    assert sum(len(instance["cpus"]) for instance in plan) == 1
 
 
 def test_what_the_user_sets_for_threads_is_kept_and_said() -> None:
@@ -130,7 +153,7 @@ def test_the_dry_run_shows_the_commands_and_starts_nothing(tmp_path: Path) -> No
     report = json.loads(done.stdout)
     (instance,) = report["plan"]["instances"]
     assert instance["command"][-2:] == ["touch", str(file)]
-    assert instance["env"]["LAUNCH_INSTANCE"] == "0"
+    assert instance["env"]["LAUNCH_RUN_INSTANCE"] == "0"
     assert report["plan"]["reserved_cpus"] == []
     assert not file.exists()
 
