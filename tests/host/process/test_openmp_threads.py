@@ -1,4 +1,4 @@
-"""Whose threads they are: real OpenMP runtimes in real processes, and what the verifier makes of them."""
+"""Counting threads by runtime: real OpenMP runtimes in real processes, and their verification."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.host.process.verify import verify
 
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
 
-# Loads libraries, or lets two threads of one go through a parallel region, as compiled programs do it.
+# Loads libraries, or runs a parallel region of one, as compiled programs do.
 PROGRAM = """
 import ctypes, sys
 body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
@@ -33,7 +33,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def two_runtimes(tmp_path: Path) -> tuple[str, str]:
-    """Two copies of GNU's runtime, which the loader takes for different libraries."""
+    """Two copies of GNU's runtime, which the loader treats as different libraries."""
     found = [
         *Path("/usr/lib").glob("*/libgomp.so.1"),
         *Path(sys.prefix).glob("lib/python3*/site-packages/torch/lib/libgomp*"),
@@ -65,7 +65,7 @@ def test_the_threads_of_each_runtime_are_counted(two_runtimes: tuple[str, str]) 
     assert counts.never_blocked == 0
 
 
-def test_two_runtimes_that_both_have_threads_are_named(two_runtimes: tuple[str, str]) -> None:
+def test_two_runtimes_that_both_have_threads_are_reported(two_runtimes: tuple[str, str]) -> None:
     first, second = two_runtimes
     with process(f"use:{first}", f"use:{second}") as pid:
         found = verify(pid, CPUS, (), None, "cpus")
@@ -76,7 +76,7 @@ def test_two_runtimes_that_both_have_threads_are_named(two_runtimes: tuple[str, 
     assert dict(found.openmp_threads) == {first: 2, second: 2}
 
 
-def test_a_second_runtime_that_is_only_loaded_is_reported_and_no_miss(two_runtimes: tuple[str, str]) -> None:
+def test_a_second_runtime_that_is_only_loaded_is_not_a_miss(two_runtimes: tuple[str, str]) -> None:
     first, second = two_runtimes
     with process(f"load:{first}", f"use:{second}") as pid:
         found = verify(pid, CPUS, (), None, "cpus")
@@ -114,7 +114,7 @@ MAPS = """\
 """
 
 
-def test_openmp_runtimes_are_told_from_other_libraries_and_counted_once() -> None:
+def test_openmp_runtimes_are_recognized_and_counted_once() -> None:
     assert parse_openmp(MAPS) == (
         "/home/some one/libomp.so",
         "/opt/intel/libiomp5.so",
