@@ -71,7 +71,7 @@ def read_facts(options: DoctorOptions) -> Facts:
     # The look comes before the probes, which would be seen in it.
     sample = take_sample(tree, machine.online, options.sample_seconds)
     throttled = _throttled(sysroot, throttled)
-    bindings = choose_bindings(plan, strict=False, seconds=options.machine.probe_seconds)
+    bindings = choose_bindings(plan, strict=False, probe_seconds=options.machine.probe_seconds)
     return replace(facts, throttled=throttled, live=Live(sample, _software(tree), bindings))
 
 
