@@ -531,7 +531,7 @@ def throughput(
 
 @app.command()
 def doctor(sysroot: Sysroot = Path("/"), json: Json = False) -> None:
-    """Say what keeps this machine from its speed, with the evidence and the command that mends it."""
+    """Report performance problems of this machine, with the evidence and the command that fixes each."""
     from launcher.serve.examine import show
 
     show(sysroot, as_json=json)

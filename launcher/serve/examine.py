@@ -16,7 +16,7 @@ from launcher.host.machine.doctor import read_facts
 
 
 def show(sysroot: Path, *, as_json: bool) -> None:
-    """Print what keeps the machine from its speed. Raises ``LauncherError`` when the machine cannot be read."""
+    """Print the performance problems of the machine. Raises ``LauncherError`` when the machine cannot be read."""
     facts = read_facts(sysroot)
     findings = diagnose(facts)
     if as_json:

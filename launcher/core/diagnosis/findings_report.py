@@ -1,4 +1,4 @@
-"""The findings as text for people, and as the JSON document of schema 1. Nothing is printed here, nothing decided."""
+"""Renders findings as text and as the JSON document of schema 1. Nothing is printed or decided here."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from launcher.core.diagnosis.finding import RECORDED, SEVERITIES, Evidence, Find
 from launcher.core.machine.topology import Machine
 
 SCHEMA = 1
-WIDEST = 110  # longer lines are hard to read
+WIDEST = 110  # columns; longer lines are hard to read
 INDENT, LABEL = "    ", 7
 
 HEADS: dict[Severity, str] = {
-    "problem": "Problems: speed is lost",
-    "advice": "Advice: something may be gained",
-    "unknown": "Unknown: could not be decided",
+    "problem": "Problems: reduced performance",
+    "advice": "Advice: possible improvements",
+    "unknown": "Unknown: could not be checked",
     "fine": "Fine",
 }
 STYLES: dict[Severity, str] = {
@@ -35,7 +35,7 @@ def findings_json(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def findings_text(machine: Machine, findings: Sequence[Finding], width: int) -> Text:
-    """All findings, grouped by severity and the worst first, in lines of at most ``width`` columns."""
+    """All findings, grouped by severity, the most severe first, in lines of at most ``width`` columns."""
     width = max(40, min(width, WIDEST))
     lines = [*_head(machine, findings, width)]
     for severity in SEVERITIES:
@@ -48,7 +48,7 @@ def findings_text(machine: Machine, findings: Sequence[Finding], width: int) -> 
 def _head(machine: Machine, findings: Sequence[Finding], width: int) -> Iterator[Text]:
     nodes = len({core.node for core in machine.cores} - {None})
     place = f" in {count(nodes, 'node')}" if nodes else ""
-    name = f"{machine.model or 'a processor without a name'}: {count(len(machine.cores), 'usable core')}{place}"
+    name = f"{machine.model or 'Unknown processor'}: {count(len(machine.cores), 'usable core')}{place}"
     yield from _wrapped(name, width, "", "bold")
     numbers = {severity: sum(one.severity == severity for one in findings) for severity in SEVERITIES}
     words = {"problem": count(numbers["problem"], "problem")}
@@ -105,7 +105,7 @@ def _labelled(label: str, lines: Iterable[str], style: str = "") -> Iterator[Tex
 
 
 def _shell(command: str, room: int) -> list[str]:
-    """A line of shell broken as a shell takes it."""
+    """A shell command, wrapped with line continuations."""
     if command.startswith("#"):
         return textwrap.wrap(command, room, subsequent_indent="#   ", break_long_words=False, break_on_hyphens=False)
     lines = _lines(command, room - 2, "  ")
@@ -113,11 +113,11 @@ def _shell(command: str, room: int) -> list[str]:
 
 
 def _unknowns(group: Sequence[Finding], width: int) -> Iterator[Text]:
-    """One by one with what was tried; those that a recorded machine cannot tell together."""
+    """Each finding with what was tried; those that need the machine itself on one line."""
     recorded = [finding for finding in group if finding.evidence == (RECORDED,)]
     if recorded:
         names = ", ".join(finding.id for finding in recorded)
-        yield from _wrapped(f"Known only on the machine itself: {names}.", width, "  ", STYLES["unknown"])
+        yield from _wrapped(f"Can be checked only on the machine itself: {names}.", width, "  ", STYLES["unknown"])
     for finding in group:
         if finding.evidence != (RECORDED,):
             yield from _title(finding, width)
@@ -138,5 +138,5 @@ def _wrapped(text: str, width: int, indent: str, style: str = "") -> Iterator[Te
 
 
 def _lines(text: str, room: int, further: str = "") -> list[str]:
-    """Broken at blanks only: paths and commands must stay whole to be of use."""
+    """Wrapped at spaces only, so that paths and commands stay intact."""
     return textwrap.wrap(text, room, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
