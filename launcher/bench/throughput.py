@@ -42,20 +42,12 @@ from launcher.host import log as logs
 from launcher.host.process.spawn import Launch
 from launcher.host.process.supervisor import Supervisor
 from launcher.options import ServeOptions
+from launcher.options.bench import ThroughputOptions
 from launcher.serve.costs import Costs
 from launcher.serve.prepare import Prepared, limits_of, prepare, refuse_elsewhere, setup_of, subject_of
 from launcher.serve.server import EXIT_SECONDS, STOP_SECONDS, bind_front
 
 log = logging.getLogger("launcher.bench")
-
-
-@dataclass(frozen=True, slots=True)
-class ThroughputOptions:
-    """``queued`` items wait or run at any time, as that many connections with one text each make it; None: all texts
-    come at once. The first ``warmup`` texts are computed before the clock runs."""
-
-    queued: int | None = None
-    warmup: int = 100
 
 
 class Batch(NamedTuple):
@@ -81,10 +73,11 @@ class Measured:
 
 def run_throughput(serve: ServeOptions, options: ThroughputOptions, workload: Workload) -> dict[str, Any]:
     """Start the workers, have them compute the mix, end them. Returns the figures; raises any ``LauncherError``."""
-    if options.warmup >= len(workload.texts):
-        raise UsageError(
-            f"{len(workload.texts)} texts are no more than the {options.warmup} of the warm-up; ask for more"
-        )
+    texts = len(workload.texts)
+    warmup = min(200, texts // 10) if options.warmup is None else options.warmup
+    if warmup >= texts:
+        raise UsageError(f"{texts} texts are no more than the {warmup} of the warm-up; ask for more")
+    options = replace(options, warmup=warmup)
     refuse_elsewhere(serve.machine)
     logs.set_up(serve.log)
     prepared = prepare(serve, model_needed=True)

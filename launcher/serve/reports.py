@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,31 +13,19 @@ from rich.console import Console
 
 from launcher.core.planning.placeholders import fill, values_of
 from launcher.core.planning.plan import InstancePlan
-from launcher.core.report.export import Target, export_plan
+from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
-from launcher.core.report.plan_report import Command, report_json, report_text
+from launcher.core.report.plan_report import Command, PlanReport, report_json, report_text
 from launcher.core.report.svg_map import picture
 from launcher.core.tuning.choose_classes import classes_of, specs_of
-from launcher.core.tuning.simulation import predict
+from launcher.core.tuning.simulation import Scenario, predict
 from launcher.errors import UsageError
 from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
-from launcher.options import ServeOptions
+from launcher.options import ReportOptions, ServeOptions
 from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which forms of the report. ``save`` gets the machine as a file, ``svg`` the picture; ``export`` prints the plan
-    for another supervisor that starts ``program`` once per instance."""
-
-    as_json: bool = False
-    save: Path | None = None
-    svg: Path | None = None
-    export: Target | None = None
-    program: tuple[str, ...] = ()
-
-
-def show(options: ServeOptions, wanted: Wanted) -> None:
+def show(options: ServeOptions, wanted: ReportOptions) -> None:
     """Print the report in the form that is wanted. Raises any ``LauncherError``."""
     _check(wanted)
     if lists_catalogue(options.machine.machine_file):
@@ -61,7 +48,7 @@ def show(options: ServeOptions, wanted: Wanted) -> None:
         print(export_plan(prepared.plan, commands, wanted.export), end="")
         for warning in prepared.warnings:
             _say(f"warning: {warning}")
-    elif wanted.as_json:
+    elif wanted.json:
         print_json(prepared, forecast_of(prepared))
     else:
         print_report(prepared, forecast=forecast_of(prepared))
@@ -80,31 +67,34 @@ def forecast_of(prepared: Prepared) -> Forecast | None:
         return Forecast(None, measure)
     limit = prepared.model_info.max_length if prepared.model_info else None
     spans = classes_of(prepared.plan, outlook.traffic.histogram, limit)
-    found = predict(specs_of(prepared.plan), outlook.basis, outlook.traffic, classes=spans, limit=limit)
+    found = predict(specs_of(prepared.plan), Scenario(outlook.basis, outlook.traffic, limit), spans)
     return Forecast(found, measure)
 
 
-def _check(wanted: Wanted) -> None:
+def _check(wanted: ReportOptions) -> None:
     if wanted.program and wanted.export is None:
         raise UsageError(
             f"{wanted.program[0]!r}: a program goes with --export; `launch run -- PROGRAM` starts one on this machine"
         )
-    if wanted.export is not None and wanted.as_json:
+    if wanted.export is not None and wanted.json:
         raise UsageError("--export and --json each say what is printed; one of them works")
 
 
 def print_json(prepared: Prepared, forecast: Forecast | None = None) -> None:
     """Exactly the JSON document of schema 1."""
-    document = report_json(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast)
+    document = report_json(_report_of(prepared, forecast))
     print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def print_report(prepared: Prepared, *, front: bool = True, forecast: Forecast | None = None) -> None:
-    """The report for people, as wide as the terminal; ``front`` as for ``report_text``."""
+    """The report for people, as wide as the terminal; ``front`` as in ``PlanReport``."""
     console = Console(highlight=False, soft_wrap=True)
     unicode = console.encoding.lower().startswith("utf")
-    parts = prepared.machine, prepared.plan, prepared.commands, prepared.warnings
-    console.print(report_text(*parts, console.width, unicode=unicode, front=front, forecast=forecast))
+    console.print(report_text(_report_of(prepared, forecast, front=front), console.width, unicode=unicode))
+
+
+def _report_of(prepared: Prepared, forecast: Forecast | None, *, front: bool = True) -> PlanReport:
+    return PlanReport(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast, front)
 
 
 def _write_picture(file: Path, prepared: Prepared) -> None:

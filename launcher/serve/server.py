@@ -187,7 +187,7 @@ class Server:
             is_ready=self.is_ready,
             metrics=metrics,
         )
-        self._http = HttpServer(create_app(services), sock)
+        self._http = HttpServer(create_app(services), sock, front)
         host, port = sock.getsockname()[:2]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -307,7 +307,7 @@ class Server:
     def given_up(self, instance: int, reason: str) -> None:
         """There will be no other worker for this instance."""
         states = self._supervisor.states().values()
-        if not self._draining and all(state["state"] == "given_up" for state in states):
+        if not self._draining and all(state["state"] == "failed" for state in states):
             self._start(self._fail, f"instance {instance} was given up last: {reason}")
 
     # -------------------------------------------------- listener of dispatcher

@@ -120,7 +120,7 @@ def test_classes_chosen_by_prediction_are_served_and_said(launch: Launch, tmp_pa
         assert server.embed(["short", "many words " * 60]).status_code == 200
         assert server.end() == 0
     assert "--classes auto: " in said
-    assert "Lengths: those of lengths.txt, by a guess" in said
+    assert "Lengths: those of lengths.txt, with estimated costs" in said
     classes = {(i["class"]["min_length"], i["class"]["max_length"]) if i["class"] else None for i in instances}
     assert (classes == {None}) == ("equal instance" in said.split(",")[0])
     if classes != {None}:

@@ -240,7 +240,7 @@ def test_workers_import_nothing_from_the_folder_in_which_launch_was_typed(launch
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if '"serving"' in line or '"given_up"' in line:
+            if '"serving"' in line or '"failed"' in line:
                 break
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)

@@ -108,7 +108,7 @@ def test_what_the_user_sets_for_threads_is_kept_and_said() -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "7"}
     done = launch_run("--instances", "1", "--", "sh", "-c", "echo $OMP_NUM_THREADS", env=env)
     assert done.stdout == "7\n"
-    assert "OMP_NUM_THREADS=7 of your environment is kept" in done.stderr
+    assert "OMP_NUM_THREADS=7 in your environment is kept" in done.stderr
 
 
 def test_without_numactl_the_program_is_bound_all_the_same(tmp_path: Path) -> None:
@@ -200,14 +200,14 @@ def test_a_failure_stops_the_others_and_its_status_counts() -> None:
     assert done.returncode == 5
     assert time.monotonic() - before < 30
     assert "instance 1   failed: exit status 5" in _words(done.stderr)
-    assert "instance 0   ended as told: killed by SIGTERM (exit code 143)" in _words(done.stderr)
+    assert "instance 0   stopped: killed by SIGTERM (exit code 143)" in _words(done.stderr)
 
 
 def test_what_ignores_the_signal_to_end_is_killed_after_the_grace() -> None:
     code = "trap '' TERM; if [ {instance} = 1 ]; then sleep 0.5; exit 5; fi; while :; do sleep 0.05; done"
     done = launch_run(*two("--grace-seconds", "0.3", "--", "sh", "-c", code))
     assert done.returncode == 5
-    assert "instance 0   ended as told: killed by SIGKILL" in _words(done.stderr)
+    assert "instance 0   stopped: killed by SIGKILL" in _words(done.stderr)
 
 
 def test_with_continue_the_others_finish(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_with_restart_a_program_that_fails_starts_again_until_the_limit(tmp_path
     done = launch_run(*two("--on-failure", "restart", "--", "sh", "-c", code))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "tries-1").read_text() == "try\n" * 2
-    assert "starts again on the same cores in 0.5 s (failure 1 of 5 in a row)" in done.stderr
+    assert "restarts on the same cores in 0.5 s (failure 1 of 5 in a row)" in done.stderr
     given_up = launch_run(
         "--instances", "1", "--on-failure", "restart", "--max-failures", "2", "--", "sh", "-c", "exit 6"
     )
@@ -401,4 +401,4 @@ def test_a_program_that_moves_its_threads_is_named_and_with_strict_ended() -> No
 def test_a_program_that_sits_as_planned_is_verified_with_all_that_it_has_started() -> None:
     done = launch_run("--instances", "1", "--", "sh", "-c", "sleep 3 & wait")
     assert done.returncode == 0
-    assert re.search(r"verified: all 1 threads on cpus \S+.*\(and 1 processes that it has started\)", done.stderr)
+    assert re.search(r"verified: all 1 threads on cpus \S+.*\(and 1 descendants\)", done.stderr)

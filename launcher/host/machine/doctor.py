@@ -45,8 +45,8 @@ ALLOCATORS: tuple[Library, ...] = ("tcmalloc", "jemalloc")
 SCHEDULING = {0: "SCHED_OTHER", 1: "SCHED_FIFO", 2: "SCHED_RR", 3: "SCHED_BATCH", 5: "SCHED_IDLE"}  # sched(7)
 
 
-def read_facts(sysroot: Path = Path("/")) -> Facts:
-    """Everything that can be read of the machine under ``sysroot``; for ``/`` this takes about a second.
+def read_facts(sysroot: Path, seconds: float) -> Facts:
+    """The facts of the machine under ``sysroot``; with ``/``, including a sample of its activity over ``seconds``.
 
     Raises what ``read_machine`` raises.
     """
@@ -67,7 +67,7 @@ def read_facts(sysroot: Path = Path("/")) -> Facts:
     if not tree.live:
         return replace(facts, throttled=throttled)
     # Sample before the probes, which would appear in the sample.
-    sample = take_sample(tree, machine.online)
+    sample = take_sample(tree, machine.online, seconds)
     throttled = _throttled(sysroot, throttled)
     return replace(facts, throttled=throttled, live=Live(sample, _software(tree), choose_bindings(plan, strict=False)))
 

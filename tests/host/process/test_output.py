@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import UsageError
-from launcher.host.process.output import LINE_BYTES, LineCutter, Output, Relay, open_log
+from launcher.host.process.output import LINE_BYTES, LineSplitter, Output, Relay, open_log
 
 pytestmark = pytest.mark.anyio
 
@@ -54,26 +54,33 @@ class Pipe:
     ],
 )
 def test_a_stream_is_cut_into_lines_with_their_ends(pieces: list[bytes], lines: list[bytes], rest: list[bytes]) -> None:
-    cutter = LineCutter()
-    assert [line for piece in pieces for line in cutter.feed(piece)] == lines
-    assert cutter.end() == rest
-    assert cutter.end() == []
+    splitter = LineSplitter()
+    assert [line for piece in pieces for line in splitter.feed(piece)] == lines
+    assert splitter.end() == rest
+    assert splitter.end() == []
 
 
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([b"\r", b"\n", b"\r\n", b"a\r"])))
 def test_no_byte_is_lost_or_added_however_the_stream_is_cut(pieces: list[bytes]) -> None:
-    cutter, whole = LineCutter(), LineCutter()
-    lines = [line for piece in pieces for line in cutter.feed(piece)] + cutter.end()
+    splitter, whole = LineSplitter(), LineSplitter()
+    lines = [line for piece in pieces for line in splitter.feed(piece)] + splitter.end()
     assert b"".join(lines) == b"".join(pieces)
     assert lines == whole.feed(b"".join(pieces)) + whole.end()
     assert all(line.endswith((b"\n", b"\r")) for line in lines[:-1])
 
 
 def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
-    cutter = LineCutter()
-    pieces = [line for _ in range(10) for line in cutter.feed(b"x" * LINE_BYTES)]
+    splitter = LineSplitter()
+    pieces = [line for _ in range(10) for line in splitter.feed(b"x" * LINE_BYTES)]
     assert [len(piece) for piece in pieces] == [LINE_BYTES] * 9
-    assert len(b"".join(cutter.end())) == LINE_BYTES
+    assert len(b"".join(splitter.end())) == LINE_BYTES
+
+
+def test_a_line_over_the_limit_is_returned_in_the_same_pieces_however_it_arrives() -> None:
+    line = b"0123456789\n"
+    for cut in range(len(line) + 1):
+        splitter = LineSplitter(limit=4)
+        assert splitter.feed(line[:cut]) + splitter.feed(line[cut:]) == [b"0123", b"4567", b"89\n"]
 
 
 async def test_each_line_gets_its_prefix_and_the_log_file_gets_the_bytes(tmp_path: Path) -> None:

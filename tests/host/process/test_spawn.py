@@ -22,10 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import InstanceError
+from launcher.host.process.output import LineSplitter
 from launcher.host.process.spawn import (
     LINE_BYTES,
     Launch,
-    LineSplitter,
     OomCount,
     describe_status,
     own_memory_cgroup,
@@ -156,7 +156,7 @@ async def test_more_output_than_a_pipe_holds_blocks_nobody(caplog: pytest.LogCap
         ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
         (
             "import sys; print('first', flush=True); sys.exit('no such weights')",
-            "exit status 1; its last words: 'no such weights'",
+            "exit status 1; last output: 'no such weights'",
         ),
     ],
 )
@@ -170,7 +170,7 @@ async def test_a_binding_that_numactl_refuses_is_said_without_its_manual(caplog:
     worker = start(Launch(0, ("numactl", "-C", "4090", "true"), {"PATH": os.environ["PATH"]}))
     with worker.sock:
         described = await worker.wait()
-    assert described.startswith("exit status 1; its last words: ")
+    assert described.startswith("exit status 1; last output: ")
     assert "4090" in described
     assert len(caplog.messages) <= 2
 
@@ -309,7 +309,7 @@ def test_where_the_kernel_has_no_pidfd_the_exit_is_seen_all_the_same() -> None:
 def test_growth_of_the_kernel_s_counters_is_told_from_none() -> None:
     before = OomCount(None, in_cgroup=1, on_machine=5)
     assert before.growth(OomCount(None, 1, 5)) is None
-    assert "our cgroup" in (before.growth(OomCount(None, 2, 6)) or "")
+    assert "this cgroup" in (before.growth(OomCount(None, 2, 6)) or "")
     assert "this machine" in (before.growth(OomCount(None, 1, 6)) or "")
     assert OomCount(None, None, None).growth(OomCount(None, None, None)) is None
 
