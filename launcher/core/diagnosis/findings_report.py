@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from launcher.core.diagnosis.finding import RECORDED, SEVERITIES, Evidence, Finding, Severity, count
 from launcher.core.machine.topology import Machine
+from launcher.core.report.text import wrap, wrap_lines
 
 SCHEMA = 1
 WIDEST = 110  # columns; longer lines are hard to read
@@ -49,11 +49,11 @@ def _head(machine: Machine, findings: Sequence[Finding], width: int) -> Iterator
     nodes = len({core.node for core in machine.cores} - {None})
     place = f" in {count(nodes, 'node')}" if nodes else ""
     name = f"{machine.model or 'Unknown processor'}: {count(len(machine.cores), 'usable core')}{place}"
-    yield from _wrapped(name, width, "", "bold")
+    yield from wrap(name, width, style="bold")
     numbers = {severity: sum(one.severity == severity for one in findings) for severity in SEVERITIES}
     words = {"problem": count(numbers["problem"], "problem")}
     words |= {severity: f"{numbers[severity]} {severity}" for severity in SEVERITIES[1:]}
-    yield from _wrapped(f"{count(len(findings), 'check')}: {', '.join(words.values())}", width, "")
+    yield from wrap(f"{count(len(findings), 'check')}: {', '.join(words.values())}", width)
 
 
 def _group(severity: Severity, group: Sequence[Finding], width: int) -> Iterator[Text]:
@@ -71,12 +71,12 @@ def _group(severity: Severity, group: Sequence[Finding], width: int) -> Iterator
 def _details(finding: Finding, width: int) -> Iterator[Text]:
     yield from _title(finding, width)
     yield from _labelled("found", _evidence_lines(finding.evidence, width))
-    yield from _labelled("why", _lines(finding.why, width - len(INDENT) - LABEL))
+    yield from _labelled("why", wrap_lines(finding.why, width - len(INDENT) - LABEL))
     yield from _fix_lines(finding, width)
 
 
 def _title(finding: Finding, width: int) -> Iterator[Text]:
-    lines = list(_wrapped(finding.title, width, "  ", STYLES[finding.severity]))
+    lines = list(wrap(finding.title, width, "  ", STYLES[finding.severity]))
     name = f"[{finding.id}]"
     if len(lines[-1]) + len(name) + 2 <= width:
         lines[-1].append(f"  {name}", "dim")
@@ -87,7 +87,7 @@ def _title(finding: Finding, width: int) -> Iterator[Text]:
 
 def _evidence_lines(evidence: Iterable[Evidence], width: int) -> Iterator[str]:
     for one in evidence:
-        yield from _lines(f"{one.source}: {one.found}", width - len(INDENT) - LABEL, "  ")
+        yield from wrap_lines(f"{one.source}: {one.found}", width - len(INDENT) - LABEL, "  ", first="")
 
 
 def _fix_lines(finding: Finding, width: int) -> Iterator[Text]:
@@ -107,8 +107,8 @@ def _labelled(label: str, lines: Iterable[str], style: str = "") -> Iterator[Tex
 def _shell(command: str, room: int) -> list[str]:
     """A shell command, wrapped with line continuations."""
     if command.startswith("#"):
-        return textwrap.wrap(command, room, subsequent_indent="#   ", break_long_words=False, break_on_hyphens=False)
-    lines = _lines(command, room - 2, "  ")
+        return wrap_lines(command, room, "#   ", first="")
+    lines = wrap_lines(command, room - 2, "  ", first="")
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
@@ -117,7 +117,7 @@ def _unknowns(group: Sequence[Finding], width: int) -> Iterator[Text]:
     recorded = [finding for finding in group if finding.evidence == (RECORDED,)]
     if recorded:
         names = ", ".join(finding.id for finding in recorded)
-        yield from _wrapped(f"Can be checked only on the machine itself: {names}.", width, "  ", STYLES["unknown"])
+        yield from wrap(f"Can be checked only on the machine itself: {names}.", width, "  ", STYLES["unknown"])
     for finding in group:
         if finding.evidence != (RECORDED,):
             yield from _title(finding, width)
@@ -128,15 +128,5 @@ def _unknowns(group: Sequence[Finding], width: int) -> Iterator[Text]:
 def _table(group: Sequence[Finding], width: int) -> Iterator[Text]:
     column = max(len(finding.id) for finding in group) + 2
     for finding in group:
-        for index, line in enumerate(_lines(finding.title, width - column - 2)):
+        for index, line in enumerate(wrap_lines(finding.title, width - column - 2)):
             yield Text("  ").append(f"{finding.id if index == 0 else '':<{column}}", STYLES["fine"]).append(line)
-
-
-def _wrapped(text: str, width: int, indent: str, style: str = "") -> Iterator[Text]:
-    for line in _lines(text, width - len(indent)):
-        yield Text(indent).append(line, style)
-
-
-def _lines(text: str, room: int, further: str = "") -> list[str]:
-    """Wrapped at spaces only, so that paths and commands stay intact."""
-    return textwrap.wrap(text, room, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
