@@ -1,39 +1,39 @@
-"""The exception tree, sorted by who must act.
+"""The exception hierarchy, organized by who must act.
 
-Every message says what was asked, what was found and what would work. Nothing else belongs here: no
-logging, no formatting of tracebacks.
+Each message says what was asked, what was found and what would work. Nothing else belongs here: no logging, no
+formatting of tracebacks.
 """
 
 from __future__ import annotations
 
 
 class LauncherError(Exception):
-    """Root of every error that this program raises on purpose."""
+    """Base class of all errors that this program raises."""
 
     exit_code = 1
 
 
 class UsageError(LauncherError):
-    """The user asked for something that makes no sense; asking differently helps."""
+    """The request is invalid or contradictory; the user must change it."""
 
     exit_code = 2
 
 
 class MachineError(LauncherError):
-    """The machine cannot do what was asked; another machine or a smaller wish helps."""
+    """The machine cannot do what was asked; use another machine or ask for less."""
 
     exit_code = 3
 
 
 class InstanceError(LauncherError):
-    """An instance could not be started, or was lost for good."""
+    """An instance could not be started, or was lost permanently."""
 
 
 class RequestError(LauncherError):
-    """One request cannot be served; the server is unharmed.
+    """One request cannot be served; the server keeps running.
 
-    ``status`` is the HTTP status to answer with, ``retry_after`` (seconds) goes into the header of that
-    name, ``code`` is a short stable word for programs (``"too_long"``), ``param`` names the offending field.
+    ``status`` is the HTTP status of the reply, ``retry_after`` (seconds) the value of the Retry-After header, ``code``
+    a short stable identifier for programs (``"too_long"``), ``param`` the offending field.
     """
 
     def __init__(

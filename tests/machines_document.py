@@ -13,7 +13,7 @@ from pathlib import Path
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.plan import InstancePlan, PlanRequest, make_plan
-from launcher.core.report.ascii_map import short
+from launcher.core.report.text import shorten
 from launcher.errors import MachineError
 from launcher.host.machine.sysfs import read_machine
 from tests.machines import recorded, recorded_names, truth
@@ -51,13 +51,13 @@ def _plan(machine: Machine) -> str:
     parts = [_instance(one) for one in plan.instances]
     for cpus, what in ((plan.reserved_cpus, "for the front"), (plan.unused_cpus, "unused")):
         if cpus:
-            parts.append(f"{len(cpus)} {what}: {short(format_cpu_list(cpus), MOST_CPUS)}")
+            parts.append(f"{len(cpus)} {what}: {shorten(format_cpu_list(cpus), MOST_CPUS)}")
     return "; ".join(parts)
 
 
 def _instance(one: InstancePlan) -> str:
     memory = f"{one.memory} {format_cpu_list(one.nodes)}" if one.nodes else one.memory
-    return f"{one.threads}: {short(format_cpu_list(one.cpus), MOST_CPUS)} ({memory})"
+    return f"{one.threads}: {shorten(format_cpu_list(one.cpus), MOST_CPUS)} ({memory})"
 
 
 def rows(table: str) -> list[str]:

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from launcher.cli import bench, config, doctor, run, serve, topology
-from launcher.cli.flags import Usage, add_command
+from launcher.cli.flags import Command, add_command, keep_text
 from launcher.options.groups import HTTP, LIMITS, SUPERVISION
 
 DEFAULT_COMMAND = "serve"
@@ -24,6 +24,7 @@ class DefaultCommandGroup(TyperGroup):
         own = {"-h", "--help", "--version", "--install-completion", "--show-completion"}
         if not args or (args[0].startswith("-") and args[0].split("=")[0] not in own):
             args = [DEFAULT_COMMAND, *args]
+        keep_text(self.get_params(ctx))
         return super().parse_args(ctx, args)
 
 
@@ -42,23 +43,30 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     """Lists ``--version`` in help; it is answered before this module is imported."""
 
 
-add_command(app, serve.serve, Usage("launch --model demo --instances 4 --port 8000"))
-add_command(app, topology.topology, Usage("launch topology --instances 4 --svg plan.svg", (HTTP, LIMITS, SUPERVISION)))
-add_command(
-    app,
-    run.run,
-    Usage("launch run --instances 4 -- python train.py --seed {instance}"),
-    allow_interspersed_args=False,
+COMMANDS = (
+    Command(serve.serve, "launch --model demo --instances 4 --port 8000"),
+    Command(topology.topology, "launch topology --instances 4 --svg plan.svg", (HTTP, LIMITS, SUPERVISION)),
+    Command(
+        run.run,
+        "launch run --instances 4 -- python train.py --seed {instance}",
+        settings={"allow_interspersed_args": False},
+    ),
+    Command(doctor.doctor, "launch doctor --json"),
+    Command(config.config, "launch config --instances 4 > launch.toml"),
 )
-add_command(app, doctor.doctor, Usage("launch doctor --json"))
-add_command(app, config.config, Usage("launch config --instances 4 > launch.toml"))
+BENCH_COMMANDS = (
+    Command(bench.load, "launch bench load --url http://127.0.0.1:8000 -n 10000"),
+    Command(bench.baseline, "launch bench baseline --model demo --batch 32"),
+    Command(bench.echo, "launch bench echo --port 8090"),
+    Command(bench.throughput, "launch bench throughput --instances 4 --dtype fp32"),
+)
 
-benches = typer.Typer(
+benchmarks = typer.Typer(
     help="Measure: load over HTTP, the workers alone, a plain script, or a server that does nothing.",
     no_args_is_help=True,
 )
-app.add_typer(benches, name="bench")
-add_command(benches, bench.load, Usage("launch bench load --url http://127.0.0.1:8000 -n 10000"))
-add_command(benches, bench.baseline, Usage("launch bench baseline --model demo --batch 32"))
-add_command(benches, bench.echo, Usage("launch bench echo --port 8090"))
-add_command(benches, bench.throughput, Usage("launch bench throughput --instances 4 --dtype fp32"))
+app.add_typer(benchmarks, name="bench")
+for each in COMMANDS:
+    add_command(app, each)
+for each in BENCH_COMMANDS:
+    add_command(benchmarks, each)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
+from functools import partial
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from launcher.errors import UsageError
 from launcher.options import DoctorOptions, RunOptions, ServeOptions
@@ -45,48 +47,87 @@ class ConfigOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """How help presents a command: an example, and groups of options that are accepted but not listed."""
+class Command:
+    """A command of the command line.
 
+    ``function`` has dataclasses of options as parameters; one of the type ``Resolved`` gets all values with their
+    sources. Options of the groups ``unlisted`` are accepted and not listed in help. ``settings`` are those of click
+    contexts.
+    """
+
+    function: Callable[..., None]
     example: str
     unlisted: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def roots(self) -> dict[str, type]:
+        """The parameters of the function, and their types."""
+        return {name: hint for name, hint in get_type_hints(self.function).items() if name != "return"}
+
+    @property
+    def options(self) -> list[Option]:
+        """Its options, ``--config`` included where there is anything that a file may say."""
+        own = [each for root in self.roots.values() if root is not Resolved for each in options_of(root)]
+        return [*own, CONFIG] if any(not each.command_line_only for each in own) else own
 
 
-def add_command(app: typer.Typer, function: Callable[..., None], usage: Usage, **settings: Any) -> None:
-    """Add ``function`` to ``app``, with a flag for each option of its parameters.
+def keep_text(params: Sequence[Any]) -> None:
+    """Have click parameters hand on what was typed, without typer's own conversion.
 
-    A parameter of the type ``Resolved`` gets all values with their sources. ``settings`` are those of click contexts.
+    ``launcher.options`` converts and checks the values of all sources alike, and typer's way to convert even what was
+    not given takes longer than the whole of ``launch topology``: it imports pydantic and builds an adapter for each.
     """
-    roots = {name: hint for name, hint in get_type_hints(function).items() if name != "return"}
-    options = [each for root in roots.values() if root is not Resolved for each in options_of(root)]
-    configurable = any(not each.command_line_only for each in options)
+    for param in params:
+        setattr(param, "process_value", partial(_process, param, param.process_value))  # noqa: B010
 
-    def command(ctx: typer.Context, **values: Any) -> None:
-        flags = _flags(ctx, options, values)
-        resolved = _resolve(ctx, options, flags, values.get(CONFIG.name) if configurable else None)
+
+def _process(param: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
+    if value is None and not param.required:
+        return None
+    return value if value and param.callback is None else convert(ctx, value)
+
+
+class OptionCommand(TyperCommand):
+    """A command whose values are converted by ``launcher.options``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        keep_text(self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
+
+def add_command(app: typer.Typer, command: Command) -> None:
+    """Add a command to ``app``, with a flag for each of its options."""
+    options, roots = command.options, command.roots
+
+    def run(ctx: typer.Context, **values: Any) -> None:
+        resolved = _resolve(options, _flags(ctx, options, values))
         for warning in resolved.warnings:
             print(f"launch: warning: {warning}", file=sys.stderr)
-        function(
+        command.function(
             **{
                 name: resolved if root is Resolved else build(root, resolved.given(root))
                 for name, root in roots.items()
             }
         )
 
-    listed = [*options, *([CONFIG] if configurable else [])]
     parameters = [Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    parameters += [each for one in listed for each in _parameters(one, usage.unlisted)]
-    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
-    help_text = f"{function.__doc__}\n\nExample: {usage.example}"
-    epilog = EPILOG if configurable else None
-    app.command(function.__name__, help=help_text, epilog=epilog, context_settings=settings)(command)
+    parameters += [each for one in options for each in _parameters(one, command.unlisted)]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    app.command(
+        command.function.__name__,
+        cls=OptionCommand,
+        help=f"{command.function.__doc__}\n\nExample: {command.example}",
+        epilog=EPILOG if CONFIG in options else None,
+        context_settings=dict(command.settings),
+    )(run)
 
 
-def _resolve(ctx: typer.Context, options: Sequence[Option], flags: Mapping[str, Any], config: str | None) -> Resolved:
-    if all(each.command_line_only for each in options):
+def _resolve(options: Sequence[Option], flags: Mapping[str, Any]) -> Resolved:
+    if CONFIG not in options:
         return resolve(options, Sources(flags, {}, None, ()))
-    path = config or os.environ.get(CONFIG_VARIABLE)
+    path = flags.get(CONFIG.name) or os.environ.get(CONFIG_VARIABLE)
     return resolve(options, Sources(flags, os.environ, _read(path) if path else None, ROOTS))
 
 

@@ -26,7 +26,6 @@ from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, S
 from launcher.core.scheduling.batching import Item
 from launcher.core.scheduling.scheduler import (
     Action,
-    AllGone,
     Arrived,
     BatchDone,
     BatchFailed,
@@ -36,9 +35,10 @@ from launcher.core.scheduling.scheduler import (
     Finish,
     InstanceLost,
     InstanceReady,
+    NoInstancesLeft,
     Priority,
     Reject,
-    Replace,
+    ReplaceWorker,
     Scheduler,
     Send,
 )
@@ -174,7 +174,7 @@ class Dispatcher:
 
     def all_gone(self, reason: str) -> None:
         """No instance is left and none will come back: whatever waits, and whatever comes, is answered with 503."""
-        self._feed(AllGone(reason))
+        self._feed(NoInstancesLeft(reason))
 
     def _received(self, worker: _Worker, message: ToFront, body: bytes) -> None:
         match message:
@@ -287,7 +287,7 @@ class Dispatcher:
         ``ahead`` items are under way to be enqueued before it.
         """
         self._now = max(self._now, self._clock())
-        if refusal := self._scheduler.refusal(count, self._now, ahead=ahead, priority=priority):
+        if refusal := self._scheduler.check_admission(count, self._now, ahead=ahead, priority=priority):
             raise _error(refusal)
 
     def begin_drain(self) -> None:
@@ -330,7 +330,7 @@ class Dispatcher:
                     self._finish(action.request)
                 case Reject():
                     self._reject(action)
-                case Replace():
+                case ReplaceWorker():
                     self._workers[action.instance].channel.fail(action.reason)
         self._arm()
 

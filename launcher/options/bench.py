@@ -39,7 +39,7 @@ class WorkloadOptions:
     )
     lengths: Path | None = option(
         None,
-        "Draw lengths from a histogram: lines of 'tokens count', or JSON {'tokens': count}.",
+        'Draw lengths from a histogram: lines of "tokens count", or JSON {"tokens": count}.',
         group=WORKLOAD,
         metavar="FILE",
     )

@@ -135,16 +135,18 @@ class Option:
         """What a value must be, for messages: ``an integer of at least 1, or 'auto'``."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        text = _NOUNS[self.kind] + self._limits()
+        text = " ".join(filter(None, (_NOUNS[self.kind], self.limits)))
         return f"{text}, or {self.declared.none!r}" if self.declared.none else text
 
-    def _limits(self) -> str:
+    @property
+    def limits(self) -> str:
+        """The limits of a number: ``from 0 to 65535``, ``of at least 1``; empty without any."""
         low, high = self.declared.minimum, self.declared.maximum
         if low is not None and high is not None:
-            return f" from {low:g} to {high:g}"
+            return f"from {low:g} to {high:g}"
         if low is not None:
-            return f" of at least {low:g}"
-        return f" of at most {high:g}" if high is not None else ""
+            return f"of at least {low:g}"
+        return f"of at most {high:g}" if high is not None else ""
 
 
 _NOUNS: dict[Kind, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}

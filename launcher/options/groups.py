@@ -48,19 +48,17 @@ class MachineOptions:
     ``auto``. ``lengths`` is a histogram of lengths for ``auto`` and for predictions; None is the built-in one.
     """
 
-    instances: int | None = option(
-        None, "Number of model instances.", group=PLAN, minimum=1, metavar="N|auto", none="auto"
-    )
+    instances: int | None = option(None, "Number of instances.", group=PLAN, minimum=1, metavar="N|auto", none="auto")
     cores_per_instance: int | None = option(None, "Physical cores per instance.", group=PLAN, minimum=1, metavar="N")
     classes: str | None = option(
         None,
-        "Length classes as TOKENS:CORES, e.g. 32:8,384:16,max:24; auto predicts the best.",
+        "Length classes as TOKENS:CORES, e.g. 32:8,384:16,max:24; auto picks by simulation.",
         group=PLAN,
         metavar="SPEC|auto",
     )
     lengths: Path | None = option(
         None,
-        "Length histogram for --classes auto and predictions; lines of 'tokens count'.",
+        'Length histogram for --classes auto and predictions; lines of "tokens count".',
         group=PLAN,
         metavar="FILE",
     )

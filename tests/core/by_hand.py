@@ -1,4 +1,4 @@
-"""Machines made by hand for tests of the planner: as regular or as odd as a test needs, without a tree of files."""
+"""Hand-made machines for tests of the planner: as regular or as irregular as a test needs, without files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def machine(
 ) -> Machine:
     """A machine whose nodes have L3 groups of these sizes, in cores; each node is a package.
 
-    Siblings are numbered apart. ``slow`` are the indices of efficiency cores, which have one thread. ``memory`` is in
-    bytes by node, the same for all by default; nodes in ``memory_only`` come on top, each with that many bytes.
+    The second threads of all cores are numbered after the first ones. ``slow`` holds the indices of efficiency cores,
+    which have one thread. ``memory`` is in bytes by node, the same for all by default; ``memory_only`` adds nodes
+    without cores, each with that many bytes.
     """
     total = sum(map(sum, nodes))
     cores: list[Core] = []
@@ -65,7 +66,7 @@ L3_GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
 @st.composite
 def machines(draw: st.DrawFn) -> Machine:
-    """Machines of one to five nodes of any sizes, some with SMT, slow cores, nodes without memory, and limits."""
+    """Machines of one to five nodes of any size, with or without SMT, slow cores, nodes without memory, and limits."""
     nodes = draw(st.lists(L3_GROUPS, min_size=1, max_size=5))
     total = sum(map(sum, nodes))
     memory = draw(st.lists(st.sampled_from([0, NODE_BYTES]), min_size=len(nodes), max_size=len(nodes)))

@@ -1,6 +1,5 @@
-"""What every plan must keep, whatever the machine and the wish; written against the issue's words, not the planner's.
-
-A failure says which rule, with the plan's own words beside it.
+"""The invariants of every plan, whatever the machine and the request; written from the specification, not from the
+planner's code. A failure names the rule and the instance that breaks it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def check_plan(machine: Machine, request: PlanRequest, plan: Plan) -> None:
         assert {one.threads for one in plan.instances} == {request.cores_per_instance}
     if request.classes:
         assert [one.threads for one in plan.instances] == [spec.cores for spec in request.classes]
-    assert make_plan(machine, request) == plan, "the same question got another answer"
+    assert make_plan(machine, request) == plan, "planning is not deterministic"
     document = msgspec.json.decode(msgspec.json.encode(plan.to_json()))
     assert Plan.from_json(document, machine, plan.warnings) == plan
 
@@ -83,7 +82,7 @@ def check_memory(machine: Machine, plan: Plan) -> None:
         if not usable or not own:
             assert one.nodes == ()
             continue
-        assert own & set(usable) <= set(one.nodes), "memory of an own node is left out"
+        assert own & set(usable) <= set(one.nodes), "the memory of one of its own nodes is not used"
         nearest = {node: nearest_distance(machine, node, usable) for node in own}
         for node in own - set(usable):
             assert any(machine.node(node).distance(other) == nearest[node] for other in one.nodes)  # type: ignore[union-attr, arg-type]
@@ -107,7 +106,7 @@ def check_words(machine: Machine, request: PlanRequest, plan: Plan) -> None:
     owner = {cpu: core.id for core in machine.cores for cpu in core.cpus}
     front = {owner[cpu] for cpu in front_cpus(machine, plan) or owner}
     shares = bool(front & {owner[cpu] for one in plan.instances for cpu in one.cpus})
-    assert said == (shares and request.reserve_cores != 0), "sharing with the front is said or not"
+    assert said == (shares and request.reserve_cores != 0), "the warning about sharing with the front is wrong"
 
 
 def check_equal(machine: Machine, request: PlanRequest, plan: Plan) -> None:
@@ -125,17 +124,17 @@ def check_equal(machine: Machine, request: PlanRequest, plan: Plan) -> None:
         cores = cores_of(machine, one)
         if len({core.node for core in cores}) > 1:
             largest = max(len(room) for (kind, _), room in rooms.items() if kind == cores[0].kind)
-            assert one.threads > largest, f"fits in a node and lies in several: {one}"
+            assert one.threads > largest, f"fits in one node but spans several: {one}"
     for room in rooms.values():
         check_filled_in_order(room, plan, taken)
     if len(rooms) == 1:
-        assert not (set(plan.unused_cpus) - over_quota(machine, plan)), "one node of one kind, and cores are left over"
+        assert not (set(plan.unused_cpus) - over_quota(machine, plan)), "cores of the only node are unused"
     if len({kind for kind, _ in rooms}) == 1 and not spanning(machine, plan):
         check_proportional(machine, plan, {node: len(room) for (_, node), room in rooms.items()})
 
 
 def over_quota(machine: Machine, plan: Plan) -> set[int]:
-    """With a quota any unused core may be one that it forbids."""
+    """The cores that a quota may forbid: with a quota, any unused core."""
     quota = machine.limits.cpu_quota
     return set(plan.unused_cpus) if quota is not None and int(quota) < len(machine.cores) else set()
 
@@ -145,12 +144,12 @@ def spanning(machine: Machine, plan: Plan) -> bool:
 
 
 def check_filled_in_order(room: list[Core], plan: Plan, taken: set[int]) -> None:
-    """L3 groups one by one: in a node a group is begun only when the one before it is full."""
+    """In a node, the cores of an L3 group are used only if the group before it is full."""
     groups: dict[int | None, list[bool]] = {}
     for core in sorted(room, key=lambda core: core.cpus[0]):
         groups.setdefault(core.l3 if core.l3 is not None else core.package, []).append(core.cpus[0] in taken)
     states = ["full" if all(used) else "partial" if any(used) else "empty" for used in groups.values()]
-    assert states.count("partial") <= 1, f"several L3 groups are begun: {states}"
+    assert states.count("partial") <= 1, f"several L3 groups are partly used: {states}"
     assert states == sorted(states, key=["full", "partial", "empty"].index), f"a gap between L3 groups: {states}"
 
 

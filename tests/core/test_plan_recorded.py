@@ -1,4 +1,4 @@
-"""The planner on every recorded machine, with every wish of a grid: what the rules of ``plan_rules`` say."""
+"""The planner on every recorded machine, with a grid of requests, checked against ``plan_rules``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_any_number_of_instances_keeps_the_rules(name: str) -> None:
 
 
 @each_recorded()
-def test_more_instances_than_cores_share_them_when_asked_to(name: str) -> None:
+def test_more_instances_than_cores_share_them_on_request(name: str) -> None:
     machine = read(name)
     request = PlanRequest(instances=2 * len(machine.cores) + 1, oversubscribe=True)
     plan = make_plan(machine, request)
@@ -77,7 +77,7 @@ def test_classes_get_their_cores_or_a_reason(name: str) -> None:
 
 
 @each_recorded()
-def test_any_size_of_instance_that_the_machine_has_is_given(name: str) -> None:
+def test_any_instance_size_up_to_the_largest_kind_is_planned(name: str) -> None:
     machine = read(name)
     kinds = {core.kind for core in machine.cores}
     largest = max(sum(core.kind == kind for core in machine.cores) for kind in kinds)
@@ -91,7 +91,7 @@ def test_any_size_of_instance_that_the_machine_has_is_given(name: str) -> None:
 
 
 @each_recorded()
-def test_the_default_lies_over_several_nodes_nowhere(name: str) -> None:
+def test_default_instances_never_span_nodes(name: str) -> None:
     machine = read(name)
     plan = make_plan(machine, PlanRequest())
     nodes = {core.id: core.node for core in machine.cores}

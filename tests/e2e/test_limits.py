@@ -223,7 +223,7 @@ def test_a_memory_limit_that_the_instances_do_not_fit_in_is_said_before_anything
     status, said = _launch(group, "--instances", "1")
     assert status == 3
     assert "the memory limit of this process is 200 MiB" in said
-    assert "not one fits" in said
+    assert "not even one fits" in said
     assert "started as pid" not in said
 
 

@@ -108,7 +108,7 @@ def test_what_the_user_sets_for_threads_is_kept_and_said() -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "7"}
     done = launch_run("--instances", "1", "--", "sh", "-c", "echo $OMP_NUM_THREADS", env=env)
     assert done.stdout == "7\n"
-    assert "OMP_NUM_THREADS=7 of your environment is kept" in done.stderr
+    assert "OMP_NUM_THREADS=7 in your environment is kept" in done.stderr
 
 
 def test_without_numactl_the_program_is_bound_all_the_same(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_the_report_shows_what_is_preloaded_behind_the_user_s_own(library: Path,
     (instance,) = report["plan"]["instances"]
     assert instance["env"]["LD_PRELOAD"] == f"{own}:{library}"
     assert instance["env"]["MALLOC_CONF"] == "oversize_threshold:0"
-    assert f"LD_PRELOAD={own} of your environment is kept, and comes before {library}." in report["warnings"]
+    assert f"LD_PRELOAD={own} in your environment is kept and precedes {library}." in report["warnings"]
 
 
 @needs_gcc

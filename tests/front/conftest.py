@@ -20,6 +20,7 @@ from launcher.core.protocol.messages import Done, Failed, Ready, Run, Setup, Sto
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits
 from launcher.front.dispatcher import Dispatcher
+from launcher.front.http.api import FAMILIES
 from launcher.front.http.app import Services, create_app
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer
@@ -316,11 +317,11 @@ async def make_front(model_info: ModelInfo, vector_of: Any) -> AsyncIterator[Mak
 
 
 @pytest.fixture
-def make_client() -> Callable[[Services], httpx.AsyncClient]:
+def make_client() -> Callable[..., httpx.AsyncClient]:
     """Makes an HTTP client that calls the application without a socket."""
 
-    def make(services: Services) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
+    def make(services: Services, families: Any = FAMILIES) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(create_app(services, families), raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://front")
 
     return make

@@ -13,7 +13,7 @@ import pytest
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.protocol.frames import encode
 from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Stop, Unusable
-from launcher.core.scheduling.scheduler import Replace
+from launcher.core.scheduling.scheduler import ReplaceWorker
 from launcher.errors import RequestError
 
 pytestmark = pytest.mark.anyio
@@ -348,7 +348,7 @@ async def test_a_worker_with_another_width_than_the_card_is_not_used(make_front:
 async def test_a_hanging_worker_is_given_up_when_the_scheduler_says_so(make_front: Any) -> None:
     front = make_front()
     await front.ready()
-    front.dispatcher._carry_out([Replace(0, "a batch has been running for 31.0 s")])
+    front.dispatcher._carry_out([ReplaceWorker(0, "a batch has been running for 31.0 s")])
     assert await front.listener.wait("lost", 0) == "a batch has been running for 31.0 s"
 
 

@@ -1,1 +1,1 @@
-"""What a batch costs: the law, its tables, and the lengths that arrive."""
+"""The cost of batches: the model, its tables, and histograms of the lengths that arrive."""

@@ -1,12 +1,12 @@
-"""What a batch costs, in seconds: a model fitted to measurements and corrected by what is then observed.
+"""The cost model of batches, in seconds: fitted to measurements, then corrected by observations.
 
-A batch is predicted from the work that is in it as
+The duration of a batch is predicted as
 
     overhead + per_token · tokens + per_pair · pairs
 
-where tokens are those that are computed, padding counted, and pairs are those of tokens that attend to each other:
-Σ length² for packed items, rows · width² for padded ones. The second term is the matrix products, the third the
-attention. Each instance has a model of its own, since instances differ in size and cores differ in speed.
+where ``tokens`` are the computed tokens, including padding, and ``pairs`` the pairs of tokens that attend to each
+other: Σ length² for packed items, rows · width² for padded ones. The second term models the matrix products, the third
+attention. Each instance has its own model, since instances differ in size and cores in speed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 
 class Work(NamedTuple):
-    """What is computed for a batch: ``tokens``, padding counted, and ``pairs`` of them that attend to each other."""
+    """The work of a batch: ``tokens``, including padding, and ``pairs`` of tokens that attend to each other."""
 
     items: int
     tokens: int
@@ -31,7 +31,7 @@ Measurement = tuple[int, int, int, float]  # items, tokens and pairs as in Work,
 
 
 def work_of(lengths: Sequence[int], *, packed: bool) -> Work:
-    """The work in a batch of items of these lengths, longest first: packed one behind the other, or padded."""
+    """The work of a batch of items of these lengths, longest first, packed or padded."""
     count = len(lengths)
     if packed:
         return Work(count, sum(lengths), sum([length * length for length in lengths]))
@@ -39,23 +39,23 @@ def work_of(lengths: Sequence[int], *, packed: bool) -> Work:
     return Work(count, count * width, count * width * width)
 
 
-# Used until something is measured: one slow core and a small model. Only ratios matter so early.
+# Used until something is measured: a slow core and a small model. Only their ratios matter at that point.
 DEFAULT_OVERHEAD = 2e-3
 DEFAULT_PER_TOKEN = 1e-4
-# Weight of a new observation; about the last thirty batches count.
+# Weight of a new observation in the moving average: about the last thirty batches count.
 OBSERVATION_WEIGHT = 1 / 16
-# A single batch may be disturbed by anything on the machine; it cannot move the correction further than this.
-LARGEST_SURPRISE = 4.0
-# What was seen is worth keeping for a later run after so many batches. Single ones are off by a tenth or two, so that
-# their mean is within 1 %; and a disturbance of a second, which is some ten batches, does not make it.
+# Anything on the machine may disturb a single batch; a ratio of observed to predicted time is clipped to this factor.
+MAX_RATIO = 4.0
+# The drift is kept for later runs only after this many batches. Single batches are off by 10 to 20 %, so their mean is
+# within 1 %, and a disturbance of one second, about ten batches, does not move it.
 SETTLED_BATCHES = 256
-# And when the last batches agree with the mean of so many: by chance they are apart by 3 %.
+# And only if the recent batches agree with that mean: by chance they differ by 3 %.
 SETTLED_WITHIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """Of the formula above: seconds, seconds per token, seconds per pair of tokens; none is negative."""
+    """The coefficients of the formula above: seconds, seconds per token, seconds per pair of tokens; none negative."""
 
     overhead: float = DEFAULT_OVERHEAD
     per_token: float = DEFAULT_PER_TOKEN
@@ -66,15 +66,15 @@ class Coefficients:
         return self.overhead + self.per_token * tokens + self.per_pair * pairs
 
     def times(self, factor: float) -> Coefficients:
-        """Those of batches that take ``factor`` times as long."""
+        """The coefficients of batches that take ``factor`` times as long."""
         return Coefficients(self.overhead * factor, self.per_token * factor, self.per_pair * factor)
 
 
 def fit(measurements: Sequence[Measurement]) -> Coefficients:
-    """The coefficients that fit the measurements best in relative error, none negative.
+    """The non-negative coefficients that minimize the squared relative errors of the measurements.
 
-    Coefficients that come out negative are left out one by one and the rest fitted again (the active-set step of
-    non-negative least squares). Without measurements the defaults are returned.
+    Coefficients that come out negative are removed one at a time and the rest fitted again (the active-set step of
+    non-negative least squares). Returns the defaults if there are no measurements.
     """
     usable = [m for m in measurements if m[1] > 0 and m[2] > 0 and m[3] > 0]
     if not usable:
@@ -93,21 +93,21 @@ def fit(measurements: Sequence[Measurement]) -> Coefficients:
     found = [0.0, 0.0, 0.0]
     for position, value in zip(active, solution if active else (), strict=True):
         found[position] = float(value)
-    if found[1] == found[2] == 0.0:  # a single shape measured: all of it is put down to its tokens
+    if found[1] == found[2] == 0.0:  # only one shape was measured: attribute its whole time to the tokens
         found = [0.0, float((seconds / table[:, 1]).mean()), 0.0]
     return Coefficients(*found)
 
 
 def fit_error(coefficients: Coefficients, measurements: Sequence[Measurement]) -> float | None:
-    """How far the coefficients are off, relative to what was measured: the median; None without measurements."""
+    """The median relative error of the coefficients on these measurements; None without measurements."""
     errors = [abs(coefficients.seconds(m[1], m[2]) / m[3] - 1) for m in measurements if m[3] > 0]
     return float(np.median(errors)) if errors else None
 
 
 class CostModel:
-    """The prediction for one instance: fitted coefficients times a correction that follows the observations.
+    """The model of one instance: fitted coefficients times a correction that follows the observations.
 
-    ``drift`` is what the correction begins with: what batches took at earlier runs, in parts of what was measured.
+    ``drift`` is the initial correction: the ratio of actual to measured batch time in earlier runs.
     """
 
     def __init__(self, coefficients: Coefficients | None = None, drift: float = 1.0) -> None:
@@ -115,33 +115,33 @@ class CostModel:
         self.drift_at_start = drift
         self.correction = drift
         self._mean_log = 0.0
-        # How far predictions were off, relative to what was seen: the mean, of about the last batches once they are
-        # many. ``observed`` is the number of batches that it and the correction have seen.
+        # The mean relative error of predictions, over all batches at first and later over about the last thirty.
+        # ``observed`` is the number of batches observed.
         self.error = 0.0
         self.observed = 0
 
     def seconds(self, tokens: int, pairs: int) -> float:
-        """Predicted duration of a batch with so much work in it."""
+        """Predicted duration of a batch with this work."""
         return self.correction * self.coefficients.seconds(tokens, pairs)
 
     @property
     def overhead(self) -> float:
-        """Seconds that a batch costs whatever is in it."""
+        """The fixed cost of a batch in seconds."""
         return self.correction * self.coefficients.overhead
 
     @property
     def per_token(self) -> float:
-        """Seconds that one more token costs, attention left out."""
+        """The cost of one more token in seconds, without attention."""
         return self.correction * self.coefficients.per_token
 
     def observe(self, work: Work, seconds: float) -> None:
-        """Take in what a batch really took."""
+        """Record the actual duration of a batch."""
         predicted = self.coefficients.seconds(work.tokens, work.pairs)
         if predicted <= 0 or seconds <= 0:
             return
         before = self.correction
         ratio = seconds / predicted / before
-        bounded = min(max(ratio, 1 / LARGEST_SURPRISE), LARGEST_SURPRISE)
+        bounded = min(max(ratio, 1 / MAX_RATIO), MAX_RATIO)
         self.correction *= bounded**OBSERVATION_WEIGHT
         self.observed += 1
         seen = math.log(bounded * before)
@@ -150,9 +150,9 @@ class CostModel:
 
     @property
     def settled(self) -> float | None:
-        """What batches took, in parts of what was measured: the mean of about the last ``SETTLED_BATCHES``.
+        """The drift, actual over measured batch time: the geometric mean of about the last ``SETTLED_BATCHES``.
 
-        None while fewer were seen, or when it is changing.
+        None while fewer batches were observed, or while it is changing.
         """
         mean = math.exp(self._mean_log)
         if self.observed < SETTLED_BATCHES or abs(self.correction / mean - 1) > SETTLED_WITHIN:

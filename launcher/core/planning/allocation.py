@@ -1,7 +1,7 @@
-"""Which cores each instance gets, and which the front: layouts, and the choice between them.
+"""Allocates cores to instances and to the front, and ranks the possible allocations.
 
-Between ``sizes``, which counts, and ``plan``, which names the reasons. Cores only: no cpu numbers are compared, no
-memory is looked at, no sentence is made.
+``partition`` does the arithmetic on core counts, ``plan`` adds memory, reasons and warnings. This module handles cores
+only: it does not compare cpu numbers, look at memory, or build messages.
 """
 
 from __future__ import annotations
@@ -15,120 +15,123 @@ from launcher.core.planning import partition
 from launcher.core.planning.placement import Distances, KindCores, NodeCores, front_cores, without
 from launcher.errors import MachineError
 
-# A third between the largest and the smallest of equal instances is as even as small numbers get.
+# Equal instances count as even if the largest has at most a third more cores than the smallest: small core counts
+# cannot always be divided more evenly.
 EVEN_ENOUGH = 4 / 3
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The cores of each instance, those of the front, and those that nobody gets."""
+class Allocation:
+    """The cores of each instance, the cores of the front, and the cores left over."""
 
-    shares: tuple[tuple[Core, ...], ...]
+    instances: tuple[tuple[Core, ...], ...]
     front: tuple[Core, ...]
-    spare: tuple[Core, ...]
+    unused: tuple[Core, ...]
 
     @property
     def spanning(self) -> int:
-        """How many instances lie in several nodes."""
-        return sum(len({core.node for core in share}) > 1 for share in self.shares)
+        """The number of instances whose cores are in more than one node."""
+        return sum(len({core.node for core in cores}) > 1 for cores in self.instances)
 
     @property
-    def flaws(self) -> tuple[float, ...]:
-        """What is wrong with this layout, worst first: instances over several nodes, work left undone, instances that
-        share several L3 groups with others, the largest size against the smallest where that is more than a third."""
-        counts = [len(share) for share in self.shares]
-        idle = partition.work_of_cores(self.spare) + partition.work_of_cores(self.front)
-        return self.spanning, idle, self._l3_crossings(), max(EVEN_ENOUGH, max(counts) / min(counts))
+    def penalty(self) -> tuple[float, ...]:
+        """Sort key, lower is better: instances that span nodes, capacity that no instance uses, instances that share
+        several L3 groups with others, and the ratio of largest to smallest instance if it exceeds ``EVEN_ENOUGH``."""
+        sizes = [len(cores) for cores in self.instances]
+        idle = partition.capacity_of_cores(self.unused) + partition.capacity_of_cores(self.front)
+        return self.spanning, idle, self._l3_crossings(), max(EVEN_ENOUGH, max(sizes) / min(sizes))
 
     @property
-    def flawless(self) -> bool:
-        """Whether no other number of instances can have a better layout."""
-        counts = [len(share) for share in self.shares]
-        in_place = not (self.spare or self.spanning or self._l3_crossings())
-        return in_place and max(counts) <= EVEN_ENOUGH * min(counts)
+    def is_optimal(self) -> bool:
+        """Whether no other number of instances can give a better allocation."""
+        sizes = [len(cores) for cores in self.instances]
+        aligned = not (self.unused or self.spanning or self._l3_crossings())
+        return aligned and max(sizes) <= EVEN_ENOUGH * min(sizes)
 
     def _l3_crossings(self) -> int:
-        touched = [{(core.node, core.l3) for core in share} for share in self.shares]
+        touched = [{(core.node, core.l3) for core in cores} for cores in self.instances]
         users = Counter(group for groups in touched for group in groups)
         return sum(len(groups) > 1 and any(users[group] > 1 for group in groups) for groups in touched)
 
 
 def all_cores(kinds: Sequence[KindCores]) -> list[Core]:
-    """All of the cores, in the order in which they are taken."""
+    """All cores, in allocation order."""
     return [core for kind in kinds for one in kind for core in one.cores]
 
 
-def total(kinds: Sequence[KindCores]) -> int:
+def count_cores(kinds: Sequence[KindCores]) -> int:
     """The number of cores."""
     return sum(one.size for kind in kinds for one in kind)
 
 
-def _layout(kinds: Sequence[KindCores], shares: Sequence[tuple[Core, ...]], front: Sequence[Core]) -> Layout:
-    taken = {core.id for share in shares for core in share} | {core.id for core in front}
-    spare = tuple(core for core in all_cores(kinds) if core.id not in taken)
-    return Layout(tuple(shares), tuple(front), spare)
+def _allocation(kinds: Sequence[KindCores], instances: Sequence[tuple[Core, ...]], front: Sequence[Core]) -> Allocation:
+    taken = {core.id for cores in instances for core in cores} | {core.id for core in front}
+    unused = tuple(core for core in all_cores(kinds) if core.id not in taken)
+    return Allocation(tuple(instances), tuple(front), unused)
 
 
 # -- equal instances --------------------------------------------------------------------------------------------
 
 
-def equal(kinds: Sequence[KindCores], count: int, reserve: int) -> Layout:
+def equal(kinds: Sequence[KindCores], count: int, reserve: int) -> Allocation:
     """``count`` instances whose sizes differ by at most one, and ``reserve`` cores for the front.
 
-    The front's cores are taken away before the sizes are found, or from the instances afterwards: what is better.
-    There must be as many cores.
+    The front's cores are removed before the instances are sized, or taken from the instances afterwards, whichever
+    gives the better allocation. There must be at least ``count + reserve`` cores.
     """
     options = [_reserved_after(kinds, count, reserve)]
     if reserve:
         options += [_reserved_before(kinds, count, front) for front in front_cores(kinds, reserve)]
-    return min(options, key=lambda option: option.flaws)
+    return min(options, key=lambda option: option.penalty)
 
 
 def _cut(kinds: Sequence[KindCores], count: int) -> list[tuple[Core, ...]]:
-    shares = []
+    instances = []
     for part in partition.equal_parts(kinds, count):
-        cores = tuple(core for one in part.nodes for core in one.cores)
+        cores = tuple(core for node in part.nodes for core in node.cores)
         start = 0
         for size in part.sizes:
-            shares.append(cores[start : start + size])
+            instances.append(cores[start : start + size])
             start += size
-    return shares
+    return instances
 
 
-def _reserved_before(kinds: Sequence[KindCores], count: int, front: Sequence[Core]) -> Layout:
-    return _layout(kinds, _cut(without(kinds, front), count), front)
+def _reserved_before(kinds: Sequence[KindCores], count: int, front: Sequence[Core]) -> Allocation:
+    return _allocation(kinds, _cut(without(kinds, front), count), front)
 
 
-def _reserved_after(kinds: Sequence[KindCores], count: int, reserve: int) -> Layout:
-    """The front gets what equal sizes leave over, then one core at a time of the largest instance."""
-    shares = _cut(kinds, count)
-    spare = sorted(_layout(kinds, shares, ()).spare, key=lambda core: core.cpus[0])
-    front = spare[:reserve]
+def _reserved_after(kinds: Sequence[KindCores], count: int, reserve: int) -> Allocation:
+    """The front gets the cores that equal sizes leave over, then one core at a time from the largest instance."""
+    instances = _cut(kinds, count)
+    unused = sorted(_allocation(kinds, instances, ()).unused, key=lambda core: core.cpus[0])
+    front = unused[:reserve]
     while len(front) < reserve:
-        largest = max(range(count), key=lambda index: (len(shares[index]), shares[index][0].kind != "performance"))
-        front.append(shares[largest][0])
-        shares[largest] = shares[largest][1:]
-    return _layout(kinds, shares, front)
+        largest = max(
+            range(count), key=lambda index: (len(instances[index]), instances[index][0].kind != "performance")
+        )
+        front.append(instances[largest][0])
+        instances[largest] = instances[largest][1:]
+    return _allocation(kinds, instances, front)
 
 
-def default(kinds: Sequence[KindCores], reserve: int) -> Iterator[Layout]:
-    """Layouts for a number of instances that nobody has asked for, best first."""
-    ideal, counts = partition.default_counts(kinds, total(kinds) - reserve)
+def default_candidates(kinds: Sequence[KindCores], reserve: int) -> Iterator[Allocation]:
+    """Allocations for a number of instances chosen by the program (``--instances auto``), best first."""
+    ideal, counts = partition.default_counts(kinds, count_cores(kinds) - reserve)
     found = []
     for count in counts:
-        layout = equal(kinds, count, reserve)
-        found.append((layout.flaws, abs(count - ideal), count, layout))
-        # They come nearest to the ideal first, so that none of the others can be better than one without a flaw.
-        if layout.flawless:
-            yield layout
+        allocation = equal(kinds, count, reserve)
+        found.append((allocation.penalty, abs(count - ideal), count, allocation))
+        # Counts are tried nearest to the ideal first, so none of the remaining ones can beat an optimal allocation.
+        if allocation.is_optimal:
+            yield allocation
             break
-    yield from (layout for *_, layout in sorted(found, key=lambda one: one[:3]))
+    yield from (allocation for *_, allocation in sorted(found, key=lambda candidate: candidate[:3]))
     yield from (equal(kinds, count, reserve) for count in range(min(counts) - 1, 0, -1))
 
 
-def uses_all(kinds: Sequence[KindCores], near: int) -> int | None:
-    """The number of equal instances nearest to ``near`` that leaves no core over and crosses no node, if any."""
-    cores = total(kinds)
+def count_using_all_cores(kinds: Sequence[KindCores], near: int) -> int | None:
+    """The number of equal instances nearest to ``near`` that uses every core without spanning nodes, if any."""
+    cores = count_cores(kinds)
     counts = range(max(1, near // 2), min(cores, near + 16) + 1)
     for count in sorted(counts, key=lambda count: (abs(count - near), -count)):
         parts = partition.equal_parts(kinds, count)
@@ -140,68 +143,69 @@ def uses_all(kinds: Sequence[KindCores], near: int) -> int | None:
 # -- instances of given sizes -----------------------------------------------------------------------------------
 
 
-def exact(kinds: Sequence[KindCores], wanted: Sequence[int], reserve: int, distances: Distances) -> Layout:
-    """Instances of exactly these sizes, in the order of ``wanted``; the front gets of what is left.
+def exact(kinds: Sequence[KindCores], sizes: Sequence[int], reserve: int, distances: Distances) -> Allocation:
+    """Instances of exactly these sizes, in the order of ``sizes``; the front gets its cores from the remainder.
 
-    There must be as many cores. Raises ``MachineError`` when only a mixture of kinds would be large enough.
+    There must be enough cores. Raises ``MachineError`` if an instance fits only by mixing core kinds.
     """
     nodes = [one for kind in kinds for one in kind]
-    taken = _inside(nodes, wanted)
-    for index in sorted(set(range(len(wanted))) - set(taken), key=lambda index: (-wanted[index], index)):
+    taken = _within_nodes(nodes, sizes)
+    for index in sorted(set(range(len(sizes))) - set(taken), key=lambda index: (-sizes[index], index)):
         left = without(kinds, (core for cores in taken.values() for core in cores))
-        taken[index] = _across(left, wanted[index], distances)
-    shares = [taken[index] for index in range(len(wanted))]
-    return _layout(kinds, shares, _layout(kinds, shares, ()).spare[:reserve])
+        taken[index] = _across_nodes(left, sizes[index], distances)
+    instances = [taken[index] for index in range(len(sizes))]
+    return _allocation(kinds, instances, _allocation(kinds, instances, ()).unused[:reserve])
 
 
-def _inside(nodes: Sequence[NodeCores], wanted: Sequence[int]) -> dict[int, tuple[Core, ...]]:
-    """The cores of every instance that fits in a node, by its index."""
-    places = partition.assign([one.size for one in nodes], wanted)
+def _within_nodes(nodes: Sequence[NodeCores], sizes: Sequence[int]) -> dict[int, tuple[Core, ...]]:
+    """The cores of each instance that fits inside one node, by the index of the instance."""
+    places = partition.assign([one.size for one in nodes], sizes)
     taken: dict[int, tuple[Core, ...]] = {}
     for place, one in enumerate(nodes):
         here = [index for index, chosen in enumerate(places) if chosen == place]
         cores = one.cores
-        for chosen in partition.order_in_node(one, [wanted[index] for index in here]):
+        for chosen in partition.order_in_node(one, [sizes[index] for index in here]):
             index = here[chosen]
-            taken[index], cores = cores[: wanted[index]], cores[wanted[index] :]
+            taken[index], cores = cores[: sizes[index]], cores[sizes[index] :]
     return taken
 
 
-def _across(left: Sequence[KindCores], size: int, distances: Distances) -> tuple[Core, ...]:
-    """``size`` cores of one kind from the nearest nodes that have some left."""
-    roomy = [kind for kind in left if sum(one.size for one in kind) >= size]
-    if not roomy:
+def _across_nodes(left: Sequence[KindCores], size: int, distances: Distances) -> tuple[Core, ...]:
+    """``size`` cores of one kind, taken from the nearest nodes that have cores left."""
+    fitting = [kind for kind in left if sum(one.size for one in kind) >= size]
+    if not fitting:
         there = " and ".join(kind_text(kind) for kind in left)
         raise MachineError(
-            f"an instance of {size} cores finds {there} left, and performance and efficiency cores are not mixed in "
-            "one instance; smaller instances would fit"
+            f"an instance of {size} cores does not fit: {there} cores are left, and performance and efficiency "
+            "cores are not mixed in one instance; use smaller instances"
         )
-    start = max(roomy[0], key=lambda one: one.size)
-    near = sorted(roomy[0], key=lambda one: distances.order(start.node, one.node))
+    start = max(fitting[0], key=lambda one: one.size)
+    near = sorted(fitting[0], key=lambda one: distances.order(start.node, one.node))
     return tuple(core for one in near for core in one.cores)[:size]
 
 
-def count_of_size(kinds: Sequence[KindCores], size: int, reserve: int) -> int:
-    """As many instances of ``size`` cores as there is room for, inside nodes if any fits there; at least 1."""
+def max_count_of_size(kinds: Sequence[KindCores], size: int, reserve: int) -> int:
+    """How many instances of ``size`` cores fit: inside nodes if any fits inside one, across nodes otherwise; at
+    least 1."""
     rooms = [one.size // size for kind in kinds for one in kind]
     count = sum(rooms) or sum(sum(one.size for one in kind) // size for kind in kinds)
-    return max(1, min(count, (total(kinds) - reserve) // size))
+    return max(1, min(count, (count_cores(kinds) - reserve) // size))
 
 
 # -- shared cores -----------------------------------------------------------------------------------------------
 
 
-def in_turn(kinds: Sequence[KindCores], count: int, reserve: int) -> Layout:
-    """More instances than cores: one core each, given out in turn, in proportion to the cores of each node."""
+def oversubscribed(kinds: Sequence[KindCores], count: int, reserve: int) -> Allocation:
+    """More instances than cores: one core each, assigned round-robin, in proportion to the cores of each node."""
     front = front_cores(kinds, reserve)[0] if reserve else ()
     nodes = [one for kind in without(kinds, front) for one in kind]
-    shares = []
-    for one, here in zip(nodes, partition.largest_remainder([one.size for one in nodes], count), strict=True):
-        cores = one.cores
-        shares += [(cores[index % len(cores)],) for index in range(here)]
-    return _layout(kinds, shares, front)
+    instances: list[tuple[Core, ...]] = []
+    for node, here in zip(nodes, partition.largest_remainder([node.size for node in nodes], count), strict=True):
+        cores = node.cores
+        instances += [(cores[index % len(cores)],) for index in range(here)]
+    return _allocation(kinds, instances, front)
 
 
 def kind_text(kind: KindCores) -> str:
-    """How many cores of which kind: ``8 efficiency``."""
+    """The number and kind of the cores: ``8 efficiency``."""
     return f"{sum(one.size for one in kind)} {kind[0].kind}"

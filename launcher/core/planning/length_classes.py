@@ -1,25 +1,26 @@
-"""Length classes: which sequence lengths an instance is there for.
+"""Length classes: the range of sequence lengths that an instance serves.
 
-Ranges are closed, start at 1 and have neither gap nor overlap: ``32:8,384:16,max:24`` gives 1…32, 33…384 and
-385…limit, whatever the order in which they were written.
+Ranges are closed, start at 1, and have no gaps or overlaps: ``32:8,384:16,max:24`` gives 1…32, 33…384 and
+385…limit, in whatever order the entries were written.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from launcher.errors import UsageError
 
-MOST_DIGITS = 9  # far over any length or machine
+MAX_DIGITS = 9  # far above any length or core count
 
 
 @dataclass(frozen=True, slots=True)
 class LengthClass:
-    """Sequences of ``min_length`` … ``max_length`` tokens, both included, special tokens counted.
+    """Sequences of ``min_length`` to ``max_length`` tokens, both inclusive, including special tokens.
 
-    ``max_length`` None: as long as the model takes, where the model is not known yet.
+    ``max_length`` None: up to the limit of the model, which is not known yet.
     """
 
     min_length: int
@@ -27,8 +28,17 @@ class LengthClass:
 
     @property
     def name(self) -> str:
-        """As it stands in logs and metrics: ``1-32``, ``33-max``."""
+        """The name in logs and metrics: ``1-32``, ``33-max``."""
         return f"{self.min_length}-{'max' if self.max_length is None else self.max_length}"
+
+    def to_json(self) -> dict[str, int | None]:
+        """The class in every JSON document of the program."""
+        return {"min_length": self.min_length, "max_length": self.max_length}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> LengthClass:
+        """The class that ``to_json`` wrote. Raises ``KeyError`` or ``TypeError`` for anything else."""
+        return cls(document["min_length"], document["max_length"])
 
     def admits(self, length: int) -> bool:
         """Whether a sequence of ``length`` tokens belongs to this class."""
@@ -37,7 +47,7 @@ class LengthClass:
 
 @dataclass(frozen=True, slots=True)
 class ClassSpec:
-    """One entry of ``--classes``: up to ``max_length`` tokens (None: the model's limit) on ``cores`` cores."""
+    """One entry of ``--classes``: sequences of up to ``max_length`` tokens (None: the model's limit) on ``cores``."""
 
     max_length: int | None
     cores: int
@@ -46,14 +56,14 @@ class ClassSpec:
 def parse_classes(text: str) -> tuple[ClassSpec, ...]:
     """The entries of ``32:8,384:16,max:24``, shortest first. Raises ``UsageError``.
 
-    The same length may stand several times: that many instances serve the class.
+    A length may occur several times: the class then has that many instances.
     """
     specs = [_parse_entry(entry.strip(), text) for entry in text.split(",")]
     if not any(spec.max_length is None for spec in specs):
         longest = max(spec.max_length or 0 for spec in specs)
         raise UsageError(
-            f"--classes {text!r} leaves a gap: nothing serves sequences of more than {longest} tokens; "
-            "add an entry for the rest, such as max:4"
+            f"--classes {text!r} leaves a gap: no class serves sequences of more than {longest} tokens; "
+            "add an entry such as max:4"
         )
     return tuple(sorted(specs, key=lambda spec: (spec.max_length is None, spec.max_length or 0)))
 
@@ -63,32 +73,32 @@ def _parse_entry(entry: str, text: str) -> ClassSpec:
     length, cores = length.strip(), cores.strip()
     if "-" in length:
         raise UsageError(
-            f"--classes {text!r}: {entry!r} names a range; give only the largest length of each class "
-            "(32:8,max:24), so that classes can neither overlap nor leave a gap"
+            f"--classes {text!r}: {entry!r} is a range; give only the largest length of each class (32:8,max:24), "
+            "so that classes have no gaps or overlaps"
         )
     if not colon or not _is_number(cores) or not (length == "max" or _is_number(length)):
-        raise UsageError(f"--classes {text!r}: {entry!r} is not of the form LENGTH:CORES, such as 32:8 or max:24")
+        raise UsageError(f"--classes {text!r}: {entry!r} must have the form LENGTH:CORES, such as 32:8 or max:24")
     if int(cores) == 0 or (length != "max" and int(length) == 0):
-        raise UsageError(f"--classes {text!r}: {entry!r} has a 0; lengths and cores start at 1")
+        raise UsageError(f"--classes {text!r}: {entry!r} contains 0; lengths and cores must be at least 1")
     return ClassSpec(None if length == "max" else int(length), int(cores))
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
 
 
 def resolve_classes(specs: Sequence[ClassSpec], limit: int | None) -> tuple[LengthClass, ...]:
-    """The length range of each entry, for a model that takes ``limit`` tokens (None: not known).
+    """The length range of each entry, for a model that accepts ``limit`` tokens (None: unknown).
 
-    Raises ``UsageError`` when a class lies beyond the limit.
+    Raises ``UsageError`` if a class lies beyond the limit.
     """
     classes: list[LengthClass] = []
     bounds = sorted({spec.max_length for spec in specs if spec.max_length is not None})
     for bound in bounds:
         if limit is not None and bound >= limit:
             raise UsageError(
-                f"--classes asks for a class up to {bound} tokens and one beyond, but the model takes at most "
-                f"{limit}; use max for the longest class and lengths below {limit} for the others"
+                f"--classes has a class up to {bound} tokens and one above, but the model accepts at most {limit} "
+                f"tokens; use max for the longest class and lengths below {limit} for the others"
             )
     for spec in specs:
         upper = limit if spec.max_length is None else spec.max_length
@@ -97,15 +107,16 @@ def resolve_classes(specs: Sequence[ClassSpec], limit: int | None) -> tuple[Leng
     return tuple(classes)
 
 
-# The built-in mix: log-normal, with the median and spread of short real texts (queries, sentences, paragraphs).
+# The built-in length distribution: log-normal, with the median and spread of short real texts (queries, sentences,
+# paragraphs).
 BUILTIN_MEDIAN = 26
-BUILTIN_SPREAD = 0.98  # of the logarithm: ln(91 / 26) / 1.2816
+BUILTIN_SPREAD = 0.98  # standard deviation of the logarithm: ln(91 / 26) / 1.2816
 BUILTIN_SHORTEST = 3
-BUILTIN_LONGEST = 256  # what the demo model takes
+BUILTIN_LONGEST = 256  # the limit of the demo model
 
 
 def builtin_lengths() -> dict[int, float]:
-    """How often each length in tokens occurs in the built-in mix; the sum is 1."""
+    """The probability of each length, in tokens, in the built-in distribution; they sum to 1."""
     cuts = [0.0, *(_builtin_below(length + 0.5) for length in range(BUILTIN_SHORTEST, BUILTIN_LONGEST)), 1.0]
     lengths = range(BUILTIN_SHORTEST, BUILTIN_LONGEST + 1)
     return {length: high - low for length, low, high in zip(lengths, cuts, cuts[1:], strict=False)}

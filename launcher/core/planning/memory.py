@@ -1,7 +1,7 @@
-"""From which nodes the memory of an instance comes, and whether there is enough of it.
+"""Chooses the nodes that an instance's memory comes from, and checks that there is enough memory.
 
-Separate from the cores' side: nodes with cores and nodes with memory are different sets (a node may lack either), and
-Linux limits them separately. Only numbers of bytes and nodes in here.
+Separate from core allocation because nodes with cores and nodes with memory are different sets (a node may lack
+either), and Linux restricts them separately (cpuset ``cpus`` and ``mems``). This module handles bytes and nodes only.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ GIB = 1 << 30
 
 
 def gib(amount: float) -> str:
-    """``amount`` bytes for people: ``1.5 GiB``, below a GiB ``150 MiB``."""
+    """``amount`` bytes in readable form: ``1.5 GiB``; below one GiB, ``150 MiB``."""
     return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / (1 << 20):.0f} MiB"
 
 
 class MemoryNodes:
-    """Which nodes have memory that this process may use, and which of them is nearest to a node's cores."""
+    """The nodes whose memory this process may use, and which of them is nearest to the cores of each node."""
 
     def __init__(self, machine: Machine, distances: Distances) -> None:
         allowed = machine.limits.memory_nodes
-        # An amount that is not known counts as some: most machines with nodes state it.
+        # A node with an unknown amount of memory is assumed to have some.
         self.with_memory = frozenset(node.id for node in machine.nodes if node.memory_bytes != 0)
         self.usable = tuple(
             sorted(node for node in self.with_memory if allowed is None or node in allowed),
         )
         self._nearest = _nearest(machine, distances, self.usable)
 
-    def serving(self, nodes: Iterable[int | None]) -> tuple[int, ...]:
-        """The nodes that give memory to cores in ``nodes``, ascending; empty where there are none to name."""
+    def nodes_for(self, nodes: Iterable[int | None]) -> tuple[int, ...]:
+        """The nodes that provide memory to cores in ``nodes``, ascending; empty if the machine has no usable ones."""
         own = {node for node in nodes if node is not None}
         return tuple(sorted({self._nearest.get(node, node) for node in own})) if self.usable else ()
 
 
 def _nearest(machine: Machine, distances: Distances, usable: Sequence[int]) -> dict[int, int]:
-    """For each node without usable memory the nearest with some.
+    """Maps each node without usable memory to the nearest node that has some.
 
-    Among equally near ones those with cpus: the others are slower memory, or a GPU's. Of those the one that serves
-    the fewest cpus, so that they share the load.
+    At equal distance, nodes with cpus come first: a node without cpus is slower memory or belongs to a GPU. Among
+    those, the node that serves the fewest cpus so far wins, which spreads the load.
     """
     served = {node.id: len(node.cpus) for node in machine.nodes}
     cpuless = {node.id for node in machine.nodes if not node.cpus}
@@ -58,42 +58,43 @@ def _nearest(machine: Machine, distances: Distances, usable: Sequence[int]) -> d
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """The memory that instances want: ``nodes`` of each instance (empty: anywhere), ``each`` in bytes."""
+class MemoryDemand:
+    """The memory that instances need: the ``nodes`` of each instance (empty: any node), and ``each`` in bytes."""
 
     nodes: Sequence[tuple[int, ...]]
     each: int
 
 
 def free_bytes(machine: Machine) -> dict[int, int]:
-    """What each node has to give, where it is known: free memory, or else all of its memory."""
+    """The free memory of each node, or its total memory if the free amount is unknown; nodes with neither are
+    omitted."""
     found = {node.id: node.memory_bytes if node.free_bytes is None else node.free_bytes for node in machine.nodes}
     return {node: amount for node, amount in found.items() if amount is not None}
 
 
-def check_memory(machine: Machine, need: Need) -> None:
-    """Raises ``MachineError`` when the instances cannot fit: by node, by the machine, or by the process's limit."""
-    count = len(need.nodes)
-    asked = f"{_instances(count)} of {gib(need.each)} each"
+def check_memory(machine: Machine, demand: MemoryDemand) -> None:
+    """Raise ``MachineError`` if the instances do not fit in a node, in the machine, or in the process's limit."""
+    count = len(demand.nodes)
+    asked = f"{_instances(count)} of {gib(demand.each)} each"
     free = free_bytes(machine)
-    for node, wanted in sorted(_by_node(need).items()):
+    for node, wanted in sorted(_by_node(demand).items()):
         if node in free and wanted > free[node]:
             raise MachineError(
-                f"{asked}: {gib(wanted)} of that would have to come from node {node}, which has "
-                f"{gib(free[node])} free; {_what_fits(sum(there // need.each for there in free.values()))}"
+                f"{asked} need {gib(wanted)} from node {node}, which has {gib(free[node])} free; "
+                f"{_remedy(sum(there // demand.each for there in free.values()))}"
             )
     for name, there in _totals(machine):
-        if there is not None and need.each * count > there:
+        if there is not None and demand.each * count > there:
             raise MachineError(
-                f"{asked} need {gib(need.each * count)}, but {name} {gib(there)}; {_what_fits(there // need.each)}"
+                f"{asked} need {gib(demand.each * count)}, but {name} {gib(there)}; {_remedy(there // demand.each)}"
             )
 
 
-def _by_node(need: Need) -> dict[int, int]:
+def _by_node(demand: MemoryDemand) -> dict[int, int]:
     wanted: dict[int, int] = {}
-    for nodes in need.nodes:
+    for nodes in demand.nodes:
         for node in nodes:
-            wanted[node] = wanted.get(node, 0) + need.each // len(nodes)
+            wanted[node] = wanted.get(node, 0) + demand.each // len(nodes)
     return wanted
 
 
@@ -109,7 +110,8 @@ def _instances(count: int) -> str:
     return "1 instance" if count == 1 else f"{count} instances"
 
 
-def _what_fits(count: int) -> str:
+def _remedy(count: int) -> str:
     if count == 0:
-        return "not one fits; take a smaller model, or bf16 instead of fp32, or free memory"
-    return f"at most {_instances(count)} of that size fit: --instances {count}, or a smaller model"
+        return "not even one fits; use a smaller model, use bf16 instead of fp32, or free memory"
+    fits = f"at most {_instances(count)} of that size fit{'s' if count == 1 else ''}"
+    return f"{fits}; use --instances {count}, or a smaller model"

@@ -1,7 +1,8 @@
-"""How many instances, of how many cores, in which nodes: arithmetic on counts of cores.
+"""How many instances there are, of how many cores, and in which nodes: arithmetic on core counts.
 
-Separate from the plan because these are the rules that can be stated and tested as sums: shares by largest remainder,
-sizes that differ by at most one, ends that meet the ends of L3 groups. No cpu, no memory and no text may enter.
+Separate from the plan because these rules can be stated and tested as arithmetic: proportional shares by largest
+remainder, sizes that differ by at most one, boundaries that coincide with those of L3 groups, bin packing. This module
+does not handle cpus, memory or text.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from launcher.core.machine.topology import Core
 from launcher.core.planning.placement import KindCores, NodeCores, is_slow
 
-# Over nodes only where staying inside them would leave more than this share of the cores idle.
+# Instances span nodes only if staying inside them would leave more than this fraction of the cores idle.
 IDLE_SHARE = 0.1
-# Work of an efficiency core against a performance core, roughly, and of an instance over several nodes (the reference
-# measured 27 to 33 % less for up to 128 tokens). They decide between layouts only.
+# Approximate capacity of an efficiency core relative to a performance core, and of an instance that spans nodes
+# relative to one that does not (27 to 33 % less was measured for up to 128 tokens). Used only to rank allocations.
 SLOW_WEIGHT = 0.5
 SPAN_WEIGHT = 0.7
 
@@ -25,24 +26,24 @@ SPAN_WEIGHT = 0.7
 DEFAULT_INSTANCES = 4
 LARGEST_DEFAULT = 12
 SMALLEST_L3_UNIT = 6
-MOST_CANDIDATES = 16
+MAX_CANDIDATES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Instances of these sizes, cut one after the other out of the cores of these nodes."""
+    """Instances of these sizes, cut consecutively from the cores of these nodes."""
 
     nodes: KindCores
     sizes: tuple[int, ...]
 
     @property
     def spans(self) -> bool:
-        """Whether an instance may lie in more than one node."""
+        """Whether an instance may span nodes."""
         return len(self.nodes) > 1
 
 
 def largest_remainder(weights: Sequence[int], count: int) -> tuple[int, ...]:
-    """``count`` things shared in proportion to ``weights`` (Hamilton's method); equal remainders: the first wins."""
+    """``count`` divided in proportion to ``weights`` (Hamilton's method); of equal remainders the first wins."""
     total = sum(weights)
     shares = [count * weight // total for weight in weights]
     by_remainder = sorted(range(len(weights)), key=lambda index: (-(count * weights[index] % total), index))
@@ -52,8 +53,10 @@ def largest_remainder(weights: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def cut(lengths: Sequence[int], count: int, total: int) -> tuple[tuple[int, int], ...]:
-    """``count`` instances on ``total`` cores that stand in stretches of these ``lengths``, divided at the ends of
-    stretches wherever sizes that differ by at most one allow it: (instances, cores) of each piece.
+    """Divide ``total`` cores, which come in segments of these ``lengths``, among ``count`` instances.
+
+    Cuts at segment boundaries wherever sizes that differ by at most one allow it. Returns (instances, cores) of each
+    piece.
     """
     smallest, longer = divmod(total, count)
     largest = smallest + (longer > 0)
@@ -71,7 +74,7 @@ def cut(lengths: Sequence[int], count: int, total: int) -> tuple[tuple[int, int]
 
 
 def sizes_of(nodes: KindCores, count: int, smallest: int) -> tuple[int, ...]:
-    """The sizes of ``count`` instances of ``smallest`` cores, or one more where these nodes have them."""
+    """The sizes of ``count`` instances: ``smallest`` cores each, or one more as far as these nodes have cores."""
     total = min(sum(one.size for one in nodes), count * (smallest + 1))
     groups = [len(group) for one in nodes for group in one.groups]
     sizes: list[int] = []
@@ -91,12 +94,12 @@ def _between(lengths: Sequence[int], start: int, stop: int) -> list[int]:
 
 
 def equal_parts(kinds: Sequence[KindCores], count: int) -> tuple[Part, ...]:
-    """``count`` instances whose sizes differ by at most one; there must be as many cores.
+    """``count`` instances whose sizes differ by at most one; there must be at least that many cores.
 
-    Shared over kinds and nodes in proportion to their cores. Cores that equal sizes cannot use are left over.
+    Divided over kinds and nodes in proportion to their cores. Cores that equal sizes cannot use are left over.
     """
     options = [_parts(kinds, shares) for shares in _shares_of_kinds(kinds, count)]
-    return max(options, key=work_of)
+    return max(options, key=capacity_of)
 
 
 def _shares_of_kinds(kinds: Sequence[KindCores], count: int) -> Iterator[tuple[int, ...]]:
@@ -108,32 +111,33 @@ def _shares_of_kinds(kinds: Sequence[KindCores], count: int) -> Iterator[tuple[i
     yield largest_remainder(totals, count)
 
 
-def work_of(parts: Sequence[Part]) -> float:
-    """What these instances get done, in performance cores."""
-    return sum(_work_of_part(part) for part in parts)
+def capacity_of(parts: Sequence[Part]) -> float:
+    """The capacity of these instances, in performance cores."""
+    return sum(_capacity_of_part(part) for part in parts)
 
 
-def _work_of_part(part: Part) -> float:
+def _capacity_of_part(part: Part) -> float:
     weight = SLOW_WEIGHT if is_slow(part.nodes[0].kind) else 1.0
     return sum(part.sizes) * weight * (SPAN_WEIGHT if part.spans else 1.0)
 
 
-def work_of_cores(cores: Sequence[Core]) -> float:
-    """What these cores could get done, in performance cores."""
+def capacity_of_cores(cores: Sequence[Core]) -> float:
+    """The capacity of these cores, in performance cores."""
     return sum(SLOW_WEIGHT if is_slow(core.kind) else 1.0 for core in cores)
 
 
 def _parts(kinds: Sequence[KindCores], shares: Sequence[int]) -> tuple[Part, ...]:
-    stretches: list[tuple[KindCores, int]] = []
+    segments: list[tuple[KindCores, int]] = []
     for kind, count in zip(kinds, shares, strict=True):
         if count:
-            stretches += _stretches(kind, count)
-    smallest = min(sum(one.size for one in nodes) // count for nodes, count in stretches)
-    return tuple(Part(nodes, sizes_of(nodes, count, smallest)) for nodes, count in stretches)
+            segments += _segments(kind, count)
+    smallest = min(sum(one.size for one in nodes) // count for nodes, count in segments)
+    return tuple(Part(nodes, sizes_of(nodes, count, smallest)) for nodes, count in segments)
 
 
-def _stretches(kind: KindCores, count: int) -> list[tuple[KindCores, int]]:
-    """The nodes that instances are cut out of: each by itself when they fit, else all in one row."""
+def _segments(kind: KindCores, count: int) -> list[tuple[KindCores, int]]:
+    """The nodes that instances are cut from: each node by itself if the instances fit, otherwise all nodes in one
+    segment."""
     total = sum(one.size for one in kind)
     inside = [
         ((one,), share)
@@ -148,45 +152,45 @@ def _stretches(kind: KindCores, count: int) -> list[tuple[KindCores, int]]:
 
 
 def default_counts(kinds: Sequence[KindCores], cores: int) -> tuple[float, tuple[int, ...]]:
-    """For ``auto``, with ``cores`` of them for instances: how many instances there should be, and the numbers to try,
-    nearest first. docs/decisions/0002-default-instances.md has the reasons."""
+    """For ``--instances auto``, with ``cores`` cores for instances: the ideal number of instances, and the numbers to
+    try, nearest first. See docs/decisions/0002-default-instances.md."""
     size = min(_unit(kinds), max(1.0, cores // DEFAULT_INSTANCES + (cores % DEFAULT_INSTANCES >= 2)))
     ideal = max(1.0, cores / size)
     near = range(max(1, math.ceil(ideal * 0.6)), max(1, min(cores, math.floor(ideal * 1.5))) + 1)
     counts = sorted(near, key=lambda count: (abs(count - ideal), count))
-    if len(counts) > MOST_CANDIDATES:
+    if len(counts) > MAX_CANDIDATES:
         nodes = sum(map(len, kinds))
-        # Of many, those that come out even over the nodes are worth trying.
-        counts = [counts[0], *(count for count in counts[1:] if count % nodes == 0)][:MOST_CANDIDATES]
+        # Of many candidates, those that divide evenly over the nodes are worth trying.
+        counts = [counts[0], *(count for count in counts[1:] if count % nodes == 0)][:MAX_CANDIDATES]
     return ideal, tuple(counts)
 
 
 def _unit(kinds: Sequence[KindCores]) -> float:
-    """The size of an instance that suits the machine: some L3 groups of a node, or one in equal parts."""
-    groups = _middle(len(group) for kind in kinds for one in kind for group in one.groups)
-    node = _middle(one.size for kind in kinds for one in kind)
+    """The natural size of an instance on this machine: several L3 groups of a node, or an equal part of one."""
+    groups = _median(len(group) for kind in kinds for one in kind for group in one.groups)
+    node = _median(one.size for kind in kinds for one in kind)
     if groups < SMALLEST_L3_UNIT:
         return min(node, groups * math.ceil(SMALLEST_L3_UNIT / groups))
     return groups / math.ceil(groups / LARGEST_DEFAULT)
 
 
-def _middle(numbers: Iterable[int]) -> int:
+def _median(numbers: Iterable[int]) -> int:
     in_order = sorted(numbers)
     return in_order[len(in_order) // 2]
 
 
 def assign(room: Sequence[int], sizes: Sequence[int], tries: int = 20_000) -> tuple[int | None, ...]:
-    """The node of each instance of a given size, by index into ``room``; None: it fits in no node any more.
+    """Bin packing: the node of each instance, by index into ``room``; None: it fits in no node.
 
-    Spread over the emptiest nodes when all fit that way, else packed, else searched for (``tries`` steps at most).
-    Equal sizes are shared in proportion to what the nodes can take.
+    Worst fit decreasing if everything fits that way, otherwise best fit decreasing, otherwise a search of at most
+    ``tries`` steps. Equal sizes are divided in proportion to the room of the nodes.
     """
     if len(set(sizes)) == 1:
         return _assign_equal(room, sizes[0], len(sizes))
     order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
     largest_first = [sizes[index] for index in order]
-    spread = _fill(room, largest_first, emptiest=True)
-    found = spread if None not in spread else _fill(room, largest_first, emptiest=False)
+    worst_fit = _fit(room, largest_first, emptiest=True)
+    found = worst_fit if None not in worst_fit else _fit(room, largest_first, emptiest=False)
     if None in found:
         searched = _search(list(room), largest_first, itertools.count(), tries)
         found = found if searched is None else searched
@@ -208,7 +212,8 @@ def _assign_equal(room: Sequence[int], size: int, count: int) -> tuple[int | Non
     return (*nodes, *[None] * (count - len(nodes)))
 
 
-def _fill(room: Sequence[int], sizes: Sequence[int], *, emptiest: bool) -> list[int | None]:
+def _fit(room: Sequence[int], sizes: Sequence[int], *, emptiest: bool) -> list[int | None]:
+    """Worst fit (``emptiest``) or best fit, in the order of ``sizes``."""
     left = list(room)
     nodes: list[int | None] = []
     for size in sizes:
@@ -227,7 +232,7 @@ def _search(left: list[int], sizes: Sequence[int], steps: Iterator[int], tries: 
         return []
     seen: set[int] = set()
     for index, cores in enumerate(left):
-        # Two nodes with the same room are the same choice.
+        # Nodes with the same room are equivalent choices.
         if cores < sizes[0] or cores in seen or next(steps) > tries:
             continue
         seen.add(cores)
@@ -240,7 +245,7 @@ def _search(left: list[int], sizes: Sequence[int], steps: Iterator[int], tries: 
 
 
 def order_in_node(one: NodeCores, sizes: Sequence[int]) -> tuple[int, ...]:
-    """The indices of ``sizes`` in an order that ends at the ends of L3 groups where it can, larger ones first."""
+    """The indices of ``sizes``, larger first, reordered so that instances end at L3 group boundaries if possible."""
     ends = set(itertools.accumulate(len(group) for group in one.groups))
     left = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
     order: list[int] = []

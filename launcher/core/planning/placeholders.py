@@ -1,7 +1,7 @@
-"""What stands for the instance in the words of a program's command: ``{instance}``, ``{cpus}`` and the like.
+"""Placeholders in the command line of a program: ``{instance}``, ``{cpus}`` and so on.
 
-Separate because two commands fill them in, ``launch run`` and ``launch topology --export``. Only the words of the
-table are replaced; any other brace is the program's own.
+Separate because two commands substitute them: ``launch run`` and ``launch topology --export``. Only the names in
+``NAMES`` are replaced; any other brace belongs to the program.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.plan import InstancePlan
 
 NAMES = ("instance", "instances", "cpus", "threads", "nodes")
-# A doubled brace, as in format strings, is how the literal word is written.
+# Doubled braces, as in format strings, give the literal word.
 PATTERN = re.compile(r"\{\{(?:%s)\}\}|\{(?:%s)\}" % (("|".join(NAMES),) * 2))
 
 
 def values_of(instance: InstancePlan, instances: int) -> Mapping[str, str]:
-    """What each name stands for: numbers from 0, kernel lists of cpus and nodes (empty: the machine has no nodes)."""
+    """The value of each placeholder: instances count from 0; cpus and nodes are in the kernel's list format (empty
+    nodes: the machine has none)."""
     return {
         "instance": str(instance.id),
         "instances": str(instances),
@@ -29,7 +30,7 @@ def values_of(instance: InstancePlan, instances: int) -> Mapping[str, str]:
 
 
 def fill(words: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
-    """The words with ``{instance}`` and so on replaced, and ``{{instance}}`` written as ``{instance}``."""
+    """Substitute the placeholders in ``words``; ``{{instance}}`` becomes ``{instance}``."""
 
     def value(match: re.Match[str]) -> str:
         text = match[0]

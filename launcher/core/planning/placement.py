@@ -1,7 +1,7 @@
-"""Which cores stand together, and in which order they are taken: by kind, by node, by L3 group.
+"""Groups cores by kind, node and L3 group, and puts them in the order in which they are allocated.
 
-Separate from ``sizes``, which only counts: here are the cores themselves, what a quota leaves of them, which of them
-the front gets. No instance and no reason for one may enter.
+Separate from ``partition``, which works on counts only: this module handles the cores themselves, the subset that a
+quota leaves, and the cores of the front. It knows nothing of instances or reasons.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOCAL = 10  # ACPI's distance of a node to itself
 
 @dataclass(frozen=True, slots=True)
 class NodeCores:
-    """The cores of one kind in one node, L3 group by L3 group; ``node`` None: cores in no node."""
+    """The cores of one kind in one node, by L3 group; ``node`` None: cores that belong to no node."""
 
     node: int | None
     kind: str
@@ -26,7 +26,7 @@ class NodeCores:
 
     @property
     def cores(self) -> tuple[Core, ...]:
-        """All of them, in the order in which they are taken."""
+        """All cores, in allocation order."""
         return tuple(core for group in self.groups for core in group)
 
     @property
@@ -39,51 +39,51 @@ KindCores = tuple[NodeCores, ...]
 
 
 class Distances:
-    """How far nodes are from each other (SLIT), with an answer for every pair."""
+    """The distances between nodes (ACPI SLIT), with a default for pairs that the kernel does not report."""
 
     def __init__(self, machine: Machine) -> None:
         self._known = {node.id: dict(node.distances) for node in machine.nodes}
         self._package = {core.node: core.package for core in machine.cores}
 
     def between(self, one: int | None, other: int | None) -> int:
-        """SLIT distance; nodes the kernel does not relate count as far away."""
+        """The SLIT distance; pairs without one count as unreachable."""
         if one is None or other is None:
             return LOCAL if one == other else FAR
         return self._known.get(one, {}).get(other, LOCAL if one == other else FAR)
 
     def order(self, one: int | None, other: int | None) -> tuple[int, bool, int]:
-        """Sorts ``other`` by nearness to ``one``: distance, then the same package, then the id."""
+        """Sort key of ``other`` by proximity to ``one``: distance, then same package, then id."""
         same_package = self._package.get(one) == self._package.get(other)
         return self.between(one, other), not same_package, -1 if other is None else other
 
 
 def group_by_kind(cores: Iterable[Core], distances: Distances, *, mix_kinds: bool = False) -> tuple[KindCores, ...]:
-    """The cores by kind, performance cores first; in each kind by node, each node next to its nearest."""
+    """The cores grouped by kind, performance cores first, then by node, each node followed by its nearest."""
     found: dict[str, dict[int | None, dict[tuple[bool, str, int], list[Core]]]] = {}
     for core in sorted(cores, key=lambda core: core.cpus[0]):
         nodes = found.setdefault(MIXED if mix_kinds else core.kind, {})
-        # Cores whose L3 group is not known stay together by package, the next larger thing that is.
+        # Cores whose L3 group is unknown are grouped by package, the next larger unit.
         place = ("l3", core.l3) if core.l3 is not None else ("package", -1 if core.package is None else core.package)
         nodes.setdefault(core.node, {}).setdefault((is_slow(core.kind), *place), []).append(core)
     return tuple(
-        near_order([_node_cores(node, kind, groups) for node, groups in nodes.items()], distances)
+        nearest_neighbour_order([_node_cores(node, kind, groups) for node, groups in nodes.items()], distances)
         for kind, nodes in sorted(found.items(), key=lambda item: (is_slow(item[0]), item[0]))
     )
 
 
 def _node_cores(node: int | None, kind: str, groups: dict[tuple[bool, str, int], list[Core]]) -> NodeCores:
-    # Stable: groups stay in the order of their lowest cpu, slower cores behind the others.
+    # The sort is stable: groups stay in the order of their lowest cpu, slower cores after the others.
     in_order = sorted(groups.items(), key=lambda item: item[0][0])
     return NodeCores(node, kind, tuple(tuple(cores) for _, cores in in_order))
 
 
 def is_slow(kind: str) -> bool:
-    """Whether cores of this kind are the slower ones of a machine that has two kinds."""
+    """Whether this is the slower kind on a machine with two kinds of cores."""
     return kind == "efficiency"
 
 
-def near_order(nodes: Sequence[NodeCores], distances: Distances) -> KindCores:
-    """The same, from the lowest id on, each followed by the one nearest to it among those left."""
+def nearest_neighbour_order(nodes: Sequence[NodeCores], distances: Distances) -> KindCores:
+    """The nodes as a nearest-neighbour chain that starts at the lowest id."""
     left = sorted(nodes, key=lambda one: (one.node is None, one.node or 0))
     chain: list[NodeCores] = []
     while left:
@@ -93,34 +93,35 @@ def near_order(nodes: Sequence[NodeCores], distances: Distances) -> KindCores:
     return tuple(chain)
 
 
-def keep_together(machine: Machine, distances: Distances, count: int) -> tuple[Core, ...]:
-    """``count`` of the machine's cores that lie close to each other: what a quota leaves.
+def closest_cores(machine: Machine, distances: Distances, count: int) -> tuple[Core, ...]:
+    """``count`` cores that are close to each other, for a machine whose quota allows no more than that.
 
-    Performance cores first; whole L3 groups of one node when it has that many, else of the fewest and nearest nodes.
-    Nodes whose memory may be used come before others.
+    Performance cores come first; whole L3 groups of one node if it has that many cores, otherwise of the fewest and
+    nearest nodes. Nodes whose memory may be used come before others.
     """
     chosen: list[Core] = []
     for kind in group_by_kind(machine.cores, distances):
         wanted = count - len(chosen)
-        start = min(kind, key=lambda one: _as_start(one, wanted, machine))
+        start = min(kind, key=lambda one: _start_rank(one, wanted, machine))
         order = sorted(kind, key=lambda one: (one is not start, *distances.order(start.node, one.node)))
         chosen += [core for one in order for core in one.cores][:wanted]
     return tuple(chosen)
 
 
-def _as_start(one: NodeCores, wanted: int, machine: Machine) -> tuple[bool, int, int]:
-    """Sorts nodes by how well ``wanted`` cores can begin in them."""
+def _start_rank(one: NodeCores, wanted: int, machine: Machine) -> tuple[bool, int, int]:
+    """Sort key of nodes by how well they suit as the first node for ``wanted`` cores."""
     memory_nodes = machine.limits.memory_nodes
     foreign = memory_nodes is not None and one.node not in memory_nodes
     return foreign, max(0, wanted - one.size), -1 if one.node is None else one.node
 
 
 def front_cores(kinds: Sequence[KindCores], count: int) -> tuple[tuple[Core, ...], ...]:
-    """The ``count`` cores that the instances miss least: in one node, and, where they differ, one node after another.
+    """The ``count`` cores that cost the instances least, as one or two alternatives: all in one node, and spread over
+    the nodes.
 
-    Slow cores where there are any; of the node that has most, so that shares stay even; of the L3 group that has most
-    left, for the same reason; and there the lowest cpu: the kernel gives timers and interrupts to cpu 0 unless told
-    otherwise, and an instance is as fast as the most disturbed of its threads.
+    Slow cores are preferred where the machine has any. Among nodes, and among the L3 groups of a node, the one with
+    most cores left gives the next core, which keeps the sizes even. Inside a group the lowest cpu goes first: the
+    kernel handles timers and interrupts on cpu 0 by default, and an instance is as fast as its slowest thread.
     """
     together, spread = _front(kinds, count, spread=False), _front(kinds, count, spread=True)
     return (together,) if together == spread else (together, spread)
@@ -138,7 +139,7 @@ def _front(kinds: Sequence[KindCores], count: int, *, spread: bool) -> tuple[Cor
 
 
 def without(kinds: Sequence[KindCores], taken: Iterable[Core]) -> tuple[KindCores, ...]:
-    """What is left of the cores; nodes and kinds with nothing left are gone."""
+    """The cores that are not in ``taken``; empty nodes and kinds are omitted."""
     gone = {core.id for core in taken}
     left = tuple(tuple(rest for one in kind if (rest := _rest(one, gone)).groups) for kind in kinds)
     return tuple(kind for kind in left if kind)

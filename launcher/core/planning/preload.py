@@ -1,17 +1,15 @@
-"""Which allocator and which OpenMP runtime a program gets, and what is set for them.
+"""Chooses the allocator and the OpenMP runtime that a program preloads, and their settings.
 
-Separate from ``core.planning.binding``, which is about cores and memory: this is about libraries that are loaded
-before all others. Where they are and whether they load is found out in ``host.process.preload``; nothing is looked
-for here.
+Separate from ``core.planning.binding``, which handles cores and memory; this module handles libraries that are loaded
+before all others. ``host.process.preload`` finds them and checks that they load; this module does not search.
 
-The reasons. *Allocator*: what it changes is how often freed pages go back to the kernel and have to be zeroed again.
-Measured here with the batches of a worker (2,048 tokens, lengths mixed, one core), the time is the same for all of
-them once warm, and tcmalloc has 12 % less resident; at 512 tokens on 40 cores 1.73 times the speed was published.
-So auto takes tcmalloc, else jemalloc, and neither is a reason to fail. *Huge pages*: torch's own request for them
-costs nothing. glibc's (``glibc.malloc.hugetlb=1``) is not made: it was measured as 1 % faster for MiniLM and 3 %
-slower for BERT-base, because a huge page that malloc gave back is zeroed as a whole when it returns. *OpenMP*:
-Intel's is mostly neutral, and its threads spin for 200 ms after each batch by default, so auto stays with the
-runtime that torch brings.
+Rationale. *Allocator*: it determines how often freed pages go back to the kernel and have to be zeroed again. With the
+batches of a worker (2,048 tokens, mixed lengths, one core), all allocators took the same time once warm, and tcmalloc
+had 12 % less resident memory; at 512 tokens on 40 cores, 1.73 times the speed was published. So ``auto`` uses
+tcmalloc, or else jemalloc, and runs without either. *Huge pages*: torch's own request for them costs nothing. glibc's
+(``glibc.malloc.hugetlb=1``) is not used: it was 1 % faster for MiniLM and 3 % slower for BERT-base, because a huge
+page that malloc gave back is zeroed as a whole when it returns. *OpenMP*: Intel's runtime is mostly neutral, and its
+threads spin for 200 ms after each batch by default, so ``auto`` stays with the runtime that ships with torch.
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ Library = Literal["tcmalloc", "jemalloc", "intel"]
 class LibraryKind:
     """One library that can be preloaded.
 
-    ``names`` matches its file names, versioned ones too (Debian ships no others), ``shown`` says the same to people;
-    ``provides`` is a function that must come from it once it is loaded; ``install`` names the packages that have it.
+    ``names`` matches its file names, including versioned ones (Debian ships no others), and ``shown`` is the readable
+    form; ``provides`` is a function that must resolve to it once it is loaded; ``install`` names the packages.
     """
 
     names: re.Pattern[str]
@@ -57,7 +55,7 @@ KINDS: Mapping[Library, LibraryKind] = {
     "intel": LibraryKind(
         re.compile(r"libiomp5\.so(?:\.\d+)*"),
         "libiomp5.so",
-        # What programs built with gcc call: without it they would go on using their own runtime.
+        # The entry point of programs built with GCC: without it they would keep using their own runtime.
         "GOMP_parallel",
         "intel-openmp (pip, conda; x86 only)",
     ),
@@ -66,22 +64,23 @@ KINDS: Mapping[Library, LibraryKind] = {
 ALLOCATORS = re.compile(r"lib(?:tcmalloc|jemalloc|mimalloc|snmalloc|hoard)[^/]*\.so[^/]*")
 OPENMP_RUNTIMES = re.compile(r"lib(?:gomp|iomp5|omp5?)(?:-[0-9a-f]+)?\.so[.0-9]*")
 
-# jemalloc gives every block over 8 MiB back to the kernel at once: 6,300 page faults per batch against 150 without.
+# By default jemalloc returns blocks over 8 MiB to the kernel at once: 6,300 page faults per batch instead of 150.
 JEMALLOC_CONF = "oversize_threshold:0"
 
 INTEL_ENV: Mapping[str, str] = {
-    # Each thread may use all cores of its instance, as the plan says. The library's own pinning would hold the main
-    # thread, and with it every thread that is made later, on the first of them.
+    # Each thread may use all cores of its instance, as planned. The library's own pinning would hold the main thread,
+    # and every thread created later, on the first core.
     "KMP_AFFINITY": "disabled",
-    # Milliseconds that a thread spins for more work, 200 by default: long enough for the gap between two operators,
-    # and an idle instance uses no core.
+    # Milliseconds that a thread spins for more work (default 200): long enough for the gap between two operators, and
+    # an idle instance uses no cpu time.
     "KMP_BLOCKTIME": "1",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """What the search for one library gave: the path that loads, and the paths that do not, with the reason."""
+    """The result of searching for one library: ``usable`` is the path that loads, ``refused`` the paths that do not,
+    with the reason, ``places`` the folders that were searched."""
 
     library: Library
     usable: str | None
@@ -91,8 +90,8 @@ class Sought:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a machine offers: ``sought`` for each library that was asked about, and its mode of transparent huge pages
-    (``always``, ``madvise``, ``never``; None: not known)."""
+    """What the machine offers: the search results for the libraries asked about, and the mode of transparent huge
+    pages (``always``, ``madvise``, ``never``; None: unknown)."""
 
     sought: tuple[Sought, ...] = ()
     huge_pages: str | None = None
@@ -100,8 +99,8 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Runtimes:
-    """The decision. ``env`` is what is set for it, ``LD_PRELOAD`` with the user's own part in it; ``notes`` say in
-    whole sentences what was not found, what is kept and what goes before what."""
+    """The decision. ``env`` holds the variables to set; ``LD_PRELOAD`` includes the user's entries. ``notes`` are
+    sentences about libraries that were not found or not used."""
 
     allocator: Literal["tcmalloc", "jemalloc", "system", "user"]
     openmp: Literal["intel", "own", "user"]
@@ -113,7 +112,7 @@ OWN_RUNTIMES = Runtimes("system", "own", {})
 
 
 def wanted_libraries(allocator: Allocator, openmp: OpenMP) -> tuple[Library, ...]:
-    """What has to be looked for, in order of preference."""
+    """The libraries to search for, in order of preference."""
     allocators: Mapping[Allocator, tuple[Library, ...]] = {
         "auto": ("tcmalloc", "jemalloc"),
         "tcmalloc": ("tcmalloc",),
@@ -126,10 +125,10 @@ def wanted_libraries(allocator: Allocator, openmp: OpenMP) -> tuple[Library, ...
 def choose_runtimes(
     allocator: Allocator, openmp: OpenMP, surroundings: Surroundings | None, user_env: Mapping[str, str]
 ) -> Runtimes:
-    """The allocator and the OpenMP runtime for all instances. ``surroundings`` None: the machine is another one.
+    """The allocator and the OpenMP runtime for all instances. ``surroundings`` None: planning for another machine.
 
-    Raises ``MachineError`` when a library that was asked for by name is not there or does not load, ``UsageError``
-    when the user's own ``LD_PRELOAD`` has another one in its place.
+    Raises ``MachineError`` if a library that was requested by name is missing or does not load, ``UsageError`` if the
+    user's own ``LD_PRELOAD`` contains a conflicting one.
     """
     mine = split_preload(user_env.get("LD_PRELOAD", ""))
     taken, preload, notes = _choose_allocator(allocator, surroundings, mine)
@@ -142,13 +141,13 @@ def choose_runtimes(
     env = {name: value for name, value in env.items() if name not in user_env}
     added = [path for path in (*preload, *more) if path not in mine]
     if added:
-        # The user's come first: what wraps calls (a profiler, a checker) must be found first, and passes them on.
+        # The user's entries come first: an interposer (a profiler, a checker) must be found first and forwards calls.
         env = {"LD_PRELOAD": ":".join((*mine, *added)), **env}
     return Runtimes(taken, runtime, env, (*notes, *said))
 
 
 def split_preload(value: str) -> tuple[str, ...]:
-    """The entries of ``LD_PRELOAD``, which ld.so separates by colons and blanks, each once."""
+    """The entries of ``LD_PRELOAD``, which ld.so splits at colons and spaces, without duplicates."""
     return tuple(dict.fromkeys(entry for entry in re.split(r"[: ]+", value) if entry))
 
 
@@ -171,7 +170,7 @@ def _choose_allocator(
         if one.usable is not None:
             return ("tcmalloc" if one.library == "tcmalloc" else "jemalloc"), (one.usable,), refusals
     if asked != "auto":
-        raise MachineError(_absent(sought[0], f"--allocator {asked}", "--allocator auto takes what there is"))
+        raise MachineError(_absent(sought[0], f"--allocator {asked}", "or use --allocator auto"))
     return "system", (), (*refusals, _neither(sought))
 
 
@@ -183,7 +182,7 @@ def _choose_openmp(
         is_gnu = _name(users).startswith("libgomp")
         if asked == ("intel" if is_gnu else "gnu"):
             raise UsageError(_conflict(f"--openmp {asked}", users))
-        # What is set for Intel's runtime suits it as well where the user has preloaded it himself.
+        # The settings of Intel's runtime also suit one that the user preloads.
         return ("intel" if KINDS["intel"].names.fullmatch(_name(users)) else "user"), (), ()
     if asked != "intel":
         return "own", (), ()
@@ -191,12 +190,14 @@ def _choose_openmp(
         return "intel", (), (_not_here("--openmp intel"),)
     (sought,) = (one for one in surroundings.sought if one.library == "intel")
     if sought.usable is None:
-        raise MachineError(_absent(sought, "--openmp intel", "--openmp auto takes the runtime that torch brings"))
+        raise MachineError(
+            _absent(sought, "--openmp intel", "or use --openmp auto (the runtime that ships with torch)")
+        )
     return "intel", (sought.usable,), tuple(_refusals([sought]))
 
 
 def _huge_pages(surroundings: Surroundings | None) -> dict[str, str]:
-    """torch aligns its tensors to huge pages and asks for them, where the kernel would give them."""
+    """Makes torch align its tensors to huge pages and request them, if the kernel grants them."""
     if surroundings is None or surroundings.huge_pages not in ("always", "madvise"):
         return {}
     return {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -212,29 +213,29 @@ def _first_of(names: re.Pattern[str], entries: Sequence[str]) -> str | None:
 
 def _conflict(asked: str, users: str) -> str:
     return (
-        f"{asked}: LD_PRELOAD of your environment has {users} in its place, and only one of them can serve; "
-        f"leave out either"
+        f"{asked}: LD_PRELOAD in your environment contains {users}, and only one of the two can be loaded; "
+        f"remove either"
     )
 
 
 def _not_here(asked: str) -> str:
-    return f"{asked}: the library is looked for on the machine itself, so it is missing in these commands."
+    return f"{asked}: the library is searched for on the machine itself, so these commands do not include it."
 
 
 def _absent(sought: Sought, asked: str, otherwise: str) -> str:
     kind = KINDS[sought.library]
-    found = "; ".join(f"{path} does not do: {why}" for path, why in sought.refused)
-    what = found or f"no {kind.shown} is in {', '.join(sought.places)}"
-    return f"{asked}: {what}. What works: install {kind.install}; {otherwise}"
+    found = "; ".join(f"{path} cannot be used: {why}" for path, why in sought.refused)
+    what = found or f"no {kind.shown} in {', '.join(sought.places)}"
+    return f"{asked}: {what}; install {kind.install}, {otherwise}"
 
 
 def _neither(sought: Sequence[Sought]) -> str:
     names = " or ".join(one.library for one in sought)
     return (
-        f"No {names} was found, so the C library's own allocator is used: as fast for short texts, slower for long "
-        f"ones on many cores. {KINDS['tcmalloc'].install} has one."
+        f"No {names} was found, so the C library's allocator is used: as fast for short texts, slower for long texts "
+        f"on many cores. To get one, install {KINDS['tcmalloc'].install}."
     )
 
 
 def _refusals(sought: Sequence[Sought]) -> list[str]:
-    return [f"{path} was found, but is not used: {why}." for one in sought for path, why in one.refused]
+    return [f"{path} was found but is not used: {why}." for one in sought for path, why in one.refused]

@@ -1,7 +1,7 @@
-"""The drawing of a machine in a plan: cores as characters, by package, node and L3 group.
+"""The map of a machine and its plan in characters: one per core, by package, node and L3 group.
 
-Separate from the report, of which it is one part, because what stands for which core is also needed elsewhere.
-Colours only repeat what the characters say.
+Separate from the report, of which it is one part, because other sections use its symbols too. Colours only repeat what
+the characters say.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from rich.text import Text
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Core, Machine
 from launcher.core.planning.plan import Plan
+from launcher.core.report.text import shorten, table
 
 RESERVED, UNUSED, SHARED = "r", ".", "+"
-# `r` means reserved and is left out.
+# `r` means reserved and is not a symbol of an instance.
 SYMBOLS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqstuvwxyz"
 COLOURS = (
     "cyan",
@@ -32,19 +33,19 @@ COLOURS = (
 )
 
 CORES_PER_LINE = (72, 64, 56, 48, 40, 32, 24, 16, 8)
-LONGEST_LIST = (28, 14, 9)  # characters of a cpu list
+LIST_LENGTHS = (28, 14, 9)  # maximum length of a cpu list, in characters
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What stands for a core or an instance."""
+    """The symbol and colour of a core or an instance."""
 
     symbol: str
     style: str
 
 
 class Marks:
-    """Which character and colour stands for each core."""
+    """The mark of each core."""
 
     def __init__(self, plan: Plan) -> None:
         self._owners: dict[int, list[int]] = {}
@@ -63,13 +64,13 @@ class Marks:
 
 
 def mark_of(instance: int) -> Mark:
-    """Character and colour of an instance; both repeat when there are more instances than characters."""
+    """The mark of an instance; marks repeat if there are more instances than symbols."""
     return Mark(SYMBOLS[instance % len(SYMBOLS)], COLOURS[instance % len(COLOURS)])
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One line of the drawing: some L3 groups of one node. None: not known."""
+    """One line of the map: some L3 groups of one node. None: unknown."""
 
     package: int | None
     node: int | None
@@ -87,7 +88,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Which columns the drawing has, and how long a list of cpus in it may be."""
+    """The optional columns of the map, and the maximum length of a cpu list in it."""
 
     kinds: bool
     siblings: bool
@@ -95,13 +96,13 @@ class _Columns:
 
 
 def _rows(machine: Machine, columns: int) -> list[_Row]:
-    """The cores by package, node, kind and L3 group, in rows of at most ``columns`` characters."""
+    """The cores by package, node, kind and L3 group, in lines of at most ``columns`` characters."""
 
     def place(core: Core) -> tuple[int, int, bool]:
-        return _or_last(core.package), _or_last(core.node), core.kind == "efficiency"
+        return or_last(core.package), or_last(core.node), core.kind == "efficiency"
 
     rows = []
-    in_order = sorted(machine.cores, key=lambda core: (*place(core), _or_last(core.l3), core.cpus[0]))
+    in_order = sorted(machine.cores, key=lambda core: (*place(core), or_last(core.l3), core.cpus[0]))
     for _, here in itertools.groupby(in_order, key=place):
         cores = list(here)
         groups = [tuple(group) for _, group in itertools.groupby(cores, key=lambda core: core.l3)]
@@ -110,12 +111,13 @@ def _rows(machine: Machine, columns: int) -> list[_Row]:
     return rows
 
 
-def _or_last(number: int | None) -> int:
+def or_last(number: int | None) -> int:
+    """A sort key that puts unknown numbers last."""
     return 1 << 30 if number is None else number
 
 
 def _fill_lines(groups: Sequence[tuple[Core, ...]], columns: int) -> list[tuple[tuple[Core, ...], ...]]:
-    """The groups in lines of at most ``columns`` characters, as few as can be, and those of about one length."""
+    """The groups in as few lines of at most ``columns`` characters as possible, balanced in length."""
     lines = _fill_greedily(groups, columns)
     length = sum(len(group) + 1 for group in groups)
     narrower = range(-(-length // len(lines)) - 1, columns)
@@ -136,9 +138,9 @@ def _fill_greedily(groups: Sequence[tuple[Core, ...]], columns: int) -> list[tup
     return [tuple(line) for line in lines]
 
 
-def drawing(machine: Machine, plan: Plan, width: int) -> list[Text]:
-    """The table of cores, with as many cores to a line as ``width`` columns allow; blanks may end a line."""
-    for longest, columns in itertools.product(LONGEST_LIST, CORES_PER_LINE):
+def draw_cores(machine: Machine, plan: Plan, width: int) -> list[Text]:
+    """The map as a table, with as many cores per line as ``width`` columns allow; lines may end in spaces."""
+    for longest, columns in itertools.product(LIST_LENGTHS, CORES_PER_LINE):
         lines = _table_of_cores(machine, plan, columns, longest)
         if max(len(line.plain.rstrip()) for line in lines) <= width:
             break
@@ -169,13 +171,13 @@ def _row_cells(row: _Row, marks: Marks, columns: _Columns, before: _Row | None) 
         Text("" if same_package else _id(row.package)),
         Text("" if same_package and before is not None and before.node == row.node else _id(row.node)),
         *([Text("" if again else row.kind)] if columns.kinds else []),
-        Text("" if continued else short(format_cpu_list(groups), 9) or "-"),
+        Text("" if continued else shorten(format_cpu_list(groups), 9) or "-"),
         drawn,
-        Text(short(format_cpu_list(core.cpus[0] for core in row.cores), columns.longest)),
+        Text(shorten(format_cpu_list(core.cpus[0] for core in row.cores), columns.longest)),
     ]
     if columns.siblings:
         siblings = format_cpu_list(cpu for core in row.cores for cpu in core.cpus[1:])
-        cells.append(Text(short(siblings, columns.longest) or "-", "dim"))
+        cells.append(Text(shorten(siblings, columns.longest) or "-", "dim"))
     return cells
 
 
@@ -191,26 +193,9 @@ def _id(number: int | None) -> str:
     return "-" if number is None else str(number)
 
 
-def short(cpus: str, most: int) -> str:
-    """A cpu list of at most ``most`` characters, cut after a comma where it is longer."""
-    return cpus if len(cpus) <= most else cpus[: most - 1].rsplit(",", 1)[0] + ",…"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[Text]], indent: str) -> list[Text]:
-    """Columns as wide as their longest cell, two blanks between them, nothing behind the last."""
-    widths = [max([len(head), *(len(row[index]) for row in rows)]) for index, head in enumerate(heads)]
-    lines = []
-    for row in [[Text(head, "dim") for head in heads], *rows]:
-        line = Text(indent)
-        for cell, size in zip(row, widths, strict=True):
-            line.append_text(cell).append(" " * (size - len(cell) + 2))
-        lines.append(line)
-    return lines
-
-
 def legend(plan: Plan, front: bool = True) -> list[str]:
-    """What the characters mean that this plan's drawing has."""
-    parts = ["0, 1, … the instance that uses the core, on its first cpu alone"]
+    """The meaning of the symbols in the map of this plan."""
+    parts = ["0, 1, … the instance that uses the core (only its first cpu)"]
     if plan.reserved_cpus:
         parts.append(f"{RESERVED} reserved{' for the front' if front else ''}")
     if plan.unused_cpus:

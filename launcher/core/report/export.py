@@ -1,7 +1,7 @@
-"""A plan in the words of other supervisors: shell, systemd, Docker Compose, Slurm.
+"""Exports a plan for other supervisors: shell, systemd, Docker Compose, Slurm.
 
-For those who let something else start their processes and want the same cores and memory there. Each has a way of its
-own to bind, so the commands that come in are those of the programs alone. Text in, text out.
+For users who start their processes with something else and want the same cores and memory. Each supervisor binds in its
+own way, so the commands passed in are those of the programs alone. No files are written here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ BOUND = Binding("bind", "numactl", "exported")
 
 
 def export_plan(plan: Plan, commands: Sequence[Command], target: ExportTarget, *, name: str = "launcher") -> str:
-    """The plan for ``target``. ``commands`` are the programs' own, without a prefix, in the order of the instances.
+    """The plan for ``target``. ``commands`` are those of the programs, without a binding prefix, in the order of the
+    instances.
 
-    ``systemd`` gives several unit files in one text, each under a comment with its name.
+    ``systemd`` gives several unit files in one text, each below a comment with its path.
     """
     pairs = list(zip(plan.instances, commands, strict=True))
     return "\n".join(WRITERS[target](pairs, name)) + "\n"
@@ -34,7 +35,7 @@ Pairs = Sequence[tuple[InstancePlan, Command]]
 def _shell(pairs: Pairs, name: str) -> Iterator[str]:
     yield "#!/bin/sh"
     yield f"# {name}: {_summary(pairs)}"
-    yield "# Ends all of them when it is interrupted; its exit status is that of the last one that failed."
+    yield "# Stops all instances when interrupted; its exit status is that of the last one that failed."
     yield "pids="
     yield "trap 'kill $pids 2>/dev/null' INT TERM"
     for instance, command in pairs:
@@ -43,7 +44,7 @@ def _shell(pairs: Pairs, name: str) -> Iterator[str]:
         yield f"{shlex.join(words)} &"
         yield 'pids="$pids $!"'
     yield "\nstatus=0"
-    # A trapped signal ends `wait` early, so the instances are waited for until they are really gone.
+    # A trapped signal makes `wait` return early, so wait again until the process is gone.
     yield "for pid in $pids; do"
     yield '  wait "$pid" || status=$?'
     yield '  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || status=$?; done'
@@ -95,7 +96,7 @@ def _systemd(pairs: Pairs, name: str) -> Iterator[str]:
 
 def _compose(pairs: Pairs, name: str) -> Iterator[str]:
     yield f"# {name}: {_summary(pairs)}"
-    yield "# The image needs numactl; SYS_NICE lets it set the memory policy under Docker's own seccomp profile."
+    yield "# The image needs numactl; SYS_NICE lets it set the memory policy under Docker's default seccomp profile."
     yield "services:"
     for instance, command in pairs:
         yield f"  # {instance.why}"
@@ -103,7 +104,7 @@ def _compose(pairs: Pairs, name: str) -> Iterator[str]:
         yield "    image: ${IMAGE:?set IMAGE to the image to run}"
         yield f"    cpuset: {json.dumps(format_cpu_list(instance.cpus))}"
         words = (*command_prefix(instance, BOUND), *command.command)
-        # A dollar sign begins a variable in these files.
+        # In Compose files a dollar sign starts a variable.
         yield f"    command: {json.dumps([word.replace('$', '$$') for word in words])}"
         yield "    environment:"
         for variable, value in command.env.items():
@@ -138,7 +139,8 @@ def _escaped(text: str) -> str:
 
 
 def _unit_word(word: str, *, command: bool = True) -> str:
-    """A word as ``systemd.syntax(7)`` takes it: specifiers doubled, in a command variables too, quoted if need be."""
+    """A word in the syntax of ``systemd.syntax(7)``: specifiers escaped, in commands variables too, quoted if
+    necessary."""
     text = _escaped(word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n"))
     if command:
         text = text.replace("$", "$$")

@@ -1,30 +1,29 @@
-"""The part of the topology report that says what a plan is predicted to do, as text and JSON."""
+"""The section of the topology report with the predicted throughput and latencies of the plan, as text and JSON."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from rich.text import Text
 
-from launcher.core.report.ascii_map import table
+from launcher.core.report.text import table, wrap
 from launcher.core.tuning.simulation import LOAD, Latency, Prediction, Source
 
-MOST_INSTANCES = 16  # that are listed one by one
+MAX_INSTANCES = 16  # listed one by one
+INDENT = "  "
 
 _SOURCES: dict[Source, str] = {
-    "measured": "by costs that were measured on this machine",
-    "scaled": "by costs that were measured on this machine for instances of another size, and scaled",
-    "guessed": "by a guess, as no costs were measured here: it tells what is faster, not how fast it is",
+    "measured": "with costs measured on this machine",
+    "scaled": "with costs scaled from instances of another size on this machine",
+    "guessed": "with estimated costs, as none were measured here: it shows which plan is faster, not how fast it is",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """``prediction`` is None where no costs are known; ``measure`` is the command that measures them. ``equal`` and
-    ``why`` are what `--classes auto` compared with, and what it chose."""
+    """The prediction for a plan, None if no costs are known; ``measure`` names the command that measures them.
+    ``equal`` and ``why`` are the prediction for equal instances and the reason of the choice of ``--classes auto``."""
 
     prediction: Prediction | None
     measure: str
@@ -32,7 +31,7 @@ class Forecast:
     why: str | None = None
 
     def to_json(self) -> dict[str, Any] | None:
-        """``plan.predicted`` of the topology report; None where nothing is predicted."""
+        """``plan.predicted`` of the topology report; None without a prediction."""
         if self.prediction is None:
             return None
         return {
@@ -43,34 +42,29 @@ class Forecast:
 
 
 def forecast_lines(forecast: Forecast, width: int) -> list[Text]:
-    """For people, in lines of at most ``width`` columns."""
+    """The section as text, in lines of at most ``width`` columns."""
     found = forecast.prediction
     if found is None:
-        text = f"Not yet: no costs were measured for this plan on this machine; {forecast.measure} measures them."
-        return [Text("Predicted", "bold"), *_wrapped(text, width)]
+        text = f"No prediction: no costs were measured for this plan on this machine; {forecast.measure} measures them."
+        return [Text("Predicted", "bold"), *wrap(text, width, INDENT)]
     lines = [Text("Predicted", "bold")]
     if forecast.why:
-        lines += _wrapped(forecast.why, width)
-    lines += _wrapped(_about(found, forecast), width)
+        lines += wrap(forecast.why, width, INDENT)
+    lines += wrap(_about(found, forecast), width, INDENT)
     lines += [*_class_lines(found, forecast.equal), Text("")]
     return [*lines, *_instance_lines(found)]
 
 
 def grounds(found: Prediction) -> str:
-    """What a prediction was made from, in a sentence."""
+    """The basis of a prediction, in a sentence."""
     return f"Lengths: {found.traffic}, {_SOURCES[found.source]}."
-
-
-def _wrapped(text: str, width: int) -> Iterator[Text]:
-    for line in textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False):
-        yield Text(line)
 
 
 def _about(found: Prediction, forecast: Forecast) -> str:
     equal = f", equal instances {forecast.equal.capacity:,.0f}" if forecast.equal else ""
     load = (
-        f"latencies are for {found.rate:,.0f} texts/s, {LOAD:.0%} of what "
-        f"{'equal instances can do' if forecast.equal else 'it can do'}, coming at random"
+        f"latencies are for random arrivals at {found.rate:,.0f} texts/s, {LOAD:.0%} of "
+        f"{'the capacity of equal instances' if forecast.equal else 'the capacity'}"
     )
     text = f"At most {found.capacity:,.0f} texts/s{equal}; {load}. {grounds(found)}"
     return text if found.source == "measured" else f"{text[:-1]}; {forecast.measure} measures them."
@@ -86,14 +80,14 @@ def _class_lines(found: Prediction, equal: Prediction | None) -> list[Text]:
 
 
 def _instance_lines(found: Prediction) -> list[Text]:
-    shown = found.instances[:MOST_INSTANCES]
+    shown = found.instances[:MAX_INSTANCES]
     rows = [
         [Text(str(id_)), Text(f"{latency.share * found.rate:,.0f}"), *map(Text, _cells(latency))]
         for id_, latency in shown
     ]
     lines = table(["instance", "texts/s", "p50", "p99"], rows, "  ")
     if len(shown) < len(found.instances):
-        lines.append(Text(f"  … and {len(found.instances) - len(shown)} more; --json has them all", "dim"))
+        lines.append(Text(f"  … and {len(found.instances) - len(shown)} more; --json lists them all", "dim"))
     return lines
 
 

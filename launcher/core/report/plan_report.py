@@ -1,14 +1,13 @@
-"""The topology report: machine and plan for people, and as the JSON document of schema 1.
+"""The topology report: machine and plan as text, and as the JSON document of schema 1.
 
-Pure text making, so that ``launch topology`` and ``--dry-run`` print the same and tests can read it. Nothing is
-printed here, and nothing is decided.
+Each section of the text is one function; the columns of the table of instances are in ``_instance_cells``. Separate so
+that ``launch topology`` and ``--dry-run`` print the same. Nothing is printed or decided here.
 """
 
 from __future__ import annotations
 
 import itertools
 import shlex
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,40 +18,53 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.memory import gib
 from launcher.core.planning.plan import InstancePlan, Plan
-from launcher.core.report.ascii_map import RESERVED, Mark, drawing, legend, mark_of, short, table
+from launcher.core.report.ascii_map import RESERVED, Mark, draw_cores, legend, mark_of
 from launcher.core.report.forecast import Forecast, forecast_lines
+from launcher.core.report.text import shorten, table, wrap
 
 SCHEMA = 1
-LEAST_WIDTH = 72
+MIN_WIDTH = 72
 
-MOST_ROWS = 40  # lines of the drawing, and of the table of instances
-MOST_INSTANCES = 16  # instances that are listed one by one, and their commands
+MAX_ROWS = 40  # lines of the map, and of the table of instances
+MAX_INSTANCES = 16  # instances that are listed one by one, with their commands
 
 ASCII = str.maketrans({"·": "-", "–": "-", "…": "...", "×": "x"})
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What is started for an instance: the words of the command, and what is set beside the user's environment."""
+    """What is started for an instance: its command, and the variables added to the user's environment."""
 
     command: tuple[str, ...]
     env: Mapping[str, str]
 
 
-def report_json(
-    machine: Machine,
-    plan: Plan,
-    commands: Sequence[Command],
-    warnings: Sequence[str],
-    forecast: Forecast | None = None,
-) -> dict[str, Any]:
-    """The document of ``launch topology --json``. ``commands`` are in the order of ``plan.instances``."""
-    document = plan.to_json()
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """The contents of a report. ``commands`` are in the order of ``plan.instances``; ``front`` is False for plans
+    without a front."""
+
+    machine: Machine
+    plan: Plan
+    commands: Sequence[Command]
+    warnings: Sequence[str]
+    forecast: Forecast | None = None
+    front: bool = True
+
+
+def report_json(report: PlanReport) -> dict[str, Any]:
+    """The document of ``launch topology --json``."""
+    document = report.plan.to_json()
     document["instances"] = [
-        _with_command(entry, command) for entry, command in zip(document["instances"], commands, strict=True)
+        _with_command(entry, command) for entry, command in zip(document["instances"], report.commands, strict=True)
     ]
-    document["predicted"] = forecast.to_json() if forecast else None
-    return {"schema": SCHEMA, "machine": machine.to_json(), "plan": document, "warnings": list(warnings)}
+    document["predicted"] = report.forecast.to_json() if report.forecast else None
+    return {
+        "schema": SCHEMA,
+        "machine": report.machine.to_json(),
+        "plan": document,
+        "warnings": list(report.warnings),
+    }
 
 
 def _with_command(entry: dict[str, Any], command: Command) -> dict[str, Any]:
@@ -60,31 +72,21 @@ def _with_command(entry: dict[str, Any], command: Command) -> dict[str, Any]:
     return {**entry, "command": list(command.command), "env": dict(command.env), "why": why}
 
 
-def report_text(
-    machine: Machine,
-    plan: Plan,
-    commands: Sequence[Command],
-    warnings: Sequence[str],
-    width: int,
-    *,
-    unicode: bool = True,
-    front: bool = True,
-    forecast: Forecast | None = None,
-) -> Text:
-    """The report for people, in lines of at most ``width`` columns (72 at least), longer words apart.
+def report_text(report: PlanReport, width: int, *, unicode: bool = True) -> Text:
+    """The report as text, in lines of at most ``width`` columns (at least 72), except for longer words.
 
-    Colours only repeat what the characters say. ``unicode`` False keeps to ASCII; ``front`` False is
-    for plans of which no front is a part.
+    Colours only repeat what the characters say. ``unicode`` False restricts it to ASCII.
     """
-    width = max(width, LEAST_WIDTH)
+    plan, front = report.plan, report.front
+    width = max(width, MIN_WIDTH)
     sections = [
-        _machine_lines(machine, width),
-        _drawing_lines(machine, plan, width, front),
+        _machine_lines(report.machine, width),
+        _map_lines(report.machine, plan, width, front),
         _instance_lines(plan, width),
-        *([forecast_lines(forecast, width)] if forecast else []),
+        *([forecast_lines(report.forecast, width)] if report.forecast else []),
         _reason_lines(plan, width, front),
-        _command_lines(plan, commands, width),
-        _warning_lines(warnings, width),
+        _command_lines(plan, report.commands, width),
+        _warning_lines(report.warnings, width),
     ]
     text = Text()
     for lines in sections:
@@ -103,14 +105,6 @@ def _to_ascii(line: Text) -> Text:
     return plain
 
 
-def _wrapped(text: str, width: int, indent: str = "", style: str = "", first: str | None = None) -> Iterator[Text]:
-    start = indent if first is None else first
-    for line in textwrap.wrap(
-        text, width, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    ):
-        yield Text(line, style)
-
-
 def _number(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
@@ -127,8 +121,8 @@ def _machine_lines(machine: Machine, width: int) -> list[Text]:
         f"{_number(len(machine.allowed), 'cpu')} allowed of {len(machine.present)}",
     ]
     lines = [
-        *_wrapped(machine.title, width, style="bold"),
-        *_wrapped(" · ".join(facts), width, "  ", first="  "),
+        *wrap(machine.title, width, style="bold"),
+        *wrap(" · ".join(facts), width, "  ", first="  "),
     ]
     lines += _fact("memory", _memory_text(machine), width)
     lines += _fact("instructions", ", ".join(machine.isa), width)
@@ -138,7 +132,7 @@ def _machine_lines(machine: Machine, width: int) -> list[Text]:
 
 def _fact(name: str, value: str, width: int) -> Iterator[Text]:
     if value:
-        yield from _wrapped(f"{name}: {value}", width, "    ", first="  ")
+        yield from wrap(f"{name}: {value}", width, "    ", first="  ")
 
 
 def _memory_text(machine: Machine) -> str:
@@ -169,11 +163,11 @@ def _limits_text(machine: Machine) -> str:
     return ", ".join(parts)
 
 
-def _drawing_lines(machine: Machine, plan: Plan, width: int, front: bool) -> list[Text]:
-    lines = drawing(machine, plan, width)
-    if len(lines) > MOST_ROWS:
-        more = len(lines) - MOST_ROWS
-        lines = [*lines[:MOST_ROWS], Text(f"  … and {more} more lines like these; --json lists every core", "dim")]
+def _map_lines(machine: Machine, plan: Plan, width: int, front: bool) -> list[Text]:
+    lines = draw_cores(machine, plan, width)
+    if len(lines) > MAX_ROWS:
+        more = len(lines) - MAX_ROWS
+        lines = [*lines[:MAX_ROWS], Text(f"  … and {more} more lines; --json lists every core", "dim")]
     return [*lines, Text(""), *_legend_lines(plan, width, front)]
 
 
@@ -195,15 +189,15 @@ def _alike(instance: InstancePlan) -> tuple[object, ...]:
 
 
 def _bundles(plan: Plan) -> list[list[InstancePlan]]:
-    """The instances one by one, or, where they are many, neighbours that are alike together."""
-    if len(plan.instances) <= MOST_INSTANCES:
+    """The instances one by one, or, if there are many, consecutive equal ones together."""
+    if len(plan.instances) <= MAX_INSTANCES:
         return [[instance] for instance in plan.instances]
     return [list(bundle) for _, bundle in itertools.groupby(plan.instances, key=_alike)]
 
 
 def _instance_lines(plan: Plan, width: int) -> list[Text]:
     bundles = _bundles(plan)
-    shown = bundles[:MOST_ROWS]
+    shown = bundles[:MAX_ROWS]
     classes = any(instance.length_class for instance in plan.instances)
     heads = ["instance", "cpus", "threads", "memory", *(["tokens"] if classes else [])]
     rows = [_instance_cells(bundle, classes) for bundle in shown]
@@ -211,10 +205,10 @@ def _instance_lines(plan: Plan, width: int) -> list[Text]:
         max([len(head), *(len(row[index]) for row in rows)]) + 2 for index, head in enumerate(heads) if index != 1
     )
     for row in rows:
-        row[1] = Text(short(row[1].plain, max(12, width - others - 2)))
+        row[1] = Text(shorten(row[1].plain, max(12, width - others - 2)))
     lines = table(heads, rows, "  ")
     if len(shown) < len(bundles):
-        lines.append(Text(f"  … and {len(bundles) - len(shown)} more; --json has them all", "dim"))
+        lines.append(Text(f"  … and {len(bundles) - len(shown)} more; --json lists them all", "dim"))
     return lines
 
 
@@ -241,19 +235,19 @@ def _reason_lines(plan: Plan, width: int, front: bool) -> list[Text]:
     for instance in plan.instances:
         reasons.setdefault(instance.why, []).append(instance.id)
     lines = [Text("Why", "bold")]
-    for reason, ids in itertools.islice(reasons.items(), MOST_INSTANCES):
-        lines += _wrapped(f"{format_cpu_list(ids)}  {reason}", width, "      ", first="  ")
-    if len(reasons) > MOST_INSTANCES:
-        lines.append(Text(f"  … and {len(reasons) - MOST_INSTANCES} more; --json has them all", "dim"))
+    for reason, ids in itertools.islice(reasons.items(), MAX_INSTANCES):
+        lines += wrap(f"{format_cpu_list(ids)}  {reason}", width, "      ", first="  ")
+    if len(reasons) > MAX_INSTANCES:
+        lines.append(Text(f"  … and {len(reasons) - MAX_INSTANCES} more; --json lists them all", "dim"))
     if plan.reserved_cpus:
-        lines += _wrapped(_reserved_reason(plan, front), width, "      ", first="  ")
+        lines += wrap(_reserved_reason(plan, front), width, "      ", first="  ")
     return lines
 
 
 def _reserved_reason(plan: Plan, front: bool) -> str:
     cpus = f"cpu{'' if len(plan.reserved_cpus) == 1 else 's'} {format_cpu_list(plan.reserved_cpus)}"
     if not front:
-        return f"{RESERVED}  Reserved, as asked: nothing is started on {cpus}."
+        return f"{RESERVED}  Reserved as requested: nothing is started on {cpus}."
     return (
         f"{RESERVED}  Reserved for the front: HTTP, tokenizing and dispatching run on {cpus} and disturb no instance."
     )
@@ -261,7 +255,7 @@ def _reserved_reason(plan: Plan, front: bool) -> str:
 
 def _command_lines(plan: Plan, commands: Sequence[Command], width: int) -> list[Text]:
     lines = [Text("Commands", "bold")]
-    shown = commands if len(commands) <= MOST_INSTANCES else commands[:2]
+    shown = commands if len(commands) <= MAX_INSTANCES else commands[:2]
     common = _common_env([command.env for command in commands])
     if common:
         lines += _shell_lines([f"{name}={value}" for name, value in common.items()], width, "env for all: ")
@@ -269,7 +263,7 @@ def _command_lines(plan: Plan, commands: Sequence[Command], width: int) -> list[
         own = [f"{name}={value}" for name, value in command.env.items() if name not in common]
         lines += _shell_lines([*own, *command.command], width, f"{instance.id}: ", mark_of(instance.id).style)
     if len(shown) < len(commands):
-        lines.append(Text(f"  … and {len(commands) - len(shown)} more in the same way; --json has them all", "dim"))
+        lines.append(Text(f"  … and {len(commands) - len(shown)} more of the same form; --json lists them all", "dim"))
     return lines
 
 
@@ -279,7 +273,7 @@ def _common_env(envs: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _shell_lines(words: Sequence[str], width: int, head: str, style: str = "") -> Iterator[Text]:
-    """Words of a command, broken as a shell takes it, options next to their values."""
+    """A command in shell syntax, with line continuations that keep options next to their values."""
     line = Text("  ").append(head, style)
     started = False
     for word in _with_values(words):
@@ -311,5 +305,5 @@ def _warning_lines(warnings: Sequence[str], width: int) -> list[Text]:
         return [Text("No warnings")]
     lines = [Text("Warnings", "bold")]
     for warning in warnings:
-        lines += _wrapped(warning, width, "    ", "yellow", first="  ! ")
+        lines += wrap(warning, width, "    ", "yellow", first="  ! ")
     return lines

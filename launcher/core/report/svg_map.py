@@ -1,7 +1,7 @@
-"""Machine and plan as a picture: an SVG of packages, nodes, L3 groups and cores, for a document.
+"""The map of a machine and its plan as an SVG image of packages, nodes, L3 groups and cores, for documents.
 
-Separate from the report because a picture is laid out in boxes, not in lines. Text in, text out: no file is written
-here. Every core carries its instance's number, so that the colours may be lost in print.
+Separate from the report because an image consists of boxes, not lines. No file is written here. Each core shows the
+number of its instance, so that the image is readable without colours.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Core, Machine
 from launcher.core.planning.memory import gib
 from launcher.core.planning.plan import InstancePlan, Plan
+from launcher.core.report.ascii_map import or_last
+from launcher.core.report.text import shorten
 
 CELL, GAP, PAD, HEAD = 26.0, 4.0, 8.0, 20.0
 CORES_IN_ROW = 8
@@ -23,11 +25,12 @@ NODE_WIDTH = 560.0
 PAGE_WIDTH = 1180.0
 LEGEND_COLUMN = 380.0
 LEGEND_LINE = 20.0
-MOST_LEGEND = 60
-LETTER = 6.8  # width of a letter of 12 px, roughly: viewers have different fonts
+MAX_LEGEND = 60
+MAX_CPU_LIST = 24  # characters
+LETTER = 6.8  # approximate width of a 12 px letter: fonts differ between viewers
 
 RESERVED_FILL, UNUSED_FILL = "#4a4a4a", "#ffffff"
-GOLDEN = 0.618033988749895  # steps of this part of the circle give hues that stay apart, however many there are
+GOLDEN = 0.618033988749895  # hue steps of this fraction of the circle stay distinct for any number of instances
 
 STYLE = (
     "text{font-family:Helvetica,Arial,'DejaVu Sans',sans-serif;font-size:12px;fill:#222}"
@@ -39,7 +42,7 @@ STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle with a head line and other boxes in it, or a core, each at its place relative to this one."""
+    """A core, or a frame with a heading and inner boxes at positions relative to it."""
 
     width: float
     height: float
@@ -82,7 +85,7 @@ def _subtitle(machine: Machine, plan: Plan) -> str:
     cores = len(machine.cores)
     text = f"{count} instance{'' if count == 1 else 's'} on {cores} usable core{'' if cores == 1 else 's'}"
     if any(len(core.cpus) > 1 for core in machine.cores):
-        text += "; one square is a core, the strips below it are its cpus, the first of which is used"
+        text += "; each square is a core, the strips below it are its cpus, of which the first is used"
     return text
 
 
@@ -90,7 +93,7 @@ def _subtitle(machine: Machine, plan: Plan) -> str:
 
 
 def _packages(machine: Machine) -> list[list[Core]]:
-    in_order = sorted(machine.cores, key=lambda core: (_or_last(core.package), core.cpus[0]))
+    in_order = sorted(machine.cores, key=lambda core: (or_last(core.package), core.cpus[0]))
     return [list(cores) for _, cores in itertools.groupby(in_order, key=lambda core: core.package)]
 
 
@@ -103,12 +106,8 @@ def _nodes_without_cores(machine: Machine) -> list[Box]:
     ]
 
 
-def _or_last(number: int | None) -> int:
-    return 1 << 30 if number is None else number
-
-
 def _package_box(machine: Machine, cores: Sequence[Core]) -> Box:
-    in_order = sorted(cores, key=lambda core: (_or_last(core.node), core.cpus[0]))
+    in_order = sorted(cores, key=lambda core: (or_last(core.node), core.cpus[0]))
     nodes = [list(here) for _, here in itertools.groupby(in_order, key=lambda core: core.node)]
     package = cores[0].package
     head = "cores in no package" if package is None else f"package {package}"
@@ -116,7 +115,7 @@ def _package_box(machine: Machine, cores: Sequence[Core]) -> Box:
 
 
 def _node_box(machine: Machine, cores: Sequence[Core]) -> Box:
-    in_order = sorted(cores, key=lambda core: (core.kind == "efficiency", _or_last(core.l3), core.cpus[0]))
+    in_order = sorted(cores, key=lambda core: (core.kind == "efficiency", or_last(core.l3), core.cpus[0]))
     groups = [list(here) for _, here in itertools.groupby(in_order, key=lambda core: (core.kind, core.l3))]
     kinds = len({core.kind for core in machine.cores}) > 1
     return _framed([_l3_box(here, kinds) for here in groups], NODE_WIDTH, "node", _node_head(machine, cores[0].node))
@@ -148,7 +147,7 @@ def _row_width(count: int) -> float:
 
 
 def _framed(boxes: Sequence[Box], width: float, look: str, head: str) -> Box:
-    """The boxes in rows inside a frame with a head line."""
+    """The boxes in rows, inside a frame with a heading."""
     body = _flow(boxes, width)
     above = HEAD if head else PAD
     least = len(head) * LETTER
@@ -156,7 +155,7 @@ def _framed(boxes: Sequence[Box], width: float, look: str, head: str) -> Box:
 
 
 def _flow(boxes: Sequence[Box], width: float) -> Box:
-    """The boxes from left to right, in as many rows as ``width`` asks for."""
+    """The boxes from left to right, in rows of at most ``width``."""
     placed: list[tuple[float, float, Box]] = []
     x = y = row = widest = 0.0
     for box in boxes:
@@ -172,7 +171,7 @@ def _flow(boxes: Sequence[Box], width: float) -> Box:
 
 
 class _Fills:
-    """Colour and words for each core."""
+    """The colour and label of each core."""
 
     def __init__(self, plan: Plan) -> None:
         self._owners: dict[int, list[int]] = {}
@@ -182,7 +181,7 @@ class _Fills:
         self._reserved = set(plan.reserved_cpus)
 
     def of(self, core: Core) -> tuple[str, str, str]:
-        """Fill, label and colour of the label."""
+        """Fill colour, label and label colour."""
         owners = self._owners.get(core.cpus[0], [])
         if owners:
             return fill_of(owners[0]), str(owners[0]) if len(owners) == 1 else f"{owners[0]}+", "#111"
@@ -190,7 +189,7 @@ class _Fills:
 
 
 def fill_of(instance: int) -> str:
-    """The colour of an instance, light enough for dark letters."""
+    """The colour of an instance, light enough for a dark label."""
     hue = (0.55 + instance * GOLDEN) % 1.0
     lightness = (0.78, 0.68, 0.86)[instance % 3]
     red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.75))
@@ -238,29 +237,25 @@ def _text(x: float, y: float, words: str, look: str) -> str:
 
 
 def _legend(plan: Plan) -> Iterator[tuple[str, str]]:
-    shown = plan.instances[:MOST_LEGEND]
+    shown = plan.instances[:MAX_LEGEND]
     for instance in shown:
         yield fill_of(instance.id), _instance_words(instance)
     if len(shown) < len(plan.instances):
         yield UNUSED_FILL, f"… and {len(plan.instances) - len(shown)} more"
     if plan.reserved_cpus:
-        yield RESERVED_FILL, f"front: cpus {_cut(format_cpu_list(plan.reserved_cpus))}"
+        yield RESERVED_FILL, f"front: cpus {shorten(format_cpu_list(plan.reserved_cpus), MAX_CPU_LIST)}"
     if plan.unused_cpus:
-        yield UNUSED_FILL, f"unused: cpus {_cut(format_cpu_list(plan.unused_cpus))}"
+        yield UNUSED_FILL, f"unused: cpus {shorten(format_cpu_list(plan.unused_cpus), MAX_CPU_LIST)}"
 
 
 def _instance_words(instance: InstancePlan) -> str:
-    words = [f"{instance.id}: cpus {_cut(format_cpu_list(instance.cpus))}"]
+    words = [f"{instance.id}: cpus {shorten(format_cpu_list(instance.cpus), MAX_CPU_LIST)}"]
     if instance.nodes:
         nodes = format_cpu_list(instance.nodes)
-        words.append(f"memory of node {nodes}" if len(instance.nodes) == 1 else f"memory over nodes {nodes}")
+        words.append(f"memory on node {nodes}" if len(instance.nodes) == 1 else f"memory on nodes {nodes}")
     if instance.length_class:
         words.append(f"{instance.length_class.name} tokens")
     return ", ".join(words)
-
-
-def _cut(cpus: str, most: int = 24) -> str:
-    return cpus if len(cpus) <= most else cpus[: most - 1].rsplit(",", 1)[0] + ",…"
 
 
 def _legend_entry(x: float, y: float, fill: str, words: str) -> Iterator[str]:

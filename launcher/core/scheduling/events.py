@@ -1,7 +1,7 @@
-"""What the scheduler is told and what it answers: events in the past tense, actions as commands.
+"""The scheduler's input and output: events, in the past tense, and actions, in the imperative.
 
-Separate from the rules so that those who feed and obey the scheduler need to know nothing of how it decides. One or
-more of them are made for each item: a frozen struct takes a fifth of the time that a frozen dataclass takes.
+Separate from the rules so that the code that feeds events and carries out actions does not depend on how the scheduler
+decides. At least one is created per item: a frozen struct takes a fifth of the time of a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
 
 class Arrived(msgspec.Struct, frozen=True, gc=False):
-    """A request came in; ``lengths`` are its items' lengths in tokens, in the order of the request.
+    """A request arrived; ``lengths`` are the lengths of its items in tokens, in the order of the request.
 
-    ``deadline`` is a time on the scheduler's clock after which nobody needs the answer.
+    ``deadline`` is a time on the scheduler's clock after which the result is no longer needed.
     """
 
     request: int
@@ -32,14 +32,14 @@ class Arrived(msgspec.Struct, frozen=True, gc=False):
 
 
 class Cancelled(msgspec.Struct, frozen=True, gc=False):
-    """The client of this request is gone, or nobody waits for it any more."""
+    """The client of this request disconnected, or its result is no longer needed."""
 
     request: int
 
 
 class InstanceReady(msgspec.Struct, frozen=True, gc=False):
-    """An instance has a warm worker that takes batches; ``measured`` is what it was timed with, and ``packed`` says
-    whether it computes items one behind the other, without padding."""
+    """An instance has a warm worker that accepts batches; ``measured`` holds the timings of its warm-up, ``packed``
+    says whether it computes items concatenated, without padding."""
 
     instance: int
     measured: tuple[Measurement, ...] = ()
@@ -47,13 +47,13 @@ class InstanceReady(msgspec.Struct, frozen=True, gc=False):
 
 
 class InstanceLost(msgspec.Struct, frozen=True, gc=False):
-    """The worker of this instance is gone, with what it was running."""
+    """The worker of this instance is gone, together with its running batch."""
 
     instance: int
 
 
 class BatchDone(msgspec.Struct, frozen=True, gc=False):
-    """A worker has computed a batch in ``seconds``."""
+    """A worker computed a batch in ``seconds``."""
 
     instance: int
     batch: int
@@ -61,25 +61,25 @@ class BatchDone(msgspec.Struct, frozen=True, gc=False):
 
 
 class BatchFailed(msgspec.Struct, frozen=True, gc=False):
-    """A worker raised on a batch, and lives on."""
+    """A worker raised an exception on a batch and keeps running."""
 
     instance: int
     batch: int
     reason: str
 
 
-class AllGone(msgspec.Struct, frozen=True, gc=False):
-    """No instance is left and none will come back: whatever waits is answered with an error."""
+class NoInstancesLeft(msgspec.Struct, frozen=True, gc=False):
+    """No instance is left and none will come back: all waiting requests are rejected."""
 
     reason: str
 
 
 class DrainStarted(msgspec.Struct, frozen=True, gc=False):
-    """No more requests are admitted; what is here is finished."""
+    """No more requests are admitted; those already admitted are finished."""
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """Send these items to this instance as one batch, longest first; it is predicted to take so many seconds."""
+    """Send these items to this instance as one batch, longest first; ``predicted`` is its duration in seconds."""
 
     instance: int
     batch: int
@@ -88,7 +88,7 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
-    """Answer this request with an error; none of its items is computed any more."""
+    """Answer this request with an error; none of its remaining items is computed."""
 
     request: int
     status: int
@@ -98,20 +98,20 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
-    """All items of this request are computed."""
+    """All items of this request are computed: answer it."""
 
     request: int
 
 
-class Replace(msgspec.Struct, frozen=True, gc=False):
-    """This instance hangs: end its worker. Its loss is to be told with ``InstanceLost``."""
+class ReplaceWorker(msgspec.Struct, frozen=True, gc=False):
+    """This instance hangs: end its worker, and report the loss with ``InstanceLost``."""
 
     instance: int
     reason: str
 
 
-Event = Arrived | Cancelled | InstanceReady | InstanceLost | BatchDone | BatchFailed | AllGone | DrainStarted
-Action = Send | Reject | Finish | Replace
+Event = Arrived | Cancelled | InstanceReady | InstanceLost | BatchDone | BatchFailed | NoInstancesLeft | DrainStarted
+Action = Send | Reject | Finish | ReplaceWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +125,10 @@ class InstanceSpec:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """``queue_items``: the most items that wait or run. ``batch_tokens``: the budget of a batch, padding counted.
+    """``queue_items``: the maximum number of queued and running items. ``batch_tokens``: the token budget of a batch,
+    including padding.
 
-    ``first_come`` makes batches of so many items in the order in which they came, whatever their lengths and without
-    a budget: for comparison.
+    ``first_come`` makes FIFO batches of that many items, whatever their lengths and without a budget: for comparison.
     """
 
     queue_items: int

@@ -1,6 +1,6 @@
-"""The scheduler's records of instances: what each runs, when that should end, and who shares a queue with it.
+"""The scheduler's state of the instances: their batches, when these should end, and the groups that share a queue.
 
-Reservations live here and nowhere else. Who gets what is decided in ``scheduler``.
+Reservations are kept here and nowhere else. ``scheduler`` decides who gets what.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ from launcher.core.cost.model import CostModel, Work
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item, LengthQueue
 from launcher.core.scheduling.events import InstanceSpec, Priority
-from launcher.core.scheduling.water_filling import Taker
+from launcher.core.scheduling.water_filling import Candidate
 
-# The ready batch is cut this long (seconds, and part of the running batch) before the running one should end:
-# longer than a message takes to the worker, short against the batch.
+# Lead time of the ready batch: it is cut this long before the running one should end (seconds, and fraction of the
+# running batch). Longer than a message to the worker takes, short compared with the batch.
 LEAD_SECONDS = 1e-3
-LEAD_PART = 0.05
-# Nothing more is sent to an instance whose batch runs this many times longer than predicted, and at least the floor.
+LEAD_FRACTION = 0.05
+# Nothing more is sent to an instance whose batch takes this many times its prediction, and at least the floor
+# (seconds).
 OVERDUE_FACTOR = 2.0
 OVERDUE_FLOOR = 0.5
-# A batch is a hang when it runs this many times longer than predicted, and at least the floor (seconds).
+# A batch counts as hanging when it takes this many times its prediction, and at least the floor (seconds).
 HANG_FACTOR = 5.0
 HANG_FLOOR = 30.0
 
 
-# A class helps with items that take this many times as long as the longest of its own; with longer ones only when no
-# item of its own has come for so many times as long as they take.
-FAR_LONGER = 2.0
-QUIET = 2.0
-# So many idle and so many busy instances of a group are looked at one by one, the others taken together, so that an
-# event costs the same with hundreds of them.
-LOOKED_AT = 4
-# Speed is measured in pieces of so many tokens, and pairs of them that attend to each other, a second.
-PIECE = (1024, 1024 * 64)
+# A class helps others with items that take up to this many times as long as the longest of its own; with longer items
+# only if none of its own has arrived for ``QUIET_FACTOR`` times their duration.
+FAR_LONGER_FACTOR = 2.0
+QUIET_FACTOR = 2.0
+# This many idle and this many busy instances of a group are examined individually and the rest in aggregate, so that
+# an event costs the same with hundreds of instances.
+SCAN_LIMIT = 4
+# Speed is the number of work units of this size (tokens, pairs of tokens) that an instance computes per second.
+WORK_UNIT = (1024, 1024 * 64)
 
 
 @dataclass(slots=True)
 class Batch:
-    """A batch that was sent, and what it was predicted to take."""
+    """A batch that was sent, and its predicted duration in seconds."""
 
     id: int
     items: tuple[Item, ...]
@@ -55,11 +56,11 @@ class Batch:
 class Group:
     """The instances of a length class and their queues, by priority.
 
-    ``idle`` has those that may take a batch at once, the one that has been idle longest first, ``busy`` those that
-    compute, the one that began first first. ``speed`` is that of all that are ready. ``leads`` is a heap of (when the
-    ready batch is to be cut, running batch, instance); an entry whose batch is not running any more, or has a ready
-    one behind it, is stale. By ``busy_until`` all that was ever sent is predicted to be done. ``arrived`` is when the
-    last item of the class came.
+    ``idle`` holds instances that can take a batch at once, in the order in which they became idle; ``busy`` those that
+    compute, in the order in which they started. ``speed`` is the sum over the ready instances. ``leads`` is a heap of
+    (time at which the ready batch is to be cut, running batch, instance); an entry is stale if its batch no longer
+    runs or already has a ready batch after it. All batches sent are predicted to be done by ``busy_until``.
+    ``arrived`` is the arrival of the last item of the class.
     """
 
     length_class: LengthClass | None
@@ -73,38 +74,40 @@ class Group:
     arrived: float = -inf
 
     def fastest_idle(self, tokens: int, pairs: int) -> Instance:
-        """Of those that have been idle shortest, whose caches are warm, the one that does so much work first."""
+        """The fastest for this work among the most recently idle instances, whose caches are warm."""
         if len(self.idle) == 1:
             return next(iter(self.idle.values()))
-        last = islice(reversed(self.idle.values()), LOOKED_AT)
+        last = islice(reversed(self.idle.values()), SCAN_LIMIT)
         return min(last, key=lambda i: i.cost.seconds(tokens, pairs))
 
-    def spared(self, length: int, seconds: float, instance: Instance, now: float) -> bool:
-        """Whether an instance of this class is to be spared an item of another class that takes it so long, since
-        items of its own would have to wait behind it: it is far longer than those, and they keep coming."""
+    def declines(self, length: int, seconds: float, instance: Instance, now: float) -> bool:
+        """Whether an instance of this class should not take an item of another class that would run for ``seconds``:
+        the item is far longer than the class's own, which keep arriving and would have to wait."""
         own = self.length_class
         if own is None or own.max_length is None or length <= own.max_length:
             return False
         longest = instance.cost.seconds(own.max_length, own.max_length**2)
-        return seconds > FAR_LONGER * longest and now - self.arrived < QUIET * seconds
+        return seconds > FAR_LONGER_FACTOR * longest and now - self.arrived < QUIET_FACTOR * seconds
 
-    def takers(self, now: float) -> list[Taker]:
-        """Those that could take a share of what waits. Those that are not looked at are one taker together, free when
-        the last that is looked at is."""
-        idle, busy = list(islice(self.idle.values(), LOOKED_AT)), list(islice(self.busy.values(), LOOKED_AT))
-        takers = [Taker(0.0, i.speed, i.cost.overhead) for i in idle]
-        takers += [Taker(i.free(now), i.speed, i.cost.overhead) for i in busy if not i.stuck(now)]
-        if takers and len(self.ready) > len(idle) + len(busy):
-            free = 0.0 if len(self.idle) > LOOKED_AT else max([taker.free for taker in takers])
+    def candidates(self, now: float) -> list[Candidate]:
+        """The instances that could take a share of the waiting work. Those not examined individually form one
+        aggregate candidate, free when the last examined one is."""
+        idle, busy = list(islice(self.idle.values(), SCAN_LIMIT)), list(islice(self.busy.values(), SCAN_LIMIT))
+        candidates = [Candidate(0.0, i.speed, i.cost.overhead) for i in idle]
+        candidates += [
+            Candidate(i.seconds_until_free(now), i.speed, i.cost.overhead) for i in busy if not i.is_stuck(now)
+        ]
+        if candidates and len(self.ready) > len(idle) + len(busy):
+            free = 0.0 if len(self.idle) > SCAN_LIMIT else max([candidate.free for candidate in candidates])
             others = self.speed - sum([i.speed for i in (*idle, *busy)])
-            takers.append(Taker(free, max(others, takers[0].speed), takers[0].overhead))
-        return takers
+            candidates.append(Candidate(free, max(others, candidates[0].speed), candidates[0].overhead))
+        return candidates
 
 
 @dataclass(slots=True)
 class Instance:
-    """Reservations live here and nowhere else: ``batches`` holds the running one and the ready one. ``drift`` is what
-    its cost model begins with when it becomes ready."""
+    """State of one instance. ``batches`` holds the running and the ready batch, and is the only record of
+    reservations. ``drift`` is the initial drift of its cost model when it becomes ready."""
 
     spec: InstanceSpec
     group: Group
@@ -117,32 +120,33 @@ class Instance:
     speed: float = 0.0
     drift: float = 1.0
 
-    def free(self, now: float) -> float:
-        """Seconds until all that it has is predicted to be done. What is overdue is taken to need as long again."""
+    def seconds_until_free(self, now: float) -> float:
+        """Predicted seconds until its batches are done. An overdue batch is assumed to take as long again as it is
+        overdue."""
         if not self.batches:
             return 0.0
         rest = abs(self.started + self.batches[0].predicted - now)
         return rest + self.batches[1].predicted if len(self.batches) > 1 else rest
 
-    def measure(self) -> None:
-        """Take the speed from the cost model, which has changed, or from the loss of the worker."""
+    def update_speed(self) -> None:
+        """Recompute the speed after a change of the cost model or the loss of the worker."""
         before, self.speed = self.speed, 0.0
         if self.ready:
-            self.speed = 1 / max(1e-9, self.cost.seconds(*PIECE) - self.cost.overhead)
+            self.speed = 1 / max(1e-9, self.cost.seconds(*WORK_UNIT) - self.cost.overhead)
         self.group.speed = self.group.speed + self.speed - before if self.group.ready else 0.0
 
     def overdue(self, now: float) -> bool:
-        """Whether its running batch takes so much longer than predicted that nothing should wait behind it."""
+        """Whether its running batch is so late that nothing should be queued after it."""
         return now > self.started + max(OVERDUE_FLOOR, OVERDUE_FACTOR * self.batches[0].predicted)
 
-    def stuck(self, now: float) -> bool:
-        """Whether nothing can be expected of it, which is busy, before something happens to it."""
+    def is_stuck(self, now: float) -> bool:
+        """Whether this busy instance cannot be expected to finish: it is being replaced, or overdue."""
         return self.replaced or self.overdue(now)
 
     def lead_time(self) -> float:
         """When the ready batch is to be cut."""
         predicted = self.batches[0].predicted
-        return self.started + predicted - max(LEAD_SECONDS, LEAD_PART * predicted)
+        return self.started + predicted - max(LEAD_SECONDS, LEAD_FRACTION * predicted)
 
     def hang_time(self) -> float:
         """When the running batch counts as hanging."""
@@ -150,7 +154,7 @@ class Instance:
 
 
 def group_for(groups: Sequence[Group], length: int) -> Group:
-    """The group whose class has sequences of this length; the last one where the length is over all classes."""
+    """The group whose class includes this length; the last group if the length is above all classes."""
     for group in groups:
         if group.length_class is None or group.length_class.admits(length):
             return group
@@ -158,7 +162,7 @@ def group_for(groups: Sequence[Group], length: int) -> Group:
 
 
 def serving_instance(groups: Iterable[Group], first: Group | None = None) -> Instance | None:
-    """An instance that is ready, of ``first`` where one is; for measures that hardly depend on which one it is."""
+    """A ready instance, of group ``first`` if it has one; for estimates that hardly depend on the instance."""
     if first is not None and first.ready:
         return next(iter(first.ready.values()))
     for group in groups:

@@ -1,32 +1,32 @@
-"""How much work waits that has a later rank than a given time: what a request will not have to wait for.
+"""Sums of queued work by rank: how much of it has a later rank than a given time, and so will not delay a request.
 
-Separate from the queue because it is nothing but sums. They are kept in bins of ranks, and those again in bins of
-bins, so that a sum over a thousand seconds of ranks looks at about a hundred bins and not at ten thousand. Nothing
-in here knows items.
+Separate from the queue because it is pure arithmetic. Work is counted in bins of ranks, and these in coarser bins
+(three levels), so that a sum over a thousand seconds reads about a hundred bins instead of ten thousand. Nothing here
+knows items.
 """
 
 from __future__ import annotations
 
-# Seconds of ranks that are counted together at the finest.
+# Width of a bin of the finest level, in seconds of rank.
 BIN_SECONDS = 0.1
-# So many bins make one of the next level. With three levels a bin of the last has 410 s: few are ever there.
+# 2^WIDTH_BITS bins form one of the next level. With three levels a bin of the last covers 410 s, so it has few bins.
 WIDTH_BITS = 6
 LEVELS = 3
 _LAST = (1 << WIDTH_BITS) - 1
 
 
 class RankSums:
-    """Tokens and pairs by rank, a time in seconds. What is taken out must have been put in with the same rank."""
+    """Tokens and pairs by rank, a time in seconds. Work must be removed at the rank at which it was added."""
 
     def __init__(self) -> None:
-        # By level and number of a bin: tokens and pairs. Empty bins are not kept.
+        # Tokens and pairs by level and bin number. Empty bins are deleted.
         self._levels: tuple[dict[int, list[int]], ...] = tuple({} for _ in range(LEVELS))
 
     def __bool__(self) -> bool:
         return bool(self._levels[-1])
 
     def add(self, rank: float, tokens: int, pairs: int) -> None:
-        """Put work in; take it out with negative numbers."""
+        """Add work; negative numbers remove it."""
         key = int(rank / BIN_SECONDS)
         for level in self._levels:
             entry = level.get(key)
@@ -39,8 +39,8 @@ class RankSums:
                     del level[key]
             key >>= WIDTH_BITS
 
-    def later(self, rank: float) -> tuple[int, int]:
-        """Tokens and pairs of later ranks. The bin that ``rank`` lies in counts as if it were filled evenly."""
+    def after(self, rank: float) -> tuple[int, int]:
+        """Tokens and pairs at ranks after ``rank``. The bin that contains ``rank`` is assumed to be filled evenly."""
         position = rank / BIN_SECONDS
         key, part = int(position), 1 - position % 1
         tokens, pairs = self._levels[0].get(key, (0, 0))

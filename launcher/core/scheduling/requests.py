@@ -1,6 +1,6 @@
-"""The scheduler's records of requests: which of their items wait, are sent or are computed, and their deadlines.
+"""The scheduler's state of the requests: which of their items are waiting, sent or computed, and their deadlines.
 
-Separate from the rules of who is served when. Nothing in here looks at instances.
+Separate from the rules that decide who is served when. Nothing here knows instances.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import msgspec
 from launcher.core.scheduling.events import Priority
 
 WAITING, SENT, COMPUTED = 0, 1, 2
-# The heap of deadlines is cleaned of requests that are gone when it is this much longer than those that are here.
+# The heap of deadlines is purged of finished requests when it exceeds twice the live ones by this many entries.
 STALE_DEADLINES = 1000
 
 
 class Request(msgspec.Struct, gc=False):
-    """One that is admitted. ``states`` and ``ranks`` (times) are by item; ``deadline`` is a time, or None."""
+    """An admitted request. ``states`` and ``ranks`` (times) are by item; ``deadline`` is a time, or None."""
 
     lengths: tuple[int, ...]
     ranks: Sequence[float]
@@ -27,19 +27,19 @@ class Request(msgspec.Struct, gc=False):
     deadline: float | None
     states: bytearray
     remaining: int
-    attempts: dict[int, int] = {}  # each has its own
+    attempts: dict[int, int] = {}  # msgspec copies it for each request
 
     @property
-    def waits(self) -> bool:
-        """Whether any of its items waits."""
+    def has_waiting(self) -> bool:
+        """Whether any of its items is waiting."""
         return WAITING in self.states
 
 
 class Deadlines:
-    """The deadlines of requests that have items waiting, the earliest first.
+    """The deadlines of requests with waiting items, earliest first.
 
-    A heap with lazy deletion: the entry of a request that is gone, or has nothing waiting, is stale and dropped when
-    it comes up. Items that wait again after they were sent need ``add`` again.
+    A heap with lazy deletion: an entry is stale if its request is gone or has no waiting items, and is dropped when it
+    is reached. If items wait again after they were sent, ``add`` must be called again.
     """
 
     def __init__(self, requests: Mapping[int, Request]) -> None:
@@ -47,7 +47,7 @@ class Deadlines:
         self._heap: list[tuple[float, int]] = []
 
     def add(self, request_id: int) -> None:
-        """Watch the deadline of a request, if it has one."""
+        """Track the deadline of a request, if it has one."""
         deadline = self._requests[request_id].deadline
         if deadline is None:
             return
@@ -65,7 +65,7 @@ class Deadlines:
         return None
 
     def passed(self, now: float) -> int | None:
-        """A request whose deadline is not later than ``now``."""
+        """A request whose deadline has been reached at ``now``."""
         while self._heap and self._heap[0][0] <= now:
             if self._holds(self._heap[0]):
                 return self._heap[0][1]
@@ -74,11 +74,11 @@ class Deadlines:
 
     def _holds(self, entry: tuple[float, int]) -> bool:
         request = self._requests.get(entry[1])
-        return request is not None and request.waits
+        return request is not None and request.has_waiting
 
     def check(self) -> None:
-        """Raise ``AssertionError`` unless each deadline that matters is watched; for tests."""
-        watched = set(self._heap)
+        """Raise ``AssertionError`` unless the deadline of each waiting request is tracked; for tests."""
+        tracked = set(self._heap)
         for request_id, request in self._requests.items():
-            if request.deadline is not None and request.waits:
-                assert (request.deadline, request_id) in watched, f"nobody watches the deadline of {request_id}"
+            if request.deadline is not None and request.has_waiting:
+                assert (request.deadline, request_id) in tracked, f"the deadline of {request_id} is not tracked"

@@ -1,24 +1,26 @@
-"""Decides which item goes to which instance, when, and with which others: events in, actions out.
+"""Decides which items run on which instance, when, and in which batch: events in, actions out.
 
-The dispatcher feeds events and carries out the actions; there is no clock and no I/O in here. The rules:
+The dispatcher feeds events and carries out the actions; there is no clock and no I/O here. ``batching`` cuts batches,
+``admission`` accepts or rejects requests. The rules:
 
-* Items wait in the queue of their length class, not at instances. Each instance has at most one batch running and
-  one ready; the ready one is cut as late as possible, so that it is as full as possible.
-* Where several instances are idle, each takes a share of the waiting work by predicted seconds, unless a share would
-  be so small that the overhead of one more batch eats the gain.
-* An idle instance takes work of another class when it would finish it earlier than the instances of that class,
-  but not what is far longer than its own while that keeps coming.
-* Bulk takes only idle time: an instance gets some when it is idle, or about to be, and no interactive item waits in
-  its class, and only a short batch of it, since what is sent cannot be taken back. Interactive never waits for queued
-  bulk, and a quarter of the queue is closed to bulk. So bulk waits for as long as there is no idle time.
-* A request with a deadline is refused at once when its predicted finish, less the error by which predictions are off,
-  lies beyond it. One whose deadline passes while any of its items waits is answered then; nothing more of it is sent.
-* What an instance was running when it was lost is tried once more, item by item, so that one poisoned item cannot
-  take its companions with it. What fails twice fails its request.
-* A batch that runs far longer than predicted is a hang: the instance is to be replaced.
+* Items wait in the queue of their length class, not at instances. Each instance has at most one running and one ready
+  batch; the ready batch is cut as late as possible, so that it is as full as possible.
+* If several instances are idle, each takes a share of the waiting work by predicted seconds, unless a share would be
+  so small that the overhead of another batch outweighs the gain.
+* An idle instance takes work of another class if it would finish it earlier than the instances of that class, but not
+  items far longer than its own while its own keep arriving.
+* Bulk uses idle time only. An instance gets bulk when it is idle, or about to be, and no interactive item waits in its
+  class, and only in short batches, since a sent batch cannot be recalled. Interactive items never wait for queued
+  bulk, and a quarter of the queue is closed to bulk. Bulk therefore waits as long as there is no idle time.
+* A request with a deadline is rejected at once if its predicted finish, less the error of predictions, is after the
+  deadline. A request whose deadline passes while any of its items waits is answered at that time, and none of its
+  waiting items is sent.
+* The batch that an instance was running when it was lost is retried once, item by item, so that one bad input cannot
+  fail the other inputs of its batch. An item that fails twice fails its request.
+* A batch that takes far longer than predicted counts as a hang, and its instance is replaced.
 
-Ids of requests come from the dispatcher and batches are numbered here; neither is used twice, so that a late
-message about something that is gone is recognized and dropped.
+Request ids come from the dispatcher, and batches are numbered here. Neither is reused, so that a late message about a
+finished batch is recognized and dropped.
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ from launcher.core.scheduling.batching import Item, LengthQueue
 from launcher.core.scheduling.events import (
     PRIORITIES,
     Action,
-    AllGone,
     Arrived,
     BatchDone,
     BatchFailed,
@@ -47,19 +48,19 @@ from launcher.core.scheduling.events import (
     InstanceLost,
     InstanceReady,
     InstanceSpec,
+    NoInstancesLeft,
     Priority,
     Reject,
-    Replace,
+    ReplaceWorker,
     SchedulerLimits,
     Send,
 )
-from launcher.core.scheduling.instances import LOOKED_AT, Batch, Group, Instance, group_for, serving_instance
+from launcher.core.scheduling.instances import SCAN_LIMIT, Batch, Group, Instance, group_for, serving_instance
 from launcher.core.scheduling.requests import COMPUTED, SENT, WAITING, Deadlines, Request
-from launcher.core.scheduling.water_filling import SHARE_OVER_OVERHEAD, common_end
+from launcher.core.scheduling.water_filling import SHARE_OVER_OVERHEAD, common_finish
 
 __all__ = [
     "Action",
-    "AllGone",
     "Arrived",
     "BatchDone",
     "BatchFailed",
@@ -70,26 +71,27 @@ __all__ = [
     "InstanceLost",
     "InstanceReady",
     "InstanceSpec",
+    "NoInstancesLeft",
     "Priority",
     "Reject",
-    "Replace",
+    "ReplaceWorker",
     "Scheduler",
     "SchedulerLimits",
     "Send",
 ]
 
 MAX_ATTEMPTS = 2
-# The longest batch of bulk, in predicted seconds: what an interactive item may have to wait for. Shorter ones would
-# pay more for their overhead (about 2 ms of 50).
+# The longest bulk batch, in predicted seconds: how long an interactive item may have to wait for it. Shorter batches
+# would spend relatively more on their overhead (about 2 ms of 50).
 BULK_SECONDS = 0.05
-# An instance that is slower than this part of the average leaves an item to a faster one that finishes it earlier.
-SLOW = 0.75
-# So that a share that is meant to hold the last item is not too small for it by the last bit.
+# An instance slower than this fraction of the average leaves an item to a faster one that finishes it earlier.
+SLOW_FRACTION = 0.75
+# Keeps a share that should include the last item from missing it by a rounding error.
 ROUNDING = 1 + 1e-9
 
 
 class Scheduler:
-    """See the module's head. Every method but the properties is to be called from one thread."""
+    """See the module docstring. Not thread-safe."""
 
     def __init__(self, instances: Sequence[InstanceSpec], limits: SchedulerLimits) -> None:
         self._limits = limits
@@ -98,19 +100,19 @@ class Scheduler:
         self._suspects: dict[Priority, deque[Item]] = {priority: deque() for priority in PRIORITIES}
         classes = {spec.length_class for spec in instances}
         ordered = sorted(classes, key=lambda c: (c is None, c.min_length if c else 0))
-        self._groups = {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
-        self._all = tuple(self._groups.values())
-        self._instances = {s.id: Instance(s, self._groups[s.length_class]) for s in instances}
-        # When each running batch counts as a hang: a heap of (time, batch, instance), stale entries as in the leads.
+        self._groups_by_class = {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
+        self._groups = tuple(self._groups_by_class.values())
+        self._instances = {s.id: Instance(s, self._groups_by_class[s.length_class]) for s in instances}
+        # When each running batch counts as a hang: a heap of (time, batch, instance), with stale entries as in leads.
         self._hangs: list[tuple[float, int, int]] = []
-        self._admission = Admission(limits, self._all)
+        self._admission = Admission(limits, self._groups)
         self._items = 0
         self._next_batch = 1
 
     # ------------------------------------------------------------------ events
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take an event in; the actions are to be carried out in order. ``now`` in seconds, never going back."""
+        """Process an event; the actions must be carried out in order. ``now`` is in seconds and never decreases."""
         actions: list[Action] = []
         match event:
             case Arrived():
@@ -118,7 +120,7 @@ class Scheduler:
             case BatchDone():
                 self._batch_done(event, now, actions)
             case Cancelled():
-                self._forget(event.request)
+                self._drop_request(event.request)
             case InstanceReady():
                 self._instance_ready(event)
             case InstanceLost():
@@ -127,8 +129,8 @@ class Scheduler:
                 self._batch_failed(event, now, actions)
             case DrainStarted():
                 self._admission.draining = True
-            case AllGone():
-                self._admission.gone = event.reason
+            case NoInstancesLeft():
+                self._admission.no_instances = event.reason
                 for request in list(self._requests):
                     self._reject(request, 503, "no_instance", event.reason, actions)
         self._expire(now, actions)
@@ -136,27 +138,27 @@ class Scheduler:
         return actions
 
     def tick(self, now: float) -> list[Action]:
-        """To be called at ``next_deadline()``."""
+        """Must be called at ``next_deadline()``."""
         actions: list[Action] = []
         while (hang := self._next_hang()) and now >= hang[0]:
             instance = self._instances[hang[2]]
             instance.replaced = True
             running, expected = now - instance.started, instance.batches[0].predicted
-            reason = f"a batch has been running for {running:.1f} s, {expected:.3f} s were predicted"
-            actions.append(Replace(instance.spec.id, reason))
+            reason = f"a batch has been running for {running:.1f} s; {expected:.3f} s were predicted"
+            actions.append(ReplaceWorker(instance.spec.id, reason))
         self._expire(now, actions)
         self._dispatch(now, actions)
         return actions
 
     def next_deadline(self) -> float | None:
-        """When ``tick`` is to be called at the latest; None when nothing is to happen by itself."""
+        """The latest time at which ``tick`` must be called; None if nothing is scheduled."""
         earliest = inf
         for entry in (self._next_hang(), self._deadlines.next()):
             if entry and entry[0] < earliest:
                 earliest = entry[0]
-        for group in self._all:
-            lead = self._next_lead(group)  # asked for in any case: it is what drops stale entries
-            if lead and lead[0] < earliest and self._any_waits(group):
+        for group in self._groups:
+            lead = self._next_lead(group)  # called unconditionally, because it drops stale entries
+            if lead and lead[0] < earliest and self._has_waiting(group):
                 earliest = lead[0]
         return None if earliest == inf else earliest
 
@@ -171,7 +173,7 @@ class Scheduler:
         return None
 
     def _next_lead(self, group: Group) -> tuple[float, int, int] | None:
-        """The earliest time at which a ready batch is to be cut in a group."""
+        """The earliest time at which a ready batch must be cut in a group."""
         while group.leads:
             _, batch, instance_id = group.leads[0]
             instance = self._instances[instance_id]
@@ -182,7 +184,7 @@ class Scheduler:
         return None
 
     def _expire(self, now: float, actions: list[Action]) -> None:
-        """Answer the requests whose deadlines have passed while they wait."""
+        """Reject the requests whose deadlines have passed while they wait."""
         while (passed := self._deadlines.passed(now)) is not None:
             request = self._requests[passed]
             waiting, count = request.states.count(WAITING), len(request.lengths)
@@ -196,10 +198,10 @@ class Scheduler:
         if event.request in self._requests:
             raise ValueError(f"request {event.request} arrived twice")
         count = len(event.lengths)
-        refusal = self.refusal(count, now, request=event.request, priority=event.priority)
-        refusal = refusal or self._admission.too_late(event, now)
-        if refusal:
-            actions.append(refusal)
+        rejection = self.check_admission(count, now, request=event.request, priority=event.priority)
+        rejection = rejection or self._admission.check_deadline(event, now)
+        if rejection:
+            actions.append(rejection)
             return
         ranks = self._ranks(event.lengths, now)
         states = bytearray(count)
@@ -210,28 +212,29 @@ class Scheduler:
             self._finish(event.request, actions)
             return
         for index, length in enumerate(event.lengths):
-            group = group_for(self._all, length)
+            group = group_for(self._groups, length)
             group.arrived = now
             group.queues[event.priority].push(Item(event.request, index, length), ranks[index])
         self._deadlines.add(event.request)
 
     def _ranks(self, lengths: tuple[int, ...], now: float) -> Sequence[float]:
-        """When each item would come if its client sent one after the other as they are computed."""
+        """When each item would arrive if its client sent them one after another, each when the one before is done."""
         if len(lengths) == 1:
             return (now,)
-        serving = serving_instance(self._all)
+        serving = serving_instance(self._groups)
         cost = serving.cost if serving else CostModel()
         seconds = [cost.seconds(length, length * length) for length in lengths]
         return array("d", accumulate(seconds[:-1], initial=now))
 
-    def refusal(
+    def check_admission(
         self, count: int, now: float, *, ahead: int = 0, request: int = 0, priority: Priority = "interactive"
     ) -> Reject | None:
-        """How a request of ``count`` items would be refused if it came now, and ``ahead`` items came before it."""
-        return self._admission.refusal(request, count, priority, self._items + ahead, now)
+        """The rejection of a request of ``count`` items arriving after ``ahead`` other items; None: admitted."""
+        return self._admission.check(request, count, priority, self._items + ahead, now)
 
     def presume(self, instance: int, drift: float) -> None:
-        """What batches are taken to take in parts of what is measured, from when the instance is ready next."""
+        """Set the initial drift of an instance's cost model (actual over measured time), from the next time it becomes
+        ready."""
         self._instances[instance].drift = drift
 
     def _instance_ready(self, event: InstanceReady) -> None:
@@ -243,7 +246,7 @@ class Scheduler:
         instance.group.idle[event.instance] = instance
         if event.measured:
             instance.cost = CostModel(fit(event.measured), instance.drift)
-        instance.measure()
+        instance.update_speed()
 
     def _instance_lost(self, instance_id: int, now: float, actions: list[Action]) -> None:
         instance = self._instances[instance_id]
@@ -251,21 +254,21 @@ class Scheduler:
         instance.group.ready.pop(instance_id, None)
         instance.group.idle.pop(instance_id, None)
         instance.group.busy.pop(instance_id, None)
-        instance.measure()
+        instance.update_speed()
         batches, instance.batches = list(instance.batches), deque()
         for position, batch in enumerate(batches):
             if position == 0:
                 self._retry(batch, f"instance {instance_id} was lost while computing it", actions)
-            else:  # it had not begun: nothing speaks against its items
-                self._requeue(batch)
+            else:  # it had not started, so its items are not suspect
+                self._requeue_batch(batch)
 
     def _batch_done(self, event: BatchDone, now: float, actions: list[Action]) -> None:
-        batch = self._take_back(event.instance, event.batch, now)
+        batch = self._release_batch(event.instance, event.batch, now)
         if batch is None:
             return
         instance = self._instances[event.instance]
         instance.cost.observe(batch.work, event.seconds)
-        instance.measure()
+        instance.update_speed()
         for item in batch.items:
             request = self._requests.get(item.request)
             if request is None:
@@ -276,12 +279,12 @@ class Scheduler:
                 self._finish(item.request, actions)
 
     def _batch_failed(self, event: BatchFailed, now: float, actions: list[Action]) -> None:
-        batch = self._take_back(event.instance, event.batch, now)
+        batch = self._release_batch(event.instance, event.batch, now)
         if batch is not None:
             self._retry(batch, event.reason, actions)
 
-    def _take_back(self, instance_id: int, batch_id: int, now: float) -> Batch | None:
-        """End the reservation of a batch; None when it is not there any more (a late message)."""
+    def _release_batch(self, instance_id: int, batch_id: int, now: float) -> Batch | None:
+        """End the reservation of a batch; None if there is none any more (a late message)."""
         instance = self._instances[instance_id]
         if not instance.batches or instance.batches[0].id != batch_id:
             return None
@@ -294,7 +297,7 @@ class Scheduler:
         return batch
 
     def _begin(self, instance: Instance, now: float) -> None:
-        """The first batch of an instance runs from now on."""
+        """Start the first batch of an instance."""
         instance.started = now
         instance.group.busy[instance.spec.id] = instance
         batch = instance.batches[0].id
@@ -308,26 +311,26 @@ class Scheduler:
                 continue
             attempts = request.attempts[item.index] = request.attempts.get(item.index, 0) + 1
             if attempts < MAX_ATTEMPTS:
-                self._wait_again(item, request)
+                self._requeue_item(item, request)
             else:
-                where = f"input {item.index} could not be computed, tried {attempts} times"
-                self._reject(item.request, 500, "instance_failed", f"{where}: {reason}", actions)
+                what = f"input {item.index} failed {attempts} times"
+                self._reject(item.request, 500, "instance_failed", f"{what}; the last time: {reason}", actions)
 
-    def _requeue(self, batch: Batch) -> None:
+    def _requeue_batch(self, batch: Batch) -> None:
         for item in batch.items:
             request = self._requests.get(item.request)
             if request is not None:
-                self._wait_again(item, request)
+                self._requeue_item(item, request)
 
-    def _wait_again(self, item: Item, request: Request) -> None:
-        if not request.waits:
+    def _requeue_item(self, item: Item, request: Request) -> None:
+        if not request.has_waiting:
             request.states[item.index] = WAITING
             self._deadlines.add(item.request)
         request.states[item.index] = WAITING
         if item.index in request.attempts:
             self._suspects[request.priority].append(item)
         else:
-            group_for(self._all, item.length).queues[request.priority].push(item, request.ranks[item.index])
+            group_for(self._groups, item.length).queues[request.priority].push(item, request.ranks[item.index])
 
     # ---------------------------------------------------------------- requests
 
@@ -340,18 +343,18 @@ class Scheduler:
         actions.append(Finish(request_id))
 
     def _reject(self, request_id: int, status: int, code: str, reason: str, actions: list[Action]) -> None:
-        self._forget(request_id)
+        self._drop_request(request_id)
         actions.append(Reject(request_id, status, code, reason))
 
-    def _forget(self, request_id: int) -> None:
-        """Drop a request; what waits is not computed, what runs is thrown away when it is done."""
+    def _drop_request(self, request_id: int) -> None:
+        """Drop a request: its waiting items are not computed, results of its running items are discarded."""
         request = self._requests.get(request_id)
         if request is None:
             return
         for index, state in enumerate(request.states):
             if state == WAITING and index not in request.attempts:
                 item = Item(request_id, index, request.lengths[index])
-                group_for(self._all, item.length).queues[request.priority].forget(item, request.ranks[index])
+                group_for(self._groups, item.length).queues[request.priority].discard(item, request.ranks[index])
         del self._requests[request_id]
         self._items -= len(request.lengths)
         if request.attempts:
@@ -361,140 +364,140 @@ class Scheduler:
     # ---------------------------------------------------------------- dispatch
 
     def _dispatch(self, now: float, actions: list[Action]) -> None:
-        """Interactive first, wherever it may go; bulk gets what is left."""
+        """Assign interactive work first, to any class; bulk gets what is left."""
         for priority in PRIORITIES:
-            if self._is_idle_for(priority):
-                self._hand_out(priority, now, actions)
-        for group in self._all:
+            if self._can_assign(priority):
+                self._assign(priority, now, actions)
+        for group in self._groups:
             if group.leads:
-                self._prepare(group, now, actions)
+                self._fill_ready_slots(group, now, actions)
 
-    def _is_idle_for(self, priority: Priority) -> bool:
-        """Whether anything of a priority waits, of any class, and any instance is idle."""
+    def _can_assign(self, priority: Priority) -> bool:
+        """Whether any item of a priority waits, in any class, and any instance is idle."""
         waits, idle = bool(self._suspects[priority]), False
-        for group in self._all:
+        for group in self._groups:
             waits, idle = waits or group.queues[priority].count > 0, idle or bool(group.idle)
         return waits and idle
 
-    def _hand_out(self, priority: Priority, now: float, actions: list[Action]) -> None:
-        """Give idle instances what waits of one priority."""
+    def _assign(self, priority: Priority, now: float, actions: list[Action]) -> None:
+        """Give waiting work of one priority to idle instances."""
         suspects = self._suspects[priority]
-        for group in self._all:
+        for group in self._groups:
             if not group.idle or (priority == "bulk" and group.queues["interactive"].count):
                 continue
             while suspects and group.idle:
                 length = suspects[0].length
                 self._send_suspect(group.fastest_idle(length, length**2), suspects, now, actions)
             if group.queues[priority].count:
-                self._share_out(group, priority, now, actions)
-        if len(self._groups) > 1:
-            self._spill(priority, now, actions)
+                self._distribute(group, priority, now, actions)
+        if len(self._groups_by_class) > 1:
+            self._steal_across_classes(priority, now, actions)
 
     def _send_suspect(self, instance: Instance, suspects: deque[Item], now: float, actions: list[Action]) -> None:
         self._send(instance, (suspects.popleft(),), now, actions)
 
-    def _share_out(self, group: Group, priority: Priority, now: float, actions: list[Action]) -> None:
-        """Give each idle instance of a class its share of what waits, by predicted seconds."""
+    def _distribute(self, group: Group, priority: Priority, now: float, actions: list[Action]) -> None:
+        """Give each idle instance of a class its share of the waiting work, by predicted seconds."""
         queue = group.queues[priority]
         while queue.count and group.idle:
             instance = group.fastest_idle(queue.tokens, queue.pairs)
-            if priority == "interactive" and self._leaves(instance, queue, now):
+            if priority == "interactive" and self._leaves_to_faster(instance, queue, now):
                 return
-            self._cut(instance, queue, priority, self._share(instance, queue, now), now, actions)
+            self._cut(instance, queue, priority, self._share_of(instance, queue, now), now, actions)
 
-    def _leaves(self, instance: Instance, queue: LengthQueue, now: float) -> bool:
-        """Whether a slow instance is to leave the next item to a busy one, which will finish it earlier."""
+    def _leaves_to_faster(self, instance: Instance, queue: LengthQueue, now: float) -> bool:
+        """Whether a slow instance should leave the next item to a busy one that will finish it earlier."""
         group = instance.group
-        if not group.busy or instance.speed * len(group.ready) >= SLOW * group.speed:
+        if not group.busy or instance.speed * len(group.ready) >= SLOW_FRACTION * group.speed:
             return False
-        item = queue.oldest()
+        item = queue.peek()
         if item is None:
             return False
         length, pairs = item.length, item.length**2
         own = instance.cost.seconds(length, pairs)
         return any(
-            other.free(now) + other.cost.seconds(length, pairs) < own
-            for other in islice(group.busy.values(), LOOKED_AT)
-            if len(other.batches) == 1 and not other.stuck(now)
+            other.seconds_until_free(now) + other.cost.seconds(length, pairs) < own
+            for other in islice(group.busy.values(), SCAN_LIMIT)
+            if len(other.batches) == 1 and not other.is_stuck(now)
         )
 
-    def _share(self, instance: Instance, queue: LengthQueue, now: float) -> float:
-        """Predicted seconds that an instance is to take of what waits for its class, so that all who share in it end
-        together; infinite when nobody else is to have a share."""
+    def _share_of(self, instance: Instance, queue: LengthQueue, now: float) -> float:
+        """The share of an instance in the waiting work of its class, in predicted seconds, such that all participants
+        finish together; infinite if no other instance should get a share."""
         cost, group = instance.cost, instance.group
         own = cost.seconds(queue.tokens, queue.pairs) - cost.overhead
         least = SHARE_OVER_OVERHEAD * cost.overhead
-        alone = own < 2 * (least - cost.overhead)  # not even two equal ones would get a share each
+        alone = own < 2 * (least - cost.overhead)  # too little for two equal instances
         if alone or len(group.ready) == 1 or queue.tokens > self._limits.batch_tokens * (len(group.ready) + 1):
             return inf
-        end = common_end(own * instance.speed, group.takers(now))
-        share = end - instance.free(now)
+        end = common_finish(own * instance.speed, group.candidates(now))
+        share = end - instance.seconds_until_free(now)
         return inf if share >= own + cost.overhead else max(share, least) * ROUNDING
 
-    def _spill(self, priority: Priority, now: float, actions: list[Action]) -> None:
-        """Let idle instances take work of other classes where they finish it earlier than its owners would."""
-        for behind in self._all:
-            for group in self._all if behind.queues[priority].count else ():
+    def _steal_across_classes(self, priority: Priority, now: float, actions: list[Action]) -> None:
+        """Let idle instances steal work of other classes if they finish it earlier than the instances of that class."""
+        for behind in self._groups:
+            for group in self._groups if behind.queues[priority].count else ():
                 if priority == "bulk" and group.queues["interactive"].count:
                     continue
                 while group is not behind and group.idle and behind.queues[priority].count:
-                    if not self._help(group, behind, priority, now, actions):
+                    if not self._steal(group, behind, priority, now, actions):
                         break
 
-    def _help(self, group: Group, behind: Group, priority: Priority, now: float, actions: list[Action]) -> bool:
+    def _steal(self, group: Group, behind: Group, priority: Priority, now: float, actions: list[Action]) -> bool:
         queue = behind.queues[priority]
-        item = queue.oldest()
+        item = queue.peek()
         if item is None:
             return False
         length, pairs = item.length, item.length**2
         instance = group.fastest_idle(length, pairs)
         own, gain = instance.cost.seconds(length, pairs), inf
         if priority == "interactive" or not behind.queues["interactive"].count:
-            gain = self._soonest(behind, length, pairs, now) - own
-        if gain <= 0 or (behind.ready and group.spared(length, own, instance, now)):
+            gain = self._earliest_finish(behind, length, pairs, now) - own
+        if gain <= 0 or (behind.ready and group.declines(length, own, instance, now)):
             return False
         self._cut(instance, queue, priority, gain + own, now, actions)
         return True
 
-    def _soonest(self, group: Group, length: int, pairs: int, now: float) -> float:
-        """Seconds until an item would be done by its class: by one of those that are idle or began first, or by the
-        one whose ready batch is to be cut next; infinite when none is ready."""
-        owners = [*islice(group.idle.values(), LOOKED_AT), *islice(group.busy.values(), LOOKED_AT)]
+    def _earliest_finish(self, group: Group, length: int, pairs: int, now: float) -> float:
+        """Seconds until an item would be done by its own class: by one of the instances that are idle or started first,
+        or the one whose ready batch is cut next; infinite if none is ready."""
+        owners = [*islice(group.idle.values(), SCAN_LIMIT), *islice(group.busy.values(), SCAN_LIMIT)]
         if lead := self._next_lead(group):
             owners.append(self._instances[lead[2]])
-        return min([owner.free(now) + owner.cost.seconds(length, pairs) for owner in owners], default=inf)
+        return min([owner.seconds_until_free(now) + owner.cost.seconds(length, pairs) for owner in owners], default=inf)
 
-    def _prepare(self, group: Group, now: float, actions: list[Action]) -> None:
-        """Cut ready batches when a full one waits, or when the running one is about to end.
+    def _fill_ready_slots(self, group: Group, now: float, actions: list[Action]) -> None:
+        """Cut ready batches if enough work for a full one waits, or if the running batch is about to end.
 
-        Bulk is never cut before that: what is sent cannot be taken back, and interactive items would wait for it.
+        Bulk is only cut in the second case: a sent batch cannot be recalled, and interactive items would wait for it.
         """
-        while self._any_waits(group) and (lead := self._next_lead(group)):
+        while self._has_waiting(group) and (lead := self._next_lead(group)):
             instance, due = self._instances[lead[2]], now >= lead[0]
             if instance.overdue(now):
                 heappop(group.leads)
-            elif not self._prepare_one(instance, due, now, actions):
+            elif not self._fill_ready_slot(instance, due, now, actions):
                 return
 
-    def _any_waits(self, group: Group) -> bool:
+    def _has_waiting(self, group: Group) -> bool:
         queues, suspects = group.queues, self._suspects
         queued = queues["interactive"].count or queues["bulk"].count
         return bool(queued or suspects["interactive"] or suspects["bulk"])
 
-    def _prepare_one(self, instance: Instance, due: bool, now: float, actions: list[Action]) -> bool:
-        """Send the ready batch of an instance, if it is time; whether it was."""
+    def _fill_ready_slot(self, instance: Instance, due: bool, now: float, actions: list[Action]) -> bool:
+        """Send the ready batch of an instance if it is time; returns whether it was sent."""
         queues = instance.group.queues
         queue = queues["interactive"]
         if self._suspects["interactive"] and due:
             self._send_suspect(instance, self._suspects["interactive"], now, actions)
         elif queue.count and (due or queue.tokens >= self._limits.batch_tokens):
-            self._cut(instance, queue, "interactive", self._share(instance, queue, now), now, actions)
+            self._cut(instance, queue, "interactive", self._share_of(instance, queue, now), now, actions)
         elif queue.count or not due:
             return False
         elif self._suspects["bulk"]:
             self._send_suspect(instance, self._suspects["bulk"], now, actions)
         elif queues["bulk"].count:
-            self._cut(instance, queues["bulk"], "bulk", self._share(instance, queues["bulk"], now), now, actions)
+            self._cut(instance, queues["bulk"], "bulk", self._share_of(instance, queues["bulk"], now), now, actions)
         else:
             return False
         return True
@@ -508,12 +511,12 @@ class Scheduler:
         now: float,
         actions: list[Action],
     ) -> None:
-        longest = BULK_SECONDS if priority == "bulk" else inf
+        max_seconds = BULK_SECONDS if priority == "bulk" else inf
         budget, first_come = self._limits.batch_tokens, self._limits.first_come
         if first_come:
-            items = queue.cut_in_order(first_come)
+            items = queue.cut_fifo(first_come)
         else:
-            items = queue.cut(instance.cost, budget, share, packed=instance.packed, longest=longest)
+            items = queue.cut(instance.cost, budget, share, packed=instance.packed, max_seconds=max_seconds)
         self._send(instance, items, now, actions)
 
     def _send(self, instance: Instance, items: tuple[Item, ...], now: float, actions: list[Action]) -> None:
@@ -526,38 +529,39 @@ class Scheduler:
         if len(instance.batches) == 1:
             del instance.group.idle[instance.spec.id]
             self._begin(instance, now)
-        instance.group.busy_until = max(instance.group.busy_until, now + instance.free(now))
+        instance.group.busy_until = max(instance.group.busy_until, now + instance.seconds_until_free(now))
         actions.append(Send(instance.spec.id, self._next_batch, items, predicted))
         self._next_batch += 1
 
     # -------------------------------------------------------------- inspection
 
     def _queues(self) -> list[LengthQueue]:
-        return [queue for group in self._all for queue in group.queues.values()]
+        return [queue for group in self._groups for queue in group.queues.values()]
 
     @property
     def idle(self) -> bool:
-        """Whether no request is left; a drain is over then."""
+        """Whether no request is left, so that a drain is complete."""
         return not self._requests
 
     def cost(self, instance: int) -> CostModel:
-        """The cost model in use for an instance, for reports."""
+        """The cost model of an instance, for reports."""
         return self._instances[instance].cost
 
     def queued_by_class(self) -> dict[str, int]:
         """Items waiting, by the name of their class."""
         return {
-            c.name if c else "all": sum(q.count for q in group.queues.values()) for c, group in self._groups.items()
+            c.name if c else "all": sum(q.count for q in group.queues.values())
+            for c, group in self._groups_by_class.items()
         }
 
     def check(self) -> None:
-        """Raise ``AssertionError`` unless all that is recorded fits together; for tests, after each event."""
+        """Raise ``AssertionError`` unless the state is consistent; for tests, after each event."""
         sent: list[tuple[int, int]] = []
         for instance in self._instances.values():
             assert len(instance.batches) <= 2, f"{instance.spec} has more than a running and a ready batch"
             assert instance.ready or not instance.batches, f"{instance.spec} is not ready and has batches"
             free = instance.ready and not instance.batches and not instance.replaced
-            assert free == (instance.spec.id in instance.group.idle), f"{instance.spec} is wrongly listed as idle"
+            assert free == (instance.spec.id in instance.group.idle), f"{instance.spec}: wrong idle state"
             assert instance.ready == (instance.spec.id in instance.group.ready)
             assert bool(instance.batches) == (instance.spec.id in instance.group.busy)
             assert instance.ready == (instance.speed > 0)
@@ -577,9 +581,9 @@ class Scheduler:
         for request_id, request in self._requests.items():
             assert request.remaining == sum(s != COMPUTED for s in request.states) > 0
             for index, state in enumerate(request.states):
-                assert (state == SENT) == ((request_id, index) in live_sent), "an item's state is not where it is"
+                assert (state == SENT) == ((request_id, index) in live_sent), "an item's state contradicts its batch"
         self._check_waiting()
-        for group in self._all:
+        for group in self._groups:
             speeds = sum(instance.speed for instance in group.ready.values())
             assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not that of its instances"
         self._deadlines.check()
@@ -592,9 +596,9 @@ class Scheduler:
         for id_, request in self._requests.items():
             for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
                 if state == WAITING and (id_, index) not in suspects:
-                    queue = group_for(self._all, length).queues[request.priority]
+                    queue = group_for(self._groups, length).queues[request.priority]
                     waiting[id(queue)].append((index, length))
         for queue in self._queues():
             queue.check(waiting[id(queue)])
         for id_, index in suspects:
-            assert self._requests[id_].states[index] == WAITING, "a suspect does not wait"
+            assert self._requests[id_].states[index] == WAITING, "a suspect item is not waiting"

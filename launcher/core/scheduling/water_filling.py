@@ -1,8 +1,8 @@
-"""How work is split over instances of any size so that all who take part end at the same time.
+"""Splits work over instances of different speeds so that all of them finish at the same time (water-filling).
 
-A pure function of when each could begin, how fast it is and what one more batch costs it. Separate from the scheduler
-because splitting, the ready batch and the prediction of a finish are to follow from the same arithmetic. Queues and
-items must not enter.
+A pure function of when each instance is free, its speed, and the overhead of a batch. Separate from the scheduler
+because splitting, the ready batch and completion estimates must all follow the same arithmetic. Queues and items do
+not belong here.
 """
 
 from __future__ import annotations
@@ -10,35 +10,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# A share must be worth this many times the overhead of the batch that carries it.
+# A share must take at least this many times the overhead of its batch.
 SHARE_OVER_OVERHEAD = 3.0
 
 
-class Taker(NamedTuple):
-    """One that could take a share: seconds until it could begin, units of work that it does in a second, and seconds
-    that a batch costs it whatever is in it."""
+class Candidate(NamedTuple):
+    """An instance that could take a share: seconds until it is free, units of work per second, and the fixed cost of
+    a batch in seconds."""
 
     free: float
     speed: float
     overhead: float
 
 
-def common_end(work: float, takers: Sequence[Taker]) -> float:
-    """Seconds until ``work`` units are done, shared so that all who take part end together.
+def common_finish(work: float, candidates: Sequence[Candidate]) -> float:
+    """Seconds until ``work`` units are done, if they are shared so that all participants finish together.
 
-    Those who can begin first take part first, the faster ones before the slower; the others as long as their share is
-    worth its overhead. It solves work = Σ speed · (end - free - overhead) over those who take part; infinite without
-    takers.
+    Candidates join in the order in which they can start, faster ones first, as long as their share is worth its
+    overhead. Solves work = Σ speed · (end - free - overhead) over the participants; infinite without candidates.
     """
     end, speed, begun = float("inf"), 0.0, work
-    for taker in sorted(takers, key=_begins):
-        wider = speed + taker.speed
-        later = begun + taker.speed * (taker.free + taker.overhead)
-        if speed and later / wider - taker.free < SHARE_OVER_OVERHEAD * taker.overhead:
+    for candidate in sorted(candidates, key=_begins):
+        wider = speed + candidate.speed
+        later = begun + candidate.speed * (candidate.free + candidate.overhead)
+        if speed and later / wider - candidate.free < SHARE_OVER_OVERHEAD * candidate.overhead:
             break
         speed, begun, end = wider, later, later / wider
     return end
 
 
-def _begins(taker: Taker) -> tuple[float, float]:
-    return taker.free + taker.overhead, -taker.speed
+def _begins(candidate: Candidate) -> tuple[float, float]:
+    return candidate.free + candidate.overhead, -candidate.speed

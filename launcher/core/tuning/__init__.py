@@ -1,1 +1,1 @@
-"""Choosing a plan by simulating it with the scheduler that serves."""
+"""Simulates plans under load, and chooses length classes from the results."""

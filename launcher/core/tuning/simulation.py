@@ -1,8 +1,8 @@
-"""What a plan would do under load, before anything is started: the scheduler itself run in virtual time.
+"""Predicts throughput and latency of a plan under load, by running the real scheduler in virtual time.
 
-Items arrive by a Poisson process, lengths follow a histogram, batches take what the cost model says, and every
-decision is the real scheduler's. HTTP, tokenizing and the way to the workers are not in it, so what clients see is a
-little slower. Equal arguments give equal results: random numbers come from a generator that is handed in.
+Items arrive as a Poisson process, lengths follow a histogram, batches take what the cost model predicts, and the real
+scheduler makes every decision. HTTP, tokenizing and the transfer to the workers are not simulated, so clients see
+slightly longer latencies. Deterministic: random numbers come from seeded generators.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from launcher.core.cost.length_histogram import Histogram
 from launcher.core.cost.model import Coefficients, Measurement, work_of
+from launcher.core.percentile import percentile
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item
 from launcher.core.scheduling.scheduler import (
@@ -34,27 +35,27 @@ from launcher.core.scheduling.scheduler import (
 
 Source = Literal["measured", "scaled", "guessed"]
 
-# Where costs were never measured: those of the demo model on one core with avx512_bf16, in bf16. The weights of
-# another model cost in proportion to their number.
+# Used if costs were never measured: the demo model on one core with avx512_bf16, in bf16. The costs of another model
+# are assumed to be proportional to the size of its weights.
 GUESS = Coefficients(overhead=3e-3, per_token=1.3e-4, per_pair=8e-8)
 GUESS_WEIGHT_BYTES = 90_000_000
-# What more threads bring where an instance of that size was never measured: the work goes as their number to this
-# power, the overhead of a batch stays.
+# Scaling to instances whose size was never measured: speed grows as the number of threads to this power; the overhead
+# of a batch does not change.
 SPEEDUP_POWER = 0.9
 
-LOAD = 0.6  # of what the plan can do at most
+LOAD = 0.6  # fraction of the plan's capacity at which latencies are predicted
 ITEMS = 4000
-# Enough that all instances are busy to the end of what is counted.
+# The fraction of the work over which capacity is measured: all instances are busy until then.
 SATURATION_COUNTED = 0.9
-# Rounds of a tick that changes nothing must come to an end.
+# The minimal time step: a tick that changes nothing must not repeat forever at the same time.
 TICK_SECONDS = 1e-3
-# Any shapes that a fit can tell the three coefficients from.
+# Shapes (tokens, pairs) from which a fit can determine all three coefficients.
 _SHAPES = ((1, 1), (8, 64), (64, 4096), (512, 4096), (512, 262144))
 
 
 @dataclass(frozen=True, slots=True)
 class CostBasis:
-    """What costs are taken from: coefficients by number of threads, of a model that is packed or padded."""
+    """The costs of a simulation: coefficients by number of threads, of a packed or padded model."""
 
     by_threads: Mapping[int, Coefficients]
     packed: bool
@@ -62,19 +63,19 @@ class CostBasis:
 
     @classmethod
     def guessed(cls, weight_bytes: int | None) -> CostBasis:
-        """For a model that was never measured on the machine."""
+        """Estimated costs, for a model that was never measured on this machine."""
         ratio = (weight_bytes or GUESS_WEIGHT_BYTES) / GUESS_WEIGHT_BYTES
         return cls({1: GUESS.times(ratio)}, packed=True, measured=False)
 
     def of(self, threads: int) -> Coefficients:
-        """The coefficients of an instance of that size, scaled from the size nearest to it where need be."""
+        """The coefficients of an instance of this size, scaled from the nearest measured size if necessary."""
         nearest = min(self.by_threads, key=lambda known: (abs(math.log(known / threads)), known))
         known = self.by_threads[nearest]
         factor = (nearest / threads) ** SPEEDUP_POWER
         return Coefficients(known.overhead, known.per_token * factor, known.per_pair * factor)
 
     def source(self, threads: Sequence[int]) -> Source:
-        """Where the costs of instances of these sizes come from."""
+        """The origin of the costs of instances of these sizes."""
         if not self.measured:
             return "guessed"
         return "measured" if set(threads) <= set(self.by_threads) else "scaled"
@@ -82,14 +83,14 @@ class CostBasis:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What comes: lengths and what they are called in words."""
+    """The incoming load: its lengths, their description, and the token budget of a batch."""
 
     histogram: Histogram
     name: str
     batch_tokens: int
 
     def lengths(self, count: int, random_: random.Random, limit: int | None) -> list[int]:
-        """Lengths of ``count`` items; what is longer than the model takes is cut."""
+        """Random lengths of ``count`` items, truncated to the ``limit`` of the model."""
         tokens, weights = zip(*self.histogram.counts, strict=True)
         sums = list(accumulate(weights))
         drawn: list[int] = random_.choices(tokens, cum_weights=sums, k=count)
@@ -98,20 +99,22 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds from the arrival of an item until its result, and the part of all items; None where there was none."""
+    """Latency in seconds, from the arrival of an item to its result; None without items. ``share`` is the fraction of
+    all items."""
 
     share: float
     p50: float | None
     p99: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a report; seconds."""
+        """The entry in a report; seconds."""
         return {"share": round(self.share, 4), "p50_seconds": _rounded(self.p50), "p99_seconds": _rounded(self.p99)}
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a plan would do. ``capacity`` is its most in texts/s, ``rate`` the load that the latencies are for."""
+    """The prediction for a plan. ``capacity`` is its maximum throughput in texts/s, ``rate`` the load in texts/s at
+    which the latencies were predicted."""
 
     source: Source
     traffic: str
@@ -127,10 +130,7 @@ class Prediction:
             "lengths": self.traffic,
             "texts_per_second": round(self.capacity, 1),
             "arrivals_per_second": round(self.rate, 1),
-            "classes": [
-                {"min_length": span.min_length, "max_length": span.max_length, **latency.to_json()}
-                for span, latency in self.classes
-            ],
+            "classes": [{**length_class.to_json(), **latency.to_json()} for length_class, latency in self.classes],
             "instances": [{"id": instance, **latency.to_json()} for instance, latency in self.instances],
         }
 
@@ -141,7 +141,7 @@ def _rounded(seconds: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One item: how long it was, when it came and was done (seconds), and where it was computed."""
+    """A simulated item: its length in tokens, the times of arrival and completion in seconds, and its instance."""
 
     length: int
     arrived: float
@@ -149,22 +149,30 @@ class Answered:
     instance: int
 
 
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What a prediction assumes. ``limit`` is the longest item that the model accepts; None: unknown."""
+
+    basis: CostBasis
+    traffic: Traffic
+    limit: int | None = None
+
+
 def predict(
     instances: Sequence[InstanceSpec],
-    basis: CostBasis,
-    traffic: Traffic,
-    *,
+    scenario: Scenario,
     classes: Sequence[LengthClass],
-    limit: int | None = None,
+    *,
     rate: float | None = None,
     items: int = ITEMS,
     seed: int = 1,
 ) -> Prediction:
-    """What these instances do with so many items at ``rate``, in texts/s; by default at 60 % of what they can do.
+    """The prediction for these instances, from simulating ``items`` items at ``rate`` texts/s (None: 60 % of capacity).
 
-    ``classes`` are those that latencies are told of; ``limit`` is the longest item that the model takes.
+    Latencies are reported for each of ``classes`` and for each instance.
     """
-    lengths = traffic.lengths(items, random.Random(seed), limit)
+    basis, traffic = scenario.basis, scenario.traffic
+    lengths = traffic.lengths(items, random.Random(seed), scenario.limit)
     most = capacity(instances, basis, traffic, lengths)
     rate = LOAD * most if rate is None else rate
     random_ = random.Random(seed + 1)
@@ -176,15 +184,15 @@ def predict(
         traffic=traffic.name,
         capacity=most,
         rate=rate,
-        classes=tuple((span, latency_of(answered, [span.admits(a.length) for a in answered])) for span in classes),
-        instances=tuple((id_, latency_of(answered, [a.instance == id_ for a in answered])) for id_ in ids),
+        classes=tuple((span, latency_of([a for a in answered if span.admits(a.length)], items)) for span in classes),
+        instances=tuple((id_, latency_of([a for a in answered if a.instance == id_], items)) for id_ in ids),
     )
 
 
 def capacity(instances: Sequence[InstanceSpec], basis: CostBasis, traffic: Traffic, lengths: Sequence[int]) -> float:
-    """Texts/s when items of these lengths are there from the start.
+    """Throughput in texts/s when items of these lengths are all queued at the start.
 
-    Counted until most of the work is done, not most of the items: with classes, short ones are all done long before.
+    Measured until most of the work is done, not most of the items: with classes, short items finish long before.
     """
     answered = simulate(instances, basis, traffic.batch_tokens, [(0.0, length) for length in lengths])
     cost = basis.of(1)
@@ -193,19 +201,16 @@ def capacity(instances: Sequence[InstanceSpec], basis: CostBasis, traffic: Traff
     return len(answered) * work[place] / work[-1] / answered[place].done
 
 
-def latency_of(answered: Sequence[Answered], chosen: Sequence[bool]) -> Latency:
-    """The latencies of the items that are chosen."""
-    seconds = sorted(a.done - a.arrived for a, which in zip(answered, chosen, strict=True) if which)
-    share = len(seconds) / len(answered) if answered else 0.0
-    return Latency(share, _percentile(seconds, 0.5), _percentile(seconds, 0.99))
-
-
-def _percentile(ordered: Sequence[float], part: float) -> float | None:
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else None
+def latency_of(answered: Sequence[Answered], total: int) -> Latency:
+    """The latencies of these items, which are part of ``total``."""
+    seconds = sorted(item.done - item.arrived for item in answered)
+    if not seconds:
+        return Latency(0.0, None, None)
+    return Latency(len(seconds) / total, percentile(seconds, 50), percentile(seconds, 99))
 
 
 def measurements_of(coefficients: Coefficients) -> tuple[Measurement, ...]:
-    """Measurements that a fit takes for exactly these coefficients."""
+    """Measurements from which ``fit`` gets exactly these coefficients."""
     return tuple((1, tokens, pairs, coefficients.seconds(tokens, pairs)) for tokens, pairs in _SHAPES)
 
 
@@ -215,14 +220,14 @@ def simulate(
     batch_tokens: int,
     arrivals: Sequence[tuple[float, int]],
 ) -> list[Answered]:
-    """Every item of ``arrivals`` (time, length; ascending) with its end, in the order of the ends."""
+    """Simulate ``arrivals``, (time, length) in order of time; returns the items in order of completion."""
     limits = SchedulerLimits(max(1, len(arrivals)), batch_tokens)
     return _Run(Scheduler(instances, limits), instances, basis).run(arrivals)
 
 
 @dataclass(slots=True)
 class _Worker:
-    """An instance in virtual time: the batches it was sent, the first of which is running."""
+    """An instance in virtual time: the batches it was sent; the first one is running."""
 
     coefficients: Coefficients
     sent: deque[tuple[int, tuple[Item, ...], float]] = field(default_factory=deque)
@@ -246,7 +251,7 @@ class _Run:
             arrival = arrivals[position][0] if position < coming else math.inf
             end = self._ends[0][0] if self._ends else math.inf
             deadline = self._scheduler.next_deadline()
-            # A deadline that stays where it was must not hold up time.
+            # A deadline that does not move must not stop time.
             wake = math.inf if deadline is None else deadline if deadline > now else now + TICK_SECONDS
             now = min(arrival, end, wake)
             if end == now:

@@ -1,6 +1,4 @@
-"""Where cost tables lie between runs, and the marks of what they depend on. What is in one is decided in
-``core.cost.table``.
-"""
+"""Stores cost tables between runs, and fingerprints what they depend on. ``core.cost.table`` defines their contents."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from launcher.core.cost.table import CostKey, CostTable, decode_table, encode_table, name_of, stem_of
+from launcher.core.cost.table import CostKey, CostTable, decode_table, encode_table, file_name, file_stem
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model.tokenizer_files import cache_folder
@@ -22,12 +20,12 @@ WEIGHT_FILES = (".safetensors", ".bin", ".py")
 
 
 def cost_folder() -> Path:
-    """The folder of the tables, in the user's cache."""
+    """The folder of the tables, in the user's cache folder."""
     return cache_folder() / "costs"
 
 
 def package_version(name: str) -> str:
-    """The version of an installed package, without importing it."""
+    """The version of an installed package, without importing it; ``none`` if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -35,7 +33,7 @@ def package_version(name: str) -> str:
 
 
 def weights_mark(model_info: ModelInfo) -> str:
-    """A mark that changes with the model's files: its configuration, and names, sizes and times of its weights."""
+    """A fingerprint of the model's files: its configuration, and the names, sizes and times of its weights."""
     digest = hashlib.sha256(repr((model_info.folder, model_info.shape)).encode())
     if model_info.shape is None:
         for path in sorted(Path(model_info.folder).iterdir()):
@@ -49,16 +47,16 @@ def weights_mark(model_info: ModelInfo) -> str:
 
 
 def read_table(folder: Path, key: CostKey) -> CostTable | None:
-    """The table that lies where that of ``key`` belongs, whatever its own key is; None where there is none.
+    """The table in the file of ``key``, whatever its own key is; None if there is no file.
 
-    Raises ``UsageError`` when the file cannot be read, or is damaged.
+    Raises ``UsageError`` if the file cannot be read or is damaged.
     """
-    return _read(folder / name_of(key))
+    return _read(folder / file_name(key))
 
 
 def read_relatives(folder: Path, key: CostKey) -> tuple[CostTable, ...]:
-    """All readable tables of the same model, run in the same way on any part of any machine."""
-    return tuple(_readable(sorted(folder.glob(f"{stem_of(key)}-*.json"))))
+    """All readable tables of the same model with the same settings, for any instance and any machine."""
+    return tuple(_readable(sorted(folder.glob(f"{file_stem(key)}-*.json"))))
 
 
 def _readable(paths: Iterable[Path]) -> Iterable[CostTable]:
@@ -85,8 +83,8 @@ def _read(path: Path) -> CostTable | None:
 
 
 def write_table(folder: Path, table: CostTable) -> Path:
-    """Write a table over the one that is there: whole or not at all. Raises ``UsageError`` when it cannot be."""
-    path = folder / name_of(table.key)
+    """Write a table atomically, replacing an existing one. Raises ``UsageError`` if it cannot be written."""
+    path = folder / file_name(table.key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.stem[-20:]}-", dir=folder)

@@ -1,4 +1,4 @@
-"""Histograms of lengths: both forms give the same, and what is none is refused with the place where it fails."""
+"""Length histograms: both formats give the same result, and invalid input is refused with its position."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.cost.length_histogram import LONGEST, parse_histogram
+from launcher.core.cost.length_histogram import MAX_LENGTH, parse_histogram
 from launcher.errors import UsageError
 
-counts = st.dictionaries(st.integers(1, LONGEST), st.integers(1, 10**9), min_size=1, max_size=50)
+counts = st.dictionaries(st.integers(1, MAX_LENGTH), st.integers(1, 10**9), min_size=1, max_size=50)
 
 
 @given(counts, st.sampled_from([" ", "\t", ",", ", ", ": ", "   "]))
@@ -24,9 +24,7 @@ def test_lines_and_json_give_the_same_ascending_histogram(wanted: dict[int, int]
 
 
 @given(counts, st.floats(0, 100))
-def test_percentiles_are_lengths_that_occur_and_that_so_much_weight_does_not_exceed(
-    wanted: dict[int, int], percent: float
-) -> None:
+def test_percentiles_are_lengths_that_occur_and_split_the_weight(wanted: dict[int, int], percent: float) -> None:
     histogram = parse_histogram(json.dumps(wanted))
     length = histogram.percentile(percent)
     assert length in wanted
@@ -43,7 +41,7 @@ def test_mean_and_total_count_every_item() -> None:
     assert [histogram.percentile(percent) for percent in (0, 75, 76, 100)] == [10, 10, 50, 50]
 
 
-def test_comments_blank_lines_and_zero_counts_are_left_out_and_repeated_lengths_add_up() -> None:
+def test_comments_blank_lines_and_zero_counts_are_ignored_and_repeated_lengths_add_up() -> None:
     assert parse_histogram("# tokens count\n\n 8 2 # short\n9 0\n8 0.5\n").counts == ((8, 2.5),)
     assert parse_histogram('{"8": 2, "9": 0, "8": 0.5}').counts == ((8, 2.5),)
 
@@ -53,9 +51,9 @@ def test_comments_blank_lines_and_zero_counts_are_left_out_and_repeated_lengths_
     [
         ("", ["empty"]),
         (" \n", ["empty"]),
-        ("# only a comment", ["counts nothing"]),
-        ("8 0", ["counts nothing"]),
-        ("{}", ["counts nothing"]),
+        ("# only a comment", ["no length has a count"]),
+        ("8 0", ["no length has a count"]),
+        ("{}", ["no length has a count"]),
         ("8 1\n26\n", ["line 2", "'26'"]),
         ("8 1 2", ["line 1", "'8 1 2'"]),
         ("the quick brown fox", ["line 1"]),
@@ -69,7 +67,7 @@ def test_comments_blank_lines_and_zero_counts_are_left_out_and_repeated_lengths_
         ("8 -1", ["'-1'"]),
         ("8 nan", ["'nan'"]),
         ("8 inf", ["'inf'"]),
-        ("[8, 1]", ["no object"]),
+        ("[8, 1]", ["not an object"]),
         ("{", ["JSON"]),
         ('{"8": "x"}', ["the entry '8'", "'x'"]),
         ('{"8": true}', ["'True'"]),
@@ -79,7 +77,7 @@ def test_comments_blank_lines_and_zero_counts_are_left_out_and_repeated_lengths_
         ("[" * 100_000, ["JSON"]),
     ],
 )
-def test_what_is_no_histogram_is_refused_with_what_would_be_one(text: str, words: list[str]) -> None:
+def test_invalid_histograms_are_refused_with_the_expected_format(text: str, words: list[str]) -> None:
     with pytest.raises(UsageError) as refused:
         parse_histogram(text)
     for word in [*words, "tokens count"]:

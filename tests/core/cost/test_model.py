@@ -22,7 +22,7 @@ def test_exact_measurements_are_predicted_exactly(overhead: float, per_token: fl
 
 
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=40))
-def test_packed_items_are_no_more_work_than_padded_ones_and_as_much_when_all_are_equal(lengths: list[int]) -> None:
+def test_packed_work_is_at_most_padded_work_and_equal_for_equal_lengths(lengths: list[int]) -> None:
     ordered = sorted(lengths, reverse=True)
     packed, padded = work_of(ordered, packed=True), work_of(ordered, packed=False)
     assert packed.items == padded.items == len(lengths)
@@ -33,13 +33,13 @@ def test_packed_items_are_no_more_work_than_padded_ones_and_as_much_when_all_are
 
 
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 512), st.integers(1, 10**6), positive), max_size=8))
-def test_no_coefficient_is_ever_negative_and_every_prediction_is_positive(measured) -> None:  # type: ignore[no-untyped-def]
+def test_coefficients_are_never_negative_and_predictions_are_positive(measured) -> None:  # type: ignore[no-untyped-def]
     found = fit(measured)
     assert min(found.overhead, found.per_token, found.per_pair) >= 0
     assert found.seconds(1, 1) > 0
 
 
-def test_nothing_measured_gives_the_defaults() -> None:
+def test_without_measurements_the_defaults_are_used() -> None:
     assert fit([]) == Coefficients()
 
 
@@ -47,7 +47,7 @@ WORK = Work(4, 128, 4096)
 TRUE = Coefficients(1e-3, 1e-4, 1e-8)
 
 
-def test_observations_move_the_prediction_to_what_is_seen() -> None:
+def test_observations_move_the_prediction_to_the_observed_time() -> None:
     model = CostModel(Coefficients(1e-3, 1e-4, 0.0))
     seen = 3 * model.seconds(WORK.tokens, WORK.pairs)
     for _ in range(100):
@@ -63,7 +63,7 @@ def test_one_disturbed_batch_moves_the_prediction_little() -> None:
     assert model.seconds(WORK.tokens, WORK.pairs) < 1.1 * before
 
 
-def test_the_error_of_a_fit_is_its_median_over_what_was_measured() -> None:
+def test_the_error_of_a_fit_is_the_median_over_the_measurements() -> None:
     known = Coefficients(1e-3, 1e-4, 0.0)
     assert fit_error(known, []) is None
     exact = [(1, tokens, tokens**2, known.seconds(tokens, 0)) for tokens in (10, 20, 30)]
@@ -86,7 +86,7 @@ def seen(model: CostModel, factors: Iterable[float]) -> CostModel:
 
 
 @given(st.floats(0.3, 3.0), st.floats(0.5, 2.0), st.integers(0, 10**6))
-def test_what_batches_took_is_settled_after_enough_that_scatter_about_it(
+def test_the_drift_is_settled_after_enough_batches_that_scatter_around_it(
     factor: float, start: float, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -94,13 +94,13 @@ def test_what_batches_took_is_settled_after_enough_that_scatter_about_it(
     assert model.settled == pytest.approx(factor, rel=0.04)
 
 
-def test_what_batches_took_is_not_settled_while_they_are_few_or_change() -> None:
+def test_the_drift_is_not_settled_while_batches_are_few_or_changing() -> None:
     assert seen(CostModel(TRUE), [1.0] * (SETTLED_BATCHES - 1)).settled is None
     assert seen(CostModel(TRUE), [1.0] * SETTLED_BATCHES).settled == pytest.approx(1.0)
     assert seen(CostModel(TRUE), [1.0] * SETTLED_BATCHES + [1.5] * 20).settled is None
 
 
-def test_a_model_predicts_from_the_drift_that_it_begins_with() -> None:
+def test_a_model_starts_with_its_initial_drift() -> None:
     assert (
         CostModel(TRUE, 0.5).seconds(100, 1000) == 0.5 * TRUE.seconds(100, 1000) == TRUE.times(0.5).seconds(100, 1000)
     )

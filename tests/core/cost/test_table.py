@@ -1,4 +1,4 @@
-"""What a cost table holds for, and what is said of one that does not fit."""
+"""Cost tables: what they apply to, and the messages about those that do not apply."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from launcher.core.cost.table import (
     decode_table,
     differences,
     encode_table,
+    file_name,
+    file_stem,
     merged,
-    name_of,
-    stem_of,
 )
 from launcher.errors import UsageError
 
@@ -37,26 +37,26 @@ ELSEWHERE = {
         st.tuples(st.integers(1, 64), st.integers(1, 4096), st.integers(1, 10**7), st.floats(1e-6, 100.0)), min_size=1
     ),
 )
-def test_a_table_is_read_as_it_was_written(packed: bool, measured: list[tuple[int, int, int, float]]) -> None:
+def test_a_table_survives_encoding_and_decoding(packed: bool, measured: list[tuple[int, int, int, float]]) -> None:
     table = CostTable(SCHEMA, KEY, packed, tuple(measured))
     assert decode_table(encode_table(table)) == table
 
 
 @given(st.binary(max_size=400))
-def test_any_other_bytes_are_refused_and_nothing_else_is_raised(data: bytes) -> None:
+def test_any_other_bytes_raise_a_usage_error(data: bytes) -> None:
     with pytest.raises(UsageError):
         decode_table(data)
 
 
 @given(st.integers(0, len(encode_table(TABLE)) - 3))
-def test_a_table_that_was_cut_off_is_damaged(length: int) -> None:
+def test_a_truncated_table_is_damaged(length: int) -> None:
     with pytest.raises(UsageError, match="damaged"):
         decode_table(encode_table(TABLE)[:length])
 
 
 @pytest.mark.parametrize("measured", [(), ((1, 16, 256, 0.0),), ((1, 16, 256, -1.0),), ((1, 0, 0, 1.0),)])
-def test_measurements_that_cannot_be_are_damage(measured: tuple[tuple[int, int, int, float], ...]) -> None:
-    with pytest.raises(UsageError, match="no measurements, or some that cannot be"):
+def test_a_table_with_impossible_measurements_is_damaged(measured: tuple[tuple[int, int, int, float], ...]) -> None:
+    with pytest.raises(UsageError, match="no measurements, or impossible ones"):
         decode_table(encode_table(msgspec.structs.replace(TABLE, measured=measured)))
 
 
@@ -66,11 +66,9 @@ def test_another_schema_is_named() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), ELSEWHERE.items())
-def test_another_machine_or_version_lies_in_the_same_place_and_the_difference_is_said(
-    field: str, value: object
-) -> None:
+def test_another_machine_or_version_has_the_same_file_and_the_difference_is_named(field: str, value: object) -> None:
     other = msgspec.structs.replace(KEY, **{field: value})
-    assert name_of(other) == name_of(KEY)
+    assert file_name(other) == file_name(KEY)
     (said,) = differences(other, KEY)
     shown = ", ".join(value) if isinstance(value, tuple) else value
     assert str(shown) in said
@@ -78,14 +76,14 @@ def test_another_machine_or_version_lies_in_the_same_place_and_the_difference_is
     assert differences(KEY, KEY) == ()
 
 
-def test_instances_of_other_sizes_have_tables_of_their_own_and_the_same_stem() -> None:
+def test_instances_of_other_sizes_have_their_own_files_with_the_same_stem() -> None:
     for change in ({"threads": 6}, {"nodes": 2}, {"kinds": ("efficiency",)}):
         other = msgspec.structs.replace(KEY, **change)
-        assert name_of(other) != name_of(KEY)
-        assert stem_of(other) == stem_of(KEY)
+        assert file_name(other) != file_name(KEY)
+        assert file_stem(other) == file_stem(KEY)
 
 
-def test_another_model_or_way_of_running_it_has_another_stem() -> None:
+def test_another_model_or_other_settings_have_another_stem() -> None:
     for change in (
         {"model": "other/demo"},
         {"dtype": "fp32"},
@@ -93,19 +91,19 @@ def test_another_model_or_way_of_running_it_has_another_stem() -> None:
         {"batch_tokens": 512},
         {"layout": "padded"},
     ):
-        assert stem_of(msgspec.structs.replace(KEY, **change)) != stem_of(KEY)
+        assert file_stem(msgspec.structs.replace(KEY, **change)) != file_stem(KEY)
 
 
 @pytest.mark.parametrize(
     ("runs", "drift"),
     [((), 1.0), ((0.6,), 0.6), ((1.6,), 1.0), ((1.6, 1.5), 1.5), ((1.6, 0.9), 1.0), ((0.6, 0.9, 1.6, 1.5, 0.5), 0.9)],
 )
-def test_the_lower_median_of_the_runs_and_of_the_measurement_is_expected(runs: tuple[float, ...], drift: float) -> None:
+def test_the_drift_is_the_lower_median_of_the_runs_and_the_measurement(runs: tuple[float, ...], drift: float) -> None:
     assert msgspec.structs.replace(TABLE, runs=runs).drift == drift
 
 
 @given(st.lists(st.floats(0.1, 10), max_size=12))
-def test_no_more_than_the_last_runs_are_remembered_and_what_was_measured_stays(runs: list[float]) -> None:
+def test_only_the_last_runs_are_kept_and_the_measurements_do_not_change(runs: list[float]) -> None:
     table = TABLE
     for run in runs:
         table = table.after(run)
@@ -115,12 +113,12 @@ def test_no_more_than_the_last_runs_are_remembered_and_what_was_measured_stays(r
 
 
 @pytest.mark.parametrize("run", [0.0, -1.0, float("inf")])
-def test_runs_that_cannot_be_are_damage(run: float) -> None:
+def test_a_table_with_impossible_runs_is_damaged(run: float) -> None:
     with pytest.raises(UsageError, match="damaged"):
         decode_table(encode_table(msgspec.structs.replace(TABLE, runs=(run,))))
 
 
-def test_of_equal_instances_the_shorter_times_are_kept() -> None:
+def test_merging_tables_of_equal_instances_keeps_the_shorter_times() -> None:
     slower_first = msgspec.structs.replace(TABLE, measured=((1, 16, 256, 0.009), (8, 2048, 524288, 0.2)))
     assert [m[3] for m in merged(TABLE, slower_first).measured] == [0.004, 0.2]
     assert merged(None, TABLE) == TABLE

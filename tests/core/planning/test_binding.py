@@ -29,7 +29,7 @@ WORKER = ("python3", "-m", "launcher.worker", "--instance", "3", "--threads", "1
         ("none", "bind", (1,), ""),
     ],
 )
-def test_numactl_gets_the_cpus_and_as_much_of_the_memory_as_the_level_says(
+def test_numactl_gets_the_cpus_and_the_memory_policy_of_the_level(
     level: Level, memory: MemoryPolicy, nodes: tuple[int, ...], prefix: str
 ) -> None:
     one, binding = instance(memory, nodes), Binding(level, "numactl", "")
@@ -48,7 +48,7 @@ def test_numactl_gets_the_cpus_and_as_much_of_the_memory_as_the_level_says(
         ("none", "bind", (1,), ""),
     ],
 )
-def test_without_numactl_the_worker_is_told_what_to_apply_to_itself(
+def test_without_numactl_the_worker_gets_options_to_bind_itself(
     level: Level, memory: MemoryPolicy, nodes: tuple[int, ...], own: str
 ) -> None:
     one, binding = instance(memory, nodes), Binding(level, "syscalls", "")
@@ -56,14 +56,14 @@ def test_without_numactl_the_worker_is_told_what_to_apply_to_itself(
     assert worker_command(one, binding, "python3") == (*WORKER, *own.split())
 
 
-def test_threads_of_all_libraries_are_those_of_the_plan() -> None:
+def test_all_libraries_use_the_planned_number_of_threads() -> None:
     env, notes = worker_env(instance(), {"PATH": "/bin"})
     assert (env["OMP_NUM_THREADS"], env["MKL_NUM_THREADS"]) == ("12", "12")
     assert notes == ()
     assert "PATH" not in env
 
 
-def test_nothing_is_set_that_spins_or_that_moves_threads() -> None:
+def test_no_variable_makes_threads_spin_or_move() -> None:
     env, _ = worker_env(instance(), {})
     assert not {"OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"} & set(env)
 
@@ -78,19 +78,19 @@ def test_the_caches_of_compiled_kernels_are_bounded(name: str) -> None:
     "name",
     ["KMP_BLOCKTIME", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX", "LRU_CACHE_CAPACITY"],
 )
-def test_what_the_user_has_set_is_kept_and_said(name: str) -> None:
+def test_the_users_settings_are_kept_and_noted(name: str) -> None:
     env, notes = worker_env(instance(), {name: "7"})
     assert name not in env
     assert [note for note in notes if f"{name}=7" in note and "kept" in note]
 
 
-def test_another_number_of_threads_is_not_taken_from_the_environment_but_said() -> None:
+def test_another_number_of_threads_in_the_environment_is_ignored_and_noted() -> None:
     env, notes = worker_env(instance(), {"OMP_NUM_THREADS": "1"})
     assert env["OMP_NUM_THREADS"] == "12"
     assert any("OMP_NUM_THREADS=1" in note and "--cores-per-instance" in note for note in notes)
 
 
-def test_the_same_number_of_threads_in_the_environment_is_nothing_to_speak_of() -> None:
+def test_the_planned_number_of_threads_in_the_environment_gives_no_note() -> None:
     assert worker_env(instance(), {"OMP_NUM_THREADS": "12"})[1] == ()
 
 

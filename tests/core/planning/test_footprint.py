@@ -5,7 +5,7 @@ from launcher.core.planning.footprint import mixed_batches, warmup_shapes
 
 
 @given(st.integers(1, 8192), st.integers(1, 1 << 15))
-def test_every_batch_of_the_warm_up_is_one_that_a_worker_takes(max_length: int, batch_tokens: int) -> None:
+def test_a_worker_accepts_every_batch_of_the_warmup(max_length: int, batch_tokens: int) -> None:
     for rows, width in warmup_shapes(max_length, batch_tokens):
         assert rows >= 1
         assert 1 <= width <= max_length
@@ -17,7 +17,7 @@ def test_every_batch_of_the_warm_up_is_one_that_a_worker_takes(max_length: int, 
         assert len(lengths) == 1 or sum(lengths) <= batch_tokens
 
 
-def test_mixed_batches_are_of_several_sizes_and_of_many_lengths() -> None:
+def test_mixed_batches_have_several_sizes_and_many_lengths() -> None:
     batches = mixed_batches(512, 2048)
     sizes = [sum(lengths) for lengths in batches]
     assert max(sizes) > 0.9 * 2048

@@ -1,4 +1,4 @@
-"""Length classes: closed ranges from 1 to the limit, without gap or overlap, in whatever order they are written."""
+"""Length classes: closed ranges from 1 to the limit, without gaps or overlaps, in any order of entries."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def test_ranges_meet_at_the_bounds() -> None:
     assert names("32:8,384:16,max:24", 512) == ["1-32", "33-384", "385-512"]
 
 
-def test_the_longest_class_is_open_while_the_model_is_not_known() -> None:
+def test_the_longest_class_is_open_while_the_model_is_unknown() -> None:
     assert names("32:1,max:1") == ["1-32", "33-max"]
 
 
-def test_order_and_blanks_do_not_matter() -> None:
+def test_order_and_spaces_do_not_matter() -> None:
     assert parse_classes(" max : 24 ,384:16, 32:8") == parse_classes("32:8,384:16,max:24")
 
 
@@ -30,7 +30,7 @@ def test_one_class_takes_everything() -> None:
     assert names("max:4", 512) == ["1-512"]
 
 
-def test_a_length_that_stands_twice_makes_two_instances_of_one_class() -> None:
+def test_a_repeated_length_gives_two_instances_of_one_class() -> None:
     assert names("32:4,32:4,max:8", 512) == ["1-32", "1-32", "33-512"]
 
 
@@ -53,13 +53,13 @@ def test_a_length_that_stands_twice_makes_two_instances_of_one_class() -> None:
         ("MAX:4", "LENGTH:CORES"),
         ("9" * 5000 + ":4,max:1", "LENGTH:CORES"),
         ("32:" + "9" * 5000 + ",max:1", "LENGTH:CORES"),
-        ("0:4,max:1", "start at 1"),
-        ("32:0,max:1", "start at 1"),
-        ("1-32:4,33-384:8,max:8", "neither overlap nor leave a gap"),
+        ("0:4,max:1", "at least 1"),
+        ("32:0,max:1", "at least 1"),
+        ("1-32:4,33-384:8,max:8", "no gaps or overlaps"),
         ("32:8,384:16", "more than 384 tokens"),
     ],
 )
-def test_what_is_no_list_of_classes_is_refused_with_the_form_that_works(text: str, word: str) -> None:
+def test_an_invalid_list_of_classes_is_refused_with_the_expected_form(text: str, word: str) -> None:
     with pytest.raises(UsageError, match=word):
         parse_classes(text)
 

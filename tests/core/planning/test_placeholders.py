@@ -1,4 +1,4 @@
-"""Words of a command with the place of their instance in them."""
+"""Placeholders in the command line of a program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INSTANCE = InstancePlan(3, (4, 5, 7), (4, 5, 7), 3, (0, 1), "interleave", None, 
 VALUES = values_of(INSTANCE, 8)
 
 
-def test_every_name_stands_for_what_the_plan_says() -> None:
+def test_every_placeholder_has_its_value_from_the_plan() -> None:
     assert dict(VALUES) == {"instance": "3", "instances": "8", "cpus": "4-5,7", "threads": "3", "nodes": "0-1"}
     assert set(VALUES) == set(NAMES)
 
@@ -35,12 +35,12 @@ def test_only_the_known_words_are_replaced(word: str, filled: str) -> None:
     assert fill([word], VALUES) == (filled,)
 
 
-def test_on_a_machine_without_nodes_there_is_nothing_to_name() -> None:
+def test_nodes_are_empty_on_a_machine_without_nodes() -> None:
     alone = InstancePlan(0, (0,), (0,), 1, (), "local", None, "For a test.")
     assert fill(["[{nodes}]"], values_of(alone, 1)) == ("[]",)
 
 
 @given(st.text(alphabet="{}instaceodhrpu0 ,\\", max_size=40))
-def test_a_word_without_a_known_name_stays_as_it_is(word: str) -> None:
+def test_a_word_without_a_placeholder_is_unchanged(word: str) -> None:
     known = any("{" + name + "}" in word for name in NAMES)
     assert known or fill([word], VALUES) == (word,)

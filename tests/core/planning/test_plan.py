@@ -1,4 +1,4 @@
-"""The planner on machines made by hand: the cases one can name, and whatever hypothesis thinks of."""
+"""The planner on hand-made machines: named cases, and property tests."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ TWO_CORES = machine(((2,),), threads=1)
 LAST = (ClassSpec(None, 1),)
 
 
-def plan_of(on: Machine, **wish: object) -> Plan:
-    request = dataclasses.replace(PlanRequest(), **wish)  # type: ignore[arg-type]
+def plan_of(on: Machine, **options: object) -> Plan:
+    request = dataclasses.replace(PlanRequest(), **options)  # type: ignore[arg-type]
     plan = make_plan(on, request)
     check_plan(on, request, plan)
     return plan
@@ -66,42 +66,42 @@ def test_the_front_is_taken_from_the_larger_nodes_so_that_shares_stay_even() -> 
     assert len(plan.reserved_cpus) == 2
 
 
-def test_instances_end_where_l3_groups_end() -> None:
+def test_instances_end_at_l3_group_boundaries() -> None:
     plan = plan_of(EPYC, instances=8, reserve_cores=0)
     assert cpus(plan) == [f"{start}-{start + 15}" for start in range(0, 128, 16)]
 
 
-def test_sizes_are_arranged_so_that_they_meet_the_ends_of_l3_groups() -> None:
+def test_sizes_are_ordered_to_end_at_l3_group_boundaries() -> None:
     plan = plan_of(machine(((7, 8),)), instances=2, reserve_cores=0)
     assert sizes_of(plan) == [7, 8]
 
 
-def test_cores_that_equal_instances_cannot_use_are_left_over_and_a_better_number_is_named() -> None:
+def test_cores_that_equal_instances_cannot_use_stay_unused_and_a_better_count_is_named() -> None:
     plan = plan_of(TWO_SOCKETS, instances=3)
     assert max(sizes_of(plan)) - min(sizes_of(plan)) <= 1
     assert plan.unused_cpus
-    assert any("--instances 4 would use them all" in warning for warning in plan.warnings)
+    assert any("--instances 4 would use all cores" in warning for warning in plan.warnings)
 
 
-def test_the_front_gets_a_core_that_is_left_over_before_one_that_is_used() -> None:
+def test_the_front_gets_an_unused_core_first() -> None:
     plan = plan_of(TWO_SOCKETS, instances=3, reserve_cores=1)
     without = plan_of(TWO_SOCKETS, instances=3, reserve_cores=0)
     assert sizes_of(plan) == sizes_of(without)
     assert set(plan.reserved_cpus) <= set(without.unused_cpus)
 
 
-def test_an_instance_larger_than_a_node_is_interleaved_over_the_nearest_with_a_warning() -> None:
+def test_an_instance_larger_than_a_node_is_interleaved_with_a_warning() -> None:
     plan = plan_of(TWO_SOCKETS, instances=1, reserve_cores=0)
     assert (sizes_of(plan), plan.instances[0].nodes, plan.instances[0].memory) == ([48], (0, 1), "interleave")
     assert any("27–33 %" in warning for warning in plan.warnings)
 
 
-def test_instances_over_several_nodes_take_whole_neighbouring_nodes() -> None:
+def test_instances_that_span_nodes_use_whole_neighbouring_nodes() -> None:
     plan = plan_of(machine([(8,)] * 12), instances=4, reserve_cores=0)
     assert [one.nodes for one in plan.instances] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)]
 
 
-def test_a_node_of_one_core_is_not_worth_crossing_to() -> None:
+def test_an_instance_does_not_span_nodes_for_a_single_core() -> None:
     plan = plan_of(machine(((30,), (1,))), instances=1, reserve_cores=0)
     assert plan.instances[0].nodes == (0,)
 
@@ -112,11 +112,11 @@ def test_kinds_of_cores_are_not_mixed(count: int) -> None:
     assert all(max(one.cpus) < 4 or min(one.cpus) >= 4 for one in plan.instances)
 
 
-def test_an_only_instance_gets_the_performance_cores() -> None:
+def test_a_single_instance_gets_the_performance_cores() -> None:
     assert cpus(plan_of(LAPTOP, instances=1, reserve_cores=0)) == ["0-3"]
 
 
-def test_kinds_are_mixed_when_asked_to() -> None:
+def test_kinds_are_mixed_on_request() -> None:
     plan = plan_of(LAPTOP, instances=1, mix_kinds=True, reserve_cores=0)
     assert cpus(plan) == ["0-11"]
 
@@ -152,7 +152,7 @@ def test_the_default_suits_the_machine(on: Machine, expected: list[int]) -> None
     assert not plan.unused_cpus
 
 
-def test_the_default_takes_fewer_instances_where_memory_is_short() -> None:
+def test_the_default_has_fewer_instances_where_memory_is_short() -> None:
     plan = plan_of(machine(((24,), (24,)), memory=(64 * GIB, 64 * GIB)), instance_bytes=40 * GIB)
     assert len(plan.instances) == 2
     assert any(warning.startswith("Memory allows 2 instances") for warning in plan.warnings)
@@ -168,13 +168,13 @@ def test_the_front_gets_cores_where_there_are_enough(cores: int, reserved: int) 
     assert any("front shares" in warning for warning in plan.warnings) == (reserved == 0)
 
 
-def test_a_number_that_takes_all_cores_leaves_none_for_the_front_and_says_so() -> None:
+def test_instances_on_all_cores_leave_none_for_the_front_with_a_warning() -> None:
     plan = plan_of(TWO_SOCKETS, instances=48)
     assert plan.reserved_cpus == ()
     assert any("front shares" in warning for warning in plan.warnings)
 
 
-def test_a_size_that_was_asked_for_is_not_made_smaller_for_the_front() -> None:
+def test_a_requested_size_is_not_reduced_for_the_front() -> None:
     plan = plan_of(TWO_SOCKETS, cores_per_instance=12)
     assert sizes_of(plan) == [12] * 4
     assert plan.reserved_cpus == ()
@@ -191,7 +191,7 @@ def test_the_front_gets_an_efficiency_core_where_instances_are_equal() -> None:
     assert plan.reserved_cpus == (4,)
 
 
-def test_asking_for_no_core_for_the_front_is_no_reason_for_a_warning() -> None:
+def test_reserving_no_core_for_the_front_on_request_gives_no_warning() -> None:
     assert not plan_of(TWO_CORES, reserve_cores=0).warnings
 
 
@@ -203,13 +203,13 @@ def test_instances_of_a_size_are_spread_over_the_nodes() -> None:
     assert [one.nodes for one in plan.instances] == [(0,), (1,)]
 
 
-def test_a_size_that_fits_in_no_node_any_more_spans_what_is_left() -> None:
+def test_a_size_that_fits_in_no_remaining_node_spans_nodes() -> None:
     plan = plan_of(TWO_SOCKETS, instances=3, cores_per_instance=16)
     assert cpus(plan) == ["0-15", "24-39", "16-23,40-47"]
     assert plan.instances[2].memory == "interleave"
 
 
-def test_classes_of_the_reference_fit_into_nodes() -> None:
+def test_the_reference_classes_fit_into_nodes() -> None:
     plan = plan_of(TWO_SOCKETS, classes=parse_classes("32:8,384:16,max:24"), length_limit=512)
     assert cpus(plan) == ["40-47", "24-39", "0-23"]
     spans = [one.length_class.name for one in plan.instances if one.length_class]
@@ -227,7 +227,7 @@ def test_a_class_takes_whole_l3_groups_where_the_sizes_allow() -> None:
     assert cpus(plan) == ["8-19", "0-7"]
 
 
-def test_cores_that_no_class_asks_for_go_to_the_front_and_are_left() -> None:
+def test_cores_that_no_class_requests_go_to_the_front_or_stay_unused() -> None:
     plan = plan_of(TWO_SOCKETS, classes=parse_classes("32:8,max:24"))
     assert len(plan.reserved_cpus) == 1
     assert len(plan.unused_cpus) == 15
@@ -236,7 +236,7 @@ def test_cores_that_no_class_asks_for_go_to_the_front_and_are_left() -> None:
 # -- memory -----------------------------------------------------------------------------------------------------
 
 
-def test_nodes_without_memory_that_are_as_near_to_several_share_them_out() -> None:
+def test_nodes_without_memory_are_spread_over_equally_near_ones() -> None:
     on = machine(((8,), (8,), (8,), (8,)), memory=(GIB, 0, 0, GIB))
     far = tuple(
         dataclasses.replace(node, distances=tuple((other, 10 if other == node.id else 12) for other in range(4)))
@@ -246,11 +246,11 @@ def test_nodes_without_memory_that_are_as_near_to_several_share_them_out() -> No
     assert [one.nodes for one in plan.instances] == [(0,), (0,), (3,), (3,)]
 
 
-def test_cores_of_a_node_without_memory_take_the_nearest() -> None:
+def test_cores_of_a_node_without_memory_use_the_nearest_node() -> None:
     on = machine(((4,), (4,), (4,)), memory=(64 * GIB, 0, 64 * GIB))
     plan = plan_of(on, instances=3)
     assert [one.nodes for one in plan.instances] == [(0,), (0,), (2,)]
-    assert any("node 1 has none" in warning for warning in plan.warnings)
+    assert any("node 1 has no memory" in warning for warning in plan.warnings)
 
 
 def test_memory_that_may_not_be_used_is_not_used() -> None:
@@ -260,14 +260,14 @@ def test_memory_that_may_not_be_used_is_not_used() -> None:
     assert any("Mems_allowed" in warning for warning in plan.warnings)
 
 
-def test_a_node_of_memory_alone_is_not_taken_before_one_with_cores() -> None:
+def test_a_memory_only_node_is_not_preferred_to_one_with_cores() -> None:
     on = machine(((4,), (4,)), memory=(64 * GIB, 0), memory_only=(64 * GIB,))
     near = dataclasses.replace(on.nodes[1], distances=((0, 20), (1, 10), (2, 20)))
     plan = plan_of(dataclasses.replace(on, nodes=(on.nodes[0], near, on.nodes[2])), instances=2)
     assert plan.instances[1].nodes == (0,)
 
 
-def test_a_table_of_distances_that_is_wrong_moves_no_memory_from_its_own_node() -> None:
+def test_a_wrong_distance_table_moves_no_memory_off_its_own_node() -> None:
     on = machine(((4,), (4,)))
     wrong = tuple(dataclasses.replace(node, distances=((0, 10), (1, 20))) for node in on.nodes)
     plan = plan_of(dataclasses.replace(on, nodes=wrong), instances=2)
@@ -279,7 +279,7 @@ def test_a_table_of_distances_that_is_wrong_moves_no_memory_from_its_own_node() 
     [
         (Limits(), 40, ["4 instances of 40.0 GiB", "80.0 GiB", "node 0", "64.0 GiB free", "--instances 2"]),
         (Limits(memory_bytes=30 * GIB), 10, ["40.0 GiB", "limit", "30.0 GiB", "--instances 3"]),
-        (Limits(), 70, ["not one fits", "bf16"]),
+        (Limits(), 70, ["not even one fits", "bf16"]),
     ],
 )
 def test_models_that_cannot_fit_are_refused_with_the_numbers(limits: Limits, each: int, words: list[str]) -> None:
@@ -293,29 +293,29 @@ def test_models_that_cannot_fit_are_refused_with_the_numbers(limits: Limits, eac
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (1.0, 1), (1.9, 1), (5.5, 5), (8.0, 8)])
-def test_a_quota_bounds_the_cores_and_is_said(quota: float, cores: int) -> None:
+def test_a_quota_bounds_the_cores_with_a_warning(quota: float, cores: int) -> None:
     plan = plan_of(dataclasses.replace(TWO_SOCKETS, limits=Limits(cpu_quota=quota)))
     assert sum(sizes_of(plan)) + len(plan.reserved_cpus) == cores
     assert any(f"{quota:g} cpus" in warning for warning in plan.warnings)
 
 
-def test_what_a_quota_leaves_stays_in_one_node_and_in_whole_l3_groups() -> None:
+def test_cores_within_a_quota_are_in_one_node_and_whole_l3_groups() -> None:
     plan = plan_of(dataclasses.replace(EPYC, limits=Limits(cpu_quota=32.0)), instances=4, reserve_cores=0)
     assert cpus(plan) == ["0-7", "8-15", "16-23", "24-31"]
 
 
-def test_what_a_quota_leaves_lies_where_memory_may_be_used() -> None:
+def test_cores_within_a_quota_are_near_memory_that_may_be_used() -> None:
     on = dataclasses.replace(TWO_SOCKETS, limits=Limits(cpu_quota=4.0, memory_nodes=(1,)))
     assert {one.nodes for one in plan_of(on, instances=2).instances} == {(1,)}
     assert all(cpu >= 24 for one in plan_of(on, instances=2).instances for cpu in one.cpus)
 
 
-def test_a_quota_over_the_cores_changes_nothing() -> None:
+def test_a_quota_above_the_core_count_changes_nothing() -> None:
     assert plan_of(dataclasses.replace(TWO_CORES, limits=Limits(cpu_quota=3.0))) == plan_of(TWO_CORES)
 
 
 @pytest.mark.parametrize(
-    ("quota", "wish", "said"),
+    ("quota", "options", "said"),
     [
         (4.0, {}, True),
         (4.5, {}, True),
@@ -330,13 +330,15 @@ def test_a_quota_over_the_cores_changes_nothing() -> None:
         (96.0, {"instances": 48}, False),
     ],
 )
-def test_a_quota_that_leaves_no_cpu_to_the_front_is_said(quota: float, wish: dict[str, int], said: bool) -> None:
-    plan = plan_of(dataclasses.replace(TWO_SOCKETS, limits=Limits(cpu_quota=quota)), **wish)
-    assert any("no cpu to spare for the front" in warning for warning in plan.warnings) == said
+def test_a_warning_says_that_a_quota_has_no_room_for_the_front(
+    quota: float, options: dict[str, int], said: bool
+) -> None:
+    plan = plan_of(dataclasses.replace(TWO_SOCKETS, limits=Limits(cpu_quota=quota)), **options)
+    assert any("no room for the front" in warning for warning in plan.warnings) == said
 
 
 @pytest.mark.parametrize(
-    ("quota", "wish", "expected"),
+    ("quota", "options", "expected"),
     [
         (None, {"instances": 4, "reserve_cores": 0}, ""),
         (96.0, {"instances": 48}, ""),
@@ -355,44 +357,44 @@ def test_a_quota_that_leaves_no_cpu_to_the_front_is_said(quota: float, wish: dic
         (3.0, {"instances": 9, "oversubscribe": True}, "0-2"),
     ],
 )
-def test_under_a_quota_the_front_has_the_cpus_that_are_left_or_those_of_the_instances(
-    quota: float | None, wish: dict[str, int], expected: str
+def test_under_a_quota_the_front_gets_the_remaining_cpus_or_shares_those_of_the_instances(
+    quota: float | None, options: dict[str, int], expected: str
 ) -> None:
     on = dataclasses.replace(TWO_SOCKETS, limits=Limits(cpu_quota=quota))
-    assert format_cpu_list(front_cpus(on, plan_of(on, **wish))) == expected
+    assert format_cpu_list(front_cpus(on, plan_of(on, **options))) == expected
 
 
-# -- wishes that cannot be ----------------------------------------------------------------------------------------
+# -- requests that cannot be satisfied ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"),
+    ("options", "words"),
     [
         ({"instances": 0}, ["--instances 0"]),
         ({"instances": -3}, ["--instances -3"]),
         ({"cores_per_instance": 0}, ["--cores-per-instance 0"]),
         ({"reserve_cores": -1}, ["--reserve-cores -1"]),
-        ({"classes": LAST, "instances": 2}, ["--classes", "without --instances"]),
-        ({"classes": LAST, "cores_per_instance": 2}, ["--classes", "without --instances"]),
+        ({"classes": LAST, "instances": 2}, ["--classes", "omit --instances"]),
+        ({"classes": LAST, "cores_per_instance": 2}, ["--classes", "omit --instances"]),
         ({"oversubscribe": True, "instances": 4, "cores_per_instance": 2}, ["--oversubscribe", "one thread"]),
         ({"oversubscribe": True, "classes": LAST}, ["--oversubscribe"]),
     ],
 )
-def test_wishes_that_make_no_sense_are_the_users_to_mend(wish: dict[str, object], words: list[str]) -> None:
+def test_contradictory_requests_are_usage_errors(options: dict[str, object], words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        plan_of(TWO_SOCKETS, **wish)
+        plan_of(TWO_SOCKETS, **options)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"),
+    ("options", "words"),
     [
         ({"instances": 49}, ["49", "48 usable cores in 2 nodes", "--instances 48", "--oversubscribe"]),
-        ({"instances": 48, "reserve_cores": 1}, ["--reserve-cores takes 1", "--instances 47"]),
+        ({"instances": 48, "reserve_cores": 1}, ["1 of them reserved", "--instances 47"]),
         ({"cores_per_instance": 60}, ["--cores-per-instance 60", "48 usable cores", "48 cores"]),
         ({"instances": 5, "cores_per_instance": 12}, ["60", "48", "12 too few", "--instances 4"]),
-        ({"cores_per_instance": 48, "reserve_cores": 1}, ["1 too few", "47 cores"]),
-        ({"reserve_cores": 48}, ["--reserve-cores 48", "the most is 47"]),
+        ({"cores_per_instance": 48, "reserve_cores": 1}, ["1 too few", "--cores-per-instance 47 or less"]),
+        ({"reserve_cores": 48}, ["--reserve-cores 48", "at most 47"]),
         (
             {"classes": parse_classes("32:8,384:16,max:30")},
             ["54 cores", "48 usable cores", "6 too few", "--classes 32:8,384:14,max:26"],
@@ -400,9 +402,11 @@ def test_wishes_that_make_no_sense_are_the_users_to_mend(wish: dict[str, object]
         ({"classes": tuple(ClassSpec(i, 1) for i in range(1, 51))}, ["2 too few", "fewer classes"]),
     ],
 )
-def test_wishes_over_the_machine_are_refused_with_what_would_work(wish: dict[str, object], words: list[str]) -> None:
+def test_requests_beyond_the_machine_are_refused_with_what_would_fit(
+    options: dict[str, object], words: list[str]
+) -> None:
     with pytest.raises(MachineError) as caught:
-        plan_of(TWO_SOCKETS, **wish)
+        plan_of(TWO_SOCKETS, **options)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -414,15 +418,15 @@ def test_the_classes_that_an_error_proposes_do_fit() -> None:
     assert sum(sizes_of(plan)) == 45
 
 
-def test_an_instance_that_only_mixed_kinds_could_make_is_refused() -> None:
+def test_an_instance_that_needs_mixed_kinds_is_refused() -> None:
     with pytest.raises(MachineError, match="not mixed"):
         make_plan(LAPTOP, PlanRequest(classes=parse_classes("32:3,max:9")))
 
 
-def test_sharing_of_cores_is_said_of_every_instance() -> None:
+def test_the_reason_of_each_instance_says_who_shares_its_core() -> None:
     plan = plan_of(TWO_CORES, instances=3, oversubscribe=True)
     assert [one.cpus for one in plan.instances] == [(0,), (1,), (0,)]
-    assert "shares cpu 0 with 1 more" in plan.instances[0].why
+    assert "shares cpu 0 with 1 other" in plan.instances[0].why
     assert "alone on cpu 1" in plan.instances[1].why
     assert any("3 instances share 2 cores" in warning for warning in plan.warnings)
 
@@ -433,20 +437,20 @@ def test_without_more_instances_than_cores_oversubscribe_changes_nothing() -> No
 
 def test_a_plan_for_another_machine_is_refused() -> None:
     document = plan_of(TWO_SOCKETS, instances=4).to_json()
-    with pytest.raises(UsageError, match="no plan for a machine with cpus 0-1"):
+    with pytest.raises(UsageError, match="not a plan for a machine with the cpus 0-1"):
         Plan.from_json(document, TWO_CORES)
 
 
-# -- whatever else ------------------------------------------------------------------------------------------------
+# -- properties ---------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data(), machines(), st.none() | st.integers(0, 3))
-def test_any_wish_on_any_machine_gives_a_plan_that_keeps_the_rules_or_a_reason(
+def test_any_request_on_any_machine_gives_a_valid_plan_or_a_reason(
     data: st.DataObject, on: Machine, reserve: int | None
 ) -> None:
     total = len(on.cores)
-    wish = data.draw(
+    options = data.draw(
         st.one_of(
             st.builds(
                 PlanRequest,
@@ -467,7 +471,7 @@ def test_any_wish_on_any_machine_gives_a_plan_that_keeps_the_rules_or_a_reason(
             ),
         )
     )
-    request = dataclasses.replace(wish, reserve_cores=reserve)
+    request = dataclasses.replace(options, reserve_cores=reserve)
     try:
         plan = make_plan(on, request)
     except MachineError:
@@ -477,7 +481,7 @@ def test_any_wish_on_any_machine_gives_a_plan_that_keeps_the_rules_or_a_reason(
 
 
 def surely_possible(on: Machine, request: PlanRequest) -> bool:
-    """Whether there are cores enough of one kind, within the quota, for everything that was asked for."""
+    """Whether the quota leaves enough cores of one kind for everything that was requested."""
     kinds = {core.kind for core in on.cores}
     total = min(len(on.cores), max(1, int(on.limits.cpu_quota or len(on.cores))))
     wanted = [spec.cores for spec in request.classes]
@@ -488,7 +492,7 @@ def surely_possible(on: Machine, request: PlanRequest) -> bool:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(0, 60))
-def test_largest_remainder_gives_everyone_his_quota_rounded_down_or_up(weights: list[int], count: int) -> None:
+def test_largest_remainder_rounds_each_share_down_or_up(weights: list[int], count: int) -> None:
     shares = partition.largest_remainder(weights, count)
     assert sum(shares) == count
     for weight, share in zip(weights, shares, strict=True):
@@ -497,7 +501,7 @@ def test_largest_remainder_gives_everyone_his_quota_rounded_down_or_up(weights: 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.data())
-def test_cutting_at_the_ends_of_stretches_keeps_sizes_within_one(lengths: list[int], data: st.DataObject) -> None:
+def test_cutting_at_segment_boundaries_keeps_sizes_within_one(lengths: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, sum(lengths)))
     pieces = partition.cut(lengths, count, sum(lengths))
     assert sum(instances for instances, _ in pieces) == count
@@ -512,9 +516,7 @@ def test_cutting_at_the_ends_of_stretches_keeps_sizes_within_one(lengths: list[i
     st.lists(st.integers(0, 12), min_size=1, max_size=4),
     st.lists(st.integers(1, 12), min_size=1, max_size=6),
 )
-def test_assigning_overfills_no_node_and_leaves_out_no_size_that_could_be_placed(
-    room: list[int], wanted: list[int]
-) -> None:
+def test_assign_overfills_no_node_and_places_every_size_that_fits(room: list[int], wanted: list[int]) -> None:
     places = partition.assign(room, wanted)
     left = list(room)
     for place, size in zip(places, wanted, strict=True):
@@ -534,14 +536,14 @@ def placeable(room: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     )
 
 
-@pytest.mark.parametrize("wish", [{}, {"instances": 4}, {"instances": 512}, {"cores_per_instance": 8}])
-def test_4096_cpus_are_planned_in_no_time(wish: dict[str, int]) -> None:
+@pytest.mark.parametrize("options", [{}, {"instances": 4}, {"instances": 512}, {"cores_per_instance": 8}])
+def test_4096_cpus_are_planned_quickly(options: dict[str, int]) -> None:
     on = machine(((8,) * 32,) * 8)
     assert len(on.allowed) == 4096
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        make_plan(on, PlanRequest(**wish))  # type: ignore[arg-type]
+        make_plan(on, PlanRequest(**options))  # type: ignore[arg-type]
         seconds.append(time.perf_counter() - start)
-    # Meant is 0.1 s; the bound leaves room for a loaded machine.
+    # The target is 0.1 s; the bound leaves room for a loaded machine.
     assert min(seconds) < 0.5

@@ -1,4 +1,4 @@
-"""Which libraries are preloaded: every wish, with what was found and with what the user has set himself."""
+"""Which libraries are preloaded: each choice, with what was found and with the user's own settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INSTANCE = InstancePlan(0, (0, 1), (0, 1), 2, (0,), "bind", None, "For a test.")
 
 
 def surroundings(*there: Library, huge_pages: str | None = "never", **refused: str) -> Surroundings:
-    """A machine with these libraries; keywords: what is there and does not load, with the reason."""
+    """A machine with these libraries; keywords: libraries that exist but do not load, with the reason."""
     sought = [
         Sought(
             library,
@@ -66,14 +66,14 @@ EVERYTHING = surroundings("tcmalloc", "jemalloc", "intel")
         ("system", EVERYTHING, "system"),
     ],
 )
-def test_the_allocator_that_is_asked_for_is_preloaded(asked: Allocator, machine: Surroundings, taken: str) -> None:
+def test_the_requested_allocator_is_preloaded(asked: Allocator, machine: Surroundings, taken: str) -> None:
     chosen = choose(asked, machine=machine)
     assert chosen.allocator == taken
     assert chosen.env.get("LD_PRELOAD") == {**PATHS, "system": None}[taken]
     assert ("MALLOC_CONF" in chosen.env) == (taken == "jemalloc")
 
 
-def test_with_auto_nothing_found_is_said_with_the_package_that_has_one() -> None:
+def test_auto_without_a_library_names_the_package_to_install() -> None:
     (note,) = choose(machine=surroundings()).notes
     assert "tcmalloc" in note
     assert "libtcmalloc-minimal4" in note
@@ -87,7 +87,7 @@ def test_with_auto_nothing_found_is_said_with_the_package_that_has_one() -> None
         (("auto", "intel"), ["--openmp intel", "libiomp5.so", "intel-openmp"]),
     ],
 )
-def test_what_is_asked_for_by_name_and_absent_is_refused_with_where_it_was_sought(
+def test_a_missing_library_requested_by_name_is_refused_with_the_searched_places(
     asked: tuple[Allocator, OpenMP], words: list[str]
 ) -> None:
     with pytest.raises(MachineError) as caught:
@@ -98,19 +98,19 @@ def test_what_is_asked_for_by_name_and_absent_is_refused_with_where_it_was_sough
 
 def test_a_library_that_does_not_load_is_named_with_the_reason() -> None:
     broken = surroundings(tcmalloc="ld.so says that it cannot be preloaded")
-    with pytest.raises(MachineError, match=r"libtcmalloc_minimal\.so\.4\.old does not do: ld\.so says"):
+    with pytest.raises(MachineError, match=r"libtcmalloc_minimal\.so\.4\.old cannot be used: ld\.so says"):
         choose("tcmalloc", machine=broken)
     notes = choose(machine=broken).notes
-    assert "/usr/lib/libtcmalloc_minimal.so.4.old was found, but is not used: ld.so says" in notes[0]
+    assert "/usr/lib/libtcmalloc_minimal.so.4.old was found but is not used: ld.so says" in notes[0]
     assert len(notes) == 2
 
 
-def test_a_search_for_more_than_was_asked_changes_nothing() -> None:
+def test_libraries_that_were_not_requested_are_ignored() -> None:
     with pytest.raises(MachineError):
         choose("jemalloc", machine=surroundings("tcmalloc"))
 
 
-def test_the_user_s_own_preloads_are_kept_and_come_first() -> None:
+def test_the_users_preloads_are_kept_and_come_first() -> None:
     chosen = choose("tcmalloc", "intel", EVERYTHING, LD_PRELOAD="/a/libprofiler.so /b/libcheck.so:/a/libprofiler.so")
     assert chosen.env["LD_PRELOAD"].split(":") == [
         "/a/libprofiler.so", "/b/libcheck.so", PATHS["tcmalloc"], PATHS["intel"],
@@ -125,7 +125,7 @@ def test_nothing_is_preloaded_twice() -> None:
 
 
 @pytest.mark.parametrize("users", ["/x/libmimalloc.so.2", "libjemalloc.so.2", "/x/libtcmalloc_and_profiler.so.4"])
-def test_an_allocator_of_the_user_is_not_doubled(users: str) -> None:
+def test_no_second_allocator_is_added_to_the_users(users: str) -> None:
     chosen = choose("auto", machine=EVERYTHING, LD_PRELOAD=users)
     assert chosen.allocator == "user"
     assert "LD_PRELOAD" not in chosen.env
@@ -136,19 +136,19 @@ def test_an_allocator_of_the_user_is_not_doubled(users: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "users"), [("intel", "/x/libgomp.so.1"), ("gnu", "/x/libiomp5.so"), ("gnu", "libomp.so.5")]
 )
-def test_an_openmp_runtime_of_the_user_against_the_one_asked_for_is_refused(asked: OpenMP, users: str) -> None:
+def test_a_preloaded_openmp_runtime_that_conflicts_with_the_option_is_refused(asked: OpenMP, users: str) -> None:
     with pytest.raises(UsageError, match=f"--openmp {asked}.*{re.escape(users)}"):
         choose(openmp=asked, machine=EVERYTHING, LD_PRELOAD=users)
     assert "LD_PRELOAD" not in choose("system", machine=EVERYTHING, LD_PRELOAD=users).env
 
 
 @pytest.mark.parametrize("asked", ["auto", "gnu"])
-def test_no_openmp_runtime_is_preloaded_unless_it_is_asked_for(asked: OpenMP) -> None:
+def test_no_openmp_runtime_is_preloaded_unless_requested(asked: OpenMP) -> None:
     chosen = choose("system", asked, EVERYTHING)
     assert (chosen.openmp, dict(chosen.env)) == ("own", {})
 
 
-def test_intel_s_threads_neither_pin_themselves_nor_spin_for_long() -> None:
+def test_intels_threads_neither_pin_themselves_nor_spin_for_long() -> None:
     env = choose("system", "intel", EVERYTHING).env
     assert env == {"LD_PRELOAD": PATHS["intel"], "KMP_AFFINITY": "disabled", "KMP_BLOCKTIME": "1"}
     kept = choose("system", "intel", EVERYTHING, KMP_BLOCKTIME="200").env
@@ -156,20 +156,20 @@ def test_intel_s_threads_neither_pin_themselves_nor_spin_for_long() -> None:
 
 
 @pytest.mark.parametrize(("mode", "asked"), [("always", True), ("madvise", True), ("never", False), (None, False)])
-def test_huge_pages_are_asked_for_where_the_kernel_gives_them(mode: str | None, asked: bool) -> None:
+def test_huge_pages_are_requested_where_the_kernel_grants_them(mode: str | None, asked: bool) -> None:
     machine = surroundings("tcmalloc", huge_pages=mode)
     assert ("THP_MEM_ALLOC_ENABLE" in choose(machine=machine).env) == asked
     assert "THP_MEM_ALLOC_ENABLE" not in choose(machine=machine, THP_MEM_ALLOC_ENABLE="0").env
 
 
-def test_for_another_machine_nothing_is_preloaded_and_a_wish_is_said_to_be_open() -> None:
+def test_for_another_machine_nothing_is_preloaded_and_requests_are_noted() -> None:
     assert choose() == Runtimes("system", "own", {})
     chosen = choose("jemalloc", "intel")
     assert "LD_PRELOAD" not in chosen.env
     assert [note.partition(":")[0] for note in chosen.notes] == ["--allocator jemalloc", "--openmp intel"]
 
 
-def test_only_what_may_be_used_is_looked_for() -> None:
+def test_only_libraries_that_may_be_used_are_searched_for() -> None:
     assert wanted_libraries("auto", "auto") == ("tcmalloc", "jemalloc")
     assert wanted_libraries("system", "gnu") == ()
     assert wanted_libraries("jemalloc", "intel") == ("jemalloc", "intel")
@@ -184,7 +184,9 @@ def test_only_what_may_be_used_is_looked_for() -> None:
         ("intel", ["libiomp5.so"], ["libiomp5_db.so", "libiompstubs5.so", "libiomp5.dbg"]),
     ],
 )  # fmt: skip
-def test_libraries_are_known_by_their_versioned_names(library: Library, fitting: list[str], others: list[str]) -> None:
+def test_libraries_are_recognized_by_their_versioned_names(
+    library: Library, fitting: list[str], others: list[str]
+) -> None:
     names = KINDS[library].names
     assert [name for name in (*fitting, *others) if names.fullmatch(name)] == fitting
 
@@ -194,20 +196,20 @@ def test_a_preload_list_is_read_as_the_loader_reads_it(entries: list[str], separ
     assert split_preload(separator.join(entries)) == tuple(dict.fromkeys(entries))
 
 
-def test_a_worker_is_told_what_was_decided_and_people_what_was_kept() -> None:
+def test_a_worker_gets_the_decision_and_the_notes_say_what_was_kept() -> None:
     user = {"LD_PRELOAD": "/a/libprofiler.so", "MALLOC_CONF": "stats_print:true", "GLIBC_TUNABLES": "x=1"}
     env, notes = worker_env(INSTANCE, user, choose_runtimes("jemalloc", "auto", EVERYTHING, user))
     assert env["LD_PRELOAD"] == f"/a/libprofiler.so:{PATHS['jemalloc']}"
     assert "MALLOC_CONF" not in env
     assert notes == (
-        "GLIBC_TUNABLES=x=1 of your environment is kept.",
-        f"LD_PRELOAD=/a/libprofiler.so of your environment is kept, and comes before {PATHS['jemalloc']}.",
-        "MALLOC_CONF=stats_print:true of your environment is kept.",
+        "GLIBC_TUNABLES=x=1 in your environment is kept.",
+        f"LD_PRELOAD=/a/libprofiler.so in your environment is kept and precedes {PATHS['jemalloc']}.",
+        "MALLOC_CONF=stats_print:true in your environment is kept.",
     )
 
 
-def test_numpy_s_blas_starts_no_threads_in_a_worker() -> None:
+def test_numpys_blas_starts_no_threads_in_a_worker() -> None:
     assert worker_env(INSTANCE, {})[0]["OPENBLAS_NUM_THREADS"] == "1"
     env, notes = worker_env(INSTANCE, {"OPENBLAS_NUM_THREADS": "4"})
     assert "OPENBLAS_NUM_THREADS" not in env
-    assert notes == ("OPENBLAS_NUM_THREADS=4 of your environment is kept.",)
+    assert notes == ("OPENBLAS_NUM_THREADS=4 in your environment is kept.",)

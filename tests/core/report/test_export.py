@@ -1,4 +1,4 @@
-"""A plan for other supervisors: what can be run or checked here is; the rest is read."""
+"""Exports for other supervisors: shell scripts are run, systemd units verified where possible, the rest inspected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SHELLS = [shell for shell in ("sh", "bash", "dash") if shutil.which(shell)]
 
 
 def script(folder: Path, *programs: str) -> Path:
-    """A shell export of as many instances as programs, on this machine, sharing cores if need be."""
+    """A shell export with one instance per program, on this machine, sharing cores if necessary."""
     here = read_machine()
     wish = PlanRequest(instances=len(programs), oversubscribe=len(programs) > len(here.cores), reserve_cores=0)
     plan = make_plan(dataclasses.replace(here, limits=dataclasses.replace(here.limits, cpu_quota=None)), wish)
@@ -69,7 +69,7 @@ def test_the_shell_script_runs_each_program_on_its_own_cores(shell: str, tmp_pat
 @needs_numactl
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("failing", [0, 1])
-def test_the_shell_script_passes_a_failure_on(shell: str, failing: int, tmp_path: Path) -> None:
+def test_the_shell_script_returns_the_status_of_a_failure(shell: str, failing: int, tmp_path: Path) -> None:
     programs = ["", ""]
     programs[failing] = "raise SystemExit(7)"
     done = subprocess.run([shell, script(tmp_path, *programs)], timeout=30, check=False)
@@ -78,7 +78,7 @@ def test_the_shell_script_passes_a_failure_on(shell: str, failing: int, tmp_path
 
 @needs_numactl
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_shell_script_ends_everything_when_it_is_ended(shell: str, tmp_path: Path) -> None:
+def test_the_shell_script_stops_all_programs_when_it_is_terminated(shell: str, tmp_path: Path) -> None:
     stay = f"import os, pathlib, time; pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch(); time.sleep(60)"
     process = subprocess.Popen([shell, script(tmp_path, stay, stay)])
     try:
@@ -100,7 +100,7 @@ def wait_for_pids(folder: Path, count: int) -> list[int]:
     raise AssertionError(f"{count} processes did not come up")
 
 
-def test_the_shell_script_quotes_what_a_shell_would_change() -> None:
+def test_the_shell_script_quotes_special_characters() -> None:
     text = exported(FOUR, "shell", ("printf", "%s|", *ODD[1:]))
     line = next(line for line in text.splitlines() if line.startswith("env"))
     words = line.removesuffix(" &").replace("numactl -C 0-11 -m 0 ", "")
@@ -129,7 +129,7 @@ def test_units_bind_cpus_and_memory_themselves() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
+def test_systemd_verifies_the_units(tmp_path: Path) -> None:
     files = units(exported(FOUR, "systemd", ("/bin/echo", *ODD)))
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -176,7 +176,7 @@ def test_slurm_steps_have_masks_of_cpus_and_nodes() -> None:
 
 
 @pytest.mark.parametrize("target", ["shell", "systemd", "compose", "slurm"])
-def test_every_export_gives_the_reasons_of_the_plan(target: Target) -> None:
+def test_every_export_contains_the_reasons_of_the_plan(target: Target) -> None:
     plan = make_plan(TWO_SOCKETS, PlanRequest(classes=parse_classes("32:8,max:24"), length_limit=512))
     text = exported(plan, target).replace("%%", "%")
     assert all(one.why in text for one in plan.instances)

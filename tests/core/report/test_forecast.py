@@ -1,4 +1,4 @@
-"""What the report says of predictions."""
+"""The predictions in the report."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def words(forecast: Forecast, width: int = 100) -> str:
     return " ".join(" ".join(line.plain for line in forecast_lines(forecast, width)).split())
 
 
-def test_without_costs_the_command_that_measures_them_is_named() -> None:
+def test_without_costs_the_report_names_the_command_that_measures_them() -> None:
     forecast = Forecast(None, "`launch`")
     assert "no costs were measured for this plan on this machine; `launch` measures them" in words(forecast)
     assert forecast.to_json() is None
 
 
 @pytest.mark.parametrize("width", [72, 100, 200])
-def test_classes_stand_beside_equal_instances_with_their_latencies(width: int) -> None:
+def test_latencies_of_classes_are_shown_beside_those_of_equal_instances(width: int) -> None:
     choice = chosen(measured=True)
     forecast = Forecast(choice.predicted, "`launch`", choice.equal, choice.why)
     text = words(forecast, width)
-    for word in ("Predicted", "p50 equal", "p99 equal", "those of mine", "60% of what equal instances can do"):
+    for word in ("Predicted", "p50 equal", "p99 equal", "those of mine", "60% of the capacity of equal instances"):
         assert word in text
     assert choice.why.rstrip(".") in text
     assert all(len(line.plain) <= width for line in forecast_lines(forecast, width))
 
 
-def test_a_guess_is_called_one() -> None:
+def test_estimated_costs_are_marked() -> None:
     choice = chosen(measured=False)
     text = words(Forecast(choice.predicted, "`launch`", choice.equal, choice.why))
-    assert "by a guess, as no costs were measured here" in text
+    assert "with estimated costs, as none were measured here" in text
     assert "`launch` measures them" in text
     assert "measured on this machine" not in text
 

@@ -1,4 +1,4 @@
-"""The report: the JSON document to the letter, and a text to be read at any width, in a pipe and without colour."""
+"""The report: the exact JSON document, and a text that is readable at any width, in a pipe and without colour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding, worker_command, worker_env
 from launcher.core.planning.length_classes import parse_classes
 from launcher.core.planning.plan import Plan, PlanRequest, make_plan
-from launcher.core.report.plan_report import MOST_INSTANCES, Command, report_json, report_text
+from launcher.core.report.plan_report import MAX_INSTANCES, Command, PlanReport, report_json, report_text
 from launcher.errors import MachineError
 from launcher.host.machine.sysfs import read_machine
 from tests.core.by_hand import machine, machines
@@ -41,7 +41,8 @@ def commands_of(plan: Plan, user: Mapping[str, str] | None = None) -> list[Comma
 
 def text_of(on: Machine, width: int = 80, request: PlanRequest | None = None, *, unicode: bool = True) -> Text:
     plan = make_plan(on, request or PlanRequest())
-    return report_text(on, plan, commands_of(plan), [*on.warnings, *plan.warnings], width, unicode=unicode)
+    report = PlanReport(on, plan, commands_of(plan), [*on.warnings, *plan.warnings])
+    return report_text(report, width, unicode=unicode)
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def text_of(on: Machine, width: int = 80, request: PlanRequest | None = None, *,
 
 def test_the_document_has_exactly_the_keys_of_schema_1() -> None:
     plan = make_plan(TWO_SOCKETS, PlanRequest(classes=parse_classes("32:8,max:24"), length_limit=512))
-    document = report_json(TWO_SOCKETS, plan, commands_of(plan), ["Mind the gap."])
+    document = report_json(PlanReport(TWO_SOCKETS, plan, commands_of(plan), ["Mind the gap."]))
     assert list(document) == ["schema", "machine", "plan", "warnings"]
     assert document["schema"] == 1
     assert document["warnings"] == ["Mind the gap."]
@@ -76,14 +77,16 @@ def test_the_document_has_exactly_the_keys_of_schema_1() -> None:
     assert first["env"]["OMP_NUM_THREADS"] == "8"
 
 
-def test_an_instance_without_a_class_has_null_there() -> None:
+def test_the_class_of_an_instance_without_one_is_null() -> None:
     plan = make_plan(TWO_CORES, PlanRequest())
-    assert report_json(TWO_CORES, plan, commands_of(plan), [])["plan"]["instances"][0]["class"] is None
+    document = report_json(PlanReport(TWO_CORES, plan, commands_of(plan), []))
+    assert document["plan"]["instances"][0]["class"] is None
 
 
-def test_the_document_survives_json_and_gives_the_plan_back() -> None:
+def test_the_plan_can_be_read_back_from_the_document() -> None:
     plan = make_plan(EPYC, PlanRequest())
-    document = msgspec.json.decode(msgspec.json.encode(report_json(EPYC, plan, commands_of(plan), plan.warnings)))
+    written = report_json(PlanReport(EPYC, plan, commands_of(plan), plan.warnings))
+    document = msgspec.json.decode(msgspec.json.encode(written))
     assert Plan.from_json(document["plan"], EPYC, document["warnings"]) == plan
 
 
@@ -93,8 +96,8 @@ def test_the_document_survives_json_and_gives_the_plan_back() -> None:
 def check_readable(text: str, width: int) -> None:
     assert not CONTROL.search(text)
     for line in text.split("\n"):
-        assert line == line.rstrip(), f"blanks at the end of {line!r}"
-        # A cpu list or a path is never broken: it would not be what is started.
+        assert line == line.rstrip(), f"spaces at the end of {line!r}"
+        # A cpu list or a path is never broken: it would differ from what is started.
         longest_word = max(map(len, line.split(" ")), default=0)
         assert len(line) <= width or longest_word > width - 24, f"{len(line)} columns: {line}"
 
@@ -105,7 +108,7 @@ def read(name: str) -> Machine:
 
 
 @each_recorded()
-def test_every_recorded_machine_is_readable_at_any_width_and_does_not_flood(name: str) -> None:
+def test_every_recorded_machine_is_readable_at_any_width_and_of_limited_length(name: str) -> None:
     on = read(name)
     for width in (72, 80, 100, 200):
         text = text_of(on, width).plain
@@ -138,14 +141,14 @@ def test_any_plan_is_readable(on: Machine, width: int, count: int) -> None:
         (EPYC, PlanRequest(), ["r0000000 r1111111", "EEEEEEEE FFFFFFFF"]),
     ],
 )
-def test_the_instance_of_each_core_can_be_seen_without_colour(
+def test_the_instance_of_each_core_is_visible_without_colour(
     on: Machine, request_: PlanRequest, rows: list[str]
 ) -> None:
     text = text_of(on, 100, request_).plain
     assert all(row in text for row in rows), text
 
 
-def test_each_character_of_the_drawing_is_explained() -> None:
+def test_each_symbol_of_the_map_is_explained() -> None:
     text = text_of(TWO_SOCKETS, 100, PlanRequest(instances=3)).plain
     assert "r reserved for the front" in text
     assert ". unused" in text
@@ -168,7 +171,7 @@ def test_instances_have_colours_and_neighbours_have_different_ones() -> None:
 
 
 @pytest.mark.parametrize("on", [TWO_SOCKETS, EPYC, LAPTOP, machine(((1,) * 288,), threads=1)])
-def test_in_a_pipe_there_are_no_control_codes_and_in_a_terminal_the_same_words(on: Machine) -> None:
+def test_a_pipe_gets_the_same_text_without_control_codes(on: Machine) -> None:
     text = text_of(on, 100)
     outputs = []
     for terminal in (False, True):
@@ -193,10 +196,10 @@ def test_a_terminal_without_unicode_gets_ascii(on: Machine) -> None:
     assert "0, 1, ... the instance" in text_of(on, unicode=False).plain
 
 
-def test_printed_commands_are_what_a_shell_would_run() -> None:
+def test_printed_commands_can_be_run_in_a_shell() -> None:
     plan = make_plan(TWO_SOCKETS, PlanRequest(instances=4))
     commands = [Command((*one.command, "--note", "two words"), one.env) for one in commands_of(plan)]
-    text = report_text(TWO_SOCKETS, plan, commands, [], 80).plain.replace(" \\\n", " ")
+    text = report_text(PlanReport(TWO_SOCKETS, plan, commands, []), 80).plain.replace(" \\\n", " ")
     for one, command in zip(plan.instances, commands, strict=True):
         line = next(line for line in text.split("\n") if line.startswith(f"  {one.id}: "))
         words = shlex.split(line.removeprefix(f"  {one.id}: "))
@@ -205,15 +208,15 @@ def test_printed_commands_are_what_a_shell_would_run() -> None:
         assert f"{name}={value}" in text
 
 
-def test_many_instances_are_told_together() -> None:
+def test_many_equal_instances_are_listed_together() -> None:
     text = text_of(machine(((64,), (64,))), 100, PlanRequest(instances=128)).plain
     assert "0-63" in text
-    assert "126 more in the same way" in text
+    assert "126 more of the same form" in text
     assert len(text.split("\n")) < 60
-    assert MOST_INSTANCES < 128
+    assert MAX_INSTANCES < 128
 
 
-def test_reasons_and_warnings_are_whole_and_last() -> None:
+def test_reasons_and_warnings_are_complete_and_warnings_come_last() -> None:
     plan = make_plan(TWO_SOCKETS, PlanRequest(instances=1))
     text = " ".join(text_of(TWO_SOCKETS, 80, PlanRequest(instances=1)).plain.split())
     assert all(one.why in text for one in plan.instances)
@@ -221,14 +224,14 @@ def test_reasons_and_warnings_are_whole_and_last() -> None:
     assert "No warnings" in text_of(TWO_SOCKETS, 80, PlanRequest(instances=4)).plain
 
 
-def test_classes_stand_in_the_table() -> None:
+def test_the_table_shows_the_classes() -> None:
     request = PlanRequest(classes=parse_classes("32:8,max:24"), length_limit=512)
     text = text_of(TWO_SOCKETS, 80, request).plain
     assert "1-32" in text
     assert "33-512" in text
 
 
-def test_limits_are_said() -> None:
+def test_the_report_shows_limits() -> None:
     from launcher.core.machine.topology import Limits
 
     limits = Limits(cpu_quota=5.5, memory_nodes=(1,), memory_bytes=3 << 30)

@@ -1,4 +1,4 @@
-"""The picture: well-formed, every core in it once, nothing outside of the page, readable without colours."""
+"""The SVG map: well-formed, each core drawn once, nothing outside the page, readable without colours."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def check_picture(on: Machine, plan: Plan) -> None:
 
 
 @each_recorded()
-def test_every_recorded_machine_has_a_picture(name: str) -> None:
+def test_every_recorded_machine_can_be_drawn(name: str) -> None:
     check_picture(read(name), make_plan(read(name), PlanRequest()))
 
 
 @settings(deadline=None)
 @given(machines())
-def test_any_machine_has_a_picture(on: Machine) -> None:
+def test_any_machine_can_be_drawn(on: Machine) -> None:
     check_picture(on, make_plan(on, PlanRequest()))
 
 
-def test_shared_cores_carry_the_first_instance_and_a_sign() -> None:
+def test_shared_cores_show_the_first_instance_and_a_plus_sign() -> None:
     on = machine(((2,),))
     assert ">0+<" in picture(on, make_plan(on, PlanRequest(instances=3, oversubscribe=True)))
 
 
-def test_names_cannot_break_the_document() -> None:
+def test_special_characters_in_names_are_escaped() -> None:
     on = dataclasses.replace(LAPTOP, model="<Core> & 'more'")
     root = ElementTree.fromstring(picture(on, make_plan(on, PlanRequest())))
     assert root.findtext(f"{SVG}title") == "<Core> & 'more' (x86_64)"
@@ -70,23 +70,23 @@ def test_names_cannot_break_the_document() -> None:
 def test_the_legend_names_cpus_memory_and_classes() -> None:
     on = machine(((24,), (24,)))
     text = picture(on, make_plan(on, PlanRequest(classes=parse_classes("32:8,max:24"), length_limit=512)))
-    assert "0: cpus 24-31, memory of node 1, 1-32 tokens" in text
-    assert "1: cpus 0-23, memory of node 0, 33-512 tokens" in text
+    assert "0: cpus 24-31, memory on node 1, 1-32 tokens" in text
+    assert "1: cpus 0-23, memory on node 0, 33-512 tokens" in text
     assert "front: cpus 32" in text
     assert "unused: cpus 33-47" in text
 
 
-def test_nodes_of_memory_alone_are_in_it() -> None:
+def test_memory_only_nodes_are_drawn() -> None:
     on = machine(((4,),), memory_only=(1 << 34,))
     assert "node 1, 16.0 GiB, no usable cores" in picture(on, make_plan(on, PlanRequest()))
 
 
-def test_neighbours_have_different_colours_and_all_are_hexadecimal() -> None:
+def test_neighbouring_instances_have_different_colours() -> None:
     fills = [fill_of(instance) for instance in range(200)]
     assert all(re.fullmatch("#[0-9a-f]{6}", fill) for fill in fills)
     assert all(one != other for one, other in itertools.pairwise(fills))
 
 
-def test_the_same_plan_gives_the_same_picture() -> None:
+def test_drawing_is_deterministic() -> None:
     plan = make_plan(LAPTOP, PlanRequest())
     assert picture(LAPTOP, plan) == picture(LAPTOP, plan)

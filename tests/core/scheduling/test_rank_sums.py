@@ -1,4 +1,4 @@
-"""Sums by rank against what adding up one by one gives."""
+"""Sums by rank, compared with plain sums."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def filled(entries: list[tuple[float, int]]) -> RankSums:
 
 
 @given(ENTRIES, RANKS)
-def test_what_is_later_is_counted_but_for_the_bin_of_the_rank_itself(
+def test_later_work_is_counted_exactly_except_in_the_bin_of_the_rank(
     entries: list[tuple[float, int]], rank: float
 ) -> None:
-    tokens, pairs = filled(entries).later(rank)
+    tokens, pairs = filled(entries).after(rank)
     here = int(rank / BIN_SECONDS)
     least = [t for r, t in entries if int(r / BIN_SECONDS) > here]
     most = [t for r, t in entries if int(r / BIN_SECONDS) >= here]
@@ -31,12 +31,12 @@ def test_what_is_later_is_counted_but_for_the_bin_of_the_rank_itself(
 
 
 @given(ENTRIES, ENTRIES, RANKS)
-def test_what_is_taken_out_leaves_nothing_behind(
+def test_removed_work_leaves_no_trace(
     stay: list[tuple[float, int]], leave: list[tuple[float, int]], rank: float
 ) -> None:
     sums = filled([*stay, *leave])
     for entry_rank, tokens in leave:
         sums.add(entry_rank, -tokens, -(tokens**2))
-    assert sums.later(rank) == filled(stay).later(rank)
+    assert sums.after(rank) == filled(stay).after(rank)
     assert bool(sums) == bool(stay)
     assert sum(map(len, sums._levels)) <= 3 * len(stay)

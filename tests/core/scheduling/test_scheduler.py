@@ -11,7 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.scheduler import (
     Action,
-    AllGone,
     Arrived,
     BatchDone,
     BatchFailed,
@@ -22,8 +21,9 @@ from launcher.core.scheduling.scheduler import (
     InstanceLost,
     InstanceReady,
     InstanceSpec,
+    NoInstancesLeft,
     Reject,
-    Replace,
+    ReplaceWorker,
     Scheduler,
     SchedulerLimits,
     Send,
@@ -62,7 +62,7 @@ def run_all(scheduler: Scheduler, actions: list[Action], now: float = 0.0) -> li
     return others
 
 
-def test_packed_batches_take_any_lengths_in_the_order_in_which_they_came() -> None:
+def test_packed_batches_take_any_lengths_in_arrival_order() -> None:
     scheduler = make(1, batch=600, packed=True)
     assert len(sends(scheduler.handle(Arrived(1, (5,)), 0.0))) == 1
     for number, length in enumerate((300, 3, 200, 9)):
@@ -73,7 +73,7 @@ def test_packed_batches_take_any_lengths_in_the_order_in_which_they_came() -> No
     scheduler.check()
 
 
-def test_a_padded_batch_leaves_out_what_would_be_mostly_padding() -> None:
+def test_a_padded_batch_excludes_items_that_would_be_mostly_padding() -> None:
     scheduler = make(1, batch=600)
     scheduler.handle(Arrived(1, (5,)), 0.0)
     for number, length in enumerate((300, 3, 9)):
@@ -82,7 +82,7 @@ def test_a_padded_batch_leaves_out_what_would_be_mostly_padding() -> None:
     assert [item.length for item in batch.items] == [300]
 
 
-def test_a_single_text_goes_out_at_once() -> None:
+def test_a_single_text_is_sent_at_once() -> None:
     scheduler = make()
     (send,) = scheduler.handle(Arrived(1, (12,)), 0.0)
     assert isinstance(send, Send)
@@ -125,7 +125,7 @@ def test_a_client_batch_is_split_over_idle_instances_by_cost(lengths: tuple[int,
     assert makespan(make(count=4, batch=2048), lengths) < 0.35 * alone
 
 
-def test_no_split_when_the_overhead_eats_the_gain() -> None:
+def test_no_split_if_the_overhead_outweighs_the_gain() -> None:
     scheduler = make(count=2)
     batches = sends(scheduler.handle(Arrived(1, (8, 8)), 0.0))
     assert len(batches) == 1
@@ -145,7 +145,7 @@ def test_an_item_over_the_budget_goes_alone() -> None:
     assert [i.length for i in send.items] == [300]
 
 
-def test_padding_stays_small_when_much_waits() -> None:
+def test_padding_stays_small_when_many_items_wait() -> None:
     scheduler = make(count=1, batch=2048, queue=10_000)
     rng = random.Random(3)
     lengths = tuple(min(256, max(3, int(rng.lognormvariate(3.3, 0.9)))) for _ in range(2000))
@@ -195,7 +195,7 @@ def test_a_class_without_a_live_instance_is_served_by_others() -> None:
     assert send.instance == 0
 
 
-def test_a_full_queue_is_answered_with_429_and_a_time() -> None:
+def test_a_full_queue_is_rejected_with_429_and_retry_after() -> None:
     scheduler = make(count=1, queue=100)
     scheduler.handle(Arrived(1, (100,) * 100), 0.0)
     (reject,) = scheduler.handle(Arrived(2, (100,)), 0.0)
@@ -205,20 +205,20 @@ def test_a_full_queue_is_answered_with_429_and_a_time() -> None:
     assert reject.retry_after >= 1.0
 
 
-def test_a_request_over_the_bound_is_refused_for_ever_not_with_429() -> None:
+def test_a_request_larger_than_the_queue_is_rejected_with_413() -> None:
     (reject,) = make(queue=10).handle(Arrived(1, (5,) * 11), 0.0)
     assert isinstance(reject, Reject)
     assert (reject.status, reject.retry_after) == (413, None)
 
 
-def test_without_a_ready_instance_requests_are_refused() -> None:
+def test_without_a_ready_instance_requests_are_rejected() -> None:
     scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(10, 100))
     (reject,) = scheduler.handle(Arrived(1, (5,)), 0.0)
     assert isinstance(reject, Reject)
     assert reject.status == 503
 
 
-def test_what_a_lost_instance_ran_is_tried_once_more_elsewhere_item_by_item() -> None:
+def test_the_batch_of_a_lost_instance_is_retried_once_item_by_item() -> None:
     scheduler = make(count=2)
     (send,) = sends(scheduler.handle(Arrived(1, (8, 8)), 0.0))
     retried = sends(scheduler.handle(InstanceLost(send.instance), 0.01))
@@ -227,11 +227,11 @@ def test_what_a_lost_instance_ran_is_tried_once_more_elsewhere_item_by_item() ->
     assert run_all(scheduler, list(retried), 0.02) == [Finish(1)]
 
 
-def test_a_poisoned_item_fails_its_request_and_spares_its_companions() -> None:
+def test_a_bad_input_fails_its_own_request_only() -> None:
     scheduler, now = make(count=4), 0.0
     scheduler.handle(InstanceLost(3), now)
     blockers = [a for r in (10, 11, 12) for a in scheduler.handle(Arrived(r, (200,)), now)]
-    for request in (1, 2, 3):  # the poisoned one and two others wait, and go out together
+    for request in (1, 2, 3):  # the bad input and two others wait, and are sent together
         assert scheduler.handle(Arrived(request, (8,)), now) == []
     outcomes: list[Action] = []
     work: list[Action] = list(blockers)
@@ -249,7 +249,7 @@ def test_a_poisoned_item_fails_its_request_and_spares_its_companions() -> None:
     assert {a.request for a in outcomes if isinstance(a, Finish)} == {2, 3, 10, 11, 12}
 
 
-def test_a_ready_batch_of_a_lost_instance_is_not_blamed() -> None:
+def test_the_ready_batch_of_a_lost_instance_is_not_suspect() -> None:
     scheduler = make(count=1, batch=64)
     (first,) = sends(scheduler.handle(Arrived(1, (60,)), 0.0))
     (second,) = sends(scheduler.handle(Arrived(2, (60, 60)), 0.0))
@@ -300,14 +300,14 @@ def test_a_hanging_instance_is_replaced_once() -> None:
     deadline = scheduler.next_deadline()
     assert deadline is not None
     assert deadline >= 30.0
-    assert [type(a) for a in scheduler.tick(deadline)] == [Replace]
+    assert [type(a) for a in scheduler.tick(deadline)] == [ReplaceWorker]
     assert scheduler.tick(deadline + 1) == []
     assert scheduler.next_deadline() is None
     scheduler.handle(InstanceLost(0), deadline + 2)
     assert sends(scheduler.handle(InstanceReady(0, MEASURED), deadline + 3))[0].items == send.items
 
 
-def test_a_drain_finishes_what_is_here_and_admits_nothing() -> None:
+def test_a_drain_finishes_admitted_requests_and_admits_no_more() -> None:
     scheduler = make(count=1)
     actions = scheduler.handle(Arrived(1, (8,)), 0.0)
     scheduler.handle(DrainStarted(), 0.0)
@@ -317,11 +317,11 @@ def test_a_drain_finishes_what_is_here_and_admits_nothing() -> None:
     assert run_all(scheduler, actions) == [Finish(1)]
 
 
-def test_when_all_is_gone_everything_is_answered() -> None:
+def test_when_no_instance_is_left_every_request_is_answered() -> None:
     scheduler = make(count=1)
     scheduler.handle(Arrived(1, (8,)), 0.0)
     scheduler.handle(InstanceLost(0), 0.1)
-    (reject,) = scheduler.handle(AllGone("the model crashes at load"), 0.2)
+    (reject,) = scheduler.handle(NoInstancesLeft("the model crashes at load"), 0.2)
     assert isinstance(reject, Reject)
     assert "crashes" in reject.reason
     assert scheduler.idle
@@ -338,7 +338,7 @@ def test_the_same_request_id_twice_is_a_programming_error() -> None:
         scheduler.handle(Arrived(1, (8,)), 0.0)
 
 
-def test_a_large_request_does_not_keep_small_ones_waiting() -> None:
+def test_a_large_request_does_not_delay_small_ones() -> None:
     scheduler = make(count=2, queue=10_000)
     running = sends(scheduler.handle(Arrived(1, (256,) * 1000), 0.0))
     now = 0.2  # some of the large request is done by then
@@ -353,7 +353,7 @@ def test_a_large_request_does_not_keep_small_ones_waiting() -> None:
     assert batches <= 4, "it waits for what runs and what is ready, not for the large request"
 
 
-def test_small_requests_without_end_do_not_starve_a_large_one() -> None:
+def test_an_endless_stream_of_small_requests_does_not_starve_a_large_one() -> None:
     scheduler, now = make(count=1, queue=10_000, batch=256), 0.0
     running = sends(scheduler.handle(Arrived(1, (100,) * 20), now))
     request, finished = 1, False
@@ -369,14 +369,14 @@ def test_small_requests_without_end_do_not_starve_a_large_one() -> None:
         assert now < 20.0, "the large request starves"
 
 
-def test_nothing_is_sent_to_wait_behind_a_batch_that_is_overdue() -> None:
+def test_nothing_is_queued_after_an_overdue_batch() -> None:
     scheduler = make(count=2)
     blocked = sends(scheduler.handle(Arrived(1, (50,)), 0.0)) + sends(scheduler.handle(Arrived(2, (50,)), 0.0))
     assert {send.instance for send in blocked} == {0, 1}
     healthy = blocked[1].instance
     scheduler.handle(BatchDone(healthy, blocked[1].batch, 0.01), 0.01)
     used = set()
-    for request in range(3, 30):  # the other one hangs, and this one does all the rest
+    for request in range(3, 30):  # the other instance hangs, and this one does all the work
         now = 1.0 + request
         for send in sends(scheduler.handle(Arrived(request, (50,)), now)):
             used.add(send.instance)
@@ -384,7 +384,7 @@ def test_nothing_is_sent_to_wait_behind_a_batch_that_is_overdue() -> None:
     assert used == {healthy}
 
 
-def test_one_text_after_the_other_goes_to_the_instance_whose_caches_are_warm() -> None:
+def test_consecutive_single_texts_go_to_the_instance_with_warm_caches() -> None:
     scheduler, used = make(count=4), set()
     for request in range(1, 10):
         send = sends(scheduler.handle(Arrived(request, (20,)), float(request)))[0]
@@ -394,7 +394,7 @@ def test_one_text_after_the_other_goes_to_the_instance_whose_caches_are_warm() -
 
 
 @pytest.mark.parametrize(("since", "helps"), [(0.01, False), (0.5, True)])
-def test_a_class_helps_with_far_longer_items_only_while_its_own_stay_away(since: float, helps: bool) -> None:
+def test_a_class_helps_with_far_longer_items_only_while_its_own_do_not_arrive(since: float, helps: bool) -> None:
     scheduler = make(classes=[LengthClass(1, 32), LengthClass(33, 512)])
     short = sends(scheduler.handle(Arrived(1, (20,)), 0.0))[0]
     scheduler.handle(BatchDone(short.instance, short.batch, 0.004), 0.004)
@@ -404,7 +404,7 @@ def test_a_class_helps_with_far_longer_items_only_while_its_own_stay_away(since:
     scheduler.check()
 
 
-def test_batches_for_comparison_take_what_came_first_whatever_its_length() -> None:
+def test_fifo_batches_take_items_in_arrival_order_whatever_their_lengths() -> None:
     scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(1000, 256, first_come=4))
     scheduler.handle(InstanceReady(0, MEASURED), 0.0)
     lengths = (7, 300, 5, 200, 9, 250)
@@ -413,7 +413,7 @@ def test_batches_for_comparison_take_what_came_first_whatever_its_length() -> No
     scheduler.check()
 
 
-def test_nothing_is_kept_of_requests_that_are_answered() -> None:
+def test_no_state_is_kept_of_answered_requests() -> None:
     scheduler, now = make(count=2, batch=256), 0.0
     tracemalloc.start()
     sizes = []
@@ -452,7 +452,7 @@ class Histories(RuleBasedStateMachine):
             self.bulk_gives_way(instance)
 
     def bulk_gives_way(self, instance: int) -> None:
-        """No bulk was just begun on an instance for which interactive items wait."""
+        """No bulk batch was just started on an instance for which interactive items wait."""
         record = self.scheduler._instances[instance]
         if record.batches and record.started == self.now and record.batches[-1].id in self.just_sent:
             waiting = record.group.queues["interactive"].count
@@ -538,7 +538,7 @@ class Histories(RuleBasedStateMachine):
     def consistent(self) -> None:
         self.scheduler.check()
         for request, record in self.scheduler._requests.items():
-            if record.waits and request in self.deadlines:
+            if record.has_waiting and request in self.deadlines:
                 due = self.scheduler.next_deadline()
                 assert due is not None, "nobody will look at a deadline"
                 assert due <= self.deadlines[request]
@@ -563,19 +563,19 @@ TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_a_refusal_is_foretold_and_changes_nothing() -> None:
+def test_check_admission_gives_the_same_rejection_and_changes_nothing() -> None:
     scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(10, 100))
-    assert scheduler.refusal(1, 0.0).code == "not_ready"
+    assert scheduler.check_admission(1, 0.0).code == "not_ready"
     scheduler.handle(InstanceReady(0), 0.0)
     scheduler.handle(Arrived(1, (5,) * 4), 0.0)
-    assert scheduler.refusal(6, 0.0) is None
-    assert scheduler.refusal(6, 0.0, ahead=1).code == "queue_full"
-    assert scheduler.refusal(11, 0.0).status == 413
+    assert scheduler.check_admission(6, 0.0) is None
+    assert scheduler.check_admission(6, 0.0, ahead=1).code == "queue_full"
+    assert scheduler.check_admission(11, 0.0).status == 413
     scheduler.check()
     (refused,) = scheduler.handle(Arrived(2, (5,) * 7), 0.0)
-    assert refused == scheduler.refusal(7, 0.0, request=2)
+    assert refused == scheduler.check_admission(7, 0.0, request=2)
     scheduler.handle(DrainStarted(), 0.0)
-    assert scheduler.refusal(1, 0.0).code == "draining"
+    assert scheduler.check_admission(1, 0.0).code == "draining"
 
 
 # ------------------------------------------------------------------ priorities
@@ -586,7 +586,7 @@ def bulk(request: int, lengths: tuple[int, ...], deadline: float | None = None) 
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_batch_of_bulk_is_short_or_a_single_item(packed: bool) -> None:
+def test_a_bulk_batch_is_short_or_a_single_item(packed: bool) -> None:
     scheduler, now = make(count=1, queue=10_000, batch=4096, packed=packed), 0.0
     running = sends(scheduler.handle(bulk(1, (30, 60, 90) * 40 + (2000,) * 2), now))
     counts = []
@@ -615,7 +615,7 @@ def test_bulk_is_cut_only_when_no_interactive_item_waits() -> None:
     assert [item.request for item in last.items] == [2]
 
 
-def test_bulk_is_made_ready_only_just_in_time_even_when_a_full_batch_of_it_waits() -> None:
+def test_ready_batches_of_bulk_are_cut_just_in_time_even_if_a_full_one_waits() -> None:
     scheduler = make(count=1, batch=256)
     (first,) = sends(scheduler.handle(bulk(1, (100,) * 50), 0.0))
     assert scheduler.handle(bulk(2, (100,) * 50), 0.001) == []
@@ -661,27 +661,27 @@ def test_an_interactive_item_waits_for_one_or_two_short_batches_however_much_bul
     assert worst < 0.05 + 0.01, "what runs and what is just ready: a batch and a little, and its own time"
 
 
-def test_bulk_leaves_part_of_the_queue_to_interactive_requests() -> None:
+def test_part_of_the_queue_is_reserved_for_interactive_requests() -> None:
     scheduler = make(count=1, queue=100)
     scheduler.handle(bulk(1, (100,) * 75), 0.0)
     (refused,) = scheduler.handle(bulk(2, (100,)), 0.0)
     assert isinstance(refused, Reject)
     assert (refused.status, refused.code) == (429, "queue_full")
     assert refused.retry_after is not None
-    assert scheduler.refusal(25, 0.0) is None
-    assert scheduler.refusal(26, 0.0).code == "queue_full"
-    assert scheduler.refusal(76, 0.0, priority="bulk").status == 413
+    assert scheduler.check_admission(25, 0.0) is None
+    assert scheduler.check_admission(26, 0.0).code == "queue_full"
+    assert scheduler.check_admission(76, 0.0, priority="bulk").status == 413
     scheduler.check()
 
 
-def test_bulk_takes_the_idle_instances_of_every_class_in_short_batches() -> None:
+def test_bulk_uses_the_idle_instances_of_every_class_in_short_batches() -> None:
     scheduler = make(classes=[LengthClass(1, 32), LengthClass(33, None)], batch=4096, packed=True)
     actions = scheduler.handle(bulk(1, (100,) * 40), 0.0)
     assert {send.instance for send in sends(actions)} == {0, 1}
     assert run_all(scheduler, actions) == [Finish(1)]
 
 
-def test_bulk_that_failed_is_tried_again_after_interactive_items() -> None:
+def test_failed_bulk_is_retried_after_interactive_items() -> None:
     scheduler = make(count=1)
     (send,) = sends(scheduler.handle(bulk(1, (8, 9)), 0.0))
     scheduler.handle(Arrived(2, (10,)), 0.0001)
@@ -691,7 +691,7 @@ def test_bulk_that_failed_is_tried_again_after_interactive_items() -> None:
     assert scheduler.idle
 
 
-def test_unsent_parts_of_cancelled_requests_are_dropped_in_both_queues() -> None:
+def test_unsent_items_of_cancelled_requests_are_dropped_from_both_queues() -> None:
     scheduler = make(count=2, batch=256)
     running = sends(scheduler.handle(Arrived(1, (100,) * 50), 0.0))
     scheduler.handle(bulk(2, (100,) * 50), 0.0)
@@ -709,7 +709,7 @@ def test_unsent_parts_of_cancelled_requests_are_dropped_in_both_queues() -> None
 # ------------------------------------------------------------------- deadlines
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_prediction() -> None:
+def test_a_deadline_that_cannot_be_met_is_rejected_at_once_with_the_prediction() -> None:
     scheduler = make(count=1)
     scheduler.handle(Arrived(1, (200,) * 20), 0.0)  # 0.4 s and more
     (refused,) = scheduler.handle(Arrived(2, (200,) * 20, deadline=0.2), 0.0)
@@ -720,7 +720,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_prediction() 
     assert scheduler.handle(Arrived(3, (200,) * 20, deadline=1.0), 0.0) == []
 
 
-def test_a_prediction_is_given_the_benefit_of_its_error() -> None:
+def test_a_request_is_admitted_if_it_is_late_by_less_than_the_prediction_error() -> None:
     def refused(deadline: float) -> bool:
         actions = make(count=1, batch=10_000).handle(Arrived(1, (100,) * 10, deadline=deadline), 0.0)
         return any(isinstance(a, Reject) for a in actions)
@@ -730,7 +730,7 @@ def test_a_prediction_is_given_the_benefit_of_its_error() -> None:
     assert refused(0.088)
 
 
-def test_a_small_request_is_not_refused_for_a_large_one_that_it_will_overtake() -> None:
+def test_a_small_request_is_not_rejected_because_of_a_large_one_that_it_overtakes() -> None:
     scheduler = make(count=1, queue=10_000, batch=1024, packed=True)
     scheduler.handle(Arrived(1, (100,) * 2000), 0.0)  # 20 s of work
     assert scheduler.handle(Arrived(2, (10,), deadline=0.25), 0.19) == []
@@ -740,7 +740,7 @@ def test_a_small_request_is_not_refused_for_a_large_one_that_it_will_overtake() 
     assert (refused.request, refused.code) == (4, "deadline_unreachable"), "known also when all hang"
 
 
-def test_bulk_is_predicted_behind_all_that_is_interactive_and_interactive_is_not_behind_bulk() -> None:
+def test_predictions_put_bulk_after_all_interactive_work_and_never_the_reverse() -> None:
     scheduler = make(count=1, queue=10_000)
     scheduler.handle(Arrived(1, (100,) * 100), 0.0)
     (refused,) = scheduler.handle(bulk(2, (10,), deadline=0.5), 0.0)
@@ -750,7 +750,7 @@ def test_bulk_is_predicted_behind_all_that_is_interactive_and_interactive_is_not
     assert other.handle(Arrived(2, (10,), deadline=0.1), 0.0) == []
 
 
-def test_a_deadline_that_passes_in_the_queue_is_answered_then_and_nothing_more_of_it_is_computed() -> None:
+def test_a_request_whose_deadline_passes_in_the_queue_is_answered_then_and_not_computed() -> None:
     scheduler = make(count=1, batch=256)
     (running,) = sends(scheduler.handle(Arrived(1, (200,)), 0.0))
     scheduler.handle(Arrived(2, (100,) * 2, deadline=0.045), 0.001)
@@ -772,7 +772,7 @@ def test_a_deadline_that_passes_in_the_queue_is_answered_then_and_nothing_more_o
     scheduler.check()
 
 
-def test_a_request_of_which_some_items_run_when_its_deadline_passes_is_answered_and_they_are_thrown_away() -> None:
+def test_results_of_items_that_run_when_the_deadline_passes_are_discarded() -> None:
     scheduler = make(count=1, batch=100)
     running = sends(scheduler.handle(Arrived(1, (100,) * 3, deadline=0.04), 0.0))[0]
     (refused,) = [a for a in scheduler.tick(0.04) if isinstance(a, Reject)]
@@ -784,7 +784,7 @@ def test_a_request_of_which_some_items_run_when_its_deadline_passes_is_answered_
     assert not any(instance.batches for instance in scheduler._instances.values())
 
 
-def test_what_is_sent_in_time_is_answered_late_and_refused_when_it_would_have_to_be_tried_again() -> None:
+def test_items_sent_in_time_are_answered_late_but_not_retried_after_the_deadline() -> None:
     scheduler = make(count=1)
     (send,) = sends(scheduler.handle(Arrived(1, (50,), deadline=0.02), 0.0))
     assert scheduler.tick(0.03) == []
@@ -794,12 +794,12 @@ def test_what_is_sent_in_time_is_answered_late_and_refused_when_it_would_have_to
     assert (refused.request, refused.code) == (2, "deadline_exceeded")
 
 
-def test_a_deadline_that_is_past_on_arrival_is_refused() -> None:
+def test_a_deadline_already_passed_on_arrival_is_rejected() -> None:
     (refused,) = make().handle(Arrived(1, (5,), deadline=0.9), 1.0)
     assert (refused.status, refused.code) == (504, "deadline_exceeded")
 
 
-def test_deadlines_far_off_leave_nothing_behind_when_their_requests_are_answered() -> None:
+def test_distant_deadlines_of_answered_requests_do_not_accumulate() -> None:
     scheduler, now = make(count=1), 0.0
     for request in range(1, 5001):
         now += 0.05
@@ -807,14 +807,14 @@ def test_deadlines_far_off_leave_nothing_behind_when_their_requests_are_answered
     assert len(scheduler._deadlines._heap) <= 1001
 
 
-def test_cancelled_bulk_leaves_nothing_behind_while_there_is_no_idle_time_for_it() -> None:
+def test_cancelled_bulk_does_not_accumulate_while_there_is_no_idle_time() -> None:
     scheduler = make(count=1)
     scheduler.handle(Arrived(1, (10,)), 0.0)
     for request in range(2, 302):
         scheduler.handle(bulk(request, (10,) * 50), 0.0)
         scheduler.handle(Cancelled(request), 0.0)
         scheduler.check()
-    (queue,) = [group.queues["bulk"] for group in scheduler._groups.values()]
+    (queue,) = [group.queues["bulk"] for group in scheduler._groups]
     assert sum(map(len, queue._buckets.values())) <= 1051
 
 
@@ -834,7 +834,7 @@ def test_a_slow_instance_leaves_an_item_to_a_faster_one_that_is_nearly_done() ->
     assert any(b.items for b in scheduler._instances[1].batches), "with much to do it takes its part"
 
 
-def test_an_instance_begins_with_the_drift_that_is_presumed_for_it_each_time_it_becomes_ready() -> None:
+def test_an_instance_starts_with_its_initial_drift_each_time_it_becomes_ready() -> None:
     scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(100, 1024))
     scheduler.presume(0, 0.5)
     scheduler.handle(InstanceReady(0, MEASURED), 0.0)
@@ -847,7 +847,7 @@ def test_an_instance_begins_with_the_drift_that_is_presumed_for_it_each_time_it_
     assert scheduler.cost(0).drift_at_start == 1.0
 
 
-def test_a_slow_class_does_not_help_when_an_instance_that_began_late_is_nearly_done() -> None:
+def test_a_slow_class_does_not_help_if_an_instance_that_started_late_is_nearly_done() -> None:
     classes = [LengthClass(1, 32)] + [LengthClass(33, None)] * 6
     scheduler = Scheduler([InstanceSpec(i, 1, classes[i]) for i in range(7)], SchedulerLimits(100, 1024))
     for number in range(7):

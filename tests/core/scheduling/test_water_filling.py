@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.core.cost.model import work_of
-from launcher.core.scheduling.instances import LOOKED_AT
+from launcher.core.scheduling.instances import SCAN_LIMIT
 from launcher.core.scheduling.scheduler import (
     Action,
     Arrived,
@@ -18,25 +18,25 @@ from launcher.core.scheduling.scheduler import (
     SchedulerLimits,
     Send,
 )
-from launcher.core.scheduling.water_filling import SHARE_OVER_OVERHEAD, Taker, common_end
+from launcher.core.scheduling.water_filling import SHARE_OVER_OVERHEAD, Candidate, common_finish
 
-takers = st.builds(Taker, st.floats(0, 2), st.floats(0.1, 100), st.floats(0, 0.1))
+takers = st.builds(Candidate, st.floats(0, 2), st.floats(0.1, 100), st.floats(0, 0.1))
 
 
 @given(st.floats(0.01, 1e4), st.lists(takers, min_size=1, max_size=10))
-def test_the_shares_that_end_together_are_all_of_the_work(work: float, those: list[Taker]) -> None:
-    end = common_end(work, those)
+def test_shares_that_finish_together_add_up_to_the_work(work: float, those: list[Candidate]) -> None:
+    end = common_finish(work, those)
     shares = [(end - t.free - t.overhead) * t.speed for t in those]
     first = min(those, key=lambda t: (t.free + t.overhead, -t.speed))
     worth = [s for t, s in zip(those, shares, strict=True) if end - t.free >= SHARE_OVER_OVERHEAD * t.overhead]
     assert end <= first.free + first.overhead + work / first.speed + 1e-9
-    # Nobody who takes part has less than a share that is worth it, so no more than those who do make up the work.
+    # No participant's share is below the minimum, so the worthwhile shares add up to the work.
     assert sum(s for s in worth if s > 0) >= work * (1 - 1e-6) - shares[those.index(first)]
     assert sum(max(s, 0) for s in shares) >= work * (1 - 1e-6)
 
 
-def test_without_takers_there_is_no_end() -> None:
-    assert common_end(1.0, []) == math.inf
+def test_without_candidates_the_finish_is_infinite() -> None:
+    assert common_finish(1.0, []) == math.inf
 
 
 def measured(overhead: float, per_token: float, per_pair: float) -> tuple[tuple[int, int, int, float], ...]:
@@ -47,7 +47,7 @@ def measured(overhead: float, per_token: float, per_pair: float) -> tuple[tuple[
 
 
 def serve(models: list[tuple[float, float, float]]) -> Scheduler:
-    """A scheduler with idle instances that cost so: overhead, per token, per pair."""
+    """A scheduler with idle instances of these costs: overhead, per token, per pair."""
     scheduler = Scheduler([InstanceSpec(i, 1) for i in range(len(models))], SchedulerLimits(10_000, 1 << 20))
     for instance, cost in enumerate(models):
         scheduler.handle(InstanceReady(instance, measured(*cost), packed=True), 0.0)
@@ -60,7 +60,7 @@ def seconds(scheduler: Scheduler, send: Send) -> float:
 
 
 def ends(models: list[tuple[float, float, float]], lengths: tuple[int, ...]) -> dict[int, float]:
-    """When each instance that has a part in a client batch is done with it, if all take what is predicted."""
+    """When each instance finishes its part of a client batch, if all batches take as long as predicted."""
     scheduler, now = serve(models), 0.0
     running: dict[int, list[tuple[float, Send]]] = {}
     found: dict[int, float] = {}
@@ -90,14 +90,14 @@ def ends(models: list[tuple[float, float, float]], lengths: tuple[int, ...]) -> 
 def parts(
     models: list[tuple[float, float, float]], lengths: tuple[int, ...]
 ) -> list[tuple[int, float, tuple[int, ...]]]:
-    """Instance, predicted seconds and lengths of each part that a client batch is split into at once."""
+    """(instance, predicted seconds, lengths) of each part into which a client batch is split at once."""
     scheduler = serve(models)
     sends = [a for a in scheduler.handle(Arrived(1, lengths), 0.0) if isinstance(a, Send)]
     return [(s.instance, seconds(scheduler, s), tuple(item.length for item in s.items)) for s in sends]
 
 
 def unevenness(models: list[tuple[float, float, float]], lengths: list[int]) -> float:
-    """By which part the speeds of instances are to each other otherwise for some length than for 64 tokens."""
+    """How much the relative speeds of the instances differ between these lengths and 64 tokens."""
     costs = [[(t + p * x) / (t + p * 64) for _, t, p in models] for x in (min(lengths), max(lengths))]
     return max(max(of_length) / min(of_length) for of_length in costs) - 1
 
@@ -106,15 +106,15 @@ costs = st.tuples(st.floats(5e-4, 5e-3), st.floats(2e-5, 4e-4), st.floats(0, 4e-
 
 
 @settings(deadline=None)
-@given(st.lists(costs, min_size=2, max_size=LOOKED_AT), st.lists(st.integers(3, 256), min_size=1, max_size=200))
-def test_parts_on_idle_instances_of_any_size_end_together(
+@given(st.lists(costs, min_size=2, max_size=SCAN_LIMIT), st.lists(st.integers(3, 256), min_size=1, max_size=200))
+def test_parts_on_idle_instances_of_any_speed_finish_together(
     models: list[tuple[float, float, float]], lengths: list[int]
 ) -> None:
     found = ends(models, tuple(lengths))
     longest = max(lengths)
     item = max(models[i][1] * longest + models[i][2] * longest**2 for i in found)
     overhead = max(models[i][0] for i in found)
-    # Speed is measured with items of 64 tokens; for others, instances that differ in the cost of attention do worse.
+    # Speed is measured at 64 tokens; at other lengths it is less accurate for instances with different attention costs.
     slack = max(1e-6, unevenness(models, lengths) * max(found.values()))
     assert max(found.values()) - min(found.values()) <= item + SHARE_OVER_OVERHEAD * overhead + slack
     alone = min(o + sum(t * x + p * x * x for x in lengths) for o, t, p in models)
@@ -133,7 +133,7 @@ def test_a_batch_of_64_texts_is_shared_in_proportion_to_speed(ratio: int) -> Non
 
 
 @pytest.mark.parametrize("lengths", [(30,), (8, 8), (20, 20, 20)])
-def test_what_costs_little_more_than_its_overhead_stays_whole_and_goes_to_the_fastest(
+def test_work_that_costs_little_more_than_its_overhead_is_not_split_and_goes_to_the_fastest(
     lengths: tuple[int, ...],
 ) -> None:
     ((instance, _, own),) = parts([(2e-3, 2e-4, 0), (2e-3, 1e-4, 0), (2e-3, 3e-4, 0)], lengths)
@@ -141,7 +141,7 @@ def test_what_costs_little_more_than_its_overhead_stays_whole_and_goes_to_the_fa
     assert sorted(own) == sorted(lengths)
 
 
-def test_a_share_is_left_for_an_instance_that_is_about_to_be_free() -> None:
+def test_a_share_is_kept_for_an_instance_that_is_about_to_be_free() -> None:
     scheduler = Scheduler([InstanceSpec(i, 1) for i in range(2)], SchedulerLimits(10_000, 1 << 20))
     for instance in range(2):
         scheduler.handle(InstanceReady(instance, measured(1e-3, 1e-4, 0), packed=True), 0.0)

@@ -1,4 +1,4 @@
-"""What `--classes auto` chooses, and that nothing it chooses breaks a rule of plans."""
+"""``--classes auto``: what it chooses, and that its choices are valid plans."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from launcher.core.cost.model import Coefficients
 from launcher.core.planning.length_classes import builtin_lengths, resolve_classes
 from launcher.core.planning.plan import PlanRequest, make_plan
 from launcher.core.tuning.choose_classes import (
-    against,
     candidates,
     choose_classes,
     classes_of,
     groups_of,
+    relative_latency,
     specs_of,
-    work_part,
+    work_fraction,
 )
 from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.errors import LauncherError
@@ -45,7 +45,7 @@ def test_groups_cover_every_length_once(histogram: Histogram, limit: int | None)
 
 
 @given(histograms, limits, st.integers(1, 24))
-def test_every_candidate_fits_the_cores_and_leaves_no_length_without_a_class(
+def test_every_candidate_fits_the_cores_and_covers_every_length(
     histogram: Histogram, limit: int | None, cores: int
 ) -> None:
     plan = make_plan(machine(((cores,),), threads=1), PlanRequest(length_limit=limit))
@@ -61,7 +61,7 @@ def test_every_candidate_fits_the_cores_and_leaves_no_length_without_a_class(
 
 @settings(deadline=None, max_examples=15)
 @given(histograms, st.sampled_from([1, 2, 5, 8]))
-def test_what_is_chosen_can_be_planned_and_is_no_worse(histogram: Histogram, cores: int) -> None:
+def test_the_choice_can_be_planned_and_is_no_worse(histogram: Histogram, cores: int) -> None:
     one, request = machine(((cores,),), threads=1), PlanRequest(length_limit=512)
     choice = choose_classes(one, request, GUESS, traffic(histogram), items=150)
     plan = make_plan(one, PlanRequest(classes=choice.specs, length_limit=512))
@@ -72,7 +72,7 @@ def test_what_is_chosen_can_be_planned_and_is_no_worse(histogram: Histogram, cor
         assert "equal instance" in choice.why
 
 
-def test_where_long_texts_hold_up_short_ones_these_get_instances_of_their_own() -> None:
+def test_short_texts_delayed_by_long_ones_get_their_own_instances() -> None:
     choice = choose_classes(
         machine(((8,),), threads=1), PlanRequest(length_limit=512), GUESS, traffic(MIXED), items=600
     )
@@ -81,33 +81,33 @@ def test_where_long_texts_hold_up_short_ones_these_get_instances_of_their_own() 
     assert short.p99 is not None
     assert short_equal.p99 is not None
     assert short.p99 < short_equal.p99
-    assert against(choice.predicted, choice.equal) < 1
+    assert relative_latency(choice.predicted, choice.equal) < 1
     assert "the best of" in choice.why
 
 
 @pytest.mark.parametrize("histogram", [Histogram(((64, 1.0),)), BUILTIN])
-def test_one_core_has_no_room_for_classes_and_that_is_said(histogram: Histogram) -> None:
+def test_one_core_gets_no_classes_and_the_reason_says_so(histogram: Histogram) -> None:
     choice = choose_classes(
         machine(((1,),), threads=1), PlanRequest(length_limit=256), GUESS, traffic(histogram), items=300
     )
     assert choice.specs == ()
-    assert "1 equal instance, since no plan with classes does" in choice.why
+    assert "1 equal instance, because no plan with classes" in choice.why
 
 
-def test_a_wish_that_cannot_be_planned_is_refused_as_without_classes() -> None:
+def test_a_request_that_cannot_be_planned_raises_as_without_classes() -> None:
     with pytest.raises(LauncherError, match="--reserve-cores 9"):
         choose_classes(machine(((4,),), threads=1), PlanRequest(reserve_cores=9), GUESS, traffic(BUILTIN))
 
 
 @given(histograms)
-def test_parts_of_the_work_add_up(histogram: Histogram) -> None:
+def test_fractions_of_the_work_add_up(histogram: Histogram) -> None:
     cost = Coefficients(3e-3, 1e-4, 1e-7)
-    parts = [work_part(cost, histogram, low, high) for low, high in ((1, 40), (41, 200), (201, 512))]
+    parts = [work_fraction(cost, histogram, low, high) for low, high in ((1, 40), (41, 200), (201, 512))]
     assert sum(parts) == pytest.approx(1)
-    assert work_part(cost, histogram, 1, 512) == pytest.approx(1)
+    assert work_fraction(cost, histogram, 1, 512) == pytest.approx(1)
 
 
-def test_latencies_of_a_plan_with_classes_are_told_of_these() -> None:
+def test_latencies_are_reported_for_the_classes_of_the_plan() -> None:
     request = PlanRequest(length_limit=256)
     choice = choose_classes(machine(((8,),), threads=1), request, GUESS, traffic(MIXED), items=600)
     own = classes_of(

@@ -1,4 +1,4 @@
-"""The scheduler in virtual time: nothing is lost, time is kept, and the figures are those that costs give."""
+"""The scheduler in virtual time: no item is lost, time is monotonic, and the figures follow from the costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.core.cost.length_histogram import Histogram
 from launcher.core.cost.model import Coefficients, fit, work_of
 from launcher.core.planning.length_classes import LengthClass, builtin_lengths
 from launcher.core.scheduling.events import InstanceSpec
-from launcher.core.tuning.simulation import CostBasis, Traffic, capacity, measurements_of, predict, simulate
+from launcher.core.tuning.simulation import CostBasis, Scenario, Traffic, capacity, measurements_of, predict, simulate
 
 BUILTIN = Traffic(Histogram(tuple(builtin_lengths().items())), "built-in", 2048)
 TWO = (InstanceSpec(0, 1), InstanceSpec(1, 1))
@@ -31,7 +31,7 @@ gaps = st.lists(st.tuples(st.floats(0, 0.2), st.integers(1, 512)), min_size=1, m
 
 @settings(deadline=None, max_examples=60)
 @given(gaps, st.sampled_from([TWO, BY_CLASS]), st.booleans())
-def test_every_item_is_answered_once_and_never_before_it_could_be(
+def test_every_item_is_answered_once_and_not_before_its_cost(
     gaps: list[tuple[float, int]], instances: tuple[InstanceSpec, ...], packed: bool
 ) -> None:
     times = accumulate(gap for gap, _ in gaps)
@@ -46,22 +46,22 @@ def test_every_item_is_answered_once_and_never_before_it_could_be(
 
 
 @given(st.floats(1e-5, 1e-1), st.floats(1e-7, 1e-3), st.floats(0, 1e-6))
-def test_coefficients_go_through_measurements_unchanged(overhead: float, per_token: float, per_pair: float) -> None:
+def test_coefficients_survive_conversion_to_measurements(overhead: float, per_token: float, per_pair: float) -> None:
     known = Coefficients(overhead, per_token, per_pair)
     found = fit(measurements_of(known))
     for tokens, pairs in ((20, 400), (300, 20_000), (2048, 524_288)):
         assert found.seconds(tokens, pairs) == pytest.approx(known.seconds(tokens, pairs), rel=1e-3)
 
 
-def test_equal_arguments_give_equal_results_and_another_seed_others() -> None:
+def test_results_are_deterministic_and_depend_on_the_seed() -> None:
     first, again, other = (
-        predict(TWO, basis(), BUILTIN, classes=EVERYTHING, items=300, seed=seed) for seed in (1, 1, 2)
+        predict(TWO, Scenario(basis(), BUILTIN), EVERYTHING, items=300, seed=seed) for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
 
 
-def test_the_capacity_is_what_full_batches_cost() -> None:
+def test_the_capacity_follows_from_the_cost_of_full_batches() -> None:
     drawn = BUILTIN.lengths(4000, random.Random(5), 256)
     found = capacity(TWO, basis(), BUILTIN, drawn)
     work = work_of(sorted(drawn, reverse=True), packed=True)
@@ -70,7 +70,7 @@ def test_the_capacity_is_what_full_batches_cost() -> None:
     assert found == pytest.approx(2 * len(drawn) / least, rel=0.05)
 
 
-def test_classes_do_not_make_up_capacity_by_doing_the_short_items_first() -> None:
+def test_classes_do_not_inflate_capacity_by_finishing_short_items_first() -> None:
     drawn = [16] * 900 + [500] * 100
     random.Random(3).shuffle(drawn)
     spans = (LengthClass(1, 32), LengthClass(33, 512))
@@ -79,9 +79,10 @@ def test_classes_do_not_make_up_capacity_by_doing_the_short_items_first() -> Non
     assert found < 1.15 * together
 
 
-def test_alone_an_item_takes_what_it_costs_and_under_load_it_waits() -> None:
+def test_an_item_takes_its_cost_when_alone_and_waits_under_load() -> None:
     lone, busy = (
-        predict(TWO, basis(), BUILTIN, classes=EVERYTHING, items=1500, rate=rate).classes[0][1] for rate in (0.5, 300.0)
+        predict(TWO, Scenario(basis(), BUILTIN), EVERYTHING, items=1500, rate=rate).classes[0][1]
+        for rate in (0.5, 300.0)
     )
     assert lone.p50 == pytest.approx(ONE_CORE.seconds(26, 26**2), rel=0.1)
     assert busy.p50 is not None
@@ -89,7 +90,7 @@ def test_alone_an_item_takes_what_it_costs_and_under_load_it_waits() -> None:
     assert busy.p50 > 1.2 * lone.p50
 
 
-def test_costs_of_a_size_never_measured_are_scaled_from_the_nearest_and_said_to_be() -> None:
+def test_costs_of_an_unmeasured_size_are_scaled_from_the_nearest_and_marked_so() -> None:
     known = CostBasis({1: ONE_CORE, 8: Coefficients(3e-3, 3e-5, 1e-8)}, packed=True, measured=True)
     assert known.of(8) == Coefficients(3e-3, 3e-5, 1e-8)
     assert known.of(1).per_token > known.of(2).per_token > known.of(6).per_token > known.of(8).per_token
@@ -100,7 +101,7 @@ def test_costs_of_a_size_never_measured_are_scaled_from_the_nearest_and_said_to_
     assert guess.of(1).per_token == 2 * CostBasis.guessed(None).of(1).per_token
 
 
-def test_the_built_in_lengths_are_those_of_short_real_texts() -> None:
+def test_the_built_in_lengths_match_short_real_texts() -> None:
     histogram = Histogram(tuple(builtin_lengths().items()))
     assert histogram.total == pytest.approx(1)
     assert [histogram.percentile(percent) for percent in (50, 90)] == [26, 91]

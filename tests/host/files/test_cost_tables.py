@@ -1,4 +1,4 @@
-"""Cost tables as files: found again, damaged, not writable, and marks of the model's files."""
+"""Cost tables as files: read back, damaged, not writable; and fingerprints of the model's files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher.core.cost.table import SCHEMA, CostKey, CostTable, name_of
+from launcher.core.cost.table import SCHEMA, CostKey, CostTable, file_name
 from launcher.errors import UsageError
 from launcher.host.files.cost_tables import cost_folder, read_relatives, read_table, weights_mark, write_table
 from launcher.host.model.resolve import resolve
@@ -22,7 +22,7 @@ KEY = CostKey(
 TABLE = CostTable(SCHEMA, KEY, True, ((1, 16, 256, 0.004),))
 
 
-def test_what_was_written_is_found_again_and_nothing_else_lies_there(tmp_path: Path) -> None:
+def test_a_written_table_is_read_back_and_no_other_file_remains(tmp_path: Path) -> None:
     folder = tmp_path / "launcher" / "costs"
     assert read_table(folder, KEY) is None
     path = write_table(folder, TABLE)
@@ -31,16 +31,16 @@ def test_what_was_written_is_found_again_and_nothing_else_lies_there(tmp_path: P
     assert list(folder.iterdir()) == [path]
 
 
-def test_tables_of_other_sizes_are_found_as_relatives_and_damaged_ones_left_out(tmp_path: Path) -> None:
+def test_tables_of_other_sizes_are_relatives_and_damaged_ones_are_skipped(tmp_path: Path) -> None:
     for threads in (1, 4):
         write_table(tmp_path, msgspec.structs.replace(TABLE, key=msgspec.structs.replace(KEY, threads=threads)))
-    (tmp_path / name_of(msgspec.structs.replace(KEY, threads=2))).write_text("{")
+    (tmp_path / file_name(msgspec.structs.replace(KEY, threads=2))).write_text("{")
     write_table(tmp_path, msgspec.structs.replace(TABLE, key=msgspec.structs.replace(KEY, model="c/d")))
     assert sorted(table.key.threads for table in read_relatives(tmp_path, KEY)) == [1, 4]
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / name_of(KEY)
+def test_the_error_names_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / file_name(KEY)
     path.write_bytes(b"\x00\xff" * 100)
     with pytest.raises(UsageError, match=f"{path}.*damaged"):
         read_table(tmp_path, KEY)
@@ -49,7 +49,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         read_table(tmp_path, KEY)
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         write_table(tmp_path / "file" / "costs", TABLE)
@@ -63,16 +63,16 @@ def test_the_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert cost_folder() == tmp_path / ".cache" / "launcher" / "costs"
 
 
-def test_the_mark_of_a_model_changes_with_its_files(tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_model_changes_with_its_files(tmp_path: Path) -> None:
     model_info = msgspec.structs.replace(resolve(ModelOptions(model="random:tiny")), shape=None, folder=str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1234")
-    mark = weights_mark(model_info)
-    assert weights_mark(model_info) == mark
+    first = weights_mark(model_info)
+    assert weights_mark(model_info) == first
     os.utime(weights, (1, 1))
     touched = weights_mark(model_info)
     (tmp_path / "config.json").write_text("{ }")
-    assert len({mark, touched, weights_mark(model_info)}) == 3
+    assert len({first, touched, weights_mark(model_info)}) == 3
     (tmp_path / "README.md").write_text("words")
     assert weights_mark(model_info) == weights_mark(model_info)

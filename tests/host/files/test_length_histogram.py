@@ -1,4 +1,4 @@
-"""A histogram of lengths from a file: what is wrong is said with the option and the name of the file."""
+"""A length histogram from a file: errors name the option and the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_file_is_read_with_or_without_a_byte_order_mark(tmp_path: Path) -> Non
     ("content", "word"),
     [(b"", "empty"), (b"\x89PNG\r\n\xff", "UTF-8"), (b"hello\n", "line 1"), (b"1" * (MAX_BYTES + 1), str(MAX_BYTES))],
 )
-def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes, word: str) -> None:
+def test_the_error_names_a_file_that_is_not_a_histogram(tmp_path: Path, content: bytes, word: str) -> None:
     file = tmp_path / "lengths"
     file.write_bytes(content)
     with pytest.raises(UsageError, match=r"--lengths .*lengths") as refused:
@@ -29,7 +29,7 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes, 
     assert word in str(refused.value)
 
 
-def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UsageError, match=f"--sizes {path}.*cannot be read"):
             read_histogram(path, "--sizes")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.planning.plan import PlanRequest, make_plan
-from launcher.core.report.plan_report import Command, report_json
+from launcher.core.report.plan_report import Command, PlanReport, report_json
 from launcher.errors import UsageError
 from launcher.host.machine.machine_file import (
     FORMATS,
@@ -64,7 +64,7 @@ def test_a_whole_report_is_taken(tree: Path, tmp_path: Path) -> None:
     machine = read_machine(tree)
     plan = make_plan(machine, PlanRequest(instances=2))
     commands = [Command(("program",), {})] * 2
-    report = report_json(machine, plan, commands, ["of the plan"])
+    report = report_json(PlanReport(machine, plan, commands, ["of the plan"]))
     (tmp_path / "report.json").write_text(json.dumps(report))
     again = read_machine_file(tmp_path / "report.json")
     assert again.cores == machine.cores

@@ -1,4 +1,4 @@
-"""Large bodies become the same as small ones, and never hold the loop for long."""
+"""Large bodies are decoded like small ones, and never block the event loop for long."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import RequestError
-from launcher.front.http.bodies import BodyDecoder, EmbeddingsRequest, as_lists
-from launcher.front.http.large import OTHER_BYTES, PIECE_BYTES, LargeBodyDecoder
+from launcher.front.http.api.openai import EmbeddingsRequest
+from launcher.front.http.body_decoder import BodyDecoder
+from launcher.front.http.inputs import texts_or_token_ids
+from launcher.front.http.large_body_decoder import CHUNK_BYTES, OTHER_FIELDS_BYTES, LargeBodyDecoder
 from launcher.front.tokenizer import FrontTokenizer
 
 LIMIT = 8
@@ -44,7 +46,7 @@ _other = st.fixed_dictionaries(
 def read(decoder: Any, body: bytes) -> tuple[Any, Any, Any, Sequence[str]] | RequestError:
     try:
         decoded, ignored = decoder.decode(body)
-        texts, ids = as_lists(decoded.input, "input", LIMIT)
+        texts, ids = texts_or_token_ids(decoded.input, "input", LIMIT)
     except RequestError as error:
         return error
     lists = None if ids is None else [np.asarray(one).tolist() for one in ids]
@@ -53,7 +55,7 @@ def read(decoder: Any, body: bytes) -> tuple[Any, Any, Any, Sequence[str]] | Req
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_input, _other, st.sampled_from([None, 1]), st.booleans())
-def test_large_bodies_are_read_as_small_ones_are(value: Any, other: Any, indent: Any, ascii_only: bool) -> None:
+def test_large_bodies_are_decoded_like_small_ones(value: Any, other: Any, indent: Any, ascii_only: bool) -> None:
     body = json.dumps({"input": value, **other}, indent=indent, ensure_ascii=ascii_only).encode()
     small, large = read(SMALL, body), read(LARGE, body)
     if isinstance(small, RequestError):
@@ -66,7 +68,7 @@ def test_large_bodies_are_read_as_small_ones_are(value: Any, other: Any, indent:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from('{}[]":,\\1a input'), max_size=30))
-def test_what_is_no_json_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     for body in (text, f'{{"input": {text}}}', f'{{"input": [{text}]}}'):
         if isinstance(small := read(SMALL, body.encode()), RequestError):
             assert isinstance(read(LARGE, body.encode()), RequestError)
@@ -74,8 +76,8 @@ def test_what_is_no_json_is_refused(text: str) -> None:
             assert read(LARGE, body.encode()) == small
 
 
-def test_ids_of_several_pieces_stay_in_order() -> None:
-    ids = list(range(PIECE_BYTES))
+def test_ids_of_several_chunks_stay_in_order() -> None:
+    ids = list(range(CHUNK_BYTES))
     _, lists, *_ = read(LARGE, json.dumps({"input": [ids, [7], ids[::-1]]}).encode())  # type: ignore[misc]
     assert lists == [ids, [7], ids[::-1]]
     _, lists, *_ = read(LARGE, json.dumps({"input": ids}).encode())  # type: ignore[misc]
@@ -112,7 +114,7 @@ def unknown() -> bytes:
     ],
     ids=["empty lists", "lists", "texts", "backslashes", "objects", "nulls", "ids", "text and ids", "fields"],
 )
-def test_too_much_is_refused_before_it_is_built(body: Any, code: str) -> None:
+def test_too_many_inputs_are_refused_before_they_are_decoded(body: Any, code: str) -> None:
     raw = body()
     start = time.thread_time()
     error = read(LARGE, raw)
@@ -122,22 +124,22 @@ def test_too_much_is_refused_before_it_is_built(body: Any, code: str) -> None:
     assert seconds < 0.2  # building takes 0.4 to 1.9 s, refusing 0.02 to 0.05 s
 
 
-def test_fields_beside_the_inputs_may_be_as_long_as_they_are_said_to() -> None:
-    known = b'{"input": "%b", "user": "%b"}' % (b"w" * 100_000, b"u" * 2 * OTHER_BYTES)
+def test_the_limit_of_other_fields_applies_only_if_some_are_unknown() -> None:
+    known = b'{"input": "%b", "user": "%b"}' % (b"w" * 100_000, b"u" * 2 * OTHER_FIELDS_BYTES)
     assert not isinstance(read(LARGE, known), RequestError)
     error = read(LARGE, known.replace(b"user", b"other"))
     assert isinstance(error, RequestError)
-    assert f"may have {OTHER_BYTES}" in str(error)
+    assert f"the limit is {OTHER_FIELDS_BYTES}" in str(error)
 
 
 @pytest.mark.anyio
-async def test_the_loop_goes_on_while_millions_of_ids_are_read(model_info: Any) -> None:
+async def test_the_loop_is_not_blocked_while_millions_of_ids_are_decoded(model_info: Any) -> None:
     tokenizer = FrontTokenizer(model_info, text_characters=1_000)
     body = full(b"5")
 
     async def read_all() -> Any:
         decoded, _ = await tokenizer.in_thread(1, LARGE.decode, body)
-        _, lists = as_lists(decoded.input, "input", LIMIT)
+        _, lists = texts_or_token_ids(decoded.input, "input", LIMIT)
         return await tokenizer.ids(lists or (), truncate=True)
 
     task = asyncio.ensure_future(read_all())

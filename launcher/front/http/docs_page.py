@@ -1,4 +1,7 @@
-"""The page for people at ``/docs``: the OpenAPI document as HTML that needs nothing from elsewhere."""
+"""The page at ``/docs``: the OpenAPI document as self-contained HTML, with a form to try each route.
+
+Routes must not be listed here; they come from the document.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +27,24 @@ for (const form of document.forms) form.onsubmit = async event => {
   const out = form.querySelector("pre"), body = form.querySelector("textarea");
   out.hidden = false; out.textContent = "…";
   try {
-    const answer = await fetch(form.dataset.path, body
+    const response = await fetch(form.dataset.path, body
       ? {method: "POST", headers: {"content-type": "application/json"}, body: body.value} : {});
-    const text = await answer.text();
-    out.textContent = answer.status + "\\n" + (text.length > 5000 ? text.slice(0, 5000) + " …" : text);
+    const text = await response.text();
+    out.textContent = response.status + "\\n" + (text.length > 5000 ? text.slice(0, 5000) + " …" : text);
   } catch (error) { out.textContent = error; }
 };
 """
 
 
 def docs_page(document: Json) -> str:
-    """HTML of the whole page, for an OpenAPI document of ours."""
+    """The HTML of the page, for one of our OpenAPI documents."""
     info, schemas = document["info"], document["components"]["schemas"]
     operations = [
         _operation(path, method, operation, schemas)
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
-    types = [_type(name, schema) for name, schema in sorted(schemas.items())]
+    types = [_type_section(name, schema) for name, schema in sorted(schemas.items())]
     title = escape(f"{info['title']} {info['version']}")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
@@ -53,8 +56,8 @@ def docs_page(document: Json) -> str:
 
 def _operation(path: str, method: str, operation: Json, schemas: Json) -> str:
     rows = [
-        f"<tr><td><code>{status}</code><td>{escape(answer['description'])}<td>{_answer(answer)}"
-        for status, answer in operation["responses"].items()
+        f"<tr><td><code>{status}</code><td>{escape(response['description'])}<td>{_response(response)}"
+        for status, response in operation["responses"].items()
     ]
     return (
         f'<h2><b class="{method}">{method.upper()}</b>{escape(path)}</h2><p>{escape(operation["summary"])}</p>'
@@ -65,7 +68,7 @@ def _operation(path: str, method: str, operation: Json, schemas: Json) -> str:
 
 def _headers(operation: Json) -> str:
     rows = [
-        f"<tr><td><code>{escape(parameter['name'])}</code><td>{_kind(parameter['schema'])}"
+        f"<tr><td><code>{escape(parameter['name'])}</code><td>{_type_name(parameter['schema'])}"
         f"<td>{escape(parameter['description'])}"
         for parameter in operation.get("parameters", [])
         if parameter["in"] == "header"
@@ -73,9 +76,9 @@ def _headers(operation: Json) -> str:
     return f"<table><tr><th>Header<th>Type<th>{''.join(rows)}</table>" if rows else ""
 
 
-def _answer(answer: Json) -> str:
-    ((kind, content),) = answer["content"].items()
-    return _kind(content["schema"]) if kind == "application/json" else f"<code>{kind}</code>"
+def _response(response: Json) -> str:
+    ((media_type, content),) = response["content"].items()
+    return _type_name(content["schema"]) if media_type == "application/json" else f"<code>{media_type}</code>"
 
 
 def _request(path: str, operation: Json, schemas: Json) -> str:
@@ -94,7 +97,7 @@ def _request(path: str, operation: Json, schemas: Json) -> str:
     return f'<form data-path="{escape(path)}"><button>Send</button><pre hidden></pre></form>'
 
 
-def _type(name: str, schema: Json) -> str:
+def _type_section(name: str, schema: Json) -> str:
     about = escape(schema.get("description", "")).replace("\n", " ")
     return f'<h3 id="{name}">{name}</h3><p>{about}</p>{_fields(schema)}'
 
@@ -102,22 +105,22 @@ def _type(name: str, schema: Json) -> str:
 def _fields(schema: Json) -> str:
     required = schema.get("required", [])
     rows = [
-        f"<tr><td><code>{escape(name)}</code><td>{_kind(field)}"
+        f"<tr><td><code>{escape(name)}</code><td>{_type_name(field)}"
         f"<td>{'required' if name in required else ''}<td>{escape(field.get('description', ''))}"
         for name, field in schema.get("properties", {}).items()
     ]
     return f"<table><tr><th>Field<th>Type<th><th>{''.join(rows)}</table>" if rows else ""
 
 
-def _kind(schema: Json) -> str:
-    """The type of a field in words, as HTML."""
+def _type_name(schema: Json) -> str:
+    """The name of a type, as HTML."""
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[1]
         return f'<a href="#{name}">{name}</a>'
     if "anyOf" in schema:
-        return " or ".join(_kind(choice) for choice in schema["anyOf"])
+        return " or ".join(_type_name(choice) for choice in schema["anyOf"])
     if "enum" in schema:
         return " or ".join(f"<code>{escape(json.dumps(value))}</code>" for value in schema["enum"])
     if schema.get("type") == "array" and isinstance(schema.get("items"), dict):
-        return f"list of ({_kind(schema['items'])})"
+        return f"list of ({_type_name(schema['items'])})"
     return escape(str(schema.get("type", "any")))

@@ -1,0 +1,40 @@
+"""Text layout that the reports share: wrapped paragraphs, tables, shortened lists.
+
+Separate so that all reports look alike. What a report says does not belong here.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from rich.text import Text
+
+
+def wrap(text: str, width: int, indent: str = "", style: str = "", first: str | None = None) -> Iterator[Text]:
+    """``text`` in lines of at most ``width`` columns, except for longer words, which are not broken.
+
+    ``first`` is the indent of the first line, if it differs.
+    """
+    start = indent if first is None else first
+    for line in textwrap.wrap(
+        text, width, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ):
+        yield Text(line, style)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Text]], indent: str) -> list[Text]:
+    """A table with columns as wide as their longest cell, separated by two spaces."""
+    widths = [max([len(head), *(len(row[index]) for row in rows)]) for index, head in enumerate(heads)]
+    lines = []
+    for row in [[Text(head, "dim") for head in heads], *rows]:
+        line = Text(indent)
+        for cell, size in zip(row, widths, strict=True):
+            line.append_text(cell).append(" " * (size - len(cell) + 2))
+        lines.append(line)
+    return lines
+
+
+def shorten(cpus: str, max_length: int) -> str:
+    """A cpu list of at most ``max_length`` characters, cut after a comma if it is longer."""
+    return cpus if len(cpus) <= max_length else cpus[: max_length - 1].rsplit(",", 1)[0] + ",…"
