@@ -41,13 +41,14 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
-    """The card of ``options.model``. With ``download``, may fetch it from the hub, with progress on stderr.
+    """The card of ``options.model``. Raises ``UsageError``.
 
-    Raises ``UsageError``.
+    With ``download``, may fetch it from the hub, with progress on stderr. Without it the card is for a report, and the
+    weights of the demo model are not checked either, which takes longer than the rest of a report.
     """
     asked = options.model
     if asked == "demo":
-        return read_card(demo_folder(), options, name=asked)
+        return read_card(demo_folder(check=download), options, name=asked)
     if asked.startswith(RANDOM):
         return _random_card(options)
     folder = Path(asked).expanduser()
@@ -65,8 +66,9 @@ def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
     return msgspec.structs.replace(model_info, notes=(*found.notes, *model_info.notes))
 
 
-def demo_folder() -> Path:
-    """The folder of the packaged demo model, its weights checked. Raises ``UsageError`` when missing or altered."""
+def demo_folder(*, check: bool = True) -> Path:
+    """The folder of the packaged demo model. Raises ``UsageError`` when it is missing, or altered where ``check`` asks
+    for a look at its weights."""
     folder = _packaged_folder()
     if folder is None:
         raise UsageError(
@@ -74,6 +76,8 @@ def demo_folder() -> Path:
             f"install it ({DEMO_INSTALL}), or use --model with a folder or a hub id"
         )
     weights = folder / "model.safetensors"
+    if not check:
+        return folder
     found = _sha256(weights) if weights.is_file() else "nothing"
     if found != DEMO_SHA256:
         raise UsageError(
