@@ -46,9 +46,9 @@ from launcher.host.process.verify import Verification, verify
 from launcher.options import RunOptions
 from launcher.options.environment import RUN_PREFIX
 from launcher.options.sources import without_options
+from launcher.prepare.instances import Prepared, PreparedInstance
+from launcher.prepare.report import print_json, print_report
 from launcher.run.prepare import prepare_run
-from launcher.serve.prepare import Prepared
-from launcher.serve.reports import print_json, print_report
 
 log = logging.getLogger("launcher.run")
 
@@ -94,6 +94,7 @@ class Runner:
     def __init__(self, options: RunOptions, prepared: Prepared, lifeline: int) -> None:
         self._options = options
         self._prepared = prepared
+        self._instances: dict[int, PreparedInstance] = {one.plan.id: one for one in prepared.instances}
         self._lifeline = lifeline
         self._job = Job([instance.id for instance in prepared.plan.instances], policy_of(options))
         self._programs: dict[int, Program] = {}
@@ -174,7 +175,7 @@ class Runner:
 
     @property
     def _is_single(self) -> bool:
-        return len(self._prepared.commands) == 1
+        return len(self._instances) == 1
 
     # ------------------------------------------------------------------- events
 
@@ -256,15 +257,14 @@ class Runner:
             self._report_verification(program, found, first=seconds == VERIFY_AFTER_SECONDS[0])
 
     def _verify(self, program: Program) -> list[Verification]:
-        plan = next(one for one in self._prepared.plan.instances if one.id == program.instance)
-        binding = self._prepared.bindings[self._prepared.plan.instances.index(plan)]
+        instance = self._instances[program.instance]
         pids = [program.pid]
         with contextlib.suppress(psutil.Error):
             pids += [child.pid for child in psutil.Process(program.pid).children(recursive=True)]
         found = []
         for pid in pids:
             with contextlib.suppress(InstanceError):  # it has exited meanwhile
-                found.append(verify(pid, plan.cpus, plan.nodes, None, binding.level))
+                found.append(verify(pid, instance.plan.cpus, instance.plan.nodes, None, instance.binding.level))
         return found
 
     def _report_verification(self, program: Program, found: list[Verification], *, first: bool) -> None:
@@ -286,9 +286,10 @@ class Runner:
     def _log_plan(self) -> None:
         for warning in self._prepared.warnings:
             log.warning("%s", warning, extra={"event": "warning"})
-        for instance, command in zip(self._prepared.plan.instances, self._prepared.commands, strict=True):
-            self._log(logging.INFO, instance.id, "cpus %s, %s", format_cpu_list(instance.cpus), instance.why)
-            self._log(logging.DEBUG, instance.id, "command: %s", " ".join(command.command))
+        for instance in self._prepared.instances:
+            plan = instance.plan
+            self._log(logging.INFO, plan.id, "cpus %s, %s", format_cpu_list(plan.cpus), plan.why)
+            self._log(logging.DEBUG, plan.id, "command: %s", " ".join(instance.command.command))
 
     def _log_results(self) -> None:
         for program in self._job.programs():

@@ -260,7 +260,9 @@ class Front:
     def services(self, model_info: ModelInfo, options: FrontOptions, **changes: Any) -> Services:
         values: dict[str, Any] = {
             "dispatcher": self.dispatcher,
-            "tokenizer": FrontTokenizer(model_info, text_characters=options.text_characters),
+            "tokenizer": FrontTokenizer(
+                model_info, text_characters=options.text_characters, threads=options.tokenizer_threads
+            ),
             "model_info": model_info,
             "options": options,
             "info": lambda: {"model": model_info.name},
