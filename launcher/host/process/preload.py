@@ -102,7 +102,7 @@ def _candidates(library: Library, folders: Mapping[str, Sequence[Path]]) -> Iter
     names = KINDS[library].names
     seen: set[Path] = set()
     for group in folders.values():
-        matching = [path for place in group for path in _files(place) if names.fullmatch(path.name)]
+        matching = [path for place in group for path in _files(place, names)]
         for path in sorted(matching, key=_preference):
             real = path.resolve()
             # ld.so would take a colon or a space in a path as a separator.
@@ -116,10 +116,14 @@ def _preference(path: Path) -> tuple[bool, int]:
     return "minimal" not in path.name, len(path.name)
 
 
-def _files(place: Path) -> list[Path]:
+def _files(place: Path, names: re.Pattern[str]) -> list[Path]:
+    """The file ``place`` if its name fits, or the files of the folder ``place`` whose names do."""
+    if names.fullmatch(place.name):
+        return [place]
     try:
-        return sorted(place.iterdir()) if place.is_dir() else [place]
-    except OSError:
+        found = sorted(os.listdir(place))  # noqa: PTH208 - a Path for each of thousands of files takes too long
+        return [place / name for name in found if names.fullmatch(name)]
+    except OSError:  # also when it is another file: most places are files that ldconfig knows
         return []
 
 
