@@ -1,4 +1,4 @@
-"""``launch doctor``: reads the facts, has them judged, prints the findings."""
+"""``launch doctor``: reads the facts of the machine, runs the checks and prints the findings."""
 
 from __future__ import annotations
 

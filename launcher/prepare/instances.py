@@ -18,7 +18,7 @@ from launcher.core.report.plan_report import Command
 from launcher.core.tuning.choose_classes import Choice
 from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.host.process.preload import look_around
-from launcher.host.process.probe import choose_bindings, explain
+from launcher.host.process.probe import choose_bindings, describe_bindings
 from launcher.options import MachineOptions, RuntimeOptions
 
 
@@ -91,7 +91,7 @@ def prepare_instances(
         command, said = make_command(instance, binding, context)
         instances.append(PreparedInstance(instance, binding, command))
         notes += said
-    found = explain(plan, bindings) if live else ()
+    found = describe_bindings(plan, bindings) if live else ()
     return tuple(instances), (*found, *context.runtimes.notes, *notes)
 
 
@@ -102,7 +102,7 @@ def without_repeats(*warnings: str) -> tuple[str, ...]:
 
 def _bindings_of(plan: Plan, machine: MachineOptions, live: bool) -> tuple[Binding, ...]:
     if live:
-        return choose_bindings(plan, strict=machine.strict, seconds=machine.probe_seconds)
+        return choose_bindings(plan, strict=machine.strict, probe_seconds=machine.probe_seconds)
     return tuple(
         Binding("cpus" if instance.memory == "local" else "bind", "numactl", "planned for another machine")
         for instance in plan.instances

@@ -11,6 +11,7 @@ from launcher.core.protocol.model_info import ModelInfo, RunDtype
 from launcher.core.scheduling.scheduler import SchedulerLimits
 from launcher.errors import LauncherError, UsageError
 from launcher.host.model.resolve import resolve
+from launcher.host.torch_build import gpu_build_warning, read_torch_build, require_worker_packages
 from launcher.options import FIFO_BATCH_ITEMS, ModelOptions, ServeOptions
 
 
@@ -26,6 +27,15 @@ def check_backend(options: ModelOptions) -> None:
         )
     if not math.isfinite(seconds):
         raise UsageError(f"--fake-seconds-per-token {seconds}: must be a finite number of seconds, such as 0.0001")
+
+
+def check_worker_packages(options: ModelOptions) -> tuple[str, ...]:
+    """Notes on the installed torch. Raises ``MachineError`` if the workers could not import what they need."""
+    if options.backend == "fake":
+        return ()
+    require_worker_packages()
+    warning = gpu_build_warning(read_torch_build())
+    return () if warning is None else (warning,)
 
 
 def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo | None, tuple[str, ...]]:

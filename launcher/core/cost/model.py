@@ -118,7 +118,7 @@ class CostModel:
         self.drift_at_start = drift
         self.correction = drift
         self._mean_log = 0.0
-        # The mean relative error of predictions, over all batches at first and later over about the last thirty.
+        # The mean relative error of predictions, over all batches at first and later over the recent ones.
         # ``observed`` is the number of batches observed.
         self.error = 0.0
         self.observed = 0
