@@ -7,6 +7,6 @@ from launcher.options import ReportOptions, ServeOptions
 
 def topology(options: ServeOptions, report: ReportOptions) -> None:
     """Show the machine and the plan: what serve would start where, and why. Takes the options of serve."""
-    from launcher.serve.reports import show
+    from launcher.prepare.report import show
 
     show(options, report)

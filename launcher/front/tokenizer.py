@@ -55,6 +55,23 @@ class Tokenized:
     spans: Sequence[npt.NDArray[np.int32]] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class InputNames:
+    """How errors name inputs: ``field[index]``, counted from ``first``, or ``field`` alone for a ``lone`` one.
+
+    ``truncate_hint`` says how the caller can have long inputs truncated.
+    """
+
+    field: str
+    first: int = 0
+    lone: bool = False
+    truncate_hint: str = 'send "truncate": true to have its end cut off'
+
+    def of(self, index: int) -> str:
+        """The name of the input with this index."""
+        return f"'{self.field}'" if self.lone else f"'{self.field}[{self.first + index}]'"
+
+
 async def _as_it_is(future: asyncio.Future[Tokenized]) -> Tokenized:
     return await future
 
@@ -98,7 +115,12 @@ class FrontTokenizer:
         self.pending -= inputs
 
     async def texts(
-        self, texts: Sequence[str], *, truncate: bool = False, field: str = "input", wait: Wait = _as_it_is
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: bool = False,
+        field: str | InputNames = "input",
+        wait: Wait = _as_it_is,
     ) -> Tokenized:
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
 
@@ -127,25 +149,26 @@ class FrontTokenizer:
 
     # ------------------------------------------------------------------- texts
 
-    def _check_texts(self, texts: Sequence[str], field: str) -> int:
+    def _check_texts(self, texts: Sequence[str], field: str | InputNames) -> int:
         characters = 0
         for index, text in enumerate(texts):
             length = len(text)
             characters += length
             if 0 < length <= self._text_characters:
                 continue
-            name = _name(field, index, len(texts))
+            names = _names(field, len(texts))
+            name = names.of(index)
             if not length:
-                raise RequestError(f"{name} is an empty string; leave it out", code="empty_input", param=field)
+                raise RequestError(f"{name} is an empty string; leave it out", code="empty_input", param=names.field)
             raise RequestError(
                 f"{name} has {length} characters; texts of more than {self._text_characters} are not tokenized",
                 code="too_long",
-                param=field,
+                param=names.field,
             )
         return characters
 
     def _tokenize(
-        self, texts: Sequence[str], truncate: bool, field: str, stop: threading.Event | None = None
+        self, texts: Sequence[str], truncate: bool, field: str | InputNames, stop: threading.Event | None = None
     ) -> Tokenized:
         items: list[npt.NDArray[np.int32]] = []
         spans: list[npt.NDArray[np.int32]] = []
@@ -157,12 +180,14 @@ class FrontTokenizer:
             for encoding in self._encode(chunk):
                 ids = encoding.ids
                 if not 0 < len(ids) <= self._max_length:
-                    name = _name(field, len(items), len(texts))
+                    names, index = _names(field, len(texts)), len(items)
                     if not ids:
-                        raise RequestError(f"{name} has no tokens for this model", code="empty_input", param=field)
-                    self._refuse_unless(truncate, len(ids), name, field)
+                        raise RequestError(
+                            f"{names.of(index)} has no tokens for this model", code="empty_input", param=names.field
+                        )
+                    self._refuse_unless(truncate, len(ids), names, index)
                     ids = self._cut(ids)
-                    truncated.append(len(items))
+                    truncated.append(index)
                 tokens += len(ids)
                 items.append(np.array(ids, dtype=np.int32))
                 if self._with_spans:
@@ -201,10 +226,12 @@ class FrontTokenizer:
         items: list[npt.NDArray[np.int32]] = []
         for index, ids in enumerate(lists):
             if not 0 < len(ids) <= self._max_length:
-                name = _name(field, index, len(lists))
+                names = _names(field, len(lists))
                 if not len(ids):
-                    raise RequestError(f"{name} is an empty list of token ids", code="empty_input", param=field)
-                self._refuse_unless(truncate, len(ids), name, field)
+                    raise RequestError(
+                        f"{names.of(index)} is an empty list of token ids", code="empty_input", param=field
+                    )
+                self._refuse_unless(truncate, len(ids), names, index)
                 truncated.append(index)
             self._check_range(ids, index, len(lists), field)
             items.append(np.array(ids[: self._max_length], dtype=np.int32))
@@ -216,7 +243,7 @@ class FrontTokenizer:
         else:
             lowest, highest = min(ids), max(ids)
         if lowest < 0 or highest >= self._vocab_size:
-            name = _name(field, index, count)
+            name = _names(field, count).of(index)
             wrong = lowest if lowest < 0 else highest
             shown = str(wrong) if abs(wrong) < 10**20 else "one of more than 20 digits"
             raise RequestError(
@@ -225,14 +252,14 @@ class FrontTokenizer:
                 param=field,
             )
 
-    def _refuse_unless(self, truncate: bool, tokens: int, name: str, field: str) -> None:
+    def _refuse_unless(self, truncate: bool, tokens: int, names: InputNames, index: int) -> None:
         if truncate:
             return
         raise RequestError(
-            f"{name} has {tokens} tokens, the model takes at most {self._max_length}; "
-            'shorten it, or send "truncate": true to have its end cut off',
+            f"{names.of(index)} has {tokens} tokens, the model takes at most {self._max_length}; "
+            f"shorten it, or {names.truncate_hint}",
             code="too_long",
-            param=field,
+            param=names.field,
         )
 
 
@@ -250,8 +277,8 @@ def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _name(field: str, index: int, count: int) -> str:
-    return f"'{field}'" if count == 1 else f"'{field}[{index}]'"
+def _names(field: str | InputNames, count: int) -> InputNames:
+    return field if isinstance(field, InputNames) else InputNames(field, lone=count == 1)
 
 
 def _closing_tokens(encoding: Encoding) -> int:

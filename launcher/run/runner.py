@@ -46,9 +46,9 @@ from launcher.host.process.verify import Verification, verify
 from launcher.options import RunOptions
 from launcher.options.environment import RUN_PREFIX
 from launcher.options.sources import without_options
+from launcher.prepare.instances import Prepared, PreparedInstance
+from launcher.prepare.report import print_json, print_report
 from launcher.run.prepare import prepare_run
-from launcher.serve.prepare import Prepared
-from launcher.serve.reports import print_json, print_report
 
 log = logging.getLogger("launcher.run")
 
@@ -94,8 +94,9 @@ class Runner:
     def __init__(self, options: RunOptions, prepared: Prepared, lifeline: int) -> None:
         self._options = options
         self._prepared = prepared
+        self._instances: dict[int, PreparedInstance] = {one.plan.id: one for one in prepared.instances}
         self._lifeline = lifeline
-        self._job = Job([instance.id for instance in prepared.plan.instances], policy_of(options))
+        self._job = Job(list(self._instances), policy_of(options))
         self._programs: dict[int, Program] = {}
         self._files: dict[int, BinaryIO] = {}
         self._logged_misses: set[tuple[int, str]] = set()
@@ -116,15 +117,15 @@ class Runner:
     async def run(self) -> None:
         """Start all programs; returns when all have exited. Raises ``UsageError`` if a log file cannot be written."""
         if self._options.log_dir is not None:
-            for instance in self._prepared.plan.instances:
-                self._files[instance.id] = open_log(self._options.log_dir, instance.id)
+            for instance in self._instances:
+                self._files[instance] = open_log(self._options.log_dir, instance)
         self._log_plan()
         async with anyio.create_task_group() as group:
             self._group = group
             await group.start(self._watch_signals)
             group.start_soon(self._watch_lifeline)
-            for instance in self._prepared.plan.instances:
-                self._act(self._job.start(instance.id, time.monotonic()))
+            for instance in self._instances:
+                self._act(self._job.start(instance, time.monotonic()))
             await self._watch_deadlines()
             group.cancel_scope.cancel()
         self._log_results()
@@ -166,15 +167,14 @@ class Runner:
         return self._job.spawned(instance, program.pid, time.monotonic())
 
     def _launch_of(self, instance: int) -> ProgramLaunch:
-        index = [one.id for one in self._prepared.plan.instances].index(instance)
-        command = self._prepared.commands[index]
+        command = self._instances[instance].command
         marker = {f"{RUN_PREFIX}ID": self._run_id, f"{RUN_PREFIX}INSTANCE": str(instance)}
         env = {**without_options(os.environ, RunOptions), **command.env, **marker}
         return ProgramLaunch(instance, command.command, env, marker, stdin=self._is_single)
 
     @property
     def _is_single(self) -> bool:
-        return len(self._prepared.commands) == 1
+        return len(self._instances) == 1
 
     # ------------------------------------------------------------------- events
 
@@ -256,15 +256,14 @@ class Runner:
             self._report_verification(program, found, first=seconds == VERIFY_AFTER_SECONDS[0])
 
     def _verify(self, program: Program) -> list[Verification]:
-        plan = next(one for one in self._prepared.plan.instances if one.id == program.instance)
-        binding = self._prepared.bindings[self._prepared.plan.instances.index(plan)]
+        instance = self._instances[program.instance]
         pids = [program.pid]
         with contextlib.suppress(psutil.Error):
             pids += [child.pid for child in psutil.Process(program.pid).children(recursive=True)]
         found = []
         for pid in pids:
             with contextlib.suppress(InstanceError):  # it has exited meanwhile
-                found.append(verify(pid, plan.cpus, plan.nodes, None, binding.level))
+                found.append(verify(pid, instance.plan.cpus, instance.plan.nodes, None, instance.binding.level))
         return found
 
     def _report_verification(self, program: Program, found: list[Verification], *, first: bool) -> None:
@@ -286,9 +285,10 @@ class Runner:
     def _log_plan(self) -> None:
         for warning in self._prepared.warnings:
             log.warning("%s", warning, extra={"event": "warning"})
-        for instance, command in zip(self._prepared.plan.instances, self._prepared.commands, strict=True):
-            self._log(logging.INFO, instance.id, "cpus %s, %s", format_cpu_list(instance.cpus), instance.why)
-            self._log(logging.DEBUG, instance.id, "command: %s", " ".join(command.command))
+        for instance in self._instances.values():
+            plan = instance.plan
+            self._log(logging.INFO, plan.id, "cpus %s, %s", format_cpu_list(plan.cpus), plan.why)
+            self._log(logging.DEBUG, plan.id, "command: %s", " ".join(instance.command.command))
 
     def _log_results(self) -> None:
         for program in self._job.programs():

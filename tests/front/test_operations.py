@@ -11,9 +11,9 @@ import pytest
 
 from launcher.core.cost.length_histogram import parse_histogram
 from launcher.core.cost.model import CostModel
+from launcher.engine.costs import watch_costs
 from launcher.options import FrontOptions
 from launcher.options.declaration import options_of
-from launcher.serve.costs import watch_costs
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,6 @@ import msgspec
 from rich.console import Console
 
 from launcher.core.planning.placeholders import fill, values_of
-from launcher.core.planning.plan import InstancePlan
 from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
 from launcher.core.report.plan_report import Command, PlanReport, report_json, report_text
@@ -22,7 +21,9 @@ from launcher.core.tuning.simulation import Scenario, predict
 from launcher.errors import UsageError
 from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
-from launcher.serve.prepare import OWN_ENV, Prepared, prepare, read
+from launcher.prepare.instances import Prepared, PreparedInstance
+from launcher.prepare.machine import load_machine
+from launcher.prepare.workers import OWN_ENV, prepare_workers
 
 
 def show(options: ServeOptions, wanted: ReportOptions) -> None:
@@ -33,18 +34,16 @@ def show(options: ServeOptions, wanted: ReportOptions) -> None:
 
         print(catalogue_text())
         return
-    machine = read(options.machine)
+    machine = load_machine(options.machine)
     if wanted.save is not None:  # before the plan: a machine that nothing fits on can be saved all the same
         write_machine_file(wanted.save, machine)
         _say(f"the machine ({len(machine.cores)} usable cores) is written to {wanted.save}")
-    prepared = prepare(options, model_needed=False, machine=machine)
+    prepared = prepare_workers(options, model_needed=False, machine=machine)
     if wanted.svg is not None:
         _write_picture(wanted.svg, prepared)
     if wanted.export is not None:
-        commands = [
-            _exported(options, wanted.program, i, len(prepared.commands), c)
-            for i, c in zip(prepared.plan.instances, prepared.commands, strict=True)
-        ]
+        count = len(prepared.instances)
+        commands = [_exported(options, wanted.program, instance, count) for instance in prepared.instances]
         print(export_plan(prepared.plan, commands, wanted.export), end="")
         for warning in prepared.warnings:
             _say(f"warning: {warning}")
@@ -57,17 +56,17 @@ def show(options: ServeOptions, wanted: ReportOptions) -> None:
 def forecast_of(prepared: Prepared) -> Forecast | None:
     """What the plan is predicted to do: by what was measured, or where classes were chosen, also by a guess."""
     measure = "the first start of `launch` with these options"
-    outlook = prepared.outlook
-    if outlook is None:
+    inputs = prepared.forecast
+    if inputs is None:
         return None
-    choice = outlook.choice
+    choice = inputs.choice
     if choice is not None:
         return Forecast(choice.predicted, measure, choice.equal, choice.why)
-    if not outlook.basis.measured:
+    if not inputs.basis.measured:
         return Forecast(None, measure)
     limit = prepared.model_info.max_length if prepared.model_info else None
-    spans = classes_of(prepared.plan, outlook.traffic.histogram, limit)
-    found = predict(specs_of(prepared.plan), Scenario(outlook.basis, outlook.traffic, limit), spans)
+    spans = classes_of(prepared.plan, inputs.traffic.histogram, limit)
+    found = predict(specs_of(prepared.plan), Scenario(inputs.basis, inputs.traffic, limit), spans)
     return Forecast(found, measure)
 
 
@@ -77,7 +76,7 @@ def _check(wanted: ReportOptions) -> None:
             f"{wanted.program[0]!r}: a program goes with --export; `launch run -- PROGRAM` starts one on this machine"
         )
     if wanted.export is not None and wanted.json:
-        raise UsageError("--export and --json each say what is printed; one of them works")
+        raise UsageError("--export and --json each say what is printed; use one of them")
 
 
 def print_json(prepared: Prepared, forecast: Forecast | None = None) -> None:
@@ -105,18 +104,16 @@ def _write_picture(file: Path, prepared: Prepared) -> None:
     _say(f"the picture is written to {file}")
 
 
-def _exported(
-    options: ServeOptions, program: tuple[str, ...], instance: InstancePlan, instances: int, command: Command
-) -> Command:
+def _exported(options: ServeOptions, program: tuple[str, ...], instance: PreparedInstance, count: int) -> Command:
     """What another supervisor is to start as this instance: the program, or a server of one instance.
 
     The server takes the cores that its supervisor leaves it, one port after another.
     """
     if not program:
         front, model = options.front, options.model
-        program = ("launch", "--instances", "1", "--model", model.model, "--port", str(front.port + instance.id))
-    env = {name: value for name, value in command.env.items() if name not in OWN_ENV}
-    return Command(fill(program, values_of(instance, instances)), env)
+        program = ("launch", "--instances", "1", "--model", model.model, "--port", str(front.port + instance.plan.id))
+    env = {name: value for name, value in instance.command.env.items() if name not in OWN_ENV}
+    return Command(fill(program, values_of(instance.plan, count)), env)
 
 
 def _say(sentence: str) -> None:

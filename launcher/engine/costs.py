@@ -1,8 +1,8 @@
-"""The cost tables of one run: read before workers start, written when one has measured, shown while they serve, and
-corrected at the end by what was seen.
+"""The cost tables of one engine: read before workers start, written when a worker has measured, shown while they
+compute, and corrected at the end by what was seen.
 
-It joins the files (``host.files.cost_tables``) with what they hold for (``core.cost.table``). A table that cannot be
-used or kept is said, and costs a few seconds of measuring; it never keeps a server from starting.
+A table that cannot be read or written is logged, and costs a few seconds of measuring; it never keeps an engine from
+starting.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,76 +17,23 @@ import msgspec
 
 from launcher.core.cost.model import Coefficients, CostModel, fit, fit_error
 from launcher.core.cost.table import SCHEMA, CostKey, CostTable, differences, merged
-from launcher.core.machine.topology import Machine
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.protocol.messages import Ready, Setup
-from launcher.core.protocol.model_info import ModelInfo
-from launcher.core.tuning.simulation import CostBasis
 from launcher.errors import UsageError
 from launcher.front.metrics import FrontMetrics
 from launcher.host.files import cost_tables
+from launcher.prepare.costs import CostSubject
 
-log = logging.getLogger("launcher.serve")
+log = logging.getLogger("launcher.engine")
 
 # A drift by less than this is not worth a line in the log.
 WORTH_SAYING = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What all instances of a run have in common, as far as costs depend on it."""
-
-    machine: Machine
-    model_info: ModelInfo
-    dtype: str
-    backend: str
-    batch_tokens: int
-    layout: str
-
-    def key(self, instance: InstancePlan) -> CostKey:
-        """What the measurements of an instance depend on."""
-        kinds = {core.kind for core in self.machine.cores if core.id in set(instance.cores)}
-        return self.key_of(instance.threads, len(instance.nodes), tuple(sorted(str(kind) for kind in kinds)))
-
-    def key_of(self, threads: int, nodes: int, kinds: tuple[str, ...]) -> CostKey:
-        """The same for a size of instance."""
-        return CostKey(
-            processor=self.machine.model or self.machine.vendor or "unknown",
-            arch=self.machine.arch,
-            isa=tuple(sorted(self.machine.isa)),
-            threads=threads,
-            nodes=nodes,
-            kinds=kinds,
-            model=self.model_info.asked,
-            weights=cost_tables.weights_mark(self.model_info),
-            task=self.model_info.task,
-            max_length=self.model_info.max_length,
-            dtype=self.dtype,
-            backend=self.backend,
-            batch_tokens=self.batch_tokens,
-            layout=self.layout,
-            torch=cost_tables.package_version("torch"),
-            launcher=cost_tables.package_version("launcher"),
-            microarchitecture=self.machine.microarchitecture,
-        )
-
-
-def basis_of(subject: Subject | None) -> CostBasis:
-    """What costs are predicted from: the tables that hold for this machine and model, or a guess."""
-    if subject is None:
-        return CostBasis.guessed(None)
-    relatives = cost_tables.read_relatives(cost_tables.cost_folder(), subject.key_of(1, 1, ()))
-    fitting = [t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))]
-    if not fitting:
-        return CostBasis.guessed(subject.model_info.weight_bytes)
-    by_threads = {table.key.threads: fit(table.measured).times(table.drift) for table in fitting}
-    return CostBasis(by_threads, packed=fitting[0].packed, measured=True)
-
-
 class Costs:
     """The tables of a run. ``fresh``: whatever was measured before is not used."""
 
-    def __init__(self, subject: Subject, *, fresh: bool = False, folder: Path | None = None) -> None:
+    def __init__(self, subject: CostSubject, *, fresh: bool = False, folder: Path | None = None) -> None:
         self._subject = subject
         self._fresh = fresh
         self._folder = folder or cost_tables.cost_folder()
@@ -108,13 +54,13 @@ class Costs:
         try:
             table = cost_tables.read_table(self._folder, key)
         except UsageError as error:
-            _say("The cost table %s; it is measured anew", error)
+            _say("The cost table %s; it is measured again", error)
             return None
         if table is not None and (different := differences(table.key, key)):
-            _say("The cached cost table is not used, it is measured anew: %s", "; ".join(different))
+            _say("The cached cost table is not used, it is measured again: %s", "; ".join(different))
             return None
         if table is not None and table.contradicted:
-            took = "At earlier runs batches took %.2f times what the cached cost table says; it is measured anew"
+            took = "At earlier runs batches took %.2f times what the cached cost table says; it is measured again"
             _say(took, table.drift)
             return None
         return table
@@ -142,7 +88,7 @@ class Costs:
             self._looked_for.add(key)
             if known is not None and known.packed != ready.packed:
                 there, here = ("packed" if packed else "padded" for packed in (known.packed, ready.packed))
-                sentence = "The cached cost table is not used, it was measured anew: items are %s there, %s here"
+                sentence = "The cached cost table is not used, it was measured again: items are %s there, %s here"
                 _say(sentence, there, here)
             self._tables[key] = merged(known, CostTable(SCHEMA, key, ready.packed, ready.measured))
             self._write(self._tables[key])
@@ -151,7 +97,7 @@ class Costs:
     def keep(self, served: Iterable[tuple[InstancePlan, CostModel]]) -> None:
         """At the end of a run: remember what batches took, where enough were seen and they had settled.
 
-        Of instances of the same size the lower median counts. A table that another run has measured anew meanwhile
+        Of instances of the same size the lower median counts. A table that another run has measured again meanwhile
         is left as it is.
         """
         seen: dict[CostKey, list[float]] = {}
@@ -179,7 +125,7 @@ class Costs:
             path = cost_tables.write_table(self._folder, table)
         except UsageError as error:
             if not self._unwritable:
-                _say("%s; each start measures anew", str(error)[0].upper() + str(error)[1:])
+                _say("%s; each start measures again", str(error)[0].upper() + str(error)[1:])
             self._unwritable = True
         else:
             log.debug("cost table written to %s", path, extra={"event": "costs"})

@@ -15,13 +15,14 @@ from launcher.core.cost.model import SETTLED_BATCHES, Coefficients, CostModel, W
 from launcher.core.cost.table import CostTable, decode_table
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.protocol.messages import Ready, Setup
+from launcher.engine.costs import Costs, cost_info
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
-from launcher.serve.costs import Costs, Subject, basis_of, cost_info
+from launcher.prepare.costs import CostSubject, basis_of
 from tests.core.by_hand import machine
 
 CARD = resolve(ModelOptions(model="random:tiny"))
-SUBJECT = Subject(machine(), CARD, "fp32", "eager", 2048, "auto")
+SUBJECT = CostSubject(machine(), CARD, "fp32", "eager", 2048, "auto")
 TRUTH = Coefficients(2e-3, 1e-4, 5e-8)
 SETUP = Setup(model_info=CARD, dtype="fp32", backend="eager", warmup=((1, 16),))
 
@@ -145,7 +146,7 @@ def test_a_damaged_table_is_named_and_measured_anew(tmp_path: Path, caplog: pyte
     path.write_bytes(path.read_bytes()[:50])
     assert not ready(Costs(SUBJECT, folder=tmp_path), instance())[0].cached
     assert str(path) in said(caplog)[0]
-    assert "measured anew" in said(caplog)[0]
+    assert "measured again" in said(caplog)[0]
 
 
 def test_a_folder_that_cannot_be_written_is_said_once_and_the_run_still_knows_what_it_measured(
@@ -265,7 +266,7 @@ def test_info_tells_what_predictions_began_with_and_what_batches_take_by_now(tmp
     assert shown["per_token"] == pytest.approx(TRUTH.per_token, rel=0.01)
 
 
-def factors_of(folder: Path, monkeypatch: pytest.MonkeyPatch, subject: Subject) -> Sequence[float]:
+def factors_of(folder: Path, monkeypatch: pytest.MonkeyPatch, subject: CostSubject) -> Sequence[float]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parents[1]))
     basis = basis_of(subject)
     return [basis.of(4).seconds(200, 40000) / TRUTH.seconds(200, 40000)] if basis.measured else []
