@@ -78,9 +78,9 @@ def prepare_instances(
 ) -> tuple[tuple[PreparedInstance, ...], tuple[str, ...]]:
     """Bindings, preload and commands for every instance, and the warnings that belong to them.
 
-    ``live`` when the plan is for this machine: then bindings are probed and libraries are looked for. Raises
-    ``MachineError`` with ``machine.strict`` where a binding is less than planned, ``UsageError`` for a library that is
-    missing.
+    ``live`` when the plan is for this machine: then bindings are probed and libraries are looked for. With
+    ``machine.strict``, raises ``MachineError`` if a binding is less than planned; raises ``UsageError`` for a missing
+    library.
     """
     bindings = _bindings_of(plan, machine, live)
     user_env: Mapping[str, str] = os.environ if live else {}

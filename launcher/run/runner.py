@@ -39,9 +39,9 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.errors import InstanceError, UsageError
 from launcher.host import log as logs
 from launcher.host.process import subreaper
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import Output, Relay, open_log
 from launcher.host.process.programs import Program, ProgramLaunch, start_program
-from launcher.host.process.spawn import describe_status
 from launcher.host.process.verify import Verification, verify
 from launcher.options import RunOptions
 from launcher.options.environment import RUN_PREFIX

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launcher.core.planning.preload import KINDS, Library, LibrarySearch, PreloadFacts, split_preload
-from launcher.host.process.spawn import describe_status
+from launcher.host.process.exit_status import describe_status
 
 LOADER_FOLDERS = ("/usr/local/lib", "/usr/local/lib64", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
 TEST_SECONDS = 10.0

@@ -20,7 +20,6 @@ from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.planning.binding import Binding, Level, Tool, command_prefix
 from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.errors import MachineError
-from launcher.options import MachineOptions
 
 LEVELS: tuple[Level, ...] = ("bind", "preferred", "cpus", "none")
 TOOLS: tuple[Tool, ...] = ("numactl", "syscalls")
@@ -81,7 +80,7 @@ class Trial:
 
 
 def choose_bindings(
-    plan: Plan, *, strict: bool, requested: Level = "bind", probe_seconds: float = MachineOptions().probe_seconds
+    plan: Plan, *, strict: bool, requested: Level = "bind", probe_seconds: float
 ) -> tuple[Binding, ...]:
     """The strictest binding that works for each instance, in the order of the plan; never above ``requested``.
 

@@ -19,11 +19,13 @@ from launcher.core.planning.binding import Binding, Level, command_prefix
 from launcher.core.planning.plan import InstancePlan, MemoryPolicy, Plan
 from launcher.errors import MachineError
 from launcher.host.process.probe import choose_bindings, describe_bindings, requested_level
+from launcher.options import MachineOptions
 
 DENY = Path(__file__).parents[1] / "deny.py"
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
 NO_CPU = 4090  # beyond any machine that runs this
 NO_NODE = 1000
+SECONDS = MachineOptions().probe_seconds
 # (mbind, set_mempolicy, get_mempolicy) in arch/*/entry/syscalls/*.tbl
 CALLS = {"x86_64": (237, 238, 239), "aarch64": (235, 237, 236)}
 
@@ -59,7 +61,7 @@ def plan(*instances: InstancePlan) -> Plan:
 
 
 def choose(*instances: InstancePlan, strict: bool = False, requested: Level = "bind") -> tuple[Binding, ...]:
-    return choose_bindings(plan(*instances), strict=strict, requested=requested)
+    return choose_bindings(plan(*instances), strict=strict, probe_seconds=SECONDS, requested=requested)
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.host.process.probe import choose_bindings
 instances = [InstancePlan(i, tuple(cpus), tuple(cpus), len(cpus), tuple(nodes), memory, None, '')
              for i, cpus, nodes, memory in json.loads(sys.argv[1])]
-bindings = choose_bindings(Plan(tuple(instances), (), ()), strict=False)
+bindings = choose_bindings(Plan(tuple(instances), (), ()), strict=False, probe_seconds=20)
 print(json.dumps([{'level': b.level, 'tool': b.tool, 'reason': b.reason} for b in bindings]))
 """
 

@@ -22,12 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import InstanceError
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import LineSplitter
 from launcher.host.process.spawn import (
     LINE_BYTES,
     Launch,
     OomCount,
-    describe_status,
     own_memory_cgroup,
     read_oom_count,
     start,
@@ -292,6 +292,7 @@ async def test_many_workers_leave_no_descriptor_and_no_thread_behind() -> None:
 PIDFD_OPEN = 434  # the same on every machine: include/uapi/asm-generic/unistd.h and the newer tables
 WITHOUT_PIDFD = """
 import anyio, sys
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.spawn import Launch, start
 async def main():
     worker = start(Launch(0, (sys.executable, '-I', '-S', '-c', 'import os; os.kill(os.getpid(), 11)'), {}))
