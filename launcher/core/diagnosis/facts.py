@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import Plan
-from launcher.core.planning.preload import Sought
+from launcher.core.planning.preload import LibrarySearch
 
 Cpus = tuple[int, ...]
 
@@ -150,7 +150,7 @@ class Software:
     """
 
     numactl: str | None = None
-    allocators: tuple[Sought, ...] = ()
+    allocators: tuple[LibrarySearch, ...] = ()
     torch: str | None = None
     cuda_parts: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()

@@ -37,7 +37,7 @@ from launcher.host.machine.processor import meminfo
 from launcher.host.machine.sample import take_sample
 from launcher.host.machine.sysfs import CPU, read_machine
 from launcher.host.machine.tree import Tree, decimal
-from launcher.host.process.preload import look_around
+from launcher.host.process.preload import find_libraries
 from launcher.host.process.probe import choose_bindings
 from launcher.options import DoctorOptions
 
@@ -226,7 +226,7 @@ def _software(tree: Tree) -> Software:
     version, cuda_parts = _torch()
     return Software(
         numactl=shutil.which("numactl"),
-        allocators=look_around(ALLOCATORS, os.environ).sought,
+        allocators=find_libraries(ALLOCATORS, os.environ).searches,
         torch=version,
         cuda_parts=cuda_parts,
         environment=tuple((name, os.environ[name]) for name in ENVIRONMENT if name in os.environ),
