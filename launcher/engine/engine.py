@@ -131,7 +131,10 @@ class InferenceEngine:
         self._supervisor = Supervisor(
             launches, supervise if self._settings.restart else replace(supervise, max_failures=1), self
         )
-        self.tokenizer = FrontTokenizer(model_info, text_characters=self._options.front.text_characters)
+        front = self._options.front
+        self.tokenizer = FrontTokenizer(
+            model_info, text_characters=front.text_characters, threads=front.tokenizer_threads
+        )
 
     # --------------------------------------------------------------------- run
 

@@ -58,7 +58,17 @@ def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
 def limits_of(options: ServeOptions) -> SchedulerLimits:
     """The bounds of the queue and of a batch."""
     first_come = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
-    return SchedulerLimits(options.front.queue_items, options.front.batch_tokens, first_come)
+    rules = options.scheduling
+    return SchedulerLimits(
+        queue_items=options.front.queue_items,
+        batch_tokens=options.front.batch_tokens,
+        interactive_share=rules.interactive_share,
+        bulk_batch_seconds=rules.bulk_batch_seconds,
+        hang_factor=rules.hang_factor,
+        hang_seconds=rules.hang_seconds,
+        max_attempts=rules.max_attempts,
+        first_come=first_come,
+    )
 
 
 def setup_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> Setup:

@@ -49,8 +49,8 @@ def prepare_workers(options: ServeOptions, *, model_needed: bool, machine: Machi
     model_info, model_notes = load_model_info(options.model, needed=model_needed)
     forecast, request = _forecast_inputs(options, machine, model_info)
     plan = make_plan(machine, request)
-    live, strict = is_here(options.machine), options.machine.strict
-    instances, notes = prepare_instances(plan, options.runtime, _worker_command, strict=strict, live=live)
+    live = is_here(options.machine)
+    instances, notes = prepare_instances(plan, options.machine, options.runtime, _worker_command, live=live)
     warnings = without_repeats(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *notes)
     return Prepared(machine, model_info, plan, instances, warnings, forecast)
 

@@ -39,11 +39,13 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.errors import InstanceError, UsageError
 from launcher.host import log as logs
 from launcher.host.process import subreaper
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import Output, Relay, open_log
 from launcher.host.process.programs import Program, ProgramLaunch, start_program
-from launcher.host.process.spawn import describe_status
 from launcher.host.process.verify import Verification, verify
 from launcher.options import RunOptions
+from launcher.options.environment import RUN_PREFIX
+from launcher.options.sources import without_options
 from launcher.prepare.instances import Prepared, PreparedInstance
 from launcher.prepare.report import print_json, print_report
 from launcher.run.prepare import prepare_run
@@ -167,8 +169,8 @@ class Runner:
     def _launch_of(self, instance: int) -> ProgramLaunch:
         index = [one.id for one in self._prepared.plan.instances].index(instance)
         command = self._prepared.commands[index]
-        marker = {"LAUNCH_RUN": self._run_id, "LAUNCH_INSTANCE": str(instance)}
-        env = {**os.environ, **command.env, **marker}
+        marker = {f"{RUN_PREFIX}ID": self._run_id, f"{RUN_PREFIX}INSTANCE": str(instance)}
+        env = {**without_options(os.environ, RunOptions), **command.env, **marker}
         return ProgramLaunch(instance, command.command, env, marker, stdin=self._is_single)
 
     @property

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from launcher.core.protocol.messages import Run
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.front.http.token_labels import TokenLabeler, label_span
+from launcher.front.token_labels import TokenLabeler, label_span
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 

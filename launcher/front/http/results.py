@@ -1,4 +1,4 @@
-"""The JSON of what the model computed: vectors, labels with their scores, and token counts, as several families use it.
+"""The JSON of what the model computed: vectors and token counts, as several families use it.
 
 Separate from the families because these lines are written for every input. Paths and errors must not enter.
 """
@@ -25,13 +25,6 @@ class Usage(Struct, frozen=True, omit_defaults=True):
     ] = ()
 
 
-class LabelScore(Struct, frozen=True):
-    """One label and its score."""
-
-    label: str
-    score: float
-
-
 def usage(tokenized: Tokenized) -> Usage:
     """The token counts of a request."""
     return Usage(tokenized.tokens, tokenized.tokens, tokenized.truncated)
@@ -52,10 +45,3 @@ def truncate_dimensions(vectors: Vectors, dimensions: int, normalize: bool) -> V
         return np.ascontiguousarray(short)
     norms = np.linalg.norm(short, axis=1, keepdims=True)
     return (short / np.where(norms == 0, 1, norms)).astype(np.float32)
-
-
-def ranked_labels(scores: Vectors, labels: tuple[str, ...]) -> list[LabelScore]:
-    """All labels with their scores, best first; equal scores in the order of the labels."""
-    order = np.argsort(-scores, kind="stable")
-    # The shortest decimal that reads back as the same float32: 0.9, not 0.8999999761581421.
-    return [LabelScore(labels[index], float(str(scores[index]))) for index in order.tolist()]

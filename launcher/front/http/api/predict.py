@@ -16,10 +16,11 @@ from launcher.front.http.body_decoder import Body
 from launcher.front.http.disconnect import Client
 from launcher.front.http.inference_route import InferenceContext, InferenceHandler, InferenceRoute
 from launcher.front.http.inputs import Inputs, Truncate
-from launcher.front.http.results import LabelScore, Usage, ranked_labels, usage, vector_json
+from launcher.front.http.results import Usage, usage, vector_json
 from launcher.front.http.route import ApiFamily, ResponseSpec
 from launcher.front.http.services import Services
-from launcher.front.http.token_labels import TokenLabel, TokenLabeler
+from launcher.front.label_scores import LabelScore, ranked_labels
+from launcher.front.token_labels import TokenLabel, TokenLabeler
 from launcher.front.tokenizer import Tokenized
 
 _encode = msgspec.json.Encoder().encode
@@ -85,7 +86,7 @@ class _TaskHandler(InferenceHandler[Body]):
         """See the base class."""
         return body.inputs, body.truncate
 
-    def envelope(self, tokenized: Tokenized) -> tuple[bytes, bytes]:
+    def envelope(self, body: Any, tokenized: Tokenized) -> tuple[bytes, bytes]:
         """See the base class."""
         return self._before_predictions, b'],"usage":%b}' % _encode(usage(tokenized))
 

@@ -1,7 +1,7 @@
 """What a tagger found: entities with their positions in the text, or a label for each token.
 
-Separate from the families because the work is the same for all of them, and from ``core.tasks.entities``, which knows
-tokens but not texts. Paths and request bodies must not enter.
+Separate from HTTP because the Python API returns the same, and from ``core.tasks.entities``, which knows tokens but not
+texts. Paths and request bodies must not enter.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class TokenLabeler:
             if texts is None:
                 labels = self._of_ids(rows, ids)
             else:
-                labels = self._of_text(rows, texts[index], tokenized.spans[index], aggregate)
+                labels = self.of_text(rows, texts[index], tokenized.spans[index], aggregate)
             encoded = []
             for label in labels:
                 encoded.append(_encode(label))
@@ -89,7 +89,11 @@ class TokenLabeler:
         for token, label, score in self._best_labels(real, best, scores):
             yield TokenLabel(label, score, index=token)
 
-    def _of_text(self, scores: Vectors, text: str, spans: Spans, aggregate: bool) -> Iterator[TokenLabel]:
+    def of_text(self, scores: Vectors, text: str, spans: Spans, aggregate: bool) -> Iterator[TokenLabel]:
+        """What is found in one text, in order: its entities with ``aggregate``, else its tokens.
+
+        ``scores`` has a row and ``spans`` an entry for each of its tokens, as ``Tokenized.spans``.
+        """
         best = scores.argmax(axis=1)
         real = spans[:, 0] >= 0
         if not aggregate:
