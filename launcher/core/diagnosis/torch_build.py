@@ -51,5 +51,5 @@ def gpu_build_warning(build: TorchBuild | None) -> str | None:
         return None
     return (
         f"torch {build.version} is a build for {build.accelerator}. It works, but only its CPU part is used, and it is "
-        f"gigabytes larger than the CPU build: {build.cpu_command}; `launch doctor` lists what can be removed then"
+        f"gigabytes larger than the CPU build; `launch doctor` has the commands that replace it ({build.cpu_command} …)"
     )
