@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 from collections import deque
-from dataclasses import dataclass
 from typing import cast
 
 import anyio
@@ -22,18 +21,10 @@ import httptools
 import orjson
 
 from launcher.errors import LauncherError, UsageError
+from launcher.options.bench import EchoOptions
 
 REQUEST_BYTES = 200
 RECEIVE_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class EchoOptions:
-    """``port`` on 127.0.0.1, ``width`` of a vector in values, and the cpu of the worker (None: no worker)."""
-
-    port: int
-    width: int
-    worker_cpu: int | None
 
 
 def run_echo(options: EchoOptions) -> None:

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -22,26 +22,10 @@ from launcher.bench.stats import Answer, LoadStats
 from launcher.bench.timerfd import TimerFd
 from launcher.bench.workload import SPECIAL_TOKENS, Workload
 from launcher.errors import LauncherError, UsageError
+from launcher.options.bench import LoadOptions
+from launcher.options.choices import EmbeddingsApi
 
-Api = Literal["openai", "tei"]
-PATHS: dict[Api, str] = {"openai": "/v1/embeddings", "tei": "/embed"}
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """``rate`` (requests/s) selects an open loop; otherwise ``connections`` requests are always in flight.
-
-    Each request has ``per_request`` texts. The first ``warmup`` requests are not counted.
-    """
-
-    url: str
-    connections: int = 64
-    rate: float | None = None
-    per_request: int = 1
-    warmup: int = 100
-    api: Api = "openai"
-    model: str | None = None
-    encoding: Literal["float", "base64"] = "float"
+PATHS: dict[EmbeddingsApi, str] = {"openai": "/v1/embeddings", "tei": "/embed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +37,35 @@ class _Request:
 
 
 def _requests(options: LoadOptions, target: Target, workload: Workload) -> list[_Request]:
-    size = options.per_request
+    size, uncounted = options.per_request, _warmup(options, workload)
     prepared: list[_Request] = []
     for start in range(0, len(workload.texts), size):
         texts = workload.texts[start : start + size]
         longest = max(len(text.split()) + SPECIAL_TOKENS for text in texts)
         body = msgspec.json.encode(_body(options, texts))
-        prepared.append(_Request(target.request(body), len(texts), longest, len(prepared) >= options.warmup))
+        prepared.append(_Request(target.request(body), len(texts), longest, len(prepared) >= uncounted))
     if not any(request.counted for request in prepared):
         raise UsageError(
-            f"the workload has {len(prepared)} requests, but the warm-up alone takes {options.warmup}; use more texts"
+            f"the workload has {len(prepared)} requests, but the warm-up alone takes {uncounted}; use more texts"
         )
     return prepared
+
+
+def _warmup(options: LoadOptions, workload: Workload) -> int:
+    if options.warmup is not None:
+        return options.warmup
+    return min(100, len(workload.texts) // options.per_request // 10)
+
+
+def described(options: LoadOptions, workload: Workload) -> str:
+    """The description of the load, for the heading of its figures."""
+    several, texts = options.connections > 1, options.per_request
+    how = (
+        f"{options.rate:g} requests/s, open loop"
+        if options.rate
+        else f"{options.connections} connection{'s' * several}"
+    )
+    return f"{how}, {texts} text{'s' * (texts > 1)} per request, {workload.source}"
 
 
 def _body(options: LoadOptions, texts: Sequence[str]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import anyio
 
-from launcher.bench.load import LoadOptions, run_load
+from launcher.bench.load import run_load
 from launcher.bench.stats import summary
 from launcher.bench.workload import Workload
+from launcher.options.bench import LoadOptions
 
 Run = dict[str, Any]
 

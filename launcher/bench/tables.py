@@ -43,6 +43,13 @@ def show(figures: Mapping[str, Any], title: str = "", rows: Mapping[str, Mapping
         _print(_table(title, rows))
 
 
+def show_load(figures: Mapping[str, Any]) -> None:
+    """Print the figures of a load, its latencies as a table by length."""
+    apart = ("latency_ms", "latency_ms_by_length")
+    rows = {"all": figures["latency_ms"], **figures["latency_ms_by_length"]}
+    show({name: value for name, value in figures.items() if name not in apart}, "latency in ms, by tokens", rows)
+
+
 def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = list(next(iter(rows.values())))
     table = Table(box=None, pad_edge=False)

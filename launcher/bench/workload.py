@@ -16,6 +16,8 @@ from pathlib import Path
 from launcher.core.cost.length_histogram import Histogram
 from launcher.core.planning.length_classes import BUILTIN_LONGEST, BUILTIN_MEDIAN, BUILTIN_SHORTEST, BUILTIN_SPREAD
 from launcher.errors import UsageError
+from launcher.host.files.length_histogram import read_histogram
+from launcher.options.bench import WorkloadOptions
 
 SPECIAL_TOKENS = 2
 
@@ -87,3 +89,22 @@ def file_workload(path: Path, count: int | None = None) -> Workload:
         raise UsageError(f"--texts {path}: the file contains no text; it must have one text per line")
     wanted = len(texts) if count is None else count
     return Workload(tuple(texts[i % len(texts)] for i in range(wanted)), f"{path.name}, {len(texts)} texts")
+
+
+def make_workload(options: WorkloadOptions) -> Workload:
+    """The texts that the options ask for. Raises ``UsageError``."""
+    sources = (("--texts", options.texts), ("--lengths", options.lengths), ("--tokens", options.tokens))
+    given = [name for name, value in sources if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other; give one of them")
+    count, seed, longest = options.count, options.seed, options.longest
+    if longest is not None and (options.texts or options.tokens):
+        raise UsageError(f"--longest is for random lengths, and {given[0]} sets the lengths; omit one of them")
+    if options.texts is not None:
+        return file_workload(options.texts, count)
+    if options.lengths is not None:
+        histogram = read_histogram(options.lengths)
+        return histogram_workload(histogram, count, options.lengths.name, seed=seed, longest=longest)
+    if options.tokens is not None:
+        return fixed_workload(count, options.tokens, seed=seed)
+    return builtin_workload(count, seed=seed, longest=longest or BUILTIN_LONGEST)

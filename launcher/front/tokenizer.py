@@ -23,6 +23,7 @@ from tokenizers import Encoding
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
+from launcher.options import FrontOptions
 
 # About 2 ms of work: 0.27 µs per character, measured for English text with a WordPiece vocabulary.
 INLINE_CHARACTERS = 8_000
@@ -32,8 +33,7 @@ INPUT_OVERHEAD = 20
 INLINE_IDS = 16_000
 # Tokenized in one call; freeing the result holds the GIL for about 1 ms.
 CHUNK_CHARACTERS = 32_000
-# More threads would only compete for the few cores of the front.
-THREADS = 2
+DEFAULT_THREADS = FrontOptions().tokenizer_threads
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -55,6 +55,23 @@ class Tokenized:
     spans: Sequence[npt.NDArray[np.int32]] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class InputNames:
+    """How errors name inputs: ``field[index]``, counted from ``first``, or ``field`` alone for a ``lone`` one.
+
+    ``truncate_hint`` says how the caller can have long inputs truncated.
+    """
+
+    field: str
+    first: int = 0
+    lone: bool = False
+    truncate_hint: str = 'send "truncate": true to have its end cut off'
+
+    def of(self, index: int) -> str:
+        """The name of the input with this index."""
+        return f"'{self.field}'" if self.lone else f"'{self.field}[{self.first + index}]'"
+
+
 async def _await(future: asyncio.Future[Tokenized]) -> Tokenized:
     return await future
 
@@ -66,7 +83,7 @@ class FrontTokenizer:
     get.
     """
 
-    def __init__(self, model_info: ModelInfo, *, text_characters: int) -> None:
+    def __init__(self, model_info: ModelInfo, *, text_characters: int, threads: int = DEFAULT_THREADS) -> None:
         # The tokenizer's own thread pool would run on the cores of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._with_spans = model_info.task == "tag"
@@ -80,7 +97,7 @@ class FrontTokenizer:
             id for id, special in zip(added.ids, added.special_tokens_mask, strict=True) if special
         )
         self.pending = 0  # inputs that wait for a thread or are being processed in one
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
 
     def close(self) -> None:
         """Stop the threads."""
@@ -99,7 +116,12 @@ class FrontTokenizer:
         self.pending -= inputs
 
     async def texts(
-        self, texts: Sequence[str], *, truncate: bool = False, field: str = "input", wait: Wait = _await
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: bool = False,
+        field: str | InputNames = "input",
+        wait: Wait = _await,
     ) -> Tokenized:
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
 
@@ -128,25 +150,26 @@ class FrontTokenizer:
 
     # ------------------------------------------------------------------- texts
 
-    def _check_texts(self, texts: Sequence[str], field: str) -> int:
+    def _check_texts(self, texts: Sequence[str], field: str | InputNames) -> int:
         characters = 0
         for index, text in enumerate(texts):
             length = len(text)
             characters += length
             if 0 < length <= self._text_characters:
                 continue
-            name = _name(field, index, len(texts))
+            names = _names(field, len(texts))
+            name = names.of(index)
             if not length:
-                raise RequestError(f"{name} is an empty string; omit it", code="empty_input", param=field)
+                raise RequestError(f"{name} is an empty string; omit it", code="empty_input", param=names.field)
             raise RequestError(
                 f"{name} has {length} characters; the limit is {self._text_characters}",
                 code="too_long",
-                param=field,
+                param=names.field,
             )
         return characters
 
     def _tokenize(
-        self, texts: Sequence[str], truncate: bool, field: str, stop: threading.Event | None = None
+        self, texts: Sequence[str], truncate: bool, field: str | InputNames, stop: threading.Event | None = None
     ) -> Tokenized:
         items: list[npt.NDArray[np.int32]] = []
         spans: list[npt.NDArray[np.int32]] = []
@@ -158,12 +181,14 @@ class FrontTokenizer:
             for encoding in self._encode(chunk):
                 ids = encoding.ids
                 if not 0 < len(ids) <= self._max_length:
-                    name = _name(field, len(items), len(texts))
+                    names, index = _names(field, len(texts)), len(items)
                     if not ids:
-                        raise RequestError(f"{name} has no tokens for this model", code="empty_input", param=field)
-                    self._check_truncate(truncate, len(ids), name, field)
+                        raise RequestError(
+                            f"{names.of(index)} has no tokens for this model", code="empty_input", param=names.field
+                        )
+                    self._check_truncate(truncate, len(ids), names, index)
                     ids = self._cut(ids)
-                    truncated.append(len(items))
+                    truncated.append(index)
                 tokens += len(ids)
                 items.append(np.array(ids, dtype=np.int32))
                 if self._with_spans:
@@ -202,12 +227,12 @@ class FrontTokenizer:
         items: list[npt.NDArray[np.int32]] = []
         for index, ids in enumerate(lists):
             if not 0 < len(ids) <= self._max_length:
-                name = _name(field, index, len(lists))
+                names = _names(field, len(lists))
                 if not len(ids):
                     raise RequestError(
-                        f"{name} is an empty list of token ids; omit it", code="empty_input", param=field
+                        f"{names.of(index)} is an empty list of token ids; omit it", code="empty_input", param=field
                     )
-                self._check_truncate(truncate, len(ids), name, field)
+                self._check_truncate(truncate, len(ids), names, index)
                 truncated.append(index)
             self._check_range(ids, index, len(lists), field)
             items.append(np.array(ids[: self._max_length], dtype=np.int32))
@@ -219,7 +244,7 @@ class FrontTokenizer:
         else:
             lowest, highest = min(ids), max(ids)
         if lowest < 0 or highest >= self._vocab_size:
-            name = _name(field, index, count)
+            name = _names(field, count).of(index)
             wrong = lowest if lowest < 0 else highest
             shown = str(wrong) if abs(wrong) < 10**20 else "of more than 20 digits"
             raise RequestError(
@@ -228,14 +253,14 @@ class FrontTokenizer:
                 param=field,
             )
 
-    def _check_truncate(self, truncate: bool, tokens: int, name: str, field: str) -> None:
+    def _check_truncate(self, truncate: bool, tokens: int, names: InputNames, index: int) -> None:
         if truncate:
             return
         raise RequestError(
-            f"{name} has {tokens} tokens, but the model accepts at most {self._max_length}; "
-            'shorten it, or send "truncate": true to cut off its end',
+            f"{names.of(index)} has {tokens} tokens, but the model accepts at most {self._max_length}; "
+            f"shorten it, or {names.truncate_hint}",
             code="too_long",
-            param=field,
+            param=names.field,
         )
 
 
@@ -253,8 +278,8 @@ def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _name(field: str, index: int, count: int) -> str:
-    return f"'{field}'" if count == 1 else f"'{field}[{index}]'"
+def _names(field: str | InputNames, count: int) -> InputNames:
+    return field if isinstance(field, InputNames) else InputNames(field, lone=count == 1)
 
 
 def _closing_tokens(encoding: Encoding) -> int:

@@ -1,25 +1,23 @@
-"""From options to everything that is known before a program starts: machine, plan, bindings, commands, environment.
+"""Plans the programs of ``launch run``: the same machine, plan, binding and preload as for workers, another command.
 
-``--dry-run`` prints it, ``runner`` carries it out. The same reading, planning, probing and preloading as for the
-server; only what is started differs.
+``--dry-run`` prints it, ``runner`` carries it out.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from functools import partial
 
 from launcher.core.planning.binding import Binding, program_command, program_env
 from launcher.core.planning.placeholders import fill, values_of
 from launcher.core.planning.plan import InstancePlan, Plan, PlanRequest, make_plan
-from launcher.core.planning.preload import Runtimes
 from launcher.core.report.plan_report import Command
 from launcher.errors import UsageError
-from launcher.host.process.probe import explain
 from launcher.host.process.programs import BINDER
 from launcher.options import MachineOptions, RunOptions
-from launcher.serve.prepare import Prepared, bindings_of, decide_runtimes, is_here, read, refuse_elsewhere
+from launcher.prepare.instances import CommandContext, Prepared, prepare_instances, without_repeats
+from launcher.prepare.machine import is_here, load_machine, refuse_elsewhere
 
 # Where the machine is another one, nothing is known of its paths.
 BINDER_ELSEWHERE = ("python3", "-m", "launcher.host.process.exec_bound")
@@ -30,18 +28,14 @@ def prepare_run(options: RunOptions, *, live: bool) -> Prepared:
     what cannot be started is. Raises any ``LauncherError``."""
     if live:
         refuse_elsewhere(options.machine)
-    here = is_here(options.machine)
-    machine = read(options.machine)
+    machine = load_machine(options.machine)
     plan = make_plan(machine, _request(options.machine))
-    bindings = bindings_of(plan, options.machine.strict, here)
-    user_env: Mapping[str, str] = os.environ if here else {}
-    runtimes = decide_runtimes(options.runtime, here, user_env)
-    commands, notes = _commands(options.program, plan, bindings, runtimes, user_env, here)
-    said = explain(plan, bindings) if here else ()
+    make_command = partial(_program_command, options.program)
+    here = is_here(options.machine)
+    instances, notes = prepare_instances(plan, options.machine, options.runtime, make_command, live=here)
     if live:
         _check_programs(options.program, plan)
-    everything = (*machine.warnings, *plan.warnings, *said, *runtimes.notes, *notes)
-    return Prepared(machine, None, plan, bindings, commands, tuple(dict.fromkeys(everything)))
+    return Prepared(machine, None, plan, instances, without_repeats(*machine.warnings, *plan.warnings, *notes))
 
 
 def _request(wanted: MachineOptions) -> PlanRequest:
@@ -54,24 +48,13 @@ def _request(wanted: MachineOptions) -> PlanRequest:
     )
 
 
-def _commands(
-    program: tuple[str, ...],
-    plan: Plan,
-    bindings: tuple[Binding, ...],
-    runtimes: Runtimes,
-    user_env: Mapping[str, str],
-    here: bool,
-) -> tuple[tuple[Command, ...], tuple[str, ...]]:
-    count = len(plan.instances)
-    commands: list[Command] = []
-    notes: list[str] = []
-    for instance, binding in zip(plan.instances, bindings, strict=True):
-        words = fill(program, values_of(instance, count))
-        env, said = program_env(instance, count, user_env, runtimes)
-        binder = BINDER if here else BINDER_ELSEWHERE
-        commands.append(Command(program_command(instance, binding, words, binder), env))
-        notes += said
-    return tuple(commands), tuple(dict.fromkeys(notes))
+def _program_command(
+    program: tuple[str, ...], instance: InstancePlan, binding: Binding, context: CommandContext
+) -> tuple[Command, tuple[str, ...]]:
+    words = fill(program, values_of(instance, context.instances))
+    env, notes = program_env(instance, context.instances, context.user_env, context.runtimes)
+    binder = BINDER if context.live else BINDER_ELSEWHERE
+    return Command(program_command(instance, binding, words, binder), env), notes
 
 
 def _check_programs(program: tuple[str, ...], plan: Plan) -> None:

@@ -1,1 +1,1 @@
-"""The composition root: from options to machine, plan and processes, and the only place that joins front and host."""
+"""``launch serve``: HTTP, signals and the log on an engine, and all that a process has only one of."""

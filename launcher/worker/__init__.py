@@ -1,1 +1,1 @@
-"""The worker process: one model replica on its cores. The only place where torch is imported."""
+"""The worker process: one instance of a model on its cores. The only package that imports torch."""

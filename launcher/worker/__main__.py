@@ -1,12 +1,13 @@
-"""Entry of a worker: ``python -m launcher.worker --instance 0 --threads 12 [--cpus 0-11 --memory bind --nodes 0]``.
+"""Entry point: ``python -m launcher.worker --instance 0 --threads 12 [--cpus 0-11 --memory bind --nodes 0]``.
 
-File descriptor 0 is the channel, a connected stream socket, as inetd gives it. The part in brackets is for machines
-without numactl: then the worker binds itself. Exit status: 0 after ``Stop`` or when the channel was closed, 2 for
-arguments that make no sense, 3 when the death signal was refused, 4 when the model cannot be served, 5 when the
-binding was refused, 6 when the channel carries something that is no message.
+File descriptor 0 is the channel, a connected stream socket, as with inetd. The options in brackets are for machines
+without numactl, where the worker binds itself. Exit status: 0 after ``Stop`` or EOF on the channel, 2 for invalid
+arguments, 3 if the death signal cannot be set, 4 if the model cannot be served, 5 if the binding fails, 6 if the
+channel carries anything but valid messages.
 
-The order of the first steps is the reason for this module: death signal, signals and binding come before the first
-import of anything that starts threads or takes memory. Nothing but the standard library is imported at the top.
+The order of the first steps is the reason for this module: signals and binding are set up before anything is imported
+that starts threads or allocates memory. Only the standard library, and modules that need no more, are imported at the
+top.
 """
 
 from __future__ import annotations
@@ -20,57 +21,65 @@ from collections.abc import Sequence
 from launcher import pinning
 from launcher.core.machine.cpuset import parse_cpu_list
 from launcher.errors import LauncherError, MachineError, UsageError
-from launcher.worker import signals
+from launcher.worker import shutdown
 
 EXIT_USAGE = 2
-EXIT_NOT_BOUND = 5
+EXIT_BINDING_FAILED = 5
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line as values; ends the process with status 2 and a usage line when it makes no sense."""
-    parser = argparse.ArgumentParser(prog="python -m launcher.worker", description="One model instance.")
-    parser.add_argument("--instance", type=int, required=True, help="id of the instance, for its log lines")
-    parser.add_argument("--threads", type=int, required=True, help="threads to compute with")
-    parser.add_argument("--cpus", type=parse_cpu_list, default=(), help="bind to these cpus (kernel list)")
-    parser.add_argument("--memory", choices=sorted(pinning.MEMORY_POLICIES), help="memory policy, with --nodes")
-    parser.add_argument("--nodes", type=parse_cpu_list, default=(), help="nodes of --memory (kernel list)")
+    """Parse the command line; exits with status 2 and a usage message if it is invalid."""
+    parser = argparse.ArgumentParser(prog="python -m launcher.worker", description="Run one instance of a model.")
+    parser.add_argument("--instance", type=int, required=True, help="id of the instance, for log messages")
+    parser.add_argument("--threads", type=int, required=True, help="number of compute threads")
+    parser.add_argument(
+        "--cpus",
+        type=parse_cpu_list,
+        default=(),
+        help="bind to these CPUs (list in the kernel's format, such as 0-3,8)",
+    )
+    parser.add_argument("--memory", choices=sorted(pinning.MEMORY_POLICIES), help="memory policy; requires --nodes")
+    parser.add_argument(
+        "--nodes", type=parse_cpu_list, default=(), help="NUMA nodes of --memory (same format as --cpus)"
+    )
     values = parser.parse_args(arguments)
     if values.threads < 1:
-        parser.error(f"--threads {values.threads}: at least 1 is needed")
+        parser.error(f"--threads {values.threads}: must be at least 1")
     if bool(values.memory) != bool(values.nodes):
-        parser.error("--memory and --nodes go together")
+        parser.error("--memory and --nodes must be given together")
     return values
 
 
 def take_channel() -> socket.socket:
-    """The channel on a private descriptor, with /dev/null in its old place, so that no library can read from it.
+    """Move the channel from descriptor 0 to a private one and open /dev/null in its place, so that no library reads
+    from it.
 
-    Raises ``UsageError`` when descriptor 0 is no connected socket.
+    Raises ``UsageError`` if descriptor 0 is not a connected socket.
     """
     try:
         connection = socket.socket(fileno=os.dup(0))
         connection.getpeername()
     except OSError as error:
         raise UsageError(
-            f"python -m launcher.worker: file descriptor 0 is no connected socket ({error.strerror}); "
-            "workers are started by `launch`"
+            f"python -m launcher.worker: file descriptor 0 is not a connected socket ({error.strerror}); "
+            "`launch` starts workers"
         ) from error
-    with open(os.devnull, "rb") as null:  # noqa: PTH123  # pathlib is not imported before the binding
+    with open(os.devnull, "rb") as null:  # noqa: PTH123  # pathlib must not be imported before the binding
         os.dup2(null.fileno(), 0)
     return connection
 
 
 def bind(values: argparse.Namespace) -> None:
-    """Apply the part of the command line that numactl would have done. Raises ``MachineError``."""
+    """Bind this process as numactl would. Raises ``MachineError``."""
     if values.cpus:
         pinning.bind_cpus(values.cpus)
     if values.memory:
         pinning.bind_memory(values.memory, values.nodes)
 
 
-def refuse(connection: socket.socket, reason: str) -> None:
-    """Tell the front why this worker does not start; nobody listening is no reason to fail differently."""
-    from launcher.core.protocol.messages import Unusable  # after the binding
+def report_unusable(connection: socket.socket, reason: str) -> None:
+    """Report to the front why this worker does not start, or to stderr if the front has closed the channel."""
+    from launcher.core.protocol.messages import Unusable  # not before the binding
     from launcher.worker.channel import Channel, ChannelClosed
 
     try:
@@ -80,8 +89,8 @@ def refuse(connection: socket.socket, reason: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a worker until ``Stop`` or the end of its channel; returns the exit status."""
-    signals.leave_signals_to_the_front()
+    """Run a worker until ``Stop`` or EOF on its channel; returns the exit status."""
+    shutdown.ignore_termination_signals()
     values = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
         pinning.die_with_parent()
@@ -89,16 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LauncherError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    if signals.has_hung_up(connection):
+    if shutdown.has_hung_up(connection):
         return 0
     try:
         bind(values)
     except MachineError as error:
-        refuse(connection, f"instance {values.instance}: {error}")
-        return EXIT_NOT_BOUND
-    signals.exit_on_hangup(connection)
+        report_unusable(connection, f"instance {values.instance}: {error}")
+        return EXIT_BINDING_FAILED
+    shutdown.exit_on_hangup(connection)
 
-    from launcher.worker.loop import work  # numpy and torch come with it
+    from launcher.worker.loop import work  # imports numpy and, later, torch
 
     return work(connection, values.instance, values.threads)
 
@@ -107,6 +116,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without the interpreter's own end: the hang-up watch and OpenMP's threads are still there, and nothing of
-    # theirs needs tidying.
+    # Skips the interpreter's own shutdown: the hang-up watch and the OpenMP threads still run and need no cleanup.
     os._exit(status)

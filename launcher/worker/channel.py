@@ -1,6 +1,6 @@
-"""The worker's end of the channel: blocking frames over one connected stream socket.
+"""The worker's end of the channel: blocking reads and writes of frames on a connected stream socket.
 
-Separate from ``loop`` so that the loop knows messages only. What the messages mean must not enter here.
+Separate from ``loop`` so that the loop deals only with messages. Their meaning must not enter here.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ import msgspec
 from launcher.core.protocol.frames import Buffer, Decoder, encode, to_worker_decoder
 from launcher.core.protocol.messages import ToWorker
 
-RECEIVE_BYTES = 256 * 1024  # more than the kernel's default socket buffer holds: one read takes all there is
+RECEIVE_BYTES = 256 * 1024  # more than the default size of a socket buffer, so that one read empties it
 
 
 class ChannelClosed(Exception):
-    """The front is gone. Not a ``ConnectionError``, which libraries raise for reasons of their own."""
+    """The front closed the channel. Not a ``ConnectionError``, which libraries raise for other reasons."""
 
 
 class Channel:
-    """Receives what the front sends and sends what the worker has to say; used from one thread."""
+    """Receives messages from the front and sends messages to it. Not thread-safe."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._decoder: Decoder[ToWorker] = to_worker_decoder()
         self._buffer = bytearray(RECEIVE_BYTES)
-        self._arrived: deque[tuple[ToWorker, bytes]] = deque()
+        self._received: deque[tuple[ToWorker, bytes]] = deque()
 
     def receive(self) -> tuple[ToWorker, bytes] | None:
-        """The next message and its body, waiting for it; None when the front has closed the channel.
+        """Wait for the next message and its body; None on EOF.
 
-        Raises ``FrameError`` when the stream carries something else.
+        Raises ``FrameError`` if the stream carries anything but frames.
         """
-        while not self._arrived:
+        while not self._received:
             try:
                 count = self._socket.recv_into(self._buffer)
             except ConnectionError:
                 return None
             if count == 0:
                 return None
-            self._arrived.extend(self._decoder.feed(memoryview(self._buffer)[:count]))
-        return self._arrived.popleft()
+            self._received.extend(self._decoder.feed(memoryview(self._buffer)[:count]))
+        return self._received.popleft()
 
     def send(self, message: msgspec.Struct, body: Buffer = b"") -> None:
         """Send one frame. Raises ``ChannelClosed``."""

@@ -1,7 +1,7 @@
-"""Makes the ``tokenizer.json`` of a model that has none: ``python -m launcher.worker.convert_tokenizer FOLDER OUT``.
+"""Creates the ``tokenizer.json`` of a model without one: ``python -m launcher.worker.convert_tokenizer FOLDER OUT``.
 
-Done once for a model, by a process of its own, because it takes transformers and the front must not import that.
-Exit status 0 when ``OUT/tokenizer.json`` is there, 1 with the reason as the last line on stderr.
+Runs once per model, in a process of its own, because it needs transformers, which the front must not import.
+Exit status 0 if ``OUT/tokenizer.json`` was written, 1 otherwise, with the reason as the last line on stderr.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pathlib import Path
 
 
 def convert(folder: Path, out: Path) -> Path:
-    """Write ``out/tokenizer.json``; returns its path. Raises what transformers raises, ``ValueError`` when the
-    tokenizer exists in Python only or lacks most of the model's vocabulary."""
+    """Write ``out/tokenizer.json``; returns its path. Raises ``ValueError`` if the tokenizer has no fast version or
+    lacks most of the model's vocabulary, and whatever transformers raises."""
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    wanted = AutoConfig.from_pretrained(str(folder), local_files_only=True).vocab_size
-    # transformers 5 makes a tokenizer of special tokens only where it does not find the vocabulary it expects.
-    if len(tokenizer) < wanted // 2:
-        raise ValueError(f"the tokenizer made knows {len(tokenizer)} tokens, the model {wanted}")
+    expected = AutoConfig.from_pretrained(str(folder), local_files_only=True).vocab_size
+    # transformers 5 creates a tokenizer with special tokens only if it does not find the vocabulary file it expects.
+    if len(tokenizer) < expected // 2:
+        raise ValueError(f"the converted tokenizer has {len(tokenizer)} tokens, but the model has {expected}")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ValueError(f"{type(tokenizer).__name__} has no fast form")
+        raise ValueError(f"{type(tokenizer).__name__} has no fast version")
     out.mkdir(parents=True, exist_ok=True)
-    target, unfinished = out / "tokenizer.json", out / f"tokenizer.json.{os.getpid()}"
-    backend.save(str(unfinished))
-    unfinished.replace(target)  # whole or not at all: another launcher may be reading
+    target, temporary = out / "tokenizer.json", out / f"tokenizer.json.{os.getpid()}"
+    backend.save(str(temporary))
+    temporary.replace(target)  # atomic: another launcher may be reading
     return target
 
 

@@ -1,8 +1,7 @@
-"""Warm-up: every batch of it runs once before the worker is ready, and where its cost is not known, with the clock on
-after that.
+"""Warm-up: runs every batch once before the worker is ready, and times it afterwards if its cost is not cached.
 
-The first run of a shape pays for what libraries choose and cache per shape and for pages touched first; no request
-may pay for it. Works on any backend.
+The first run of a shape pays for what libraries choose and cache per shape, and for the first access to memory pages.
+No request should pay for that. Works with any backend.
 """
 
 from __future__ import annotations
@@ -10,56 +9,54 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from launcher.core.cost.model import Measurement, work_of
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.backends import Backend, Ids, ModelRefused, Report
+from launcher.worker.interfaces import Backend, ModelError, ReportProgress, TokenIds
+from launcher.worker.sample_inputs import synthetic_ids
 
-_STRIDE = 7919  # a prime: neighbouring ids are far apart, as in text
-
-# A batch is timed so often, or until so many seconds went into it; the shortest counts, since whatever else runs on
-# the machine can only make it longer.
-MOST_RUNS = 4
-ENOUGH_SECONDS = 0.25
-# What the first run pays for is little against so many seconds: then it counts, and is the only one.
-LONG_SECONDS = 0.5
+# A batch is timed up to this many times, or until its runs add up to this many seconds. The shortest run counts: other
+# load on the machine can only make a run longer.
+MAX_TIMED_RUNS = 4
+MAX_TIMED_SECONDS = 0.25
+# In a run of at least this many seconds, one-time costs are negligible: the first run counts and is the only one.
+LONG_RUN_SECONDS = 0.5
 
 
-def warm_up(
+def run_warmup(
     backend: Backend,
     model_info: ModelInfo,
     batches: Sequence[Sequence[int]],
-    report: Report,
+    report: ReportProgress,
     *,
     packed: bool,
     measure: bool = True,
 ) -> tuple[Measurement, ...]:
-    """What batches of these lengths took once they were warm, in order; nothing unless ``measure``.
+    """Run batches with items of these lengths. Returns the cost of each batch once warm, in order; nothing unless
+    ``measure`` is set.
 
-    ``packed`` says how the backend lays items out. Raises ``ModelRefused``.
+    ``packed`` is the layout of the backend. Raises ``ModelError`` if an item is too long for the model.
     """
     measured = []
     for number, lengths in enumerate(batches):
-        report("warmup", number / len(batches), _words(lengths))
+        report("warmup", number / len(batches), _describe(lengths))
         _check(lengths, model_info)
-        ids = warm_up_ids(1, sum(lengths), model_info)
-        first = _seconds(backend, ids, lengths)
+        ids = synthetic_ids(sum(lengths), model_info)
+        first = _time(backend, ids, lengths)
         if measure:
-            shortest = first if first >= LONG_SECONDS else _shortest_run(backend, ids, lengths)
+            shortest = first if first >= LONG_RUN_SECONDS else _shortest_run(backend, ids, lengths)
             measured.append((*work_of(lengths, packed=packed), shortest))
-    report("warmup", 1.0, f"{len(batches)} batches {'measured' if measure else 'run once, their cost is known'}")
+    report("warmup", 1.0, f"{len(batches)} batches {'measured' if measure else 'run once, cost from the cache'}")
     return tuple(measured)
 
 
-def _shortest_run(backend: Backend, ids: Ids, lengths: Sequence[int]) -> float:
+def _shortest_run(backend: Backend, ids: TokenIds, lengths: Sequence[int]) -> float:
     runs: list[float] = []
-    while len(runs) < MOST_RUNS and sum(runs) < ENOUGH_SECONDS:
-        runs.append(_seconds(backend, ids, lengths))
+    while len(runs) < MAX_TIMED_RUNS and sum(runs) < MAX_TIMED_SECONDS:
+        runs.append(_time(backend, ids, lengths))
     return min(runs)
 
 
-def _seconds(backend: Backend, ids: Ids, lengths: Sequence[int]) -> float:
+def _time(backend: Backend, ids: TokenIds, lengths: Sequence[int]) -> float:
     start = time.perf_counter()
     backend.run(ids, lengths)
     return time.perf_counter() - start
@@ -67,19 +64,13 @@ def _seconds(backend: Backend, ids: Ids, lengths: Sequence[int]) -> float:
 
 def _check(lengths: Sequence[int], model_info: ModelInfo) -> None:
     if not lengths or lengths[-1] < 1 or lengths[0] > model_info.max_length:
-        raise ModelRefused(
-            f"a warm-up of {_words(lengths)} was asked for; {model_info.name} takes 1 to {model_info.max_length} tokens"
+        raise ModelError(
+            f"the warm-up has a batch of {_describe(lengths)}, but an item of {model_info.name} must have 1 to "
+            f"{model_info.max_length} tokens"
         )
 
 
-def _words(lengths: Sequence[int]) -> str:
+def _describe(lengths: Sequence[int]) -> str:
     if not lengths or lengths[0] == lengths[-1]:
         return f"{len(lengths)} x {lengths[0] if lengths else 0} tokens"
     return f"{len(lengths)} items of {lengths[-1]} to {lengths[0]} tokens"
-
-
-def warm_up_ids(rows: int, width: int, model_info: ModelInfo) -> Ids:
-    """Ids of ``rows`` items of ``width`` tokens: spread over the vocabulary, never the padding's."""
-    spread = np.arange(rows * width, dtype=np.int64) * _STRIDE % model_info.vocab_size
-    spread[spread == model_info.pad_id] = (model_info.pad_id + 1) % model_info.vocab_size
-    return spread.astype(np.int32)

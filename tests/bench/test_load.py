@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from launcher.bench.load import LoadOptions, run_load
+from launcher.bench.load import run_load
 from launcher.bench.stats import summary
 from launcher.bench.workload import builtin_workload, file_workload, histogram_workload
 from launcher.core.cost.length_histogram import parse_histogram
 from launcher.errors import LauncherError, UsageError
+from launcher.options.bench import LoadOptions
 
 pytestmark = pytest.mark.anyio
 

@@ -77,7 +77,17 @@ def test_the_json_report_has_the_keys_of_schema_1_and_no_others() -> None:
     report = json.loads(done.stdout)
     assert list(report) == ["schema", "machine", "plan", "warnings"]
     assert report["schema"] == 1
-    assert list(report["machine"]) == ["arch", "vendor", "model", "isa", "cpus", "cores", "nodes", "limits"]
+    assert list(report["machine"]) == [
+        "arch",
+        "vendor",
+        "model",
+        "microarchitecture",
+        "isa",
+        "cpus",
+        "cores",
+        "nodes",
+        "limits",
+    ]
     assert list(report["machine"]["cpus"]) == ["present", "online", "allowed", "isolated"]
     assert list(report["machine"]["limits"]) == ["cpu_quota", "memory_nodes", "memory_bytes", "affinity"]
     assert list(report["plan"]) == ["instances", "reserved_cpus", "unused_cpus", "predicted"]

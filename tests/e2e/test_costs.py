@@ -64,7 +64,7 @@ def test_a_table_that_does_not_hold_here_is_said_and_measured_anew(launch: Launc
     instance, said = start(launch, tmp_path)
     assert instance["cost"]["source"] == "measured"
     (sentence,) = said
-    for word in (str(path), "damaged") if fault == "damaged" else ("Another processor", "torch: '1.0' there", "anew"):
+    for word in (str(path), "damaged") if fault == "damaged" else ("Another processor", "torch: '1.0' there", "again"):
         assert word in sentence
     assert start(launch, tmp_path)[0]["cost"]["source"] == "cached"
 
@@ -105,7 +105,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_keeps_nothing_from_starting(
     (tmp_path / "launcher" / "costs").write_text("in the way")
     instance, said = start(launch, tmp_path)
     assert instance["cost"]["source"] == "measured"
-    assert any("cannot be written" in sentence and "measures anew" in sentence for sentence in said)
+    assert any("cannot be written" in sentence and "measures again" in sentence for sentence in said)
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_a_real_quota_is_found_with_its_file_and_with_what_it_stops(tenth_of_a_c
     assert found["cpu-quota"]["severity"] == "problem"
     assert f"{tenth_of_a_cpu}/cpu.cfs_quota_us" in text_of(found["cpu-quota"])
     assert found["throttling"]["severity"] == "problem"
-    assert "while looking" in text_of(found["throttling"])
+    assert "during the check" in text_of(found["throttling"])
 
 
 def test_a_recorded_machine_is_diagnosed_in_a_pipe_without_colour(tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ def test_a_recorded_machine_is_diagnosed_in_a_pipe_without_colour(tmp_path: Path
 def test_what_is_no_machine_is_refused(tmp_path: Path) -> None:
     empty = doctor("--sysroot", str(tmp_path))
     assert empty.returncode == 2
-    assert "holds no machine" in empty.stderr
+    assert "not the root of a machine" in empty.stderr
     barred = build(tmp_path / "barred", regular(files={"proc/self/status": "Cpus_allowed_list: 99"}))
     done = doctor("--sysroot", str(barred))
     assert done.returncode == 3
-    assert "No cpu of this machine may be used" in done.stderr
+    assert "No cpu of this machine is usable" in done.stderr
 
 
 def test_the_page_about_the_doctor_names_every_check() -> None:

@@ -20,10 +20,12 @@ from launcher.core.protocol.messages import Done, Failed, Ready, Run, Setup, Sto
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits
 from launcher.front.dispatcher import Dispatcher
+from launcher.front.http.api import FAMILIES
 from launcher.front.http.app import Services, create_app
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer
 from launcher.options import FrontOptions
+from tests.scheduling import limits
 
 WIDTH = 8
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(60))]
@@ -258,7 +260,9 @@ class Front:
     def services(self, model_info: ModelInfo, options: FrontOptions, **changes: Any) -> Services:
         values: dict[str, Any] = {
             "dispatcher": self.dispatcher,
-            "tokenizer": FrontTokenizer(model_info, text_characters=options.text_characters),
+            "tokenizer": FrontTokenizer(
+                model_info, text_characters=options.text_characters, threads=options.tokenizer_threads
+            ),
             "model_info": model_info,
             "options": options,
             "info": lambda: {"model": model_info.name},
@@ -306,7 +310,7 @@ async def make_front(model_info: ModelInfo, vector_of: Any) -> AsyncIterator[Mak
         model_info: ModelInfo = model_info,
     ) -> Front:
         specs = [InstanceSpec(i, 1, classes[i] if classes else None) for i in range(instances)]
-        front = Front(specs, SchedulerLimits(queue_items, batch_tokens), model_info, vector_of)
+        front = Front(specs, limits(queue_items, batch_tokens), model_info, vector_of)
         made.append(front)
         return front
 
@@ -316,11 +320,11 @@ async def make_front(model_info: ModelInfo, vector_of: Any) -> AsyncIterator[Mak
 
 
 @pytest.fixture
-def make_client() -> Callable[[Services], httpx.AsyncClient]:
+def make_client() -> Callable[..., httpx.AsyncClient]:
     """Makes an HTTP client that calls the application without a socket."""
 
-    def make(services: Services) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
+    def make(services: Services, families: Any = FAMILIES) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(create_app(services, families), raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://front")
 
     return make

@@ -1,4 +1,4 @@
-"""Whatever a client sends, it gets a clear answer in the one shape of errors, and the server serves the next."""
+"""Whatever a client sends, it gets a clear error in the documented shape, and the server serves the next request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import RequestError
-from launcher.front.http.bodies import BodyDecoder, EmbeddingsRequest, as_lists
+from launcher.front.http.api.openai import EmbeddingsRequest
+from launcher.front.http.body_decoder import BodyDecoder
+from launcher.front.http.inputs import texts_or_token_ids
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio
@@ -89,9 +91,7 @@ BODIES: dict[str, tuple[bytes, str, str]] = {
 
 
 @pytest.mark.parametrize(("body", "code", "message"), BODIES.values(), ids=BODIES.keys())
-async def test_a_body_that_cannot_be_used_is_refused_with_400(
-    body: bytes, code: str, message: str, client: Any
-) -> None:
+async def test_an_invalid_body_is_refused_with_400(body: bytes, code: str, message: str, client: Any) -> None:
     error = error_of(await client.post("/v1/embeddings", content=body, headers=JSON), 400)
     assert error["code"] == code
     assert message in error["message"]
@@ -110,21 +110,21 @@ async def test_an_unknown_model_is_404_as_openai_clients_know_it(client: Any) ->
     assert error_of(await client.get("/v1/models/gpt-4"), 404)["code"] == "model_not_found"
 
 
-async def test_of_duplicate_keys_the_last_counts(client: Any) -> None:
+async def test_the_last_of_duplicate_keys_counts(client: Any) -> None:
     body = b'{"input": ["w1", "w2"], "input": "w3"}'
     answer = await client.post("/v1/embeddings", content=body, headers=JSON)
     assert len(answer.json()["data"]) == 1
 
 
-async def test_more_inputs_than_the_limit_are_too_many_for_ever(client: Any) -> None:
+async def test_more_inputs_than_the_limit_are_refused_with_413(client: Any) -> None:
     error = error_of(await client.post("/v1/embeddings", json={"input": ["w1"] * 51}), 413)
     assert error["code"] == "too_many_inputs"
-    assert "has 51 inputs, a request may have 50" in error["message"]
+    assert "has 51 inputs, the limit is 50 per request" in error["message"]
     answer = await client.post("/v1/embeddings", json={"input": ["w1"] * 50})
     assert answer.status_code == 200
 
 
-async def test_a_body_over_the_limit_is_refused_by_its_announcement(client: Any) -> None:
+async def test_a_body_announced_as_too_large_is_refused(client: Any) -> None:
     error = error_of(await client.post("/v1/embeddings", json={"input": "x" * 20_000}), 413)
     assert error["code"] == "body_too_large"
     assert "the limit is 20000" in error["message"]
@@ -154,14 +154,14 @@ async def test_another_content_type_is_refused(kind: str, client: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", None])
-async def test_json_is_json_however_it_is_written(kind: str | None, client: Any) -> None:
+async def test_all_spellings_of_the_json_content_type_are_accepted(kind: str | None, client: Any) -> None:
     headers = {"content-type": kind} if kind else {}
     answer = await client.post("/v1/embeddings", content=b'{"input": "w1"}', headers=headers)
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
-async def test_an_encoded_body_is_refused_and_never_unpacked(encoding: str, client: Any) -> None:
+async def test_an_encoded_body_is_refused_and_never_decompressed(encoding: str, client: Any) -> None:
     headers = {**JSON, "content-encoding": encoding}
     error = error_of(await client.post("/v1/embeddings", content=b"\x1f\x8b" + bytes(100), headers=headers), 415)
     assert error["code"] == "unsupported_encoding"
@@ -173,10 +173,10 @@ async def test_a_wrong_method_is_405_and_says_which_are_right(method: str, clien
     assert answer.status_code == 405
     assert answer.headers["allow"] == "OPTIONS, POST"
     if method != "HEAD":
-        assert "takes OPTIONS and POST" in error_of(answer, 405)["message"]
+        assert "it allows OPTIONS, POST" in error_of(answer, 405)["message"]
 
 
-async def test_options_says_what_is_allowed_and_nothing_about_other_origins(client: Any) -> None:
+async def test_options_returns_the_allowed_methods_and_no_cors_headers(client: Any) -> None:
     headers = {"origin": "http://elsewhere", "access-control-request-method": "POST"}
     answer = await client.options("/v1/embeddings", headers=headers)
     assert (answer.status_code, answer.headers["allow"]) == (204, "OPTIONS, POST")
@@ -201,12 +201,12 @@ _bodies = st.dictionaries(_fields, _json, max_size=5).map(lambda value: json.dum
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_bodies)
-def test_any_body_is_decoded_or_refused_and_nothing_else(body: bytes) -> None:
+def test_any_body_is_either_decoded_or_refused(body: bytes) -> None:
     decoder = BodyDecoder(EmbeddingsRequest)
     refused = texts = ids = None
     try:
         decoded, _ = decoder.decode(body)
-        texts, ids = as_lists(decoded.input, "input", 10)
+        texts, ids = texts_or_token_ids(decoded.input, "input", 10)
     except RequestError as error:
         refused = error
     assert [texts, ids, refused].count(None) == 2

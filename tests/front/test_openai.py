@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from launcher.front.http.openai import shorten
+from launcher.front.http.results import truncate_dimensions
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +54,7 @@ async def test_a_list_gives_its_vectors_in_order(client: Any, vector_of: Any) ->
 @pytest.mark.parametrize(
     ("given", "items"), [([7, 8, 9], [[7, 8, 9]]), ([[7], [8, 9]], [[7], [8, 9]])], ids=["one list", "list of lists"]
 )
-async def test_token_ids_are_taken_as_they_are(given: Any, items: Any, client: Any, vector_of: Any) -> None:
+async def test_token_ids_are_used_as_they_are(given: Any, items: Any, client: Any, vector_of: Any) -> None:
     answer = await client.post("/v1/embeddings", json={"input": given, "model": "words"})
     np.testing.assert_array_equal(vectors(answer), [vector_of(item) for item in items])
     assert answer.json()["usage"]["prompt_tokens"] == sum(map(len, items))
@@ -83,14 +83,14 @@ async def test_all_dimensions_leave_the_vector_as_it_is(client: Any, vector_of: 
     np.testing.assert_array_equal(vectors(answer), [vector_of([2, 5, 3])])
 
 
-def test_shortening_leaves_what_is_not_normalized_and_divides_nothing_by_zero() -> None:
+def test_truncating_dimensions_normalizes_only_on_request_and_never_divides_by_zero() -> None:
     given = np.array([[0, 0, 5], [3, 4, 0]], dtype=np.float32)
-    np.testing.assert_array_equal(shorten(given, 2, normalize=False), [[0, 0], [3, 4]])
-    np.testing.assert_allclose(shorten(given, 2, normalize=True), [[0, 0], [0.6, 0.8]], rtol=1e-6)
-    assert shorten(given, 2, normalize=True).dtype == np.float32
+    np.testing.assert_array_equal(truncate_dimensions(given, 2, normalize=False), [[0, 0], [3, 4]])
+    np.testing.assert_allclose(truncate_dimensions(given, 2, normalize=True), [[0, 0], [0.6, 0.8]], rtol=1e-6)
+    assert truncate_dimensions(given, 2, normalize=True).dtype == np.float32
 
 
-async def test_a_text_that_is_cut_because_the_client_asked_is_reported(client: Any, vector_of: Any) -> None:
+async def test_truncated_texts_are_reported(client: Any, vector_of: Any) -> None:
     long = " ".join(["w1"] * 40)
     answer = await client.post("/v1/embeddings", json={"input": ["w2", long], "truncate": True})
     assert answer.json()["usage"] == {"prompt_tokens": 19, "total_tokens": 19, "truncated": [1]}
@@ -98,14 +98,14 @@ async def test_a_text_that_is_cut_because_the_client_asked_is_reported(client: A
     np.testing.assert_array_equal(vectors(answer)[1], vector_of([2, *[5] * 14, 3]))
 
 
-async def test_fields_of_other_servers_are_ignored_and_named(client: Any) -> None:
+async def test_unknown_fields_are_ignored_and_named(client: Any) -> None:
     body = {"input": "w1", "user": "me", "input_type": "query", "dimension": 3}
     answer = await client.post("/v1/embeddings", json=body)
     assert answer.status_code == 200
     assert answer.headers["x-launcher-ignored-fields"] == "dimension, input_type"
 
 
-async def test_names_that_cannot_stand_in_a_header_are_not_repeated(client: Any) -> None:
+async def test_names_that_are_invalid_in_a_header_are_not_repeated(client: Any) -> None:
     answer = await client.post("/v1/embeddings", json={"input": "w1", "a\r\nset-cookie: b": 1, "ü": 2})
     assert answer.status_code == 200
     assert answer.headers["x-launcher-ignored-fields"] == "?"

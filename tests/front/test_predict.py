@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from launcher.core.protocol.messages import Done, Run
-from launcher.front.http.predict import ranked
+from launcher.front.label_scores import ranked_labels
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio
@@ -56,5 +56,5 @@ async def test_a_single_text_gives_a_list_of_one(make_front: Any, make_client: A
 
 
 def test_equal_scores_keep_the_order_of_the_labels() -> None:
-    entries = ranked(np.array([0.5, 0.1, 0.5], dtype=np.float32), ("a", "b", "c"))
+    entries = ranked_labels(np.array([0.5, 0.1, 0.5], dtype=np.float32), ("a", "b", "c"))
     assert [(entry.label, entry.score) for entry in entries] == [("a", 0.5), ("c", 0.5), ("b", 0.1)]

@@ -1,4 +1,4 @@
-"""Priorities and deadlines, from the header to the worker."""
+"""Priorities and deadlines, from the headers to the worker."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 from launcher.core.protocol.messages import Run
 from launcher.errors import RequestError
+from launcher.front.http.api import FAMILIES
+from launcher.front.http.inference_route import InferenceRoute
 from launcher.front.http.request_headers import RequestHeaders, parse_request_headers
 from launcher.options import FrontOptions
 
@@ -25,27 +27,25 @@ PRIORITY, DEADLINE = "x-launcher-priority", "x-launcher-deadline-ms"
         ([(b"x-launcher-deadline-ms", b"250"), (b"x-launcher-priority", b"bulk")], RequestHeaders("bulk", 0.25)),
     ],
 )
-def test_request_headers_are_read_from_headers(
-    headers: list[tuple[bytes, bytes]], request_headers: RequestHeaders
-) -> None:
+def test_priority_and_deadline_are_parsed(headers: list[tuple[bytes, bytes]], request_headers: RequestHeaders) -> None:
     assert parse_request_headers(headers) == request_headers
 
 
 @pytest.mark.parametrize("value", [b"0", b"-5", b"1.5", b"", b"soon", b"1e3", b"9999999999", "٣".encode(), b"5 5"])
-def test_a_deadline_that_is_no_positive_whole_number_is_refused(value: bytes) -> None:
+def test_a_deadline_that_is_not_a_positive_whole_number_is_refused(value: bytes) -> None:
     with pytest.raises(RequestError, match="positive whole number") as error:
         parse_request_headers([(b"x-launcher-deadline-ms", value)])
     assert (error.value.status, error.value.code, error.value.param) == (400, "invalid_deadline", DEADLINE)
 
 
 @pytest.mark.parametrize("value", [b"", b"high", b"bulk, interactive", b"\xff"])
-def test_a_priority_that_there_is_not_is_refused_with_those_that_there_are(value: bytes) -> None:
+def test_an_unknown_priority_is_refused_with_the_list_of_priorities(value: bytes) -> None:
     with pytest.raises(RequestError, match="interactive or bulk") as error:
         parse_request_headers([(b"x-launcher-priority", value)])
     assert (error.value.status, error.value.code) == (400, "invalid_priority")
 
 
-def test_a_header_that_is_given_twice_is_refused() -> None:
+def test_a_duplicate_header_is_refused() -> None:
     with pytest.raises(RequestError, match="twice"):
         parse_request_headers([(b"x-launcher-deadline-ms", b"5")] * 2)
 
@@ -58,6 +58,11 @@ def body_of(reply: Any) -> dict[str, Any]:
     return error
 
 
+def inference_routes(services: Any) -> list[InferenceRoute]:
+    routes = [route for family in FAMILIES for route in family(services).routes]
+    return [route for route in routes if isinstance(route, InferenceRoute)]
+
+
 def sample(front: Any, name: str, **labels: str) -> float:
     value = front.metrics.registry.get_sample_value(name, labels)
     assert value is not None, f"{name}{labels} is not counted"
@@ -65,21 +70,22 @@ def sample(front: Any, name: str, **labels: str) -> float:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/predict"])
-async def test_every_computing_route_takes_both_headers(
-    path: str, make_front: Any, make_client: Any, model_info: Any
+async def test_every_inference_route_accepts_its_example_and_both_headers(
+    make_front: Any, make_client: Any, model_info: Any
 ) -> None:
     front = make_front()
     await front.serving()
-    async with make_client(front.services(model_info, FrontOptions())) as client:
-        body = {"input": "w1", "inputs": "w1"}
-        reply = await client.post(path, json=body, headers={PRIORITY: "bulk", DEADLINE: "60000"})
-        assert reply.status_code == 200
-        for name, value, code in ((PRIORITY, "high", "invalid_priority"), (DEADLINE, "0", "invalid_deadline")):
-            refused = await client.post(path, json=body, headers={name: value})
-            assert refused.status_code == 400
-            assert (body_of(refused)["code"], body_of(refused)["param"]) == (code, name)
-    assert sample(front, "launcher_requests_by_priority_total", priority="bulk") == 1
+    services = front.services(model_info, FrontOptions())
+    routes = inference_routes(services)
+    async with make_client(services) as client:
+        for route in routes:
+            reply = await client.post(route.path, json=route.example, headers={PRIORITY: "bulk", DEADLINE: "60000"})
+            assert reply.status_code == 200
+            for name, value, code in ((PRIORITY, "high", "invalid_priority"), (DEADLINE, "0", "invalid_deadline")):
+                refused = await client.post(route.path, json=route.example, headers={name: value})
+                assert refused.status_code == 400
+                assert (body_of(refused)["code"], body_of(refused)["param"]) == (code, name)
+    assert sample(front, "launcher_requests_by_priority_total", priority="bulk") == len(routes) >= 2
 
 
 @pytest.mark.anyio
@@ -116,7 +122,7 @@ async def test_interactive_requests_overtake_bulk(
 
 
 @pytest.mark.anyio
-async def test_a_deadline_that_passes_in_the_queue_is_answered_with_504_and_the_time(
+async def test_a_deadline_that_passes_in_the_queue_gets_504_and_the_time(
     make_front: Any, make_client: Any, model_info: Any, until: Any
 ) -> None:
     front = make_front()
@@ -139,7 +145,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_answered_with_504_and_the_
 
 
 @pytest.mark.anyio
-async def test_a_deadline_that_cannot_be_met_is_answered_at_once_with_the_prediction(
+async def test_a_deadline_that_cannot_be_met_gets_504_at_once_with_the_prediction(
     make_front: Any, make_client: Any, model_info: Any
 ) -> None:
     front = make_front()
@@ -154,14 +160,14 @@ async def test_a_deadline_that_cannot_be_met_is_answered_at_once_with_the_predic
 
 
 @pytest.mark.anyio
-async def test_bulk_is_tokenized_one_request_at_a_time_and_interactive_beside_it(
+async def test_bulk_requests_are_tokenized_one_at_a_time_beside_interactive_ones(
     make_front: Any, make_client: Any, model_info: Any, until: Any
 ) -> None:
     front = make_front(queue_items=10_000)
     await front.serving()
     services = front.services(model_info, FrontOptions())
     async with make_client(services) as client:
-        async with services.bulk_turn:
+        async with services.bulk_lock:
             bulk = asyncio.ensure_future(
                 client.post("/v1/embeddings", json={"input": ["w1"] * 600}, headers={PRIORITY: "bulk"})
             )
@@ -175,12 +181,14 @@ async def test_bulk_is_tokenized_one_request_at_a_time_and_interactive_beside_it
 @pytest.mark.anyio
 async def test_the_document_and_the_page_name_both_headers(make_front: Any, make_client: Any, model_info: Any) -> None:
     front = make_front()
-    async with make_client(front.services(model_info, FrontOptions())) as client:
+    services = front.services(model_info, FrontOptions())
+    async with make_client(services) as client:
         document = (await client.get("/openapi.json")).json()
         page = (await client.get("/docs")).text
-    for path in ("/v1/embeddings", "/predict"):
-        names = {parameter["name"] for parameter in document["paths"][path]["post"]["parameters"]}
+    for route in inference_routes(services):
+        operation = document["paths"][route.path]["post"]
+        names = {parameter["name"] for parameter in operation["parameters"]}
         assert names == {PRIORITY, DEADLINE}
-        assert "504" in document["paths"][path]["post"]["responses"]
+        assert "504" in operation["responses"]
     assert PRIORITY in page
     assert DEADLINE in page

@@ -15,7 +15,6 @@ import pytest
 
 from launcher.core.protocol.messages import Run
 from launcher.front.http.app import create_app
-from launcher.front.http.connection import HEAD_BYTES
 from launcher.front.http.server import HttpServer
 from launcher.options import FrontOptions
 
@@ -25,14 +24,15 @@ pytestmark = pytest.mark.anyio
 class Running:
     """A front with its HTTP server on an ephemeral port."""
 
-    def __init__(self, front: Any, model_info: Any, options: FrontOptions, **limits: Any) -> None:
+    def __init__(self, front: Any, model_info: Any, options: FrontOptions, sweep_seconds: int) -> None:
         self.listener = sock = socket.create_server(("127.0.0.1", 0))
         self.front = front
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         services = front.services(model_info, options)
         self.tokenizer = services.tokenizer
-        self.server = HttpServer(create_app(services), sock, **limits)
+        self.app = create_app(services)
+        self.server = HttpServer(self.app, sock, options, sweep_seconds=sweep_seconds)
         self.task = asyncio.ensure_future(self.server.run())
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -46,16 +46,16 @@ class Running:
 
 @pytest.fixture
 async def start(make_front: Any, model_info: Any) -> AsyncIterator[Any]:
-    """Starts a server in front of one worker; ``limits`` are those of the server."""
+    """Starts a server in front of one worker."""
     started: list[Running] = []
 
     def start_(
         options: FrontOptions = FrontOptions(),  # noqa: B008  # frozen
         *,
         queue_items: int = 10_000,
-        **limits: Any,
+        sweep_seconds: int = 5,
     ) -> Running:
-        running = Running(make_front(queue_items=queue_items), model_info, options, **limits)
+        running = Running(make_front(queue_items=queue_items), model_info, options, sweep_seconds)
         started.append(running)
         return running
 
@@ -80,7 +80,7 @@ async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], 
 GOOD = b'{"input": "w1"}'
 
 
-async def test_the_stock_client_of_openai_works(start: Any) -> None:
+async def test_the_official_openai_client_works(start: Any) -> None:
     running = start()
     await running.front.serving()
     async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
@@ -97,7 +97,7 @@ async def test_the_stock_client_of_openai_works(start: Any) -> None:
             await client.embeddings.create(model="words", input="")
 
 
-async def test_a_connection_lives_on_after_errors_and_takes_pipelined_requests(start: Any) -> None:
+async def test_a_connection_stays_open_after_errors_and_accepts_pipelined_requests(start: Any) -> None:
     running = start()
     await running.front.serving()
     reader, writer = await running.connect()
@@ -111,7 +111,7 @@ async def test_a_connection_lives_on_after_errors_and_takes_pipelined_requests(s
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("connection", ["Upgrade", "keep-alive, Upgrade, HTTP2-Settings"])
-async def test_an_offer_of_another_protocol_is_ignored_and_the_body_is_read(
+async def test_an_upgrade_offer_is_ignored_and_the_body_is_read(
     connection: str, chunked: bool, start: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = start()
@@ -137,7 +137,7 @@ async def test_an_offer_of_another_protocol_is_ignored_and_the_body_is_read(
     writer.close()
 
 
-async def test_a_client_that_takes_the_server_for_a_proxy_is_refused(start: Any) -> None:
+async def test_connect_is_refused(start: Any) -> None:
     running = start()
     for target in (b"elsewhere:443", b"/health"):
         reader, writer = await running.connect()
@@ -148,7 +148,7 @@ async def test_a_client_that_takes_the_server_for_a_proxy_is_refused(start: Any)
         writer.close()
 
 
-async def test_a_client_that_leaves_takes_its_request_with_it(start: Any, until: Any) -> None:
+async def test_a_request_is_cancelled_when_its_client_disconnects(start: Any, until: Any) -> None:
     running = start()
     worker = await running.front.ready()
     reader, writer = await running.connect()
@@ -165,7 +165,7 @@ async def test_a_client_that_leaves_takes_its_request_with_it(start: Any, until:
     assert reader is not None
 
 
-async def test_a_client_with_a_large_body_that_leaves_takes_its_request_with_it(
+async def test_a_request_with_a_large_body_is_cancelled_when_its_client_disconnects(
     start: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # uvicorn stops reading when this much has come that was not taken: here with the last piece.
@@ -185,7 +185,7 @@ async def test_a_client_with_a_large_body_that_leaves_takes_its_request_with_it(
 
 
 @pytest.mark.parametrize("served", [0, 1])
-async def test_a_client_that_leaves_before_its_pipelined_requests_are_served_is_no_failure(
+async def test_pipelined_requests_are_dropped_when_their_client_disconnects(
     served: int, start: Any, until: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = start()
@@ -219,7 +219,7 @@ async def test_a_request_that_would_be_refused_is_not_tokenized(start: Any) -> N
     assert not running.tokenizer._threads._threads  # none was ever needed
 
 
-async def test_what_is_being_tokenized_counts_against_the_queue(start: Any) -> None:
+async def test_inputs_being_tokenized_count_against_the_queue(start: Any) -> None:
     running = start(queue_items=2_500)
     (await running.front.ready()).serve_in_background()
     writers = []
@@ -234,7 +234,7 @@ async def test_what_is_being_tokenized_counts_against_the_queue(start: Any) -> N
     assert set(statuses) == {200, 429}
 
 
-async def test_a_client_that_leaves_while_its_texts_are_tokenized_takes_them_with_it(start: Any, until: Any) -> None:
+async def test_tokenizing_is_cancelled_when_the_client_disconnects(start: Any, until: Any) -> None:
     running = start()
     await running.front.ready()
     _, writer = await running.connect()
@@ -246,7 +246,7 @@ async def test_a_client_that_leaves_while_its_texts_are_tokenized_takes_them_wit
     assert running.front.dispatcher.in_flight == 0
 
 
-async def test_a_client_that_sends_too_much_still_reads_why(start: Any) -> None:
+async def test_a_client_that_sends_too_much_still_receives_the_error(start: Any) -> None:
     running = start(FrontOptions(body_bytes=1_000))
     await running.front.serving()
     async with httpx.AsyncClient(base_url=running.url) as client:
@@ -258,7 +258,7 @@ async def test_a_client_that_sends_too_much_still_reads_why(start: Any) -> None:
         assert (await client.post("/v1/embeddings", json={"input": "w1"})).status_code == 200
 
 
-async def test_a_large_body_that_is_announced_is_refused_before_it_is_asked_for(start: Any) -> None:
+async def test_a_body_announced_as_too_large_is_refused_before_100_continue(start: Any) -> None:
     running = start(FrontOptions(body_bytes=1_000))
     reader, writer = await running.connect()
     writer.write(
@@ -270,7 +270,7 @@ async def test_a_large_body_that_is_announced_is_refused_before_it_is_asked_for(
     writer.close()
 
 
-async def test_a_chunked_body_without_end_is_cut_off(start: Any) -> None:
+async def test_an_endless_chunked_body_is_refused(start: Any) -> None:
     running = start(FrontOptions(body_bytes=1_000))
     reader, writer = await running.connect()
     writer.write(
@@ -296,8 +296,8 @@ UNFINISHED = {"nothing": b"", "head": b"POST /v1/embeddings HTTP/1.1\r\nHost:", 
 
 
 @pytest.mark.parametrize("sent", UNFINISHED.values(), ids=UNFINISHED.keys())
-async def test_a_client_that_is_too_slow_is_disconnected(sent: bytes, start: Any, until: Any) -> None:
-    running = start(request_seconds=0.02)
+async def test_a_slow_client_is_disconnected(sent: bytes, start: Any, until: Any) -> None:
+    running = start(FrontOptions(request_seconds=0.02))
     reader, writer = await running.connect()
     writer.write(sent)
     ended = asyncio.ensure_future(reader.read())
@@ -318,7 +318,7 @@ async def sweep_until(running: Any, condition: Any, until: Any) -> None:
 
 
 async def test_a_client_that_is_slow_between_requests_of_a_connection_is_disconnected(start: Any, until: Any) -> None:
-    running = start(request_seconds=0.02)
+    running = start(FrontOptions(request_seconds=0.02))
     reader, writer = await running.connect()
     writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
     assert (await answer_of(reader))[0] == 200
@@ -328,8 +328,8 @@ async def test_a_client_that_is_slow_between_requests_of_a_connection_is_disconn
     writer.close()
 
 
-async def test_clients_that_wait_for_an_answer_or_rest_are_not_too_slow(start: Any, until: Any) -> None:
-    running = start(request_seconds=0.02)
+async def test_waiting_and_idle_clients_are_not_slow(start: Any, until: Any) -> None:
+    running = start(FrontOptions(request_seconds=0.02))
     worker = await running.front.ready()
     resting_reader, resting_writer = await running.connect()
     resting_writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
@@ -349,8 +349,8 @@ async def test_clients_that_wait_for_an_answer_or_rest_are_not_too_slow(start: A
 
 
 @pytest.mark.slow
-async def test_slow_clients_are_looked_for_without_being_asked(start: Any) -> None:
-    running = start(request_seconds=0.05, sweep_seconds=0)
+async def test_the_server_sweeps_slow_clients_itself(start: Any) -> None:
+    running = start(FrontOptions(request_seconds=0.05), sweep_seconds=0)
     reader, writer = await running.connect()
     assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
@@ -373,7 +373,7 @@ def unsent(running: Any) -> int:
 
 
 async def test_a_client_that_does_not_read_is_disconnected(start: Any, until: Any) -> None:
-    running = start(request_seconds=0.05)
+    running = start(FrontOptions(request_seconds=0.05))
     await running.front.serving()
     sock = await unread(running)
     await until(lambda: unsent(running) > 0)
@@ -382,7 +382,7 @@ async def test_a_client_that_does_not_read_is_disconnected(start: Any, until: An
     sock.close()
 
 
-async def test_a_client_that_reads_slowly_is_waited_for(start: Any, until: Any) -> None:
+async def test_a_client_that_reads_slowly_is_kept(start: Any, until: Any) -> None:
     running = start()
     sock = await unread(running)
     await until(lambda: unsent(running) > 0)
@@ -402,13 +402,13 @@ async def test_a_client_that_reads_slowly_is_waited_for(start: Any, until: Any) 
     sock.close()
 
 
-async def test_a_head_without_end_is_refused(start: Any) -> None:
+async def test_endless_headers_are_refused(start: Any) -> None:
     running = start()
     reader, writer = await running.connect()
     writer.write(b"GET /health HTTP/1.1\r\n")
     answer = asyncio.ensure_future(answer_of(reader))
     piece = b"x-padding: " + b"x" * 1000 + b"\r\n"
-    for _ in range(2 * HEAD_BYTES // len(piece)):
+    for _ in range(2 * FrontOptions().header_bytes // len(piece)):
         writer.write(piece)
         await asyncio.wait({answer}, timeout=0.002)
         if answer.done() or writer.is_closing():
@@ -419,7 +419,7 @@ async def test_a_head_without_end_is_refused(start: Any) -> None:
     writer.close()
 
 
-async def test_what_is_no_http_is_refused_in_the_shape_of_errors(start: Any) -> None:
+async def test_invalid_http_is_refused_in_the_default_error_shape(start: Any) -> None:
     running = start()
     reader, writer = await running.connect()
     writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # a client that tries TLS
@@ -428,7 +428,7 @@ async def test_what_is_no_http_is_refused_in_the_shape_of_errors(start: Any) -> 
     writer.close()
 
 
-async def test_a_path_that_is_no_ascii_is_refused(start: Any) -> None:
+async def test_a_path_that_is_not_ascii_is_refused(start: Any) -> None:
     running = start()
     for path in ("/%ff%fe", "/\u00fc", "//evil", "/" + "x" * 5000):
         reader, writer = await running.connect()
@@ -439,7 +439,7 @@ async def test_a_path_that_is_no_ascii_is_refused(start: Any) -> None:
         writer.close()
 
 
-async def test_stop_answers_what_is_inside_and_closes_what_is_idle(start: Any) -> None:
+async def test_stop_answers_pending_requests_and_closes_idle_connections(start: Any) -> None:
     running = start()
     worker = await running.front.ready()
     idle_reader, idle_writer = await running.connect()
@@ -462,7 +462,7 @@ async def test_stop_answers_what_is_inside_and_closes_what_is_idle(start: Any) -
     idle_writer.close()
 
 
-async def test_from_the_start_of_the_drain_connections_end_with_their_reply(start: Any) -> None:
+async def test_during_a_drain_connections_close_after_their_response(start: Any) -> None:
     running = start()
     worker = await running.front.ready()
     connections = [await running.connect() for _ in range(4)]
@@ -484,7 +484,7 @@ async def test_from_the_start_of_the_drain_connections_end_with_their_reply(star
         writer.close()
 
 
-async def test_stop_waits_no_longer_than_it_is_told(start: Any) -> None:
+async def test_stop_waits_no_longer_than_its_timeout(start: Any) -> None:
     running = start()
     worker = await running.front.ready()
     _, writer = await running.connect()
@@ -497,6 +497,45 @@ async def test_stop_waits_no_longer_than_it_is_told(start: Any) -> None:
 
 async def test_a_server_that_never_ran_can_be_stopped(make_front: Any, model_info: Any) -> None:
     sock = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(create_app(make_front().services(model_info, FrontOptions())), sock)
+    server = HttpServer(create_app(make_front().services(model_info, FrontOptions())), sock, FrontOptions())
     await server.stop(1)
     assert sock.fileno() == -1
+
+
+async def test_the_limits_of_connections_are_those_of_the_options(start: Any, until: Any) -> None:
+    running = start(FrontOptions(header_bytes=1024, keep_alive_seconds=0.05, backlog=7))
+    reader, writer = await running.connect()
+    writer.write(b"GET /health HTTP/1.1\r\n")
+    connections = running.server._server.server_state.connections
+    await until(lambda: any(connection._in_headers for connection in connections))
+    writer.write(b"x-padding: " + b"x" * 1100)
+    status, _, body = await answer_of(reader)
+    assert (status, "more than 1024 bytes" in json.loads(body)["error"]["message"]) == (431, True)
+    writer.close()
+    reader, writer = await running.connect()
+    writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
+    assert (await answer_of(reader))[0] == 200
+    assert await asyncio.wait_for(reader.read(), 10) == b""  # idle
+    writer.close()
+    assert running.server._server.config.backlog == 7
+
+
+async def test_the_memory_for_all_bodies_is_that_of_the_options(start: Any, until: Any) -> None:
+    running = start(FrontOptions(body_bytes=1_000, total_body_bytes=1_500))
+    await running.front.ready()
+    held = [await running.connect() for _ in range(2)]
+    for _, writer in held:
+        writer.write(request(b"x" * 900)[:-200])
+    memory = running.app._inference["/v1/embeddings"]._body_memory
+    await until(lambda: memory.used == 1_400)
+    reader, writer = await running.connect()
+    writer.write(request(b"x" * 900))
+    status, _, body = await answer_of(reader)
+    assert (status, json.loads(body)["error"]["code"]) == (429, "too_much_inside")
+    for _, one in (*held, (reader, writer)):
+        one.close()
+
+
+async def test_the_number_of_tokenizer_threads_is_that_of_the_options(start: Any) -> None:
+    running = start(FrontOptions(tokenizer_threads=3))
+    assert running.tokenizer._threads._max_workers == 3

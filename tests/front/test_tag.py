@@ -1,4 +1,4 @@
-"""``POST /predict`` of a tagger: entities with their places in the text, or labels token by token."""
+"""``POST /predict`` of a tagger: entities with their positions in the text, or labels token by token."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from launcher.core.protocol.messages import Run
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.front.http import tag
-from launcher.front.http.bodies import TagRequest
-from launcher.front.http.exchange import Intake
+from launcher.front.token_labels import TokenLabeler, label_span
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 
@@ -65,7 +63,7 @@ async def predictions(client: Any, inputs: Any, **more: Any) -> Any:
     return answer.json()["predictions"]
 
 
-async def test_entities_of_texts_are_joined_with_their_places(client: Any) -> None:
+async def test_entities_of_texts_are_joined_with_their_positions(client: Any) -> None:
     texts = ["w8 w1  w2,w10 w1", "w0", "ß W5 w13"]
     answer = (await client.post("/predict", json={"inputs": texts})).json()
 
@@ -91,7 +89,7 @@ async def test_entities_of_texts_are_joined_with_their_places(client: Any) -> No
     ]
 
 
-async def test_without_joining_every_token_has_its_best_label(client: Any) -> None:
+async def test_without_aggregation_every_token_has_its_best_label(client: Any) -> None:
     (found,) = await predictions(client, "w0 w1 w12", aggregation="none")
     assert found == [
         {"label": "O", "score": score(0), "text": "w0", "start": 0, "end": 2},
@@ -101,7 +99,7 @@ async def test_without_joining_every_token_has_its_best_label(client: Any) -> No
 
 
 @pytest.mark.parametrize("more", [{}, {"aggregation": "none"}, {"aggregation": None}])
-async def test_token_ids_are_answered_by_index_without_special_tokens(client: Any, more: Any) -> None:
+async def test_token_ids_are_labelled_by_index_without_special_tokens(client: Any, more: Any) -> None:
     found = await predictions(client, [[2, 5, 4, 3], [6]], **more)
     assert found == [
         [{"label": "B-PER", "score": score(1), "index": 1}, {"label": "O", "score": score(0), "index": 2}],
@@ -109,7 +107,7 @@ async def test_token_ids_are_answered_by_index_without_special_tokens(client: An
     ]
 
 
-async def test_what_is_cut_off_is_not_answered_and_the_rest_keeps_its_places(client: Any) -> None:
+async def test_truncated_tokens_are_missing_and_the_others_keep_their_positions(client: Any) -> None:
     text = " ".join(["w1"] * 40)
     answer = (await client.post("/predict", json={"inputs": ["w2", text], "truncate": True})).json()
     assert answer["usage"]["truncated"] == [1]
@@ -132,7 +130,7 @@ async def test_what_is_cut_off_is_not_answered_and_the_rest_keeps_its_places(cli
         ({"inputs": [[64]]}, "token_out_of_range", "inputs"),
     ],
 )
-async def test_what_cannot_be_tagged_is_refused(client: Any, body: Any, code: str, param: str) -> None:
+async def test_invalid_requests_are_refused(client: Any, body: Any, code: str, param: str) -> None:
     answer = await client.post("/predict", json=body)
     assert answer.status_code == 400
     assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, param)
@@ -145,16 +143,19 @@ async def test_a_tagger_has_no_embeddings(client: Any) -> None:
     assert "tags tokens" in answer.json()["error"]["message"]
 
 
-async def test_more_tokens_than_results_have_room_for_are_refused(client: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(tag, "RESULT_BYTES", 4 * len(LABELS) * 12)
-    assert len(await predictions(client, ["w1 w2"] * 3)) == 3
-    answer = await client.post("/predict", json={"inputs": ["w1 w2"] * 4})
+async def test_too_many_tokens_are_refused(make_front: Any, make_client: Any, tagger: ModelInfo) -> None:
+    front = make_front(model_info=tagger)
+    await front.serving()
+    options = FrontOptions(result_bytes=4 * len(LABELS) * 12)
+    async with make_client(front.services(tagger, options)) as client:
+        assert len(await predictions(client, ["w1 w2"] * 3)) == 3
+        answer = await client.post("/predict", json={"inputs": ["w1 w2"] * 4})
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "too_many_tokens"
-    assert "16 tokens together, a request may have 12" in answer.json()["error"]["message"]
+    assert "16 tokens together, the limit is 12" in answer.json()["error"]["message"]
 
 
-async def test_other_tasks_do_not_know_of_aggregation(make_front: Any, make_client: Any, model_info: ModelInfo) -> None:
+async def test_other_tasks_ignore_aggregation(make_front: Any, make_client: Any, model_info: ModelInfo) -> None:
     classifier = msgspec.structs.replace(model_info, task="classify", labels=LABELS)
     front = make_front(model_info=classifier)
     worker = await front.ready()
@@ -192,7 +193,7 @@ async def test_a_request_that_is_split_over_instances_comes_back_in_order(
         assert [e["label"] for e in entries] == [LABELS[i * j % 60 % 8] for j in range(1, 2 + i % 9)]
 
 
-async def test_results_of_another_size_than_the_tokens_end_the_worker(make_front: Any, tagger: ModelInfo) -> None:
+async def test_a_worker_with_results_of_the_wrong_size_is_lost(make_front: Any, tagger: ModelInfo) -> None:
     front = make_front(model_info=tagger)
     worker = await front.ready()
     waiting = front.dispatcher.enqueue([np.array([2, 5, 3], dtype=np.int32)])
@@ -203,10 +204,8 @@ async def test_results_of_another_size_than_the_tokens_end_the_worker(make_front
 
 
 @pytest.mark.parametrize(("word", "pauses"), [(1, 20), (0, 16)])
-async def test_a_long_answer_is_written_with_pauses_also_where_nothing_is_found(
-    make_front: Any, tagger: ModelInfo, word: int, pauses: int
-) -> None:
-    route = tag.TagRoute(make_front(model_info=tagger).services(tagger, FrontOptions()), Intake(1, 1))
+async def test_encoding_a_long_response_pauses_even_if_nothing_is_found(word: int, pauses: int) -> None:
+    labeler = TokenLabeler(LABELS, frozenset())
     ids = np.array([2, 4 + word, 3], dtype=np.int32)
     spans = np.array([[-1, -1], [0, 2], [-1, -1]], dtype=np.int32)
     tokenized = Tokenized([ids] * 2000, 6000, (), [spans] * 2000)
@@ -220,7 +219,7 @@ async def test_a_long_answer_is_written_with_pauses_also_where_nothing_is_found(
             await asyncio.sleep(0)
 
     counting = asyncio.ensure_future(count())
-    entries = await route.all_entries(TagRequest([f"w{word}"] * 2000), results, tokenized)
+    entries = await labeler.encode(results, tokenized, [f"w{word}"] * 2000, aggregate=True)
     counting.cancel()
 
     assert len(entries) == 2000
@@ -228,19 +227,19 @@ async def test_a_long_answer_is_written_with_pauses_also_where_nothing_is_found(
     assert pauses - 3 <= turns <= pauses + 1
 
 
-async def test_the_document_has_what_a_tagger_takes_and_gives(client: Any) -> None:
+async def test_the_openapi_document_has_the_types_of_a_tagger(client: Any) -> None:
     document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
     body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/TagRequest"}
     assert set(schemas["TagRequest"]["properties"]) == {"inputs", "truncate", "aggregation"}
-    assert schemas["Tagged"]["required"] == ["label", "score"]
+    assert schemas["TokenLabel"]["required"] == ["label", "score"]
     assert "PredictRequest" not in schemas
     page = (await client.get("/docs")).text
     assert "aggregation" in page
 
 
-# --- where tokens stand in texts of any kind
+# --- positions of tokens in texts of any kind
 
 
 @pytest.fixture(scope="module")
@@ -261,13 +260,13 @@ def tagger_in(folder: Path) -> ModelInfo:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200), st.booleans())
-def test_each_token_is_the_part_of_the_text_that_it_names(demo: FrontTokenizer, text: str, joined: bool) -> None:
+def test_each_span_is_the_part_of_the_text_that_it_names(demo: FrontTokenizer, text: str, joined: bool) -> None:
     tokenized = asyncio.run(demo.texts([text], truncate=True))
     (ids,), (spans,) = tokenized.items, tokenized.spans
     assert spans.shape == (len(ids), 2)
     assert [place for place, span in enumerate(spans.tolist()) if span[0] < 0] == [0, len(ids) - 1]
 
-    places = [tag._tagged("X", 0.5, text, *span) for span in spans[1:-1].tolist()]
+    places = [label_span("X", 0.5, text, *span) for span in spans[1:-1].tolist()]
     for entry in places:
         assert 0 <= entry.start <= entry.end <= len(text)
         assert text[entry.start : entry.end] == entry.text
@@ -275,7 +274,7 @@ def test_each_token_is_the_part_of_the_text_that_it_names(demo: FrontTokenizer, 
     assert starts == sorted(starts)
 
 
-async def test_places_count_code_points_and_words_have_no_white_space_around_them(tmp_path: Path) -> None:
+async def test_positions_count_code_points_and_spans_are_stripped(tmp_path: Path) -> None:
     pieces = [("<unk>", 0.0), ("▁Anna", -1.0), ("▁Ça", -1.0), ("🙂", -1.0), ("▁", -3.0), ("\n", -4.0)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -283,7 +282,7 @@ async def test_places_count_code_points_and_words_have_no_white_space_around_the
     text = "Anna 🙂  Ça\n"
     tokenized = await FrontTokenizer(tagger_in(tmp_path), text_characters=100).texts([text])
 
-    found = [tag._tagged("X", 0.5, text, *span) for span in tokenized.spans[0].tolist()]
+    found = [label_span("X", 0.5, text, *span) for span in tokenized.spans[0].tolist()]
 
     assert [(e.text, e.start, e.end) for e in found if e.text.strip()] == [
         ("Anna", 0, 4),
@@ -293,7 +292,7 @@ async def test_places_count_code_points_and_words_have_no_white_space_around_the
     assert [text[e.start : e.end] for e in found] == [e.text for e in found]
 
 
-async def test_only_taggers_pay_for_places(model_info: ModelInfo, tagger: ModelInfo) -> None:
+async def test_only_taggers_compute_positions(model_info: ModelInfo, tagger: ModelInfo) -> None:
     texts = ["w1 w2"]
     assert (await FrontTokenizer(model_info, text_characters=100).texts(texts)).spans == []
     (spans,) = (await FrontTokenizer(tagger, text_characters=100).texts(texts)).spans

@@ -184,7 +184,7 @@ def test_workers_stay_in_the_cgroup_they_were_started_in(guests: Guests) -> None
 
 
 def test_what_runs_under_a_quota_is_hardly_ever_stopped_by_it(guests: Guests) -> None:
-    """A thread too many would be stopped in most periods; docs/decisions/0007 says why it is not none at all."""
+    """A thread too many would be stopped in most periods; docs/decisions/0006 says why it is not none at all."""
     counted = guests["two-sockets"].step("served-limited")["throttled"]
     assert counted["nr_periods"] > 100
     assert counted["nr_throttled"] <= MOST_THROTTLED * counted["nr_periods"]

@@ -1,4 +1,4 @@
-"""Starts real workers over a socket pair, and models small enough to build in a test."""
+"""Fixtures: real workers over a socket pair, and models small enough to build in a test."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WorkerProcess:
         self.send(Run(batch, tuple(len(item) for item in items)), body)
 
     def receive(self) -> tuple[msgspec.Struct, bytes] | None:
-        """The next message but ``Loading``, which is kept aside; None at the end of the channel."""
+        """The next message other than ``Loading``, which goes to ``loading``; None on EOF."""
         while True:
             while self._arrived:
                 message, body = self._arrived.popleft()
@@ -71,7 +71,7 @@ class WorkerProcess:
 
     def expect(self, kind: type[msgspec.Struct]) -> tuple[msgspec.Struct, bytes]:
         received = self.receive()
-        assert received is not None, f"the channel ended; the worker said: {self.errors()}"
+        assert received is not None, f"EOF on the channel; stderr of the worker: {self.errors()}"
         assert isinstance(received[0], kind), received[0]
         return received
 
@@ -116,7 +116,7 @@ class WorkerProcess:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., WorkerProcess]]:
-    """Starts workers and ends them after the test."""
+    """Starts workers and stops them after the test."""
     started: list[WorkerProcess] = []
 
     def start_worker(*arguments: str, environment: dict[str, str] | None = None) -> WorkerProcess:
@@ -128,8 +128,8 @@ def start() -> Iterator[Callable[..., WorkerProcess]]:
         worker.close()
 
 
-def make_card(**changes: object) -> ModelInfo:
-    """A small card, for the fake backend as it is."""
+def make_model_info(**changes: object) -> ModelInfo:
+    """A small model; it suits the fake backend without changes."""
     model_info = ModelInfo(
         name="fake",
         asked="fake",
@@ -152,16 +152,16 @@ def make_card(**changes: object) -> ModelInfo:
 
 @pytest.fixture
 def model_info() -> Callable[..., ModelInfo]:
-    """Makes cards."""
-    return make_card
+    """Makes a ``ModelInfo``."""
+    return make_model_info
 
 
 @pytest.fixture
 def fake_setup() -> Callable[..., Setup]:
-    """Makes setups of the fake backend; keyword arguments other than ``warmup`` and ``seconds`` go into the card."""
+    """Makes setups of the fake backend; keyword arguments other than ``warmup`` and ``seconds`` change its model."""
 
     def setup(warmup: tuple[tuple[int, int], ...] = (), seconds: float = 0.0, **changes: object) -> Setup:
-        return Setup(make_card(**changes), "fp32", "fake", warmup, fake_seconds_per_token=seconds)
+        return Setup(make_model_info(**changes), "fp32", "fake", warmup, fake_seconds_per_token=seconds)
 
     return setup
 

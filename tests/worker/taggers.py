@@ -1,4 +1,4 @@
-"""Small taggers with random weights, to be saved and served in tests."""
+"""Small token classifiers with random weights, to save and serve in tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LABELS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "
 
 
 def save_tagger(folder: Path, demo_folder: Path, layers: int = 2) -> None:
-    """A BERT with a head for tokens and the demo's tokenizer."""
+    """Save a BERT for token classification with the tokenizer of the demo model."""
     import torch
     from transformers import BertConfig, BertForTokenClassification
 
@@ -18,7 +18,7 @@ def save_tagger(folder: Path, demo_folder: Path, layers: int = 2) -> None:
     model = BertForTokenClassification(BertConfig(**sizes, id2label=dict(enumerate(LABELS))))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(4)  # scores far from equal
+            parameter.mul_(4)  # so that scores are far from equal
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo_folder / name, folder / name)

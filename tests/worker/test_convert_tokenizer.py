@@ -1,4 +1,4 @@
-"""A model without tokenizer.json: one is made once from its vocabulary, and gives the same ids."""
+"""A model without tokenizer.json: it is converted once from the vocabulary and gives the same ids."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def slow_folder(tmp_path: Path, demo_folder: Path, monkeypatch) -> Path:
-    """The demo as it was before there were fast tokenizers."""
+    """The demo model without its fast tokenizer."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "slow"
     shutil.copytree(demo_folder, folder, ignore=shutil.ignore_patterns("tokenizer.json", "*.md"))
     return folder
 
 
-def card_of(folder: Path) -> ModelInfo:
+def model_info_of(folder: Path) -> ModelInfo:
     return resolve(ModelOptions(model=str(folder)))
 
 
-def test_it_is_made_once_and_gives_the_same_ids(slow_folder, demo_folder, tmp_path) -> None:
-    model_info = card_of(slow_folder)
+def test_it_is_converted_once_and_gives_the_same_ids(slow_folder, demo_folder, tmp_path) -> None:
+    model_info = model_info_of(slow_folder)
     made = Path(model_info.tokenizer_path)
     assert made.is_relative_to(tmp_path / "cache/launcher/tokenizers")
     assert any("no tokenizer.json" in note for note in model_info.notes)
@@ -41,24 +41,24 @@ def test_it_is_made_once_and_gives_the_same_ids(slow_folder, demo_folder, tmp_pa
     original.no_padding()
     assert converted.encode(text).ids == original.encode(text).ids
 
-    assert card_of(slow_folder) == model_info
+    assert model_info_of(slow_folder) == model_info
     assert made.stat().st_mtime_ns == first_made
 
 
-def test_it_is_made_again_when_the_vocabulary_changes(slow_folder) -> None:
-    before = card_of(slow_folder).tokenizer_path
+def test_it_is_converted_again_when_the_vocabulary_changes(slow_folder) -> None:
+    before = model_info_of(slow_folder).tokenizer_path
     with (slow_folder / "vocab.txt").open("a") as vocabulary:
         vocabulary.write("brandnewword\n")
 
-    after = card_of(slow_folder).tokenizer_path
+    after = model_info_of(slow_folder).tokenizer_path
 
     assert after != before
     assert len(Tokenizer.from_file(after).encode("brandnewword").ids) == 3
 
 
-def test_a_vocabulary_that_is_none_is_said(slow_folder) -> None:
+def test_an_invalid_vocabulary_is_reported(slow_folder) -> None:
     (slow_folder / "vocab.txt").unlink()
     (slow_folder / "spiece.model").write_bytes(b"nothing of the kind")
 
-    with pytest.raises(UsageError, match=r"its other files could not be converted: \w+"):
-        card_of(slow_folder)
+    with pytest.raises(UsageError, match=r"its other files could not be converted: \\w+"):
+        model_info_of(slow_folder)

@@ -1,4 +1,4 @@
-"""The eager backend with real models: the demo, models built here, and all kinds of encoders that are served.
+"""The eager backend with real models: the demo, models built here, and all supported kinds of encoders.
 
 The reference is plain transformers in fp32, one text at a time.
 """
@@ -65,7 +65,7 @@ def run_in_batches(worker, items: list[list[int]], size: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def demo_reference() -> np.ndarray:
-    """What transformers gives for each text alone: mean over the tokens, normalized, as the model card shows it."""
+    """The results of transformers for each text alone: normalized mean over the tokens, as in the model card."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -81,7 +81,9 @@ def demo_reference() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("fp32", 0.9995), ("bf16", 0.999)])
-def test_the_demo_gives_the_vectors_of_transformers_alone_and_in_any_batch(start, demo_reference, dtype, least) -> None:
+def test_the_demo_model_matches_transformers_for_single_items_and_in_batches(
+    start, demo_reference, dtype, least
+) -> None:
     model_info = resolve(ModelOptions())
     worker = start()
     worker.send(Setup(model_info, dtype, "eager", ((2, 16),)))
@@ -98,7 +100,7 @@ def test_the_demo_gives_the_vectors_of_transformers_alone_and_in_any_batch(start
     assert worker.stop() == 0
 
 
-def test_texts_of_all_lengths_packed_into_full_lines_give_the_vectors_of_each_alone(start) -> None:
+def test_large_packed_batches_of_texts_of_all_lengths_match_single_texts(start) -> None:
     import torch
     from transformers import AutoModel
 
@@ -128,7 +130,7 @@ def test_every_instance_of_a_random_model_has_the_same_weights(start) -> None:
     np.testing.assert_array_equal(results[0], results[1])
 
 
-def test_it_computes_with_as_many_threads_as_it_was_given(start) -> None:
+def test_it_computes_with_the_given_number_of_threads(start) -> None:
     worker = start("--threads", "2")
     worker.send(Setup(resolve(ModelOptions(model="random:tiny")), "fp32", "eager", ((4, 64),)))
 
@@ -136,7 +138,7 @@ def test_it_computes_with_as_many_threads_as_it_was_given(start) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_weights_lie_in_memory_of_the_worker_and_not_in_the_file_cache(start, dtype) -> None:
+def test_weights_are_in_memory_of_the_worker_and_not_in_the_file_cache(start, dtype) -> None:
     worker = start()
     worker.send(Setup(resolve(ModelOptions()), dtype, "eager", ()))
     pid = worker.ready().pid
@@ -171,7 +173,7 @@ def save_classifier(folder: Path, demo_folder: Path, **config: object) -> None:
     model = BertForSequenceClassification(BertConfig(**sizes, **config))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(4)  # far from a coin toss
+            parameter.mul_(4)  # so that scores are far from equal
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo_folder / name, folder / name)
@@ -185,9 +187,7 @@ def save_classifier(folder: Path, demo_folder: Path, **config: object) -> None:
         ({"num_labels": 1}, ("LABEL_0",)),
     ],
 )
-def test_a_classifier_gives_the_scores_of_transformers_own_pipeline(
-    start, tmp_path, demo_folder, config, labels
-) -> None:
+def test_a_classifier_matches_the_pipeline_of_transformers(start, tmp_path, demo_folder, config, labels) -> None:
     from transformers import pipeline
 
     save_classifier(tmp_path, demo_folder, **config)
@@ -218,12 +218,12 @@ def test_a_classifier_without_the_weights_of_its_head_is_refused(start, tmp_path
 
     reason = worker.unusable()
 
-    assert "the weights lack 2 of the tensors" in reason
+    assert "the model files lack 2 of the tensors" in reason
     assert "classifier.bias" in reason
     assert worker.exit_status() == 4
 
 
-def test_a_model_whose_files_went_away_is_refused_in_one_sentence(start, tmp_path, demo_folder) -> None:
+def test_a_model_whose_files_are_gone_is_refused_in_one_sentence(start, tmp_path, demo_folder) -> None:
     model_info = msgspec.structs.replace(resolve(ModelOptions()), folder=str(tmp_path / "gone"), asked="gone")
     worker = start()
     worker.send(Setup(model_info, "fp32", "eager", ()))
@@ -235,7 +235,7 @@ def test_a_model_whose_files_went_away_is_refused_in_one_sentence(start, tmp_pat
     assert worker.exit_status() == 4
 
 
-def test_weights_of_another_size_than_the_config_says_are_refused(start, tmp_path, demo_folder) -> None:
+def test_weights_whose_size_contradicts_the_config_are_refused(start, tmp_path, demo_folder) -> None:
     shutil.copytree(demo_folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 768}))
@@ -280,7 +280,7 @@ def save_encoder(kind: str, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-# What attention of their own, or none that can be replaced, keeps from being packed with the transformers in use.
+# Kinds that cannot be packed with the installed version of transformers, because their attention cannot be replaced.
 PADDED = {
     "deberta",
     "deberta-v2",
@@ -295,8 +295,8 @@ PADDED = {
 
 
 @pytest.mark.parametrize("kind", sorted(ENCODERS))
-def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_together_up_to_its_limit(kind, tmp_path) -> None:
-    """In this process: a worker each would take minutes. Alone is plain transformers, without any of our layouts."""
+def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_in_a_batch_up_to_its_limit(kind, tmp_path) -> None:
+    """In this process, because a worker for each would take minutes. Alone means plain transformers."""
     import torch
     from transformers import AutoModel
 
@@ -330,14 +330,14 @@ def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_together_up_to_it
 
 @pytest.mark.parametrize("kind", ["fnet", "convbert"])
 def test_a_model_that_mixes_padding_into_its_results_is_refused_at_load(kind, tmp_path, model_info) -> None:
-    from launcher.worker.backends import ModelRefused
     from launcher.worker.backends.eager import EagerBackend
+    from launcher.worker.interfaces import ModelError
 
     save_encoder(kind, tmp_path)
     made = model_info(folder=str(tmp_path), hidden_size=64, vocab_size=200)
     backend = EagerBackend(Setup(made, "fp32", "eager", ()))
 
-    with pytest.raises(ModelRefused, match="depends on the padding beside it"):
+    with pytest.raises(ModelError, match="depends on the padding in its batch"):
         backend.load(lambda stage, done, detail: None)
 
 
@@ -354,15 +354,15 @@ def test_a_compiled_model_gives_the_same_vectors_for_any_number_of_tokens(start,
     assert cosines(*results).min() > 0.99999
 
 
-def test_a_model_that_cannot_be_compiled_is_run_all_the_same_and_that_is_said(start, tmp_path) -> None:
+def test_a_model_that_cannot_be_compiled_runs_eagerly_with_a_note(start, tmp_path) -> None:
     worker = start("--threads", "1", environment={"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
     worker.send(Setup(resolve(ModelOptions(model="random:tiny")), "fp32", "compile", ()))
-    assert [note for note in worker.ready().notes if note.startswith("not compiled, run as by the eager backend: ")]
+    assert [note for note in worker.ready().notes if note.startswith("not compiled, running eagerly: ")]
     assert run_in_batches(worker, [[5, 6], [7]], 2).shape == (2, 128)
 
 
 @pytest.mark.parametrize("stage", ["import", "load"])
-def test_it_ends_at_once_when_the_channel_is_closed_while_it_starts(start, stage) -> None:
+def test_it_exits_immediately_if_the_channel_is_closed_while_it_starts(start, stage) -> None:
     worker = start()
     worker.send(Setup(resolve(ModelOptions(model="random:bert-base")), "fp32", "eager", ((8, 512),) * 50))
     worker.wait_for_stage(stage)

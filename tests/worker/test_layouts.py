@@ -1,4 +1,4 @@
-"""Items in one line: where each lies, where its positions begin, and what attention sees of the others."""
+"""Packed batches: where each item is, where its positions start, and that attention keeps items apart."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from launcher.worker.layouts.packed import Group, NotPackable, PackedAttention, groups_of, line_of
+from launcher.worker.batches import LengthGroup, group_by_length, pack
+from launcher.worker.interfaces import PackingUnsupportedError
+from launcher.worker.layouts.packed_attention import PackedAttention
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(0, 3))
-def test_each_item_stands_in_the_line_once_with_positions_of_its_own(lengths: list[int], first: int) -> None:
+def test_each_item_is_in_the_packed_batch_once_with_its_own_positions(lengths: list[int], first: int) -> None:
     lengths = sorted(lengths, reverse=True)
     ids = np.arange(100, 100 + sum(lengths), dtype=np.int32)
-    line = line_of(ids, lengths, 7, first)
+    batch = pack(ids, lengths, 7, first)
 
-    assert line.ids[0, : len(ids)].tolist() == ids.tolist()
-    assert (line.ids[0, len(ids) :] == 7).all()
+    assert batch.input_ids[0, : len(ids)].tolist() == ids.tolist()
+    assert (batch.input_ids[0, len(ids) :] == 7).all()
     start = 0
     for length in lengths:
-        assert line.positions[0, start : start + length].tolist() == list(range(first, first + length))
+        assert batch.position_ids[0, start : start + length].tolist() == list(range(first, first + length))
         start += length
-    assert line.groups == groups_of(lengths)
-    assert (line.filling.start, line.filling.stop) == (len(ids), line.ids.shape[1])
+    assert batch.groups == group_by_length(lengths)
+    assert (batch.padding.start, batch.padding.stop) == (len(ids), batch.input_ids.shape[1])
 
 
-def test_neighbours_of_equal_length_are_one_group() -> None:
-    assert groups_of([9, 5, 5, 5, 2]) == (Group(0, 1, 9), Group(9, 3, 5), Group(24, 1, 2))
+def test_adjacent_items_of_equal_length_form_a_group() -> None:
+    assert group_by_length([9, 5, 5, 5, 2]) == (LengthGroup(0, 1, 9), LengthGroup(9, 3, 5), LengthGroup(24, 1, 2))
 
 
 @settings(deadline=None, max_examples=30)
@@ -39,7 +41,7 @@ def test_neighbours_of_equal_length_are_one_group() -> None:
     st.booleans(),
     st.booleans(),
 )
-def test_attention_in_a_line_is_that_of_each_item_alone(
+def test_packed_attention_equals_the_attention_of_each_item_alone(
     lengths: list[int], window: int | None, grouped: bool, causal: bool
 ) -> None:
     lengths = sorted(lengths, reverse=True)
@@ -48,11 +50,11 @@ def test_attention_in_a_line_is_that_of_each_item_alone(
     query = torch.randn(1, heads, total, size)
     key, value = torch.randn(2, 1, 2 if grouped else heads, total, size).unbind(0)
     attention = PackedAttention()
-    attention.groups = groups_of(lengths)
+    attention.groups = group_by_length(lengths)
     module = torch.nn.Identity()
-    module.is_causal = causal  # type: ignore[assignment]  # as attention modules of transformers have it
+    module.is_causal = causal  # type: ignore[assignment]  # as in the attention modules of transformers
 
-    found, _ = attention.attend(module, query, key, value, None, scaling=0.3, sliding_window=window)
+    found, _ = attention.attention_forward(module, query, key, value, None, scaling=0.3, sliding_window=window)
 
     start = 0
     for length in lengths:
@@ -67,10 +69,10 @@ def test_attention_in_a_line_is_that_of_each_item_alone(
         start += length
 
 
-def test_biases_of_positions_cannot_be_packed() -> None:
+def test_position_biases_cannot_be_packed() -> None:
     attention = PackedAttention()
-    attention.groups = groups_of([3])
+    attention.groups = group_by_length([3])
     states = torch.randn(1, 2, 3, 4)
     bias = torch.zeros(1, 2, 3, 3)
-    with pytest.raises(NotPackable, match="position_bias"):
-        attention.attend(torch.nn.Identity(), states, states, states, None, position_bias=bias)
+    with pytest.raises(PackingUnsupportedError, match="position_bias"):
+        attention.attention_forward(torch.nn.Identity(), states, states, states, None, position_bias=bias)

@@ -1,4 +1,4 @@
-"""The loop with backends that misbehave, over a real socket pair."""
+"""The main loop with a misbehaving backend, over a real socket pair."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import pytest
 
 from launcher.core.protocol.frames import encode, to_front_decoder
 from launcher.core.protocol.messages import Done, Failed, Run, Stop
-from launcher.worker.backends import Output
 from launcher.worker.channel import Channel
+from launcher.worker.interfaces import BatchOutput
 from launcher.worker.loop import run_batches
-
-POISON = 666
 
 
 class Misbehaving:
-    """Does what the first token id of a batch says; answers zeros otherwise."""
+    """Fails in the way that the first token id of a batch selects; returns zeros otherwise."""
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -39,7 +37,7 @@ class Misbehaving:
             values = values[:1]
         if ids[0] == 6:
             values = values.T.copy().T  # not contiguous
-        return Output(values, int(ids.size))
+        return BatchOutput(values, int(ids.size))
 
 
 def answers(model_info, *batches):
@@ -62,12 +60,10 @@ def answers(model_info, *batches):
         (2, "MemoryError"),
         (3, "NaN or infinite values for 1 of 2 items, the first is item 1 with 2 tokens"),
         (4, "NaN or infinite values for 2 of 2 items, the first is item 0 with 3 tokens"),
-        (5, "shape (1, 16) where (2, 16) belong"),
+        (5, "expected results of shape (2, 16) from the model, got (1, 16)"),
     ],
 )
-def test_a_batch_that_goes_wrong_is_failed_with_its_reason_and_the_next_is_answered(
-    model_info, first_id, reason
-) -> None:
+def test_a_failing_batch_is_reported_with_its_reason_and_the_next_one_runs(model_info, first_id, reason) -> None:
     (failed, _), (done, _) = answers(model_info(), [[first_id, 8, 9], [8, 9]], [[8]])
 
     assert isinstance(failed, Failed)
@@ -78,14 +74,14 @@ def test_a_batch_that_goes_wrong_is_failed_with_its_reason_and_the_next_is_answe
     assert done.batch == 1
 
 
-def test_results_that_do_not_lie_in_order_in_memory_are_sent_in_order(model_info) -> None:
+def test_results_that_are_not_contiguous_in_memory_are_sent_in_order(model_info) -> None:
     ((done, body),) = answers(model_info(), [[6, 1], [6]])
 
     assert isinstance(done, Done)
     assert len(body) == done.items * done.width * 4
 
 
-def test_an_empty_batch_is_failed(model_info) -> None:
+def test_an_empty_batch_fails(model_info) -> None:
     ours, theirs = socket.socketpair()
     ours.sendall(b"".join(encode(Run(7, ()))) + b"".join(encode(Stop())))
     run_batches(Channel(theirs), Misbehaving(16), model_info())
@@ -95,8 +91,8 @@ def test_an_empty_batch_is_failed(model_info) -> None:
     assert failed.batch == 7
 
 
-def test_frames_that_arrive_in_pieces_and_results_larger_than_the_socket_buffer_are_whole(model_info) -> None:
-    """A reply of 2 MB does not fit in the socket's buffer: the worker writes while the other side reads."""
+def test_partial_frames_and_results_larger_than_the_socket_buffer_are_transferred_completely(model_info) -> None:
+    """Results of 2 MB do not fit into the socket buffer: the worker writes while the peer reads."""
     import threading
 
     wide = model_info(hidden_size=4096)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.worker.fused_linear import JoinedLinear
-from launcher.worker.prepack import PrepackedLinear, lay_out, prepack
+from launcher.worker.optimizations.fused_linear import FusedLinear
+from launcher.worker.optimizations.prepack import PrepackedLinear, prepack, prepack_if_faster
 
 TOKENS, WIDTH = 24, 32
 
 
-class Attends(nn.Module):
-    """Three products of one input, one of what they give, and one that is called twice."""
+class SelfAttention(nn.Module):
+    """Three layers with the same input, one for their output, and one that is called twice."""
 
     def __init__(self, *, key_bias: bool = True) -> None:
         super().__init__()
@@ -31,48 +31,48 @@ def no_gradients():
         yield
 
 
-def prepacked(model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Results before and after, for an input that the weights were not laid out with."""
+def results_before_and_after(model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Results before and after prepacking, for another input than the weights were prepacked with."""
     torch.manual_seed(0)
     model.to(dtype)
     states, other = torch.randn(TOKENS, WIDTH, dtype=dtype), torch.randn(7, WIDTH, dtype=dtype)
     expected = model(other)
-    lay_out(model, TOKENS, lambda: model(states))
+    prepack(model, TOKENS, lambda: model(states))
     return expected, model(other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_of_one_input_are_joined_and_give_what_they_gave(dtype: torch.dtype) -> None:
-    model = Attends()
-    expected, result = prepacked(model, dtype)
+def test_layers_with_the_same_input_are_fused_and_keep_their_results(dtype: torch.dtype) -> None:
+    model = SelfAttention()
+    expected, result = results_before_and_after(model, dtype)
 
-    joined = {module for module in model.modules() if isinstance(module, JoinedLinear)}
-    assert len(joined) == 1
-    assert model.query.joined is model.key.joined is model.value.joined
+    fused = {module for module in model.modules() if isinstance(module, FusedLinear)}
+    assert len(fused) == 1
+    assert model.query.fused is model.key.fused is model.value.fused
     assert isinstance(model.out, PrepackedLinear)
     assert isinstance(model.again, PrepackedLinear)
     assert torch.allclose(result, expected, atol=1e-5 if dtype == torch.float32 else 0.05)
 
 
-def test_products_of_one_input_that_differ_in_having_a_bias_stay_apart() -> None:
-    model = Attends(key_bias=False)
-    expected, result = prepacked(model, torch.float32)
+def test_layers_with_the_same_input_are_not_fused_if_only_some_have_a_bias() -> None:
+    model = SelfAttention(key_bias=False)
+    expected, result = results_before_and_after(model, torch.float32)
 
-    assert not any(isinstance(module, JoinedLinear) for module in model.modules())
+    assert not any(isinstance(module, FusedLinear) for module in model.modules())
     assert torch.allclose(result, expected, atol=1e-5)
 
 
-def test_a_joined_product_keeps_no_states_once_all_its_parts_have_asked() -> None:
-    model = Attends()
-    prepacked(model, torch.float32)
+def test_a_fused_layer_releases_its_states_after_its_last_part_was_called() -> None:
+    model = SelfAttention()
+    results_before_and_after(model, torch.float32)
 
-    assert model.query.joined._states is None
-    assert not hasattr(model.query.joined, "_result")
+    assert model.query.fused._states is None
+    assert not hasattr(model.query.fused, "_result")
 
 
-def test_weights_stay_as_they_were_where_the_results_differ() -> None:
-    model = Attends()
+def test_plain_weights_are_restored_if_the_results_differ() -> None:
+    model = SelfAttention()
     states = torch.randn(TOKENS, WIDTH)
 
-    assert prepack(model, TOKENS, lambda: model(states), lambda: False) == "they gave other results"
+    assert prepack_if_faster(model, TOKENS, lambda: model(states), lambda: False) == "the results differ"
     assert all(type(model.get_submodule(name)) is nn.Linear for name in ("query", "key", "value", "out", "again"))

@@ -10,10 +10,10 @@ from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
-from launcher.worker.backends import ModelRefused
 from launcher.worker.backends.eager import EagerBackend
-from launcher.worker.numerics import check_items
-from launcher.worker.quantize import QuantizedLinear, quantize
+from launcher.worker.interfaces import ModelError
+from launcher.worker.optimizations.quantize import QuantizedLinear, quantize
+from launcher.worker.sample_inputs import check_items
 
 TOKENS, WIDTH, OUTPUTS = 64, 128, 96
 
@@ -25,7 +25,7 @@ def no_gradients():
 
 
 def states_with_large_channels() -> Tensor:
-    """As an encoder's: a few channels are fifty times as large as the rest."""
+    """As in an encoder: a few channels are fifty times larger than the rest."""
     torch.manual_seed(0)
     states = torch.randn(TOKENS, WIDTH)
     states[:, ::40] *= 50
@@ -33,7 +33,7 @@ def states_with_large_channels() -> Tensor:
 
 
 class Block(nn.Module):
-    """A product, GELU, and a product of what that gives."""
+    """A linear layer, GELU, and another linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def lowest_cosine_of(first: Tensor, second: Tensor) -> float:
 
 
 def quantized_block(states: Tensor) -> tuple[Block, Tensor]:
-    """The block in int8, and what it gave before."""
+    """The block in int8, and its results before."""
     model = Block()
     expected = model(states)
     assert quantize(model, lambda: model(states)) is None
@@ -58,14 +58,14 @@ def quantized_block(states: Tensor) -> tuple[Block, Tensor]:
     return model, expected
 
 
-def test_results_stay_near_also_where_a_few_channels_are_large() -> None:
+def test_results_stay_close_when_a_few_channels_are_large() -> None:
     states = states_with_large_channels()
     model, expected = quantized_block(states)
 
     assert lowest_cosine_of(expected, model(states)) > 0.999
 
 
-def test_large_channels_would_spoil_the_others_without_factors() -> None:
+def test_without_factors_large_channels_would_cost_the_others_accuracy() -> None:
     states = states_with_large_channels()
     coarse = (states / states.abs().amax(1, keepdim=True) * 127).round() * states.abs().amax(1, keepdim=True) / 127
     model, expected = quantized_block(states)
@@ -73,7 +73,7 @@ def test_large_channels_would_spoil_the_others_without_factors() -> None:
     assert lowest_cosine_of(expected, Block()(coarse)) < lowest_cosine_of(expected, model(states))
 
 
-def test_the_result_of_a_token_does_not_depend_on_its_neighbours() -> None:
+def test_the_result_of_a_token_does_not_depend_on_other_tokens() -> None:
     states = states_with_large_channels()
     model, _ = quantized_block(states)
     together = model(states)
@@ -82,7 +82,7 @@ def test_the_result_of_a_token_does_not_depend_on_its_neighbours() -> None:
         assert torch.equal(model(states[row : row + 1]), together[row : row + 1])
 
 
-def test_states_that_the_calibration_did_not_see_are_taken() -> None:
+def test_states_outside_the_calibrated_range_are_handled() -> None:
     states = states_with_large_channels()
     model, _ = quantized_block(states)
     larger = 3 * states.flip(0)
@@ -91,7 +91,7 @@ def test_states_that_the_calibration_did_not_see_are_taken() -> None:
 
 
 @pytest.mark.parametrize("seen", [0.0, 1e-3])
-def test_a_channel_that_was_silent_over_the_check_texts_may_speak_later(seen: float) -> None:
+def test_a_channel_near_zero_during_calibration_may_be_large_later(seen: float) -> None:
     states = torch.randn(TOKENS, WIDTH)
     quiet = states.clone()
     quiet[:, 3] *= seen
@@ -101,7 +101,7 @@ def test_a_channel_that_was_silent_over_the_check_texts_may_speak_later(seen: fl
     assert lowest_cosine_of(Block()(states), model(states)) > 0.999
 
 
-def test_the_activation_of_a_block_is_kept_where_its_product_shares_its_input() -> None:
+def test_the_activation_of_a_block_is_kept_if_its_layer_shares_its_input() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -119,7 +119,7 @@ def test_the_activation_of_a_block_is_kept_where_its_product_shares_its_input() 
     assert lowest_cosine_of(expected, model(states)) > 0.999
 
 
-def test_rows_of_a_batch_keep_their_shape() -> None:
+def test_batches_of_rows_keep_their_shape() -> None:
     states = states_with_large_channels()
     model, _ = quantized_block(states)
 
@@ -127,10 +127,10 @@ def test_rows_of_a_batch_keep_their_shape() -> None:
     assert torch.isfinite(model(torch.zeros(1, WIDTH))).all()
 
 
-def test_a_model_without_linear_layers_is_refused() -> None:
+def test_a_model_without_linear_layers_is_not_quantized() -> None:
     model = nn.LayerNorm(WIDTH)
 
-    assert quantize(model, lambda: model(torch.randn(3, WIDTH))) == "it has no linear layers"
+    assert quantize(model, lambda: model(torch.randn(3, WIDTH))) == "the model has no linear layers"
 
 
 def load(model_info: ModelInfo, dtype: str, **options: bool) -> tuple[EagerBackend, float | None, tuple[str, ...]]:
@@ -141,7 +141,7 @@ def load(model_info: ModelInfo, dtype: str, **options: bool) -> tuple[EagerBacke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pack", [True, False])
-def test_the_demo_model_in_int8_is_near_fp32_says_how_near_and_depends_on_no_neighbours(pack: bool) -> None:
+def test_the_demo_model_in_int8_is_close_to_fp32_reports_its_accuracy_and_ignores_other_items(pack: bool) -> None:
     model_info = resolve(ModelOptions(model="demo"))
     exact, _, _ = load(model_info, "fp32", pack=pack)
     backend, accuracy, notes = load(model_info, "int8", pack=pack)
@@ -153,17 +153,17 @@ def test_the_demo_model_in_int8_is_near_fp32_says_how_near_and_depends_on_no_nei
     assert accuracy is not None
     assert accuracy > 0.99
     assert np.sum(alone * expected, axis=1).min() > 0.99
-    # Attention with a mask rounds in another way, and what stands between two steps may take the other one.
+    # Attention with a mask rounds differently, so a value between two quantization steps may take the other one.
     assert np.sum(alone * together, axis=1).min() > (0.9999 if pack else 0.999)
-    assert [note for note in notes if note.startswith(f"int8 is coarse for this model: cosine {accuracy:.5f}")]
-    assert not [note for note in notes if note.startswith("not recorded")]
+    assert [note for note in notes if note.startswith(f"low accuracy in int8: cosine {accuracy:.5f}")]
+    assert not [note for note in notes if note.startswith("not traced")]
 
 
-def test_results_that_mean_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meaningless_results_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         QuantizedLinear, "forward", lambda self, states: torch.randn(*states.shape[:-1], len(self._scales))
     )
     model_info = resolve(ModelOptions(model="random:tiny"))
 
-    with pytest.raises(ModelRefused, match="cosine of only"):
+    with pytest.raises(ModelError, match="cosine of only"):
         load(model_info, "int8")

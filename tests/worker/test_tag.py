@@ -1,4 +1,4 @@
-"""Taggers: scores of each token, packed and padded, against plain transformers, one text at a time."""
+"""Token classifiers: scores of each token, packed and padded, against plain transformers, one text at a time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.backends.fake import fake_result
-from launcher.worker.layouts.padded import pad
-from launcher.worker.loop import BadBatch, check_values
-from launcher.worker.numerics import lowest_cosine, other_labels, rows_of
-from launcher.worker.tasks.tag import token_scores
+from launcher.worker.batches import pad
+from launcher.worker.loop import BatchError, check_values
+from launcher.worker.numerics import changed_labels, lowest_cosine, rows_of
+from launcher.worker.tasks.tag import Tag, token_scores
 from tests.worker.taggers import LABELS, save_tagger
 
 TEXTS = (
@@ -35,13 +35,13 @@ TEXTS = (
 )
 
 
-@settings(deadline=None)  # the first call of an operator takes long
+@settings(deadline=None)  # the first call of an operator is slow
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8))
-def test_the_rows_of_padding_are_left_out_and_the_others_stay_in_order(lengths: list[int]) -> None:
+def test_rows_of_padding_are_removed_and_the_others_keep_their_order(lengths: list[int]) -> None:
     lengths = sorted(lengths, reverse=True)
     ids = np.arange(1, sum(lengths) + 1, dtype=np.int32)
     batch = pad(ids, lengths, pad_id=0)
-    logits = torch.stack([batch.ids, torch.zeros_like(batch.ids)], dim=2).to(torch.bfloat16)
+    logits = torch.stack([batch.input_ids, torch.zeros_like(batch.input_ids)], dim=2).to(torch.bfloat16)
 
     scores = token_scores(logits, batch.mask)
 
@@ -54,7 +54,7 @@ def items_of(*lengths: int) -> list[np.ndarray]:
     return [np.zeros(length, dtype=np.int32) for length in lengths]
 
 
-def test_rows_of_a_tagger_are_those_of_the_items_tokens(model_info) -> None:
+def test_an_item_of_a_tagger_has_the_rows_of_its_tokens(model_info) -> None:
     items = items_of(3, 2, 1)
     assert rows_of(items, [0, 2], model_info()) == [0, 2]
     tagger = model_info(task="tag", labels=LABELS)
@@ -62,7 +62,7 @@ def test_rows_of_a_tagger_are_those_of_the_items_tokens(model_info) -> None:
     assert list(rows_of(items, [1, 1], tagger)) == [3, 4, 3, 4]
 
 
-def test_a_taggers_results_are_compared_item_by_item_and_a_wrong_token_shows(model_info) -> None:
+def test_results_of_a_tagger_are_compared_by_item_and_a_wrong_token_is_detected(model_info) -> None:
     tagger = model_info(task="tag", labels=LABELS)
     items = items_of(192, 8)
     rng = np.random.default_rng(0)
@@ -72,24 +72,24 @@ def test_a_taggers_results_are_compared_item_by_item_and_a_wrong_token_shows(mod
     wrong = first.copy()
     wrong[100] = np.roll(first[100], 1)
     assert lowest_cosine(first, wrong, items, tagger) < 0.999
-    assert other_labels(first, wrong) == 1
+    assert changed_labels(first, wrong) == 1
     noisy[199] = np.nan
     assert np.isnan(lowest_cosine(first, noisy, items, tagger))
 
 
-def test_the_loop_takes_a_row_for_each_token_and_no_other_shape(model_info) -> None:
+def test_the_loop_accepts_one_row_per_token_and_no_other_shape(model_info) -> None:
     tagger = model_info(task="tag", labels=("O", "X"))
     run = Run(1, (3, 1))
     check_values(np.zeros((4, 2), dtype=np.float32), run, tagger)
-    with pytest.raises(BadBatch, match=r"shape \(2, 2\) where \(4, 2\) belong"):
+    with pytest.raises(BatchError, match=r"expected results of shape \(4, 2\) from the model, got \(2, 2\)"):
         check_values(np.zeros((2, 2), dtype=np.float32), run, tagger)
     broken = np.zeros((4, 2), dtype=np.float32)
     broken[3, 1] = np.inf
-    with pytest.raises(BadBatch, match="1 of 2 items, the first is item 1 with 1 tokens"):
+    with pytest.raises(BatchError, match="1 of 2 items, the first is item 1 with 1 tokens"):
         check_values(broken, run, tagger)
 
 
-def test_fake_scores_of_a_token_follow_from_the_item(model_info) -> None:
+def test_fake_scores_of_a_token_depend_on_its_item(model_info) -> None:
     tagger = model_info(task="tag", labels=LABELS)
     ids = np.array([2, 7, 7, 3], dtype=np.int32)
     scores = fake_result(ids, tagger)
@@ -126,7 +126,7 @@ def served_scores(worker: Any, items: list[list[int]]) -> list[np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize(("dtype", "most"), [("fp32", 1e-4), ("bf16", 0.08)])
-def test_a_tagger_gives_the_scores_of_transformers_alone_and_together(
+def test_a_tagger_matches_transformers_for_single_items_and_in_a_batch(
     start, tmp_path, demo_folder, dtype, most, pack
 ) -> None:
     save_tagger(tmp_path, demo_folder)
@@ -153,8 +153,8 @@ def test_a_tagger_gives_the_scores_of_transformers_alone_and_together(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["albert", "distilbert", "electra", "modernbert", "roberta", "deberta-v2"])
-def test_heads_of_other_kinds_give_the_same_scores_in_a_line(kind, tmp_path) -> None:
-    """In this process; the last of them cannot be packed."""
+def test_heads_of_other_kinds_give_the_same_scores_when_packed(kind, tmp_path) -> None:
+    """In this process. The last kind cannot be packed."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForTokenClassification
 
@@ -192,14 +192,14 @@ def test_heads_of_other_kinds_give_the_same_scores_in_a_line(kind, tmp_path) -> 
 
 
 @pytest.mark.slow
-def test_a_head_that_looks_at_neighbours_is_not_packed_and_that_is_said(tmp_path, demo_folder, monkeypatch) -> None:
+def test_a_head_that_mixes_tokens_is_not_packed_and_a_note_says_so(tmp_path, demo_folder, monkeypatch) -> None:
     from transformers import BertForTokenClassification
     from transformers.modeling_outputs import TokenClassifierOutput
 
-    from launcher.worker.backends import eager
+    from launcher.worker.backends.eager import EagerBackend
 
-    class Neighbours(BertForTokenClassification):
-        """Gives each token the logits of the one before it too."""
+    class PreviousToken(BertForTokenClassification):
+        """Adds the logits of the previous token to those of each token."""
 
         def forward(self, input_ids: Any = None, attention_mask: Any = None, **others: Any) -> Any:
             logits = super().forward(input_ids=input_ids, attention_mask=attention_mask, **others).logits
@@ -207,14 +207,14 @@ def test_a_head_that_looks_at_neighbours_is_not_packed_and_that_is_said(tmp_path
             return TokenClassifierOutput(logits=logits + before)
 
     save_tagger(tmp_path, demo_folder)
-    monkeypatch.setitem(eager.KINDS, "tag", Neighbours)
+    monkeypatch.setattr(Tag, "auto_class", PreviousToken)
     model_info = resolve(ModelOptions(model=str(tmp_path)))
-    backend = eager.EagerBackend(Setup(model_info, "fp32", "eager", ()))
+    backend = EagerBackend(Setup(model_info, "fp32", "eager", ()))
 
     loaded = backend.load(lambda stage, done, detail: None)
 
     assert not loaded.packed
-    assert any("not packed: its results in a line differ by" in note for note in loaded.notes)
+    assert any("not packed: packed results differ from those of single items by" in note for note in loaded.notes)
     lengths = (9, 4, 4)
     ids = np.arange(1000, 1000 + sum(lengths), dtype=np.int32)
     together = backend.run(ids, lengths).values
@@ -223,7 +223,7 @@ def test_a_head_that_looks_at_neighbours_is_not_packed_and_that_is_said(tmp_path
 
 
 @pytest.mark.slow
-def test_a_random_model_and_the_fake_backend_tag_too(start) -> None:
+def test_random_models_and_the_fake_backend_support_tagging(start) -> None:
     model_info = resolve(ModelOptions(model="random:tiny", task="tag"))
     for backend in ("eager", "fake"):
         worker = start()
@@ -236,15 +236,15 @@ def test_a_random_model_and_the_fake_backend_tag_too(start) -> None:
 
 
 @pytest.mark.slow
-def test_weights_of_a_head_that_is_missing_are_refused(start, demo_folder) -> None:
+def test_a_model_without_the_weights_of_its_head_is_refused(start, demo_folder) -> None:
     model_info = msgspec.structs.replace(resolve(ModelOptions()), task="tag", labels=LABELS)
     worker = start()
     worker.send(Setup(model_info, "fp32", "eager", ()))
-    assert "the weights lack 2 of the tensors" in worker.unusable()
+    assert "the model files lack 2 of the tensors" in worker.unusable()
 
 
 @pytest.mark.slow
-def test_a_batch_of_long_items_is_answered_whole(start) -> None:
+def test_a_batch_of_long_items_is_returned_completely(start) -> None:
     model_info = resolve(ModelOptions(model="random:tiny", task="tag"))
     worker = start()
     worker.send(Setup(model_info, "fp32", "fake", ()))

@@ -1,4 +1,4 @@
-"""Padding, pooling and scores against the plainest way of writing them down."""
+"""Padding, pooling and scores, compared with a straightforward implementation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.worker.layouts.padded import pad
+from launcher.worker.batches import pad
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool
 
@@ -20,25 +20,25 @@ def ids_of(lengths: list[int]) -> np.ndarray:
 
 
 @given(LENGTHS)
-def test_padding_keeps_each_item_in_its_row_and_masks_the_rest(lengths) -> None:
+def test_each_item_is_a_row_and_its_padding_is_masked(lengths) -> None:
     ids = ids_of(lengths)
     ids.flags.writeable = False  # as received
 
     batch = pad(ids, lengths, pad_id=-7)
 
-    assert batch.ids.dtype == torch.int64
-    assert batch.ids.shape == (len(lengths), lengths[0])
+    assert batch.input_ids.dtype == torch.int64
+    assert batch.input_ids.shape == (len(lengths), lengths[0])
     offset = 0
     for row, length in enumerate(lengths):
-        assert batch.ids[row, :length].tolist() == ids[offset : offset + length].tolist()
-        assert batch.ids[row, length:].tolist() == [-7] * (lengths[0] - length)
+        assert batch.input_ids[row, :length].tolist() == ids[offset : offset + length].tolist()
+        assert batch.input_ids[row, length:].tolist() == [-7] * (lengths[0] - length)
         if batch.mask is not None:
             assert batch.mask[row].tolist() == [True] * length + [False] * (lengths[0] - length)
         offset += length
     assert (batch.mask is None) == (lengths[0] == lengths[-1])
 
 
-def plainly(hidden: torch.Tensor, lengths: list[int], pooling: str, normalize: bool) -> list[list[float]]:
+def pool_by_loop(hidden: torch.Tensor, lengths: list[int], pooling: str, normalize: bool) -> list[list[float]]:
     vectors = []
     for row, length in enumerate(lengths):
         tokens = hidden[row, :length].double()
@@ -51,21 +51,21 @@ def plainly(hidden: torch.Tensor, lengths: list[int], pooling: str, normalize: b
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("lengths", [[9, 5, 5, 1], [6, 6], [1]])
-def test_pooling_looks_at_real_tokens_only(lengths, pooling, normalize, dtype) -> None:
+def test_pooling_uses_only_real_tokens(lengths, pooling, normalize, dtype) -> None:
     torch.manual_seed(len(lengths))
     hidden = torch.randn(len(lengths), lengths[0], 16).to(dtype)
     batch = pad(ids_of(lengths), lengths, 0)
     for row, length in enumerate(lengths):
-        hidden[row, length:] = 1000.0  # would show
+        hidden[row, length:] = 1000.0  # would change the result
 
     vectors = pool(hidden, batch.lengths, batch.mask, pooling, normalize)
 
     assert vectors.dtype == torch.float32
-    np.testing.assert_allclose(vectors.numpy(), plainly(hidden, lengths, pooling, normalize), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vectors.numpy(), pool_by_loop(hidden, lengths, pooling, normalize), rtol=1e-5, atol=1e-6)
 
 
 @given(st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_softmax_scores_sum_to_one_and_sigmoid_scores_stand_alone(rows) -> None:
+def test_softmax_scores_sum_to_one_and_sigmoid_scores_are_independent(rows) -> None:
     logits = torch.tensor(rows)
 
     shares, singles = score(logits, "softmax"), score(logits, "sigmoid")

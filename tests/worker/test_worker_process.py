@@ -1,4 +1,4 @@
-"""A worker as a process, with the fake backend: what it answers, what it survives and how it ends."""
+"""A worker process with the fake backend: its replies, the errors it survives, and how it exits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import pytest
 from launcher.core.protocol.messages import Setup, Stop
 from launcher.worker.backends.fake import fake_result
 
-SLOW = 5.0  # seconds per token: a batch that outlasts any test
+SLOW = 5.0  # seconds per token: a batch runs longer than any test
 
 
 def gone(pid: int, within: float = 10.0) -> bool:
-    """Whether the process ends in time; a zombie has ended."""
+    """Whether the process exits in time; a zombie has exited."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         try:
@@ -35,7 +35,7 @@ def gone(pid: int, within: float = 10.0) -> bool:
     return False
 
 
-def test_says_what_it_loaded_and_how_fast_each_warm_up_shape_was(start, fake_setup) -> None:
+def test_reports_what_it_loaded_and_the_time_of_each_warm_up_batch(start, fake_setup) -> None:
     worker = start("--threads", "3")
     worker.send(fake_setup(warmup=((4, 8), (1, 2)), seconds=0.001))
 
@@ -50,7 +50,7 @@ def test_says_what_it_loaded_and_how_fast_each_warm_up_shape_was(start, fake_set
     assert all(0 <= message.done <= 1 for message in worker.loading)
 
 
-def test_answers_each_batch_in_order_with_the_results_of_its_items(start, fake_setup) -> None:
+def test_returns_the_results_of_each_batch_in_order(start, fake_setup) -> None:
     worker, setup = start(), fake_setup()
     worker.send(setup)
     worker.ready()
@@ -66,7 +66,7 @@ def test_answers_each_batch_in_order_with_the_results_of_its_items(start, fake_s
         np.testing.assert_array_equal(values, np.stack(expected))
 
 
-def test_a_classifier_answers_one_score_per_label(start, fake_setup) -> None:
+def test_a_classifier_returns_one_score_per_label(start, fake_setup) -> None:
     worker = start()
     worker.send(fake_setup(task="classify", labels=("bad", "good", "ugly")))
     assert worker.ready().labels == ("bad", "good", "ugly")
@@ -78,7 +78,7 @@ def test_a_classifier_answers_one_score_per_label(start, fake_setup) -> None:
     np.testing.assert_allclose(values.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_takes_the_time_per_token_that_it_was_given(start, fake_setup) -> None:
+def test_takes_the_configured_time_per_token(start, fake_setup) -> None:
     worker = start()
     worker.send(fake_setup(seconds=0.002))
     worker.ready()
@@ -89,7 +89,7 @@ def test_takes_the_time_per_token_that_it_was_given(start, fake_setup) -> None:
     assert 0.07 <= done.seconds < 1.0
 
 
-def test_stop_lets_the_batches_before_it_finish(start, fake_setup) -> None:
+def test_batches_sent_before_stop_are_finished(start, fake_setup) -> None:
     worker = start()
     worker.send(fake_setup(seconds=0.01))
     worker.ready()
@@ -102,7 +102,7 @@ def test_stop_lets_the_batches_before_it_finish(start, fake_setup) -> None:
     assert worker.exit_status() == 0
 
 
-def test_results_still_arrive_when_the_front_stops_and_closes_its_writing_half(start, fake_setup) -> None:
+def test_results_still_arrive_when_the_front_sends_stop_and_shuts_down_its_writing_direction(start, fake_setup) -> None:
     worker = start()
     worker.send(fake_setup(seconds=0.02))
     worker.ready()
@@ -115,7 +115,7 @@ def test_results_still_arrive_when_the_front_stops_and_closes_its_writing_half(s
 
 
 @pytest.mark.parametrize("when", ["before setup", "idle", "in a batch"])
-def test_ends_at_once_when_the_channel_is_closed(start, fake_setup, when) -> None:
+def test_exits_immediately_when_the_channel_is_closed(start, fake_setup, when) -> None:
     worker = start()
     if when != "before setup":
         worker.send(fake_setup(seconds=SLOW))
@@ -137,7 +137,7 @@ time.sleep(600)
 """
 
 
-def test_dies_with_the_process_that_started_it_even_while_the_channel_stays_open(fake_setup) -> None:
+def test_is_killed_with_its_parent_even_if_the_channel_stays_open(fake_setup) -> None:
     ours, theirs = socket.socketpair()
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, str(theirs.fileno())],
@@ -150,7 +150,7 @@ def test_dies_with_the_process_that_started_it_even_while_the_channel_stays_open
     from launcher.core.protocol.frames import encode
 
     ours.sendall(b"".join(encode(fake_setup(seconds=SLOW))))
-    assert ours.recv(1)  # it is up and talks
+    assert ours.recv(1)  # the worker runs and has sent a message
     starter.kill()
     starter.wait()
     starter.stdout.close()
@@ -161,7 +161,7 @@ def test_dies_with_the_process_that_started_it_even_while_the_channel_stays_open
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_to_the_whole_group_do_not_end_it(start, fake_setup, number) -> None:
+def test_ignores_termination_signals(start, fake_setup, number) -> None:
     worker = start()
     worker.send(fake_setup())
     worker.ready()
@@ -175,13 +175,13 @@ def test_signals_to_the_whole_group_do_not_end_it(start, fake_setup, number) -> 
 @pytest.mark.parametrize(
     ("items", "reason"),
     [
-        ([[1, 1000]], "token id 1000 is outside the vocabulary, 0 to 999"),
-        ([[-1]], "token id -1 is outside"),
-        ([[1], [2, 3]], "not positive and longest first"),
-        ([[1] * 129], "an item of 129 tokens; the model takes at most 128"),
+        ([[1, 1000]], "token id 1000 is out of range; it must be from 0 to 999"),
+        ([[-1]], "token id -1 is out of range"),
+        ([[1], [2, 3]], "must be positive and in descending order"),
+        ([[1] * 129], "an item has 129 tokens; the model takes at most 128"),
     ],
 )
-def test_a_batch_that_cannot_be_run_fails_alone(start, fake_setup, items, reason) -> None:
+def test_an_invalid_batch_fails_without_affecting_the_next(start, fake_setup, items, reason) -> None:
     worker = start()
     worker.send(fake_setup())
     worker.ready()
@@ -194,7 +194,7 @@ def test_a_batch_that_cannot_be_run_fails_alone(start, fake_setup, items, reason
     assert worker.results()[0].batch == 2
 
 
-def test_a_body_of_the_wrong_size_fails_alone(start, fake_setup) -> None:
+def test_a_body_of_the_wrong_size_fails_without_affecting_the_next(start, fake_setup) -> None:
     from launcher.core.protocol.messages import Run
 
     worker = start()
@@ -203,21 +203,21 @@ def test_a_body_of_the_wrong_size_fails_alone(start, fake_setup) -> None:
     worker.send(Run(1, (3, 2)), b"\0" * 16)
     worker.run(2, [[1, 2]])
 
-    assert "16 bytes of token ids for 5 tokens" in worker.failed().reason
+    assert "expected 20 bytes of token ids for 5 tokens, got 16" in worker.failed().reason
     assert worker.results()[0].batch == 2
 
 
 @pytest.mark.parametrize("bytes_sent", [b"GET / HTTP/1.1\r\n\r\n", b"\x05\x00\x00\x00\x00\x00\x00\x00hello"])
-def test_garbage_on_the_channel_ends_it_with_a_status_of_its_own(start, bytes_sent) -> None:
+def test_exits_with_status_6_on_garbage_on_the_channel(start, bytes_sent) -> None:
     worker = start()
     worker.socket.sendall(bytes_sent)
 
     assert worker.exit_status() == 6
-    assert "the channel is broken" in worker.errors()
+    assert "protocol error on the channel" in worker.errors()
 
 
 @pytest.mark.parametrize("after_ready", [False, True])
-def test_a_message_out_of_turn_ends_it_with_the_same_status(start, fake_setup, after_ready) -> None:
+def test_exits_with_status_6_on_an_unexpected_message(start, fake_setup, after_ready) -> None:
     worker = start()
     if after_ready:
         worker.send(fake_setup())
@@ -229,7 +229,7 @@ def test_a_message_out_of_turn_ends_it_with_the_same_status(start, fake_setup, a
     assert worker.exit_status() == 6
 
 
-def test_says_so_when_its_descriptor_0_is_no_channel() -> None:
+def test_reports_that_descriptor_0_is_not_a_socket() -> None:
     made = subprocess.run(
         [sys.executable, "-m", "launcher.worker", "--instance", "0", "--threads", "1"],
         stdin=subprocess.DEVNULL,
@@ -239,11 +239,11 @@ def test_says_so_when_its_descriptor_0_is_no_channel() -> None:
     )
 
     assert made.returncode == 2
-    assert "descriptor 0 is no connected socket" in made.stderr
+    assert "descriptor 0 is not a connected socket" in made.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--threads", "0"], ["--threads", "1", "--memory", "bind"], []])
-def test_refuses_arguments_that_make_no_sense(arguments) -> None:
+def test_rejects_invalid_arguments(arguments) -> None:
     made = subprocess.run(
         [sys.executable, "-m", "launcher.worker", "--instance", "0", *arguments],
         stdin=subprocess.DEVNULL,
@@ -256,15 +256,15 @@ def test_refuses_arguments_that_make_no_sense(arguments) -> None:
     assert "--" in made.stderr
 
 
-def test_a_warm_up_shape_that_the_model_does_not_take_is_refused(start, fake_setup) -> None:
+def test_a_warm_up_batch_with_too_long_an_item_is_refused(start, fake_setup) -> None:
     worker = start()
     worker.send(fake_setup(warmup=((1, 129),)))
 
-    assert "takes 1 to 128 tokens" in worker.unusable()
+    assert "must have 1 to 128 tokens" in worker.unusable()
     assert worker.exit_status() == 4
 
 
-def test_libraries_find_nothing_to_read_on_descriptor_0_and_no_torch_is_loaded(start, fake_setup) -> None:
+def test_descriptor_0_is_dev_null_and_the_fake_backend_does_not_load_torch(start, fake_setup) -> None:
     worker = start()
     worker.send(fake_setup())
     pid = worker.ready().pid
@@ -281,7 +281,7 @@ def thread_masks(pid: int) -> list[str]:
     return [line.split()[1] for status in statuses for line in status.splitlines() if "Cpus_allowed_list" in line]
 
 
-def test_binds_every_thread_to_the_cpus_it_was_given(start, fake_setup) -> None:
+def test_binds_every_thread_to_the_given_cpus(start, fake_setup) -> None:
     cpu = min(os.sched_getaffinity(0))
     worker = start("--threads", "1", "--cpus", str(cpu))
     worker.send(fake_setup())
@@ -293,7 +293,7 @@ def test_binds_every_thread_to_the_cpus_it_was_given(start, fake_setup) -> None:
 
 
 @pytest.mark.parametrize("cpus", ["4000", "{first},4000"])
-def test_says_which_cpus_it_could_not_get(start, cpus) -> None:
+def test_reports_which_cpus_are_not_available(start, cpus) -> None:
     worker = start("--threads", "1", "--cpus", cpus.format(first=min(os.sched_getaffinity(0))))
 
     reason = worker.unusable()
@@ -309,7 +309,7 @@ def memory_policies_are_allowed() -> bool:
 
 @pytest.mark.skipif(not memory_policies_are_allowed(), reason="set_mempolicy is refused on this machine")
 @pytest.mark.parametrize("policy", ["bind", "interleave"])
-def test_binds_memory_to_the_nodes_it_was_given(start, fake_setup, policy) -> None:
+def test_binds_memory_to_the_given_nodes(start, fake_setup, policy) -> None:
     worker = start("--threads", "1", "--memory", policy, "--nodes", "0")
     worker.send(fake_setup())
     pid = worker.ready().pid
@@ -320,7 +320,7 @@ def test_binds_memory_to_the_nodes_it_was_given(start, fake_setup, policy) -> No
     assert all(line.split()[1].startswith(f"{policy}:0") for line in heap)
 
 
-def test_says_which_nodes_were_refused(start) -> None:
+def test_reports_which_nodes_were_refused(start) -> None:
     worker = start("--threads", "1", "--memory", "bind", "--nodes", "63")
 
     reason = worker.unusable()
@@ -329,7 +329,7 @@ def test_says_which_nodes_were_refused(start) -> None:
     assert worker.exit_status() == 5
 
 
-def test_setups_survive_the_wire(fake_setup: Callable[..., Setup]) -> None:
+def test_setup_is_unchanged_by_encoding_and_decoding(fake_setup: Callable[..., Setup]) -> None:
     import msgspec
 
     setup = fake_setup(warmup=((2, 3),), notes=("a note",))

@@ -1,1 +1,1 @@
-"""The state machines of served instances and of the programs of ``launch run``."""
+"""The state machines of served instances (`worker`) and of the copies of ``launch run`` (`program`)."""

@@ -1,80 +1,168 @@
-"""The course of ``launch run``: when each instance's program starts, when all have to end, and with which status.
+"""The lifecycle of the copies of ``launch run``: when each starts and is told to stop, and the exit status of all.
 
-Events in (what has happened), actions out (what is to be done); time is an argument. Separate from
-``core.lifecycle.worker``: a worker that ends is lost, a program that ends with 0 is done. Nothing is started or
-waited for in here; ``run.runner`` does that.
+Separate from ``core.lifecycle.worker``: a worker that exits has failed, a program that exits with 0 has succeeded,
+and one program's failure can stop the others. `step` is the only function that changes the state of one program;
+`Job` has all programs of a run. Nothing is started or waited for in here; ``run.runner`` does that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from launcher.core.lifecycle.worker import RestartPolicy
+from launcher.core.lifecycle.events import (
+    BackoffElapsed,
+    FailedPermanently,
+    GracePeriodElapsed,
+    KillRequested,
+    Spawned,
+    SpawnFailed,
+    StartRequested,
+)
+from launcher.core.lifecycle.restart import RestartPolicy, count_failure, restart_delay
+from launcher.core.lifecycle.transitions import TransitionTable
 from launcher.errors import InstanceError, MachineError
 
-State = Literal["planned", "running", "ending", "waiting", "done", "failed", "ended"]
+State = Literal["planned", "starting", "running", "stopping", "killing", "backoff", "succeeded", "stopped", "failed"]
+Guard = Literal["exit status 0", "may restart", "must not restart", "shutting down"]
 
-OnFailure = Literal["stop", "continue", "restart"]
-
-UNUSABLE = MachineError.exit_code
-
-
-@dataclass(frozen=True, slots=True)
-class StartDue:
-    """It is time for the instance's program to start."""
+# signal(7): the same number on all architectures; core may not import the signal module.
+SIGTERM = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """The program has ended: ``status`` as ``subprocess`` has it, negative for a signal."""
+class Exited:
+    """The program has exited.
 
-    status: int
+    ``exit_status`` as ``subprocess`` gives it, negative for a signal.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The program could not be started, or must not go on where it is; another start would not help."""
-
-    reason: str
+    exit_status: int
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """The program has been told to end, by a signal that came or because another one has failed."""
+class StopRequested:
+    """The program has to stop, because of a signal to the launcher or the failure of another program.
+
+    It is sent ``signal``, and SIGKILL after ``grace`` seconds.
+    """
+
+    signal: int
+    grace: float
 
 
-@dataclass(frozen=True, slots=True)
-class GraceOver:
-    """The program has not ended in its time, or nobody wants to wait for it any more."""
+Event = (
+    StartRequested
+    | BackoffElapsed
+    | Spawned
+    | SpawnFailed
+    | FailedPermanently
+    | Exited
+    | StopRequested
+    | GracePeriodElapsed
+    | KillRequested
+)
 
-
-Event = StartDue | Ended | Refused | Told | GraceOver
-
-FINAL: frozenset[State] = frozenset({"done", "failed", "ended"})
-
-# `Ended` out of "running" leads on by the status and the policy; the table names the failing case.
-TRANSITIONS: Mapping[State, Mapping[type[Event], State]] = MappingProxyType(
+STATES: Mapping[State, str] = MappingProxyType(
     {
-        "planned": {StartDue: "running", Told: "ended", GraceOver: "ended"},
-        "running": {Ended: "failed", Refused: "ending", Told: "ending", GraceOver: "ending"},
-        "waiting": {StartDue: "running", Told: "ended", GraceOver: "ended"},
-        "ending": {Ended: "ended", Refused: "ending", Told: "ending", GraceOver: "ending"},
-        "done": {},
-        "failed": {},
-        "ended": {},
+        "planned": "The instance is in the plan; its program has not been started yet.",
+        "starting": "The operating system is starting the process.",
+        "running": "The program runs.",
+        "stopping": "The program has been sent the signal to stop and has its grace period to exit.",
+        "killing": "The program has been sent SIGKILL; its exit has not been seen yet.",
+        "backoff": "The program has failed; it starts again on the same cores when the back-off is over.",
+        "succeeded": "The program has exited with status 0 and is not started again.",
+        "stopped": "The program has been stopped, or was never started because the run ended first.",
+        "failed": "The program has failed and is not restarted.",
     }
 )
 
+GUARDS: Mapping[str, str] = MappingProxyType(
+    {
+        "exit status 0": "The program has exited with status 0.",
+        "may restart": "The policy restarts what fails, and the limit of failures in a row is not reached.",
+        "must not restart": "The policy does not restart, the limit is reached, or the failure is permanent.",
+        "shutting down": "The program was told to stop before.",
+    }
+)
+
+TRANSITIONS: TransitionTable[State] = TransitionTable(
+    "a program",
+    STATES,
+    GUARDS,
+    MappingProxyType(
+        {
+            "planned": {StartRequested: "starting", StopRequested: "stopped", KillRequested: "stopped"},
+            "starting": {Spawned: "running", SpawnFailed: "failed"},
+            "running": {
+                Exited: {"exit status 0": "succeeded", "may restart": "backoff", "must not restart": "failed"},
+                FailedPermanently: "killing",
+                StopRequested: "stopping",
+                KillRequested: "killing",
+            },
+            "stopping": {Exited: "stopped", GracePeriodElapsed: "killing", KillRequested: "killing"},
+            "killing": {Exited: {"shutting down": "stopped", "must not restart": "failed"}},
+            "backoff": {BackoffElapsed: "starting", StopRequested: "stopped", KillRequested: "stopped"},
+            "succeeded": {},
+            "stopped": {},
+            "failed": {},
+        }
+    ),
+)
+
+WITH_PROCESS: frozenset[State] = frozenset({"running", "stopping", "killing"})
+FINAL = TRANSITIONS.final
+
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Start the program of the instance; ``attempt`` counts from 1."""
+class ProgramStatus:
+    """One instance and its program as they are now. Times are those of the caller's clock, in seconds.
+
+    ``pid`` is set while the process exists. ``failures`` counts failures in a row, ``starts`` all starts so far.
+    ``exit_status`` is that of its last exit, ``deadline`` is when `timeout_event` has an event. ``reason`` is why it
+    failed where that is no exit status. ``permanent``: a restart would not help. ``shutting_down``: it was told to
+    stop.
+    """
 
     instance: int
-    attempt: int
+    state: State = TRANSITIONS.initial
+    since: float = 0.0
+    pid: int | None = None
+    starts: int = 0
+    failures: int = 0
+    exit_status: int | None = None
+    deadline: float | None = None
+    reason: str | None = None
+    permanent: bool = False
+    shutting_down: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """What this program contributes to the exit status of the launcher, once its state is final."""
+        if self.permanent:
+            return MachineError.exit_code
+        if self.exit_status is None:
+            return InstanceError.exit_code if self.state == "failed" else 0
+        return exit_code(self.exit_status)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What follows when a program fails: the others are stopped (``stop_others``), it is restarted (``restart`` is not
+    None), or neither. ``grace_seconds`` is the time between the signal to stop and SIGKILL."""
+
+    stop_others: bool
+    restart: RestartPolicy | None
+    grace_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start the program of the instance, then report `Job.spawned` or `Job.spawn_failed`."""
+
+    instance: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +175,14 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End the instance's program and what it has started with SIGKILL."""
+    """Send SIGKILL to the instance's program and to what it has started."""
 
     instance: int
 
 
 @dataclass(frozen=True, slots=True)
-class Restart:
-    """Nothing to do but to say so: the program starts again in ``delay`` seconds."""
+class AnnounceRestart:
+    """Tell the operator that the program starts again in ``delay`` seconds."""
 
     instance: int
     delay: float
@@ -102,211 +190,208 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """Nothing to do but to say so: the others are told to end because this instance has failed."""
+class AnnounceStop:
+    """Tell the operator that the other programs are stopped because this one has failed."""
 
     instance: int
 
 
-Action = Start | Signal | Kill | Restart | Stop
+Action = Spawn | Signal | Kill | AnnounceRestart | AnnounceStop
+Step = tuple[ProgramStatus, tuple[Action, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class CoursePolicy:
-    """``on_failure``: stop the others, let them continue, or restart. A program that was told to end has
-    ``grace_seconds`` for it. ``restart`` has the back-off and the limit; its ``settled_seconds`` of running end a row
-    of failures."""
-
-    on_failure: OnFailure
-    grace_seconds: float
-    restart: RestartPolicy
+def step(before: ProgramStatus, event: Event, now: float, policy: Policy) -> Step:
+    """The status after ``event``, and what has to be done. Raises ``IllegalTransition`` and changes nothing."""
+    recorded = _record(before, event, now, policy)
+    state = TRANSITIONS.next_state(before.state, type(event), _guard(recorded, policy))
+    after = replace(recorded, state=state, since=now)
+    after = replace(after, deadline=_deadline(after, event, policy))
+    return after, _actions(after, event, policy)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One instance as it is now. ``status`` is that of its last end, ``deadline`` when ``Course.tick`` has to act."""
+def _record(before: ProgramStatus, event: Event, now: float, policy: Policy) -> ProgramStatus:
+    """``before`` with the facts that the event brings; the state is still the old one."""
+    if isinstance(event, StartRequested | BackoffElapsed):
+        return replace(before, starts=before.starts + 1)
+    if isinstance(event, Spawned):
+        return replace(before, pid=event.pid)
+    if isinstance(event, SpawnFailed):
+        return replace(before, reason=event.reason, exit_status=None)
+    if isinstance(event, FailedPermanently):
+        return replace(before, reason=event.reason, permanent=True)
+    if isinstance(event, Exited):
+        gone = replace(before, pid=None, exit_status=event.exit_status)
+        if before.state != "running" or event.exit_status == 0:
+            return gone
+        if policy.restart is None:
+            return replace(gone, failures=before.failures + 1)
+        return replace(gone, failures=count_failure(before.failures, now - before.since, policy.restart))
+    if isinstance(event, StopRequested | KillRequested):
+        return replace(before, shutting_down=True)
+    return before
 
-    instance: int
-    state: State = "planned"
-    since: float = 0.0
-    starts: int = 0
-    failures: int = 0
-    status: int | None = None
-    reason: str | None = None
-    deadline: float | None = None
+
+def _guard(status: ProgramStatus, policy: Policy) -> Guard:
+    if status.permanent:
+        return "must not restart"
+    if status.shutting_down:
+        return "shutting down"
+    if status.exit_status == 0:
+        return "exit status 0"
+    if policy.restart is None or status.failures >= policy.restart.max_failures:
+        return "must not restart"
+    return "may restart"
 
 
-class Course:
-    """All instances of one run. Every method that changes something returns what is to be done, in order."""
+def _deadline(after: ProgramStatus, event: Event, policy: Policy) -> float | None:
+    if after.state == "backoff" and policy.restart is not None:
+        return after.since + restart_delay(after.failures, policy.restart)
+    return after.since + event.grace if isinstance(event, StopRequested) and after.state == "stopping" else None
 
-    def __init__(self, instances: Sequence[int], policy: CoursePolicy) -> None:
+
+def _actions(after: ProgramStatus, event: Event, policy: Policy) -> tuple[Action, ...]:
+    """What has to be done in the new state."""
+    if after.state == "starting":
+        return (Spawn(after.instance),)
+    if isinstance(event, StopRequested) and after.state == "stopping":
+        return (Signal(after.instance, event.signal),)
+    if after.state == "killing":
+        return (Kill(after.instance),)
+    if after.state == "backoff" and policy.restart is not None:
+        return (AnnounceRestart(after.instance, restart_delay(after.failures, policy.restart), after.failures),)
+    return ()
+
+
+def timeout_event(status: ProgramStatus, now: float) -> Event | None:
+    """The event that follows from the deadline having passed; None while it is ahead."""
+    if status.deadline is None or now < status.deadline:
+        return None
+    return BackoffElapsed() if status.state == "backoff" else GracePeriodElapsed()
+
+
+def exit_code(exit_status: int) -> int:
+    """The exit code that a shell reports for a process with this exit status: 128 + N for signal N."""
+    return exit_status if exit_status >= 0 else 128 - exit_status
+
+
+class Job:
+    """All programs of one run. Every method that changes something returns what has to be done, in order."""
+
+    def __init__(self, instances: Sequence[int], policy: Policy) -> None:
         self._policy = policy
-        self._all = {instance: Progress(instance) for instance in instances}
-        self._exit_status: int | None = None
-        self._ending = False
+        self._programs = {instance: ProgramStatus(instance) for instance in instances}
+        self._exit_status = 0
+        self._stopping = False
 
-    # -- what there is to know ------------------------------------------------------------------------------------
+    # -- queries --------------------------------------------------------------------------------------------------
 
-    def progress(self) -> tuple[Progress, ...]:
-        """Every instance as it is now."""
-        return tuple(self._all.values())
-
-    @property
-    def over(self) -> bool:
-        """Whether every instance has come to its end."""
-        return all(one.state in FINAL for one in self._all.values())
+    def programs(self) -> tuple[ProgramStatus, ...]:
+        """Every program as it is now."""
+        return tuple(self._programs.values())
 
     @property
-    def ending(self) -> bool:
-        """Whether every program has been told to end, so that nothing starts any more."""
-        return self._ending
+    def finished(self) -> bool:
+        """Whether every program is in a final state."""
+        return all(program.state in FINAL for program in self._programs.values())
+
+    @property
+    def stopping(self) -> bool:
+        """Whether every program has been told to stop, so that nothing is started any more."""
+        return self._stopping
 
     @property
     def exit_status(self) -> int:
-        """What the launcher ends with: that of the first program that failed for good, else 0."""
-        return self._exit_status or 0
+        """The exit status of the launcher: the exit code of the first program that failed for good, else 0."""
+        return self._exit_status
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do; None: not before another event."""
-        return min((one.deadline for one in self._all.values() if one.deadline is not None), default=None)
+        return min((one.deadline for one in self._programs.values() if one.deadline is not None), default=None)
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    def begin(self, now: float) -> list[Action]:
-        """Start every program."""
-        return [action for instance in self._all for action in self._start(instance, now)]
+    def start(self, instance: int, now: float) -> list[Action]:
+        """Start the program for the first time; does nothing when all were told to stop before its turn."""
+        return [] if self._stopping else self._handle([instance], StartRequested(), now)
 
-    def ended(self, instance: int, status: int, now: float) -> list[Action]:
-        """The program of the instance has ended."""
-        before = self._all[instance]
-        state = self._next(before, Ended)
-        after = replace(before, state=state, since=now, status=status, deadline=None)
-        if before.reason is not None:  # refused; its status is only that of our own signal
-            return self._failed(replace(after, state="failed"), UNUSABLE)
-        if status == 0:
-            self._all[instance] = replace(after, state="done" if before.state == "running" else "ended")
+    def spawned(self, instance: int, pid: int, now: float) -> list[Action]:
+        """The process exists."""
+        return self._handle([instance], Spawned(pid), now)
+
+    def spawn_failed(self, instance: int, reason: str, now: float) -> list[Action]:
+        """The process could not be started; a restart would not help."""
+        return self._handle([instance], SpawnFailed(reason), now)
+
+    def exited(self, instance: int, exit_status: int, now: float) -> list[Action]:
+        """The program has exited."""
+        return self._handle([instance], Exited(exit_status), now)
+
+    def fail(self, instance: int, reason: str, now: float) -> list[Action]:
+        """Kill a program that must not go on here; does nothing when it does not run or stops already."""
+        if not TRANSITIONS.accepts(self._programs[instance].state, FailedPermanently):
             return []
-        if before.state == "ending":
-            self._all[instance] = after
-            self._note_failure(exit_code(status))
-            return []
-        return self._failed_running(before, after, now)
+        return self._handle([instance], FailedPermanently(reason), now)
 
-    def refused(self, instance: int, reason: str, now: float) -> list[Action]:
-        """The running program of the instance must not go on where it is."""
-        before = self._all[instance]
-        if before.state != "running":
-            return []
-        after = replace(before, state=self._next(before, Refused), since=now, reason=reason, deadline=None)
-        self._all[instance] = after
-        return [Kill(instance)]
+    def stop(self, signal: int, now: float) -> list[Action]:
+        """A signal to stop has arrived: the first one is passed on, with a grace period; the next one kills."""
+        if self._stopping:
+            return self.kill(now)
+        actions = self._handle(
+            self._except(*FINAL, "stopping", "killing"), StopRequested(signal, self._policy.grace_seconds), now
+        )
+        self._stopping = True
+        return actions
 
-    def not_started(self, instance: int, reason: str, now: float) -> list[Action]:
-        """The program of the instance could not be started; that is a failure that does not mend itself."""
-        before = self._all[instance]
-        return self._failed(replace(before, state="failed", since=now, reason=reason), InstanceError.exit_code)
-
-    def signalled(self, number: int, now: float) -> list[Action]:
-        """A signal to end has come: the first is passed on and bounded in time, the next one kills."""
-        if self._ending:
-            return self.kill_all(now)
-        self._ending = True
-        return [action for instance in self._all for action in self._tell(instance, number, now)]
-
-    def kill_all(self, now: float) -> list[Action]:
-        """Nobody wants to wait any more."""
-        self._ending = True
-        return [action for instance in self._all for action in self._give_no_grace(instance, now)]
+    def kill(self, now: float) -> list[Action]:
+        """Kill every program without a grace period."""
+        actions = self._handle(self._except(*FINAL, "killing"), KillRequested(), now)
+        self._stopping = True
+        return actions
 
     def tick(self, now: float) -> list[Action]:
-        """What the passing of time brings."""
-        return [action for one in self.progress() for action in self._overdue(one, now)]
+        """Handle the deadlines that have passed."""
+        due = [(one.instance, event) for one in self.programs() if (event := timeout_event(one, now))]
+        return [action for instance, event in due for action in self._handle([instance], event, now)]
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _next(self, one: Progress, event: type[Event]) -> State:
-        try:
-            return TRANSITIONS[one.state][event]
-        except KeyError:
-            raise ValueError(f"{event.__name__} cannot happen to instance {one.instance}, {one.state}") from None
+    def _except(self, *states: State) -> list[int]:
+        return [one.instance for one in self._programs.values() if one.state not in states]
 
-    def _start(self, instance: int, now: float) -> Iterator[Action]:
-        before = self._all[instance]
-        state, attempt = self._next(before, StartDue), before.starts + 1
-        self._all[instance] = replace(before, state=state, since=now, starts=attempt, deadline=None)
-        yield Start(instance, attempt)
-
-    def _failed_running(self, before: Progress, after: Progress, now: float) -> list[Action]:
-        restart = self._policy.restart
-        settled = now - before.since >= restart.settled_seconds
-        failures = 1 if settled else before.failures + 1
-        after = replace(after, failures=failures)
-        if self._policy.on_failure == "restart" and not self._ending and failures < restart.max_failures:
-            delay = restart.delay(failures)
-            self._all[after.instance] = replace(after, state="waiting", deadline=now + delay)
-            return [Restart(after.instance, delay, failures)]
-        return self._failed(after, exit_code(after.status or 0))
-
-    def _failed(self, after: Progress, code: int) -> list[Action]:
-        self._all[after.instance] = after
-        self._note_failure(code)
-        if self._policy.on_failure != "stop" or self._ending or self.over:
-            return []
-        self._ending = True
-        told = [action for other in self._all for action in self._tell(other, SIGTERM, after.since)]
-        return [Stop(after.instance), *told]
-
-    def _note_failure(self, code: int) -> None:
-        if self._exit_status is None:
-            self._exit_status = code
-
-    def _tell(self, instance: int, number: int, now: float) -> Iterator[Action]:
-        before = self._all[instance]
-        if before.state in FINAL or before.state == "ending":
-            return
-        state = self._next(before, Told)
-        deadline = now + self._policy.grace_seconds if state == "ending" else None
-        self._all[instance] = replace(before, state=state, since=now, deadline=deadline)
-        if state == "ending":
-            yield Signal(instance, number)
-        elif before.status:  # it waited for another start that will not come
-            self._note_failure(exit_code(before.status))
-
-    def _give_no_grace(self, instance: int, now: float) -> Iterator[Action]:
-        before = self._all[instance]
-        if before.state in FINAL:
-            return
-        state = self._next(before, GraceOver)
-        self._all[instance] = replace(before, state=state, since=now, deadline=None)
-        if state == "ending":
-            yield Kill(instance)
-        elif before.status:
-            self._note_failure(exit_code(before.status))
-
-    def _overdue(self, one: Progress, now: float) -> Iterator[Action]:
-        if one.deadline is None or now < one.deadline:
-            return
-        yield from (
-            self._start(one.instance, now) if one.state == "waiting" else self._give_no_grace(one.instance, now)
-        )
+    def _handle(self, instances: Sequence[int], event: Event, now: float) -> list[Action]:
+        """The same event for these instances; where it is illegal for one of them, nothing is changed."""
+        steps = [step(self._programs[instance], event, now, self._policy) for instance in instances]
+        actions: list[Action] = []
+        for after, todo in steps:
+            self._programs[after.instance] = after
+            actions += todo
+            if after.state in FINAL:
+                self._exit_status = self._exit_status or after.exit_code
+        failed = [after for after, _ in steps if after.state == "failed"]
+        if failed and self._policy.stop_others and not self._stopping and not self.finished:
+            actions += [AnnounceStop(failed[0].instance), *self.stop(SIGTERM, now)]
+        return actions
 
 
-# Of signal(7): the same number on all machines; core knows no signal module.
-SIGTERM = 15
+def check(job: Job, policy: Policy) -> None:
+    """Raise ``AssertionError`` where a job contradicts itself; for tests after each event."""
+    for one in job.programs():
+        _check_program(one, policy)
+        if job.stopping:
+            assert one.state not in ("planned", "starting", "running", "backoff"), f"{one}: it was not told to stop"
+    codes = [one.exit_code for one in job.programs() if one.state in FINAL]
+    assert job.exit_status in ({0} if not any(codes) else set(codes) - {0}), "the exit status is that of a failure"
 
 
-def exit_code(status: int) -> int:
-    """The exit code that a shell gives a process that ended so: 128 + N for signal N."""
-    return status if status >= 0 else 128 - status
-
-
-def check(course: Course, policy: CoursePolicy) -> None:
-    """Raise ``AssertionError`` where a course contradicts itself; for tests after each event."""
-    for one in course.progress():
-        assert one.deadline is None or one.state in ("waiting", "ending"), f"{one}: no other state waits for time"
-        assert one.state != "waiting" or one.deadline is not None, f"{one}: it would wait for ever"
-        assert one.failures <= policy.restart.max_failures, f"{one}: more failures than the limit"
-        assert (one.state == "planned") == (one.starts == 0 and one.state not in FINAL), f"{one}: started or not"
-        assert one.state != "done" or one.status == 0, f"{one}: done with another status than 0"
-    if course.over and all(one.state == "done" for one in course.progress()):
-        assert course.exit_status == 0, "all ended with 0"
+def _check_program(one: ProgramStatus, policy: Policy) -> None:
+    assert (one.pid is not None) == (one.state in WITH_PROCESS), f"{one}: process and state disagree"
+    timed = one.state in ("backoff", "stopping")
+    assert (one.deadline is not None) == timed, f"{one}: deadlines belong to states that wait for something"
+    assert one.failures <= one.starts, f"{one}: more failures than starts"
+    limit = 1 if policy.restart is None else policy.restart.max_failures
+    assert one.failures <= limit, f"{one}: more failures than the limit"
+    assert one.starts > 0 or one.state in ("planned", "stopped"), f"{one}: it was never started"
+    assert one.state != "succeeded" or one.exit_status == 0, f"{one}: succeeded with another exit status than 0"
+    assert one.state != "backoff" or policy.restart is not None, f"{one}: the policy does not restart"
+    assert not one.permanent or one.state in ("killing", "failed"), f"{one}: a permanent failure is not retried"
+    assert one.state != "stopped" or one.shutting_down, f"{one}: nothing stops unless it is told to"

@@ -1,25 +1,25 @@
-"""Collects what is odd about a machine and says each kind of it once, however many cpus show it.
+"""Collects the anomalies of a machine, and reports each kind once, however many cpus have it.
 
-Separate because the reading of files and the judging of what was read both find oddities. Nothing is decided here.
+Separate because both the readers of files and the assembly of a machine find anomalies. Nothing is decided here.
 """
 
 from __future__ import annotations
 
-NAMED = 6
+NAMED = 6  # subjects listed by name for each kind
 
 
-class Oddities:
-    """Sentences in the order in which their kind was first seen."""
+class Anomalies:
+    """Kinds of anomalies with the cpus, nodes or files that have them, in the order in which they were found."""
 
     def __init__(self) -> None:
         self._subjects: dict[str, list[str]] = {}
 
     def add(self, sentence: str, subject: str) -> None:
-        """Note that ``sentence``, in which ``{}`` stands for the subjects, is true of ``subject`` too."""
+        """Record that ``sentence`` applies to ``subject``; ``{}`` in it stands for all subjects."""
         self._subjects.setdefault(sentence, []).append(subject)
 
     def sentences(self) -> tuple[str, ...]:
-        """One sentence for each kind; of many subjects the first few are named and the others counted."""
+        """One sentence per kind, which lists the first ``NAMED`` subjects and counts the rest."""
         return tuple(sentence.replace("{}", _joined(found)) for sentence, found in self._subjects.items())
 
 

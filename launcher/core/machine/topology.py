@@ -1,7 +1,7 @@
-"""A machine as frozen facts, and what can be said of it without looking again.
+"""A machine as immutable facts: cores, nodes, memory and limits, and their JSON form.
 
-``host.machine.sysfs`` fills these values, the planner reads them. Unknown facts are ``None``, never a guess. A
-machine can be written as JSON and read back elsewhere, so that a plan for it can be made on another one. No file is
+``host.machine.sysfs`` fills these values and the planner reads them. Unknown facts are ``None``, never a guess. A
+machine can be written as JSON and read elsewhere, so that a plan for it can be made on another machine. No file is
 opened here.
 """
 
@@ -18,14 +18,14 @@ from launcher.errors import UsageError
 SCHEMA = 1
 UNKNOWN_ARCH = "unknown"
 FROM_A_REPORT = (
-    "The machine is that of a topology report, whose warnings are of another plan and are left out; a file of "
-    "`launch topology --save` keeps those that are of the machine."
+    "The machine comes from a topology report. The warnings of that report are omitted, because they also concern its "
+    "plan; a file written by `launch topology --save` keeps the warnings about the machine."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """One physical core. ``cpus`` are its allowed cpus, lowest first; the first is the one that is used."""
+    """One physical core. ``cpus`` are its allowed cpus, lowest first; the plan uses the first one."""
 
     id: int
     cpus: tuple[int, ...]
@@ -37,10 +37,10 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One NUMA node. ``cpus`` is the kernel's list, which on older kernels names offline cpus too.
+    """One NUMA node. ``cpus`` is the kernel's list, which on older kernels includes offline cpus.
 
-    ``distances`` pairs node id and SLIT distance. ``free_bytes`` is as of the reading: unused pages and those that
-    only cache files.
+    ``distances`` are pairs of node id and SLIT distance. ``free_bytes`` is the amount at the time of reading: unused
+    pages and the page cache.
     """
 
     id: int
@@ -50,13 +50,13 @@ class Node:
     free_bytes: int | None = None
 
     def distance(self, other: int) -> int:
-        """SLIT distance to another node; nodes the kernel does not relate count as far away (255)."""
+        """SLIT distance to another node; 255, the largest, where the kernel reports none."""
         return dict(self.distances).get(other, 10 if other == self.id else 255)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds this process on the machine. ``cpu_quota`` is in cpus (1.5 = 150 ms per 100 ms)."""
+    """The resource limits of this process. ``cpu_quota`` is in cpus (1.5 = 150 ms of cpu time per 100 ms)."""
 
     cpu_quota: float | None = None
     memory_nodes: tuple[int, ...] | None = None
@@ -66,9 +66,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """All that was read. ``cores`` are the usable ones only; ``warnings`` say what was odd while reading.
+    """A machine as this process may use it. ``cores`` has the usable ones only; ``warnings`` name anomalies.
 
-    ``memory_bytes`` and ``free_bytes`` are of the whole machine: what counts where it has no nodes.
+    ``memory_bytes`` and ``free_bytes`` are those of the whole machine, for use where it has no nodes.
+    ``microarchitecture`` is archspec's name, such as ``zen4``.
     """
 
     arch: str
@@ -85,6 +86,13 @@ class Machine:
     warnings: tuple[str, ...] = ()
     memory_bytes: int | None = None
     free_bytes: int | None = None
+    microarchitecture: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The processor in words: ``AMD EPYC 7763 64-Core Processor (x86_64, zen3)``."""
+        kind = self.arch if self.microarchitecture in (None, self.arch) else f"{self.arch}, {self.microarchitecture}"
+        return f"{self.model or self.vendor or 'Unknown processor'} ({kind})"
 
     def node(self, node_id: int) -> Node | None:
         """The node of that id, or None."""
@@ -98,6 +106,7 @@ class Machine:
             "arch": None if self.arch == UNKNOWN_ARCH else self.arch,
             "vendor": self.vendor,
             "model": self.model,
+            "microarchitecture": self.microarchitecture,
             "isa": list(self.isa),
             "cpus": {
                 "present": format_cpu_list(self.present),
@@ -135,14 +144,14 @@ class Machine:
 
     @classmethod
     def from_json(cls, data: object) -> Machine:
-        """The machine of such an object. Raises ``UsageError`` naming what is missing, mistyped or impossible."""
+        """The machine of such an object. Raises ``UsageError`` that names what is missing, mistyped or inconsistent."""
         return _machine(_decoded(data, _MachineJson, "machine"))
 
 
 def machine_to_json(machine: Machine) -> dict[str, Any]:
-    """What a machine file holds: the topology report's ``machine`` and ``warnings``, without the plan.
+    """The contents of a machine file: ``machine`` and ``warnings`` of the topology report, without the plan.
 
-    Free memory is left out: it is true of one moment only.
+    Free memory is omitted, because it changes all the time.
     """
     return {
         "schema": SCHEMA,
@@ -157,14 +166,14 @@ def machine_from_json(data: object) -> Machine:
     if not isinstance(data, dict) or "machine" not in data:
         return Machine.from_json(data)
     if data.get("schema", SCHEMA) != SCHEMA:
-        raise UsageError(f"The machine file has schema {data['schema']!r}; this version reads schema {SCHEMA}")
+        raise UsageError(f"the machine file has schema {data['schema']!r}; this version reads schema {SCHEMA}")
     file = _decoded(data, _FileJson, "machine file")
-    # A report's warnings are of its plan too, and which is which cannot be told.
+    # The warnings of a report concern the machine or the plan, and cannot be told apart.
     warnings = (FROM_A_REPORT,) if "plan" in data and file.warnings else tuple(file.warnings)
     return replace(_machine(file.machine), memory_bytes=file.memory_bytes, warnings=warnings)
 
 
-# Larger or negative numbers are none of cpus, nodes or amounts, and could fill the memory when a mask is made.
+# Larger or negative ids are invalid, and a mask made from them could exhaust memory.
 Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 Amount = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -208,6 +217,7 @@ class _MachineJson(msgspec.Struct):
     cores: list[_CoreJson]
     nodes: list[_NodeJson]
     limits: _LimitsJson
+    microarchitecture: str | None = None
 
 
 class _FileJson(msgspec.Struct):
@@ -223,7 +233,7 @@ def _decoded(data: object, kind: type[Decoded], what: str) -> Decoded:
     try:
         return msgspec.convert(data, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        raise UsageError(f"This is no {what} as `launch topology --json` prints it: {error}") from error
+        raise UsageError(f"not a {what} as `launch topology --json` prints it: {error}") from error
 
 
 def _machine(data: _MachineJson) -> Machine:
@@ -249,6 +259,7 @@ def _machine(data: _MachineJson) -> Machine:
             memory_bytes=limits.memory_bytes,
             affinity=None if limits.affinity is None else _cpus(limits.affinity),
         ),
+        microarchitecture=data.microarchitecture,
     )
     _check(machine)
     return machine
@@ -258,24 +269,26 @@ def _cpus(text: str) -> tuple[int, ...]:
     try:
         return parse_cpu_list(text)
     except ValueError as error:
-        raise UsageError(f"The machine has a list that is none: {error}") from error
+        raise UsageError(f"the machine has an invalid cpu list: {error}") from error
 
 
 def _check(machine: Machine) -> None:
-    """Refuse what no plan could be made for; a machine that was read cannot be so, a file edited by hand can."""
+    """Reject inconsistent data, which a file edited by hand may contain."""
     cpus = [cpu for core in machine.cores for cpu in core.cpus]
     twice = {cpu for cpu in cpus if cpus.count(cpu) > 1} if len(set(cpus)) < len(cpus) else set()
-    if not machine.cores or not all(core.cpus for core in machine.cores):
-        raise UsageError("The machine has no cores, or a core without cpus; each core needs at least one cpu")
+    if not machine.cores:
+        raise UsageError("the machine has no cores")
+    if not all(core.cpus for core in machine.cores):
+        raise UsageError("every core must have at least one cpu")
     if twice:
-        raise UsageError(f"The machine has cpus {format_cpu_list(twice)} in more than one core")
+        raise UsageError(f"cpus {format_cpu_list(twice)} are in more than one core")
     if len({core.id for core in machine.cores}) < len(machine.cores):
-        raise UsageError("The machine has several cores of one id; ids tell cores apart")
+        raise UsageError("core ids must be unique")
     if not set(cpus) <= set(machine.allowed):
         extra = set(cpus) - set(machine.allowed)
-        raise UsageError(f"The machine has cores with cpus {format_cpu_list(extra)}, which it does not list as allowed")
+        raise UsageError(f"cores have cpus {format_cpu_list(extra)}, which are not in cpus.allowed")
     if len({node.id for node in machine.nodes}) < len(machine.nodes):
-        raise UsageError("The machine has several nodes of one id; ids tell nodes apart")
+        raise UsageError("node ids must be unique")
     lost = {core.node for core in machine.cores} - {None} - {node.id for node in machine.nodes}
     if lost:
-        raise UsageError(f"The machine has cores in nodes {sorted(map(str, lost))}, which it does not list")
+        raise UsageError(f"cores refer to nodes {', '.join(sorted(map(str, lost)))}, which are missing")

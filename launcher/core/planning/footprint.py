@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
-from typing import Literal
 
-from launcher.core.protocol.model_info import ModelInfo, RunDtype
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.options.choices import Dtype, RunDtype
 
 # Any of these multiplies bf16 natively; without them bf16 is emulated and slower than fp32.
 BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
@@ -18,7 +18,7 @@ RUNTIME_BYTES = 640 * 1024**2
 MIN_WARMUP_WIDTH = 16
 
 
-def choose_dtype(asked: Literal["auto", "bf16", "fp32", "int8"], isa: Collection[str]) -> RunDtype:
+def choose_dtype(asked: Dtype, isa: Collection[str]) -> RunDtype:
     """The dtype to run in: as asked, or for ``auto`` bf16 if the machine has instructions for it."""
     if asked != "auto":
         return asked

@@ -37,7 +37,7 @@ RESERVE_MIN_CORES = 8
 # The event loop is one thread and needs one core; from this many cores on, tokenizing keeps a second one busy.
 RESERVE_TWO_MIN_CORES = 64
 # The cpu time that a front needs, in cpus: a minimum, and an amount per core of the instances. Measured beside the
-# fastest worker, with a margin (docs/decisions/0007-front-under-a-quota.md). A quota that leaves this much has room
+# fastest worker, with a margin (docs/decisions/0006-front-under-a-quota.md). A quota that leaves this much has room
 # for the front.
 FRONT_MIN_CPUS, FRONT_CPUS_PER_CORE = 1 / 2, 1 / 3
 

@@ -20,10 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.errors import MachineError, UsageError
-
-# The choices of ``--allocator`` and ``--openmp``.
-Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
-OpenMP = Literal["auto", "intel", "gnu"]
+from launcher.options.choices import Allocator, OpenMP
 
 Library = Literal["tcmalloc", "jemalloc", "intel"]
 
@@ -82,17 +79,17 @@ INTEL_ENV: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class LibrarySearch:
-    """The result of searching for one library: ``usable`` is the path that loads, ``rejected`` the paths that do not,
-    with the reason, ``searched`` the places that were searched."""
+    """The result of searching for one library: ``usable`` is the path that loads, ``refused`` the paths that do not,
+    with the reason, ``places`` the folders that were searched."""
 
     library: Library
     usable: str | None
-    rejected: tuple[tuple[str, str], ...] = ()
-    searched: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class SystemLibraries:
+class PreloadFacts:
     """What the machine offers: the search results for the libraries asked about, and the mode of transparent huge
     pages (``always``, ``madvise``, ``never``; None: unknown)."""
 
@@ -126,27 +123,27 @@ def wanted_libraries(allocator: Allocator, openmp: OpenMP) -> tuple[Library, ...
 
 
 def choose_runtimes(
-    allocator: Allocator, openmp: OpenMP, libraries: SystemLibraries | None, user_env: Mapping[str, str]
+    allocator: Allocator, openmp: OpenMP, facts: PreloadFacts | None, user_env: Mapping[str, str]
 ) -> Runtimes:
-    """The allocator and the OpenMP runtime for all instances. ``libraries`` None: planning for another machine.
+    """The allocator and the OpenMP runtime for all instances. ``facts`` None: planning for another machine.
 
     Raises ``MachineError`` if a library that was requested by name is missing or does not load, ``UsageError`` if the
     user's own ``LD_PRELOAD`` contains a conflicting one.
     """
-    preloaded = split_preload(user_env.get("LD_PRELOAD", ""))
-    taken, preload, notes = _choose_allocator(allocator, libraries, preloaded)
-    runtime, more, more_notes = _choose_openmp(openmp, libraries, preloaded)
+    mine = split_preload(user_env.get("LD_PRELOAD", ""))
+    taken, preload, notes = _choose_allocator(allocator, facts, mine)
+    runtime, more, said = _choose_openmp(openmp, facts, mine)
     env = {
         **({"MALLOC_CONF": JEMALLOC_CONF} if taken == "jemalloc" else {}),
         **(INTEL_ENV if runtime == "intel" else {}),
-        **_huge_pages(libraries),
+        **_huge_pages(facts),
     }
     env = {name: value for name, value in env.items() if name not in user_env}
-    added = [path for path in (*preload, *more) if path not in preloaded]
+    added = [path for path in (*preload, *more) if path not in mine]
     if added:
         # The user's entries come first: an interposer (a profiler, a checker) must be found first and forwards calls.
-        env = {"LD_PRELOAD": ":".join((*preloaded, *added)), **env}
-    return Runtimes(taken, runtime, env, (*notes, *more_notes))
+        env = {"LD_PRELOAD": ":".join((*mine, *added)), **env}
+    return Runtimes(taken, runtime, env, (*notes, *said))
 
 
 def split_preload(value: str) -> tuple[str, ...]:
@@ -155,53 +152,53 @@ def split_preload(value: str) -> tuple[str, ...]:
 
 
 def _choose_allocator(
-    asked: Allocator, libraries: SystemLibraries | None, preloaded: Sequence[str]
+    asked: Allocator, facts: PreloadFacts | None, mine: Sequence[str]
 ) -> tuple[Literal["tcmalloc", "jemalloc", "system", "user"], tuple[str, ...], tuple[str, ...]]:
-    users_own = _first_of(ALLOCATORS, preloaded)
-    if users_own is not None:
-        if asked in ("tcmalloc", "jemalloc") and not KINDS[asked].names.fullmatch(_name(users_own)):
-            raise UsageError(_conflict(f"--allocator {asked}", users_own))
+    users = _first_of(ALLOCATORS, mine)
+    if users is not None:
+        if asked in ("tcmalloc", "jemalloc") and not KINDS[asked].names.fullmatch(_name(users)):
+            raise UsageError(_conflict(f"--allocator {asked}", users))
         return "user", (), ()
     if asked == "system":
         return "system", (), ()
-    if libraries is None:
-        return "system", (), (_other_machine(f"--allocator {asked}"),) if asked != "auto" else ()
+    if facts is None:
+        return "system", (), (_not_here(f"--allocator {asked}"),) if asked != "auto" else ()
     wanted = wanted_libraries(asked, "auto")
-    searches = [one for one in libraries.searches if one.library in wanted]
-    rejections = tuple(_rejections(searches))
+    searches = [one for one in facts.searches if one.library in wanted]
+    refusals = tuple(_refusals(searches))
     for one in searches:
         if one.usable is not None:
-            return ("tcmalloc" if one.library == "tcmalloc" else "jemalloc"), (one.usable,), rejections
+            return ("tcmalloc" if one.library == "tcmalloc" else "jemalloc"), (one.usable,), refusals
     if asked != "auto":
-        raise MachineError(_missing(searches[0], f"--allocator {asked}", "or use --allocator auto"))
-    return "system", (), (*rejections, _none_found(searches))
+        raise MachineError(_absent(searches[0], f"--allocator {asked}", "or use --allocator auto"))
+    return "system", (), (*refusals, _neither(searches))
 
 
 def _choose_openmp(
-    asked: OpenMP, libraries: SystemLibraries | None, preloaded: Sequence[str]
+    asked: OpenMP, facts: PreloadFacts | None, mine: Sequence[str]
 ) -> tuple[Literal["intel", "own", "user"], tuple[str, ...], tuple[str, ...]]:
-    users_own = _first_of(OPENMP_RUNTIMES, preloaded)
-    if users_own is not None:
-        is_gnu = _name(users_own).startswith("libgomp")
+    users = _first_of(OPENMP_RUNTIMES, mine)
+    if users is not None:
+        is_gnu = _name(users).startswith("libgomp")
         if asked == ("intel" if is_gnu else "gnu"):
-            raise UsageError(_conflict(f"--openmp {asked}", users_own))
+            raise UsageError(_conflict(f"--openmp {asked}", users))
         # The settings of Intel's runtime also suit one that the user preloads.
-        return ("intel" if KINDS["intel"].names.fullmatch(_name(users_own)) else "user"), (), ()
+        return ("intel" if KINDS["intel"].names.fullmatch(_name(users)) else "user"), (), ()
     if asked != "intel":
         return "own", (), ()
-    if libraries is None:
-        return "intel", (), (_other_machine("--openmp intel"),)
-    (search,) = (one for one in libraries.searches if one.library == "intel")
+    if facts is None:
+        return "intel", (), (_not_here("--openmp intel"),)
+    (search,) = (one for one in facts.searches if one.library == "intel")
     if search.usable is None:
         raise MachineError(
-            _missing(search, "--openmp intel", "or use --openmp auto (the runtime that ships with torch)")
+            _absent(search, "--openmp intel", "or use --openmp auto (the runtime that ships with torch)")
         )
-    return "intel", (search.usable,), tuple(_rejections([search]))
+    return "intel", (search.usable,), tuple(_refusals([search]))
 
 
-def _huge_pages(libraries: SystemLibraries | None) -> dict[str, str]:
+def _huge_pages(facts: PreloadFacts | None) -> dict[str, str]:
     """Makes torch align its tensors to huge pages and request them, if the kernel grants them."""
-    if libraries is None or libraries.huge_pages not in ("always", "madvise"):
+    if facts is None or facts.huge_pages not in ("always", "madvise"):
         return {}
     return {"THP_MEM_ALLOC_ENABLE": "1"}
 
@@ -214,25 +211,25 @@ def _first_of(names: re.Pattern[str], entries: Sequence[str]) -> str | None:
     return next((entry for entry in entries if names.fullmatch(_name(entry))), None)
 
 
-def _conflict(asked: str, users_own: str) -> str:
+def _conflict(asked: str, users: str) -> str:
     return (
-        f"{asked}: LD_PRELOAD in your environment contains {users_own}, and only one of the two can be loaded; "
+        f"{asked}: LD_PRELOAD in your environment contains {users}, and only one of the two can be loaded; "
         f"remove either"
     )
 
 
-def _other_machine(asked: str) -> str:
+def _not_here(asked: str) -> str:
     return f"{asked}: the library is searched for on the machine itself, so these commands do not include it."
 
 
-def _missing(search: LibrarySearch, asked: str, otherwise: str) -> str:
+def _absent(search: LibrarySearch, asked: str, otherwise: str) -> str:
     kind = KINDS[search.library]
-    found = "; ".join(f"{path} cannot be used: {why}" for path, why in search.rejected)
-    what = found or f"no {kind.shown} in {', '.join(search.searched)}"
+    found = "; ".join(f"{path} cannot be used: {why}" for path, why in search.refused)
+    what = found or f"no {kind.shown} in {', '.join(search.places)}"
     return f"{asked}: {what}; install {kind.install}, {otherwise}"
 
 
-def _none_found(searches: Sequence[LibrarySearch]) -> str:
+def _neither(searches: Sequence[LibrarySearch]) -> str:
     names = " or ".join(one.library for one in searches)
     return (
         f"No {names} was found, so the C library's allocator is used: as fast for short texts, slower for long texts "
@@ -240,5 +237,5 @@ def _none_found(searches: Sequence[LibrarySearch]) -> str:
     )
 
 
-def _rejections(searches: Sequence[LibrarySearch]) -> list[str]:
-    return [f"{path} was found but is not used: {why}." for one in searches for path, why in one.rejected]
+def _refusals(searches: Sequence[LibrarySearch]) -> list[str]:
+    return [f"{path} was found but is not used: {why}." for one in searches for path, why in one.refused]

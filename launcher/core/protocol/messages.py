@@ -11,7 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from launcher.core.protocol.model_info import ModelInfo, RunDtype
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.options.choices import Backend, RunDtype
+
+LoadStage = Literal["import", "load", "check", "warmup"]
 
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
@@ -25,7 +28,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
 
     model_info: ModelInfo
     dtype: RunDtype
-    backend: Literal["eager", "compile", "fake"]
+    backend: Backend
     warmup: tuple[tuple[int, int], ...]
     trust_remote_code: bool = False
     fake_seconds_per_token: float = 0.0
@@ -52,7 +55,7 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
 class Loading(msgspec.Struct, tag="loading", frozen=True):
     """Worker → front, during startup: progress. ``done`` is a fraction from 0 to 1."""
 
-    stage: Literal["import", "load", "check", "warmup"]
+    stage: LoadStage
     done: float
     detail: str = ""
 

@@ -10,8 +10,9 @@ from typing import Literal
 
 import msgspec
 
-Task = Literal["embed", "classify", "tag"]
-RunDtype = Literal["bf16", "fp32", "int8"]
+from launcher.options.choices import RunDtype as RunDtype
+from launcher.options.choices import Task as Task
+
 Pooling = Literal["mean", "cls", "max"]
 Scores = Literal["softmax", "sigmoid", "raw"]
 

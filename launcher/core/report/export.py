@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
 
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.binding import Binding, command_prefix
 from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.core.report.plan_report import Command
-
-Target = Literal["shell", "systemd", "compose", "slurm"]
+from launcher.options.choices import ExportTarget
 
 BOUND = Binding("bind", "numactl", "exported")
 
 
-def export_plan(plan: Plan, commands: Sequence[Command], target: Target, *, name: str = "launcher") -> str:
+def export_plan(plan: Plan, commands: Sequence[Command], target: ExportTarget, *, name: str = "launcher") -> str:
     """The plan for ``target``. ``commands`` are those of the programs, without a binding prefix, in the order of the
     instances.
 
@@ -115,7 +113,7 @@ def _compose(pairs: Pairs, name: str) -> Iterator[str]:
         yield "    restart: on-failure"
 
 
-WRITERS: Mapping[Target, Callable[[Pairs, str], Iterator[str]]] = {
+WRITERS: Mapping[ExportTarget, Callable[[Pairs, str], Iterator[str]]] = {
     "shell": _shell,
     "systemd": _systemd,
     "compose": _compose,

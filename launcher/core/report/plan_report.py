@@ -120,9 +120,8 @@ def _machine_lines(machine: Machine, width: int) -> list[Text]:
         _number(len(machine.cores), "usable core"),
         f"{_number(len(machine.allowed), 'cpu')} allowed of {len(machine.present)}",
     ]
-    name = machine.model or machine.vendor or "unknown processor"
     lines = [
-        *wrap(f"{name} ({machine.arch})", width, style="bold"),
+        *wrap(machine.title, width, style="bold"),
         *wrap(" · ".join(facts), width, "  ", first="  "),
     ]
     lines += _fact("memory", _memory_text(machine), width)

@@ -10,7 +10,7 @@ import colorsys
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
+from html import escape
 
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Core, Machine
@@ -66,10 +66,10 @@ def picture(machine: Machine, plan: Plan) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" role="img">',
-        f"<title>{escape(_title(machine))}</title>",
+        f"<title>{escape(machine.title, quote=False)}</title>",
         f"<style>{STYLE}</style>",
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>',
-        _text(PAD, 26, _title(machine), "title"),
+        _text(PAD, 26, machine.title, "title"),
         _text(PAD, 48, _subtitle(machine, plan), "note"),
         *_draw(body, PAD, top, marks),
     ]
@@ -78,10 +78,6 @@ def picture(machine: Machine, plan: Plan) -> str:
         column, row = divmod(index, rows)
         parts += _legend_entry(PAD + column * LEGEND_COLUMN, below + row * LEGEND_LINE, fill, words)
     return "\n".join([*parts, "</svg>", ""])
-
-
-def _title(machine: Machine) -> str:
-    return f"{machine.model or machine.vendor or 'Unknown processor'} ({machine.arch})"
 
 
 def _subtitle(machine: Machine, plan: Plan) -> str:
@@ -234,7 +230,7 @@ def _place(x: float, y: float, width: float, height: float) -> str:
 
 
 def _text(x: float, y: float, words: str, look: str) -> str:
-    return f'<text class="{look}" x="{x:g}" y="{y:g}">{escape(words)}</text>'
+    return f'<text class="{look}" x="{x:g}" y="{y:g}">{escape(words, quote=False)}</text>'
 
 
 # -- legend -----------------------------------------------------------------------------------------------------

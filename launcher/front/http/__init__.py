@@ -1,1 +1,1 @@
-"""HTTP: routes, bodies, replies and errors. What is computed, when and where, is decided behind the dispatcher."""
+"""HTTP: connections, request bodies, routes, responses and errors. Scheduling is up to the dispatcher."""

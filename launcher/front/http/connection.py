@@ -1,7 +1,7 @@
-"""One connection: uvicorn's, with bounds on its heads and on its patience, and with fewer system calls.
+"""One HTTP connection: uvicorn's protocol with limits on header size and slow clients, and with fewer system calls.
 
-Separate from the server because this is what a client can do to us, and the server is what its composer does. What
-uvicorn leaves unbounded is bounded here: the size of a head, and the time in which a request has to have come.
+Separate from the server because these are the defences against a single client, while the server is what its caller
+starts and stops. uvicorn itself limits neither the size of the headers nor the time that a request may take to arrive.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from launcher.front.http.disconnect import EXTENSION, DisconnectWatch
-from launcher.front.http.errors import error_body
+from launcher.errors import RequestError
+from launcher.front.http.disconnect import EXTENSION, Client
+from launcher.front.http.error_response import DEFAULT_ERRORS
 
-# Of request line and headers, in bytes; what comes with their first packet is not counted.
-HEAD_BYTES = 64 * 1024
-# With these a client offers to speak another protocol, in the header Connection and as headers themselves.
-_OFFER = (b"upgrade", b"http2-settings")
+# Clients offer to upgrade to another protocol with these: as options of the header Connection, and as headers.
+_UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
-class JoinedWrites:
-    """A transport that sends head and body of a reply together: uvicorn writes them one after the other, and each
-    write would be a system call and a packet of its own. Everything but writing and closing goes through."""
+class CoalescingTransport:
+    """A transport that sends the headers and the body of a response together.
+
+    uvicorn writes them separately, and each write would be a system call and a packet. Everything but writing and
+    closing is passed through.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -36,16 +38,16 @@ class JoinedWrites:
         return getattr(self._transport, name)
 
     def is_closing(self) -> bool:
-        """As the transport has it; here because it is asked often."""
+        """Whether the transport is closing; defined here because it is called often."""
         return self._transport.is_closing()
 
     def sent(self) -> tuple[int, int]:
-        """Bytes that the system has taken, and bytes that it has not, because the client does not read."""
+        """Bytes that the kernel has accepted, and bytes that it has not because the client does not read."""
         unsent = self._transport.get_write_buffer_size()
         return self._written - unsent, unsent
 
     def write(self, data: bytes) -> None:
-        """Hold the first piece until the next one comes, or the event loop's next turn."""
+        """Hold the first write until the second one, or until the next iteration of the event loop."""
         if self._held is None:
             self._held = data
             self._loop.call_soon(self._flush)
@@ -66,145 +68,156 @@ class JoinedWrites:
             self._transport.write(held)
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """One connection, with a bound on its heads and on its patience."""
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """One connection.
 
-    _running: RequestResponseCycle | None = None  # the last one that was begun; ``cycle`` is the last that came
-    _in_head = False
-    _head_bytes = 0
-    _owed_since: float | None = None
-    _owed_by: RequestResponseCycle | None = None
-    _unread_since: float | None = None
-    _sent_then = 0
+    ``header_bytes`` limits the request line and headers of each request; those received in one piece with the first
+    byte are not counted.
+    """
+
+    _current: RequestResponseCycle | None = None  # the request being answered; ``cycle`` is the last one received
+    _in_headers = False
+    _headers_received = 0
+    _incomplete_since: float | None = None
+    _incomplete_cycle: RequestResponseCycle | None = None
+    _stalled_since: float | None = None
+    _stalled_at = 0
+
+    def __init__(self, *args: Any, header_bytes: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_bytes = header_bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
-        super().connection_made(cast(asyncio.Transport, JoinedWrites(cast(asyncio.Transport, transport), self.loop)))
-        self._disconnect = DisconnectWatch()
-        self._extensions: dict[str, Any] = {EXTENSION: self._disconnect}
+        coalescing = CoalescingTransport(cast(asyncio.Transport, transport), self.loop)
+        super().connection_made(cast(asyncio.Transport, coalescing))
+        self._client = Client()
+        self._extensions: dict[str, Any] = {EXTENSION: self._client}
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
         super().connection_lost(exc)
-        # uvicorn tells the newest request only, which may be one that waits for those before it.
-        if self._running is not None:
-            self._running.disconnected = True
-        self._disconnect.leave()
+        # uvicorn only tells the newest request, which may be queued behind the one that is being answered.
+        if self._current is not None:
+            self._current.disconnected = True
+        self._client.disconnected()
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        continued = self._in_head
+        continued = self._in_headers
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
         except httptools.HttpParserError:
             self.send_400_response("")
             return
-        if continued and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
-                self._refuse(431, f"the request's head is longer than {HEAD_BYTES} bytes", "head_too_large")
+        if continued and self._in_headers:
+            self._headers_received += len(data)
+            if self._headers_received > self._header_bytes:
+                message = f"the request line and headers have more than {self._header_bytes} bytes"
+                self._refuse(RequestError(message, status=431, code="head_too_large"))
 
     def _parse(self, data: bytes) -> None:
-        """Parse what has come, as if nobody had asked for another protocol than HTTP/1.1.
+        """Parse data that was received, and ignore any offer to upgrade to another protocol.
 
-        Clients may offer one with any request (Java's offers HTTP/2), and a server may ignore it. The parser stops
-        there and takes the rest of the stream, the body too, for the other protocol. So another one goes on: it gets
-        the head without the offer, and then the rest.
+        Clients may offer an upgrade with any request (Java's offers HTTP/2), and a server may ignore it. But the parser
+        stops there and takes the rest of the stream, including the body, for the other protocol. So a new parser
+        continues: it gets the headers without the offer, then the rest.
         """
         while data:
             try:
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as stop:
-                data = self._head_without_offer() + data[stop.args[0] :]
+                data = self._headers_without_upgrade() + data[stop.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
-    def _head_without_offer(self) -> bytes:
+    def _headers_without_upgrade(self) -> bytes:
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
         for name, value in self.headers:
-            if name not in _OFFER:
-                lines.append(b"%b: %b" % (name, _without_offer(value) if name == b"connection" else value))
+            if name not in _UPGRADE_HEADERS:
+                lines.append(b"%b: %b" % (name, _without_upgrade(value) if name == b"connection" else value))
         return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
-        self._in_head, self._head_bytes = True, 0
+        self._in_headers, self._headers_received = True, 0
         super().on_message_begin()
         self.scope["extensions"] = self._extensions
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        self._in_head = False
+        self._in_headers = False
         if not self.parser.should_upgrade():
             super().on_headers_complete()
         elif self.parser.get_method() == b"CONNECT":
-            raise ValueError("this is no proxy")
+            raise ValueError("this server is not a proxy")
         if not self.pipeline:
-            self._running = self.cycle
+            self._current = self.cycle
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
-        # After a large body, so that it is seen when the client leaves; not where a request waits for one before it,
-        # since then nothing more may come: such a client is seen to leave when the first is answered.
+        # uvicorn pauses reading during a large body. Without reading, a disconnect would not be noticed. Pipelined
+        # requests are the exception, since no more of them may be read: a disconnect is noticed after the first.
         if not self.pipeline:
             self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
-        """Called when a reply is written: the next request, if one waits, is begun."""
+        """Called when a response was written; starts the next pipelined request, if there is one."""
         following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
-        self._running = following or self._running
+        self._current = following or self._current
 
     def send_400_response(self, msg: str) -> None:
-        """For what is no HTTP; in the shape of every other error."""
-        self._refuse(400, "this is not a valid HTTP request", "invalid_http")
+        """Called by uvicorn for invalid HTTP."""
+        self._refuse(RequestError("this is not a valid HTTP request", status=400, code="invalid_http"))
 
-    def _refuse(self, status: int, message: str, code: str) -> None:
+    def _refuse(self, error: RequestError) -> None:
         if self.transport.is_closing():
             return
-        body = error_body(message, status, code)
-        head = (
+        status, body, _ = DEFAULT_ERRORS.response(error)
+        headers = (
             f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
-        self.transport.write(head.encode() + body)
+        self.transport.write(headers.encode() + body)
         self.transport.close()
 
     def close_if_slow(self, now: float, seconds: float) -> None:
-        """Close when for longer than ``seconds`` the client has owed the rest of the same request, or read nothing of
-        what is there for it. (A client that does not read would hold its replies for ever: closing waits for it too.)
+        """Close the connection if for more than ``seconds`` the client has left a request incomplete or read nothing.
+
+        If it reads nothing, closing would wait for it too, so the connection is aborted.
         """
-        sent, unsent = cast(JoinedWrites, self.transport).sent()
+        sent, unsent = cast(CoalescingTransport, self.transport).sent()
         if not unsent:
-            self._unread_since = None
-        elif self._unread_since is None or sent != self._sent_then:
-            self._unread_since, self._sent_then = now, sent
-        elif now - self._unread_since > seconds:
+            self._stalled_since = None
+        elif self._stalled_since is None or sent != self._stalled_at:
+            self._stalled_since, self._stalled_at = now, sent
+        elif now - self._stalled_since > seconds:
             self.transport.abort()
             return
-        if not self._owes():
-            self._owed_since = None
-        elif self._owed_since is None or self._owed_by is not self.cycle:
-            self._owed_since, self._owed_by = now, self.cycle
-        elif now - self._owed_since > seconds:
+        if not self._is_incomplete():
+            self._incomplete_since = None
+        elif self._incomplete_since is None or self._incomplete_cycle is not self.cycle:
+            self._incomplete_since, self._incomplete_cycle = now, self.cycle
+        elif now - self._incomplete_since > seconds:
             self.transport.close()
 
-    def _owes(self) -> bool:
-        """Whether the client is in the middle of a request, or has connected and never sent one."""
+    def _is_incomplete(self) -> bool:
+        """Whether the rest of a request is missing, or the client has connected and sent no request yet."""
         if self.cycle is None:
-            return True  # type: ignore[unreachable]  # uvicorn's types forget that it starts as None
+            return True  # type: ignore[unreachable]  # uvicorn's types do not say that it starts as None
         if self.cycle.response_complete:
             return self.timeout_keep_alive_task is None
         return self.cycle.more_body
 
 
-def _without_offer(value: bytes) -> bytes:
-    """The value of a header Connection without the options that offer another protocol."""
+def _without_upgrade(value: bytes) -> bytes:
+    """The value of a header Connection without the options that offer an upgrade."""
     options = [option.strip() for option in value.split(b",")]
-    return b", ".join(option for option in options if option.lower() not in _OFFER)
+    return b", ".join(option for option in options if option.lower() not in _UPGRADE_HEADERS)

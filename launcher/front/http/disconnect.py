@@ -1,7 +1,7 @@
-"""Whether the client of a connection is still there, for those who work for it.
+"""Stops work for clients that have disconnected.
 
-In ASGI only ``receive`` tells that a client has left, so that each wait would need a task beside it that receives.
-Our connections tell the one wait that goes on instead, which costs less; how they notice must not enter here.
+In ASGI only ``receive`` tells that a client has disconnected, so that each wait would need a second task that receives.
+Our connections notify the wait itself instead, which costs less. How they detect it must not enter.
 """
 
 from __future__ import annotations
@@ -11,47 +11,50 @@ from typing import TypeVar
 
 from starlette.types import Scope
 
-# The name under which a connection has its ``Presence`` in the ``extensions`` of a scope.
-EXTENSION = "launcher.presence"
+# The key of a connection's ``Client`` in the ``extensions`` of an ASGI scope.
+EXTENSION = "launcher.client"
 
 Result = TypeVar("Result")
 
 
-class ClientGone(Exception):
-    """The client has closed its connection; nobody waits for an answer."""
+class ClientDisconnected(Exception):
+    """The client has closed its connection; nobody waits for the response."""
 
 
-class DisconnectWatch:
-    """One client, and what is awaited for it. A connection works on one request at a time, which awaits one thing."""
+class Client:
+    """The client of one connection, and the future that is awaited for it.
 
-    __slots__ = ("_awaited", "_gone")
+    A connection serves one request at a time, and a request awaits one future at a time.
+    """
+
+    __slots__ = ("_awaited", "_disconnected")
 
     def __init__(self) -> None:
-        self._gone = False
+        self._disconnected = False
         self._awaited: asyncio.Future[object] | None = None
 
-    def leave(self) -> None:
-        """The client is gone: what is awaited for it is cancelled, and whatever will be."""
-        self._gone = True
+    def disconnected(self) -> None:
+        """The client has closed its connection: cancel what is awaited for it now, and what will be."""
+        self._disconnected = True
         if self._awaited is not None:
             self._awaited.cancel()
 
     async def wait(self, future: asyncio.Future[Result]) -> Result:
-        """What ``future`` gives. When the client leaves first, it is cancelled and ``ClientGone`` raised."""
+        """The result of ``future``. If the client disconnects first, cancels it and raises ``ClientDisconnected``."""
         self._awaited = future  # type: ignore[assignment]  # only ever cancelled
-        if self._gone:
+        if self._disconnected:
             future.cancel()
         try:
             return await future
         except asyncio.CancelledError:
-            if self._gone:
-                raise ClientGone from None
+            if self._disconnected:
+                raise ClientDisconnected from None
             raise
         finally:
             self._awaited = None
 
 
-def disconnect_watch_of(scope: Scope) -> DisconnectWatch:
-    """That of the client of a request; of one that never leaves where the server does not tell."""
-    disconnect = scope.get("extensions", {}).get(EXTENSION)
-    return disconnect if isinstance(disconnect, DisconnectWatch) else DisconnectWatch()
+def client_of(scope: Scope) -> Client:
+    """The client of a request; one that never disconnects where the server does not tell (as in tests)."""
+    client = scope.get("extensions", {}).get(EXTENSION)
+    return client if isinstance(client, Client) else Client()

@@ -1,7 +1,7 @@
-"""On what terms a request is to be served: its priority and its deadline, from headers.
+"""The request headers for priority and deadline.
 
-Headers rather than fields of the body, so that they are the same for every API and clients of other servers can send
-them. What the terms lead to is the scheduler's.
+They are headers and not fields of the body, so that they are the same for every API family and clients of other servers
+can send them. What they lead to is up to the scheduler.
 """
 
 from __future__ import annotations
@@ -11,34 +11,47 @@ from dataclasses import dataclass
 
 from launcher.core.scheduling.events import PRIORITIES, Priority
 from launcher.errors import RequestError
+from launcher.front.http.route import HeaderSpec
 
 PRIORITY_HEADER = "x-launcher-priority"
 DEADLINE_HEADER = "x-launcher-deadline-ms"
-MOST_DIGITS = 9  # eleven days
+MAX_DIGITS = 9  # eleven days
+HEADERS = (
+    HeaderSpec(
+        PRIORITY_HEADER,
+        "Requests with priority bulk use only instances that have no interactive inputs queued.",
+        {"type": "string", "enum": list(PRIORITIES), "default": PRIORITIES[0]},
+    ),
+    HeaderSpec(
+        DEADLINE_HEADER,
+        "Deadline in milliseconds from the arrival of the request; after it the response is of no use.",
+        {"type": "integer", "minimum": 1, "maximum": 10**MAX_DIGITS - 1},
+    ),
+)
 _PRIORITY, _DEADLINE = PRIORITY_HEADER.encode(), DEADLINE_HEADER.encode()
 _BY_NAME: dict[bytes, Priority] = {priority.encode(): priority for priority in PRIORITIES}
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHeaders:
-    """``deadline`` is in seconds from the arrival of the request's head."""
+    """``deadline`` is in seconds from the arrival of the request's header section."""
 
     priority: Priority = "interactive"
     deadline: float | None = None
 
 
-USUAL = RequestHeaders()
+DEFAULTS = RequestHeaders()
 
 
 def parse_request_headers(headers: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
-    """The terms that the headers of a request ask for. Raises ``RequestError``."""
-    asked = [entry for entry in headers if entry[0] == _PRIORITY or entry[0] == _DEADLINE]
-    if not asked:
-        return USUAL
-    values = dict(asked)
-    if len(values) < len(asked):
+    """Priority and deadline, from the headers of a request. Raises ``RequestError``."""
+    ours = [entry for entry in headers if entry[0] == _PRIORITY or entry[0] == _DEADLINE]
+    if not ours:
+        return DEFAULTS
+    values = dict(ours)
+    if len(values) < len(ours):
         raise RequestError(
-            f"{PRIORITY_HEADER} or {DEADLINE_HEADER} is given twice; give each at most once", code="invalid_header"
+            f"{PRIORITY_HEADER} or {DEADLINE_HEADER} is sent twice; send each at most once", code="invalid_header"
         )
     priority, deadline = values.get(_PRIORITY), values.get(_DEADLINE)
     return RequestHeaders(
@@ -50,7 +63,7 @@ def _priority(value: bytes) -> Priority:
     priority = _BY_NAME.get(value.strip().lower())
     if priority is None:
         raise RequestError(
-            f"{PRIORITY_HEADER} is {_shown(value)}; it may be {' or '.join(PRIORITIES)}",
+            f"{PRIORITY_HEADER} is {_shown(value)}; it must be {' or '.join(PRIORITIES)}",
             code="invalid_priority",
             param=PRIORITY_HEADER,
         )
@@ -59,10 +72,10 @@ def _priority(value: bytes) -> Priority:
 
 def _seconds(value: bytes) -> float:
     digits = value.strip()
-    if not digits.isdigit() or len(digits) > MOST_DIGITS or int(digits) == 0:
+    if not digits.isdigit() or len(digits) > MAX_DIGITS or int(digits) == 0:
         raise RequestError(
-            f"{DEADLINE_HEADER} is {_shown(value)}; it takes a positive whole number of milliseconds, such as 250, "
-            f"of at most {MOST_DIGITS} digits",
+            f"{DEADLINE_HEADER} is {_shown(value)}; it must be a positive whole number of milliseconds, such as 250, "
+            f"of at most {MAX_DIGITS} digits",
             code="invalid_deadline",
             param=DEADLINE_HEADER,
         )

@@ -1,7 +1,7 @@
-"""The HTTP server on a socket that is bound already: uvicorn, without its signals, its logging and its access log.
+"""The HTTP server on a bound socket: uvicorn without its signal handlers, logging and access log.
 
-Separate because uvicorn is meant to own its process and here it must not: signals, logs and the order of the end
-belong to whoever composes the server. Single connections and routes must not enter.
+Separate because uvicorn is made to own its process, and here the caller owns signals, logs and the order of shutdown.
+Single connections and routes must not enter.
 """
 
 from __future__ import annotations
@@ -10,60 +10,56 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-from launcher.front.http.connection import BoundedProtocol
+from launcher.front.http.connection import LimitedHttpProtocol
+from launcher.options import FrontOptions
 
-# Longer than the idle time of usual clients and proxies (httpx 5 s, nginx and AWS 60 s): whoever closes first must be
-# the client, or requests meet a connection that is just being closed.
-KEEP_ALIVE_SECONDS = 75
-# In which a head, and then a body, has to have come; looked at every few seconds, so that requests pay nothing.
-REQUEST_SECONDS = 60.0
+# How often all connections are checked for slow clients, so that requests do not pay for a timer.
 SWEEP_SECONDS = 5
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._leave = anyio.Event()
+        self._exit = anyio.Event()
 
-    def leave(self) -> None:
+    def request_exit(self) -> None:
         self.should_exit = True
-        self._leave.set()
+        self._exit.set()
 
     async def main_loop(self) -> None:
-        """Wake once a second for the date and the sweep, not ten times, and at once when it is time to leave."""
+        """Wake once a second for the date header and the sweep, not ten times, and at once to exit."""
         while not await self.on_tick(0):
             with anyio.move_on_after(1):
-                await self._leave.wait()
+                await self._exit.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave all signals to whoever composes the server."""
+        """Leave all signals to the caller."""
         yield
 
 
 class HttpServer:
-    """Serves ``app`` on ``sock``, a bound socket, which it owns from now on.
+    """Serves ``app`` on ``sock``, a bound socket, which it owns from then on.
 
-    A client that does not send the rest of a request within ``request_seconds`` is disconnected.
+    A client that does not send the rest of a request within ``options.request_seconds`` is disconnected; this is
+    checked every ``sweep_seconds``.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        sock: socket.socket,
-        *,
-        request_seconds: float = REQUEST_SECONDS,
-        sweep_seconds: int = SWEEP_SECONDS,
+        self, app: ASGIApp, sock: socket.socket, options: FrontOptions, *, sweep_seconds: int = SWEEP_SECONDS
     ) -> None:
+        protocol: Any = partial(LimitedHttpProtocol, header_bytes=options.header_bytes)
         config = uvicorn.Config(
             app,
             loop="none",
-            http=BoundedProtocol,
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -71,39 +67,39 @@ class HttpServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            backlog=options.backlog,
+            timeout_keep_alive=options.keep_alive_seconds,  # type: ignore[arg-type]  # typed as whole seconds
             callback_notify=self.sweep,
             timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
         self._sock = sock
-        self._request_seconds = request_seconds
-        self._ended: anyio.Event | None = None
+        self._request_seconds = options.request_seconds
+        self._stopped: anyio.Event | None = None
 
     async def run(self) -> None:
         """Serve; returns after ``stop``."""
-        self._ended = anyio.Event()
+        self._stopped = anyio.Event()
         try:
             await self._server.serve(sockets=[self._sock])
         finally:
-            self._ended.set()
+            self._stopped.set()
 
     async def stop(self, seconds: float) -> None:
-        """Accept nothing more, close idle connections and wait until all that is inside is answered.
+        """Stop accepting connections, close idle ones, and wait until all requests are answered.
 
-        What is not answered after ``seconds`` is cut off.
+        Requests that are not answered after ``seconds`` are aborted.
         """
-        if self._ended is None:
+        if self._stopped is None:
             self._sock.close()
             return
-        # uvicorn takes this for whole seconds only where its command line reads it.
-        self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
-        self._server.leave()
-        await self._ended.wait()
+        self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # typed as whole seconds
+        self._server.request_exit()
+        await self._stopped.wait()
 
     async def sweep(self) -> None:
-        """Disconnect clients that are too slow; happens by itself every few seconds."""
+        """Disconnect clients that are too slow. The server does this itself every few seconds."""
         now = asyncio.get_running_loop().time()
         for connection in list(self._server.server_state.connections):
-            if isinstance(connection, BoundedProtocol):
+            if isinstance(connection, LimitedHttpProtocol):
                 connection.close_if_slow(now, self._request_seconds)

@@ -1,8 +1,8 @@
-"""Reads what bounds this process: cgroups (v1, v2 and both at once), affinity mask, allowed memory nodes.
+"""Reads the resource limits of this process: cgroups (v1, v2 and hybrid), affinity mask, allowed memory nodes.
 
-Separate from the machine's shape because it is of one process, may change while that runs, and has its own two
-file formats. A cgroup is bound by all groups above it; in a container some of those cannot be seen, so everything
-visible between the group and its mount is read and the tightest counts. Formats: ``cgroups(7)``,
+Separate from the machine, because limits belong to a process, may change while it runs, and come in two formats. A
+cgroup is limited by all its ancestors; in a container some of them are not visible, so everything visible between the
+group and its mount is read and the lowest limit applies. Formats: ``cgroups(7)``,
 ``Documentation/admin-guide/cgroup-v2.rst``, ``cgroup-v1/cpusets.rst``.
 """
 
@@ -22,7 +22,7 @@ from launcher.host.machine.tree import Tree, decimal
 
 Amount = TypeVar("Amount", int, float)
 
-# Without a limit version 1 shows the largest page-aligned number; nothing near it is a limit.
+# Without a limit, version 1 reports the largest page-aligned number; values near it are not limits.
 NO_MEMORY_LIMIT = 1 << 60
 
 
@@ -36,7 +36,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Throttling:
-    """How often the CPU quota stopped this process's cgroups, since they were made. ``seconds`` is over all cpus."""
+    """How often the CPU quota throttled the cgroups of this process since their creation. ``seconds`` sums all cpus."""
 
     periods: int
     throttled: int
@@ -45,7 +45,7 @@ class Throttling:
 
 @dataclass(frozen=True, slots=True)
 class QuotaFile:
-    """What one cgroup's file says about its CPU quota; ``cpus`` None: no limit."""
+    """The file with the CPU quota of one cgroup; ``cpus`` is None without a limit."""
 
     file: str
     text: str
@@ -54,7 +54,7 @@ class QuotaFile:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """A cgroup's memory limit and what of it is in use, in bytes; file pages that can be dropped do not count."""
+    """The memory limit of a cgroup and its use in bytes, without page cache that can be reclaimed."""
 
     folder: str
     limit: int
@@ -73,20 +73,15 @@ class _Mount:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """One visible cgroup folder that bounds the process."""
+    """One visible cgroup directory whose limits apply to the process."""
 
     folder: str
     unified: bool
     prefix: str
 
 
-def read_limits(sysroot: Path = Path("/")) -> Limits:
-    """Quota (cpus), memory nodes, memory limit (bytes) and affinity mask of this process, or of a recorded one."""
-    return read_bounds(Tree(sysroot)).limits
-
-
 def read_bounds(tree: Tree) -> Bounds:
-    """The limits and the cpuset; every part that is not known is None."""
+    """The limits and the cpuset; unknown parts are None."""
     mems = _cpuset(tree, "mems")
     status = _status(tree)
     affinity = _mask(status.get("Cpus_allowed_list"))
@@ -104,7 +99,7 @@ def read_bounds(tree: Tree) -> Bounds:
 
 
 def read_throttling(sysroot: Path = Path("/")) -> Throttling | None:
-    """Counters of all visible cgroups above this process that can be throttled; None when there is none."""
+    """The summed counters of all visible cgroups of this process that can be throttled; None when there is none."""
     tree = Tree(sysroot)
     found = [one for group in _groups(tree, "cpu") if (one := _throttling(tree, group)) is not None]
     if not found:
@@ -115,7 +110,7 @@ def read_throttling(sysroot: Path = Path("/")) -> Throttling | None:
 
 
 def read_quota_files(tree: Tree) -> tuple[QuotaFile, ...] | None:
-    """The quotas of all visible cgroups of this process; None: no hierarchy that could have one is visible."""
+    """The quotas of all visible cgroups of this process; None when no hierarchy with quotas is visible."""
     groups = _groups(tree, "cpu")
     files = ((group, f"{group.folder}/{'cpu.max' if group.unified else 'cpu.cfs_quota_us'}") for group in groups)
     found = ((group, file, tree.text(file)) for group, file in files)
@@ -124,7 +119,7 @@ def read_quota_files(tree: Tree) -> tuple[QuotaFile, ...] | None:
 
 
 def read_memory_use(tree: Tree) -> MemoryUse | None:
-    """Limit and use of the visible cgroup with the least room left; None where no limit, or no use, is stated."""
+    """Limit and use of the visible cgroup with the least memory left; None when a limit or its use is unknown."""
     found = [use for group in _groups(tree, "memory") if (use := _memory_use(tree, group)) is not None]
     return min(found, key=lambda use: use.limit - use.used, default=None)
 
@@ -146,7 +141,7 @@ def _tightest(values: Iterator[Amount | None]) -> Amount | None:
 
 
 def _cpuset(tree: Tree, what: str) -> tuple[int, ...] | None:
-    """What all visible cpusets above the process leave; ``what`` is ``cpus`` or ``mems``."""
+    """The intersection of all visible cpusets of the process; ``what`` is ``cpus`` or ``mems``."""
     left: set[int] | None = None
     groups = _groups(tree, "cpuset")
     for group in groups:
@@ -158,19 +153,19 @@ def _cpuset(tree: Tree, what: str) -> tuple[int, ...] | None:
 
 
 def _unified_cpuset(tree: Tree, group: _Group, what: str) -> tuple[int, ...] | None:
-    """Version 2: what is in effect; an empty wish means: as the group above."""
+    """Version 2: the effective set; an empty setting means the set of the parent."""
     effective = tree.cpu_list(f"{group.folder}/cpuset.{what}.effective")
     return effective if effective is not None else tree.cpu_list(f"{group.folder}/cpuset.{what}") or None
 
 
 def _old_cpuset(tree: Tree, group: _Group, what: str) -> tuple[int, ...] | None:
-    """Version 1: what was configured; what is in effect is that without what is offline."""
+    """Version 1: the configured set; the effective set is the same without what is offline."""
     configured = tree.cpu_list(f"{group.folder}/{group.prefix}{what}")
     return configured if configured is not None else tree.cpu_list(f"{group.folder}/{group.prefix}effective_{what}")
 
 
 def _check_effective(tree: Tree, groups: list[_Group], what: str) -> None:
-    """Of version 1: what a group has, and the one above has in effect, must be in effect."""
+    """In version 1, what is configured in a group and effective in its parent must be effective in the group."""
     for group, above in pairwise(groups):
         configured, effective, given = (
             tree.cpu_list(f"{one.folder}/{one.prefix}{kind}{what}")
@@ -180,14 +175,14 @@ def _check_effective(tree: Tree, groups: list[_Group], what: str) -> None:
             continue
         missing = set(configured) & set(given) - set(effective)
         if missing:
-            tree.odd.add(
-                f"cpusets whose {what} are not all in effective_{what} though the cpuset above has them: {{}}",
+            tree.anomalies.add(
+                f"cpusets with {what} that are missing from effective_{what}, though the parent cpuset has them: {{}}",
                 f"/{group.folder} {what} {format_cpu_list(missing)}",
             )
 
 
 def _quota(tree: Tree, group: _Group) -> float | None:
-    """CPU quota in cpus; ``cpu.max`` is ``QUOTA PERIOD`` in µs, with ``max`` for none, where version 1 has -1."""
+    """CPU quota in cpus; ``cpu.max`` is ``QUOTA PERIOD`` in µs; no quota is ``max``, and -1 in version 1."""
     if group.unified:
         first, _, second = (tree.text(f"{group.folder}/cpu.max") or "max").partition(" ")
     else:
@@ -198,15 +193,15 @@ def _quota(tree: Tree, group: _Group) -> float | None:
 
 
 def _memory(tree: Tree, group: _Group) -> Iterator[int | None]:
-    """Limits in bytes. ``memory.high`` counts: beyond it the kernel slows the group down until it gives back."""
+    """Limits in bytes. ``memory.high`` is one: above it, the kernel throttles the group and reclaims its memory."""
     if group.unified:
         for name in ("memory.max", "memory.high"):
             yield decimal(tree.text(f"{group.folder}/{name}"))
         return
     stat = _fields(tree.text(f"{group.folder}/memory.stat"), None)
-    # The second also knows the groups above that cannot be seen from here.
-    for said in (tree.text(f"{group.folder}/memory.limit_in_bytes"), stat.get("hierarchical_memory_limit")):
-        value = decimal(said)
+    # The second includes ancestors that are not visible from here.
+    for text in (tree.text(f"{group.folder}/memory.limit_in_bytes"), stat.get("hierarchical_memory_limit")):
+        value = decimal(text)
         yield value if value is not None and value < NO_MEMORY_LIMIT else None
 
 
@@ -224,7 +219,7 @@ def _status(tree: Tree) -> dict[str, str]:
 
 
 def _fields(text: str | None, separator: str | None) -> dict[str, str]:
-    """Lines of ``key<separator>value``; None as separator is white space."""
+    """Lines of ``key<separator>value``; separator None is whitespace."""
     pairs = (line.split(separator, 1) for line in (text or "").splitlines())
     return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
 
@@ -237,7 +232,7 @@ def _mask(text: str | None) -> tuple[int, ...] | None:
 
 
 def _groups(tree: Tree, controller: str) -> list[_Group]:
-    """The visible groups that bound the process for this controller, its own one first, then those above."""
+    """The visible groups of the process for this controller: its own first, then the ancestors."""
     own = _memberships(tree)
     groups: list[_Group] = []
     for mount in _mounts(tree):
@@ -246,7 +241,7 @@ def _groups(tree: Tree, controller: str) -> list[_Group]:
             continue
         path = own.get("" if unified else controller)
         if path is None and controller == "cpuset":
-            path = tree.text("proc/self/cpuset") or None  # all that a kernel without control groups has
+            path = tree.text("proc/self/cpuset") or None  # the only source on a kernel without control groups
         if path is not None:
             groups.extend(_Group(folder, unified, mount.prefix) for folder in _folders(tree, mount, path))
     return groups
@@ -259,25 +254,25 @@ def _folders(tree: Tree, mount: _Mount, path: str) -> Iterator[str]:
     parts = [part for part in below.split("/") if part]
     for depth in range(len(parts), -1, -1):
         folder = "/".join([mount.folder, *parts[:depth]])
-        # In a container the path may be the host's, of which only the top is mounted.
+        # In a container the path may be that of the host, of which only the root is mounted.
         if tree.exists(folder):
             yield folder
 
 
 def _below(top: str, path: str) -> str | None:
-    """Where the group ``path`` lies under a mount whose root is the group ``top``; None when it is elsewhere."""
+    """The path of the group ``path`` below a mount whose root is the group ``top``; None when it is not below."""
     if ".." in path.split("/"):
         return None
     if top == "/":
         return path
     if path == top or path.startswith(top + "/"):
         return path[len(top) :]
-    # A root above the own namespace is shown as /../..: what is mounted is above us by unknown names.
+    # A root outside the cgroup namespace is shown as /../..: the mounted group is an ancestor of unknown name.
     return "" if set(top.split("/")) <= {"", ".."} else None
 
 
 def _memberships(tree: Tree) -> dict[str, str]:
-    """Path of the process's group for each controller, ``""`` standing for version 2 (``/proc/self/cgroup``)."""
+    """The path of the process's group for each controller; ``""`` is version 2 (``/proc/self/cgroup``)."""
     found: dict[str, str] = {}
     for line in (tree.text("proc/self/cgroup") or "").splitlines():
         parts = line.split(":", 2)
@@ -317,6 +312,6 @@ def _mountinfo_line(line: str) -> tuple[str, str, str, str] | None:
 
 
 def _mounts_line(line: str) -> tuple[str, str, str, str] | None:
-    """The same of a line of ``/proc/mounts``, which does not say the root."""
+    """The same for a line of ``/proc/mounts``, which does not have the root."""
     words = line.split()
     return ("/", words[1], words[2], words[3]) if len(words) >= 4 else None

@@ -1,9 +1,9 @@
-"""Asks ``lscpu`` for a second opinion, and makes a machine of its output where that is all there is.
+"""Compares the machine with the output of ``lscpu``, and builds a machine from that output alone.
 
-Separate because lscpu is another program with a format of its own: it may be missing, crash, hang or print blanks,
-and then there is simply no second opinion. Its CORE column is no identity (numbers repeat in one package on many
-machines), so two cores that it merges are reported only where the kernel numbers them differently. The columns are
-those of ``lscpu -p`` (lscpu(1), "parsable format").
+Separate because lscpu is another program with its own format: it may be missing, crash, hang or print blanks, and then
+there is nothing to compare with. Its CORE column is not unique (numbers repeat within a package on many machines), so
+two cores that it merges are reported only where the kernel numbers them differently. The columns are those of
+``lscpu -p`` (lscpu(1), "parsable format").
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
-from launcher.core.machine.anomalies import Oddities
-from launcher.core.machine.assemble import CpuReading, Cpus, KindReading, MachineReading, build_machine, group_cores
+from launcher.core.machine.anomalies import Anomalies
+from launcher.core.machine.assemble import Cpus, KindHints, RawCpu, RawMachine, build_machine, group_cores
 from launcher.core.machine.cpuset import MAX_ID, format_cpu_list
 from launcher.core.machine.topology import Limits, Machine, Node
 from launcher.errors import UsageError
@@ -23,13 +23,13 @@ from launcher.host.machine.tree import Tree
 
 COLUMNS = ("cpu", "core", "socket", "node", "online")
 DEFAULT_COLUMNS = ("cpu", "core", "socket", "node")
-TIMEOUT = 1.0  # beyond the time of reading the files; a second opinion is not worth a slow start
-MAX_DIGITS = 9  # caches have ids of up to 32 bits
+TIMEOUT = 1.0  # seconds after the files were read; the comparison must not delay the start
+MAX_DIGITS = 9  # cache ids have up to 32 bits
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cpu as lscpu sees it; blanks are None. ``caches`` are pairs of name (``l1d``) and number."""
+    """One cpu as lscpu prints it; blanks are None. ``caches`` are pairs of name (``l1d``) and number."""
 
     cpu: int
     core: int | None = None
@@ -39,14 +39,14 @@ class Row:
     caches: tuple[tuple[str, int], ...] = ()
 
     def cache(self, name: str) -> int | None:
-        """The number of this cpu's cache of that name, None when it is not said."""
+        """The number of the cache of that name, None when unknown."""
         return dict(self.caches).get(name)
 
 
-class Opinion:
-    """A running lscpu, ended with the ``with`` block.
+class SecondOpinion:
+    """A running lscpu, which is ended with the ``with`` block.
 
-    It is started before the files are read, so that both take the time of the longer one.
+    It starts before the files are read, so that both run at the same time.
     """
 
     def __init__(self, tree: Tree) -> None:
@@ -66,7 +66,7 @@ class Opinion:
         except OSError:
             self._process = None
 
-    def __enter__(self) -> Opinion:
+    def __enter__(self) -> SecondOpinion:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +75,7 @@ class Opinion:
             self._process.communicate()
 
     def rows(self) -> list[Row]:
-        """What it says; nothing when it is missing, fails, says nothing or takes ``TIMEOUT`` seconds more."""
+        """Its output; empty when lscpu is missing, fails, prints nothing or needs more than ``TIMEOUT`` seconds."""
         if self._process is None:
             return []
         try:
@@ -89,7 +89,7 @@ class Opinion:
 
 
 def parse_rows(text: str, columns: Iterable[str] | None = None) -> list[Row]:
-    """The rows of ``lscpu -p``; ``columns`` None takes them from the comment above. Raises ``UsageError``."""
+    """The rows of ``lscpu -p``; with ``columns`` None, they come from the header comment. Raises ``UsageError``."""
     names = tuple(columns) if columns is not None else _header(text)
     rows = []
     for line in text.splitlines():
@@ -101,7 +101,7 @@ def parse_rows(text: str, columns: Iterable[str] | None = None) -> list[Row]:
 
 
 def _header(text: str) -> tuple[str, ...]:
-    """The last comment that names columns; older versions print several before the rows."""
+    """The columns of the last comment that names any; older versions print several comments."""
     found: tuple[str, ...] = DEFAULT_COLUMNS
     for line in text.splitlines():
         names = tuple(name.strip().lower() for name in line.lstrip("#").split(","))
@@ -111,11 +111,11 @@ def _header(text: str) -> tuple[str, ...]:
 
 
 def _row(line: str, columns: tuple[str, ...]) -> Row | None:
-    """None for a blank row, as printed where lscpu knows nothing."""
+    """None for a blank row, which lscpu prints where it knows nothing."""
     fields: dict[str, str] = {}
     for name, value in zip(columns, line.split(","), strict=False):
         fields[name] = value.strip()
-        # With -p=CACHE all caches are one column: l1d:l1i:l2 over 0:0:0.
+        # With -p=CACHE, all caches are one column: header l1d:l1i:l2, value 0:0:0.
         fields.update(zip(name.split(":"), value.strip().split(":"), strict=False))
     if not fields.get("cpu"):
         return None
@@ -127,7 +127,7 @@ def _row(line: str, columns: tuple[str, ...]) -> Row | None:
     for name in ("cpu", "node"):
         if (number := numbers.get(name) or 0) > MAX_ID:
             raise UsageError(
-                f"{line!r} is no row of `lscpu -p`: {name} {number} is over the largest this program takes, {MAX_ID}"
+                f"{line!r} is not a row of `lscpu -p`: {name} {number} exceeds the largest supported id, {MAX_ID}"
             )
     online = {"Y": True, "N": False}.get(fields.get("online", ""))
     return Row(cpu, numbers.get("core"), numbers.get("socket"), numbers.get("node"), online, caches)
@@ -137,45 +137,43 @@ def _number(value: str, line: str) -> int | None:
     if value in ("", "-"):
         return None
     if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
-        raise UsageError(f"{line!r} is no row of `lscpu -p`: {value!r} is no number of a cpu, core, package or node")
+        raise UsageError(f"{line!r} is not a row of `lscpu -p`: {value!r} is not a number")
     return int(value)
 
 
-def check_against(
-    rows: list[Row], reading: MachineReading, core_id: Callable[[int], int | None], odd: Oddities
-) -> None:
-    """Add to ``odd`` where lscpu and the kernel's files really disagree. ``core_id`` is the kernel's, by cpu."""
+def compare(rows: list[Row], raw: RawMachine, core_id: Callable[[int], int | None], anomalies: Anomalies) -> None:
+    """Add to ``anomalies`` where lscpu and the kernel's files disagree. ``core_id`` returns the kernel's, by cpu."""
     online = {row.cpu for row in rows if row.online}
     if not rows or (any(row.online is not None for row in rows) and not online):
         return
-    if online and online != set(reading.online):
-        difference = format_cpu_list(online ^ set(reading.online))
-        odd.add("cpus that lscpu and cpu/online state differently: {}", f"cpus {difference}")
-    known = {row.cpu: row for row in rows if row.cpu in set(reading.online)}
-    packages = {cpu: said.package for cpu, said in reading.cpus.items() if said.package is not None}
-    nodes = {cpu: node.id for node in reversed(reading.nodes) for cpu in node.cpus}
+    if online and online != set(raw.online):
+        difference = format_cpu_list(online ^ set(raw.online))
+        anomalies.add("cpus that are online according to only one of lscpu and cpu/online: {}", f"cpus {difference}")
+    known = {row.cpu: row for row in rows if row.cpu in set(raw.online)}
+    packages = {cpu: one.package for cpu, one in raw.cpus.items() if one.package is not None}
+    nodes = {cpu: node.id for node in reversed(raw.nodes) for cpu in node.cpus}
     _check_parts(
-        "packages that lscpu groups otherwise than topology/physical_package_id: {}",
+        "packages that differ between lscpu and topology/physical_package_id: {}",
         packages,
         {cpu: row.socket for cpu, row in known.items() if row.socket is not None},
-        odd,
+        anomalies,
     )
     _check_parts(
-        "nodes that lscpu fills otherwise than node*/cpumap: {}",
+        "nodes that differ between lscpu and node*/cpumap: {}",
         nodes,
         {cpu: row.node for cpu, row in known.items() if row.node is not None},
-        odd,
+        anomalies,
     )
-    _check_cores(known, group_cores(reading.cpus, reading.online, Oddities()), core_id, odd)
+    _check_cores(known, group_cores(raw.cpus, raw.online, Anomalies()), core_id, anomalies)
 
 
-def _check_parts(sentence: str, ours: Mapping[int, int], theirs: Mapping[int, int], odd: Oddities) -> None:
-    """Compare as groupings: the numbers themselves may differ."""
+def _check_parts(sentence: str, ours: Mapping[int, int], theirs: Mapping[int, int], anomalies: Anomalies) -> None:
+    """Compare the grouping only: the numbers may differ."""
     common = ours.keys() & theirs.keys()
     their_parts = {frozenset(part) for part in _parts({cpu: theirs[cpu] for cpu in common}).values()}
     for name, part in _parts({cpu: ours[cpu] for cpu in common}).items():
         if frozenset(part) not in their_parts:
-            odd.add(sentence, f"{name} of cpus {format_cpu_list(part)}")
+            anomalies.add(sentence, f"{name} of cpus {format_cpu_list(part)}")
 
 
 def _parts(labels: Mapping[int, Hashable]) -> dict[Hashable, list[int]]:
@@ -186,40 +184,38 @@ def _parts(labels: Mapping[int, Hashable]) -> dict[Hashable, list[int]]:
 
 
 def _check_cores(
-    known: Mapping[int, Row], groups: Iterable[Cpus], core_id: Callable[[int], int | None], odd: Oddities
+    known: Mapping[int, Row], groups: Iterable[Cpus], core_id: Callable[[int], int | None], anomalies: Anomalies
 ) -> None:
     labels = {cpu: (row.socket, row.core) for cpu, row in known.items() if row.core is not None}
     for group in groups:
         if len({labels[cpu] for cpu in group if cpu in labels}) > 1:
-            odd.add(
-                "siblings (topology/core_cpus) that lscpu takes as different cores: {}",
+            anomalies.add(
+                "siblings (topology/core_cpus) that lscpu reports as separate cores: {}",
                 f"cpus {format_cpu_list(group)}",
             )
     group_of = {cpu: group for group in groups for cpu in group}
     for merged in _parts(labels).values():
         if len({group_of[cpu] for cpu in merged}) > 1 and len({core_id(cpu) for cpu in merged}) > 1:
-            odd.add(
-                "cpus that lscpu takes as one core, and topology/core_cpus and core_id do not: {}",
+            anomalies.add(
+                "cpus that lscpu reports as one core, but topology/core_cpus and core_id do not: {}",
                 f"cpus {format_cpu_list(merged)}",
             )
 
 
 def machine_from_lscpu_p(text: str) -> Machine:
-    """The machine of the output of ``lscpu -p``, with or without columns of one's own choice.
+    """The machine described by the output of ``lscpu -p``, with any selection of columns.
 
-    Memory, distances and limits stay unknown. Raises ``UsageError`` when the text is no such output.
+    Memory, distances and limits stay unknown. Raises ``UsageError`` when the text is not such output.
     """
     every = parse_rows(text)
     rows = [row for row in every if row.online is not False]
     if not rows:
-        raise UsageError(
-            "There is no cpu in what was given as output of `lscpu -p`; make it anew with: lscpu -p > FILE"
-        )
+        raise UsageError("there is no cpu in it; to write the output of `lscpu -p` to a file, run: lscpu -p > FILE")
     twice = {cpu for cpu, times in Counter(row.cpu for row in every).items() if times > 1}
     if twice:
-        raise UsageError(f"cpus {format_cpu_list(twice)} have several rows; `lscpu -p` prints one for each cpu")
-    odd = Oddities()
-    cores, l3 = _parts(_core_labels(rows, odd)), _parts({row.cpu: row.cache("l3") for row in rows})
+        raise UsageError(f"cpus {format_cpu_list(twice)} have several rows; `lscpu -p` prints one row per cpu")
+    anomalies = Anomalies()
+    cores, l3 = _parts(_core_labels(rows, anomalies)), _parts({row.cpu: row.cache("l3") for row in rows})
     siblings = {cpu: tuple(core) for core in cores.values() for cpu in core}
     sharing = {cpu: tuple(group) for number, group in l3.items() if number is not None for cpu in group}
     online = tuple(sorted(row.cpu for row in rows))
@@ -227,7 +223,7 @@ def machine_from_lscpu_p(text: str) -> Machine:
     for row in rows:
         if row.node is not None:
             nodes[row.node].append(row.cpu)
-    reading = MachineReading(
+    raw = RawMachine(
         arch="unknown",
         vendor=None,
         model=None,
@@ -235,17 +231,17 @@ def machine_from_lscpu_p(text: str) -> Machine:
         present=tuple(sorted(row.cpu for row in every)),
         online=online,
         isolated=(),
-        cpus={row.cpu: CpuReading(siblings[row.cpu], row.socket, sharing.get(row.cpu)) for row in rows},
+        cpus={row.cpu: RawCpu(siblings[row.cpu], row.socket, sharing.get(row.cpu)) for row in rows},
         nodes=tuple(Node(node, tuple(sorted(nodes[node])), None) for node in sorted(nodes)),
-        kinds=KindReading(),
+        kinds=KindHints(),
         cpuset=None,
         limits=Limits(),
     )
-    return build_machine(reading, odd)
+    return build_machine(raw, anomalies)
 
 
-def _core_labels(rows: list[Row], odd: Oddities) -> dict[int, Hashable]:
-    """What tells cores apart: CORE with the level-2 cache, which siblings share, as CORE alone may repeat."""
+def _core_labels(rows: list[Row], anomalies: Anomalies) -> dict[int, Hashable]:
+    """A label for the core of each cpu: CORE and the L2 cache, which siblings share, because CORE alone may repeat."""
     labels: dict[int, Hashable] = {}
     for row in rows:
         if row.core is not None:
@@ -256,9 +252,9 @@ def _core_labels(rows: list[Row], odd: Oddities) -> dict[int, Hashable]:
     uncertain = {row.cpu for row in rows if row.core is not None and row.cache("l2") is None}
     for cpus in _parts(labels).values():
         if len(cpus) > 1 and uncertain >= set(cpus):
-            odd.add(
-                "cpus taken as one core by CORE alone, which repeats in a package on some machines (a plain "
-                "`lscpu -p` with its caches is surer): {}",
+            anomalies.add(
+                "cpus treated as one core because of CORE alone, which repeats within a package on some machines "
+                "(plain `lscpu -p`, which prints caches, is more reliable): {}",
                 f"cpus {format_cpu_list(cpus)}",
             )
     return labels

@@ -1,7 +1,7 @@
-"""Reads a machine from a file and writes one, so that a plan can be made on another machine.
+"""Finds the machine that ``--machine`` names: in a file, or in the catalogue; and writes such a file.
 
-Separate from the reading of `/sys`: a file comes from somewhere else, may be anything, and says nothing of the
-machine this runs on. What a machine is made of is decided in ``core.machine.topology`` and ``host.machine.lscpu``.
+Separate from the reading of `/sys`: the machine is another one, and a file may hold anything. What a machine is made of
+is decided in ``core.machine.topology``, ``core.machine.catalogue`` and ``host.machine.lscpu``.
 """
 
 from __future__ import annotations
@@ -16,57 +16,84 @@ from launcher.errors import UsageError
 from launcher.host.machine.lscpu import machine_from_lscpu_p
 
 STANDARD_INPUT = Path("-")
+LIST = Path("list")  # names no machine: `launch topology` lists the catalogue for it
+LIST_COMMAND = "`launch topology --machine list`"
 MAX_BYTES = 64 * 1024 * 1024  # a report of 65,536 cpus has about 10 MB
 
-WHAT_WORKS = (
-    "what works is a file of `launch topology --save FILE`, a report of `launch topology --json`, "
-    "or the output of `lscpu -p`"
+FORMATS = (
+    "expected a file written by `launch topology --save FILE`, a report of `launch topology --json`, "
+    f"the output of `lscpu -p`, or a name from {LIST_COMMAND}"
 )
 
 
 def read_machine_file(path: Path) -> Machine:
-    """The machine that a file describes; ``-`` is standard input. Raises ``UsageError`` when it describes none.
+    """The machine that a file describes, or the known machine of that name; ``-`` is standard input.
 
-    A file is what `launch topology --save` or `--json` wrote, or what `lscpu -p` prints, with any columns.
+    A file is what `launch topology --save` or `--json` wrote, or what `lscpu -p` prints, with any columns. A file is
+    preferred to a known machine of the same name. Raises ``UsageError`` when there is neither.
     """
+    if path != STANDARD_INPUT and not path.exists() and path.name == str(path):
+        return _known_machine(path.name)
     name = "--machine -" if path == STANDARD_INPUT else f"--machine {path}"
     try:
         return _machine(_text(path))
     except UsageError as error:
-        raise UsageError(f"{name}: {error}; {WHAT_WORKS}") from error
+        raise UsageError(f"{name}: {error}; {FORMATS}") from error
+
+
+def lists_catalogue(path: Path | None) -> bool:
+    """Whether ``--machine list`` asks for the names of the known machines. A file named ``list`` takes precedence."""
+    return path == LIST and not LIST.exists()
+
+
+def _known_machine(name: str) -> Machine:
+    # Only here: the entries are built when the module is loaded, and most runs need none.
+    from launcher.core.machine.catalogue import find, machine_of, nearest_names
+
+    known = find(name)
+    if known is not None:
+        return machine_of(known)
+    if Path(name) == LIST:
+        raise UsageError(f"--machine list: names no machine; {LIST_COMMAND} lists the known machines")
+    nearest = nearest_names(name)
+    hint = f"; similar names: {', '.join(nearest)}" if nearest else ""
+    raise UsageError(
+        f"--machine {name}: No such file or directory, and no known machine has this name{hint}; {LIST_COMMAND} lists "
+        "the known machines"
+    )
 
 
 def write_machine_file(path: Path, machine: Machine) -> None:
-    """Write the machine as JSON that ``read_machine_file`` takes, over a file that is there.
+    """Write the machine as JSON that ``read_machine_file`` reads, replacing an existing file.
 
     Raises ``UsageError`` when it cannot be written.
     """
     if path == STANDARD_INPUT:
         raise UsageError(
-            "--save - would mix the machine with the report; a name of a file works, and --json prints both as one"
+            "--save - would mix the machine with the report on standard output; name a file, or use --json, which "
+            "prints both as one document"
         )
     text = msgspec.json.format(msgspec.json.encode(machine_to_json(machine)), indent=2)
     try:
         path.write_bytes(text + b"\n")
     except OSError as error:
         raise UsageError(
-            f"--save {path}: the machine cannot be written there: {error.strerror}; "
-            "a file in a folder of your own works"
+            f"--save {path}: cannot write the machine: {error.strerror}; name a file in a directory you can write to"
         ) from error
 
 
 def _text(path: Path) -> str:
     data = _read(path)
     if not data.strip():
-        raise UsageError("there is nothing in it")
+        raise UsageError("it is empty")
     if len(data) > MAX_BYTES:
-        raise UsageError(f"it has more than {MAX_BYTES} bytes, which no machine takes")
+        raise UsageError(f"it is larger than {MAX_BYTES} bytes, which no machine file is")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"it is no text, byte {error.start} is no UTF-8") from error
+        raise UsageError(f"it is not text: byte {error.start} is not valid UTF-8") from error
     if "\0" in text:
-        raise UsageError("it is no text, it has NUL bytes")
+        raise UsageError("it is not text: it contains NUL bytes")
     return text
 
 
@@ -77,9 +104,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except IsADirectoryError as error:
-        raise UsageError(
-            "this is a folder; --sysroot is what takes one, with a copy of /sys and /proc in it"
-        ) from error
+        raise UsageError("it is a directory; for a directory with a copy of /sys and /proc, use --sysroot") from error
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror}") from error
 
@@ -90,5 +115,5 @@ def _machine(text: str) -> Machine:
     try:
         data = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise UsageError(f"it begins as JSON and is none: {error}") from error
+        raise UsageError(f"it starts like JSON but is not valid JSON: {error}") from error
     return machine_from_json(data)

@@ -1,8 +1,8 @@
-"""Reads what the cores are: architecture, vendor, model name, instruction sets that matter for inference; and memory.
+"""Reads the processor (architecture, vendor, model, microarchitecture, relevant instruction sets) and the memory size.
 
-Separate from ``sysfs``, which reads how they are arranged. `/proc/cpuinfo` is read directly, because py-cpuinfo
-needs a second (it starts processes and runs CPUID); it is asked only where that file says nothing, and only of the
-machine this runs on.
+Separate from ``sysfs``, which reads how the cores are arranged. `/proc/cpuinfo` is read directly, because py-cpuinfo
+takes a second (it starts processes and runs CPUID); it is the fallback where that file has no data, on the machine this
+runs on.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from launcher.core.machine.topology import UNKNOWN_ARCH
+from launcher.host.machine.microarchitecture import Identity, microarchitecture
 from launcher.host.machine.tree import Tree, decimal
 
-# As the kernel spells them; what deep-learning kernels choose by. Apart, as one name may mean two things: `sme` is
-# matrix instructions on ARM and memory encryption on AMD.
+# Names of the kernel, for the instruction sets by which deep-learning kernels are chosen. Separate per architecture,
+# because names are ambiguous: `sme` means matrix instructions on Arm and memory encryption on AMD.
 X86_ISA = (
     "amx_bf16", "amx_int8", "amx_fp16", "amx_tile", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx512f", "avx2",
     "avx_vnni", "avx_vnni_int8", "avx_ne_convert", "avx", "fma", "f16c", "sse4_2",
@@ -27,7 +28,7 @@ ARM_ISA = (
 OTHER_ISA = ("lasx", "lsx", "nnpa", "vxe", "vx")
 X86_VENDORS = {"GenuineIntel", "AuthenticAMD", "HygonGenuine", "CentaurHauls", "Shanghai"}
 
-# Names of server cores by implementer and part of MIDR; ARM's /proc/cpuinfo has numbers only.
+# Names of server cores by implementer and part of MIDR; /proc/cpuinfo on Arm has numbers only.
 ARM_PARTS = {
     (0x41, 0xD08): "Cortex-A72",
     (0x41, 0xD0C): "Neoverse-N1",
@@ -64,12 +65,16 @@ ARM = {"aarch64", "armv7l", "armv8l"}
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """``arch`` as ``uname -m`` says it or ``unknown``; ``isa`` in the order of ``X86_ISA`` and the like."""
+    """``arch`` as ``uname -m`` prints it, or ``unknown``; ``isa`` in the order of ``X86_ISA`` and the like.
+
+    ``microarchitecture`` is archspec's name, None where it has none.
+    """
 
     arch: str
     vendor: str | None
     model: str | None
     isa: tuple[str, ...]
+    microarchitecture: str | None = None
 
 
 def read_processor(tree: Tree) -> Processor:
@@ -83,13 +88,14 @@ def read_processor(tree: Tree) -> Processor:
         vendor, model, flags = _ask_cpuinfo()
     known = {flag.lower() for flag in flags}
     interest = X86_ISA if arch in X86 else ARM_ISA if arch in ARM else OTHER_ISA
-    return Processor(arch, vendor, model, tuple(flag for flag in interest if flag in known))
+    name = microarchitecture(Identity(arch, vendor, frozenset(known), fields.get("CPU part", "").lower()))
+    return Processor(arch, vendor, model, tuple(flag for flag in interest if flag in known), name)
 
 
 def read_memory(tree: Tree) -> tuple[int | None, int | None]:
-    """Bytes of memory of the whole machine: all, and what can be had without swapping."""
+    """Bytes of memory of the whole machine: total, and available without swapping."""
     if tree.live:
-        import psutil  # only here: it is of this machine, whatever the tree
+        import psutil  # only here: it always reports this machine
 
         memory = psutil.virtual_memory()
         return memory.total, memory.available
@@ -98,7 +104,7 @@ def read_memory(tree: Tree) -> tuple[int | None, int | None]:
 
 
 def meminfo(text: str) -> dict[str, int]:
-    """Bytes by name, of `/proc/meminfo` or of a node's (whose lines start with ``Node N``)."""
+    """Bytes by name, of `/proc/meminfo` or the meminfo of a node, whose lines start with ``Node N``."""
     found: dict[str, int] = {}
     for line in text.splitlines():
         name, colon, value = line.rpartition(":")
@@ -110,7 +116,7 @@ def meminfo(text: str) -> dict[str, int]:
 
 
 def _first_fields(text: str) -> dict[str, str]:
-    """The first value of each key: the first processor's, and what stands once for all."""
+    """The first value of each key: that of the first processor, or of the whole machine."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         key, colon, value = line.partition(":")
@@ -141,7 +147,7 @@ def _arm_model(fields: dict[str, str]) -> str | None:
 
 
 def _arch(fields: dict[str, str], flags: list[str], tree: Tree) -> str:
-    """Of a recorded machine, which has no uname: by what only that architecture's `/proc/cpuinfo` has."""
+    """The architecture of a recorded machine, which has no uname, from fields that only one architecture has."""
     if fields.get("arch") == "IA-64" or "Itanium" in fields.get("family", ""):
         return "ia64"
     if _is_x86(fields, tree):
@@ -165,7 +171,7 @@ def _is_x86(fields: dict[str, str], tree: Tree) -> bool:
 
 
 def _ask_cpuinfo() -> tuple[str | None, str | None, list[str]]:
-    import cpuinfo  # only where it is needed: it costs a second
+    import cpuinfo  # only here: it takes a second
 
     info = cpuinfo.get_cpu_info()
     return info.get("vendor_id_raw"), info.get("brand_raw"), list(info.get("flags", ()))

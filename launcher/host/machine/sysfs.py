@@ -1,20 +1,21 @@
-"""Reads the machine: its cpus, caches, nodes and limits as the kernel states them in `/sys` and `/proc`.
+"""Reads the machine: cpus, caches, nodes and limits, as the kernel reports them in `/sys` and `/proc`.
 
-Reading only: what the readings mean is decided in ``core.machine.assemble``. Every file is read once, under an
-injectable root; for a root other than ``/`` nothing of the machine this runs on gets in. Formats:
+Reading only: what the values mean is decided in ``core.machine.assemble``. Every file is read once, under a given root;
+with a root other than ``/``, no fact of the machine this runs on is used. Formats:
 ``Documentation/admin-guide/cputopology.rst``, ``Documentation/ABI/{stable,testing}/sysfs-devices-*``.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.core.machine.assemble import CpuReading, KindReading, MachineReading, build_machine
+from launcher.core.machine.assemble import KindHints, RawCpu, RawMachine, build_machine
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Limits, Machine, Node
-from launcher.errors import UsageError
+from launcher.errors import MachineError, UsageError
 from launcher.host.machine import lscpu
 from launcher.host.machine.cgroup import read_bounds
 from launcher.host.machine.processor import meminfo, read_memory, read_processor
@@ -22,7 +23,7 @@ from launcher.host.machine.tree import Tree, decimal
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"
-# A hybrid machine has a counter device for each kind of core; older kernels show them only on the bus.
+# A hybrid machine has a PMU device for each kind of core; older kernels list them only on the bus.
 PMU_FOLDERS = ("sys/devices", "sys/bus/event_source/devices")
 MEMORY_TOLERANCE = 0.1
 EFFICIENCY_PMUS = ("cpu_atom", "cpu_lowpower")
@@ -31,28 +32,34 @@ EFFICIENCY_PMUS = ("cpu_atom", "cpu_lowpower")
 def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -> Machine:
     """The machine under ``sysroot``.
 
-    Raises ``UsageError`` when there is none, ``MachineError`` when nothing of it may be used.
+    Raises ``UsageError`` when there is none, ``MachineError`` when none of its cpus is usable, or when this machine
+    does not run Linux.
     """
     tree = Tree(sysroot)
+    if tree.live and sys.platform != "linux":
+        raise MachineError(
+            f"launch reads and binds cores through the Linux kernel, and this is {sys.platform}; "
+            "`launch topology --machine NAME` plans for a Linux machine from here"
+        )
     if not tree.exists(CPU) and not tree.live:
         raise UsageError(
-            f"{sysroot} holds no machine: there is no folder {CPU} in it. Give the root of a recorded /sys and /proc "
-            "tree, or / for this machine."
+            f"{sysroot} is not the root of a machine: it has no directory {CPU}. It must be a directory with a copy of "
+            "/sys and /proc, or / for this machine"
         )
-    with lscpu.Opinion(tree) as opinion:
-        reading = _read(tree)
-        rows = opinion.rows()
-    lscpu.check_against(rows, reading, lambda cpu: tree.number(f"{CPU}/cpu{cpu}/topology/core_id"), tree.odd)
-    return build_machine(reading, tree.odd, include_isolated=include_isolated)
+    with lscpu.SecondOpinion(tree) as second_opinion:
+        raw = _read(tree)
+        rows = second_opinion.rows()
+    lscpu.compare(rows, raw, lambda cpu: tree.number(f"{CPU}/cpu{cpu}/topology/core_id"), tree.anomalies)
+    return build_machine(raw, tree.anomalies, include_isolated=include_isolated)
 
 
-def _read(tree: Tree) -> MachineReading:
+def _read(tree: Tree) -> RawMachine:
     processor = read_processor(tree)
     memory_bytes, free_bytes = read_memory(tree)
     present, online = _present_and_online(tree)
     bounds = read_bounds(tree)
     nodes = _with_all_memory(tree, _nodes(tree), memory_bytes, free_bytes)
-    return MachineReading(
+    return RawMachine(
         arch=processor.arch,
         vendor=processor.vendor,
         model=processor.model,
@@ -67,6 +74,7 @@ def _read(tree: Tree) -> MachineReading:
         limits=_with_memory_only(bounds.limits, nodes),
         memory_bytes=memory_bytes,
         free_bytes=free_bytes,
+        microarchitecture=processor.microarchitecture,
     )
 
 
@@ -76,27 +84,27 @@ def _present_and_online(tree: Tree) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if not online:
         online = tuple(cpu for cpu in folders if tree.text(f"{CPU}/cpu{cpu}/online") != "0")
     if not online and tree.live:
-        # Some sandboxes show no /sys at all, and yet there is something to run on.
+        # Some sandboxes have no /sys at all.
         online = tuple(sorted(os.sched_getaffinity(0)))
-        tree.odd.add(
-            "cpus of which only the affinity mask is known, as /sys shows nothing of them; each counts as a core: {}",
+        tree.anomalies.add(
+            "cpus known only from the affinity mask, because /sys has no data; each is treated as a core: {}",
             f"cpus {format_cpu_list(online)}",
         )
     present = tree.cpu_list(f"{CPU}/present") or folders
     return tuple(sorted({*present, *online})), online
 
 
-def _cpu(tree: Tree, cpu: int) -> CpuReading:
+def _cpu(tree: Tree, cpu: int) -> RawCpu:
     folder = f"{CPU}/cpu{cpu}/topology"
     siblings = tree.cpus(f"{folder}/core_cpus", f"{folder}/core_cpus_list")
     if siblings is None:
-        siblings = tree.cpus(f"{folder}/thread_siblings", f"{folder}/thread_siblings_list")  # before Linux 5.3
+        siblings = tree.cpus(f"{folder}/thread_siblings", f"{folder}/thread_siblings_list")  # Linux before 5.3
     package = tree.number(f"{folder}/physical_package_id")
-    return CpuReading(siblings, None if package is None or package < 0 else package, _l3(tree, cpu))
+    return RawCpu(siblings, None if package is None or package < 0 else package, _l3(tree, cpu))
 
 
 def _l3(tree: Tree, cpu: int) -> tuple[int, ...] | None:
-    """The cpus that share this one's level-3 cache, itself included."""
+    """The cpus that share the L3 cache of this one, including itself."""
     folder = f"{CPU}/cpu{cpu}/cache"
     for index in reversed(tree.numbered(folder, "index")):
         if tree.number(f"{folder}/index{index}/level") == 3:
@@ -131,14 +139,14 @@ def _node(tree: Tree, node: int, order: tuple[int, ...]) -> Node:
 
 
 def _distances(tree: Tree, folder: str, order: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Distance to each online node; the file has one number for each, in the order of their ids."""
+    """Distance to each online node; the file has one number per node, in the order of their ids."""
     text = tree.text(f"{folder}/distance")
     if not text:
         return ()
     found = [value for word in text.split() if (value := decimal(word)) is not None]
     if len(found) != len(order) or len(text.split()) != len(order):
-        tree.odd.add(
-            f"distances that are not one number for each of {len(order)} nodes and are ignored: {{}}",
+        tree.anomalies.add(
+            f"distances that do not have one number for each of {len(order)} nodes, which are ignored: {{}}",
             f"{folder}/distance: {text[:40]!r}",
         )
         return ()
@@ -148,22 +156,21 @@ def _distances(tree: Tree, folder: str, order: tuple[int, ...]) -> tuple[tuple[i
 def _with_all_memory(
     tree: Tree, nodes: tuple[Node, ...], memory_bytes: int | None, free_bytes: int | None
 ) -> tuple[Node, ...]:
-    """The nodes; where `/proc/meminfo` knows more than the only node with memory, that node has it all.
+    """The nodes; if only one has memory and `/proc/meminfo` reports more, that node gets the amount of the machine.
 
-    Guests whose memory was grown or whose balloon was emptied show this: the kernel counts it for the machine and not
-    for the node.
+    This happens in guests after memory was added or a balloon deflated: the kernel counts the memory for the machine,
+    but not for the node.
     """
     known = sum(node.memory_bytes or 0 for node in nodes)
     if not memory_bytes or not known or abs(known - memory_bytes) <= MEMORY_TOLERANCE * memory_bytes:
         return nodes
     only = [node for node in nodes if node.memory_bytes]
-    believed = "nodes" if len(only) > 1 or known > memory_bytes else "machine"
-    tree.odd.add(
-        "memory that the nodes (node*/meminfo) and the whole machine (/proc/meminfo) state differently: {}; "
-        f"the plan goes by what the {believed} state{'s' if believed == 'machine' else ''}",
-        f"{known / 2**30:.1f} GiB against {memory_bytes / 2**30:.1f} GiB",
+    used = "node*/meminfo" if len(only) > 1 or known > memory_bytes else "/proc/meminfo"
+    tree.anomalies.add(
+        f"different amounts of memory in node*/meminfo and /proc/meminfo: {{}}; the plan uses {used}",
+        f"{known / 2**30:.1f} GiB and {memory_bytes / 2**30:.1f} GiB",
     )
-    if believed == "nodes":
+    if used == "node*/meminfo":
         return nodes
     return tuple(
         replace(node, memory_bytes=memory_bytes, free_bytes=free_bytes) if node in only else node for node in nodes
@@ -171,28 +178,26 @@ def _with_all_memory(
 
 
 def _with_memory_only(limits: Limits, nodes: tuple[Node, ...]) -> Limits:
-    """A mask of allowed nodes names possible ones; only those with memory can be bound to."""
+    """Allowed nodes may include nodes that do not exist; only nodes with memory can be bound to."""
     if limits.memory_nodes is None or not nodes:
         return replace(limits, memory_nodes=None)
     with_memory = {node.id for node in nodes if node.memory_bytes != 0}
     return replace(limits, memory_nodes=tuple(sorted(with_memory & set(limits.memory_nodes))))
 
 
-def _kinds(tree: Tree, online: tuple[int, ...]) -> KindReading:
+def _kinds(tree: Tree, online: tuple[int, ...]) -> KindHints:
     for folder in PMU_FOLDERS:
         slow = [tree.cpu_list(f"{folder}/{name}/cpus") for name in EFFICIENCY_PMUS]
         if any(found is not None for found in slow):
-            return KindReading(efficiency_cpus=tuple(sorted({cpu for found in slow for cpu in found or ()})))
+            return KindHints(efficiency_cpus=tuple(sorted({cpu for found in slow for cpu in found or ()})))
     capacity = _each(tree, online, "cpu_capacity")
     if capacity:
-        return KindReading(capacity=capacity)
-    return KindReading(
-        max_khz=_clock(tree, online, "cpuinfo_max_freq"), base_khz=_clock(tree, online, "base_frequency")
-    )
+        return KindHints(capacity=capacity)
+    return KindHints(max_khz=_clock(tree, online, "cpuinfo_max_freq"), base_khz=_clock(tree, online, "base_frequency"))
 
 
 def _each(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
-    """A number of each cpu; nothing where one has none, as kinds are told by comparing all."""
+    """A number for each cpu; empty if any cpu has none, because kinds are found by comparing all cpus."""
     found: dict[int, int] = {}
     for cpu in online:
         value = tree.number(f"{CPU}/cpu{cpu}/{name}")
@@ -203,7 +208,7 @@ def _each(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
 
 
 def _clock(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
-    """A frequency of each cpu in kHz, by policy where cpus share them."""
+    """A frequency in kHz for each cpu, from the policies where cpus share them."""
     found: dict[int, int] = {}
     for policy in tree.numbered(f"{CPU}/cpufreq", "policy"):
         folder = f"{CPU}/cpufreq/policy{policy}"

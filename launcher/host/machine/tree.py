@@ -1,7 +1,7 @@
 """Reads small files of `/sys` and `/proc` under a root, and never outside it.
 
-Separate because a recorded machine may hold symbolic links that point to absolute paths: followed blindly they
-would mix facts of this machine into those of the recorded one. What a file means must not enter.
+Separate because a recorded machine may contain symbolic links with absolute targets: followed as they are, they would
+mix facts of this machine into the recorded one. The meaning of files must not enter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from launcher.core.machine.anomalies import Oddities
+from launcher.core.machine.anomalies import Anomalies
 from launcher.core.machine.cpuset import mask_bits, parse_cpu_list, parse_cpu_mask
 
 Parsed = TypeVar("Parsed")
@@ -24,15 +24,15 @@ _CHUNK = 64 * 1024
 
 
 class Tree:
-    """The files under ``root``; a missing, unreadable or malformed one is None, as nothing in `/sys` is certain.
+    """The files under ``root``. A missing, unreadable or malformed file is None; no file of `/sys` is guaranteed.
 
-    ``odd`` collects the files that are there and make no sense.
+    ``anomalies`` collects malformed and inconsistent files.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
         self.live = self.root == Path("/")
-        self.odd = Oddities()
+        self.anomalies = Anomalies()
         self._base = "" if self.live else str(self.root)
         self._folders: dict[str, str | None] = {"": self._base}
         self._lists: dict[str, tuple[int, ...]] = {}
@@ -40,14 +40,14 @@ class Tree:
         self._bits: dict[str, int] = {}
 
     def text(self, path: str) -> str | None:
-        """The file's text without NUL bytes and outer white space; None when there is nothing to read."""
+        """The file's text without NUL bytes and surrounding whitespace; None when it cannot be read."""
         descriptor = self._open(path)
         if descriptor is None:
             return None
         try:
             raw = _read_all(descriptor)
         except OSError:
-            return None  # an offline cpu's files answer so
+            return None  # the files of an offline cpu may fail to read
         finally:
             os.close(descriptor)
         return raw.decode("utf-8", "replace").replace("\0", "").strip()
@@ -60,7 +60,7 @@ class Tree:
         try:
             return int(text)
         except ValueError:
-            self._malformed(path, f"{text[:40]!r} is no number")
+            self._malformed(path, f"{text[:40]!r} is not a number")
             return None
 
     def cpu_list(self, path: str) -> tuple[int, ...] | None:
@@ -68,16 +68,16 @@ class Tree:
         return self._ids(path, parse_cpu_list)
 
     def cpus(self, mask_path: str, list_path: str) -> tuple[int, ...] | None:
-        """The set that a kernel file states twice: as a mask, which every kernel writes, and as a list."""
+        """The set that the kernel provides twice: as a mask, which every kernel has, and as a list."""
         by_list = self._ids(list_path, parse_cpu_list)
         bits = self._parse(mask_path, mask_bits, self._bits)
-        # As a number first: spelling out thousands of masks would take most of the time.
+        # Compare as numbers first: expanding thousands of masks would take most of the time.
         if bits is None or (by_list is not None and bits == sum(1 << cpu for cpu in by_list)):
             return by_list
         if by_list is not None:
             files = f"{_pattern(list_path)} against {_pattern(mask_path).rpartition('/')[2]}"
-            self.odd.add(
-                f"lists that are not what their masks say ({files}), of which the masks are taken: {{}}",
+            self.anomalies.add(
+                f"lists that differ from their masks ({files}); the masks are used: {{}}",
                 _short(list_path),
             )
         return self._ids(mask_path, parse_cpu_mask)
@@ -89,7 +89,7 @@ class Tree:
         return sorted(int(tail) for tail in tails if tail.isascii() and tail.isdigit())
 
     def names(self, folder: str) -> list[str]:
-        """The names in a folder, none when it is not there."""
+        """The names in a folder; none when it does not exist."""
         place = self._folder(folder)
         try:
             return [] if place is None else os.listdir(place)  # noqa: PTH208  # names only, for thousands of folders
@@ -97,7 +97,7 @@ class Tree:
             return []
 
     def exists(self, folder: str) -> bool:
-        """Whether this folder is there."""
+        """Whether this folder exists."""
         place = self._folder(folder)
         return place is not None and Path(place).is_dir()
 
@@ -108,7 +108,7 @@ class Tree:
         text = self.text(path)
         if text is None:
             return None
-        # Thousands of cpus carry the same few texts; each is parsed once.
+        # Thousands of cpus share a few distinct texts; parse each once.
         if text not in known:
             try:
                 known[text] = parse(text)
@@ -118,7 +118,7 @@ class Tree:
         return known[text]
 
     def _malformed(self, path: str, reason: str) -> None:
-        self.odd.add(f"files that make no sense ({_pattern(path)}) and are ignored: {{}}", f"{_short(path)}: {reason}")
+        self.anomalies.add(f"malformed files ({_pattern(path)}), which are ignored: {{}}", f"{_short(path)}: {reason}")
 
     def _open(self, path: str) -> int | None:
         folder_path, _, name = path.rpartition("/")
@@ -137,7 +137,7 @@ class Tree:
             return None
 
     def _folder(self, path: str) -> str | None:
-        """Where a folder is, itself and all above it followed as links inside the root."""
+        """The path of a folder, with symbolic links in it resolved inside the root."""
         if path not in self._folders:
             above, _, name = path.rpartition("/")
             self._folders[path] = self._entry(self._folder(above), name)
@@ -147,7 +147,7 @@ class Tree:
         if folder is None:
             return None
         place = f"{folder}/{name}"
-        # os.path, as Path objects would double the time of reading a large machine.
+        # os.path: Path objects would double the time to read a large machine.
         if self.live or not os.path.islink(place):  # noqa: PTH114
             return place
         real = os.path.realpath(place)
@@ -155,7 +155,7 @@ class Tree:
 
 
 def decimal(text: str | None) -> int | None:
-    """The text as a number of up to 20 decimal digits, as kernels print them; None for anything else."""
+    """The text as a decimal number of up to 20 digits, as the kernel prints it; None for anything else."""
     digits = (text or "").strip()
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else None
 

@@ -7,6 +7,7 @@ every wait is bounded. ``folder`` interprets the fetched files.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -15,8 +16,6 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.host.model.folder import ModelErrors, weight_files
-
-WAIT_SECONDS = 10.0  # for each response of the Hub, not for the whole download
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _OTHERS = re.compile(r".*\.(json|txt|model|codes)")
@@ -30,14 +29,14 @@ class Fetched:
     notes: tuple[str, ...] = ()
 
 
-def fetch(repo: str, *, with_code: bool, download: bool = True) -> Fetched:
+def fetch(repo: str, *, with_code: bool, seconds: float, download: bool = True) -> Fetched:
     """The files of the model ``repo``, including code only ``with_code``. Raises ``UsageError`` if it is unavailable.
 
-    Without ``download`` only the cache is used.
+    The Hub has ``seconds`` for each response, not for the whole download. Without ``download`` only the cache is used.
     """
     # Both are read when huggingface_hub is imported, and no other module imports it.
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(WAIT_SECONDS)))
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(WAIT_SECONDS)))
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(math.ceil(seconds)))
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(math.ceil(seconds)))
     cached = _cached(repo)
     if cached is not None and is_complete(cached):
         return Fetched(cached)
@@ -47,7 +46,7 @@ def fetch(repo: str, *, with_code: bool, download: bool = True) -> Fetched:
             "give --model a folder"
         )
     try:
-        return Fetched(_download(repo, with_code=with_code))
+        return Fetched(_download(repo, seconds, with_code=with_code))
     except UsageError:
         raise
     except Exception as error:
@@ -91,11 +90,11 @@ def is_complete(folder: Path) -> bool:
     return has_model(places.get("Transformer", folder)) and (pooling is None or (pooling / "config.json").is_file())
 
 
-def _download(repo: str, *, with_code: bool) -> Path:
+def _download(repo: str, seconds: float, *, with_code: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     # A separate first request with a bounded wait, before the client's own retries start.
-    info = HfApi().model_info(repo, timeout=WAIT_SECONDS)
+    info = HfApi().model_info(repo, timeout=seconds)
     names = [sibling.rfilename for sibling in info.siblings or []]
     files = wanted_files(names, with_code=with_code)
     if not any(_WEIGHTS.fullmatch(name) for name in files):

@@ -1,8 +1,7 @@
-"""Brings the output of several programs to our own outputs and to log files: whole lines, each with its instance.
+"""Relays the output of several programs to the launcher's own outputs and to log files, line by line.
 
-Bytes all the way: what a program writes in another encoding arrives as it was. Writing happens in threads, because
-whoever reads our output may be slow, and then only the programs that write wait. Lines for the log are no matter of
-this module; they go through ``host.log``.
+Output stays bytes: nothing is decoded, so any encoding passes unchanged. Writes happen in threads, so that a slow
+reader blocks only the programs that write. The launcher's own log does not pass through here but through ``host.log``.
 """
 
 from __future__ import annotations
@@ -19,33 +18,35 @@ import anyio.to_thread
 
 from launcher.errors import UsageError
 
-LINE_BYTES = 64 * 1024  # a longer line is shown in pieces, so that a program cannot fill our memory
+LINE_BYTES = 64 * 1024  # a longer line is split, so that a program cannot fill the launcher's memory
 
 
-class LineCutter:
-    """Cuts a stream of bytes into pieces that are whole lines with their ends, as they came."""
+class LineSplitter:
+    """Splits a stream of bytes into lines, terminators included. A line over ``limit`` bytes is returned in pieces."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = LINE_BYTES) -> None:
+        self._limit = limit
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that ``data`` completes. What ends with ``\\r`` waits for one byte more: it may be ``\\r\\n``."""
-        # A carriage return ends a line as well: progress bars write nothing else.
+        """The lines that ``data`` completes. A final ``\\r`` waits for the next byte, since it may begin ``\\r\\n``."""
+        # A carriage return ends a line, too: progress bars write no other terminator.
         lines = (self._rest + data).splitlines(keepends=True)
         self._rest = b"" if not lines or lines[-1].endswith(b"\n") else lines.pop()
-        while len(self._rest) > LINE_BYTES:
-            lines.append(self._rest[:LINE_BYTES])
-            self._rest = self._rest[LINE_BYTES:]
-        return lines
+        *pieces, self._rest = self._pieces(self._rest)
+        return [*(piece for line in lines for piece in self._pieces(line)), *pieces]
 
     def end(self) -> list[bytes]:
-        """What is left when the stream ends without the end of a line."""
+        """The rest of a stream that ends without a line terminator."""
         rest, self._rest = self._rest, b""
         return [rest] if rest else []
 
+    def _pieces(self, line: bytes) -> list[bytes]:
+        return [line[start : start + self._limit] for start in range(0, max(len(line), 1), self._limit)]
+
 
 class Output:
-    """One of our own outputs. `write` returns when everything is written; two writes never mix."""
+    """One of the launcher's own outputs. `write` returns when everything is written; writes never interleave."""
 
     def __init__(self, descriptor: int, on_closed: Callable[[], None]) -> None:
         self._descriptor = descriptor
@@ -54,11 +55,11 @@ class Output:
         self._closed = False
 
     async def write(self, data: bytes) -> None:
-        """Write it all, or, when nobody reads any more, say so once and drop it."""
+        """Write all of ``data``. When the output is closed, report that once and discard the data."""
         async with self._lock:
             if self._closed or not data:
                 return
-            # Abandoned when all has to end: whoever does not read must not keep us.
+            # Abandoned on cancellation: a reader that does not read must not delay the exit.
             written = await anyio.to_thread.run_sync(_write_all, self._descriptor, data, abandon_on_cancel=True)
             if not written and not self._closed:
                 self._closed = True
@@ -66,12 +67,12 @@ class Output:
 
 
 def _write_all(descriptor: int, data: bytes) -> bool:
-    """Whether all was written; False when the other side is closed, or the terminal is gone."""
+    """Whether all was written; False when the other end is closed or the terminal is gone."""
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(descriptor, view) :]
-        except BlockingIOError:  # a terminal that somebody else has made non-blocking
+        except BlockingIOError:  # a terminal that another process has made non-blocking
             select.select([], [descriptor], [])
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.EIO):
@@ -81,35 +82,36 @@ def _write_all(descriptor: int, data: bytes) -> bool:
 
 
 class Relay:
-    """Where the output of one instance goes: prefixed lines (or plain bytes, for a single instance) and its log file.
+    """The destinations of one instance's output: the launcher's outputs and its log file.
 
-    ``prefix`` None passes bytes on as they come, so that a prompt without the end of a line is seen.
+    Lines are prefixed with ``prefix``. None, for a single instance, relays the bytes as they arrive, so that a prompt
+    without a line terminator is shown.
     """
 
     def __init__(self, prefix: bytes | None, outputs: tuple[Output, Output] | None, file: BinaryIO | None) -> None:
         self._prefix = prefix
         self._outputs = outputs
         self._file = file
-        self._cutters = (LineCutter(), LineCutter())
+        self._splitters = (LineSplitter(), LineSplitter())
 
     async def feed(self, stream: int, data: bytes) -> None:
-        """``data`` came from stream 0 (standard output) or 1 (standard error)."""
-        await self._pass_on(stream, self._cutters[stream].feed(data), data)
+        """Relay what was read from stream 0 (standard output) or 1 (standard error)."""
+        await self._relay(stream, self._splitters[stream].feed(data), data)
 
     async def end(self, stream: int) -> None:
         """The stream has ended."""
-        await self._pass_on(stream, self._cutters[stream].end(), b"")
+        await self._relay(stream, self._splitters[stream].end(), b"")
 
-    async def _pass_on(self, stream: int, lines: list[bytes], data: bytes) -> None:
+    async def _relay(self, stream: int, lines: list[bytes], data: bytes) -> None:
         if self._file is not None:
-            self._file.write(b"".join(lines))  # unbuffered, and by lines: the two streams share the file
+            self._file.write(b"".join(lines))  # unbuffered whole lines, because both streams share the file
         if self._outputs is not None:
             prefix = self._prefix
-            shown = data if prefix is None else b"".join(_shown(prefix, line) for line in lines)
+            shown = data if prefix is None else b"".join(_prefixed(prefix, line) for line in lines)
             await self._outputs[stream].write(shown)
 
 
-def _shown(prefix: bytes, line: bytes) -> bytes:
+def _prefixed(prefix: bytes, line: bytes) -> bytes:
     return prefix + line.rstrip(b"\r\n") + b"\n"
 
 

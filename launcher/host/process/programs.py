@@ -1,8 +1,8 @@
-"""Starts one foreign program for an instance, relays its output, and says how it ended.
+"""Starts the program of one ``launch run`` instance, relays its output, and describes how it exited.
 
-The counterpart of ``host.process.spawn`` for programs that know nothing of us: two separate outputs, no channel, and
-an exit status that counts. The program runs in a session of its own, so that signals reach it and what it has
-started, and nothing else. No policy may enter here.
+The counterpart of ``host.process.spawn`` for programs that know nothing of the launcher: two separate outputs, no
+channel, and an exit status with a meaning. The program runs in its own session, so that a signal to the group reaches
+it and what it has started, and nothing else. No policy may enter here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import psutil
 
 from launcher.errors import InstanceError
 from launcher.host.process import exec_bound
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import Relay
 from launcher.host.process.spawn import (
     OomCount,
-    describe_status,
     kill_group,
     open_reader,
     own_memory_cgroup,
@@ -33,21 +33,22 @@ from launcher.host.process.spawn import (
 )
 
 READ_BYTES = 65536
-OUTPUT_SECONDS = 0.5  # after the exit: how long a silent stranger that kept the pipe may delay the news
+# After the exit: how long a silent process that holds a pipe open may delay the report.
+OUTPUT_SECONDS = 0.5
 
-# What becomes the program; also what is shown where it has a binding to apply.
+# Replaces itself by the program; shown in reports where it applies the binding.
 BINDER = (sys.executable, "-I", "-S", exec_bound.__file__)
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramLaunch:
-    """How to start the program of one instance. ``mark`` are the variables of ``env`` by which it and all that it
-    starts are known. With ``stdin`` it reads our standard input, else it has none."""
+    """How to start the program of one instance. ``marker`` has the variables of ``env`` that identify it and its
+    descendants. With ``stdin`` it inherits the launcher's standard input, otherwise it reads ``/dev/null``."""
 
     instance: int
     command: tuple[str, ...]
     env: Mapping[str, str]
-    mark: Mapping[str, str]
+    marker: Mapping[str, str]
     stdin: bool
 
 
@@ -57,7 +58,7 @@ class Program:
     def __init__(self, launch: ProgramLaunch, process: subprocess.Popen[bytes], relay: Relay, oom: OomCount) -> None:
         self.instance = launch.instance
         self.pid = process.pid
-        self._mark = launch.mark
+        self._marker = launch.marker
         self._process = process
         self._relay = relay
         self._oom = oom
@@ -66,7 +67,7 @@ class Program:
         self._all_relayed = anyio.Event()
 
     def describe(self, status: int) -> str:
-        """How it ended, in words; with the kernel's out-of-memory counter where that has grown."""
+        """A description of how it exited; mentions the OOM killer where its counter has grown."""
         text = describe_status(status)
         if status != -signal.SIGKILL or self._killed:
             return text
@@ -74,42 +75,43 @@ class Program:
         return f"{text} ({grown})" if grown else text
 
     def signal(self, number: int) -> None:
-        """Send a signal to the program and what it has started in its group; nothing happens when it has ended."""
+        """Send a signal to the program's process group; does nothing when the program has been reaped."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """End it, and all that it has started, at once, and wait no more for whoever reads its output."""
+        """Send SIGKILL to the program's process group, and do not wait any longer for slow readers of its output."""
         self._killed = True
         if self._process.returncode is None:
             kill_group(self.pid)
 
     async def wait(self) -> int:
-        """Relay its output until it ends; end what it has left behind; reap, and return the status that
-        ``subprocess`` gives."""
+        """Relay the output until the program exits; kill what it has left behind; reap it and return the exit status
+        as ``subprocess`` gives it."""
         async with anyio.create_task_group() as group:
             for stream, pipe in enumerate((self._process.stdout, self._process.stderr)):
                 assert pipe is not None
                 group.start_soon(self._pump, stream, pipe)
             await wait_exit(self._process)
-            # Before reaping: while the zombie holds the pid, no stranger can have it as its group.
+            # Before reaping: while the zombie holds the pid, no other process group can have it as its id.
             kill_group(self.pid)
-            self._end_marked()
+            self._kill_marked()
             status = self._process.wait()
-            await self._rest_of_output()
+            await self._drain_output()
             group.cancel_scope.cancel()
         return status
 
-    def _end_marked(self) -> None:
-        """Kill what has left the session but still carries our mark in its environment."""
+    def _kill_marked(self) -> None:
+        """Kill descendants that have left the session but still have the marker in their environment."""
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error, OSError):
-                if self._mark.items() <= process.environ().items():
+                if self._marker.items() <= process.environ().items():
                     process.kill()
 
-    async def _rest_of_output(self) -> None:
-        """Wait for what is still in the pipes, and for readers of ours that are slow, but not for a silent pipe."""
+    async def _drain_output(self) -> None:
+        """Wait for what is still in the pipes, and for slow readers of the launcher's output, but not for a silent
+        pipe."""
         while self._open_pipes:
             before = self._pieces
             with anyio.move_on_after(OUTPUT_SECONDS):
@@ -135,10 +137,10 @@ class Program:
 
 
 def start_program(launch: ProgramLaunch, relay: Relay) -> Program:
-    """Start the program now. Raises ``InstanceError`` when not even a process comes to be.
+    """Start the program now. Raises ``InstanceError`` when no process can be created.
 
-    To be called in the main thread: the program dies with the thread that started it. What keeps the program itself
-    from starting is its exit status, 126 or 127, and its words on standard error.
+    Must be called in the main thread: the program is killed when the thread that started it ends. A program that cannot
+    be executed shows as exit status 126 or 127, with the reason on standard error.
     """
     oom = read_oom_count(own_memory_cgroup())
     try:

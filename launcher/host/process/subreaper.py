@@ -1,10 +1,10 @@
-"""Sees to it that nothing is left of a run, however it ends: two processes that outlive each other for a moment.
+"""Leaves no process behind, however a run ends: ``launch run`` is two processes, and each cleans up after the other.
 
-`keep` forks. The child does the work; the parent, the keeper, waits for it, passes signals on, and ends with its
-status. Both adopt the orphans below them, so that even what a program has made a daemon stays within reach. When the
-keeper is killed, the child sees the end of a pipe and ends everything; when the child is killed, the kernel kills the
-programs (their death signal), and the keeper inherits whatever they had started and ends it. Only when both are
-killed at once can a daemon escape. No policy may enter here.
+`fork_subreaper` forks. The child does the work. The parent, the subreaper, forwards signals to it, waits for it and
+exits with its status. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so that even a program's daemon stays their
+descendant. When the subreaper is killed, the child reads end-of-file from a pipe and kills everything. When the child
+is killed, the kernel kills the programs (their parent-death signal), and the subreaper inherits and kills what they
+had started. Only when both are killed at once can a daemon survive. No policy may enter here.
 """
 
 from __future__ import annotations
@@ -17,61 +17,62 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from launcher.core.lifecycle.program import exit_code
 from launcher.pinning import adopt_orphans
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-FOR_PROGRAMS = (signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+USER_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-def heard(numbers: Sequence[signal.Signals]) -> set[signal.Signals]:
-    """Those of the signals that are not ignored; nohup has SIGHUP ignored, and means it."""
+def not_ignored(numbers: Sequence[signal.Signals]) -> set[signal.Signals]:
+    """Those of the signals that are not ignored; under nohup, SIGHUP is, and has to stay so."""
     return {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
 
 
-def keep() -> int:
-    """Returns in the child only: a descriptor that reads end-of-file when the keeper is gone.
+def fork_subreaper() -> int:
+    """Returns in the child only: a descriptor that reads end-of-file when the subreaper is gone.
 
-    The parent never returns; it exits with the child's status when the child has ended and nothing is left. To be
-    called before any thread exists. Raises ``MachineError`` where orphans cannot be adopted.
+    The parent never returns; it exits with the child's status when the child has exited and no descendant is left.
+    Must be called before any thread exists. Raises ``MachineError`` where orphans cannot be adopted.
     """
     adopt_orphans()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    lifeline, held = os.pipe()  # not inherited by programs
-    passed_on = heard((*ENDING, *FOR_PROGRAMS))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*passed_on, signal.SIGCHLD})
+    lifeline, write_end = os.pipe()  # not inherited by programs
+    forwarded = not_ignored((*STOP_SIGNALS, *USER_SIGNALS))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*forwarded, signal.SIGCHLD})
     child = os.fork()
     if child:
-        # Both sides do it, so that it is done whoever comes first. Ctrl-C then reaches the keeper alone, and the
-        # child hears of it once.
+        # Both processes do it, so that it is done whichever runs first. Ctrl-C then reaches the subreaper alone, and
+        # the child receives one signal instead of two.
         with contextlib.suppress(OSError):
             os.setpgid(child, child)
         os.close(lifeline)
-        _keep(child, passed_on)
+        _reap_until_exit(child, forwarded)
     os.setpgid(0, 0)
-    os.close(held)
+    os.close(write_end)
     adopt_orphans()
-    if signal.SIGINT in passed_on:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop has its own: to end without a traceback
+    if signal.SIGINT in forwarded:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop installs its handler: no traceback
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return lifeline
 
 
-def _keep(child: int, passed_on: set[signal.Signals]) -> NoReturn:
+def _reap_until_exit(child: int, forwarded: set[signal.Signals]) -> NoReturn:
     while True:
-        number = signal.sigwait({*passed_on, signal.SIGCHLD})
+        number = signal.sigwait({*forwarded, signal.SIGCHLD})
         if number != signal.SIGCHLD:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
             continue
         for pid, status in reap():
             if pid == child:
-                end_descendants()
-                os._exit(status if status >= 0 else 128 - status)
+                kill_descendants()
+                os._exit(exit_code(status))
 
 
 def reap() -> Iterator[tuple[int, int]]:
-    """Every child that has ended, with its status (negative for a signal), reaped."""
+    """Reap every child that has exited; yields its pid and status (negative for a signal)."""
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -80,16 +81,16 @@ def reap() -> Iterator[tuple[int, int]]:
             yield pid, os.waitstatus_to_exitcode(status)
 
 
-def end_descendants() -> None:
-    """Kill and reap every process below this one, which must adopt orphans; returns when there is none that it may
-    kill."""
-    while sum(_killed(pid) for pid in children()):  # all of them, then again
-        # Whose parent was just killed is ours now, and comes next.
+def kill_descendants() -> None:
+    """Kill and reap every descendant of this process, which must adopt orphans; returns when none is left that this
+    user may kill."""
+    while sum(_kill(pid) for pid in children()):  # sum(), not any(): all of them are signalled in each round
+        # The children of a killed process are adopted, and killed in the next round.
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, 0)
 
 
-def _killed(pid: int) -> bool:
+def _kill(pid: int) -> bool:
     try:
         os.kill(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -98,13 +99,13 @@ def _killed(pid: int) -> bool:
 
 
 def children() -> list[int]:
-    """The pids of this process's children, zombies too."""
+    """The pids of this process's children, including zombies."""
     own = str(os.getpid())
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                # proc_pid_stat(5): the parent is the second field after the name, which may hold anything.
+                # proc_pid_stat(5): the parent is the second field after the name, which may contain any character.
                 if (folder / "stat").read_text().rpartition(")")[2].split()[1] == own:
                     found.append(int(folder.name))
     return found

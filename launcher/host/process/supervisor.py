@@ -1,8 +1,8 @@
-"""Owns all worker processes: starts them, watches them, replaces them by the rule, and ends them.
+"""Owns all worker processes: starts, watches, restarts and stops them.
 
-The shell around `core.lifecycle.worker`: every fact goes through `_handle`, which makes the step and carries out its
-actions at once. It knows nothing of batches or sockets' contents; what a worker says reaches it through `ready`,
-`unusable` and `kill`, which the composition root connects with the dispatcher.
+The shell around `core.lifecycle.worker`: every event goes through `_handle`, which makes the step and carries out its
+actions at once. It knows nothing of batches or of what is sent over a channel; what a worker reports arrives through
+`ready`, `unusable` and `kill`, which the composition root connects with the dispatcher.
 """
 
 from __future__ import annotations
@@ -18,30 +18,25 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from launcher.core.lifecycle.events import FailedPermanently, KillRequested, Spawned, SpawnFailed, StartRequested
 from launcher.core.lifecycle.worker import (
     FINAL,
+    TRANSITIONS,
     Action,
+    AnnounceFailure,
+    AnnounceRestart,
     BecameReady,
-    Condemned,
-    DeclaredUnusable,
+    BecameUnhealthy,
     DrainStarted,
     Event,
     Exited,
-    GiveUp,
-    GraceOver,
     Kill,
-    Life,
-    RestartPolicy,
-    Retry,
     Spawn,
-    Spawned,
-    SpawnFailed,
-    StartDue,
     State,
-    StopAsked,
-    accepts,
-    overdue,
+    StopRequested,
+    WorkerStatus,
     step,
+    timeout_event,
 )
 from launcher.errors import InstanceError
 from launcher.host.process.spawn import Launch, Worker, start
@@ -49,19 +44,19 @@ from launcher.options import SuperviseOptions
 
 log = logging.getLogger("launcher.supervisor")
 
-
-# What others ask for may come too late, for a worker that is gone; what we see ourselves must fit the table.
-ASKED = (BecameReady, Condemned, DeclaredUnusable, DrainStarted, StopAsked, GraceOver)
+# Reports and requests from outside may arrive too late, for a worker that is gone, and are ignored then. An event that
+# the supervisor itself observes must be in the table.
+FROM_OUTSIDE = (BecameReady, BecameUnhealthy, FailedPermanently, DrainStarted, StopRequested, KillRequested)
 
 
 class Listener(Protocol):
-    """Who wants to know. Called in the loop's thread, must not block; may call the supervisor back."""
+    """Is told what happens to workers. Called in the loop's thread, must not block; may call the supervisor back."""
 
     def started(self, instance: int, pid: int, sock: socket.socket) -> None:
         """A worker process exists. ``sock`` (non-blocking) is the front's end of its channel; close it when done."""
 
     def exited(self, instance: int, pid: int, description: str) -> None:
-        """The worker process has ended and is reaped; ``description`` says how."""
+        """The worker process has exited and is reaped; ``description`` says how."""
 
     def restarting(self, instance: int, delay: float) -> None:
         """Another worker will be started in ``delay`` seconds."""
@@ -86,36 +81,30 @@ class Supervisor:
 
     def __init__(self, launches: Sequence[Launch], options: SuperviseOptions, listener: Listener) -> None:
         self._launches = {launch.instance: launch for launch in launches}
-        self._policy = RestartPolicy(
-            start_seconds=options.start_seconds,
-            max_failures=options.max_failures,
-            backoff_seconds=options.backoff_seconds,
-            backoff_limit_seconds=options.backoff_limit_seconds,
-            settled_seconds=options.settled_seconds,
-        )
+        self._options = options
         self._listener = listener
-        self._lives = {launch.instance: Life(launch.instance, since=time.monotonic()) for launch in launches}
+        self._statuses = {one.instance: WorkerStatus(one.instance, since=time.monotonic()) for one in launches}
         self._workers: dict[int, Worker] = {}
         self._inbox: deque[tuple[int, Event, int | None]] = deque()
         self._handling = False
         self._changed = anyio.Event()
-        self._ended = anyio.Event()
-        self._ending = False
+        self._all_stopped = anyio.Event()
+        self._stopping = False
         self._group: TaskGroup | None = None
 
     async def run(self) -> None:
-        """Start all instances and keep them alive until `stop` or `stop_now`; then nothing is left.
+        """Start all instances and keep them running until `stop` or `stop_now`.
 
-        However it ends, cancellation included, every worker is killed and reaped before it returns.
+        On every way out, cancellation included, all workers are killed and reaped before it returns.
         """
         try:
             async with anyio.create_task_group() as group:
                 self._group = group
                 try:
-                    for instance in self._lives:
-                        if accepts(self._lives[instance].state, StartDue):  # else it was stopped before it began
-                            self._post(instance, StartDue())
-                        await anyio.lowlevel.checkpoint()  # a start blocks for milliseconds; others want a turn
+                    for instance, status in self._statuses.items():
+                        if TRANSITIONS.accepts(status.state, StartRequested):  # else it was stopped before its start
+                            self._post(instance, StartRequested())
+                        await anyio.lowlevel.checkpoint()  # a start blocks for milliseconds; other tasks need a turn
                     await self._watch_deadlines()
                 finally:
                     self.stop_now()
@@ -123,71 +112,71 @@ class Supervisor:
             self._group = None
 
     def ready(self, instance: int, pid: int | None = None) -> None:
-        """The worker has said that it is warm. With ``pid``, news of an earlier worker is ignored."""
+        """The worker has reported that it is ready. With ``pid``, reports of an earlier worker are ignored."""
         self._post(instance, BecameReady(), pid)
 
     def unusable(self, instance: int, reason: str, pid: int | None = None) -> None:
-        """The worker has said that it can never serve: it is ended, and not replaced."""
-        self._post(instance, DeclaredUnusable(reason), pid)
+        """No worker of this instance can serve as it should: this one is killed and not restarted."""
+        self._post(instance, FailedPermanently(reason), pid)
 
     def kill(self, instance: int, reason: str, pid: int | None = None) -> None:
-        """End a worker that hangs or whose channel is broken; the restart rule decides what follows."""
-        self._post(instance, Condemned(reason), pid)
+        """Kill a worker that hangs or whose channel is broken; the restart policy decides what follows."""
+        self._post(instance, BecameUnhealthy(reason), pid)
 
     def begin_drain(self) -> None:
-        """From now on nothing is started: a worker that is lost is not replaced any more."""
-        for instance in self._lives:
+        """From now on no worker is started or restarted."""
+        for instance in self._statuses:
             self._post(instance, DrainStarted())
 
     async def stop(self, grace: float) -> None:
-        """End all workers; returns when nothing is left. Ready workers, which the front has told to stop, have
-        ``grace`` seconds to finish; the others are killed at once."""
-        self._ending = True
-        for instance in self._lives:
-            self._post(instance, StopAsked(grace))
-        await self._ended.wait()
+        """Stop all workers; returns when all have exited. Ready workers, which the front has told to stop, have
+        ``grace`` seconds to exit; the others are killed at once."""
+        self._stopping = True
+        for instance in self._statuses:
+            self._post(instance, StopRequested(grace))
+        await self._all_stopped.wait()
 
     def stop_now(self) -> None:
         """Kill all workers at once; `run` and `stop` return when they are reaped."""
-        self._ending = True
-        for instance in self._lives:
-            self._post(instance, GraceOver())
+        self._stopping = True
+        for instance in self._statuses:
+            self._post(instance, KillRequested())
 
     def states(self) -> dict[int, InstanceState]:
         """Every instance as it is now."""
         now = time.monotonic()
         return {
             instance: {
-                "state": life.state,
-                "pid": life.pid,
-                "restarts": life.restarts,
-                "failures": life.failures,
-                "for_seconds": round(now - life.since, 3),
-                "reason": life.reason,
+                "state": status.state,
+                "pid": status.pid,
+                "restarts": status.restarts,
+                "failures": status.failures,
+                "for_seconds": round(now - status.since, 3),
+                "reason": status.reason,
             }
-            for instance, life in self._lives.items()
+            for instance, status in self._statuses.items()
         }
 
     async def _watch_deadlines(self) -> None:
-        while not self._ended.is_set():
+        while not self._all_stopped.is_set():
             self._changed = anyio.Event()
             now = time.monotonic()
-            for instance in self._lives:
-                if event := overdue(self._lives[instance], now):
+            for instance, status in self._statuses.items():
+                if event := timeout_event(status, now):
                     self._post(instance, event)
-            deadlines = [life.deadline for life in self._lives.values() if life.deadline is not None]
+            deadlines = [status.deadline for status in self._statuses.values() if status.deadline is not None]
             with anyio.move_on_after(min(deadlines, default=float("inf")) - time.monotonic()):
                 await self._changed.wait()
 
     async def _watch(self, worker: Worker) -> None:
-        # An unawaited worker is a zombie, so not even cancellation ends this: `run` kills, then this returns.
+        # A worker that nobody waits for becomes a zombie, so this is shielded: `run` kills, then this returns.
         with anyio.CancelScope(shield=True):
             description = await worker.wait()
         del self._workers[worker.instance]
         self._post(worker.instance, Exited(description), worker.pid)
 
     def _post(self, instance: int, event: Event, pid: int | None = None) -> None:
-        """Handle the event, after those that are being handled: listeners call back while they are told."""
+        """Handle the event, after those that are being handled: listeners may call back while they are called."""
         self._inbox.append((instance, event, pid))
         if self._handling:
             return
@@ -198,36 +187,36 @@ class Supervisor:
         finally:
             self._handling = False
         self._changed.set()
-        if self._ending and all(life.state in FINAL for life in self._lives.values()):
-            self._ended.set()
+        if self._stopping and all(status.state in FINAL for status in self._statuses.values()):
+            self._all_stopped.set()
 
     def _handle(self, instance: int, event: Event, pid: int | None) -> None:
-        before = self._lives[instance]
+        before = self._statuses[instance]
         if pid is not None and before.pid is not None and pid != before.pid:
             log.debug("ignored %s of an earlier worker, pid %d", event, pid, extra={"instance": instance})
             return
-        if isinstance(event, ASKED) and not accepts(before.state, type(event)):
-            log.debug("ignored %s: it is %s", event, before.state, extra={"instance": instance})
+        if isinstance(event, FROM_OUTSIDE) and not TRANSITIONS.accepts(before.state, type(event)):
+            log.debug("ignored %s in state %s", event, before.state, extra={"instance": instance})
             return
         now = time.monotonic()
-        after, actions = step(before, event, now, self._policy)
-        self._lives[instance] = after
-        self._tell(before, after, event, now)
+        after, actions = step(before, event, now, self._options)
+        self._statuses[instance] = after
+        self._report(before, after, event, now)
         for action in actions:
             self._act(after, action)
 
-    def _act(self, life: Life, action: Action) -> None:
-        instance = life.instance
+    def _act(self, status: WorkerStatus, action: Action) -> None:
+        instance = status.instance
         if isinstance(action, Spawn):
             self._spawn(instance)
         elif isinstance(action, Kill):
             self._workers[instance].kill(action.reason)
-        elif isinstance(action, Retry):
+        elif isinstance(action, AnnounceRestart):
             message = "restarts on the same cores in %.1f s (failure %d in a row)"
-            _say(logging.WARNING, life, "restarting", message, action.delay, action.failures)
+            _log(logging.WARNING, status, "restarting", message, action.delay, action.failures)
             self._listener.restarting(instance, action.delay)
-        elif isinstance(action, GiveUp):
-            _say(logging.ERROR, life, "given_up", "is given up and will not be restarted: %s", action.reason)
+        elif isinstance(action, AnnounceFailure):
+            _log(logging.ERROR, status, "failed", "failed and will not be restarted: %s", action.reason)
             self._listener.given_up(instance, action.reason)
 
     def _spawn(self, instance: int) -> None:
@@ -238,28 +227,28 @@ class Supervisor:
             self._inbox.appendleft((instance, SpawnFailed(str(error)), None))
             return
         self._workers[instance] = worker
-        # First in the queue: whatever was asked meanwhile was asked of an instance that has this process.
+        # First in the queue: what was requested meanwhile is meant for an instance that has this process.
         self._inbox.appendleft((instance, Spawned(worker.pid), None))
         self._group.start_soon(self._watch, worker, name=f"worker of instance {instance}")
 
-    def _tell(self, before: Life, after: Life, event: Event, now: float) -> None:
-        """What people and the listener hear of an event; what follows from it is said by `_act`."""
+    def _report(self, before: WorkerStatus, after: WorkerStatus, event: Event, now: float) -> None:
+        """Log the event and tell the listener; `_act` does so for what follows from it."""
         if isinstance(event, Spawned):
-            _say(logging.INFO, after, "started", "started as pid %d", event.pid)
+            _log(logging.INFO, after, "started", "started as pid %d", event.pid)
             self._listener.started(after.instance, event.pid, self._workers[after.instance].sock)
         elif isinstance(event, SpawnFailed):
-            _say(logging.ERROR, after, "lost", "%s", event.reason)
+            _log(logging.ERROR, after, "spawn_failed", "%s", event.reason)
         elif isinstance(event, BecameReady):
-            _say(logging.INFO, after, "ready", "ready after %.1f s", now - before.since)
-        elif isinstance(event, Condemned | DeclaredUnusable) and before.pid is not None:
-            _say(logging.ERROR, after, "condemned", "kills its worker, pid %d: %s", before.pid, event.reason)
+            _log(logging.INFO, after, "ready", "ready after %.1f s", now - before.since)
+        elif isinstance(event, BecameUnhealthy | FailedPermanently) and before.pid is not None:
+            _log(logging.ERROR, after, "killing", "killing the worker, pid %d: %s", before.pid, event.reason)
         elif isinstance(event, Exited) and before.pid is not None:
-            asked = before.state in ("draining", "stopping")
-            level, word = (logging.INFO, "ended") if asked else (logging.ERROR, "lost")
-            message = "%s its worker, pid %d, %s for %.1f s: %s"
-            _say(level, after, "exited", message, word, before.pid, before.state, now - before.since, event.reason)
+            expected = before.shutting_down and before.reason is None and before.state in ("stopping", "killing")
+            level = logging.INFO if expected else logging.ERROR
+            message = "worker, pid %d, exited after %.1f s in state %s: %s"
+            _log(level, after, "exited", message, before.pid, now - before.since, before.state, event.reason)
             self._listener.exited(after.instance, before.pid, event.reason)
 
 
-def _say(level: int, life: Life, event: str, message: str, *values: object) -> None:
-    log.log(level, message, *values, extra={"instance": life.instance, "event": event, "state": life.state})
+def _log(level: int, status: WorkerStatus, event: str, message: str, *values: object) -> None:
+    log.log(level, message, *values, extra={"instance": status.instance, "event": event, "state": status.state})

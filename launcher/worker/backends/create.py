@@ -1,22 +1,43 @@
-"""Which backend a worker gets. Only the one that is asked for is imported: torch takes seconds."""
+"""The table of backends. Only the one that is used is imported: torch alone takes seconds.
+
+To add a backend: write ``<name>.py`` here with a class that implements ``interfaces.Backend``, and add it to
+``BACKENDS`` and to the names in ``options.choices.Backend``. ``result_checks`` checks its results at load; a backend
+that converts a PyTorch model gets it from ``load_model``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from launcher.core.protocol.messages import Setup
-from launcher.worker.backends import Backend
+from launcher.options import choices
+from launcher.worker.interfaces import Backend
 
 
-def create(setup: Setup, threads: int) -> Backend:
-    """The backend that ``setup`` asks for, with nothing loaded yet; its libraries are imported and set up here."""
-    if setup.backend == "fake":
-        from launcher.worker.backends.fake import FakeBackend
+def _fake(setup: Setup, threads: int) -> Backend:
+    from launcher.worker.backends.fake import FakeBackend
 
-        return FakeBackend(setup, threads)
-    from launcher.worker.backends.eager import EagerBackend, configure_process
+    return FakeBackend(setup, threads)
 
-    configure_process(threads)
-    if setup.backend == "compile":
-        from launcher.worker.backends.compiled import CompiledBackend
 
-        return CompiledBackend(setup)
+def _eager(setup: Setup, threads: int) -> Backend:
+    from launcher.worker.backends.eager import EagerBackend, configure_torch
+
+    configure_torch(threads)
     return EagerBackend(setup)
+
+
+def _compile(setup: Setup, threads: int) -> Backend:
+    from launcher.worker.backends.compile import CompileBackend
+    from launcher.worker.backends.eager import configure_torch
+
+    configure_torch(threads)
+    return CompileBackend(setup)
+
+
+BACKENDS: dict[choices.Backend, Callable[[Setup, int], Backend]] = {"eager": _eager, "compile": _compile, "fake": _fake}
+
+
+def create_backend(setup: Setup, threads: int) -> Backend:
+    """The backend that ``setup`` names, without a model yet; its libraries are imported and configured."""
+    return BACKENDS[setup.backend](setup, threads)

@@ -1,60 +1,51 @@
-"""The eager backend: plain transformers and torch, in fp32, bf16 or int8.
+"""The eager backend: transformers and torch, in fp32, bf16 or int8.
 
-What is relied on is proved when the model is loaded: items packed into one line, or padded to one width, give what
-each gives alone, and how near bf16 or int8 come to fp32. Weights are read in fp32 and converted
-tensor by tensor, so that the proof needs no second model in memory. The channel must not enter here.
+Every step away from the plain model is checked when the model is loaded (``result_checks``): packing or padding,
+lower precision, and each optimization. Weights are loaded in fp32 and converted tensor by tensor, so that the checks
+need no second model in memory. The channel must not enter here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 import transformers
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    BertConfig,
-)
 
 from launcher.core.planning.footprint import mixed_batches
 from launcher.core.protocol.messages import Setup
-from launcher.core.protocol.model_info import SHAPES, ModelInfo, Task
-from launcher.worker.backends import Ids, Loaded, ModelRefused, Output, Report, Values
-from launcher.worker.layouts import Layout
-from launcher.worker.layouts.packed import NotPackable, PackedLayout
-from launcher.worker.layouts.padded import PaddedLayout
-from launcher.worker.numerics import (
-    check_items,
-    check_lines,
-    largest_difference,
-    lowest_cosine,
-    other_labels,
-    rows_of,
+from launcher.worker.interfaces import (
+    BatchOutput,
+    Layout,
+    LoadedModel,
+    ModelError,
+    PackingUnsupportedError,
+    ReportProgress,
+    TokenIds,
 )
-from launcher.worker.prepack import prepack
-from launcher.worker.quantize import quantize
-from launcher.worker.timing import TOLERANCE, fastest
-from launcher.worker.warmup import warm_up_ids
+from launcher.worker.layouts.packed import PackedLayout, packed_layouts
+from launcher.worker.layouts.padded import PaddedLayout
+from launcher.worker.load_model import copy_from_file_cache, load_model
+from launcher.worker.optimizations.prepack import prepack_if_faster
+from launcher.worker.optimizations.quantize import quantize
+from launcher.worker.result_checks import (
+    Accuracy,
+    Reference,
+    Selection,
+    check_accuracy,
+    results_unchanged,
+    run_items,
+    select_runner,
+)
+from launcher.worker.sample_inputs import check_items, synthetic_ids
+from launcher.worker.timing import keep_if_not_slower
 
-SAME = 0.01  # relative; fp32 rounding gives about 1e-5, padding that leaks in 0.1 and more
-ACCURATE = 0.999  # lowest cosine with fp32 that needs no words
-USABLE = 0.9  # below, results mean something else
-SEED = 0  # random weights: every instance must have the same ones
-RECORDED_LENGTH = 48  # tokens of the longest item of a recording; what it does for others is proved
-KINDS: dict[Task, Any] = {
-    "embed": AutoModel,
-    "classify": AutoModelForSequenceClassification,
-    "tag": AutoModelForTokenClassification,
-}
-PREPACK_TOKENS = 512  # that the weights are laid out for, and that this is measured with
+TRACED_LENGTH = 48  # tokens of the longest item that the model is traced with; other lengths are checked
+TIMED_TOKENS = 512  # of the batch that optimizations are timed with, and that weights are prepacked for
 
 
-def configure_process(threads: int) -> None:
-    """Settings that hold for the whole process: threads, no gradients, quiet libraries. Can be called once."""
+def configure_torch(threads: int) -> None:
+    """Settings of the whole process: threads, no gradients, no messages of libraries. Can be called only once."""
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
     torch.set_grad_enabled(False)
@@ -67,234 +58,122 @@ class EagerBackend:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._model_info = setup.model_info
-        self._model: Any
+        self._model: torch.nn.Module
         self.layout: Layout
 
-    def load(self, report: Report) -> Loaded:
-        """Weights in memory in the dtype asked for, laid out for the processor, and everything proved.
+    def load(self, report: ReportProgress) -> LoadedModel:
+        """Load the weights, choose the layout, convert to the dtype, optimize, and check the results of each step.
 
-        Raises ``ModelRefused``.
+        Raises ``ModelError``.
         """
-        report("load", 0.0, self._model_info.asked)
-        self._model = _load_model(self._setup).eval()
-        if self._setup.dtype != "bf16":
-            _leave_the_file(self._model)
-        report("load", 1.0, self._model_info.asked)
-        report("check", 0.0, "items alone")
-        items = check_items(self._model_info)
-        self.layout = padded = PaddedLayout(self._model, self._model_info)
-        alone = np.concatenate([self._run_items([item]) for item in items])
-        notes = [f"attention: {getattr(self._model.config, '_attn_implementation', 'its own')}"]
-        not_packed = self._pack(items, alone, report)
-        if not_packed:
-            self.layout = padded
-            self._prove_padding(items, alone)
-            notes.append(f"items are padded to one length, not packed: {not_packed}")
-        report("check", 0.5, f"{self._setup.dtype}, made fast for this processor")
-        notes += self._convert(items)
-        accuracy, coarse = self._accuracy(items, alone)
-        notes += coarse
-        shown = "exact" if accuracy is None else f"lowest cosine between {self._setup.dtype} and fp32 {accuracy:.5f}"
-        report("check", 1.0, f"{'padded' if not_packed else 'packed'}, {shown}")
-        threads, version = torch.get_num_threads(), str(torch.__version__)
-        return Loaded(version, threads, accuracy, tuple(notes), packed=not_packed is None)
-
-    def _pack(self, items: Sequence[Ids], alone: Values, report: Report) -> str | None:
-        """Take up packing when the results in a line are those of each item alone; otherwise why not.
-
-        What came from elsewhere may raise anything when it is used in a way of ours; nothing is lost by it.
-        """
-        if not self._setup.pack:
-            return "as it was asked for"
-        report("check", 0.2, "items packed into one line")
-        before = getattr(self._model.config, "_attn_implementation", None)
-        reason = "its results in a line differ"
-        try:
-            for layout in PackedLayout.over(self._model, self._model_info):
-                self.layout = layout
-                difference = self._difference_in_lines(items, alone)
-                if difference <= SAME:
-                    report("check", 0.4, f"relative difference in a line {difference:.1g}")
-                    return None
-                reason = f"its results in a line differ by {difference:.2g} from those alone"
-        except NotPackable as error:
-            reason = str(error)
-        except Exception as error:
-            reason = f"its code does not take a line ({type(error).__name__})"
-        if before is not None:
-            self._model.set_attn_implementation(before)
-        return reason
-
-    def _difference_in_lines(self, items: Sequence[Ids], alone: Values) -> float:
-        """The largest difference over the check lines."""
-        return max(
-            largest_difference(
-                alone[rows_of(items, places, self._model_info)], self._run_items([items[place] for place in places])
-            )
-            for places in check_lines(items, self._model_info.max_length)
+        model_info, dtype = self._setup.model_info, self._setup.dtype
+        report("load", 0.0, model_info.asked)
+        self._model = load_model(self._setup)
+        if dtype != "bf16":  # the conversion to bf16 copies them anyway
+            copy_from_file_cache(self._model)
+        report("load", 1.0, model_info.asked)
+        report("check", 0.0, "computing reference results in fp32")
+        padded = PaddedLayout(self._model, model_info)
+        reference = Reference.one_by_one(padded, model_info, check_items(model_info))
+        notes = [f"attention: {_attention_of(self._model) or 'built into the model'}"]
+        report("check", 0.2, "checking packed results")
+        selected = self._select_layout(reference, padded)
+        self.layout = selected.runner
+        if selected.not_packed:
+            notes.append(f"items are padded to a common length, not packed: {selected.not_packed}")
+        report("check", 0.5, f"converting to {dtype} and optimizing")
+        notes += self._convert(reference.items)
+        accuracy = None if dtype == "fp32" else check_accuracy(reference, self, dtype)
+        notes += accuracy.notes if accuracy else ()
+        report("check", 1.0, _summary(selected, dtype, accuracy))
+        return LoadedModel(
+            torch_version=str(torch.__version__),
+            threads=torch.get_num_threads(),
+            accuracy=accuracy.cosine if accuracy else None,
+            notes=tuple(notes),
+            packed=selected.not_packed is None,
         )
 
-    def _prove_padding(self, items: Sequence[Ids], alone: Values) -> None:
-        difference = largest_difference(alone, self._run_items(items))
-        if not difference <= SAME:
-            raise ModelRefused(
-                f"{self._model_info.asked}: the result of a text depends on the padding beside it (relative difference "
-                f"{difference:.2g} over the check texts, {SAME} allowed), so this model cannot be served in batches"
-            )
+    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
+        """See ``BatchRunner.run``."""
+        return self.layout.run(ids, lengths)
 
-    def _convert(self, items: Sequence[Ids]) -> tuple[str, ...]:
-        """To the dtype asked for, and made fast; what is to be said of that."""
+    def _select_layout(self, reference: Reference, padded: PaddedLayout) -> Selection[Layout]:
+        attention = _attention_of(self._model)
+
+        def candidates() -> Iterator[Layout]:
+            if not self._setup.pack:
+                raise PackingUnsupportedError("packing is disabled by --layout")
+            yield from packed_layouts(self._model, self._setup.model_info)
+
+        def restore_padded() -> Layout:
+            if self._setup.pack and attention is not None:
+                self._model.set_attn_implementation(attention)  # type: ignore[operator]  # of transformers
+            return padded
+
+        return select_runner(reference, candidates(), restore_padded)
+
+    def _convert(self, items: Sequence[TokenIds]) -> tuple[str, ...]:
+        """Convert the model to its dtype and optimize it; returns notes."""
         if self._setup.dtype == "bf16":
             self._model.to(torch.bfloat16)
-        if self._setup.dtype == "int8":
+        elif self._setup.dtype == "int8":
             self._quantize(items)
-        plain = self._run_items(items)
-        lengths = mixed_batches(self._model_info.max_length, PREPACK_TOKENS)[0]
-        ids = warm_up_ids(1, sum(lengths), self._model_info)
+        model_info = self._setup.model_info
+        converted = Reference.as_batch(self, model_info, items)
+        lengths = mixed_batches(model_info.max_length, TIMED_TOKENS)[0]
+        ids = synthetic_ids(sum(lengths), model_info)
+        return self.optimize(lambda: self.run(ids, lengths), lambda: results_unchanged(converted, self))
 
-        def proves() -> bool:
-            return all(same(places) for places in check_lines(items, self._model_info.max_length))
-
-        def same(places: Sequence[int]) -> bool:
-            line = [items[place] for place in places]
-            before = plain[rows_of(items, places, self._model_info)]
-            return lowest_cosine(before, self._run_items(line), line, self._model_info) >= ACCURATE
-
-        return self.make_fast(lambda: self.run(ids, lengths), proves)
-
-    def _quantize(self, items: Sequence[Ids]) -> None:
-        """Raises ``ModelRefused``."""
+    def _quantize(self, items: Sequence[TokenIds]) -> None:
+        """Raises ``ModelError``."""
         try:
-            reason = quantize(self._model, lambda: self._run_items(items))
-            self._run_items(items)
-        except (RuntimeError, AttributeError) as error:  # code of the model that looks at what a Linear has
-            reason = f"its code does not take int8 products ({type(error).__name__})"
+            reason = quantize(self._model, lambda: run_items(self, items))
+            run_items(self, items)
+        except (RuntimeError, AttributeError) as error:  # model code that inspects its nn.Linear modules
+            reason = f"the model does not support replaced linear layers ({type(error).__name__})"
         if reason:
-            raise ModelRefused(f"{self._model_info.asked} cannot be run in int8: {reason}; use --dtype bf16 or fp32")
+            raise ModelError(
+                f"{self._setup.model_info.asked} cannot be quantized to int8: {reason}; use --dtype bf16 or fp32"
+            )
 
-    def make_fast(self, run: Callable[[], object], proves: Callable[[], bool]) -> tuple[str, ...]:
-        """Change how the model is run, not what it gives; what is to be said of that.
+    def optimize(self, run: Callable[[], object], unchanged: Callable[[], bool]) -> tuple[str, ...]:
+        """Make the model faster without changing its results; returns notes.
 
-        ``run`` runs a batch of a middling size; ``proves`` says whether the results are still the same.
+        ``run`` runs a batch of ``TIMED_TOKENS`` tokens; ``unchanged`` compares results with those before.
         """
         notes: tuple[str, ...] = ()
-        if self._setup.dtype != "int8" and (reason := prepack(self._model, PREPACK_TOKENS, run, proves)):
+        if self._setup.dtype != "int8" and (reason := prepack_if_faster(self._model, TIMED_TOKENS, run, unchanged)):
             notes += (f"weights are not prepacked: {reason}",)
         if isinstance(self.layout, PackedLayout):
-            if self._setup.dtype == "bf16":  # otherwise it is in fp32 already
-                _choose_attention(self.layout, run)
-            if reason := self._trace(self.layout, proves):
-                notes += (f"not recorded, Python runs each layer: {reason}",)
+            if self._setup.dtype == "bf16":  # otherwise attention is in fp32 already
+                keep_if_not_slower(run, self.layout.set_fp32_attention)  # not slower without AMX, and more exact
+            if reason := self._trace(self.layout, unchanged):
+                notes += (f"not traced, Python runs each layer: {reason}",)
         return notes
 
-    def _trace(self, layout: PackedLayout, proves: Callable[[], bool]) -> str | None:
-        """Run a recording of the model when it gives the same for lines of other lengths; otherwise why not."""
+    def _trace(self, layout: PackedLayout, unchanged: Callable[[], bool]) -> str | None:
+        """Run the model as a TorchScript graph. Returns None, or the reason why it is run by Python."""
+        model_info = self._setup.model_info
         try:
-            lengths = [min(RECORDED_LENGTH, self._model_info.max_length), 3, 3]
-            layout.trace(warm_up_ids(1, sum(lengths), self._model_info), lengths)
-            if proves():
+            lengths = [min(TRACED_LENGTH, model_info.max_length), 3, 3]
+            layout.trace(synthetic_ids(sum(lengths), model_info), lengths)
+            if unchanged():
                 return None
-            reason = "it gives other results"
-        except Exception as error:  # of the model's code, in a way of running it that is ours
+            reason = "the results differ"
+        except Exception as error:  # of model code that was not written to be traced
             reason = type(error).__name__
-        layout.wrap(None)
+        layout.wrap_module(None)
         return reason
 
-    def _accuracy(self, items: Sequence[Ids], alone: Values) -> tuple[float | None, list[str]]:
-        """The lowest cosine with results in fp32, None for fp32; what is to be said of it.
 
-        Raises ``ModelRefused``.
-        """
-        dtype = self._setup.dtype
-        if dtype == "fp32":
-            return None, []
-        found = self._run_items(items)
-        accuracy = lowest_cosine(alone, found, items, self._model_info)
-        if not np.isfinite(accuracy):
-            raise ModelRefused(f"{self._model_info.asked}: results in {dtype} are not numbers; use --dtype fp32")
-        if accuracy < USABLE:
-            raise ModelRefused(
-                f"{self._model_info.asked}: results in {dtype} have a cosine of only {accuracy:.3f} with fp32; "
-                f"at least {USABLE} is needed; use --dtype fp32"
-            )
-        notes = []
-        if accuracy < ACCURATE:
-            notes.append(f"{dtype} is coarse for this model: cosine {accuracy:.5f} with fp32; --dtype fp32 is exact")
-        if self._model_info.task == "tag" and (changed := other_labels(alone, found)):
-            notes.append(f"{dtype} gives {changed} of {len(alone)} tokens of the check texts another label than fp32")
-        return accuracy, notes
-
-    def _run_items(self, items: Sequence[Ids]) -> Values:
-        """Results of ``items``, longest first, as one batch."""
-        return self.run(np.concatenate(items), [len(item) for item in items]).values
-
-    @torch.inference_mode()
-    def run(self, ids: Ids, lengths: Sequence[int]) -> Output:
-        """Results of one batch (see ``Backend.run``)."""
-        values, computed = self.layout.run(ids, lengths)
-        return Output(values.numpy(), computed)
+def _attention_of(model: torch.nn.Module) -> str | None:
+    """The name of the attention implementation in use; None if the model does not use transformers' interface."""
+    name: str | None = getattr(model.config, "_attn_implementation", None)
+    return name
 
 
-def _choose_attention(layout: PackedLayout, run: Callable[[], object]) -> None:
-    """Attention in fp32 where it is no slower than in the model's own type, as on processors without AMX."""
-    own = fastest(run)
-    layout.attend_exactly(True)
-    if fastest(run) > own * TOLERANCE:
-        layout.attend_exactly(False)
-
-
-def _load_model(setup: Setup) -> torch.nn.Module:
-    """The model of a card in fp32, its weights in memory. Raises ``ModelRefused`` when some are missing."""
-    model_info = setup.model_info
-    kind = KINDS[model_info.task]
-    if model_info.shape is not None:
-        model = _random_model(model_info, kind)
-    else:
-        model, info = kind.from_pretrained(
-            model_info.folder,
-            local_files_only=True,
-            trust_remote_code=setup.trust_remote_code,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-        _refuse_missing_weights(model_info, info["missing_keys"])
-    if model_info.task == "embed" and hasattr(model, "pooler"):
-        # Its result is not used, and some models come without its weights. Not None: some models call it unasked.
-        model.pooler = torch.nn.Identity()
-    return model
-
-
-def _random_model(model_info: ModelInfo, kind: type) -> torch.nn.Module:
-    shape = SHAPES[model_info.shape or ""]
-    config = BertConfig(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.positions,
-        type_vocab_size=shape.token_types,
-        pad_token_id=model_info.pad_id,
-        num_labels=max(1, len(model_info.labels)),
-    )
-    torch.manual_seed(SEED)
-    model: torch.nn.Module = kind.from_config(config)  # type: ignore[attr-defined]  # transformers' auto classes
-    return model
-
-
-def _refuse_missing_weights(model_info: ModelInfo, missing: Sequence[str]) -> None:
-    """transformers fills missing weights with random ones and goes on; such a model answers nonsense."""
-    needed = sorted(key for key in missing if not (model_info.task == "embed" and key.startswith("pooler.")))
-    if needed:
-        raise ModelRefused(
-            f"{model_info.asked}: the weights lack {len(needed)} of the tensors that {model_info.architecture} needs "
-            f"for the task {model_info.task}, the first is {needed[0]}"
-        )
-
-
-def _leave_the_file(model: torch.nn.Module) -> None:
-    """Copy weights that are still a view of the mapped file: pages of the file cache stay on whatever node first read
-    them, whatever this process's memory policy is."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.data = tensor.data.clone()
+def _summary(selected: Selection[Layout], dtype: str, accuracy: Accuracy | None) -> str:
+    layout = "padded" if selected.not_packed else "packed"
+    exact = f"relative error {selected.error:.1g}"
+    return f"{layout}, {exact}" + (f", lowest cosine of {dtype} with fp32 {accuracy.cosine:.5f}" if accuracy else "")

@@ -1,2 +1,1 @@
-"""How a task reduces what the encoder gives to the result of each item, in fp32, so that no hidden state leaves
-the worker."""
+"""Tasks: how the outputs of a PyTorch model become results, one module per task. ``create`` has the table."""

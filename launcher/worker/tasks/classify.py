@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
-from launcher.core.protocol.model_info import Scores
+from launcher.core.protocol.model_info import ModelInfo, Scores
+from launcher.worker.batches import PackedBatch, PaddedBatch, pad
+from launcher.worker.tasks.head import run_head
+
+
+class Classify:
+    """See ``Task``."""
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    unused_modules: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: Any, model_info: ModelInfo) -> None:
+        self.encoder = model.base_model
+        self._model, self._scores, self._pad_id = model, model_info.scores, model_info.pad_id
+
+    def from_padded(self, output: Any, batch: PaddedBatch) -> Tensor:
+        """Scores, items × labels."""
+        return score(output.logits, self._scores)
+
+    def from_packed(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Scores, items × labels. The head gets padded items: it is a small part of the work, and heads that pool
+        over an item need rows."""
+        padded = pad(batch.ids, batch.lengths, self._pad_id)
+        output = run_head(
+            self._model,
+            batch.to_padded(hidden),
+            input_ids=padded.input_ids,
+            attention_mask=padded.attention_mask(),
+        )
+        return score(output.logits, self._scores)
 
 
 def score(logits: Tensor, scores: Scores) -> Tensor:
-    """Scores of a batch, float32, items × labels: summing to 1 (``softmax``), each by itself in 0…1 (``sigmoid``),
-    or as the model gives them (``raw``, for regression)."""
+    """Scores of a batch, float32, items × labels: ``softmax`` scores sum to 1, ``sigmoid`` scores are independent
+    values from 0 to 1, and ``raw`` scores are the logits, for regression."""
     logits = logits.float()
     if scores == "softmax":
         return torch.softmax(logits, dim=1)

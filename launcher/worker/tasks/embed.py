@@ -1,18 +1,45 @@
-"""Embeddings: the hidden states of an item become one vector, as the model's sentence-transformers files say."""
+"""Embeddings: the hidden states of an item become one vector, as the model's sentence-transformers files specify."""
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
+from transformers import AutoModel
 
-from launcher.core.protocol.model_info import Pooling
+from launcher.core.protocol.model_info import ModelInfo, Pooling
+from launcher.worker.batches import PackedBatch, PaddedBatch
+
+
+class Embed:
+    """See ``Task``. The whole model is the encoder."""
+
+    auto_class: ClassVar[Any] = AutoModel
+    unused_modules: ClassVar[tuple[str, ...]] = ("pooler",)
+
+    def __init__(self, model: Any, model_info: ModelInfo) -> None:
+        self.encoder = model
+        self._pooling, self._normalize = model_info.pooling, model_info.normalize
+
+    def from_padded(self, output: Any, batch: PaddedBatch) -> Tensor:
+        """Vectors, items × hidden size."""
+        return pool(output.last_hidden_state, batch.lengths, batch.mask, self._pooling, self._normalize)
+
+    def from_packed(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Vectors, items × hidden size; items of equal length are pooled together."""
+        vectors = []
+        for group in batch.groups:
+            lengths = torch.full((group.items,), group.length)
+            vectors.append(pool(group.of(hidden), lengths, None, self._pooling, self._normalize))
+        return torch.cat(vectors)
 
 
 def pool(hidden: Tensor, lengths: Tensor, mask: Tensor | None, pooling: Pooling, normalize: bool) -> Tensor:
     """Vectors of a batch, float32, items × hidden size.
 
-    ``hidden`` is items × width × hidden size, ``lengths`` the real tokens of each item, ``mask`` (items × width, True
-    for real tokens) None when there is no padding. Normalized vectors have length 1.
+    ``hidden`` is items × width × hidden size, ``lengths`` the number of real tokens of each item. ``mask`` is
+    items × width, True for real tokens, or None if there is no padding. Normalized vectors have length 1.
     """
     if pooling == "cls":
         vectors = hidden[:, 0].float()

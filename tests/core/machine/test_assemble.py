@@ -1,4 +1,4 @@
-"""From readings to a machine: cores from claims that agree or not, kinds, limits, and what is said to be odd."""
+"""Assembling a machine: cores from claims that agree or not, kinds of cores, limits, and reported anomalies."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.machine.anomalies import NAMED, Oddities
+from launcher.core.machine.anomalies import NAMED, Anomalies
 from launcher.core.machine.assemble import (
-    CpuReading,
     Cpus,
-    KindReading,
-    MachineReading,
+    KindHints,
+    RawCpu,
+    RawMachine,
     build_machine,
     efficiency_cpus,
     group_cores,
@@ -23,23 +23,23 @@ ALL = tuple(range(8))
 
 
 def _reading(
-    cpus: dict[int, CpuReading] | None = None,
+    cpus: dict[int, RawCpu] | None = None,
     *,
     online: Cpus = ALL,
     isolated: Cpus = (),
     nodes: tuple[Node, ...] = (),
     cpuset: Cpus | None = None,
     affinity: Cpus | None = None,
-) -> MachineReading:
-    said = cpus if cpus is not None else {cpu: CpuReading((cpu % 4, cpu % 4 + 4), 0, ALL) for cpu in online}
+) -> RawMachine:
+    said = cpus if cpus is not None else {cpu: RawCpu((cpu % 4, cpu % 4 + 4), 0, ALL) for cpu in online}
     limits = Limits(affinity=affinity)
-    return MachineReading("x86_64", None, None, (), ALL, online, isolated, said, nodes, KindReading(), cpuset, limits)
+    return RawMachine("x86_64", None, None, (), ALL, online, isolated, said, nodes, KindHints(), cpuset, limits)
 
 
 def _groups(claims: dict[int, Cpus | None]) -> tuple[tuple[Cpus, ...], tuple[str, ...]]:
-    odd = Oddities()
-    readings = {cpu: CpuReading(claim) for cpu, claim in claims.items()}
-    return group_cores(readings, tuple(sorted(claims)), odd), odd.sentences()
+    anomalies = Anomalies()
+    readings = {cpu: RawCpu(claim) for cpu, claim in claims.items()}
+    return group_cores(readings, tuple(sorted(claims)), anomalies), anomalies.sentences()
 
 
 def test_claims_that_agree_make_cores() -> None:
@@ -58,7 +58,7 @@ def test_a_claim_against_the_others_word_is_not_followed_and_said() -> None:
     groups, sentences = _groups({0: (0, 1, 2, 3), 1: (0, 1), 2: (2, 3), 3: (2, 3)})
     assert groups == ((0, 1), (2, 3))
     assert len(sentences) == 1
-    assert "cpu 0 names 2-3" in sentences[0]
+    assert "cpu 0 lists 2-3" in sentences[0]
 
 
 @given(st.dictionaries(st.integers(0, 11), st.one_of(st.none(), st.lists(st.integers(0, 12)).map(tuple)), min_size=1))
@@ -82,8 +82,8 @@ def test_mutual_claims_are_always_one_core(parts: list[list[int]]) -> None:
 
 
 def test_more_siblings_than_any_core_has_are_said() -> None:
-    machine = build_machine(_reading({cpu: CpuReading(tuple(range(9))) for cpu in range(9)}, online=tuple(range(9))))
-    assert any("more than any core has" in warning and "cpus 0-8" in warning for warning in machine.warnings)
+    machine = build_machine(_reading({cpu: RawCpu(tuple(range(9))) for cpu in range(9)}, online=tuple(range(9))))
+    assert any("more siblings" in warning and "cpus 0-8" in warning for warning in machine.warnings)
 
 
 def test_usable_is_online_in_the_cpuset_in_the_mask_and_not_isolated() -> None:
@@ -107,12 +107,12 @@ def test_a_core_keeps_its_allowed_cpus_in_ascending_order() -> None:
 
 
 def test_when_nothing_is_left_the_message_says_what_there_was_and_what_would_help() -> None:
-    with pytest.raises(MachineError, match=r"online 0-7; cpuset 0-3; affinity mask 4-7\. To go on, widen"):
+    with pytest.raises(MachineError, match=r"online 0-7; cpuset 0-3; affinity mask 4-7\. Widen"):
         build_machine(_reading(cpuset=(0, 1, 2, 3), affinity=(4, 5, 6, 7)))
 
 
 def test_level_3_groups_are_told_apart_by_their_cpus() -> None:
-    said = {cpu: CpuReading((cpu,), 0, (0, 1, 2, 3) if cpu < 4 else (4, 5, 6, 7) if cpu < 7 else None) for cpu in ALL}
+    said = {cpu: RawCpu((cpu,), 0, (0, 1, 2, 3) if cpu < 4 else (4, 5, 6, 7) if cpu < 7 else None) for cpu in ALL}
     machine = build_machine(_reading(said))
     assert [core.l3 for core in machine.cores] == [0, 0, 0, 0, 1, 1, 1, None]
 
@@ -120,18 +120,18 @@ def test_level_3_groups_are_told_apart_by_their_cpus() -> None:
 @pytest.mark.parametrize(
     ("said", "nodes", "words"),
     [
-        ({0: CpuReading((0, 1), 0), 1: CpuReading((0, 1), 1)}, (), ["different packages", "physical_package_id"]),
-        ({0: CpuReading((0, 1)), 1: CpuReading((0, 1))}, ((0,), (1,)), ["different nodes", "node*/cpumap"]),
-        ({0: CpuReading((0, 1), l3=(0, 1)), 1: CpuReading((0, 1))}, (), ["different level-3 caches", "cache/index*"]),
-        ({0: CpuReading((0,), l3=(0, 1)), 1: CpuReading((1,), l3=(1,))}, (), ["overlap", "0-1 and 1"]),
-        ({0: CpuReading((0,), 0, (0, 1)), 1: CpuReading((1,), 1, (0, 1))}, (), ["span packages", "of packages 0-1"]),
-        ({0: CpuReading((0,)), 1: CpuReading((1,))}, ((0, 1), (1,)), ["several nodes", "cpus 1 in nodes 0-1"]),
-        ({0: CpuReading((0,)), 1: CpuReading((1,))}, ((0,), ()), ["in no node", "1"]),
-        ({0: CpuReading((0,)), 1: CpuReading((1,))}, ((0, 1, 5), ()), ["not online", "node 0 cpus 5"]),
+        ({0: RawCpu((0, 1), 0), 1: RawCpu((0, 1), 1)}, (), ["different packages", "physical_package_id"]),
+        ({0: RawCpu((0, 1)), 1: RawCpu((0, 1))}, ((0,), (1,)), ["different nodes", "node*/cpumap"]),
+        ({0: RawCpu((0, 1), l3=(0, 1)), 1: RawCpu((0, 1))}, (), ["different L3 caches", "cache/index*"]),
+        ({0: RawCpu((0,), l3=(0, 1)), 1: RawCpu((1,), l3=(1,))}, (), ["overlap", "0-1 and 1"]),
+        ({0: RawCpu((0,), 0, (0, 1)), 1: RawCpu((1,), 1, (0, 1))}, (), ["span packages", "of packages 0-1"]),
+        ({0: RawCpu((0,)), 1: RawCpu((1,))}, ((0, 1), (1,)), ["several nodes", "cpus 1 in nodes 0-1"]),
+        ({0: RawCpu((0,)), 1: RawCpu((1,))}, ((0,), ()), ["in no node", "1"]),
+        ({0: RawCpu((0,)), 1: RawCpu((1,))}, ((0, 1, 5), ()), ["list offline cpus", "node 0 cpus 5"]),
     ],
 )
 def test_each_contradiction_is_said_once_with_cpus_and_files(
-    said: dict[int, CpuReading], nodes: tuple[Cpus, ...], words: list[str]
+    said: dict[int, RawCpu], nodes: tuple[Cpus, ...], words: list[str]
 ) -> None:
     made = tuple(Node(index, cpus, None) for index, cpus in enumerate(nodes))
     machine = build_machine(_reading(said, online=(0, 1), nodes=made))
@@ -142,27 +142,27 @@ def test_each_contradiction_is_said_once_with_cpus_and_files(
 @pytest.mark.parametrize(
     ("kinds", "slow"),
     [
-        (KindReading(), set()),
-        (KindReading(efficiency_cpus=(2, 3)), {2, 3}),
-        (KindReading(efficiency_cpus=(), capacity={0: 1024, 1: 500, 2: 500, 3: 500}), set()),
-        (KindReading(capacity={0: 1024, 1: 1024, 2: 485, 3: 485}), {2, 3}),
-        (KindReading(capacity={0: 1024, 1: 1024, 2: 485}), set()),  # not known of all
-        (KindReading(max_khz={0: 50, 1: 52, 2: 39, 3: 39}), {2, 3}),
-        (KindReading(max_khz={0: 50, 1: 52, 2: 39, 3: 39}, base_khz={0: 19, 1: 19, 2: 14, 3: 14}), {2, 3}),
-        (KindReading(max_khz={0: 50, 1: 50, 2: 39, 3: 39}, base_khz=dict.fromkeys(range(4), 20)), set()),
-        (KindReading(max_khz=dict.fromkeys(range(4), 0)), set()),
+        (KindHints(), set()),
+        (KindHints(efficiency_cpus=(2, 3)), {2, 3}),
+        (KindHints(efficiency_cpus=(), capacity={0: 1024, 1: 500, 2: 500, 3: 500}), set()),
+        (KindHints(capacity={0: 1024, 1: 1024, 2: 485, 3: 485}), {2, 3}),
+        (KindHints(capacity={0: 1024, 1: 1024, 2: 485}), set()),  # not known of all
+        (KindHints(max_khz={0: 50, 1: 52, 2: 39, 3: 39}), {2, 3}),
+        (KindHints(max_khz={0: 50, 1: 52, 2: 39, 3: 39}, base_khz={0: 19, 1: 19, 2: 14, 3: 14}), {2, 3}),
+        (KindHints(max_khz={0: 50, 1: 50, 2: 39, 3: 39}, base_khz=dict.fromkeys(range(4), 20)), set()),
+        (KindHints(max_khz=dict.fromkeys(range(4), 0)), set()),
     ],
 )
-def test_kinds_follow_the_best_evidence(kinds: KindReading, slow: set[int]) -> None:
+def test_kinds_follow_the_best_evidence(kinds: KindHints, slow: set[int]) -> None:
     assert efficiency_cpus(kinds, (0, 1, 2, 3)) == slow
 
 
 def test_many_of_a_kind_are_counted_after_the_first_few() -> None:
-    odd = Oddities()
+    anomalies = Anomalies()
     for index in range(NAMED + 5):
-        odd.add("odd ones: {}", f"cpu {index}")
-    odd.add("another kind: {}", "braces {} stay")
-    assert odd.sentences() == (
+        anomalies.add("odd ones: {}", f"cpu {index}")
+    anomalies.add("another kind: {}", "braces {} stay")
+    assert anomalies.sentences() == (
         "odd ones: cpu 0, cpu 1, cpu 2, cpu 3, cpu 4, cpu 5 and 5 more",
         "another kind: braces {} stay",
     )

@@ -72,7 +72,7 @@ def test_lists_as_kernels_write_them(text: str, cpus: tuple[int, ...]) -> None:
     ],
 )
 def test_what_is_no_list_is_refused_with_its_text(text: str) -> None:
-    with pytest.raises(ValueError, match=r"no cpu|over the largest"):
+    with pytest.raises(ValueError, match=r"is not a cpu|largest supported"):
         parse_cpu_list(text)
 
 
@@ -93,10 +93,10 @@ def test_masks_as_kernels_write_them(text: str, cpus: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["g", "1,,2", "(null)", "0x1", "-1", "1_0", "ff,123456789", " 1 2"])
 def test_what_is_no_mask_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no hex mask"):
+    with pytest.raises(ValueError, match="is not a hex mask"):
         parse_cpu_mask(text)
 
 
 def test_an_endless_mask_is_refused_before_it_is_spelt_out() -> None:
-    with pytest.raises(ValueError, match="over the largest"):
+    with pytest.raises(ValueError, match="largest supported"):
         parse_cpu_mask(",".join(["ffffffff"] * (MAX_ID // 32 + 1)))

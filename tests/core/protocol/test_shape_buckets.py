@@ -4,22 +4,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.core.planning.binding import ONEDNN_CACHED_KERNELS
-from launcher.core.protocol.shape_buckets import EXACT, FILLING, line_tokens
+from launcher.core.protocol.shape_buckets import BUCKETS_PER_DOUBLING, UNPADDED_TOKENS, bucket_size
 
 
 @given(st.integers(1, 100_000))
-def test_a_line_is_padded_slightly_and_never_shortened(tokens: int) -> None:
-    filled = line_tokens(tokens)
-    assert tokens <= filled <= tokens * (1 + 1 / FILLING) + 1
-    assert line_tokens(filled) == filled
-    assert filled == tokens or tokens > EXACT or tokens == 1
+def test_a_batch_is_padded_a_little_and_never_truncated(tokens: int) -> None:
+    padded = bucket_size(tokens)
+    assert tokens <= padded <= tokens * (1 + 1 / BUCKETS_PER_DOUBLING) + 1
+    assert bucket_size(padded) == padded
+    assert padded == tokens or tokens > UNPADDED_TOKENS or tokens == 1
 
 
-def test_lines_up_to_two_thousand_tokens_have_few_lengths() -> None:
-    assert len({line_tokens(tokens) for tokens in range(1, 2049)}) <= 128
+def test_batches_of_up_to_two_thousand_tokens_fall_into_few_buckets() -> None:
+    assert len({bucket_size(tokens) for tokens in range(1, 2049)}) <= 128
 
 
-def test_the_kernel_cache_holds_all_single_texts_up_to_256_tokens() -> None:
-    kinds_of_products = 4  # joined query, key and value; attention output; the two of the feed-forward part
-    lengths = {line_tokens(tokens) for tokens in range(1, 257)}
-    assert len(lengths) * kinds_of_products <= int(ONEDNN_CACHED_KERNELS)
+def test_the_kernel_cache_holds_all_single_texts_of_up_to_256_tokens() -> None:
+    matrix_products = 4  # fused query, key and value; the output of attention; the two of the feed-forward layer
+    sizes = {bucket_size(tokens) for tokens in range(1, 257)}
+    assert len(sizes) * matrix_products <= int(ONEDNN_CACHED_KERNELS)

@@ -54,7 +54,17 @@ def test_the_document_has_exactly_the_keys_of_schema_1() -> None:
     assert list(document) == ["schema", "machine", "plan", "warnings"]
     assert document["schema"] == 1
     assert document["warnings"] == ["Mind the gap."]
-    assert list(document["machine"]) == ["arch", "vendor", "model", "isa", "cpus", "cores", "nodes", "limits"]
+    assert list(document["machine"]) == [
+        "arch",
+        "vendor",
+        "model",
+        "microarchitecture",
+        "isa",
+        "cpus",
+        "cores",
+        "nodes",
+        "limits",
+    ]
     assert list(document["machine"]["cpus"]) == ["present", "online", "allowed", "isolated"]
     assert list(document["machine"]["cores"][0]) == ["id", "cpus", "package", "node", "l3", "kind"]
     assert list(document["machine"]["nodes"][0]) == ["id", "cpus", "memory_bytes", "distances"]

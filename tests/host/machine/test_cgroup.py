@@ -14,11 +14,16 @@ import pytest
 
 from launcher.core.machine.topology import Limits
 from launcher.errors import MachineError
-from launcher.host.machine.cgroup import Throttling, read_bounds, read_limits, read_throttling
+from launcher.host.machine.cgroup import Throttling, read_bounds, read_throttling
 from launcher.host.machine.sysfs import read_machine
 from launcher.host.machine.tree import Tree
 from tests.machines import build, recorded, regular
 
+# Run by a process inside a control group.
+READ_BOUNDS = (
+    "from pathlib import Path; from launcher.host.machine.cgroup import read_bounds; "
+    "from launcher.host.machine.tree import Tree; bounds = read_bounds(Tree(Path('/')))"
+)
 V2_MOUNT = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 
 
@@ -41,7 +46,7 @@ def _v2(own: str, files: dict[str, str], mounts: str = V2_MOUNT) -> dict[str, st
 
 
 def test_without_any_record_nothing_is_known_to_limit(tmp_path: Path) -> None:
-    assert read_limits(tmp_path) == Limits()
+    assert read_bounds(Tree(tmp_path)).limits == Limits()
     assert read_throttling(tmp_path) is None
 
 
@@ -210,7 +215,7 @@ def test_mems_allowed_and_cpuset_and_memory_of_the_nodes_bound_the_memory_nodes(
 def test_an_empty_cpuset_leaves_no_machine(tmp_path: Path) -> None:
     root = build(tmp_path, regular(cores=2, threads=1))
     _tree(root, _v2("/", {"cpuset.cpus.effective": ""}))
-    with pytest.raises(MachineError, match=r"online 0-1; cpuset empty.*widen the cpuset"):
+    with pytest.raises(MachineError, match=r"online 0-1; cpuset empty.*Widen the cpuset"):
         read_machine(root)
 
 
@@ -309,7 +314,7 @@ def test_a_real_nested_quota_counts_when_it_is_the_tighter_one(group: _Group) ->
     inner = _Group(f"{group.name}/inner")
     inner.folder("cpu").mkdir()
     enter = f"echo $$ > {inner.folder('cpu')}/cgroup.procs;"
-    code = "from launcher.host.machine.cgroup import read_limits; print(read_limits().cpu_quota)"
+    code = f"{READ_BOUNDS}; print(bounds.limits.cpu_quota)"
     assert float(group.run(code, prefix=enter)) == 1.2
     inner.set("cpu.cfs_quota_us", "30000")
     assert float(group.run(code, prefix=enter)) == 0.3
@@ -333,10 +338,9 @@ def test_in_a_real_cgroup_namespace_the_limit_of_the_own_root_is_found(group: _G
     probe = subprocess.run(["unshare", "--cgroup", "--mount", "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         pytest.skip(f"no namespaces can be made here: {probe.stderr.strip()}")
-    # As container engines do: the hierarchy is mounted anew inside, so that only the own part is to be seen.
+    # As container engines do: the hierarchy is mounted again inside, so that only the own part is to be seen.
     inside = f'mount -t cgroup -o cpu none {tmp_path}; exec "$0" "$@"'
-    reader = "from launcher.host.machine.cgroup import read_limits as r"
-    code = f"{reader}; print(open('/proc/self/cgroup').read(), r().cpu_quota)"
+    code = f"{READ_BOUNDS}; print(open('/proc/self/cgroup').read(), bounds.limits.cpu_quota)"
     output = group.run(code, prefix=f"exec unshare --cgroup --mount sh -c '{inside}'")
     assert group.name not in output
     assert output.split()[-1] == "0.7"

@@ -12,7 +12,13 @@ import pytest
 from launcher.core.planning.plan import PlanRequest, make_plan
 from launcher.core.report.plan_report import Command, PlanReport, report_json
 from launcher.errors import UsageError
-from launcher.host.machine.machine_file import STANDARD_INPUT, WHAT_WORKS, read_machine_file, write_machine_file
+from launcher.host.machine.machine_file import (
+    FORMATS,
+    STANDARD_INPUT,
+    lists_catalogue,
+    read_machine_file,
+    write_machine_file,
+)
 from launcher.host.machine.sysfs import read_machine
 from tests.machines import build, each_recorded, recorded, regular
 
@@ -63,7 +69,7 @@ def test_a_whole_report_is_taken(tree: Path, tmp_path: Path) -> None:
     again = read_machine_file(tmp_path / "report.json")
     assert again.cores == machine.cores
     assert len(again.warnings) == 1
-    assert "of another plan" in again.warnings[0]
+    assert "also concern its plan" in again.warnings[0]
 
 
 @pytest.mark.parametrize("text", [LSCPU, "\ufeff" + LSCPU, LSCPU.replace("\n", "\r\n"), f"\n{LSCPU}\n\n"])
@@ -82,23 +88,23 @@ def test_standard_input_is_read_for_a_dash(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "nothing in it"),
-        (b" \n\t\n", "nothing in it"),
+        (b"", "it is empty"),
+        (b" \n\t\n", "it is empty"),
         (b"\x7fELF\x02\x01\x01\x00", "NUL bytes"),
-        (b"# CPU\n\xff\xfe", "byte 6 is no UTF-8"),
-        (b"{", "begins as JSON and is none"),
-        (b"[" * 100_000, "begins as JSON and is none"),
-        (b"[]", "no machine"),
-        (b'{"lscpu": [{"field": "CPU(s):", "data": "2"}]}', "no machine .*missing required field"),
+        (b"# CPU\n\xff\xfe", "byte 6 is not valid UTF-8"),
+        (b"{", "starts like JSON but is not valid JSON"),
+        (b"[" * 100_000, "starts like JSON but is not valid JSON"),
+        (b"[]", "not a machine"),
+        (b'{"lscpu": [{"field": "CPU(s):", "data": "2"}]}', "not a machine .*missing required field"),
         (b'{"schema": 2, "machine": {}}', "schema 2; this version reads schema 1"),
         (b'{"schema": "two", "machine": {}}', "schema 'two'"),
         (b'{"machine": {"arch": "x86_64"}}', r"missing required field .*\$\.machine"),
-        (b"Architecture:  x86_64\nCPU(s):  2\n", "Architecture.* is no row"),
-        (b"CPU NODE SOCKET CORE\n  0    0      0    0\n", "is no row"),
+        (b"Architecture:  x86_64\nCPU(s):  2\n", "Architecture.* is not a row"),
+        (b"CPU NODE SOCKET CORE\n  0    0      0    0\n", "is not a row"),
         (b"# CPU,Core,Socket,Node\n", "no cpu"),
         (b"# CPU,Core\n0,0\n0,1\n", "cpus 0 have several rows"),
-        (b"# CPU,Core\n99999999,0\n", "over the largest"),
-        (b"# CPU,Core,Socket,Node\n0,0,0,99999999\n", "over the largest"),
+        (b"# CPU,Core\n99999999,0\n", "largest supported"),
+        (b"# CPU,Core,Socket,Node\n0,0,0,99999999\n", "largest supported"),
     ],
 )
 def test_what_is_no_machine_is_refused_with_what_it_is_and_what_works(
@@ -109,17 +115,60 @@ def test_what_is_no_machine_is_refused_with_what_it_is_and_what_works(
     with pytest.raises(UsageError, match=words) as caught:
         read_machine_file(file)
     assert str(file) in str(caught.value)
-    assert WHAT_WORKS in str(caught.value)
+    assert FORMATS in str(caught.value)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_machine_file(tmp_path / "missing.json")
-    with pytest.raises(UsageError, match="folder; --sysroot"):
+    with pytest.raises(UsageError, match=r"directory; for a directory .* use --sysroot"):
         read_machine_file(tmp_path)
 
 
 def test_an_endless_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.host.machine.machine_file.MAX_BYTES", 1 << 20)
-    with pytest.raises(UsageError, match="more than 1048576 bytes"):
+    with pytest.raises(UsageError, match="larger than 1048576 bytes"):
         read_machine_file(Path("/dev/zero"))
+
+
+def test_a_known_machine_is_found_by_its_name_in_any_case() -> None:
+    machine = read_machine_file(Path("C5.Metal"))
+    assert (machine.model, len(machine.cores)) == ("Intel(R) Xeon(R) Platinum 8275CL CPU @ 3.00GHz", 48)
+
+
+def test_a_file_takes_precedence_over_a_known_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c5.metal").write_text(LSCPU)
+    assert len(read_machine_file(Path("c5.metal")).cores) == 2
+    assert len(read_machine_file(Path("c6g.metal")).cores) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("c5.meta1", "--machine c5.meta1: No such file .* similar names: c5.metal.*--machine list"),
+        ("epyc-9654-nps4", "similar names: epyc-9654-2s-nps4"),
+        ("nothing like it", "no known machine has this name; .*--machine list"),
+        ("list", "lists the known machines"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_similar_names(name: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        read_machine_file(Path(name))
+
+
+def test_a_path_is_never_the_name_of_a_known_machine() -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_machine_file(Path("./nowhere/c5.metal"))
+
+
+def test_list_asks_for_the_catalogue_unless_there_is_such_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lists_catalogue(Path("list"))
+    assert not lists_catalogue(None)
+    assert not lists_catalogue(Path("c5.metal"))
+    Path("list").write_text(LSCPU)
+    assert not lists_catalogue(Path("list"))
+    assert len(read_machine_file(Path("list")).cores) == 2

@@ -150,11 +150,11 @@ def test_a_recorded_machine_survives_json(name: str) -> None:
     ("name", "words"),
     [
         ("hw-8em64t-2s2ca2c-buggynuma", ["several nodes", "cpus 0-7 in nodes 0-7", "node*/cpumap"]),
-        ("hw-8ia64-2s2c2t", ["siblings", "different level-3 caches", "cpus 0-1", "cpus 6-7"]),
+        ("hw-8ia64-2s2c2t", ["siblings", "different L3 caches", "cpus 0-1", "cpus 6-7"]),
         ("hw-64fake-4n2s2ca2c2t", ["lists", "masks", "shared_cpu_list", "cpu8/"]),
         ("hw-nvidiagpunumanodes", ["cpusets", "effective_cpus", "88-175"]),
-        ("ul-sparc64-UltraSparc-T1", ["not online", "node 0 cpus 24-35"]),
-        ("ul-loongarch-kvm_on_loongson_3c6000", ["level-3", "span packages", "cpus 0-31 of packages 0-31"]),
+        ("ul-sparc64-UltraSparc-T1", ["list offline cpus", "node 0 cpus 24-35"]),
+        ("ul-loongarch-kvm_on_loongson_3c6000", ["L3 caches", "span packages", "cpus 0-31 of packages 0-31"]),
     ],
 )
 def test_a_contradiction_is_named_with_its_cpus_and_files(name: str, words: list[str]) -> None:
@@ -261,7 +261,7 @@ def test_siblings_of_which_only_one_names_the_other_are_two_cores_and_said(tmp_p
     files = {f"{CPU}/cpu0/topology/thread_siblings{form}": text for form, text in (("", "5"), ("_list", "0,2"))}
     machine = read_machine(build(tmp_path, regular(cores=4, threads=1, files=files)))
     assert [core.cpus for core in machine.cores] == [(0,), (1,), (2,), (3,)]
-    assert any("cpu 0 names 2" in warning for warning in machine.warnings)
+    assert any("cpu 0 lists 2" in warning for warning in machine.warnings)
 
 
 def test_a_cpu_without_files_joins_those_that_name_it(tmp_path: Path) -> None:
@@ -325,14 +325,16 @@ def test_a_level_3_cache_over_whole_nodes_is_sound_and_one_that_cuts_a_node_is_s
     assert read_machine(build(tmp_path / "whole", whole)).warnings == ()
     cut = replace(clusters, cpus={cpu: replace(one, l3=int(cpu > 5)) for cpu, one in clusters.cpus.items()})
     warnings = read_machine(build(tmp_path / "cut", cut)).warnings
-    assert any("cut nodes" in warning and "cpus 0-5 and node 1 of cpus 4-7" in warning for warning in warnings)
+    assert any(
+        "only part of a node" in warning and "cpus 0-5 and node 1 of cpus 4-7" in warning for warning in warnings
+    )
 
 
 def test_the_only_node_has_all_memory_of_the_machine(tmp_path: Path) -> None:
     described = regular(files={"proc/meminfo": "MemTotal: 67108864 kB\nMemAvailable: 33554432 kB"})
     machine = read_machine(build(tmp_path, described))
     assert (machine.nodes[0].memory_bytes, machine.nodes[0].free_bytes) == (64 << 30, 32 << 30)
-    assert any("16.0 GiB against 64.0 GiB" in warning for warning in machine.warnings)
+    assert any("16.0 GiB and 64.0 GiB" in warning for warning in machine.warnings)
 
 
 def test_free_memory_of_a_node_counts_what_only_caches_files(tmp_path: Path) -> None:
@@ -347,13 +349,13 @@ def test_a_root_that_is_no_machine_is_refused_with_what_was_looked_for(tmp_path:
         root.write_text("no tree")
     elif kind != "missing":
         (root / "proc").mkdir(parents=True)
-    with pytest.raises(UsageError, match=r"holds no machine.*sys/devices/system/cpu"):
+    with pytest.raises(UsageError, match=r"is not the root of a machine.*sys/devices/system/cpu"):
         read_machine(root)
 
 
 def test_a_machine_of_which_nothing_is_left_is_refused_with_what_there_was(tmp_path: Path) -> None:
     build(tmp_path, regular(cores=2, threads=1, isolated=(0, 1)))
-    with pytest.raises(MachineError, match=r"online 0-1.*isolated 0-1.*ask for the isolated"):
+    with pytest.raises(MachineError, match=r"online 0-1.*isolated 0-1.*include the isolated"):
         read_machine(tmp_path)
     assert len(read_machine(tmp_path, include_isolated=True).cores) == 2
 
@@ -412,9 +414,7 @@ def test_where_sys_is_hidden_each_cpu_of_the_mask_is_a_core() -> None:
     if result.returncode and "Traceback" not in result.stderr:
         pytest.skip(f"/sys cannot be hidden here: {result.stderr.strip()}")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(
-        f"{len(os.sched_getaffinity(0))} () ('cpus of which only the affinity mask is known"
-    )
+    assert result.stdout.startswith(f"{len(os.sched_getaffinity(0))} () ('cpus known only from the affinity mask")
 
 
 def _read_in_child(before: str) -> Machine:
@@ -497,3 +497,16 @@ def test_each_recorded_machine_says_what_it_is_made_of() -> None:
     assert (machine.arch, machine.vendor) == ("x86_64", "GenuineIntel")
     assert machine.model == "11th Gen Intel(R) Core(TM) i7-1165G7 @ 2.80GHz"
     assert machine.isa == ("avx512_vnni", "avx512f", "avx2", "avx", "fma", "f16c", "sse4_2")
+
+
+def test_another_system_than_linux_is_refused_with_what_works_there() -> None:
+    """In a process of its own, in which Python says that it runs on macOS."""
+    code = (
+        "import sys; from launcher.host.machine.sysfs import read_machine; from launcher.errors import MachineError\n"
+        "sys.platform = 'darwin'\n"
+        "try: read_machine()\n"
+        "except MachineError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "Linux kernel, and this is darwin" in done.stdout
+    assert "launch topology --machine NAME" in done.stdout

@@ -104,12 +104,10 @@ SCRIPT = """
 import sys
 import msgspec
 from launcher.errors import UsageError
-from launcher.host.model import hub
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
-hub.WAIT_SECONDS = 1.0
 try:
-    print(msgspec.json.encode(resolve(ModelOptions(model=sys.argv[1]))).decode())
+    print(msgspec.json.encode(resolve(ModelOptions(model=sys.argv[1], hub_seconds=1.0))).decode())
 except UsageError as error:
     sys.exit(str(error))
 """

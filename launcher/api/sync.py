@@ -1,0 +1,188 @@
+"""``Engine``: the Python API for programs without an event loop, and for notebooks."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from launcher.api.options import DEFAULT_MODEL
+from launcher.api.progress import progress_bar
+from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
+from launcher.api.setup import prepare_engine
+from launcher.core.planning.plan import Plan
+from launcher.engine.session import Chunk, Computed
+from launcher.engine.streaming import Chunker, chunk_limit, in_order
+from launcher.engine.thread import SessionThread
+from launcher.front.label_scores import LabelScore
+
+if TYPE_CHECKING:
+    import concurrent.futures
+
+    from typing_extensions import Self, Unpack
+
+    from launcher.api.keywords import EngineKeywords
+
+Result = TypeVar("Result")
+
+
+class Engine:
+    """Instances of a model, bound to their cores, for this process.
+
+    ``with Engine("demo", instances=2) as engine: vectors = engine.embed(texts)``. Keyword arguments are the options of
+    ``launch serve``, with underscores. The instances are ready when the constructor returns. ``close``, the end of the
+    ``with`` block and the end of the process, however it comes, end them.
+
+    Methods block and may be called from several threads. They raise ``UsageError`` for a call that makes no sense,
+    ``RequestError`` for a text that cannot be used, and ``InstanceError`` when no instance is left.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
+        """Plan, start the instances and wait until they are ready. Raises any ``LauncherError``."""
+        self._setup = prepare_engine(model, options)
+        self._thread = SessionThread(self._setup.session)
+        # For the end of the interpreter, and for an engine that is dropped without being closed.
+        self._finalizer = weakref.finalize(self, self._thread.kill)
+
+    def __enter__(self) -> Self:
+        """The engine itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """As ``close``."""
+        self.close()
+
+    def close(self) -> None:
+        """Finish what other threads have begun, end the instances, and return when none is left.
+
+        Closing it again does nothing.
+        """
+        self._thread.close()
+        self._finalizer.detach()
+
+    @property
+    def plan(self) -> Plan:
+        """Which instance runs on which cores, and why."""
+        return self._setup.prepared.plan
+
+    def info(self) -> dict[str, Any]:
+        """What runs where, and what was found when it was looked at: the body of ``GET /info``."""
+
+        async def info() -> dict[str, Any]:
+            return self._thread.session.engine.info()
+
+        return self._thread.submit(info()).result()
+
+    # ------------------------------------------------------------------- tasks
+
+    def embed(self, texts: str | Iterable[str], *, truncate: bool = False, progress: bool = False) -> Vectors:
+        """The vectors of ``texts``, in their order: float32 of shape (texts, width), or (width,) for a single ``str``.
+
+        A text of more tokens than the model takes raises ``RequestError``; with ``truncate`` its end is cut off.
+        ``progress`` shows a progress bar on standard error.
+        """
+        decode = vectors(self._setup.model_info)
+        if isinstance(texts, str):
+            return self._one(texts, decode, truncate)
+        parts = [computed.results for computed in self._computed(texts, truncate, progress)]
+        return concatenate(parts, self._setup.model_info)
+
+    def embed_stream(
+        self, texts: Iterable[str], *, truncate: bool = False, progress: bool = False
+    ) -> Iterator[Vectors]:
+        """The vector of each text, in order, as ``embed`` gives it, with flat memory: texts are taken from an iterator
+        only a bounded number ahead of the results."""
+        return self._stream(texts, vectors(self._setup.model_info), truncate, progress)
+
+    @overload
+    def classify(self, texts: str, *, truncate: bool = False, progress: bool = False) -> list[LabelScore]: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+    @overload
+    def classify(
+        self, texts: Iterable[str], *, truncate: bool = False, progress: bool = False
+    ) -> list[list[LabelScore]]: ...
+    def classify(
+        self, texts: str | Iterable[str], *, truncate: bool = False, progress: bool = False
+    ) -> list[LabelScore] | list[list[LabelScore]]:
+        """For each text all labels with their scores, best first; for a single ``str`` those of this text.
+
+        Otherwise as ``embed``.
+        """
+        decode = label_scores(self._setup.model_info)
+        if isinstance(texts, str):
+            return self._one(texts, decode, truncate)
+        return list(self._stream(texts, decode, truncate, progress))
+
+    def classify_stream(
+        self, texts: Iterable[str], *, truncate: bool = False, progress: bool = False
+    ) -> Iterator[list[LabelScore]]:
+        """The labels of each text, in order, as ``classify`` gives them, with flat memory."""
+        return self._stream(texts, label_scores(self._setup.model_info), truncate, progress)
+
+    @overload
+    def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self, texts: str, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+    ) -> list[Entity]: ...
+    @overload
+    def tag(
+        self,
+        texts: Iterable[str],
+        *,
+        aggregation: Aggregation = "simple",
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[list[Entity]]: ...
+    def tag(
+        self,
+        texts: str | Iterable[str],
+        *,
+        aggregation: Aggregation = "simple",
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[Entity] | list[list[Entity]]:
+        """For each text its entities with their places in it; for a single ``str`` those of this text.
+
+        With ``aggregation="none"`` each token with its best label, also those outside of entities. Otherwise as
+        ``embed``.
+        """
+        decode = entities(self._setup.model_info, aggregation)
+        if isinstance(texts, str):
+            return self._one(texts, decode, truncate)
+        return list(self._stream(texts, decode, truncate, progress))
+
+    def tag_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        aggregation: Aggregation = "simple",
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Iterator[list[Entity]]:
+        """The entities of each text, in order, as ``tag`` gives them, with flat memory."""
+        return self._stream(texts, entities(self._setup.model_info, aggregation), truncate, progress)
+
+    # ------------------------------------------------------------------- inside
+
+    def _submit(self, chunk: Chunk) -> concurrent.futures.Future[Computed]:
+        return self._thread.submit(self._thread.session.compute(chunk))
+
+    def _one(self, text: str, decode: Decode[Result], truncate: bool) -> Result:
+        (computed,) = in_order([text], self._chunker(truncate, lone=True), 1, self._submit)
+        (result,) = decode(computed)
+        return result
+
+    def _stream(self, texts: Iterable[str], decode: Decode[Result], truncate: bool, progress: bool) -> Iterator[Result]:
+        for computed in self._computed(texts, truncate, progress):
+            yield from decode(computed)
+
+    def _computed(self, texts: Iterable[str], truncate: bool, progress: bool) -> Iterator[Computed]:
+        limit = chunk_limit(len(self.plan.instances))
+        with progress_bar(texts, shown=progress) as advance:
+            for computed in in_order(texts, self._chunker(truncate), limit, self._submit):
+                advance(len(computed.chunk.texts))
+                yield computed
+
+    def _chunker(self, truncate: bool, *, lone: bool = False) -> Chunker:
+        return Chunker(self._thread.session.chunk_items, truncate=truncate, lone=lone)

@@ -1,0 +1,207 @@
+"""Makes commands from dataclasses of options: their flags, their help, and the options that a command is called with.
+
+A command is a function whose parameters are dataclasses of options. Typer reads signatures, so each command gets one
+that is derived from the declarations; no flag is written by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from functools import partial
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from launcher.errors import UsageError
+from launcher.options import DoctorOptions, RunOptions, ServeOptions
+from launcher.options.declaration import Option, option, options_of
+from launcher.options.groups import OUTPUT
+from launcher.options.sources import CONFIG_VARIABLE, ConfigFile, Resolved, Sources, resolve
+from launcher.options.values import build
+
+# Of these a configuration file and the environment may hold any option, whichever command reads them.
+ROOTS = (ServeOptions, RunOptions, DoctorOptions)
+NO = "no_"
+
+EPILOG = "Each option is also an environment variable (LAUNCH_MAX_LENGTH) and a key of --config FILE (max-length)."
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigOptions:
+    """Where options are read from, besides flags and the environment."""
+
+    command_line_only: ClassVar[bool] = True
+
+    config: Path | None = option(
+        None, f"Read options from a TOML file (or set {CONFIG_VARIABLE}).", group=OUTPUT, metavar="FILE"
+    )
+
+
+(CONFIG,) = options_of(ConfigOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of the command line.
+
+    ``function`` has dataclasses of options as parameters; one of the type ``Resolved`` gets all values with their
+    sources. Options of the groups ``unlisted`` are accepted and not listed in help. ``settings`` are those of click
+    contexts.
+    """
+
+    function: Callable[..., None]
+    example: str
+    unlisted: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def roots(self) -> dict[str, type]:
+        """The parameters of the function, and their types."""
+        return {name: hint for name, hint in get_type_hints(self.function).items() if name != "return"}
+
+    @property
+    def options(self) -> list[Option]:
+        """Its options, ``--config`` included where there is anything that a file may say."""
+        own = [each for root in self.roots.values() if root is not Resolved for each in options_of(root)]
+        return [*own, CONFIG] if any(not each.command_line_only for each in own) else own
+
+
+def keep_text(params: Sequence[Any]) -> None:
+    """Have click parameters hand on what was typed, without typer's own conversion.
+
+    ``launcher.options`` converts and checks the values of all sources alike, and typer's way to convert even what was
+    not given takes longer than the whole of ``launch topology``: it imports pydantic and builds an adapter for each.
+    """
+    for param in params:
+        setattr(param, "process_value", partial(_process, param, param.process_value))  # noqa: B010
+
+
+def _process(param: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
+    if value is None and not param.required:
+        return None
+    return value if value and param.callback is None else convert(ctx, value)
+
+
+class OptionCommand(TyperCommand):
+    """A command whose values are converted by ``launcher.options``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        keep_text(self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
+
+def add_command(app: typer.Typer, command: Command) -> None:
+    """Add a command to ``app``, with a flag for each of its options."""
+    options, roots = command.options, command.roots
+
+    def run(ctx: typer.Context, **values: Any) -> None:
+        resolved = _resolve(options, _flags(ctx, options, values))
+        for warning in resolved.warnings:
+            print(f"launch: warning: {warning}", file=sys.stderr)
+        command.function(
+            **{
+                name: resolved if root is Resolved else build(root, resolved.given(root))
+                for name, root in roots.items()
+            }
+        )
+
+    parameters = [Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    parameters += [each for one in options for each in _parameters(one, command.unlisted)]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    app.command(
+        command.function.__name__,
+        cls=OptionCommand,
+        help=f"{command.function.__doc__}\n\nExample: {command.example}",
+        epilog=EPILOG if CONFIG in options else None,
+        context_settings=dict(command.settings),
+    )(run)
+
+
+def _resolve(options: Sequence[Option], flags: Mapping[str, Any]) -> Resolved:
+    if CONFIG not in options:
+        return resolve(options, Sources(flags, {}, None, ()))
+    path = flags.get(CONFIG.name) or os.environ.get(CONFIG_VARIABLE)
+    return resolve(options, Sources(flags, os.environ, _read(path) if path else None, ROOTS))
+
+
+def _read(path: str) -> ConfigFile:
+    from launcher.cli.config_file import read_config  # only with --config
+
+    return read_config(Path(path))
+
+
+def _flags(ctx: typer.Context, options: Sequence[Option], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands on the command line, by option name."""
+    given = {name for name in values if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE"}
+    flags = {each.name: values[each.name] for each in options if each.name in given}
+    for each in options:
+        if NO + each.name in given:
+            if each.name in flags:
+                raise UsageError(f"{each.flag} and --no-{each.key} exclude each other; keep one of them")
+            flags[each.name] = False
+    return flags
+
+
+def _parameters(one: Option, unlisted: Sequence[str]) -> Iterator[Parameter]:
+    declared = one.declared
+    hidden = declared.group in unlisted
+    if declared.positional:
+        info: Any = typer.Argument(help=declared.help, metavar=declared.metavar, show_default=False)
+        default = Parameter.empty if one.default is MISSING else None
+        yield _parameter(one.name, default, list[str], info)
+        return
+    names = [one.flag] if declared.short is None else [one.flag, declared.short]
+    info = typer.Option(
+        *names,
+        help=_help(one),
+        metavar=_metavar(one),
+        rich_help_panel=declared.group,
+        show_default=False,
+        hidden=hidden,
+        autocompletion=_completion(one) if one.choices else None,
+    )
+    yield _parameter(one.name, False if one.kind is bool else None, _annotation(one), info)
+    if one.kind is bool and not one.command_line_only:
+        # What the environment or a file switches on can be switched off; listed in the documentation only.
+        no = typer.Option(f"--no-{one.key}", hidden=True, show_default=False)
+        yield _parameter(NO + one.name, False, bool, no)
+
+
+def _parameter(name: str, default: Any, annotation: Any, info: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info])
+
+
+def _annotation(one: Option) -> Any:
+    """The type for the parser. Numbers and choices stay text: ``launcher.options`` reads them from all sources."""
+    if one.kind is bool:
+        return bool
+    if one.many:
+        return list[str] | None
+    return (Path if one.kind is Path else str) | None
+
+
+def _completion(one: Option) -> Callable[[str], list[str]]:
+    """What a shell may complete to."""
+    return lambda incomplete: [choice for choice in one.choices if choice.startswith(incomplete)]
+
+
+def _metavar(one: Option) -> str | None:
+    """What stands for the value in help; choices are listed in the text, where lines can wrap."""
+    if one.kind is bool:
+        return " "  # a switch has no value, and its type says nothing
+    return one.declared.metavar or (one.name.rpartition("_")[2].upper() if one.choices else None)
+
+
+def _help(one: Option) -> str:
+    default = one.declared.none if one.default is None else one.default
+    notes = [", ".join(one.choices)] if one.choices else []
+    if default is not None and default is not False and default != ():
+        notes.append(f"default: {default:g}" if isinstance(default, float) else f"default: {default}")
+    return f"{one.declared.help.removesuffix('.')} ({'; '.join(notes)})." if notes else one.declared.help

@@ -1,0 +1,20 @@
+"""``launch serve``, the default command."""
+
+from __future__ import annotations
+
+from launcher.errors import UsageError
+from launcher.options import DryRunOptions, ReportOptions, ServeOptions
+
+
+def serve(options: ServeOptions, dry: DryRunOptions) -> None:
+    """Serve a model from instances bound to their own cores (the default command)."""
+    if dry.dry_run:
+        from launcher.prepare.report import show
+
+        show(options, ReportOptions(json=dry.json))
+        return
+    if dry.json:
+        raise UsageError("--json is for reports; use it with --dry-run, or with launch topology")
+    from launcher.serve.server import run
+
+    run(options)

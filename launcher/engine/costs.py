@@ -1,0 +1,178 @@
+"""The cost tables of one engine: read before workers start, written when a worker has measured, shown while they
+compute, and corrected at the end by what was seen.
+
+A table that cannot be read or written is logged, and costs a few seconds of measuring; it never keeps an engine from
+starting.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launcher.core.cost.model import Coefficients, CostModel, fit, fit_error
+from launcher.core.cost.table import SCHEMA, CostKey, CostTable, differences, merged
+from launcher.core.planning.plan import InstancePlan
+from launcher.core.protocol.messages import Ready, Setup
+from launcher.errors import UsageError
+from launcher.front.metrics import FrontMetrics
+from launcher.host.files import cost_tables
+from launcher.prepare.costs import CostSubject
+
+log = logging.getLogger("launcher.engine")
+
+# A drift by less than this is not worth a line in the log.
+WORTH_SAYING = 0.02
+
+
+class Costs:
+    """The tables of a run. ``fresh``: whatever was measured before is not used."""
+
+    def __init__(self, subject: CostSubject, *, fresh: bool = False, folder: Path | None = None) -> None:
+        self._subject = subject
+        self._fresh = fresh
+        self._folder = folder or cost_tables.cost_folder()
+        self._tables: dict[CostKey, CostTable] = {}
+        self._looked_for: set[CostKey] = set()
+        self._unwritable = False
+
+    def table(self, instance: InstancePlan) -> CostTable | None:
+        """The table to use for an instance. The first time it is looked for; why it is not used is logged."""
+        key = self._subject.key(instance)
+        if key not in self._looked_for:
+            self._looked_for.add(key)
+            if not self._fresh and (table := self._read(key)):
+                self._tables[key] = table
+        return self._tables.get(key)
+
+    def _read(self, key: CostKey) -> CostTable | None:
+        try:
+            table = cost_tables.read_table(self._folder, key)
+        except UsageError as error:
+            _say("The cost table %s; it is measured again", error)
+            return None
+        if table is not None and (different := differences(table.key, key)):
+            _say("The cached cost table is not used, it is measured again: %s", "; ".join(different))
+            return None
+        if table is not None and table.contradicted:
+            took = "At earlier runs batches took %.2f times what the cached cost table says; it is measured again"
+            _say(took, table.drift)
+            return None
+        return table
+
+    def complete(self, setup: Setup, instance: InstancePlan) -> Setup:
+        """What a worker is told, with what is known already."""
+        table = self.table(instance)
+        if table is None:
+            return setup
+        return msgspec.structs.replace(setup, known=table.measured, known_packed=table.packed)
+
+    def take(self, instance: InstancePlan, ready: Ready) -> float:
+        """Keep what a worker has measured, for the next one of its size and for the next run.
+
+        Returns what its batches are expected to take, in parts of what was measured.
+        """
+        key = self._subject.key(instance)
+        known = self._tables.get(key)
+        if ready.cached and known is not None:
+            if abs(known.drift - 1) > WORTH_SAYING:
+                said = "costs are predicted as %.2f times what was measured, as batches took at earlier runs"
+                log.info(said, known.drift, extra={"instance": instance.id, "event": "costs"})
+            return known.drift
+        if ready.measured:
+            self._looked_for.add(key)
+            if known is not None and known.packed != ready.packed:
+                there, here = ("packed" if packed else "padded" for packed in (known.packed, ready.packed))
+                sentence = "The cached cost table is not used, it was measured again: items are %s there, %s here"
+                _say(sentence, there, here)
+            self._tables[key] = merged(known, CostTable(SCHEMA, key, ready.packed, ready.measured))
+            self._write(self._tables[key])
+        return 1.0
+
+    def keep(self, served: Iterable[tuple[InstancePlan, CostModel]]) -> None:
+        """At the end of a run: remember what batches took, where enough were seen and they had settled.
+
+        Of instances of the same size the lower median counts. A table that another run has measured again meanwhile
+        is left as it is.
+        """
+        seen: dict[CostKey, list[float]] = {}
+        for instance, model in served:
+            key = self._subject.key(instance)
+            used = self._tables.get(key)
+            if used is not None and (settled := model.settled) is not None:
+                seen.setdefault(key, []).append(settled * _ratio(model.coefficients, used))
+        for key, drifts in seen.items():
+            if (table := self._still_there(key)) is not None:
+                self._write(table.after(round(statistics.median_low(drifts), 4)))
+
+    def _still_there(self, key: CostKey) -> CostTable | None:
+        """The table as it lies in its file, if it is the one that was used."""
+        used = self._tables.get(key)
+        try:
+            there = cost_tables.read_table(self._folder, key)
+        except UsageError:
+            return None
+        same = used and there and (there.key, there.packed, there.measured) == (used.key, used.packed, used.measured)
+        return there if same else None
+
+    def _write(self, table: CostTable) -> None:
+        try:
+            path = cost_tables.write_table(self._folder, table)
+        except UsageError as error:
+            if not self._unwritable:
+                _say("%s; each start measures again", str(error)[0].upper() + str(error)[1:])
+            self._unwritable = True
+        else:
+            log.debug("cost table written to %s", path, extra={"event": "costs"})
+
+
+def _say(sentence: str, *arguments: object) -> None:
+    log.warning(sentence, *arguments, extra={"event": "costs"})
+
+
+def watch_costs(metrics: FrontMetrics, model: Callable[[int], CostModel]) -> None:
+    """Have ``/metrics`` tell how well costs are predicted."""
+    metrics.watch_instances(
+        "launcher_cost_drift",
+        "What batches take by now, in parts of what was measured before the instance was ready.",
+        lambda instance: model(instance).correction,
+    )
+    metrics.watch_instances(
+        "launcher_cost_error",
+        "How far predicted seconds of a batch were off, relative to the actual ones: a running mean.",
+        lambda instance: model(instance).error,
+    )
+
+
+def cost_info(ready: Ready, model: CostModel) -> dict[str, Any]:
+    """The ``cost`` of an instance in ``/info``: seconds, and errors relative to what was seen.
+
+    ``drift`` is what batches take by now in parts of what was measured, ``drift_at_start`` what they were expected to
+    take when the instance was ready, from earlier runs.
+    """
+    fitted = model.coefficients
+    error = fit_error(fitted, ready.measured)
+    return {
+        "source": "cached" if ready.cached else "measured",
+        "overhead": fitted.overhead,
+        "per_token": fitted.per_token,
+        "per_pair": fitted.per_pair,
+        "fit_error": None if error is None else round(error, 4),
+        "observed_error": round(model.error, 4) if model.observed else None,
+        "observed_batches": model.observed,
+        "drift": round(model.correction, 4),
+        "drift_at_start": round(model.drift_at_start, 4),
+    }
+
+
+def _ratio(coefficients: Coefficients, table: CostTable) -> float:
+    """What an instance's batches take by its own costs, in parts of those of the table: where several of one size
+    have measured, the table has the shorter time of each batch."""
+    kept = fit(table.measured)
+    ratios = [coefficients.seconds(m[1], m[2]) / kept.seconds(m[1], m[2]) for m in table.measured]
+    return statistics.median(ratios) if ratios else 1.0

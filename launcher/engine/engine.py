@@ -1,0 +1,380 @@
+"""The engine: the one listener of supervisor and dispatcher, which do not know each other.
+
+The supervisor hands over the channels of workers, the dispatcher reports what workers say; here both are joined with
+the cost tables, the verification and the rules for instances that are lost. The owner (``serve``, ``bench
+throughput``, the Python API) runs ``run`` in a task, uses ``dispatcher`` and ``tokenizer``, and ends it by ``drain``
+and ``stop``. Everything happens in the thread of one event loop, which must live as long as the engine: a worker is
+killed by the kernel when the thread that started it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from launcher.core.protocol.messages import Loading, Ready
+from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits
+from launcher.core.tuning.choose_classes import specs_of
+from launcher.engine.costs import Costs, watch_costs
+from launcher.engine.instances import InstanceView, packing_info
+from launcher.errors import InstanceError
+from launcher.front.dispatcher import Dispatcher
+from launcher.front.metrics import FrontMetrics
+from launcher.front.tokenizer import FrontTokenizer
+from launcher.host.process.spawn import Launch
+from launcher.host.process.supervisor import Supervisor
+from launcher.host.process.verify import verify
+from launcher.options import ServeOptions
+from launcher.prepare.costs import subject_of
+from launcher.prepare.instances import Prepared
+from launcher.prepare.model import limits_of, setup_of
+
+log = logging.getLogger("launcher.engine")
+
+# After a channel is gone: time for its process to be seen ending by itself.
+EXIT_SECONDS = 0.25
+
+
+class EngineObserver(Protocol):
+    """Who wants to know. Called in the loop's thread, must not block."""
+
+    def all_ready(self) -> None:
+        """Every instance is warm; said again when one that was lost is back."""
+
+    def failed(self, error: InstanceError) -> None:
+        """No work will be done any more; what waited was answered with an error. ``drain`` and ``stop`` are due."""
+
+
+class Unobserved:
+    """An observer for owners that wait for the engine instead."""
+
+    def all_ready(self) -> None:
+        """See ``EngineObserver``."""
+
+    def failed(self, error: InstanceError) -> None:
+        """See ``EngineObserver``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What owners of an engine decide differently; options of users are in ``launcher.options``.
+
+    ``mask``: the cpus that workers are started with where this process has bound itself; None: those of the thread.
+    ``restart``: lost workers are replaced; otherwise the first loss is the end. ``verify``: look from outside, when a
+    worker is ready, whether it runs where it was planned.
+    """
+
+    mask: tuple[int, ...] | None = None
+    restart: bool = True
+    verify: bool = True
+    make_scheduler: Callable[[Sequence[InstanceSpec], SchedulerLimits], Scheduler] = Scheduler
+
+
+class InferenceEngine:
+    """One run of a plan. ``failure`` is why it cannot work any more, None while it can."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        prepared: Prepared,
+        settings: EngineSettings | None = None,
+        observer: EngineObserver | None = None,
+    ) -> None:
+        """``prepared`` has a model. Raises any ``LauncherError`` for a tokenizer that cannot be used."""
+        assert prepared.model_info is not None, "an engine is prepared with its model"
+        self.prepared = prepared
+        self.model_info = prepared.model_info
+        self.failure: InstanceError | None = None
+        self._options = options
+        self._settings = settings or EngineSettings()
+        self._observer: EngineObserver = observer or Unobserved()
+        self._started_at = time.time()
+        self._views = {instance.plan.id: InstanceView(instance) for instance in prepared.instances}
+        self._costs = Costs(subject_of(options, prepared.machine, self.model_info), fresh=options.measure)
+        self.setup = setup_of(options, prepared.machine, self.model_info)
+        self._draining = False
+        self._was_ready = False
+        self._settled = anyio.Event()
+        self._to_start: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
+        self._build()
+
+    def _build(self) -> None:
+        plan, model_info = self.prepared.plan, self.model_info
+        self.scheduler = self._settings.make_scheduler(specs_of(plan), limits_of(self._options))
+        names = {i.id: i.length_class.name if i.length_class else "all" for i in plan.instances}
+        self.metrics = FrontMetrics(names)
+        self.metrics.watch_queue(sorted(set(names.values())), self.scheduler.queued_by_class)
+        watch_costs(self.metrics, self.scheduler.cost)
+        self.dispatcher = Dispatcher(
+            self.scheduler, self, self.metrics, width=model_info.result_width, row_per_token=model_info.row_per_token
+        )
+        self.metrics.watch_in_flight(lambda: self.dispatcher.in_flight)
+        launches = [
+            Launch(one.plan.id, one.command.command, {**os.environ, **one.command.env}, mask=self._settings.mask)
+            for one in self.prepared.instances
+        ]
+        supervise = self._options.supervise
+        self._supervisor = Supervisor(
+            launches, supervise if self._settings.restart else replace(supervise, max_failures=1), self
+        )
+        front = self._options.front
+        self.tokenizer = FrontTokenizer(
+            model_info, text_characters=front.text_characters, threads=front.tokenizer_threads
+        )
+
+    # --------------------------------------------------------------------- run
+
+    async def run(self) -> None:
+        """Start the workers and keep them alive until ``stop`` or ``stop_now``.
+
+        However it ends, cancellation included, every worker is killed and reaped before it returns, and what still
+        waits for a worker is answered with an error.
+        """
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._start_tasks, group)
+                await self._supervisor.run()
+                group.cancel_scope.cancel()
+        finally:
+            self._draining = True
+            self.dispatcher.no_instances_left("the engine has ended")
+
+    async def wait_ready(self) -> None:
+        """Returns when an instance is warm and every other one is warm or given up. Raises ``InstanceError`` when the
+        engine fails before."""
+        await self._settled.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def drain(self, seconds: float) -> None:
+        """Admit nothing more and finish what was admitted; what takes longer is answered with an error. What batches
+        took is kept for the next start."""
+        self._draining = True
+        self._supervisor.begin_drain()
+        self.dispatcher.begin_drain()
+        self._answer_when_nobody_is_left()
+        with anyio.move_on_after(seconds) as drain:
+            await self.dispatcher.drained()
+        if drain.cancelled_caught:
+            log.error("%d requests were not finished in %g s", self.dispatcher.in_flight, seconds)
+            self.dispatcher.no_instances_left("the server is shutting down and its time to finish is over")
+        ready = [view.prepared.plan for view in self._views.values() if view.ready]
+        self._costs.keep((plan, self.scheduler.cost(plan.id)) for plan in ready)
+
+    async def stop(self) -> None:
+        """End the workers; returns when none is left. What is not finished is not answered."""
+        self._draining = True
+        self.dispatcher.stop_workers()
+        await self._supervisor.stop(self._options.supervise.stop_seconds)
+
+    def stop_now(self) -> None:
+        """Kill the workers; ``run`` returns when they are reaped."""
+        self._draining = True
+        self._supervisor.stop_now()
+
+    def close(self) -> None:
+        """Let the tokenizer's threads end, when nobody tokenizes any more."""
+        self.tokenizer.close()
+
+    def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Have a task started. Listeners are called by the loop itself, too, where anyio cannot start one unless it
+        has started the loop."""
+        self._to_start.put_nowait(partial(function, *arguments))
+
+    async def _start_tasks(self, group: TaskGroup) -> None:
+        while True:
+            group.start_soon(await self._to_start.get())
+
+    def _fail(self, reason: str, context: str = "") -> None:
+        """The end when no work can be done any more; the first reason is the one that is told."""
+        if self._draining or self.failure is not None:
+            return
+        self.failure = InstanceError(context + reason)
+        self._settled.set()
+        self._start(self._answer_with_failure, reason, self.failure)
+
+    async def _answer_with_failure(self, reason: str, error: InstanceError) -> None:
+        self.dispatcher.no_instances_left(reason)
+        self._observer.failed(error)
+
+    def _check_settled(self) -> None:
+        states = self._supervisor.states()
+        waiting = [id for id, view in self._views.items() if not view.ready and states[id]["state"] != "failed"]
+        if self._was_ready and not waiting:
+            self._settled.set()
+
+    # -------------------------------------------------- listener of supervisor
+
+    def started(self, instance: int, pid: int, sock: socket.socket) -> None:
+        """A worker process exists: give its channel to the dispatcher."""
+        view = self._views[instance]
+        view.pid, view.ready, view.stage, view.verification = pid, None, "starting", None
+        self._start(self._attach, instance, sock)
+
+    async def _attach(self, instance: int, sock: socket.socket) -> None:
+        try:
+            setup = self._costs.complete(self.setup, self._views[instance].prepared.plan)
+            await self.dispatcher.attach(instance, sock, setup)
+        except OSError as error:
+            self._supervisor.kill(instance, f"its channel could not be opened: {error}")
+
+    def exited(self, instance: int, pid: int, description: str) -> None:
+        """The worker process has ended; its channel tells the dispatcher by itself."""
+        view = self._views[instance]
+        view.pid, view.ready, view.stage = None, None, None
+        self._start(self._after_exit)
+        if not self._settings.restart:
+            self._fail(f"instance {instance} was lost and is not restarted: {description}")
+
+    async def _after_exit(self) -> None:
+        await anyio.sleep(EXIT_SECONDS)  # for the last results, which may still be in the channel
+        self._answer_when_nobody_is_left()
+
+    def _answer_when_nobody_is_left(self) -> None:
+        """Nothing is restarted while draining: what waits when the last instance has ended waits for nothing."""
+        if self._draining and all(view.pid is None for view in self._views.values()):
+            self.dispatcher.no_instances_left("the last instance ended while the server was shutting down")
+
+    def restarting(self, instance: int, delay: float) -> None:
+        """Nothing to do: the state says it."""
+
+    def given_up(self, instance: int, reason: str) -> None:
+        """There will be no other worker for this instance."""
+        if not self._settings.restart:
+            self._fail(f"instance {instance} could not be started: {reason}")
+        elif all(state["state"] == "failed" for state in self._supervisor.states().values()):
+            self._fail(f"instance {instance} was given up last: {reason}", "no instance is left: ")
+        else:
+            self._check_settled()
+
+    # -------------------------------------------------- listener of dispatcher
+
+    def loading(self, instance: int, message: Loading) -> None:
+        """The worker is starting."""
+        self._views[instance].stage = message.stage
+        extra = {"instance": instance, "event": "loading", "stage": message.stage, "done": message.done}
+        level = logging.INFO if message.done == 1.0 else logging.DEBUG
+        progress = "done" if message.done == 1.0 else f"{100 * message.done:.0f} %"
+        log.log(level, "%-6s %4s  %s", message.stage, progress, message.detail, extra=extra)
+
+    def ready(self, instance: int, message: Ready) -> None:
+        """The worker is warm: tell the supervisor, and look at the process from outside."""
+        view = self._views[instance]
+        view.ready, view.stage = message, None
+        self._was_ready = True
+        self._supervisor.ready(instance, message.pid)
+        for note in message.notes:
+            log.info("%s", note, extra={"instance": instance, "event": "note"})
+        self.scheduler.set_initial_drift(instance, self._costs.take(view.prepared.plan, message))
+        if self._settings.verify:
+            self._start(self._verify, instance, message)
+        if self.is_ready() and all(v.ready for v in self._views.values()):
+            self._observer.all_ready()
+        self._check_settled()
+
+    async def _verify(self, instance: int, message: Ready) -> None:
+        view = self._views[instance]
+        plan, level = view.prepared.plan, view.prepared.binding.level
+        # The plan's, not what the worker counts itself: a collapsed team is what is looked for.
+        threads = plan.threads if message.backend != "fake" else None
+        look = partial(verify, message.pid, plan.cpus, plan.nodes, threads, level)
+        try:
+            found = await anyio.to_thread.run_sync(look)
+        except InstanceError as error:  # it has ended meanwhile; the supervisor says how
+            log.debug("%s", error, extra={"instance": instance})
+            return
+        if view.pid != message.pid:
+            return
+        view.verification = found
+        extra = {"instance": instance, "event": "verified", "verification": found.to_json()}
+        log.log(logging.INFO if found.ok else logging.ERROR, "%s", found.sentence(), extra=extra)
+        if not found.ok and self._options.machine.strict:
+            self._supervisor.unusable(instance, f"--strict: {found.sentence()}", message.pid)
+
+    def unusable(self, instance: int, reason: str) -> None:
+        """The worker says that its model cannot be served; believed for good only where no worker ever could."""
+        pid = self._views[instance].pid
+        if not self._settings.restart:
+            self._fail(f"instance {instance} cannot serve the model: {reason}")
+        elif self._was_ready:
+            self._supervisor.kill(instance, reason, pid)
+        else:
+            self._supervisor.unusable(instance, reason, pid)
+
+    def lost(self, instance: int, reason: str) -> None:
+        """The channel is gone; the process may still be there."""
+        self._views[instance].ready = None
+        if not self._draining:
+            self._start(self._end_lost, instance, self._views[instance].pid, reason)
+
+    async def _end_lost(self, instance: int, pid: int | None, reason: str) -> None:
+        # Mostly the channel is gone because the process is, and then its own exit status says more than our signal.
+        await anyio.sleep(EXIT_SECONDS)
+        if pid is not None and self._views[instance].pid == pid:
+            self._supervisor.kill(instance, reason, pid)
+
+    # ------------------------------------------------------------------- views
+
+    @property
+    def draining(self) -> bool:
+        """Whether the end has begun."""
+        return self._draining
+
+    def is_ready(self) -> bool:
+        """Whether requests are served as planned: an instance of each class is warm, and the end has not begun."""
+        classes = {view.prepared.plan.length_class for view in self._views.values()}
+        warm = {view.prepared.plan.length_class for view in self._views.values() if view.ready}
+        return not self._draining and warm == classes
+
+    def states(self) -> dict[str, Any]:
+        """The state of every instance, by its id, for ``/ready``."""
+        return {
+            str(instance): {**state, "stage": self._views[instance].stage}
+            for instance, state in self._supervisor.states().items()
+        }
+
+    def cost_sources(self) -> tuple[str, ...]:
+        """Where the costs of the warm instances are from: ``measured``, ``cached``, or both."""
+        ready = [view.ready for view in self._views.values() if view.ready]
+        return tuple(sorted({"cached" if message.cached else "measured" for message in ready}))
+
+    def info(self) -> dict[str, Any]:
+        """What runs where, and what was found when it was looked at: the body of ``/info``."""
+        plan, model_info, states = self.prepared.plan, self.model_info, self._supervisor.states()
+        views = self._views.values()
+        return {
+            "launcher": version("launcher"),
+            "started": self._started_at,
+            "draining": self._draining,
+            "model": {
+                "name": model_info.name,
+                "asked": model_info.asked,
+                "task": model_info.task,
+                "architecture": model_info.architecture,
+                "max_length": model_info.max_length,
+                "width": model_info.result_width,
+                "pooling": model_info.pooling,
+                "normalize": model_info.normalize,
+                "labels": list(model_info.labels),
+                "dtype": self.setup.dtype,
+                "backend": self.setup.backend,
+            },
+            "packing": packing_info([view.ready for view in views if view.ready], self._options.model.layout),
+            "instances": [view.info(states[id], self.scheduler.cost(id)) for id, view in self._views.items()],
+            "front_cpus": sorted(os.sched_getaffinity(0)),
+            "reserved_cpus": list(plan.reserved_cpus),
+            "unused_cpus": list(plan.unused_cpus),
+            "warnings": list(self.prepared.warnings),
+        }

@@ -1,0 +1,73 @@
+"""What the engine knows of each instance: what was prepared, and what its parts have reported since."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.core.cost.model import CostModel
+from launcher.core.protocol.messages import Ready
+from launcher.engine.costs import cost_info
+from launcher.host.process.supervisor import InstanceState
+from launcher.host.process.verify import Verification
+from launcher.options import Layout
+from launcher.prepare.instances import PreparedInstance
+
+
+@dataclass(slots=True)
+class InstanceView:
+    """One instance. ``ready`` is the message of the worker that is warm now, ``stage`` what a starting one does."""
+
+    prepared: PreparedInstance
+    pid: int | None = None
+    ready: Ready | None = None
+    stage: str | None = None
+    verification: Verification | None = None
+
+    def info(self, state: InstanceState, cost: CostModel) -> dict[str, Any]:
+        """The entry of this instance in ``/info``."""
+        plan, binding, command, ready = self.prepared.plan, self.prepared.binding, self.prepared.command, self.ready
+        length_class = plan.length_class
+        return {
+            "id": plan.id,
+            **state,
+            "cpus": list(plan.cpus),
+            "threads": plan.threads,
+            "nodes": list(plan.nodes),
+            "memory": plan.memory,
+            "class": None if length_class is None else {
+                "min_length": length_class.min_length, "max_length": length_class.max_length
+            },
+            "command": list(command.command),
+            "env": dict(command.env),
+            "why": plan.why,
+            "binding": {"level": binding.level, "tool": binding.tool, "reason": binding.reason},
+            "verification": self.verification.to_json() if self.verification else None,
+            "cost": cost_info(ready, cost) if ready else None,
+            "worker": None if ready is None else _worker_info(ready),
+        }  # fmt: skip
+
+
+def _worker_info(ready: Ready) -> dict[str, Any]:
+    return {
+        "torch": ready.torch_version,
+        "dtype": ready.dtype,
+        "load_seconds": round(ready.load_seconds, 3),
+        "warmup_seconds": round(ready.warmup_seconds, 3),
+        "accuracy": ready.accuracy,
+        "packed": ready.packed,
+        "measured": [list(m) for m in ready.measured],
+        "notes": list(ready.notes),
+    }
+
+
+def packing_info(ready: Sequence[Ready], layout: Layout) -> str | None:
+    """How the items of a batch are laid out, in words; None while nothing is ready."""
+    if not ready:
+        return None
+    if all(message.packed for message in ready):
+        return "on: items are computed one behind the other, without padding"
+    if layout == "fifo":
+        return "off: batches are made as items come, and padded"
+    return "off: batches are of items of similar length, padded"

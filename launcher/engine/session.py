@@ -1,0 +1,173 @@
+"""One engine on a running asyncio loop, for callers in the same process: start, compute chunks of texts, close.
+
+Separate from the Python API because two of its classes use it, one on the caller's loop and one on a loop in a thread.
+What results mean must not enter here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.engine.engine import InferenceEngine
+from launcher.errors import InstanceError, RequestError, UsageError
+from launcher.front.dispatcher import Vectors
+from launcher.front.tokenizer import InputNames, Tokenized
+from launcher.options import ServeOptions
+from launcher.prepare.instances import Prepared
+
+CLOSED = "the engine is closed; create another one"
+# How often it is looked whether an instance is back when all of them are being restarted.
+NOT_READY_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some texts of a call; ``first`` is the index of the first one. ``lone``: the call has no other text."""
+
+    texts: Sequence[str]
+    first: int = 0
+    lone: bool = False
+    truncate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A chunk with its results: float32 of shape (texts, width), or (tokens, width) for a model that tags tokens."""
+
+    chunk: Chunk
+    tokenized: Tokenized
+    results: Vectors
+
+
+class QueueRoom:
+    """Items that may be in the queue at a time: whoever needs more waits, first come, first served.
+
+    Over HTTP a full queue is answered with 429. Here callers wait, which is what bounds a loop over many texts.
+    """
+
+    def __init__(self, items: int) -> None:
+        self._free = items
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, items: int) -> None:
+        """Returns when there is room for so many items; they are to be given back."""
+        if not self._waiters and self._free >= items:
+            self._free -= items
+            return
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = (items, granted)
+        self._waiters.append(waiter)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if not granted.cancelled():  # there is room for it, just now
+                self.give_back(items)
+            elif waiter in self._waiters:
+                self._waiters.remove(waiter)
+                self._grant()
+            raise
+
+    def give_back(self, items: int) -> None:
+        """So many items have left the queue."""
+        self._free += items
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._waiters and self._free >= self._waiters[0][0]:
+            items, granted = self._waiters.popleft()
+            if not granted.cancelled():
+                self._free -= items
+                granted.set_result(None)
+
+
+class Session:
+    """See the module's head. Everything is called in the thread of one running loop, which spawns the workers."""
+
+    def __init__(self, options: ServeOptions, prepared: Prepared) -> None:
+        self.engine = InferenceEngine(options, prepared)
+        self.chunk_items = min(256, options.front.queue_items)
+        self._drain_seconds = options.front.drain_seconds
+        self._room = QueueRoom(options.front.queue_items)
+        self._running: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns when the instances are ready. Raises ``InstanceError`` when none can be; then none is left."""
+        self._running = asyncio.create_task(self.engine.run(), name="launcher engine")
+        ready = asyncio.create_task(self.engine.wait_ready(), name="launcher engine start")
+        try:
+            await asyncio.wait({self._running, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                raise InstanceError("the engine ended while it was started")
+            ready.result()
+        except BaseException:
+            ready.cancel()
+            self.kill()
+            await self._ended()
+            raise
+
+    async def compute(self, chunk: Chunk) -> Computed:
+        """The results of a chunk of at most ``chunk_items`` texts. Waits for room in the queue, and for an instance
+        while all are being restarted.
+
+        Raises ``RequestError`` for a text that cannot be used, ``InstanceError`` when the engine cannot compute any
+        more, ``UsageError`` when it is closed.
+        """
+        self._check_open()
+        items = len(chunk.texts)
+        await self._room.take(items)
+        try:
+            return await self._compute(chunk)
+        except RequestError as error:
+            if error.code in ("draining", "no_instance"):
+                self._check_open(error)
+            raise
+        finally:
+            self._room.give_back(items)
+
+    async def _compute(self, chunk: Chunk) -> Computed:
+        names = InputNames("texts", chunk.first, chunk.lone, "pass truncate=True to cut off its end")
+        tokenized = await self.engine.tokenizer.texts(chunk.texts, truncate=chunk.truncate, field=names)
+        while True:
+            self._check_open()
+            try:
+                outcome = await self.engine.dispatcher.enqueue(tokenized.items)
+            except RequestError as error:
+                if error.code != "not_ready":
+                    raise
+            else:
+                return Computed(chunk, tokenized, outcome.results)
+            await asyncio.sleep(NOT_READY_SECONDS)
+
+    def _check_open(self, cause: Exception | None = None) -> None:
+        if self.engine.failure is not None:
+            raise self.engine.failure from cause
+        if self.engine.draining or self._running is None or self._running.done():
+            raise UsageError(CLOSED) from cause
+
+    async def close(self) -> None:
+        """Finish what has begun, for at most the time of a drain, and end the workers; then none is left.
+
+        May be called again, and while it is under way.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="launcher engine close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if self._running is not None and not self._running.done():
+            await self.engine.drain(self._drain_seconds)
+            await self.engine.stop()
+        await self._ended()
+
+    def kill(self) -> None:
+        """Kill the workers at once; ``close`` returns when they are reaped."""
+        self.engine.stop_now()
+
+    async def _ended(self) -> None:
+        if self._running is not None:
+            await asyncio.wait({self._running})
+        self.engine.close()

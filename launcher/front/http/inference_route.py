@@ -1,0 +1,257 @@
+"""Routes that run the model: request body in, tokenize, wait for the workers, response out; timings, counters, errors.
+
+A family describes such a route with ``InferenceRoute`` and subclasses ``InferenceHandler`` to say how its bodies are
+read and its responses are written. Everything that must be the same for all of them is here, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+from launcher.core.scheduling.events import Priority
+from launcher.errors import RequestError
+from launcher.front.dispatcher import Vectors
+from launcher.front.http.body_decoder import Body, BodyDecoder
+from launcher.front.http.body_reader import BodyMemory, BodyNotRead, BodyReader
+from launcher.front.http.disconnect import Client, ClientDisconnected, client_of
+from launcher.front.http.error_response import ErrorFormat, internal_error
+from launcher.front.http.inputs import texts_or_token_ids
+from launcher.front.http.large_body_decoder import INLINE_BYTES, LargeBodyDecoder
+from launcher.front.http.request_headers import HEADERS, parse_request_headers
+from launcher.front.http.responses import Headers, send_json, send_json_and_close, with_connection_close
+from launcher.front.http.route import HeaderSpec, Route
+from launcher.front.http.services import Services
+from launcher.front.tokenizer import Tokenized
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+# nginx logs this status for a client that disconnected before its response. It is only counted, never sent.
+CLIENT_CLOSED_REQUEST = 499
+DEADLINE_STATUS = 504
+# Results encoded before other requests get a turn: about 3 ms for vectors of 384 values.
+RESULTS_PER_TURN = 256
+
+INFERENCE_ERRORS: Mapping[int, str] = {
+    400: "The body is invalid: not JSON, a wrong type, an empty input, or an input that is too long.",
+    413: "The body or the number of inputs exceeds a limit; do not retry.",
+    415: "The body is not plain application/json.",
+    429: "Overloaded; Retry-After says when to retry.",
+    500: "The inputs could not be computed, in two attempts.",
+    503: "No instance is ready, or the server is shutting down.",
+    504: "The deadline cannot be met (refused at once), or passed while inputs were queued.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceContext:
+    """What the handler of a route gets: its description, the error format of its family, and the server."""
+
+    route: InferenceRoute
+    errors: ErrorFormat
+    services: Services
+    body_memory: BodyMemory
+
+
+class InferenceHandler(Generic[Body]):
+    """An ASGI application for one route.
+
+    Subclasses name the field of the body that has the inputs, and implement the first methods.
+    """
+
+    inputs_field: str
+
+    def __init__(self, context: InferenceContext) -> None:
+        services, path, body_type = context.services, context.route.path, context.route.request
+        self._path = path
+        self._errors = context.errors
+        self._model_info = services.model_info
+        self._dispatcher = services.dispatcher
+        self._tokenizer = services.tokenizer
+        self._options = services.options
+        self._metrics = services.metrics
+        self._bulk_lock = services.bulk_lock
+        self._body_memory = context.body_memory
+        self._reader = BodyReader(self._options.body_bytes, context.body_memory)
+        self._decoder: BodyDecoder[Body] = BodyDecoder(body_type)
+        self._large: LargeBodyDecoder[Body] = LargeBodyDecoder(
+            body_type, self.inputs_field, self._options.request_items
+        )
+        self._count = services.metrics.route(path)
+        stage = services.metrics.stage
+        self._parse_seconds, self._tokenize_seconds = stage("parse"), stage("tokenize")
+        self._queue_seconds, self._compute_seconds = stage("queue"), stage("compute")
+        self._reply_seconds = stage("reply")
+
+    def validate(self, body: Body) -> None:
+        """Raise ``RequestError`` for what the types alone cannot rule out."""
+
+    def inputs(self, body: Body) -> tuple[Any, bool]:
+        """The inputs as the body has them, and whether long ones are truncated."""
+        raise NotImplementedError
+
+    def postprocess(self, body: Body, results: Vectors) -> Vectors:
+        """The results as this request asks for them."""
+        return results
+
+    def encode_results(self, body: Body, results: Vectors, first: int) -> list[bytes]:
+        """The JSON of each result; ``first`` is the index of the first one."""
+        raise NotImplementedError
+
+    def envelope(self, body: Body, tokenized: Tokenized) -> tuple[bytes, bytes]:
+        """The JSON before and after the results, which are separated by commas."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers: Headers = ()
+        try:
+            status, (payload, headers) = 200, await self._answer(scope, receive, self._dispatcher.now())
+        except RequestError as error:
+            status, payload, headers = response = self._errors.response(error)
+            if isinstance(error, BodyNotRead):
+                self._count.answered(status)
+                await send_json_and_close(receive, send, response)
+                return
+        except ClientDisconnected:
+            self._count.answered(CLIENT_CLOSED_REQUEST)
+            return
+        except Exception:
+            _log.exception("A request to %s failed unexpectedly.", self._path, extra={"event": "internal_error"})
+            status, payload, headers = self._errors.response(internal_error())
+        self._count.answered(status)
+        send = with_connection_close(send) if self._dispatcher.draining else send
+        await send_json(self._body_memory, send, status, payload, headers)
+
+    async def _answer(self, scope: Scope, receive: Receive, arrived: float) -> tuple[bytes, Headers]:
+        raw = await self._reader.read(scope, receive)
+        try:
+            client = client_of(scope)
+            asked = parse_request_headers(scope["headers"])
+            self._metrics.asked(asked.priority)
+            if asked.deadline is None:
+                return await self._infer(raw, client, asked.priority, None)
+            try:
+                return await self._infer(raw, client, asked.priority, arrived + asked.deadline)
+            except RequestError as error:
+                if error.status == DEADLINE_STATUS:
+                    self._metrics.missed(asked.priority, error.code)
+                raise
+        finally:
+            self._reader.release(raw)
+
+    async def _infer(
+        self, raw: bytes, client: Client, priority: Priority, deadline: float | None
+    ) -> tuple[bytes, Headers]:
+        clock = time.perf_counter
+        started = clock()
+        body, ignored = await self._decode(raw, client, priority)
+        self.validate(body)
+        parsed = clock()
+        tokenized = await self._tokenize(body, client, priority, deadline)
+        done = clock()
+        self._parse_seconds(parsed - started)
+        self._tokenize_seconds(done - parsed)
+
+        future = self._dispatcher.enqueue(tokenized.items, priority=priority, deadline=deadline)
+        outcome = await client.wait(future)
+
+        started = clock()
+        self._queue_seconds(outcome.queue_seconds)
+        self._compute_seconds(outcome.compute_seconds)
+        self._count.computed(len(tokenized.items), tokenized.tokens)
+        payload = await self._encode(body, outcome.results, tokenized)
+        self._reply_seconds(clock() - started)
+        return payload, _deviations(tokenized, ignored) if ignored or tokenized.truncated else ()
+
+    async def _decode(self, raw: bytes, client: Client, priority: Priority) -> tuple[Body, Sequence[str]]:
+        if len(raw) <= INLINE_BYTES:
+            return self._decoder.decode(raw)
+        self._dispatcher.check_admission(1, ahead=self._tokenizer.pending, priority=priority)
+
+        async def decode() -> tuple[Body, Sequence[str]]:
+            return await client.wait(self._tokenizer.in_thread(1, self._large.decode, raw))
+
+        return await (self._one_at_a_time(decode) if priority == "bulk" else decode())
+
+    async def _one_at_a_time(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Bulk requests use a thread one at a time, so that one is left for interactive requests."""
+        async with self._bulk_lock:
+            return await work()
+
+    async def _tokenize(self, body: Body, client: Client, priority: Priority, deadline: float | None) -> Tokenized:
+        value, truncate = self.inputs(body)
+        field = self.inputs_field
+        texts, ids = texts_or_token_ids(value, field, self._options.request_items)
+        # Before tokenizing, so that no work is done for a request that will be refused.
+        count = len(texts or ids or ())
+        self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
+
+        def tokenize() -> Awaitable[Tokenized]:
+            if texts is not None:
+                return self._tokenizer.texts(texts, truncate=truncate, field=field, wait=client.wait)
+            return self._tokenizer.ids(ids or (), truncate=truncate, field=field, wait=client.wait)
+
+        tokenized = self._one_at_a_time(tokenize) if priority == "bulk" else tokenize()
+        return await (tokenized if deadline is None else _within(deadline - self._dispatcher.now(), tokenized))
+
+    async def _encode(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
+        """The body of the response."""
+        parts = await self.encode_all_results(body, results, tokenized)
+        before, after = self.envelope(body, tokenized)
+        # Joined once: a response may have tens of MB, and each copy of them blocks the loop for tens of milliseconds.
+        parts[0] = before + parts[0]
+        parts[-1] += after
+        return b",".join(parts)
+
+    async def encode_all_results(self, body: Body, results: Vectors, tokenized: Tokenized) -> list[bytes]:
+        """The JSON of all results. Pauses after each part of them, so that other requests are served."""
+        results = self.postprocess(body, results)
+        parts: list[bytes] = []
+        for first in range(0, len(results), RESULTS_PER_TURN):
+            if first:
+                await asyncio.sleep(0)
+            parts += self.encode_results(body, results[first : first + RESULTS_PER_TURN], first)
+        return parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceRoute(Route):
+    """A route that runs the model; see ``Route``. ``handler`` is a subclass of ``InferenceHandler``."""
+
+    handler: type[InferenceHandler[Any]]
+    request: type[Any]
+    method: Literal["GET", "POST"] = "POST"
+    errors: Mapping[int, str] = field(default_factory=lambda: INFERENCE_ERRORS)
+    headers: Sequence[HeaderSpec] = HEADERS
+
+
+async def _within(seconds: float, work: Awaitable[Result]) -> Result:
+    """The result of ``work``, which is cancelled after ``seconds``. Raises ``RequestError``."""
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError:
+        raise RequestError(
+            "the deadline passed before the inputs were tokenized; nothing was computed",
+            status=DEADLINE_STATUS,
+            code="deadline_exceeded",
+        ) from None
+
+
+def _deviations(tokenized: Tokenized, ignored: Sequence[str]) -> Headers:
+    """Response headers that tell the client what was not done as it may expect."""
+    headers = []
+    if tokenized.truncated:
+        headers.append((b"x-launcher-truncated-inputs", b"%d" % len(tokenized.truncated)))
+    if ignored:
+        # The names come from the client: only characters that are valid in a header are repeated.
+        names = [name for name in ignored[:8] if name.isascii() and name.isprintable() and len(name) <= 64]
+        headers.append((b"x-launcher-ignored-fields", ", ".join(names).encode() or b"?"))
+    return headers

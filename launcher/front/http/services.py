@@ -1,0 +1,37 @@
+"""What the routes need from the rest of the server.
+
+Separate so that API families can be described without the application that composes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.front.dispatcher import Dispatcher
+from launcher.front.metrics import FrontMetrics
+from launcher.front.tokenizer import FrontTokenizer
+from launcher.options import FrontOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes need.
+
+    ``info`` returns the body of ``GET /info``; ``states`` the state of each instance, by id; ``is_ready`` whether
+    enough instances are ready and the server is not draining. ``bulk_lock`` is held by the one bulk request that may
+    use a thread.
+    """
+
+    dispatcher: Dispatcher
+    tokenizer: FrontTokenizer
+    model_info: ModelInfo
+    options: FrontOptions
+    info: Callable[[], Mapping[str, Any]]
+    states: Callable[[], Mapping[str, Any]]
+    is_ready: Callable[[], bool]
+    metrics: FrontMetrics
+    bulk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -1,0 +1,22 @@
+"""The choices of options, and nothing else: every list of choices in the program is one of these.
+
+Separate from the options so that the layers below them, which never see an option, can use the same types.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Task = Literal["embed", "classify", "tag"]
+TaskChoice = Literal["auto", Task]
+RunDtype = Literal["bf16", "fp32", "int8"]
+Dtype = Literal["auto", RunDtype]
+Backend = Literal["eager", "compile", "fake"]
+Layout = Literal["auto", "sorted", "fifo"]
+Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
+OpenMP = Literal["auto", "intel", "gnu"]
+OnFailure = Literal["stop", "continue", "restart"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+ExportTarget = Literal["shell", "systemd", "compose", "slurm"]
+EmbeddingsApi = Literal["openai", "tei"]
+VectorEncoding = Literal["float", "base64"]

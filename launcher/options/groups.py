@@ -1,0 +1,395 @@
+"""All options that an operator may set: dataclasses by subject, each field with its default, limits and help text.
+
+What only a programmer would change stays a constant beside the code that it tunes. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from launcher.options.choices import (
+    Allocator,
+    Backend,
+    Dtype,
+    ExportTarget,
+    Layout,
+    LogLevel,
+    OnFailure,
+    OpenMP,
+    TaskChoice,
+)
+from launcher.options.declaration import argument, option, part
+
+# Batch size of --layout fifo, which exists for comparison with other servers; 32 is their usual default.
+FIFO_BATCH_ITEMS = 32
+
+KIB, MIB = 1024, 1024 * 1024
+
+# Headings in help, in the order in which they appear.
+PLAN = "Plan"
+MACHINE = "Machine"
+MODEL = "Model"
+EXECUTION = "Execution"
+HTTP = "HTTP"
+LIMITS = "HTTP limits"
+SCHEDULING = "Scheduling"
+SUPERVISION = "Supervision"
+PROGRAMS = "Programs"
+OUTPUT = "Configuration and output"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOptions:
+    """Which machine is planned for, and how. ``None`` means that the planner decides.
+
+    ``machine_file`` describes another machine; ``-`` is standard input. It excludes ``sysroot``. ``classes`` may be
+    ``auto``. ``lengths`` is a histogram of lengths for ``auto`` and for predictions; None is the built-in one.
+    """
+
+    instances: int | None = option(None, "Number of instances.", group=PLAN, minimum=1, metavar="N|auto", none="auto")
+    cores_per_instance: int | None = option(None, "Physical cores per instance.", group=PLAN, minimum=1, metavar="N")
+    classes: str | None = option(
+        None,
+        "Length classes as TOKENS:CORES, e.g. 32:8,384:16,max:24; auto picks by simulation.",
+        group=PLAN,
+        metavar="SPEC|auto",
+    )
+    lengths: Path | None = option(
+        None,
+        'Length histogram for --classes auto and predictions; lines of "tokens count".',
+        group=PLAN,
+        metavar="FILE",
+    )
+    reserve_cores: int | None = option(
+        None, "Cores reserved for the front end.", group=PLAN, minimum=0, metavar="N|auto", none="auto"
+    )
+    oversubscribe: bool = option(False, "Allow more instances than cores.", group=PLAN)
+    mix_kinds: bool = option(False, "Allow performance and efficiency cores in one instance.", group=PLAN)
+    strict: bool = option(False, "Fail if an instance cannot be bound exactly as planned.", group=PLAN)
+    sysroot: Path = option(
+        Path("/"), "Read the machine from this copy of /sys and /proc.", group=MACHINE, metavar="DIR"
+    )
+    machine_file: Path | None = option(
+        None,
+        "Plan for another machine: a FILE (--save, --json, lscpu -p; - is stdin) or a known NAME; 'list' lists them.",
+        group=MACHINE,
+        name="machine",
+        metavar="FILE|NAME",
+    )
+    probe_seconds: float = option(
+        20.0, "Timeout of each trial of a binding.", group=MACHINE, minimum=0.1, metavar="SECONDS"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """Libraries that are loaded before the program: its allocator, and its OpenMP runtime."""
+
+    allocator: Allocator = option(
+        "auto", "Memory allocator to preload; auto picks tcmalloc or jemalloc.", group=MACHINE
+    )
+    openmp: OpenMP = option("auto", "OpenMP runtime; auto and gnu use the one that torch ships.", group=MACHINE)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model, and how it is run. ``max_length`` (tokens) can only lower the model's own limit.
+
+    ``layout``: inputs packed if the model supports it, otherwise padded and sorted by length (``auto``); always padded
+    and sorted (``sorted``); or padded in batches of ``FIFO_BATCH_ITEMS`` in order of arrival (``fifo``).
+
+    ``fake_seconds_per_token`` applies only to the fake backend; None is 0 there.
+    """
+
+    model: str = option(
+        "demo",
+        "Hub ID, local directory, demo, or random:SHAPE (bert-base, bert-large, minilm, tiny).",
+        group=MODEL,
+        metavar="MODEL",
+    )
+    task: TaskChoice = option("auto", "Task to serve; auto reads it from the model.", group=MODEL)
+    max_length: int | None = option(
+        None, "Maximum input length in tokens; at most the model's own limit.", group=MODEL, minimum=2, metavar="N"
+    )
+    trust_remote_code: bool = option(False, "Run Python code shipped with the model.", group=MODEL)
+    hub_seconds: float = option(
+        10.0, "Timeout of each response of the model hub.", group=MODEL, minimum=0.1, metavar="SECONDS"
+    )
+    dtype: Dtype = option(
+        "auto", "Data type; auto is bf16 if the CPU supports it; int8 is faster and less accurate.", group=EXECUTION
+    )
+    backend: Backend = option(
+        "eager", "Execution backend; compile starts about 10 s slower; fake computes nothing.", group=EXECUTION
+    )
+    layout: Layout = option(
+        "auto",
+        "Batch layout; auto packs if possible, sorted pads by length, fifo pads in arrival order.",
+        group=EXECUTION,
+    )
+    fake_seconds_per_token: float | None = option(
+        None, "Time per token of --backend fake.", group=EXECUTION, minimum=0.0, metavar="SECONDS"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FrontOptions:
+    """The HTTP side and its limits.
+
+    ``body_bytes`` bounds one request body, ``total_body_bytes`` all that are held at a time with their responses.
+    ``request_items`` is the number of texts in one request, ``text_characters`` the longest text that is tokenized at
+    all, ``result_bytes`` the size of the results of a request that has one result per token, ``queue_items`` the bound
+    of the queue, ``batch_tokens`` the token budget of one batch, padding included.
+    """
+
+    host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
+    port: int = option(
+        8000, "Port to listen on; 0 picks a free port.", group=HTTP, minimum=0, maximum=65535, metavar="PORT"
+    )
+    backlog: int = option(
+        2048, "Maximum number of connections waiting to be accepted.", group=HTTP, minimum=1, metavar="N"
+    )
+    keep_alive_seconds: float = option(
+        75.0, "Close a connection that is idle this long.", group=HTTP, minimum=0.0, metavar="SECONDS"
+    )
+    request_seconds: float = option(
+        60.0,
+        "Time for a client to send a request's headers, then its body.",
+        group=HTTP,
+        minimum=0.1,
+        metavar="SECONDS",
+    )
+    drain_seconds: float = option(
+        30.0, "Graceful shutdown timeout for admitted requests.", group=HTTP, minimum=0.0, metavar="SECONDS"
+    )
+    tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
+    header_bytes: int = option(
+        64 * KIB,
+        "Maximum size of a request's headers.",
+        group=LIMITS,
+        name="max_header_bytes",
+        minimum=1024,
+        metavar="BYTES",
+    )
+    body_bytes: int = option(
+        8 * MIB, "Maximum size of a request body.", group=LIMITS, name="max_body_bytes", minimum=1, metavar="BYTES"
+    )
+    total_body_bytes: int = option(
+        256 * MIB,
+        "Maximum memory for all request bodies and responses held at a time.",
+        group=LIMITS,
+        name="max_total_body_bytes",
+        minimum=1,
+        metavar="BYTES",
+    )
+    request_items: int = option(
+        2048, "Maximum number of inputs in a request.", group=LIMITS, name="max_request_items", minimum=1, metavar="N"
+    )
+    text_characters: int = option(
+        1_000_000,
+        "Maximum length of a text before it is tokenized.",
+        group=LIMITS,
+        name="max_text_characters",
+        minimum=1,
+        metavar="N",
+    )
+    result_bytes: int = option(
+        16 * MIB,
+        "Maximum size of the per-token results of a request.",
+        group=LIMITS,
+        name="max_result_bytes",
+        minimum=1,
+        metavar="BYTES",
+    )
+    queue_items: int = option(
+        16_384,
+        "Maximum number of queued and running inputs.",
+        group=SCHEDULING,
+        name="max_queue_items",
+        minimum=1,
+        metavar="N",
+    )
+    batch_tokens: int = option(
+        2048, "Token budget of a batch, padding included.", group=SCHEDULING, minimum=1, metavar="N"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingOptions:
+    """How requests of different priority share the queue, and when a batch counts as hung.
+
+    A batch is a hang when it runs ``hang_factor`` times longer than predicted, and at least ``hang_seconds``. Inputs
+    of a lost instance are sent to another one, ``max_attempts`` times in all.
+    """
+
+    interactive_share: float = option(
+        0.25,
+        "Share of the queue that bulk requests cannot take.",
+        group=SCHEDULING,
+        minimum=0.0,
+        maximum=1.0,
+        metavar="SHARE",
+    )
+    bulk_batch_seconds: float = option(
+        0.05, "Predicted duration limit of a bulk batch.", group=SCHEDULING, minimum=0.001, metavar="SECONDS"
+    )
+    hang_factor: float = option(
+        5.0,
+        "Replace a worker whose batch takes this many times longer than predicted.",
+        group=SCHEDULING,
+        minimum=1.0,
+        metavar="FACTOR",
+    )
+    hang_seconds: float = option(
+        30.0,
+        "Minimum duration of a batch before its worker is replaced.",
+        group=SCHEDULING,
+        minimum=0.1,
+        metavar="SECONDS",
+    )
+    max_attempts: int = option(
+        2, "Number of workers an input is tried on before it fails.", group=SCHEDULING, minimum=1, metavar="N"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SuperviseOptions:
+    """How instances are kept alive. After ``max_failures`` consecutive workers that never became ready, an instance
+    is given up.
+
+    ``backoff_seconds`` doubles with each consecutive failure, up to ``backoff_limit_seconds``. A worker that was ready
+    for ``settled_seconds`` resets the count of failures. ``stop_seconds`` is the time between the request to stop and
+    SIGKILL.
+    """
+
+    start_seconds: float = option(
+        600.0, "Time for a worker to become ready.", group=SUPERVISION, minimum=0.1, metavar="SECONDS"
+    )
+    stop_seconds: float = option(
+        5.0,
+        "Time for a worker to exit after the drain, before SIGKILL.",
+        group=SUPERVISION,
+        minimum=0.0,
+        metavar="SECONDS",
+    )
+    max_failures: int = option(
+        5, "Consecutive failures after which restarts end.", group=SUPERVISION, minimum=1, metavar="N"
+    )
+    backoff_seconds: float = option(
+        0.5,
+        "Delay before the first restart; doubles with each failure.",
+        group=SUPERVISION,
+        minimum=0.0,
+        metavar="SECONDS",
+    )
+    backoff_limit_seconds: float = option(
+        30.0, "Maximum delay before a restart.", group=SUPERVISION, minimum=0.0, metavar="SECONDS"
+    )
+    settled_seconds: float = option(
+        60.0, "Time after which earlier failures no longer count.", group=SUPERVISION, minimum=0.0, metavar="SECONDS"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """What is logged, and in which form."""
+
+    level: LogLevel = option("info", "Minimum severity to log.", group=OUTPUT, name="log_level")
+    json: bool = option(False, "Log one JSON object per line.", group=OUTPUT, name="log_json")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Everything ``launch serve`` needs. With ``measure`` costs are measured again, even if they are known."""
+
+    machine: MachineOptions = part(MachineOptions())
+    runtime: RuntimeOptions = part(RuntimeOptions())
+    model: ModelOptions = part(ModelOptions())
+    measure: bool = option(False, "Measure batch costs again instead of using cached ones.", group=EXECUTION)
+    front: FrontOptions = part(FrontOptions())
+    scheduling: SchedulingOptions = part(SchedulingOptions())
+    supervise: SuperviseOptions = part(SuperviseOptions())
+    log: LogOptions = part(LogOptions())
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Everything ``launch run`` needs. ``program`` is what is started once per instance.
+
+    No core is reserved, since no front end runs beside the programs; and nothing is preloaded unless it is asked for,
+    since the program may be anything. ``grace_seconds`` is the time between the signal to end and SIGKILL.
+    """
+
+    program: tuple[str, ...] = argument(
+        MISSING,
+        "Program to start, after --; {instance}, {instances}, {cpus}, {threads} and {nodes} are replaced.",
+        metavar="PROGRAM [ARGS]...",
+    )
+    machine: MachineOptions = part(MachineOptions(reserve_cores=0), without=("classes", "lengths"))
+    runtime: RuntimeOptions = part(RuntimeOptions(allocator="system"))
+    on_failure: OnFailure = option(
+        "stop",
+        "If a program fails: stop the others, let them continue, or restart it.",
+        group=PROGRAMS,
+        metavar="ACTION",
+    )
+    grace_seconds: float = option(
+        30.0, "Time to exit after a signal, before SIGKILL.", group=PROGRAMS, minimum=0.0, metavar="SECONDS"
+    )
+    supervise: SuperviseOptions = part(SuperviseOptions(), without=("start_seconds", "stop_seconds"))
+    log_dir: Path | None = option(None, "Also write each instance's output here.", group=OUTPUT, metavar="DIR")
+    quiet: bool = option(False, "With --log-dir: do not show the programs' output.", group=OUTPUT)
+    log: LogOptions = part(LogOptions())
+
+
+@dataclass(frozen=True, slots=True)
+class DryRunOptions:
+    """Whether only the plan is printed, and in which form."""
+
+    command_line_only: ClassVar[bool] = True
+
+    dry_run: bool = option(False, "Print the plan and start nothing.", group=OUTPUT)
+    json: bool = option(False, "With --dry-run: print the plan as JSON.", group=OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What is printed or written of a machine and its plan.
+
+    ``save`` gets the machine as a file, ``svg`` the drawing; ``export`` prints the plan for another supervisor that
+    starts ``program`` once per instance.
+    """
+
+    command_line_only: ClassVar[bool] = True
+
+    json: bool = option(False, "Print the report as JSON.", group=OUTPUT)
+    save: Path | None = option(None, "Write the machine to FILE, for --machine.", group=OUTPUT, metavar="FILE")
+    svg: Path | None = option(None, "Draw the machine and the plan into FILE.", group=OUTPUT, metavar="FILE")
+    export: ExportTarget | None = option(
+        None, "Print the plan for another supervisor instead of the report.", group=OUTPUT
+    )
+    program: tuple[str, ...] = argument(
+        (),
+        "With --export: the program of each instance, after --; without it, a server of one instance.",
+        "PROGRAM [ARGS]...",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorOptions:
+    """Which machine is examined. ``sample_seconds`` is how long it is watched for load by other programs."""
+
+    machine: MachineOptions = part(MachineOptions(), only=("sysroot", "probe_seconds"))
+    sample_seconds: float = option(
+        0.4, "How long to watch the machine for other load.", group=MACHINE, minimum=0.05, metavar="SECONDS"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FormatOptions:
+    """In which form a command prints its result."""
+
+    command_line_only: ClassVar[bool] = True
+
+    json: bool = option(False, "Print JSON.", group=OUTPUT)

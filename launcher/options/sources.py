@@ -1,0 +1,140 @@
+"""Where the values of options come from: flags, environment variables, a configuration file, defaults, in this order.
+
+Decides which source wins, remembers it for every option, and refuses what no option can have. Sources are handed in;
+nothing is read here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launcher.errors import UsageError
+from launcher.options.declaration import Option, options_of
+from launcher.options.environment import OPTION_PREFIX, RUN_PREFIX
+from launcher.options.values import convert, nearest, parse
+
+Source = Literal["flag", "environment", "file", "default"]
+
+CONFIG_VARIABLE = OPTION_PREFIX + "CONFIG"
+
+# What Kubernetes sets in every container for a Service whose name begins with "launch".
+_SERVICE_VARIABLE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A configuration file that has been read: values by key, and the line of each key."""
+
+    path: str
+    values: Mapping[str, object]
+    lines: Mapping[str, int]
+
+    def place(self, key: str) -> str:
+        """Where a key is, for messages: ``launch.toml:3``."""
+        return f"{self.path}:{self.lines[key]}" if key in self.lines else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """The value of an option and where it comes from; ``place`` is a flag, a variable, or a file with a line."""
+
+    option: Option
+    value: Any
+    source: Source
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """All options of a command with their values, and what the user should know of variables that mean nothing."""
+
+    values: tuple[Value, ...]
+    warnings: tuple[str, ...]
+
+    def given(self, root: type) -> dict[str, Any]:
+        """The values of the options of ``root`` that are not left at their defaults, by name."""
+        own = {option.name for option in options_of(root)}
+        return {v.option.name: v.value for v in self.values if v.source != "default" and v.option.name in own}
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What was given: flags by option name, the environment, and a configuration file.
+
+    ``known`` are the dataclasses of all commands. A variable or a key may be for another command: then it is checked
+    and otherwise ignored, so that one file can serve all commands.
+    """
+
+    flags: Mapping[str, Any]
+    environment: Mapping[str, str]
+    file: ConfigFile | None
+    known: Sequence[type]
+
+
+def resolve(options: Sequence[Option], sources: Sources) -> Resolved:
+    """The values of ``options``. Raises ``UsageError`` for a bad value and for an unknown key of the file."""
+    declared = [option for root in sources.known for option in options_of(root)]
+    known = {option.name: option for option in (*declared, *options) if not option.command_line_only}
+    from_file = {} if sources.file is None else dict(_from_file(sources.file, known))
+    values = tuple(_value(option, sources, from_file) for option in options)
+    return Resolved(values, tuple(_warnings(sources.environment, known)))
+
+
+def _value(option: Option, sources: Sources, from_file: Mapping[str, Value]) -> Value:
+    if option.name in sources.flags:
+        given = sources.flags[option.name]
+        read = parse if isinstance(given, str) else convert
+        return Value(option, read(option, given, option.flag), "flag", option.flag)
+    if not option.command_line_only:
+        # An empty variable is how a shell script or a compose file says that there is none.
+        if text := sources.environment.get(option.variable):
+            return Value(option, _from_variable(option, text), "environment", option.variable)
+        if option.name in from_file:
+            return from_file[option.name]
+    return Value(option, option.default, "default", "default")
+
+
+def _from_variable(option: Option, text: str) -> Any:
+    if _SERVICE_ADDRESS.match(text) and option.variable.endswith("_PORT"):
+        raise UsageError(
+            f"{option.variable} {text}: must be {option.expected}; Kubernetes sets this variable in every Pod for a "
+            f"Service of that name: set enableServiceLinks: false in the Pod, rename the Service, or use {option.flag}"
+        )
+    return parse(option, text, option.variable)
+
+
+def _from_file(file: ConfigFile, known: Mapping[str, Option]) -> Iterator[tuple[str, Value]]:
+    seen: dict[str, str] = {}
+    for key, value in file.values.items():
+        place, name = file.place(key), key.replace("-", "_")
+        if isinstance(value, dict):
+            raise UsageError(f"{place}: [{key}] is a table, and all options are keys at the top of the file")
+        if name not in known:
+            raise UsageError(f"{place}: unknown key {key!r}{nearest(key, [option.key for option in known.values()])}")
+        if name in seen:
+            raise UsageError(f"{place}: {key!r} and {seen[name]!r} are the same option; keep one of them")
+        seen[name] = key
+        yield name, Value(known[name], convert(known[name], value, f"{place}: {key}"), "file", place)
+
+
+def _warnings(environment: Mapping[str, str], known: Mapping[str, Option]) -> Iterator[str]:
+    variables = {option.variable for option in known.values()} | {CONFIG_VARIABLE}
+    for name, value in sorted(environment.items()):
+        if not name.startswith(OPTION_PREFIX) or name in variables or name.startswith(RUN_PREFIX):
+            continue
+        if _SERVICE_VARIABLE.search(name) or _SERVICE_ADDRESS.match(value):
+            continue  # of a Kubernetes Service; what is set for one never reaches an option
+        yield f"the environment variable {name} is not an option and is ignored{nearest(name, variables)}"
+
+
+def without_options(environment: Mapping[str, str], root: type) -> dict[str, str]:
+    """The environment without the variables that are options of ``root``, and without the configuration file.
+
+    ``launch run`` starts its programs with it: what was meant for this command must not reach a ``launch`` among them.
+    """
+    own = {option.variable for option in options_of(root)} | {CONFIG_VARIABLE}
+    return {name: value for name, value in environment.items() if name not in own}

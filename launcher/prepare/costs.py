@@ -1,0 +1,83 @@
+"""What costs are predicted from before a worker has measured anything: the tables of earlier runs, or a guess.
+
+The files are in ``host.files.cost_tables``, what they hold for in ``core.cost.table``; here it is decided which of
+them hold for these options. Measuring and writing belong to the engine (``engine.costs``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.core.cost.model import fit
+from launcher.core.cost.table import CostKey, differences
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.plan import InstancePlan
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.tuning.simulation import CostBasis
+from launcher.host.files import cost_tables
+from launcher.options import ServeOptions
+from launcher.prepare.model import dtype_of
+
+
+@dataclass(frozen=True, slots=True)
+class CostSubject:
+    """What all instances of a run have in common, as far as costs depend on it."""
+
+    machine: Machine
+    model_info: ModelInfo
+    dtype: str
+    backend: str
+    batch_tokens: int
+    layout: str
+
+    def key(self, instance: InstancePlan) -> CostKey:
+        """What the measurements of an instance depend on."""
+        kinds = {core.kind for core in self.machine.cores if core.id in set(instance.cores)}
+        return self.key_of(instance.threads, len(instance.nodes), tuple(sorted(str(kind) for kind in kinds)))
+
+    def key_of(self, threads: int, nodes: int, kinds: tuple[str, ...]) -> CostKey:
+        """The same for a size of instance."""
+        return CostKey(
+            processor=self.machine.model or self.machine.vendor or "unknown",
+            arch=self.machine.arch,
+            isa=tuple(sorted(self.machine.isa)),
+            threads=threads,
+            nodes=nodes,
+            kinds=kinds,
+            model=self.model_info.asked,
+            weights=cost_tables.weights_mark(self.model_info),
+            task=self.model_info.task,
+            max_length=self.model_info.max_length,
+            dtype=self.dtype,
+            backend=self.backend,
+            batch_tokens=self.batch_tokens,
+            layout=self.layout,
+            torch=cost_tables.package_version("torch"),
+            launcher=cost_tables.package_version("launcher"),
+            microarchitecture=self.machine.microarchitecture,
+        )
+
+
+def basis_of(subject: CostSubject | None) -> CostBasis:
+    """What costs are predicted from: the tables that hold for this machine and model, or a guess."""
+    if subject is None:
+        return CostBasis.guessed(None)
+    folder = cost_tables.cost_folder()
+    if not folder.is_dir():  # before the keys, which take the versions of packages
+        return CostBasis.guessed(subject.model_info.weight_bytes)
+    relatives = cost_tables.read_relatives(folder, subject.key_of(1, 1, ()))
+    fitting = [t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))]
+    if not fitting:
+        return CostBasis.guessed(subject.model_info.weight_bytes)
+    by_threads = {table.key.threads: fit(table.measured).times(table.drift) for table in fitting}
+    return CostBasis(by_threads, packed=fitting[0].packed, measured=True)
+
+
+def subject_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> CostSubject:
+    """What costs depend on in all instances."""
+    backend: str = options.model.backend
+    if backend == "fake":
+        backend = f"fake, {options.model.fake_seconds_per_token or 0.0:g} s a token"
+    # Rows cost the same whoever shares them; what is packed is known only when the model is loaded.
+    layout = "auto" if options.model.layout == "auto" else "padded"
+    return CostSubject(machine, model_info, dtype_of(options, machine), backend, options.front.batch_tokens, layout)

@@ -1,0 +1,115 @@
+"""What is decided of each instance, as one record: its plan, its binding and its command.
+
+Shared by workers (``prepare.workers``) and by the programs of ``launch run``, which differ only in the command.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.binding import Binding
+from launcher.core.planning.plan import InstancePlan, Plan
+from launcher.core.planning.preload import Runtimes, choose_runtimes, wanted_libraries
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.report.plan_report import Command
+from launcher.core.tuning.choose_classes import Choice
+from launcher.core.tuning.simulation import CostBasis, Traffic
+from launcher.host.process.preload import find_libraries
+from launcher.host.process.probe import choose_bindings, describe_bindings
+from launcher.options import MachineOptions, RuntimeOptions
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedInstance:
+    """One instance: where it runs, how it is held there, and what is started."""
+
+    plan: InstancePlan
+    binding: Binding
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastInputs:
+    """What predictions are made from, and what ``--classes auto`` chose; None without it."""
+
+    traffic: Traffic
+    basis: CostBasis
+    choice: Choice | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All decisions. ``instances`` are those of ``plan``, in its order; ``model_info`` is None without a model,
+    ``forecast`` where no server is planned."""
+
+    machine: Machine
+    model_info: ModelInfo | None
+    plan: Plan
+    instances: tuple[PreparedInstance, ...]
+    warnings: tuple[str, ...]
+    forecast: ForecastInputs | None = None
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        """The commands of all instances, in order, as reports take them."""
+        return tuple(instance.command for instance in self.instances)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandContext:
+    """What the command of an instance depends on beside its plan and binding. ``live``: it is for this machine;
+    ``user_env`` is empty where it is not."""
+
+    live: bool
+    instances: int
+    user_env: Mapping[str, str]
+    runtimes: Runtimes
+
+
+# Gives the command of an instance, and notes on it.
+MakeCommand = Callable[[InstancePlan, Binding, CommandContext], tuple[Command, tuple[str, ...]]]
+
+
+def prepare_instances(
+    plan: Plan, machine: MachineOptions, runtime: RuntimeOptions, make_command: MakeCommand, *, live: bool
+) -> tuple[tuple[PreparedInstance, ...], tuple[str, ...]]:
+    """Bindings, preload and commands for every instance, and the warnings that belong to them.
+
+    ``live`` when the plan is for this machine: then bindings are probed and libraries are looked for. With
+    ``machine.strict``, raises ``MachineError`` if a binding is less than planned; raises ``UsageError`` for a missing
+    library.
+    """
+    bindings = _bindings_of(plan, machine, live)
+    user_env: Mapping[str, str] = os.environ if live else {}
+    context = CommandContext(live, len(plan.instances), user_env, _choose_runtimes(runtime, live, user_env))
+    instances: list[PreparedInstance] = []
+    notes: list[str] = []
+    for instance, binding in zip(plan.instances, bindings, strict=True):
+        command, said = make_command(instance, binding, context)
+        instances.append(PreparedInstance(instance, binding, command))
+        notes += said
+    found = describe_bindings(plan, bindings) if live else ()
+    return tuple(instances), (*found, *context.runtimes.notes, *notes)
+
+
+def without_repeats(*warnings: str) -> tuple[str, ...]:
+    """Each warning once, in the order of their first occurrence: many are the same for all instances."""
+    return tuple(dict.fromkeys(warnings))
+
+
+def _bindings_of(plan: Plan, machine: MachineOptions, live: bool) -> tuple[Binding, ...]:
+    if live:
+        return choose_bindings(plan, strict=machine.strict, probe_seconds=machine.probe_seconds)
+    return tuple(
+        Binding("cpus" if instance.memory == "local" else "bind", "numactl", "planned for another machine")
+        for instance in plan.instances
+    )
+
+
+def _choose_runtimes(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Runtimes:
+    """Allocator and OpenMP runtime; they are looked for only on the machine itself."""
+    facts = find_libraries(wanted_libraries(options.allocator, options.openmp), user_env) if live else None
+    return choose_runtimes(options.allocator, options.openmp, facts, user_env)

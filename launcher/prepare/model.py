@@ -1,0 +1,86 @@
+"""The model that instances are planned for, and what workers and scheduler are told of it."""
+
+from __future__ import annotations
+
+import math
+
+from launcher.core.diagnosis.torch_build import gpu_build_warning
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.footprint import choose_dtype, mixed_batches, warmup_shapes
+from launcher.core.protocol.messages import Setup
+from launcher.core.protocol.model_info import ModelInfo, RunDtype
+from launcher.core.scheduling.scheduler import SchedulerLimits
+from launcher.errors import LauncherError, UsageError
+from launcher.host.model.resolve import resolve
+from launcher.host.torch_build import read_torch_build, require_worker_packages
+from launcher.options import FIFO_BATCH_ITEMS, ModelOptions, ServeOptions
+
+
+def check_backend(options: ModelOptions) -> None:
+    """Raises ``UsageError`` for a backend and options that do not go together."""
+    seconds = options.fake_seconds_per_token
+    if seconds is None:
+        return
+    if options.backend != "fake":
+        raise UsageError(
+            f"--fake-seconds-per-token {seconds:g} is for --backend fake, and the backend is {options.backend}; "
+            "omit it, or add --backend fake"
+        )
+    if not math.isfinite(seconds):
+        raise UsageError(f"--fake-seconds-per-token {seconds}: must be a finite number of seconds, such as 0.0001")
+
+
+def check_worker_packages(options: ModelOptions) -> tuple[str, ...]:
+    """Notes on the installed torch. Raises ``MachineError`` if the workers could not import what they need."""
+    if options.backend == "fake":
+        return ()
+    require_worker_packages()
+    warning = gpu_build_warning(read_torch_build())
+    return () if warning is None else (warning,)
+
+
+def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo | None, tuple[str, ...]]:
+    """The model's facts and notes on them. Without ``needed`` nothing is downloaded, and a model that cannot be
+    resolved is None and a warning; otherwise it raises."""
+    try:
+        model_info = resolve(options, download=needed)
+    except LauncherError as error:
+        if needed:
+            raise
+        return None, (f"The plan was made without the model, so its limits are not in it: {error}",)
+    return model_info, model_info.notes
+
+
+def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
+    """The number format to run in on this machine."""
+    return choose_dtype(options.model.dtype, machine.isa)
+
+
+def limits_of(options: ServeOptions) -> SchedulerLimits:
+    """The bounds of the queue and of a batch."""
+    fifo_items = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
+    rules = options.scheduling
+    return SchedulerLimits(
+        queue_items=options.front.queue_items,
+        batch_tokens=options.front.batch_tokens,
+        interactive_share=rules.interactive_share,
+        bulk_batch_seconds=rules.bulk_batch_seconds,
+        hang_factor=rules.hang_factor,
+        hang_seconds=rules.hang_seconds,
+        max_attempts=rules.max_attempts,
+        fifo_items=fifo_items,
+    )
+
+
+def setup_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> Setup:
+    """What every worker is told to load. Any length may reach it: classes help each other."""
+    return Setup(
+        model_info=model_info,
+        dtype=dtype_of(options, machine),
+        backend=options.model.backend,
+        warmup=warmup_shapes(model_info.max_length, options.front.batch_tokens),
+        mixed=mixed_batches(model_info.max_length, options.front.batch_tokens),
+        trust_remote_code=options.model.trust_remote_code,
+        pack=options.model.layout == "auto",
+        fake_seconds_per_token=options.model.fake_seconds_per_token or 0.0,
+    )

@@ -1,0 +1,120 @@
+"""What is printed or written of a plan: report, JSON, picture, the machine as a file, files of other supervisors.
+
+``launch topology`` and ``launch … --dry-run`` end here; nothing is started.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from launcher.core.planning.placeholders import fill, values_of
+from launcher.core.report.export import export_plan
+from launcher.core.report.forecast import Forecast
+from launcher.core.report.plan_report import Command, PlanReport, report_json, report_text
+from launcher.core.report.svg_map import picture
+from launcher.core.tuning.choose_classes import classes_of, specs_of
+from launcher.core.tuning.simulation import Scenario, predict
+from launcher.errors import UsageError
+from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
+from launcher.options import ReportOptions, ServeOptions
+from launcher.prepare.instances import Prepared, PreparedInstance
+from launcher.prepare.machine import load_machine
+from launcher.prepare.workers import OWN_ENV, prepare_workers
+
+
+def show(options: ServeOptions, wanted: ReportOptions) -> None:
+    """Print the report in the form that is wanted. Raises any ``LauncherError``."""
+    _check(wanted)
+    if lists_catalogue(options.machine.machine_file):
+        from launcher.core.machine.catalogue import catalogue_text  # only here: other reports do not need it
+
+        print(catalogue_text())
+        return
+    machine = load_machine(options.machine)
+    if wanted.save is not None:  # before the plan: a machine that nothing fits on can be saved all the same
+        write_machine_file(wanted.save, machine)
+        _say(f"the machine ({len(machine.cores)} usable cores) is written to {wanted.save}")
+    prepared = prepare_workers(options, model_needed=False, machine=machine)
+    if wanted.svg is not None:
+        _write_picture(wanted.svg, prepared)
+    if wanted.export is not None:
+        count = len(prepared.instances)
+        commands = [_exported(options, wanted.program, instance, count) for instance in prepared.instances]
+        print(export_plan(prepared.plan, commands, wanted.export), end="")
+        for warning in prepared.warnings:
+            _say(f"warning: {warning}")
+    elif wanted.json:
+        print_json(prepared, forecast_of(prepared))
+    else:
+        print_report(prepared, forecast=forecast_of(prepared))
+
+
+def forecast_of(prepared: Prepared) -> Forecast | None:
+    """What the plan is predicted to do: by what was measured, or where classes were chosen, also by a guess."""
+    measure = "the first start of `launch` with these options"
+    inputs = prepared.forecast
+    if inputs is None:
+        return None
+    choice = inputs.choice
+    if choice is not None:
+        return Forecast(choice.predicted, measure, choice.equal, choice.why)
+    if not inputs.basis.measured:
+        return Forecast(None, measure)
+    limit = prepared.model_info.max_length if prepared.model_info else None
+    spans = classes_of(prepared.plan, inputs.traffic.histogram, limit)
+    found = predict(specs_of(prepared.plan), Scenario(inputs.basis, inputs.traffic, limit), spans)
+    return Forecast(found, measure)
+
+
+def _check(wanted: ReportOptions) -> None:
+    if wanted.program and wanted.export is None:
+        raise UsageError(
+            f"{wanted.program[0]!r}: a program goes with --export; `launch run -- PROGRAM` starts one on this machine"
+        )
+    if wanted.export is not None and wanted.json:
+        raise UsageError("--export and --json each say what is printed; use one of them")
+
+
+def print_json(prepared: Prepared, forecast: Forecast | None = None) -> None:
+    """Exactly the JSON document of schema 1."""
+    document = report_json(_report_of(prepared, forecast))
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def print_report(prepared: Prepared, *, front: bool = True, forecast: Forecast | None = None) -> None:
+    """The report for people, as wide as the terminal; ``front`` as in ``PlanReport``."""
+    console = Console(highlight=False, soft_wrap=True)
+    unicode = console.encoding.lower().startswith("utf")
+    console.print(report_text(_report_of(prepared, forecast, front=front), console.width, unicode=unicode))
+
+
+def _report_of(prepared: Prepared, forecast: Forecast | None, *, front: bool = True) -> PlanReport:
+    return PlanReport(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast, front)
+
+
+def _write_picture(file: Path, prepared: Prepared) -> None:
+    try:
+        file.write_text(picture(prepared.machine, prepared.plan), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--svg {file}: the picture cannot be written there: {error.strerror or error}") from error
+    _say(f"the picture is written to {file}")
+
+
+def _exported(options: ServeOptions, program: tuple[str, ...], instance: PreparedInstance, count: int) -> Command:
+    """What another supervisor is to start as this instance: the program, or a server of one instance.
+
+    The server takes the cores that its supervisor leaves it, one port after another.
+    """
+    if not program:
+        front, model = options.front, options.model
+        program = ("launch", "--instances", "1", "--model", model.model, "--port", str(front.port + instance.plan.id))
+    env = {name: value for name, value in instance.command.env.items() if name not in OWN_ENV}
+    return Command(fill(program, values_of(instance.plan, count)), env)
+
+
+def _say(sentence: str) -> None:
+    print(f"launch: {sentence}", file=sys.stderr)

@@ -1,0 +1,100 @@
+"""Plans the workers of a model: what ``serve``, ``bench throughput`` and the Python API start, and reports show.
+
+So that a report says what a start does, both take it from here.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from launcher.core.cost.length_histogram import Histogram
+from launcher.core.machine.topology import Machine
+from launcher.core.planning.binding import Binding, worker_command, worker_env
+from launcher.core.planning.footprint import instance_bytes
+from launcher.core.planning.length_classes import builtin_lengths, parse_classes
+from launcher.core.planning.plan import InstancePlan, PlanRequest, make_plan
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.report.plan_report import Command
+from launcher.core.tuning.choose_classes import choose_classes
+from launcher.core.tuning.simulation import CostBasis, Traffic
+from launcher.errors import UsageError
+from launcher.host.files.length_histogram import read_histogram
+from launcher.options import ServeOptions
+from launcher.prepare.costs import basis_of, subject_of
+from launcher.prepare.instances import CommandContext, ForecastInputs, Prepared, prepare_instances, without_repeats
+from launcher.prepare.machine import is_here, load_machine
+from launcher.prepare.model import check_backend, check_worker_packages, load_model_info
+
+AUTO = "auto"  # for --classes
+
+# For workers beside what the plan sets: Python must not import from the folder in which `launch` was typed.
+OWN_ENV = {"PYTHONSAFEPATH": "1"}
+
+
+def prepare_workers(options: ServeOptions, *, model_needed: bool, machine: Machine | None = None) -> Prepared:
+    """Read the machine unless it is given, resolve the model and plan. Raises any ``LauncherError``.
+
+    Without ``model_needed`` (reports) a model that is not there becomes a warning: limits and memory that depend on
+    it stay unknown.
+    """
+    check_backend(options.model)
+    if model_needed and options.machine.lengths is not None and options.machine.classes != AUTO:
+        raise UsageError(
+            f"--lengths {options.machine.lengths} is for --classes auto, and for what reports predict; "
+            "add --classes auto or --dry-run, or omit it"
+        )
+    package_notes = check_worker_packages(options.model) if model_needed else ()
+    machine = machine or load_machine(options.machine)
+    model_info, model_notes = load_model_info(options.model, needed=model_needed)
+    forecast, request = _forecast_inputs(options, machine, model_info)
+    plan = make_plan(machine, request)
+    live = is_here(options.machine)
+    instances, notes = prepare_instances(plan, options.machine, options.runtime, _worker_command, live=live)
+    warnings = without_repeats(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *notes)
+    return Prepared(machine, model_info, plan, instances, warnings, forecast)
+
+
+def _forecast_inputs(
+    options: ServeOptions, machine: Machine, model_info: ModelInfo | None
+) -> tuple[ForecastInputs, PlanRequest]:
+    """What is predicted from, and what to plan: with ``--classes auto`` that follows from the prediction."""
+    traffic, request = _traffic_of(options), _request(options, model_info)
+    subject = None if model_info is None else subject_of(options, machine, model_info)
+    basis: CostBasis = basis_of(subject)
+    if options.machine.classes != AUTO:
+        return ForecastInputs(traffic, basis, None), request
+    choice = choose_classes(machine, request, basis, traffic)
+    return ForecastInputs(traffic, basis, choice), replace(request, classes=choice.specs)
+
+
+def _traffic_of(options: ServeOptions) -> Traffic:
+    """The lengths to plan and predict for. Raises ``UsageError`` for a file that is no histogram."""
+    path, tokens = options.machine.lengths, options.front.batch_tokens
+    if path is not None:
+        return Traffic(read_histogram(path), f"those of {path.name}", tokens)
+    return Traffic(
+        Histogram(tuple(builtin_lengths().items())), "the built-in mix (--lengths FILE gives others)", tokens
+    )
+
+
+def _request(options: ServeOptions, model_info: ModelInfo | None) -> PlanRequest:
+    wanted = options.machine
+    return PlanRequest(
+        instances=wanted.instances,
+        cores_per_instance=wanted.cores_per_instance,
+        classes=parse_classes(wanted.classes) if wanted.classes and wanted.classes != AUTO else (),
+        reserve_cores=wanted.reserve_cores,
+        oversubscribe=wanted.oversubscribe,
+        mix_kinds=wanted.mix_kinds,
+        length_limit=model_info.max_length if model_info else None,
+        instance_bytes=instance_bytes(model_info) if model_info else None,
+    )
+
+
+def _worker_command(
+    instance: InstancePlan, binding: Binding, context: CommandContext
+) -> tuple[Command, tuple[str, ...]]:
+    python = sys.executable if context.live else "python3"
+    env, notes = worker_env(instance, context.user_env, context.runtimes)
+    return Command(worker_command(instance, binding, python), {**env, **OWN_ENV}), notes

@@ -1,0 +1,63 @@
+"""What ``launch serve`` does to its own process before the event loop runs: affinity, descriptors, the socket.
+
+Separate from the engine, which may share its process with others (the Python API) and must leave all of it alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+
+from launcher.core.machine.cpuset import format_cpu_list
+from launcher.core.planning.plan import front_cpus
+from launcher.errors import MachineError, UsageError
+from launcher.options import FrontOptions
+from launcher.pinning import bind_process
+from launcher.prepare.instances import Prepared
+
+log = logging.getLogger("launcher.serve")
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many connections as the system lets this user have; the soft limit is 1,024 on most systems."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def bind_front(prepared: Prepared, *, strict: bool) -> tuple[int, ...] | None:
+    """Bind this process where the plan has a place for the front; the mask before, None where it keeps that.
+
+    With ``strict`` a refusal raises ``MachineError``, otherwise it is logged.
+    """
+    cpus = front_cpus(prepared.machine, prepared.plan)
+    if not cpus:
+        return None
+    try:
+        before = bind_process(cpus)
+    except MachineError as error:
+        if strict:
+            raise
+        log.warning("The front is not bound: %s", error, extra={"event": "warning"})
+        return None
+    log.info("the front is bound to cpus %s", format_cpu_list(cpus), extra={"event": "front", "cpus": list(cpus)})
+    return before
+
+
+def listen(front: FrontOptions) -> socket.socket:
+    """The listening socket. Raises ``UsageError`` when the address is not available."""
+    family = socket.AF_INET6 if ":" in front.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((front.host, front.port))
+        sock.listen(front.backlog)
+    except OSError as error:
+        sock.close()
+        raise UsageError(
+            f"cannot listen on {front.host} port {front.port}: {error.strerror or error}; "
+            "use another --port (0 takes a free one) or --host, or end the program that has it"
+        ) from error
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,47 @@
+"""The table of tasks, and the protocol that each implements.
+
+To add a task: write a module here with a class that implements ``Task``, and add it to ``TASKS`` and to
+``options.choices.Task``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from launcher.core.protocol.model_info import ModelInfo
+from launcher.options import choices
+from launcher.worker.batches import PackedBatch, PaddedBatch
+from launcher.worker.tasks.classify import Classify
+from launcher.worker.tasks.embed import Embed
+from launcher.worker.tasks.tag import Tag
+
+
+class Task(Protocol):
+    """Turns outputs of a model into results, in fp32, so that no hidden state leaves the worker."""
+
+    auto_class: ClassVar[Any]
+    """The class of transformers that loads a model for this task."""
+    unused_modules: ClassVar[tuple[str, ...]]
+    """Modules of the model whose outputs the task ignores; their weights may be missing."""
+    encoder: Any
+    """The module that computes hidden states: the model itself, or the part below its head."""
+
+    def __init__(self, model: Any, model_info: ModelInfo) -> None: ...
+
+    def from_padded(self, output: Any, batch: PaddedBatch) -> Tensor:
+        """The values of a ``BatchOutput``, from the output of the whole model for a padded batch."""
+        ...
+
+    def from_packed(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """The values of a ``BatchOutput``, from the hidden states of a packed batch, tokens × hidden size."""
+        ...
+
+
+TASKS: dict[choices.Task, type[Task]] = {"embed": Embed, "classify": Classify, "tag": Tag}
+
+
+def create_task(model: Any, model_info: ModelInfo) -> Task:
+    """The task that ``model_info`` names, for this model."""
+    return TASKS[model_info.task](model, model_info)

@@ -1,0 +1,38 @@
+"""Runs the head of a model on hidden states that are computed already.
+
+Separate because several tasks need it. transformers has no common interface for heads, so the model runs as a whole
+with its encoder replaced for the duration of the call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+
+class _PrecomputedEncoder(torch.nn.Module):
+    """Takes the place of the encoder and returns given hidden states."""
+
+    def __init__(self, encoder: Any, hidden: Tensor) -> None:
+        super().__init__()
+        pooler = getattr(encoder, "pooler", None)
+        pooled = pooler(hidden) if pooler is not None else None
+        self._output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def forward(self, *arguments: Any, **options: Any) -> BaseModelOutputWithPooling:
+        """The given hidden states, and the pooler's output if the encoder has a pooler."""
+        return self._output
+
+
+def run_head(model: Any, hidden: Tensor, **inputs: Tensor | None) -> Any:
+    """The output of the model for ``inputs``, with ``hidden`` (items × width × hidden size) in place of what its
+    encoder would compute."""
+    name, encoder = model.base_model_prefix, model.base_model
+    setattr(model, name, _PrecomputedEncoder(encoder, hidden))
+    try:
+        return model(**inputs)
+    finally:
+        setattr(model, name, encoder)

@@ -1,0 +1,19 @@
+"""Runs the command line as a user does, without options of the environment in which the tests run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+
+def launch(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("LAUNCH_")}
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**own, "COLUMNS": "80", "TERM": "dumb", **(env or {})},
+    )

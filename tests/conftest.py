@@ -1,0 +1,27 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals_in_children() -> Iterator[None]:
+    """Processes that tests start have default signal dispositions, also where the tests run under ``nohup … &``.
+
+    exec(2) resets a signal with a handler to its default and leaves an ignored one ignored. So ignored signals get a
+    handler that does nothing.
+    """
+    ignored = [
+        number
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_IGN
+    ]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,244 @@
+"""The engine with real worker processes of the fake backend: losses, instances that are given up, drain, strictness."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+
+from launcher.core.report.plan_report import Command
+from launcher.engine.engine import EngineSettings, InferenceEngine
+from launcher.errors import InstanceError, RequestError
+from launcher.options import MachineOptions, ModelOptions, ServeOptions, SuperviseOptions
+from launcher.prepare.instances import Prepared
+from launcher.prepare.workers import prepare_workers
+from tests.e2e.running import gone
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+QUICK = SuperviseOptions(max_failures=2, backoff_seconds=0.01)
+OPTIONS = ServeOptions(
+    machine=MachineOptions(instances=2, oversubscribe=True, reserve_cores=0),
+    model=ModelOptions(model="random:tiny", backend="fake"),
+    supervise=QUICK,
+)
+ENDS_AT_ONCE = (sys.executable, "-c", "raise SystemExit('nothing to serve')")
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+class Told:
+    """An observer that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.ready = 0
+        self.failures: list[InstanceError] = []
+
+    def all_ready(self) -> None:
+        self.ready += 1
+
+    def failed(self, error: InstanceError) -> None:
+        self.failures.append(error)
+
+
+def prepared_with(options: ServeOptions = OPTIONS, **broken: tuple[str, ...]) -> Prepared:
+    """The preparation of ``options``; ``broken`` has other commands for instances, named ``instance_0`` and so on."""
+    prepared = prepare_workers(options, model_needed=True)
+    instances = [
+        replace(one, command=Command(broken.get(f"instance_{one.plan.id}", one.command.command), one.command.env))
+        for one in prepared.instances
+    ]
+    return replace(prepared, instances=tuple(instances))
+
+
+@contextlib.asynccontextmanager
+async def running(engine: InferenceEngine) -> AsyncIterator[InferenceEngine]:
+    """The engine while it runs; afterwards it has no worker left."""
+    pids: set[int] = set()
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.run)
+        try:
+            with anyio.fail_after(30):
+                yield engine
+        finally:
+            pids |= set(workers_of(engine))
+            engine.stop_now()
+            engine.close()
+    assert gone(sorted(pids), 2.0)
+
+
+def workers_of(engine: InferenceEngine) -> list[int]:
+    return [state["pid"] for state in engine.states().values() if state["pid"] is not None]
+
+
+def suspend(engine: InferenceEngine) -> None:
+    """Have the workers compute nothing until they are continued; they can be killed all the same."""
+    for pid in workers_of(engine):
+        os.kill(pid, signal.SIGSTOP)
+
+
+def tokens(number: int = 7) -> npt.NDArray[np.int32]:
+    return np.array([101, number, 102], dtype=np.int32)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110  # what is waited for happens in other processes
+        await anyio.sleep(0.01)
+
+
+async def test_it_computes_and_ends_without_a_worker_left() -> None:
+    told = Told()
+    async with running(InferenceEngine(OPTIONS, prepared_with(), observer=told)) as engine:
+        await engine.wait_ready()
+        assert (told.ready, engine.is_ready()) == (1, True)
+        outcome = await engine.dispatcher.enqueue([tokens(), tokens(8)])
+        assert outcome.results.shape == (2, engine.model_info.result_width)
+        await engine.drain(5.0)
+        assert not engine.is_ready()
+        await engine.stop()
+        assert workers_of(engine) == []
+    assert not told.failures
+
+
+async def test_info_has_plan_binding_command_costs_and_verification_of_each_instance() -> None:
+    async with running(InferenceEngine(OPTIONS, prepared_with())) as engine:
+        await engine.wait_ready()
+        await until(lambda: all(one["verification"] for one in engine.info()["instances"]))
+        for entry, instance in zip(engine.info()["instances"], engine.prepared.instances, strict=True):
+            assert (entry["id"], entry["state"]) == (instance.plan.id, "ready")
+            assert entry["command"] == list(instance.command.command)
+            assert entry["binding"]["level"] == instance.binding.level
+            assert entry["cost"]["source"] in ("measured", "cached")
+            assert entry["worker"]["measured"]
+
+
+async def test_a_lost_instance_is_replaced_and_its_work_done() -> None:
+    told = Told()
+    async with running(InferenceEngine(OPTIONS, prepared_with(), observer=told)) as engine:
+        await engine.wait_ready()
+        suspend(engine)
+        answers = [engine.dispatcher.enqueue([tokens(number)]) for number in (1, 2)]
+        before = workers_of(engine)
+        os.kill(before[0], signal.SIGKILL)
+        os.kill(before[1], signal.SIGCONT)
+        for answer in answers:
+            assert (await answer).results.shape[0] == 1
+        await until(lambda: told.ready == 2)
+        assert set(workers_of(engine)) - set(before)
+        assert engine.failure is None
+
+
+async def test_without_restart_the_first_loss_is_the_end() -> None:
+    told = Told()
+    settings = EngineSettings(restart=False)
+    async with running(InferenceEngine(OPTIONS, prepared_with(), settings, told)) as engine:
+        await engine.wait_ready()
+        suspend(engine)
+        answer = engine.dispatcher.enqueue([tokens()])
+        os.kill(workers_of(engine)[0], signal.SIGKILL)
+        with pytest.raises(RequestError, match=r"instance 0 .*SIGKILL"):
+            await answer
+        assert [str(error) for error in told.failures] == [str(engine.failure)]
+
+
+async def test_when_every_instance_is_given_up_it_fails_with_the_reason() -> None:
+    told = Told()
+    prepared = prepared_with(instance_0=ENDS_AT_ONCE, instance_1=ENDS_AT_ONCE)
+    async with running(InferenceEngine(OPTIONS, prepared, observer=told)) as engine:
+        with pytest.raises(InstanceError, match=r"no instance is left: .*nothing to serve"):
+            await engine.wait_ready()
+        await until(lambda: told.failures)
+        with pytest.raises(RequestError, match="given up last"):
+            await engine.dispatcher.enqueue([tokens()])
+
+
+async def test_an_instance_that_is_given_up_leaves_the_work_to_the_others() -> None:
+    async with running(InferenceEngine(OPTIONS, prepared_with(instance_1=ENDS_AT_ONCE))) as engine:
+        await engine.wait_ready()
+        assert (await engine.dispatcher.enqueue([tokens()])).instances == (0,)
+        assert engine.states()["1"]["state"] == "failed"
+
+
+async def test_a_drain_finishes_what_was_admitted_and_refuses_what_comes() -> None:
+    async with running(InferenceEngine(OPTIONS, prepared_with())) as engine:
+        await engine.wait_ready()
+        suspend(engine)
+        admitted = engine.dispatcher.enqueue([tokens()])
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.drain, 10.0)
+            await until(lambda: engine.draining)
+            with pytest.raises(RequestError, match="shutting down"):
+                await engine.dispatcher.enqueue([tokens()])
+            assert not admitted.done()
+            for pid in workers_of(engine):
+                os.kill(pid, signal.SIGCONT)
+        assert admitted.done()
+        assert admitted.result().results.shape[0] == 1
+
+
+async def test_what_is_not_finished_in_the_time_of_the_drain_is_answered() -> None:
+    async with running(InferenceEngine(OPTIONS, prepared_with())) as engine:
+        await engine.wait_ready()
+        suspend(engine)
+        admitted = engine.dispatcher.enqueue([tokens()])
+        await engine.drain(0.05)
+        with pytest.raises(RequestError, match="time to finish is over"):
+            await admitted
+
+
+async def test_a_drain_does_not_wait_for_workers_that_have_died() -> None:
+    async with running(InferenceEngine(OPTIONS, prepared_with())) as engine:
+        await engine.wait_ready()
+        suspend(engine)
+        admitted = engine.dispatcher.enqueue([tokens()])
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.drain, 30.0)
+            await until(lambda: engine.draining)
+            for pid in workers_of(engine):
+                os.kill(pid, signal.SIGKILL)
+        # Both workers may have had the batch before the end of the second one is seen.
+        with pytest.raises(RequestError, match=r"the last instance ended|was lost while computing"):
+            await admitted
+
+
+async def test_with_strict_an_instance_that_runs_elsewhere_is_given_up() -> None:
+    options = replace(OPTIONS, machine=replace(OPTIONS.machine, strict=True))
+    prepared = prepare_workers(options, model_needed=True)
+    # The worker is bound as before; what is compared with is another plan.
+    elsewhere = [
+        replace(one, plan=replace(one.plan, cpus=(max(psutil.Process().cpu_affinity() or [0]) + 1,)))
+        for one in prepared.instances
+    ]
+    async with running(InferenceEngine(options, replace(prepared, instances=tuple(elsewhere)))) as engine:
+        await until(lambda: engine.failure)
+        assert "--strict" in str(engine.failure)
+
+
+async def test_a_cancelled_run_leaves_no_worker() -> None:
+    engine = InferenceEngine(OPTIONS, prepared_with())
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.run)
+        await engine.wait_ready()
+        pids = workers_of(engine)
+        group.cancel_scope.cancel()
+    engine.close()
+    assert len(pids) == 2
+    assert gone(pids, 2.0)
