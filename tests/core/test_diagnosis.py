@@ -30,15 +30,17 @@ from launcher.core.diagnosis.facts import (
 from launcher.core.diagnosis.finding import SEVERITIES, Finding
 from launcher.core.diagnosis.findings_report import findings_json, findings_text
 from launcher.core.diagnosis.software_checks import disabled_by, parse_release
+from launcher.core.diagnosis.torch_build import TorchBuild
 from launcher.core.machine.topology import Limits, Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import PlanRequest, make_plan
-from launcher.core.planning.preload import Sought
+from launcher.core.planning.preload import LibrarySearch
 from tests.core.by_hand import GIB, machine
 
 AMX = ("amx_bf16", "amx_int8", "amx_tile")
 AVX512 = ("avx512_bf16", "avx512_fp16", "avx512_vnni", "avx512f", "avx2")
 GOOD_ENVIRONMENT = (("OMP_NUM_THREADS", "4"),)
+CUDA_TORCH = TorchBuild("2.13.0+cu130", "CUDA 13.0")
 
 # The machine of all tests: 2 nodes of 4 cores; cpus 0-7 are their first threads, 8-15 the second ones.
 ALL: Cpus = tuple(range(8))
@@ -124,8 +126,8 @@ def _sample(**changes: Any) -> Sample:
 def _software(**changes: Any) -> Software:
     well = Software(
         numactl="/usr/bin/numactl",
-        allocators=(Sought("tcmalloc", None), Sought("jemalloc", "/usr/lib/libjemalloc.so.2")),
-        torch="2.13.0+cpu",
+        allocators=(LibrarySearch("tcmalloc", None), LibrarySearch("jemalloc", "/usr/lib/libjemalloc.so.2")),
+        torch=TorchBuild("2.13.0+cpu"),
         environment=GOOD_ENVIRONMENT,
         distribution=("ubuntu", "debian"),
         open_files=(65536, 65536),
@@ -512,18 +514,19 @@ CASES: list[Case] = [
     ("numactl", _with_software(numactl=None, distribution=()), "advice", ["# install numactl"]),
     (
         "allocator",
-        _with_software(allocators=(Sought("tcmalloc", None, places=("ldconfig -p",)),)),
+        _with_software(allocators=(LibrarySearch("tcmalloc", None, places=("ldconfig -p",)),)),
         "advice",
         ["libtcmalloc-minimal4", "ldconfig -p"],
     ),
     (
         "allocator",
-        _with_software(allocators=(Sought("jemalloc", None, (("/opt/libjemalloc.so.2", "wrong ELF class"),)),)),
+        _with_software(allocators=(LibrarySearch("jemalloc", None, (("/opt/libjemalloc.so.2", "wrong ELF class"),)),)),
         "advice",
         ["cannot be preloaded", "/opt/libjemalloc.so.2 wrong ELF class"],
     ),
     ("torch-build", _with_software(torch=None), "problem", ["not installed"]),
-    ("torch-build", _with_software(torch="2.13.0", cuda_parts=("nvidia-cublas",)), "advice", ["nvidia-cublas"]),
+    ("torch-build", _with_software(torch=CUDA_TORCH), "advice", ["2.13.0+cu130", "CUDA 13.0", "whl/cpu"]),
+    ("torch-build", _with_software(torch=CUDA_TORCH, gpu_packages=("nvidia-cublas",)), "advice", ["nvidia-cublas"]),
     ("kernel", _with_kernel(release=Reading("x", "5.4.0-150")), "advice", ["5.15"]),
     ("kernel", lambda: facts(_one_node(), kernel=_kernel(release=Reading("x", "5.4"))), "fine", []),
     ("kernel", _with_kernel(release=Reading("x", None)), "unknown", ["is unknown"]),

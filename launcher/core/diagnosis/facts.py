@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from launcher.core.diagnosis.torch_build import TorchBuild
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import Plan
-from launcher.core.planning.preload import Sought
+from launcher.core.planning.preload import LibrarySearch
 
 Cpus = tuple[int, ...]
 
@@ -145,14 +146,15 @@ class Sample:
 class Software:
     """Installed software and the environment. ``allocators`` is the result of the search for tcmalloc and jemalloc.
 
-    ``torch`` is the installed version, ``cuda_parts`` are installed parts of a CUDA build. ``distribution`` has the ids
-    of `/etc/os-release`, the most specific first. ``environment`` has only the variables that the checks use.
+    ``torch`` is the installed build, ``gpu_packages`` are installed packages that only its CUDA build needs.
+    ``distribution`` has the ids of `/etc/os-release`, the most specific first. ``environment`` has only the variables
+    that the checks use.
     """
 
     numactl: str | None = None
-    allocators: tuple[Sought, ...] = ()
-    torch: str | None = None
-    cuda_parts: tuple[str, ...] = ()
+    allocators: tuple[LibrarySearch, ...] = ()
+    torch: TorchBuild | None = None
+    gpu_packages: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     distribution: tuple[str, ...] = ()
     open_files: tuple[int, int] = (0, 0)

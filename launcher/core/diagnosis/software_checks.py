@@ -16,6 +16,7 @@ from launcher.core.diagnosis.finding import (
     problem,
     unknown,
 )
+from launcher.core.diagnosis.torch_build import CPU_INDEX
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.footprint import BF16_FLAGS
 
@@ -158,14 +159,19 @@ def check_torch_build(facts: Facts) -> Verdict:
     if facts.live is None:
         return only_live("The build of torch")
     software = facts.live.software
-    shown = Evidence("version of the installed distribution torch", software.torch or "not installed")
-    if software.torch is None:
-        return problem("torch is not installed in this environment.", shown, fix=("./scripts/setup run",))
-    if not software.cuda_parts:
-        return fine(f"torch {software.torch} is a CPU build.", shown)
-    parts = Evidence("files of torch, distributions nvidia-*", ", ".join(software.cuda_parts[:6]))
-    fix = ("# install the CPU build of the same version, then uninstall the nvidia-* packages",)
-    return advice(f"torch {software.torch} is a CUDA build.", shown, parts, fix=fix)
+    build = software.torch
+    shown = Evidence("torch/version.py", build.version if build else "not installed")
+    if build is None:
+        fix = f"pip install torch --index-url {CPU_INDEX}"
+        return problem("torch is not installed in this environment.", shown, fix=(fix,))
+    if build.accelerator is None:
+        return fine(f"torch {build.version} is a CPU build.", shown)
+    packages = software.gpu_packages
+    evidence = [shown, *([Evidence("installed distributions", ", ".join(packages[:6]))] if packages else [])]
+    remove = [f"pip uninstall -y {' '.join(packages)}"] if packages else []
+    return advice(
+        f"torch {build.version} is a build for {build.accelerator}.", *evidence, fix=(build.cpu_command, *remove)
+    )
 
 
 def check_thread_environment(facts: Facts) -> Verdict:

@@ -12,7 +12,6 @@ import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from launcher.core.diagnosis.facts import (
@@ -37,8 +36,9 @@ from launcher.host.machine.processor import meminfo
 from launcher.host.machine.sample import take_sample
 from launcher.host.machine.sysfs import CPU, read_machine
 from launcher.host.machine.tree import Tree, decimal
-from launcher.host.process.preload import look_around
+from launcher.host.process.preload import find_libraries
 from launcher.host.process.probe import choose_bindings
+from launcher.host.torch_build import read_gpu_packages, read_torch_build
 from launcher.options import DoctorOptions
 
 HYPERVISORS = ("QEMU", "KVM", "VMware", "Xen", "innotek", "Microsoft", "Amazon EC2", "Google", "Alibaba", "OpenStack")
@@ -223,35 +223,17 @@ def _virtual(tree: Tree, fields: dict[str, str]) -> tuple[bool | None, Reading]:
 
 
 def _software(tree: Tree) -> Software:
-    version, cuda_parts = _torch()
     return Software(
         numactl=shutil.which("numactl"),
-        allocators=look_around(ALLOCATORS, os.environ).sought,
-        torch=version,
-        cuda_parts=cuda_parts,
+        allocators=find_libraries(ALLOCATORS, os.environ).searches,
+        torch=read_torch_build(),
+        gpu_packages=read_gpu_packages(),
         environment=tuple((name, os.environ[name]) for name in ENVIRONMENT if name in os.environ),
         distribution=_distribution(tree),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
         nice=os.getpriority(os.PRIO_PROCESS, 0),
         scheduling=SCHEDULING.get(os.sched_getscheduler(0), "SCHED_OTHER"),
     )
-
-
-def _torch() -> tuple[str | None, tuple[str, ...]]:
-    """The version of torch, and installed parts of a GPU build; without importing torch, which takes seconds."""
-    try:
-        torch = distribution("torch")
-    except PackageNotFoundError:
-        return None, ()
-    return torch.version, tuple(_gpu_parts(torch))
-
-
-def _gpu_parts(torch: Distribution) -> Iterator[str]:
-    site = Path(str(torch.locate_file("")))
-    for name in ("libtorch_cuda.so", "libtorch_hip.so", "libtorch_xpu.so"):
-        if (site / "torch" / "lib" / name).exists():
-            yield name
-    yield from sorted(path.name.partition("-")[0].replace("_", "-") for path in site.glob("nvidia_*.dist-info"))
 
 
 def _distribution(tree: Tree) -> tuple[str, ...]:
