@@ -8,12 +8,13 @@ from launcher.core.diagnosis.torch_build import gpu_build_warning
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.footprint import choose_dtype, mixed_batches, warmup_shapes
 from launcher.core.protocol.messages import Setup
-from launcher.core.protocol.model_info import ModelInfo, RunDtype
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import SchedulerLimits
 from launcher.errors import LauncherError, UsageError
 from launcher.host.model.resolve import resolve
 from launcher.host.torch_build import read_torch_build, require_worker_packages
 from launcher.options import FIFO_BATCH_ITEMS, ModelOptions, ServeOptions
+from launcher.options.choices import RunDtype
 
 
 def check_backend(options: ModelOptions) -> None:
