@@ -43,8 +43,6 @@ from launcher.prepare.model import limits_of, setup_of
 
 log = logging.getLogger("launcher.engine")
 
-# After the drain: time for a worker that was told to stop.
-STOP_SECONDS = 5.0
 # After a channel is gone: time for its process to be seen ending by itself.
 EXIT_SECONDS = 0.25
 
@@ -179,7 +177,7 @@ class InferenceEngine:
         """End the workers; returns when none is left. What is not finished is not answered."""
         self._draining = True
         self.dispatcher.stop_workers()
-        await self._supervisor.stop(STOP_SECONDS)
+        await self._supervisor.stop(self._options.supervise.stop_seconds)
 
     def stop_now(self) -> None:
         """Kill the workers; ``run`` returns when they are reaped."""

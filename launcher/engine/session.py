@@ -63,9 +63,9 @@ class QueueRoom:
         try:
             await granted
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
+            if not granted.cancelled():  # there is room for it, just now
                 self.give_back(items)
-            else:
+            elif waiter in self._waiters:
                 self._waiters.remove(waiter)
                 self._grant()
             raise
@@ -81,7 +81,6 @@ class QueueRoom:
             if not granted.cancelled():
                 self._free -= items
                 granted.set_result(None)
-            # else its own `take` is about to find that it waits no more
 
 
 class Session:

@@ -17,7 +17,7 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.report.plan_report import Command
 from launcher.core.tuning.choose_classes import Choice
 from launcher.core.tuning.simulation import CostBasis, Traffic
-from launcher.host.process.preload import look_around
+from launcher.host.process.preload import find_libraries
 from launcher.host.process.probe import choose_bindings, describe_bindings
 from launcher.options import MachineOptions, RuntimeOptions
 
@@ -111,5 +111,5 @@ def _bindings_of(plan: Plan, machine: MachineOptions, live: bool) -> tuple[Bindi
 
 def _choose_runtimes(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Runtimes:
     """Allocator and OpenMP runtime; they are looked for only on the machine itself."""
-    surroundings = look_around(wanted_libraries(options.allocator, options.openmp), user_env) if live else None
-    return choose_runtimes(options.allocator, options.openmp, surroundings, user_env)
+    facts = find_libraries(wanted_libraries(options.allocator, options.openmp), user_env) if live else None
+    return choose_runtimes(options.allocator, options.openmp, facts, user_env)

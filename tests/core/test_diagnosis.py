@@ -34,7 +34,7 @@ from launcher.core.diagnosis.torch_build import TorchBuild
 from launcher.core.machine.topology import Limits, Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import PlanRequest, make_plan
-from launcher.core.planning.preload import Sought
+from launcher.core.planning.preload import LibrarySearch
 from tests.core.by_hand import GIB, machine
 
 AMX = ("amx_bf16", "amx_int8", "amx_tile")
@@ -126,7 +126,7 @@ def _sample(**changes: Any) -> Sample:
 def _software(**changes: Any) -> Software:
     well = Software(
         numactl="/usr/bin/numactl",
-        allocators=(Sought("tcmalloc", None), Sought("jemalloc", "/usr/lib/libjemalloc.so.2")),
+        allocators=(LibrarySearch("tcmalloc", None), LibrarySearch("jemalloc", "/usr/lib/libjemalloc.so.2")),
         torch=TorchBuild("2.13.0+cpu"),
         environment=GOOD_ENVIRONMENT,
         distribution=("ubuntu", "debian"),
@@ -514,13 +514,13 @@ CASES: list[Case] = [
     ("numactl", _with_software(numactl=None, distribution=()), "advice", ["# install numactl"]),
     (
         "allocator",
-        _with_software(allocators=(Sought("tcmalloc", None, places=("ldconfig -p",)),)),
+        _with_software(allocators=(LibrarySearch("tcmalloc", None, places=("ldconfig -p",)),)),
         "advice",
         ["libtcmalloc-minimal4", "ldconfig -p"],
     ),
     (
         "allocator",
-        _with_software(allocators=(Sought("jemalloc", None, (("/opt/libjemalloc.so.2", "wrong ELF class"),)),)),
+        _with_software(allocators=(LibrarySearch("jemalloc", None, (("/opt/libjemalloc.so.2", "wrong ELF class"),)),)),
         "advice",
         ["cannot be preloaded", "/opt/libjemalloc.so.2 wrong ELF class"],
     ),

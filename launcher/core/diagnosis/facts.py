@@ -12,7 +12,7 @@ from launcher.core.diagnosis.torch_build import TorchBuild
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import Plan
-from launcher.core.planning.preload import Sought
+from launcher.core.planning.preload import LibrarySearch
 
 Cpus = tuple[int, ...]
 
@@ -152,7 +152,7 @@ class Software:
     """
 
     numactl: str | None = None
-    allocators: tuple[Sought, ...] = ()
+    allocators: tuple[LibrarySearch, ...] = ()
     torch: TorchBuild | None = None
     gpu_packages: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()

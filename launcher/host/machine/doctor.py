@@ -36,7 +36,7 @@ from launcher.host.machine.processor import meminfo
 from launcher.host.machine.sample import take_sample
 from launcher.host.machine.sysfs import CPU, read_machine
 from launcher.host.machine.tree import Tree, decimal
-from launcher.host.process.preload import look_around
+from launcher.host.process.preload import find_libraries
 from launcher.host.process.probe import choose_bindings
 from launcher.host.torch_build import read_gpu_packages, read_torch_build
 from launcher.options import DoctorOptions
@@ -225,7 +225,7 @@ def _virtual(tree: Tree, fields: dict[str, str]) -> tuple[bool | None, Reading]:
 def _software(tree: Tree) -> Software:
     return Software(
         numactl=shutil.which("numactl"),
-        allocators=look_around(ALLOCATORS, os.environ).sought,
+        allocators=find_libraries(ALLOCATORS, os.environ).searches,
         torch=read_torch_build(),
         gpu_packages=read_gpu_packages(),
         environment=tuple((name, os.environ[name]) for name in ENVIRONMENT if name in os.environ),

@@ -1,4 +1,4 @@
-"""How a process ended, in words. Separate so that those who start no worker need not import what starts one."""
+"""Describes how a process exited. Separate so that modules that start no worker need not import the one that does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 
 
 def describe_status(status: int) -> str:
-    """``exit status 4`` or ``killed by SIGSEGV``, from a return code as ``subprocess`` gives it."""
+    """``exit status 4`` or ``killed by SIGSEGV``, for an exit status as ``subprocess`` gives it."""
     if status >= 0:
         return f"exit status {status}"
     try:

@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launcher.core.planning.preload import KINDS, Library, Sought, Surroundings, split_preload
+from launcher.core.planning.preload import KINDS, Library, LibrarySearch, PreloadFacts, split_preload
 from launcher.host.process.exit_status import describe_status
 
 LOADER_FOLDERS = ("/usr/local/lib", "/usr/local/lib64", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
@@ -41,14 +41,14 @@ print('MAPPED' if mapped else 'ABSENT', flush=True)
 """
 
 
-def look_around(libraries: Sequence[Library], env: Mapping[str, str]) -> Surroundings:
+def find_libraries(libraries: Sequence[Library], env: Mapping[str, str]) -> PreloadFacts:
     """The search results for ``libraries`` on this machine, for processes with this environment.
 
     Takes about 20 ms per library that is found. The first path of each that loads is used, in the order of
     ``search_paths``.
     """
     folders = search_paths(env) if libraries else {}
-    return Surroundings(tuple(_search(library, folders, env) for library in libraries), read_huge_pages())
+    return PreloadFacts(tuple(_search(library, folders, env) for library in libraries), read_huge_pages())
 
 
 def search_paths(env: Mapping[str, str]) -> dict[str, tuple[Path, ...]]:
@@ -87,14 +87,14 @@ def _from_cache() -> Iterator[Path]:
             yield Path(path)
 
 
-def _search(library: Library, folders: Mapping[str, Sequence[Path]], env: Mapping[str, str]) -> Sought:
+def _search(library: Library, folders: Mapping[str, Sequence[Path]], env: Mapping[str, str]) -> LibrarySearch:
     refused: list[tuple[str, str]] = []
     for path in _candidates(library, folders):
         why = check_preload(path, KINDS[library].provides, env)
         if why is None:
-            return Sought(library, str(path), tuple(refused), tuple(folders))
+            return LibrarySearch(library, str(path), tuple(refused), tuple(folders))
         refused.append((str(path), why))
-    return Sought(library, None, tuple(refused), tuple(folders))
+    return LibrarySearch(library, None, tuple(refused), tuple(folders))
 
 
 def _candidates(library: Library, folders: Mapping[str, Sequence[Path]]) -> Iterator[Path]:
@@ -102,7 +102,7 @@ def _candidates(library: Library, folders: Mapping[str, Sequence[Path]]) -> Iter
     names = KINDS[library].names
     seen: set[Path] = set()
     for group in folders.values():
-        matching = [path for place in group for path in _files(place) if names.fullmatch(path.name)]
+        matching = [path for place in group for path in _files(place, names)]
         for path in sorted(matching, key=_preference):
             real = path.resolve()
             # ld.so would take a colon or a space in a path as a separator.
@@ -116,10 +116,14 @@ def _preference(path: Path) -> tuple[bool, int]:
     return "minimal" not in path.name, len(path.name)
 
 
-def _files(place: Path) -> list[Path]:
+def _files(place: Path, names: re.Pattern[str]) -> list[Path]:
+    """The file ``place`` if its name fits, or the files of the folder ``place`` whose names do."""
+    if names.fullmatch(place.name):
+        return [place]
     try:
-        return sorted(place.iterdir()) if place.is_dir() else [place]
-    except OSError:
+        found = sorted(os.listdir(place))  # noqa: PTH208 - a Path for each of thousands of files takes too long
+        return [place / name for name in found if names.fullmatch(name)]
+    except OSError:  # also when it is another file: most places are files that ldconfig knows
         return []
 
 

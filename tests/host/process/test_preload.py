@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.planning.preload import KINDS, Library
-from launcher.host.process.preload import check_preload, look_around, read_huge_pages, search_paths
+from launcher.host.process.preload import check_preload, find_libraries, read_huge_pages, search_paths
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make libraries")
 
@@ -54,9 +54,9 @@ def environment(*folders: Path, **more: str) -> dict[str, str]:
 
 
 def seek(library: Library, *folders: Path, **more: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    (sought,) = look_around((library,), environment(*folders, **more)).sought
-    assert sought.library == library
-    return sought.usable, sought.refused
+    (search,) = find_libraries((library,), environment(*folders, **more)).searches
+    assert search.library == library
+    return search.usable, search.refused
 
 
 @needs_gcc
@@ -158,15 +158,15 @@ def test_the_python_environment_is_searched_where_pip_puts_libraries() -> None:
 
 
 def test_without_wanted_libraries_nothing_is_searched(tmp_path: Path) -> None:
-    assert look_around((), {"LD_LIBRARY_PATH": str(tmp_path)}).sought == ()
+    assert find_libraries((), {"LD_LIBRARY_PATH": str(tmp_path)}).searches == ()
 
 
 @pytest.mark.parametrize("library", ["tcmalloc", "jemalloc", "intel"])
 def test_the_libraries_of_this_machine_work(library: Library) -> None:
-    (sought,) = look_around((library,), environment()).sought
-    if sought.usable is None:
+    (search,) = find_libraries((library,), environment()).searches
+    if search.usable is None:
         pytest.skip(f"no {KINDS[library].shown} on this machine")
-    assert check_preload(Path(sought.usable), KINDS[library].provides, environment()) is None
+    assert check_preload(Path(search.usable), KINDS[library].provides, environment()) is None
 
 
 @pytest.mark.parametrize(

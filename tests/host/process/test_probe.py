@@ -249,6 +249,12 @@ def test_a_failure_without_output_is_reported_with_its_status(tmp_path: Path, mo
     assert "the probe exited with status 7 and no output" in binding.reason
 
 
+def test_a_probe_that_hangs_is_ended_after_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", fake_numactl(tmp_path, "exec sleep 60"))
+    (binding,) = choose_bindings(plan(instance()), strict=False, probe_seconds=1.0)
+    assert "by numactl: the probe did not exit within 1 s" in binding.reason
+
+
 @needs_numactl
 def test_the_usage_that_numactl_prints_is_omitted() -> None:
     (binding,) = choose(instance(cpus=(NO_CPU,)))
