@@ -1,7 +1,7 @@
-"""Makes the tables of ``docs/machines.md``: recorded machines as they are read now, and guests as they last ran.
+"""Generates the tables of ``docs/machines.md``: known machines, recorded machines, and guests as they last ran.
 
-``./scripts/docs`` runs it. What cannot be made here stays as it is in the document: recorded machines where these are
-absent, guests that were not booted on this machine.
+``./scripts/docs`` runs it. Tables that cannot be generated here stay unchanged: recorded machines where the recordings
+are absent, and guests that were not booted on this machine.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import sys
 from pathlib import Path
 
+from launcher.core.machine.catalogue import CATALOGUE, KnownMachine, machine_of
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.plan import InstancePlan, PlanRequest, make_plan
@@ -20,24 +21,37 @@ from tests.machines import recorded, recorded_names, truth
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "machines.md"
-# Written by the tests of the guests, in the same form as the table in the document.
+# Written by the tests of the guests, in the format of the table in the document.
 GUESTS = ROOT / ".cache" / "vm" / "guests.md"
 
 INSTANCES = 4
-MOST_CPUS = 24  # characters of a cpu list; most are shorter, a few machines number their cores so that none is
+MOST_CPUS = 24  # characters of a cpu list; longer lists are shortened
 
+KNOWN_HEAD = "| name | machine | nodes | L3 groups | plan for 4 instances |\n|---|---|---|---|---|\n"
 HEAD = "| machine | cores found / true | plan for 4 instances |\n|---|---|---|\n"
+
+
+def known_row(known: KnownMachine) -> str:
+    """The row of one known machine."""
+    machine = machine_of(known)
+    groups = len({core.l3 for core in machine.cores} - {None})
+    return f"| {known.name} | {known.summary} | {len(machine.nodes)} | {groups or '-'} | {_plan(machine)} |"
+
+
+def known_table() -> str:
+    """The table of all known machines."""
+    return KNOWN_HEAD + "\n".join(map(known_row, CATALOGUE))
 
 
 @functools.cache
 def recorded_row(name: str) -> str:
-    """The line of one recorded machine. Skips the test, or raises, where the recorded machines are absent."""
+    """The row of one recorded machine. Skips the test, or raises, where the recorded machines are absent."""
     machine = read_machine(recorded(name))
     return f"| {name} | {len(machine.cores)} / {_true_cores(name)} | {_plan(machine)} |"
 
 
 def _true_cores(name: str) -> int:
-    """Cores with a cpu that may be used, as the recording's own ground truth has them."""
+    """Usable cores according to the ground truth of the recording."""
     known = truth(name)
     usable = set(known["cpus_allowed"]) - set(known["isolated"])
     return sum(bool(usable & set(core)) for core in known["kernel_cores"])
@@ -61,17 +75,17 @@ def _instance(one: InstancePlan) -> str:
 
 
 def rows(table: str) -> list[str]:
-    """The lines of a Markdown table, without its head."""
+    """The rows of a Markdown table, without its head."""
     return [line for line in table.splitlines() if line.startswith("| ")][1:]
 
 
 def name_of(row: str) -> str:
-    """The first cell of a line."""
+    """The first cell of a row."""
     return row.split("|")[1].strip()
 
 
 def section(document: str, name: str) -> str:
-    """What the document has between the markers of that name."""
+    """The content of the document between the markers of that name."""
     begin, end = _markers(name)
     return document.partition(begin)[2].partition(end)[0]
 
@@ -88,9 +102,9 @@ def _markers(name: str) -> tuple[str, str]:
 
 
 def merged_guests(known: str, fresh: str) -> str:
-    """The table ``known``, with all lines of the guests that ``fresh`` has taken from there.
+    """The table ``known``, with the rows of all guests in ``fresh`` replaced by those of ``fresh``.
 
-    A guest has a line for each of its plans, named ``guest`` or ``guest, plan``.
+    A guest has a row for each of its plans, named ``guest`` or ``guest, plan``.
     """
     booted = {name_of(row).partition(",")[0] for row in rows(fresh)}
     kept = [row for row in rows(known) if name_of(row).partition(",")[0] not in booted]
@@ -99,7 +113,8 @@ def merged_guests(known: str, fresh: str) -> str:
 
 
 def made(document: str) -> str:
-    """The document with every table that can be made here made anew."""
+    """The document with every table that can be generated here."""
+    document = replaced(document, "known machines", known_table())
     names = recorded_names()
     if names:
         document = replaced(document, "recorded machines", HEAD + "\n".join(map(recorded_row, names)))

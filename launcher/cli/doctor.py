@@ -1,4 +1,4 @@
-"""``launch doctor``: reads the facts, has them judged, prints the findings."""
+"""``launch doctor``: reads the facts of the machine, runs the checks and prints the findings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def doctor(options: DoctorOptions, output: FormatOptions) -> None:
     from launcher.core.diagnosis.findings_report import findings_json, findings_text
     from launcher.host.machine.doctor import read_facts
 
-    facts = read_facts(options.machine.sysroot, options.sample_seconds)
+    facts = read_facts(options)
     findings = diagnose(facts)
     if output.json:
         print(msgspec.json.format(msgspec.json.encode(findings_json(findings)), indent=2).decode())

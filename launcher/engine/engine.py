@@ -43,8 +43,6 @@ from launcher.prepare.model import limits_of, setup_of
 
 log = logging.getLogger("launcher.engine")
 
-# After the drain: time for a worker that was told to stop.
-STOP_SECONDS = 5.0
 # After a channel is gone: time for its process to be seen ending by itself.
 EXIT_SECONDS = 0.25
 
@@ -131,7 +129,10 @@ class InferenceEngine:
         self._supervisor = Supervisor(
             launches, supervise if self._settings.restart else replace(supervise, max_failures=1), self
         )
-        self.tokenizer = FrontTokenizer(model_info, text_characters=self._options.front.text_characters)
+        front = self._options.front
+        self.tokenizer = FrontTokenizer(
+            model_info, text_characters=front.text_characters, threads=front.tokenizer_threads
+        )
 
     # --------------------------------------------------------------------- run
 
@@ -176,7 +177,7 @@ class InferenceEngine:
         """End the workers; returns when none is left. What is not finished is not answered."""
         self._draining = True
         self.dispatcher.stop_workers()
-        await self._supervisor.stop(STOP_SECONDS)
+        await self._supervisor.stop(self._options.supervise.stop_seconds)
 
     def stop_now(self) -> None:
         """Kill the workers; ``run`` returns when they are reaped."""

@@ -1,7 +1,7 @@
-"""One connected socket to one worker: frames out, messages in, and one report of its end.
+"""The channel to one worker: a connected socket with frames out, messages in, and a single report of its end.
 
-Separate from the dispatcher so that everything which can go wrong with a stream (end of file, reset, garbage, half
-a frame) becomes one thing there: the channel is lost, for this reason. What messages mean must not enter here.
+Separate from the dispatcher so that everything that can go wrong with a stream (EOF, reset, invalid data, a partial
+frame) is reported in one way: the channel is lost, for this reason. The meaning of messages does not belong here.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from launcher.core.protocol.messages import ToFront, ToWorker
 
 
 class Channel(asyncio.Protocol):
-    """Calls ``on_message(message, body)`` for each message of the worker and at last ``on_lost(reason)``, once.
+    """Calls ``on_message(message, body)`` for each message of the worker and finally ``on_lost(reason)``, once.
 
-    ``on_lost`` is called from the event loop, never from within ``send`` or ``fail``, so that the dispatcher is not
-    entered while it is still carrying out what it decided before. Where data brought the end, it is called before
-    anything else can happen, so that nothing more is decided for a worker that is lost. Nothing limits the write
-    buffer here: the scheduler never has more than a running and a ready batch at a worker, which bounds it.
+    ``on_lost`` is called from the event loop and never from within ``send`` or ``fail``, so that the dispatcher is not
+    re-entered while it carries out actions. If received data ends the channel, ``on_lost`` is called immediately, so
+    that nothing more is assigned to a lost worker. The write buffer is not limited here: the scheduler never has more
+    than a running and a ready batch at a worker.
     """
 
     def __init__(self, on_message: Callable[[ToFront, bytes], None], on_lost: Callable[[str], None]) -> None:
@@ -33,22 +33,22 @@ class Channel(asyncio.Protocol):
         self._reported = False
 
     async def connect(self, sock: socket.socket) -> None:
-        """Start on ``sock``, a connected Unix stream socket, which belongs to the channel from now on."""
+        """Take ownership of ``sock``, a connected Unix stream socket, and start."""
         sock.setblocking(False)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=sock)
 
     @property
     def open(self) -> bool:
-        """Whether messages still go through."""
+        """Whether the channel is connected and has not failed."""
         return self._transport is not None and self._reason is None
 
     def send(self, message: ToWorker, body: Buffer = b"") -> None:
-        """Write one frame; ``body`` is not copied by us. On a channel that is lost this does nothing."""
+        """Write one frame; ``body`` is not copied here. Does nothing if the channel is lost."""
         if self._transport is not None and self._reason is None:
             self._transport.writelines(encode(message, body))
 
     def fail(self, reason: str) -> None:
-        """Close at once because of ``reason``; messages that are still under way are not delivered."""
+        """Close immediately with ``reason``; messages in transit are not delivered."""
         if self._reason is None:
             self._reason = reason
             if self._transport is not None:
@@ -73,7 +73,7 @@ class Channel(asyncio.Protocol):
                 if not self.open:
                     return
         except FrameError as error:
-            self.fail(f"the worker sent something that is no message: {error}")
+            self.fail(f"the worker sent invalid data: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop, once."""
@@ -89,7 +89,7 @@ class Channel(asyncio.Protocol):
 
     def _describe_end(self, exc: Exception | None) -> str:
         if exc is not None:
-            return f"the connection to the worker broke: {exc}"
+            return f"the connection to the worker failed: {exc}"
         if self._decoder.pending:
-            return f"the worker closed its connection {self._decoder.pending} bytes into a message"
+            return f"the worker closed its connection after {self._decoder.pending} bytes of a message"
         return "the worker closed its connection"

@@ -1,8 +1,8 @@
-"""Counters and histograms for one thread: what each request and each batch adds to, as Prometheus reads them.
+"""Single-threaded counters and histograms for Prometheus, for what each request and each batch increments.
 
-Those of ``prometheus_client`` may be used from any thread, and take a lock for each of the 20 numbers that a request
-changes: 10 of its 180 µs. Here an increment is an addition, and the library writes the numbers when somebody asks
-(its custom collectors). What is counted must not enter here.
+Those of ``prometheus_client`` are thread-safe and take a lock for each of the 20 numbers that a request changes: 10 of
+its 180 µs. Here an increment is an addition, and the library formats the numbers on scrape (custom collectors). The
+metrics themselves are defined in ``metrics``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class CounterValue:
-    """A number that only grows."""
+    """One counter."""
 
     __slots__ = ("value",)
 
@@ -27,12 +27,12 @@ class CounterValue:
         self.value = 0.0
 
     def add(self, amount: float = 1.0) -> None:
-        """Count so much more."""
+        """Increment the counter."""
         self.value += amount
 
 
 class HistogramValue:
-    """How many values lie at or below each of ``bounds`` (ascending), and their sum."""
+    """One histogram: the number of values in each bucket, and their sum. ``bounds`` are the upper bounds, ascending."""
 
     __slots__ = ("_bounds", "counts", "sum")
 
@@ -42,38 +42,38 @@ class HistogramValue:
         self.sum = 0.0
 
     def add(self, value: float) -> None:
-        """Count one more value."""
+        """Observe a value."""
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
 
 class CounterFamily(Collector):
-    """The tallies of one name, by the values of its labels; ``name`` is without ``_total``."""
+    """The counters of one metric, by label values; ``name`` is without ``_total``."""
 
     def __init__(self, registry: CollectorRegistry, name: str, description: str, labels: Sequence[str]) -> None:
-        self._name, self._description, self._labels = name, description, labels
+        self._name, self._description, self._label_names = name, description, labels
         self._children: dict[tuple[str, ...], CounterValue] = {}
         registry.register(self)
 
-    def of(self, *values: str) -> CounterValue:
-        """The tally for these values of the labels, in the order of the labels."""
-        _check(values, self._labels)
+    def labels(self, *values: str) -> CounterValue:
+        """The counter with these label values, in the order of the labels."""
+        _check(values, self._label_names)
         return self._children.setdefault(values, CounterValue())
 
     def describe(self) -> Iterable[Metric]:
         """Called by the registry, so that no name is used twice."""
-        return [CounterMetricFamily(self._name, self._description, labels=self._labels)]
+        return [CounterMetricFamily(self._name, self._description, labels=self._label_names)]
 
     def collect(self) -> Iterable[Metric]:
         """Called by the registry."""
-        family = CounterMetricFamily(self._name, self._description, labels=self._labels)
-        for values, tally in self._children.items():
-            family.add_metric(values, tally.value)
+        family = CounterMetricFamily(self._name, self._description, labels=self._label_names)
+        for values, counter in self._children.items():
+            family.add_metric(values, counter.value)
         return [family]
 
 
 class HistogramFamily(Collector):
-    """The spreads of one name, by the values of its labels, all with the same ``bounds``."""
+    """The histograms of one metric, by label values, all with the same ``bounds``."""
 
     def __init__(
         self,
@@ -83,26 +83,26 @@ class HistogramFamily(Collector):
         labels: Sequence[str],
         bounds: Sequence[float],
     ) -> None:
-        self._name, self._description, self._labels = name, description, labels
+        self._name, self._description, self._label_names = name, description, labels
         self._bounds = tuple(bounds)
         self._children: dict[tuple[str, ...], HistogramValue] = {}
         registry.register(self)
 
-    def of(self, *values: str) -> HistogramValue:
-        """The spread for these values of the labels, in the order of the labels."""
-        _check(values, self._labels)
+    def labels(self, *values: str) -> HistogramValue:
+        """The histogram with these label values, in the order of the labels."""
+        _check(values, self._label_names)
         return self._children.setdefault(values, HistogramValue(self._bounds))
 
     def describe(self) -> Iterable[Metric]:
         """Called by the registry, so that no name is used twice."""
-        return [HistogramMetricFamily(self._name, self._description, labels=self._labels)]
+        return [HistogramMetricFamily(self._name, self._description, labels=self._label_names)]
 
     def collect(self) -> Iterable[Metric]:
         """Called by the registry."""
-        family = HistogramMetricFamily(self._name, self._description, labels=self._labels)
+        family = HistogramMetricFamily(self._name, self._description, labels=self._label_names)
         names = [floatToGoString(bound) for bound in chain(self._bounds, (inf,))]  # type: ignore[no-untyped-call]
-        for values, spread in self._children.items():
-            family.add_metric(values, list(zip(names, accumulate(spread.counts), strict=True)), spread.sum)
+        for values, histogram in self._children.items():
+            family.add_metric(values, list(zip(names, accumulate(histogram.counts), strict=True)), histogram.sum)
         return [family]
 
 

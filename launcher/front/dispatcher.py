@@ -1,9 +1,8 @@
-"""Carries out what the scheduler decides: sends batches to workers, puts results together, wakes those who wait.
+"""Carries out the scheduler's decisions: sends batches to workers, assembles results, and completes requests.
 
-It is the shell around ``core.scheduling.scheduler``: it has the sockets, the clock, the one timer and the futures,
-and decides nothing that the scheduler can decide. What a worker sends is checked here against what it was asked for;
-a worker that breaks the agreement is given up rather than believed. HTTP and the starting of processes must not enter
-here.
+This is the I/O shell around ``core.scheduling.scheduler``: it owns the sockets, the clock, the single timer and the
+futures, and leaves every decision to the scheduler. Messages of workers are checked against what was sent to them; a
+worker that violates the protocol is dropped. HTTP and starting processes do not belong here.
 """
 
 from __future__ import annotations
@@ -50,33 +49,33 @@ Tokens = npt.NDArray[np.int32]
 Vectors = npt.NDArray[np.float32]
 
 FLOAT32_BYTES = 4
-# uvloop's timers have milliseconds; a deadline this near counts as reached.
+# uvloop's timers have a resolution of 1 ms; a deadline this close counts as reached.
 TIMER_RESOLUTION = 1e-3
 
 
 class Listener(Protocol):
-    """Who is told what becomes of the workers. All methods return at once."""
+    """Is notified of the state of the workers. No method may block."""
 
     def loading(self, instance: int, message: Loading) -> None:
         """The worker is starting."""
 
     def ready(self, instance: int, message: Ready) -> None:
-        """The worker is warm and takes batches from now on."""
+        """The worker is warm and accepts batches from now on."""
 
     def unusable(self, instance: int, reason: str) -> None:
-        """The worker says that its model cannot be served and that a restart would not help."""
+        """The worker reports that its model cannot be served and that a restart would not help."""
 
     def lost(self, instance: int, reason: str) -> None:
-        """The channel is gone. The process may still live (it hangs, or sent garbage) and must then be ended."""
+        """The channel is closed. The process may still be alive (it hangs, or sent invalid data) and must be killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Results of one request: float32 of shape (items, width), in its order; (tokens, width) where items have a row
-    for each token.
+    """The results of one request: float32 of shape (items, width) in the order of the request, or (tokens, width) if
+    items have one row per token.
 
-    ``queue_seconds`` is the time until its first batch began, ``compute_seconds`` the time from then on until its
-    last batch was done; ``instances`` are those that computed it.
+    ``queue_seconds`` is the time until its first batch started, ``compute_seconds`` the time from then until its last
+    batch was done; ``instances`` are the instances that computed it.
     """
 
     results: Vectors
@@ -89,7 +88,7 @@ class Outcome:
 class _Request:
     items: Sequence[Tokens]
     results: Vectors
-    places: Sequence[int] | Sequence[slice]  # of each item's rows in the results
+    rows_of: Sequence[int] | Sequence[slice]  # the rows of each item in the results
     future: asyncio.Future[Outcome]
     arrived: float
     began: float = math.inf
@@ -104,7 +103,7 @@ class _Sent:
 
 
 class _Worker:
-    """What is known of one worker: its channel, and the batches that it was sent and has not answered."""
+    """The state of one worker: its channel, and the batches that were sent to it and not answered yet."""
 
     __slots__ = ("channel", "instance", "metrics", "ready", "sent", "stopping")
 
@@ -118,10 +117,10 @@ class _Worker:
 
 
 class Dispatcher:
-    """See the module's head. To be used from the thread of the running event loop only.
+    """See the module docstring. Must only be used from the thread of the running event loop.
 
-    ``width`` is the number of float32 values in a row of results; an item has one, or with ``row_per_token`` one for
-    each token. ``clock`` gives seconds that never go back.
+    ``width`` is the number of float32 values in a row of results; an item has one row, or with ``row_per_token`` one
+    per token. ``clock`` returns monotonic seconds.
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class Dispatcher:
         self._clock = clock
         self._now = clock()
         self.draining = False
-        # How many items of each length came, refused ones too; bounded, since no item is longer than the model takes.
+        # The number of items of each length, including rejected ones; bounded by the model's limit.
         self.lengths: Counter[int] = Counter()
         self._workers: dict[int, _Worker] = {}
         self._requests: dict[int, _Request] = {}
@@ -154,7 +153,7 @@ class Dispatcher:
     # ----------------------------------------------------------------- workers
 
     async def attach(self, instance: int, sock: socket.socket, setup: Setup) -> None:
-        """Take over ``sock``, a Unix stream socket connected to the worker of ``instance``, and send it ``setup``."""
+        """Take ownership of ``sock``, a Unix stream socket connected to the worker of ``instance``; send ``setup``."""
         if instance in self._workers:
             raise ValueError(f"instance {instance} has a worker already")
         worker = self._workers[instance] = _Worker(instance, self._metrics.instances[instance], self)
@@ -167,13 +166,13 @@ class Dispatcher:
         worker.channel.send(setup)
 
     def stop_workers(self) -> None:
-        """Ask every worker to finish the batches it has and to exit."""
+        """Tell every worker to finish its batches and exit."""
         for worker in self._workers.values():
             worker.stopping = True
             worker.channel.send(Stop())
 
     def all_gone(self, reason: str) -> None:
-        """No instance is left and none will come back: whatever waits, and whatever comes, is answered with 503."""
+        """No instance is left and none will come back: answer all waiting and all future requests with 503."""
         self._feed(NoInstancesLeft(reason))
 
     def _received(self, worker: _Worker, message: ToFront, body: bytes) -> None:
@@ -183,7 +182,7 @@ class Dispatcher:
             case Failed():
                 self._failed(worker, message)
             case _ if worker.ready:
-                worker.channel.fail(f"the worker was ready and then said {type(message).__name__}")
+                worker.channel.fail(f"the worker sent {type(message).__name__} after it was ready")
             case Loading():
                 self._listener.loading(worker.instance, message)
             case Ready():
@@ -194,7 +193,7 @@ class Dispatcher:
     def _ready(self, worker: _Worker, message: Ready) -> None:
         if message.width != self._width:
             worker.channel.fail(
-                f"the worker's results have {message.width} values, the model's card says {self._width}"
+                f"the worker announced results of {message.width} values, but the model has {self._width}"
             )
             return
         worker.ready = True
@@ -204,27 +203,27 @@ class Dispatcher:
 
     def _done(self, worker: _Worker, message: Done, body: bytes) -> None:
         sent = worker.sent.popleft() if worker.sent else None
-        fault = _fault(sent, message, len(body), self._width, self._row_per_token)
-        if sent is None or fault:
-            worker.channel.fail(f"the worker's results are not those of the batch it was sent: {fault}")
+        mismatch = _mismatch(sent, message, len(body), self._width, self._row_per_token)
+        if sent is None or mismatch:
+            worker.channel.fail(f"the worker's results do not match the batch it was sent: {mismatch}")
             return
         rows = np.frombuffer(body, dtype=np.float32).reshape(-1, message.width)
         if not np.isfinite(rows).all():
             worker.metrics.batch_failed()
-            self._feed(BatchFailed(worker.instance, sent.batch, "the results are not finite numbers"))
+            self._feed(BatchFailed(worker.instance, sent.batch, "the results contain values that are not finite"))
             return
         worker.metrics.batch_done(message.items, sent.tokens, message.computed_tokens, message.seconds)
-        self._keep(worker.instance, sent.items, rows, self._clock() - message.seconds)
+        self._store_results(worker.instance, sent.items, rows, self._clock() - message.seconds)
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
 
-    def _keep(self, instance: int, items: tuple[Item, ...], rows: Vectors, began: float) -> None:
-        """Write each item's rows to their place in the results of its request, unless nobody waits any more."""
+    def _store_results(self, instance: int, items: tuple[Item, ...], rows: Vectors, began: float) -> None:
+        """Write each item's rows to the results of its request, unless the request is gone."""
         results = np.split(rows, _ends(items)[:-1]) if self._row_per_token else rows
         for result, item in zip(results, items, strict=True):
             request = self._requests.get(item.request)
             if request is None:
                 continue
-            request.results[request.places[item.index]] = result
+            request.results[request.rows_of[item.index]] = result
             request.began = min(request.began, began)
             if instance not in request.instances:
                 request.instances += (instance,)
@@ -232,8 +231,8 @@ class Dispatcher:
     def _failed(self, worker: _Worker, message: Failed) -> None:
         sent = worker.sent.popleft() if worker.sent else None
         if sent is None or sent.batch != message.batch:
-            asked = f"batch {sent.batch} was due" if sent else "none was due"
-            worker.channel.fail(f"the worker says that batch {message.batch} failed, but {asked}")
+            expected = f"batch {sent.batch} was expected" if sent else "none was expected"
+            worker.channel.fail(f"the worker reported that batch {message.batch} failed, but {expected}")
             return
         worker.metrics.batch_failed()
         self._feed(BatchFailed(worker.instance, message.batch, message.reason))
@@ -243,31 +242,32 @@ class Dispatcher:
         worker.metrics.lost()
         if worker.ready:
             self._feed(InstanceLost(worker.instance))
-        self._listener.lost(worker.instance, "stopped as asked" if worker.stopping else reason)
+        self._listener.lost(worker.instance, "stopped as requested" if worker.stopping else reason)
 
     # ---------------------------------------------------------------- requests
 
     @property
     def in_flight(self) -> int:
-        """Requests admitted and not yet answered."""
+        """The number of requests admitted and not yet answered."""
         return len(self._requests)
 
     def enqueue(
         self, items: Sequence[Tokens], *, priority: Priority = "interactive", deadline: float | None = None
     ) -> asyncio.Future[Outcome]:
-        """A future of the results of ``items`` (token ids, special tokens included), or of a ``RequestError``.
+        """Submit ``items`` (token ids, including special tokens); returns a future of the results or a
+        ``RequestError``.
 
-        ``deadline`` is a time on the dispatcher's clock: what cannot be done by then, or waits then, is refused.
-        Cancelling the future takes back what is not computed yet. Awaiting it from a task that is cancelled does so.
+        ``deadline`` is a time on the dispatcher's clock: a request that cannot be finished by then, or is still queued
+        then, is rejected. Cancelling the future (or a task that awaits it) cancels the items not computed yet.
         """
         request_id = self._next_request
         self._next_request += 1
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         lengths = tuple(map(len, items))
-        rows, places = _places(lengths) if self._row_per_token else (len(items), range(len(items)))
+        rows, rows_of = _row_slices(lengths) if self._row_per_token else (len(items), range(len(items)))
         results = np.empty((rows, self._width), dtype=np.float32)
-        self._requests[request_id] = _Request(items, results, places, future, self._clock())
-        future.add_done_callback(lambda done: self._take_back(request_id, done))
+        self._requests[request_id] = _Request(items, results, rows_of, future, self._clock())
+        future.add_done_callback(lambda done: self._on_future_done(request_id, done))
         for length in lengths:
             self.lengths[length] += 1
         try:
@@ -278,31 +278,31 @@ class Dispatcher:
         return future
 
     def now(self) -> float:
-        """The time, on the clock that deadlines are on."""
+        """The current time, on the clock of the deadlines."""
         return self._clock()
 
     def check_admission(self, count: int, *, ahead: int = 0, priority: Priority = "interactive") -> None:
-        """Raise the ``RequestError`` with which a request of ``count`` items would be refused now, if it would be.
+        """Raise the ``RequestError`` with which a request of ``count`` items would be rejected now, if any.
 
-        ``ahead`` items are under way to be enqueued before it.
+        ``ahead`` more items are about to be enqueued before it.
         """
         self._now = max(self._now, self._clock())
-        if refusal := self._scheduler.check_admission(count, self._now, ahead=ahead, priority=priority):
-            raise _error(refusal)
+        if rejection := self._scheduler.check_admission(count, self._now, ahead=ahead, priority=priority):
+            raise _error(rejection)
 
     def begin_drain(self) -> None:
-        """Admit nothing more."""
+        """Stop admitting requests."""
         self.draining = True
         self._feed(DrainStarted())
 
     async def drained(self) -> None:
-        """Returns when no admitted request is left unanswered."""
+        """Return when all admitted requests are answered."""
         while self._requests:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._empty.append(waiter)
             await waiter
 
-    def _take_back(self, request_id: int, future: asyncio.Future[Outcome]) -> None:
+    def _on_future_done(self, request_id: int, future: asyncio.Future[Outcome]) -> None:
         if future.cancelled() and self._close(request_id) is not None:
             self._feed(Cancelled(request_id))
 
@@ -342,7 +342,7 @@ class Dispatcher:
         worker.channel.send(Run(action.batch, lengths), body)
 
     def _tokens(self, item: Item) -> Any:
-        # An array is a buffer, which `join` takes; typeshed cannot say so before Python 3.12.
+        # An array is a buffer, which `join` accepts; typeshed cannot express that before Python 3.12.
         return self._requests[item.request].items[item.index]
 
     def _finish(self, request_id: int) -> None:
@@ -360,7 +360,7 @@ class Dispatcher:
     # ------------------------------------------------------------------- timer
 
     def _arm(self) -> None:
-        """Have the scheduler asked in time. A timer that is too early is left: that costs less than a new one."""
+        """Set the timer for the scheduler's next deadline. An earlier timer is kept: that is cheaper than a new one."""
         deadline = self._scheduler.next_deadline()
         if deadline is None or deadline >= self._timer_at:
             return
@@ -368,7 +368,7 @@ class Dispatcher:
             self._timer.cancel()
         self._timer_at = deadline
         delay = deadline - self._clock()
-        # A deadline that stays in the past must not become a loop that never sleeps.
+        # A deadline that stays in the past must not cause a busy loop.
         delay = delay if delay > 0 else TIMER_RESOLUTION
         self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
@@ -381,30 +381,32 @@ class Dispatcher:
         self._carry_out(self._scheduler.tick(self._now))
 
 
-def _error(refusal: Reject) -> RequestError:
-    return RequestError(refusal.reason, status=refusal.status, code=refusal.code, retry_after=refusal.retry_after)
+def _error(rejection: Reject) -> RequestError:
+    return RequestError(
+        rejection.reason, status=rejection.status, code=rejection.code, retry_after=rejection.retry_after
+    )
 
 
 def _ends(items: Sequence[Item]) -> list[int]:
     return list(accumulate(item.length for item in items))
 
 
-def _places(lengths: Sequence[int]) -> tuple[int, Sequence[slice]]:
-    """How many rows items of these lengths have together, one for each token, and where those of each are."""
+def _row_slices(lengths: Sequence[int]) -> tuple[int, Sequence[slice]]:
+    """The total number of rows of items of these lengths, one per token, and the rows of each."""
     ends = list(accumulate(lengths, initial=0))
     return ends[-1], [slice(start, end) for start, end in pairwise(ends)]
 
 
-def _fault(sent: _Sent | None, done: Done, body_bytes: int, width: int, row_per_token: bool) -> str | None:
-    """What is wrong with a result, or None."""
+def _mismatch(sent: _Sent | None, done: Done, body_bytes: int, width: int, row_per_token: bool) -> str | None:
+    """How a result contradicts the batch that was sent; None if it does not."""
     if sent is None:
-        return f"batch {done.batch} came, none was due"
+        return f"batch {done.batch} arrived, none was expected"
     if done.batch != sent.batch:
-        return f"batch {done.batch} came, batch {sent.batch} was due"
+        return f"batch {done.batch} arrived, batch {sent.batch} was expected"
     if done.items != len(sent.items):
         return f"{done.items} results for {len(sent.items)} items"
     if not 0 <= done.seconds < math.inf or done.computed_tokens < sent.tokens:
-        return f"{done.seconds} s for {done.computed_tokens} tokens, it was sent {sent.tokens}"
+        return f"{done.seconds} s for {done.computed_tokens} computed tokens, {sent.tokens} were sent"
     if done.width != width:
         return f"{done.width} values in a row instead of {width}"
     expected = (sent.tokens if row_per_token else done.items) * width * FLOAT32_BYTES

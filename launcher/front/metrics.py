@@ -1,8 +1,7 @@
-"""What the front counts and times, in the Prometheus format, under names that start with ``launcher_``.
+"""The Prometheus metrics of the front: names, labels and buckets, each defined once. To add a metric, add it here.
 
-Separate so that names, labels and buckets have one home. What requests and batches add to is bound once
-(``tallies``); gauges are the library's. Deciding anything from these numbers
-must not enter here.
+All names start with ``launcher_``. What requests and batches increment uses ``counters`` and is bound to its labels
+once; gauges are the library's. Nothing may be decided from these numbers here.
 """
 
 from __future__ import annotations
@@ -19,30 +18,30 @@ from launcher.front.counters import CounterFamily, CounterValue, HistogramFamily
 
 Stage = Literal["parse", "tokenize", "queue", "compute", "reply"]
 STAGES: tuple[Stage, ...] = ("parse", "tokenize", "queue", "compute", "reply")
-# What a deadline that is not kept is counted as, by the code of the error.
+# The kind of a missed deadline, by the code of its error.
 MISSES = {"deadline_unreachable": "refused", "deadline_exceeded": "expired"}
 METRICS_CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-# 0.1 ms … 13 s in steps of 2: from the parsing of a small body to a full queue.
+# 0.1 ms … 13 s in factors of 2: from parsing a small body to waiting in a full queue.
 SECONDS_BUCKETS = tuple(0.0001 * 2**step for step in range(18))
 ITEMS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TOKENS_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 class InstanceMetrics:
-    """What is counted for one instance."""
+    """The metrics of one instance."""
 
     def __init__(self, families: _InstanceFamilies, instance: str, class_name: str) -> None:
         labels = (instance, class_name)
-        self._items = families.items.of(*labels)
-        self._tokens = families.tokens.of(*labels)
-        self._seconds = families.seconds.of(*labels)
-        self._real = families.computed.of(*labels, "real")
-        self._padding = families.computed.of(*labels, "padding")
-        self._failed = families.failed.of(*labels)
+        self._items = families.items.labels(*labels)
+        self._tokens = families.tokens.labels(*labels)
+        self._seconds = families.seconds.labels(*labels)
+        self._real = families.computed.labels(*labels, "real")
+        self._padding = families.computed.labels(*labels, "padding")
+        self._failed = families.failed.labels(*labels)
         self._ready = families.ready.labels(*labels)
-        self._lost = families.lost.of(*labels)
-        self._restarts = families.restarts.of(*labels)
+        self._lost = families.lost.labels(*labels)
+        self._restarts = families.restarts.labels(*labels)
         self._attached = False
 
     def batch_done(self, items: int, real_tokens: int, computed_tokens: int, seconds: float) -> None:
@@ -54,11 +53,11 @@ class InstanceMetrics:
         self._padding.add(max(0, computed_tokens - real_tokens))
 
     def batch_failed(self) -> None:
-        """The worker raised on a batch."""
+        """The worker raised an exception on a batch."""
         self._failed.add()
 
     def attached(self) -> None:
-        """A worker was started; all but the first are restarts."""
+        """A worker was started; each one after the first is a restart."""
         if self._attached:
             self._restarts.add()
         self._attached = True
@@ -78,22 +77,30 @@ class _InstanceFamilies:
         labels = ("instance", "class")
         self.items = HistogramFamily(registry, "launcher_batch_items", "Items in a batch.", labels, ITEMS_BUCKETS)
         self.tokens = HistogramFamily(
-            registry, "launcher_batch_tokens", "Tokens computed for a batch, padding counted.", labels, TOKENS_BUCKETS
+            registry, "launcher_batch_tokens", "Tokens computed for a batch, including padding.", labels, TOKENS_BUCKETS
         )
         self.seconds = HistogramFamily(
-            registry, "launcher_batch_seconds", "Seconds that a worker computed a batch.", labels, SECONDS_BUCKETS
+            registry,
+            "launcher_batch_seconds",
+            "Seconds that a worker took to compute a batch.",
+            labels,
+            SECONDS_BUCKETS,
         )
         self.computed = CounterFamily(
-            registry, "launcher_computed_tokens", "Tokens computed: real ones, and padding.", (*labels, "kind")
+            registry, "launcher_computed_tokens", "Tokens computed, by kind: real or padding.", (*labels, "kind")
         )
-        self.failed = CounterFamily(registry, "launcher_batches_failed", "Batches that raised.", labels)
-        self.ready = Gauge("launcher_instance_ready", "1 while the worker is warm.", labels, registry=registry)
-        self.lost = CounterFamily(registry, "launcher_instance_lost", "Workers lost, for any reason.", labels)
-        self.restarts = CounterFamily(registry, "launcher_restarts", "Workers started after the first.", labels)
+        self.failed = CounterFamily(registry, "launcher_batches_failed", "Batches that failed in the worker.", labels)
+        self.ready = Gauge(
+            "launcher_instance_ready", "1 if the worker is ready, otherwise 0.", labels, registry=registry
+        )
+        self.lost = CounterFamily(registry, "launcher_instance_lost", "Workers lost for any reason.", labels)
+        self.restarts = CounterFamily(
+            registry, "launcher_restarts", "Workers started again after the first start.", labels
+        )
 
 
 class FrontMetrics:
-    """All metrics of one front, in a registry of its own. ``instances`` maps each id to the name of its class."""
+    """All metrics of one front, in their own registry. ``instances`` maps each id to the name of its length class."""
 
     def __init__(self, instances: Mapping[int, str]) -> None:
         self.registry = registry = CollectorRegistry()
@@ -103,18 +110,18 @@ class FrontMetrics:
         self.instances = {id: InstanceMetrics(families, str(id), name) for id, name in instances.items()}
         self._requests = CounterFamily(registry, "launcher_requests", "Requests answered.", ("route", "status"))
         self._items = CounterFamily(registry, "launcher_items", "Items computed for clients.", ("route",))
-        self._tokens = CounterFamily(registry, "launcher_tokens", "Real tokens of these items.", ("route",))
+        self._tokens = CounterFamily(registry, "launcher_tokens", "Tokens of these items, without padding.", ("route",))
         priorities = CounterFamily(
-            registry, "launcher_requests_by_priority", "Requests, by what they asked for.", ("priority",)
+            registry, "launcher_requests_by_priority", "Requests received, by priority.", ("priority",)
         )
-        self._asked = {priority: priorities.of(priority) for priority in PRIORITIES}
+        self._asked = {priority: priorities.labels(priority) for priority in PRIORITIES}
         missed = CounterFamily(
             registry,
             "launcher_deadlines_missed",
-            "Requests answered with 504: refused as unreachable, or expired while they waited.",
+            "Requests answered with 504: refused because the deadline was unreachable, or expired in the queue.",
             ("priority", "kind"),
         )
-        self._missed = {(p, code): missed.of(p, kind) for p in PRIORITIES for code, kind in MISSES.items()}
+        self._missed = {(p, code): missed.labels(p, kind) for p in PRIORITIES for code, kind in MISSES.items()}
         stages = HistogramFamily(
             registry,
             "launcher_stage_seconds",
@@ -122,14 +129,14 @@ class FrontMetrics:
             ("stage",),
             SECONDS_BUCKETS,
         )
-        self._stages = {stage: stages.of(stage).add for stage in STAGES}
+        self._stages = {stage: stages.labels(stage).add for stage in STAGES}
 
     def route(self, route: str) -> RouteMetrics:
-        """What is counted for one route."""
+        """The metrics of one route."""
         return RouteMetrics(self._requests, self._items, self._tokens, route)
 
     def asked(self, priority: Priority) -> None:
-        """A request came with this priority."""
+        """A request arrived with this priority."""
         self._asked[priority].add()
 
     def missed(self, priority: Priority, code: str) -> None:
@@ -137,29 +144,29 @@ class FrontMetrics:
         self._missed[priority, code].add()
 
     def stage(self, stage: Stage) -> Callable[[float], None]:
-        """The function that takes the seconds which a request spent in ``stage``."""
+        """The function that records the seconds a request spent in ``stage``."""
         return self._stages[stage]
 
     def watch_queue(self, class_names: Sequence[str], queued: Callable[[], Mapping[str, int]]) -> None:
-        """Report the items that wait, by class, as they are when somebody asks."""
-        gauge = Gauge("launcher_queue_items", "Items that wait, by class.", ("class",), registry=self.registry)
+        """Export the number of queued items by class, read on scrape."""
+        gauge = Gauge("launcher_queue_items", "Queued items, by class.", ("class",), registry=self.registry)
         for name in class_names:
             gauge.labels(**{"class": name}).set_function(partial(_entry, queued, name))
 
     def watch_instances(self, name: str, description: str, value: Callable[[int], float]) -> None:
-        """Report a value of each instance, given by its id, as it is when somebody asks."""
+        """Export a value of each instance, given its id, read on scrape."""
         gauge = Gauge(name, description, ("instance", "class"), registry=self.registry)
         for instance, class_name in self._class_names.items():
             labels = {"instance": str(instance), "class": class_name}
             gauge.labels(**labels).set_function(partial(value, instance))
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
-        """Report the requests that are being served, as they are when somebody asks."""
-        gauge = Gauge("launcher_requests_in_flight", "Requests admitted, not answered.", registry=self.registry)
+        """Export the number of requests in flight, read on scrape."""
+        gauge = Gauge("launcher_requests_in_flight", "Requests admitted and not yet answered.", registry=self.registry)
         gauge.set_function(count)
 
     def render(self) -> bytes:
-        """Everything, as Prometheus reads it."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
 
@@ -168,21 +175,21 @@ def _entry(entries: Callable[[], Mapping[str, int]], name: str) -> float:
 
 
 class RouteMetrics:
-    """What is counted for one route; that of a status is bound when it first occurs."""
+    """The metrics of one route; the counter of a status is bound when the status first occurs."""
 
     def __init__(self, requests: CounterFamily, items: CounterFamily, tokens: CounterFamily, route: str) -> None:
         self._requests, self._route = requests, route
         self._statuses: dict[int, CounterValue] = {}
-        self._items, self._tokens = items.of(route), tokens.of(route)
+        self._items, self._tokens = items.labels(route), tokens.labels(route)
 
     def answered(self, status: int) -> None:
         """A request was answered."""
-        tally = self._statuses.get(status)
-        if tally is None:
-            tally = self._statuses[status] = self._requests.of(self._route, str(status))
-        tally.add()
+        counter = self._statuses.get(status)
+        if counter is None:
+            counter = self._statuses[status] = self._requests.labels(self._route, str(status))
+        counter.add()
 
     def computed(self, items: int, tokens: int) -> None:
-        """What a request had computed."""
+        """Items and tokens were computed for a request."""
         self._items.add(items)
         self._tokens.add(tokens)

@@ -1,8 +1,8 @@
-"""Texts to token ids, with the limits that keep one request from hurting the others.
+"""Tokenizes texts, with limits that keep one request from delaying the others.
 
-Tokenizing happens in the front because routing needs true lengths. It is done by the Rust tokenizer alone, without
-transformers (``encoder``). Small inputs are tokenized where they are, large ones in a thread: the thread costs about
-0.1 ms, and the event loop must not be held longer than a few milliseconds.
+The front tokenizes because routing needs true lengths. It uses the Rust tokenizer alone (``ascii_fast_path``), without
+transformers. Small inputs are tokenized inline, large ones in a thread: a thread costs about 0.1 ms, and the event loop
+must not be blocked for more than a few milliseconds.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tokenizers import Encoding
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
+from launcher.options import FrontOptions
 
-# About 2 ms of work: 0.27 µs a character were measured for English text with a WordPiece vocabulary.
+# About 2 ms of work: 0.27 µs per character, measured for English text with a WordPiece vocabulary.
 INLINE_CHARACTERS = 8_000
-# What one text, or one list of ids, costs beside its characters or ids, counted as these.
+# The fixed cost of one text or one list of ids, in characters or ids.
 INPUT_OVERHEAD = 20
-# About 2 ms of work: 0.1 µs for an id, and its list as above.
+# About 2 ms of work: 0.1 µs per id, plus the fixed cost of each list.
 INLINE_IDS = 16_000
-# Tokenized in one call; freeing the result holds the lock for about 1 ms.
+# Tokenized in one call; freeing the result holds the GIL for about 1 ms.
 CHUNK_CHARACTERS = 32_000
-# More threads would only take turns on the few cores of the front.
-THREADS = 2
+DEFAULT_THREADS = FrontOptions().tokenizer_threads
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -43,10 +43,10 @@ Ids = Sequence[int] | npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """The items of a request as int32 ids, how many tokens they are, and which inputs were cut to fit the model.
+    """The items of a request as int32 ids, the total number of tokens, and the indices of truncated inputs.
 
-    For taggers ``spans`` has, for each text, where each of its tokens stands in it: int32, tokens × 2, the first code
-    point and the one behind the last; -1 for the special tokens that were added. Otherwise, and for ids, empty.
+    For taggers, ``spans`` holds the character offsets of each text's tokens: int32, tokens × 2, start and end in code
+    points, end exclusive; -1 for added special tokens. Empty for other tasks, and for inputs of ids.
     """
 
     items: list[npt.NDArray[np.int32]]
@@ -72,18 +72,19 @@ class InputNames:
         return f"'{self.field}'" if self.lone else f"'{self.field}[{self.first + index}]'"
 
 
-async def _as_it_is(future: asyncio.Future[Tokenized]) -> Tokenized:
+async def _await(future: asyncio.Future[Tokenized]) -> Tokenized:
     return await future
 
 
 class FrontTokenizer:
-    """Tokenizes for one model. Texts get the special tokens of the model; token ids are used as they are.
+    """Tokenizes for one model. Texts get the special tokens of the model; token ids are used unchanged.
 
-    ``text_characters`` is the longest text that is looked at. ``special_ids`` are those of the tokens that texts get.
+    ``text_characters`` is the maximum length of a text. ``special_ids`` are the ids of the special tokens that texts
+    get.
     """
 
-    def __init__(self, model_info: ModelInfo, *, text_characters: int) -> None:
-        # The tokenizer's own threads would run on the cores of the workers.
+    def __init__(self, model_info: ModelInfo, *, text_characters: int, threads: int = DEFAULT_THREADS) -> None:
+        # The tokenizer's own thread pool would run on the cores of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._with_spans = model_info.task == "tag"
         self._encoder = Encoder(model_info, offsets=self._with_spans)
@@ -95,17 +96,17 @@ class FrontTokenizer:
         self.special_ids = frozenset(
             id for id, special in zip(added.ids, added.special_tokens_mask, strict=True) if special
         )
-        self.pending = 0  # inputs that wait for a thread or are in one
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
+        self.pending = 0  # inputs that wait for a thread or are being processed in one
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Stop the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def in_thread(
         self, inputs: int, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
     ) -> asyncio.Future[Result]:
-        """What ``function`` gives, called in a thread for so many inputs; not called at all when cancelled before."""
+        """Call ``function`` in a thread, for this number of inputs; a future that is cancelled early skips the call."""
         future = asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
         self.pending += inputs
         future.add_done_callback(lambda _: self._ended(inputs))
@@ -120,12 +121,12 @@ class FrontTokenizer:
         *,
         truncate: bool = False,
         field: str | InputNames = "input",
-        wait: Wait = _as_it_is,
+        wait: Wait = _await,
     ) -> Tokenized:
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
 
-        A text of more tokens than the model takes is refused, or with ``truncate`` cut at its end so that the special
-        tokens stay, and reported. ``wait`` awaits what is done in a thread, and may cancel it.
+        A text of more tokens than the model accepts is rejected, or with ``truncate`` cut at its end, keeping the
+        special tokens, and reported. ``wait`` awaits the work of a thread and may cancel it.
         """
         characters = self._check_texts(texts, field)
         if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
@@ -136,11 +137,11 @@ class FrontTokenizer:
         return await wait(future)
 
     async def ids(
-        self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = _as_it_is
+        self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = _await
     ) -> Tokenized:
-        """Token ids given by the client, used as they are: no special token is added, none is needed.
+        """Token ids from the client, used unchanged: no special tokens are added or required.
 
-        Who sends ids has the model's tokenizer, and what that adds is in them. (vLLM takes them so too.) With
+        Clients that send ids have the model's tokenizer, which has added the special tokens. (vLLM does the same.) With
         ``truncate`` a list that is too long keeps its first ids.
         """
         if sum(map(len, lists)) + INPUT_OVERHEAD * len(lists) <= INLINE_IDS:
@@ -159,9 +160,9 @@ class FrontTokenizer:
             names = _names(field, len(texts))
             name = names.of(index)
             if not length:
-                raise RequestError(f"{name} is an empty string; leave it out", code="empty_input", param=names.field)
+                raise RequestError(f"{name} is an empty string; omit it", code="empty_input", param=names.field)
             raise RequestError(
-                f"{name} has {length} characters; texts of more than {self._text_characters} are not tokenized",
+                f"{name} has {length} characters; the limit is {self._text_characters}",
                 code="too_long",
                 param=names.field,
             )
@@ -175,7 +176,7 @@ class FrontTokenizer:
         truncated: list[int] = []
         tokens = 0
         for chunk in _chunks(texts):
-            if stop is not None and stop.is_set():  # nobody waits for it any more
+            if stop is not None and stop.is_set():  # the request was cancelled
                 raise CancelledError
             for encoding in self._encode(chunk):
                 ids = encoding.ids
@@ -185,7 +186,7 @@ class FrontTokenizer:
                         raise RequestError(
                             f"{names.of(index)} has no tokens for this model", code="empty_input", param=names.field
                         )
-                    self._refuse_unless(truncate, len(ids), names, index)
+                    self._check_truncate(truncate, len(ids), names, index)
                     ids = self._cut(ids)
                     truncated.append(index)
                 tokens += len(ids)
@@ -197,22 +198,22 @@ class FrontTokenizer:
     def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
             return self._encoder.encode(texts)
-        except Exception as error:  # the Rust side raises plain Exception for text that its model cannot take
-            raise RequestError(f"the model's tokenizer cannot take this text: {error}", code="untokenizable") from error
+        except Exception as error:  # the Rust library raises plain Exception for text that its model cannot encode
+            raise RequestError(f"the model's tokenizer cannot encode a text: {error}", code="untokenizable") from error
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """The first ids, and the special ones at the end. (``Encoding.truncate`` would keep all that it cuts off.)"""
+        """The first ids and the closing special ones. (``Encoding.truncate`` would keep the overflow in memory.)"""
         closing = min(self._closing_tokens, self._max_length)
         return ids[: self._max_length - closing] + ids[len(ids) - closing :]
 
     def _spans(self, encoding: Encoding, kept: int) -> npt.NDArray[np.int32]:
-        """Where the tokens of a text stand that are left of it after ``_cut``."""
+        """The character offsets of the tokens of a text that ``_cut`` keeps."""
         if kept == len(encoding):
             flat = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int32, count=2 * kept)
             spans = flat.reshape(kept, 2)
             spans[np.array(encoding.special_tokens_mask, dtype=np.bool_)] = -1
             return spans
-        # One by one: the list of all offsets would hold the lock for long where most of them are cut off.
+        # One by one: building the list of all offsets would hold the GIL for long if most of them are cut off.
         spans = np.full((kept, 2), -1, dtype=np.int32)
         for place in range(kept - min(self._closing_tokens, kept)):
             if (span := encoding.token_to_chars(place)) is not None:
@@ -229,9 +230,9 @@ class FrontTokenizer:
                 names = _names(field, len(lists))
                 if not len(ids):
                     raise RequestError(
-                        f"{names.of(index)} is an empty list of token ids", code="empty_input", param=field
+                        f"{names.of(index)} is an empty list of token ids; omit it", code="empty_input", param=field
                     )
-                self._refuse_unless(truncate, len(ids), names, index)
+                self._check_truncate(truncate, len(ids), names, index)
                 truncated.append(index)
             self._check_range(ids, index, len(lists), field)
             items.append(np.array(ids[: self._max_length], dtype=np.int32))
@@ -245,18 +246,18 @@ class FrontTokenizer:
         if lowest < 0 or highest >= self._vocab_size:
             name = _names(field, count).of(index)
             wrong = lowest if lowest < 0 else highest
-            shown = str(wrong) if abs(wrong) < 10**20 else "one of more than 20 digits"
+            shown = str(wrong) if abs(wrong) < 10**20 else "of more than 20 digits"
             raise RequestError(
-                f"{name} has the token id {shown}; this model has the ids 0 to {self._vocab_size - 1}",
+                f"{name} contains the token id {shown}; the ids of this model are 0 to {self._vocab_size - 1}",
                 code="token_out_of_range",
                 param=field,
             )
 
-    def _refuse_unless(self, truncate: bool, tokens: int, names: InputNames, index: int) -> None:
+    def _check_truncate(self, truncate: bool, tokens: int, names: InputNames, index: int) -> None:
         if truncate:
             return
         raise RequestError(
-            f"{names.of(index)} has {tokens} tokens, the model takes at most {self._max_length}; "
+            f"{names.of(index)} has {tokens} tokens, but the model accepts at most {self._max_length}; "
             f"shorten it, or {names.truncate_hint}",
             code="too_long",
             param=names.field,
@@ -264,7 +265,7 @@ class FrontTokenizer:
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts, a part at a time: what the Rust side made is freed under the interpreter lock, all at once."""
+    """The texts in chunks: the result of one call to the Rust library is freed at once, while holding the GIL."""
     chunk: list[str] = []
     characters = 0
     for text in texts:
@@ -282,6 +283,6 @@ def _names(field: str | InputNames, count: int) -> InputNames:
 
 
 def _closing_tokens(encoding: Encoding) -> int:
-    """How many special tokens stand after a text, of which this is an encoding."""
+    """The number of special tokens at the end of an encoding."""
     added = encoding.special_tokens_mask
     return len(added) - 1 - max((place for place, special in enumerate(added) if not special), default=len(added) - 1)

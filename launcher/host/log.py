@@ -1,8 +1,8 @@
-"""Sets up logging: one line per event for people, or one JSON object per line for programs, on standard error.
+"""Sets up logging to standard error: one line per event, as text for people or as a JSON object for programs.
 
-The convention: a logger named after its part (``launcher.supervisor``), a whole sentence as the message, and
-``extra={"instance": 2, "event": "ready", …}`` for what programs want to read. uvicorn's loggers go the same way.
-Only the composition root calls `set_up`; every other module just logs.
+Conventions: a logger is named after its component (``launcher.supervisor``), the message is a sentence, and fields for
+programs are in ``extra={"instance": 2, "event": "ready", …}``. uvicorn's loggers use the same handler. Only the
+composition root calls `set_up`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from launcher.options import LogOptions
 
-# What every record has; anything beyond it was given with `extra`.
+# The attributes that every record has; any other was passed with `extra`.
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 DIM, RESET = "\033[2m", "\033[0m"
@@ -27,44 +27,44 @@ COLOURS = {
     logging.CRITICAL: "\033[31m",
 }
 INSTANCE_COLOURS = tuple(f"\033[{code}m" for code in (36, 32, 35, 34, 96, 92, 95, 94))
-LEVEL_WORDS = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
-WHO_WIDTH = 11  # "instance 99"
+LEVEL_PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
+SOURCE_WIDTH = 11  # "instance 99"
 
-# Chatty at info: a line per request, or per connection.
+# Verbose at level info: a line per request or connection.
 QUIET = ("uvicorn.access", "httpx", "httpcore", "asyncio", "urllib3", "filelock")
-ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+REROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 
-class PeopleFormatter(logging.Formatter):
-    """``12:03:04.123  instance 2   ready after 3.1 s``; each further line of a message is prefixed like the first."""
+class TextFormatter(logging.Formatter):
+    """``12:03:04.123  instance 2   ready after 3.1 s``; each further line of a message gets the same prefix."""
 
     def __init__(self, colour: bool) -> None:
         super().__init__()
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line or lines of one record, without a newline at the end."""
+        """The line or lines of one record, without a trailing newline."""
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        prefix = f"{self._time(record)}  {self._who(record)}  {self._bar(record)}"
+        prefix = f"{self._time(record)}  {self._source(record)}  {self._bar(record)}"
         lines = [_printable(line) for line in text.splitlines()] or [""]
-        lines[0] = LEVEL_WORDS.get(record.levelno, "") + lines[0]
+        lines[0] = LEVEL_PREFIXES.get(record.levelno, "") + lines[0]
         return "\n".join(prefix + self._paint(COLOURS.get(record.levelno, ""), line) for line in lines)
 
     def _time(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         return self._paint(DIM, f"{clock}.{int(record.msecs):03d}")
 
-    def _who(self, record: logging.LogRecord) -> str:
+    def _source(self, record: logging.LogRecord) -> str:
         instance = getattr(record, "instance", None)
         if instance is None:
-            return f"{record.name.removeprefix('launcher.').partition('.')[0]:{WHO_WIDTH}}"
+            return f"{record.name.removeprefix('launcher.').partition('.')[0]:{SOURCE_WIDTH}}"
         colour = INSTANCE_COLOURS[instance % len(INSTANCE_COLOURS)] if isinstance(instance, int) else ""
-        return self._paint(colour, f"{f'instance {instance}':{WHO_WIDTH}}")
+        return self._paint(colour, f"{f'instance {instance}':{SOURCE_WIDTH}}")
 
     def _bar(self, record: logging.LogRecord) -> str:
-        # A worker's own output is marked, so that it cannot pass for a line of the launcher.
+        # A worker's own output is marked, so that it cannot be mistaken for a line of the launcher.
         return "| " if getattr(record, "event", None) == "output" else ""
 
     def _paint(self, code: str, text: str) -> str:
@@ -75,7 +75,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line: ``ts`` (seconds since 1970), ``level``, ``logger``, ``message``, then the extras."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object of one record; values that JSON does not know are written as text."""
+        """The object of one record; values without a JSON type are converted to strings."""
         fields: dict[str, Any] = {
             "ts": round(record.created, 6),
             "level": record.levelname.lower(),
@@ -89,20 +89,20 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(options: LogOptions, stream: TextIO | None = None) -> None:
-    """Send every logger of this process to ``stream`` (default: standard error), in the form that was asked for.
+    """Send the records of all loggers to ``stream`` (default: standard error), in the format that ``options`` select.
 
-    May be called again; the last call holds. Colour only on a terminal, and never with NO_COLOR set.
+    May be called again; the last call wins. Colour is used only on a terminal, and never if NO_COLOR is set.
     """
     target = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(target)
-    handler.setFormatter(JsonFormatter() if options.json else PeopleFormatter(_wants_colour(target)))
+    handler.setFormatter(JsonFormatter() if options.json else TextFormatter(_wants_colour(target)))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
     root.addHandler(handler)
     level = logging.getLevelName(options.level.upper())
     root.setLevel(level)
-    for name in ROUTED:
+    for name in REROUTED:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
@@ -117,5 +117,5 @@ def _wants_colour(stream: TextIO) -> bool:
 
 
 def _printable(line: str) -> str:
-    """Without control characters: a worker's output must not move the cursor of whoever reads the log."""
+    """The line with control characters escaped: a worker's output must not control the terminal."""
     return "".join(char if char.isprintable() or char == "\t" else f"\\x{ord(char):02x}" for char in line)

@@ -153,7 +153,23 @@ class ThroughputCommandOptions:
     """Everything ``launch bench throughput`` needs: instances as ``serve`` starts them, on this machine."""
 
     serve: ServeOptions = part(
-        ServeOptions(log=LogOptions(level="warning")), without=("lengths", "sysroot", "machine", HTTP, LIMITS)
+        ServeOptions(log=LogOptions(level="warning")),
+        # Not for a queue that holds the whole workload, and workers that are not restarted.
+        without=(
+            "lengths",
+            "sysroot",
+            "machine",
+            HTTP,
+            LIMITS,
+            "max_queue_items",
+            "interactive_share",
+            "bulk_batch_seconds",
+            "max_attempts",
+            "max_failures",
+            "backoff_seconds",
+            "backoff_limit_seconds",
+            "settled_seconds",
+        ),
     )
     throughput: ThroughputOptions = part(ThroughputOptions())
     workload: WorkloadOptions = part(WorkloadOptions())

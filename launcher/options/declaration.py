@@ -14,13 +14,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from launcher.options.environment import OPTION_PREFIX
+
 if TYPE_CHECKING:  # from Python 3.11 on
     from typing import Unpack
 
 T = TypeVar("T")
 Kind = type[bool] | type[int] | type[float] | type[str] | type[Path]
 
-ENVIRONMENT_PREFIX = "LAUNCH_"
 _KEY = "launch"
 
 
@@ -128,7 +129,7 @@ class Option:
     @property
     def variable(self) -> str:
         """The environment variable: ``LAUNCH_MAX_BODY_BYTES``."""
-        return ENVIRONMENT_PREFIX + self.name.upper()
+        return OPTION_PREFIX + self.name.upper()
 
     @property
     def expected(self) -> str:

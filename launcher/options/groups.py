@@ -380,7 +380,7 @@ class ReportOptions:
 class DoctorOptions:
     """Which machine is examined. ``sample_seconds`` is how long it is watched for load by other programs."""
 
-    machine: MachineOptions = part(MachineOptions(), only=("sysroot",))
+    machine: MachineOptions = part(MachineOptions(), only=("sysroot", "probe_seconds"))
     sample_seconds: float = option(
         0.4, "How long to watch the machine for other load.", group=MACHINE, minimum=0.05, metavar="SECONDS"
     )

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.errors import UsageError
-from launcher.options.declaration import ENVIRONMENT_PREFIX, Option, options_of
+from launcher.options.declaration import Option, options_of
+from launcher.options.environment import OPTION_PREFIX, RUN_PREFIX
 from launcher.options.values import convert, nearest, parse
 
 Source = Literal["flag", "environment", "file", "default"]
 
-CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
-# Variables with this prefix are set by ``launch run`` for its programs and are never options.
-RUN_PREFIX = ENVIRONMENT_PREFIX + "RUN_"
+CONFIG_VARIABLE = OPTION_PREFIX + "CONFIG"
 
 # What Kubernetes sets in every container for a Service whose name begins with "launch".
 _SERVICE_VARIABLE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
@@ -125,7 +124,7 @@ def _from_file(file: ConfigFile, known: Mapping[str, Option]) -> Iterator[tuple[
 def _warnings(environment: Mapping[str, str], known: Mapping[str, Option]) -> Iterator[str]:
     variables = {option.variable for option in known.values()} | {CONFIG_VARIABLE}
     for name, value in sorted(environment.items()):
-        if not name.startswith(ENVIRONMENT_PREFIX) or name in variables or name.startswith(RUN_PREFIX):
+        if not name.startswith(OPTION_PREFIX) or name in variables or name.startswith(RUN_PREFIX):
             continue
         if _SERVICE_VARIABLE.search(name) or _SERVICE_ADDRESS.match(value):
             continue  # of a Kubernetes Service; what is set for one never reaches an option

@@ -62,7 +62,10 @@ def basis_of(subject: CostSubject | None) -> CostBasis:
     """What costs are predicted from: the tables that hold for this machine and model, or a guess."""
     if subject is None:
         return CostBasis.guessed(None)
-    relatives = cost_tables.read_relatives(cost_tables.cost_folder(), subject.key_of(1, 1, ()))
+    folder = cost_tables.cost_folder()
+    if not folder.is_dir():  # before the keys, which take the versions of packages
+        return CostBasis.guessed(subject.model_info.weight_bytes)
+    relatives = cost_tables.read_relatives(folder, subject.key_of(1, 1, ()))
     fitting = [t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))]
     if not fitting:
         return CostBasis.guessed(subject.model_info.weight_bytes)

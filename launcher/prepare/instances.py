@@ -17,9 +17,9 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.report.plan_report import Command
 from launcher.core.tuning.choose_classes import Choice
 from launcher.core.tuning.simulation import CostBasis, Traffic
-from launcher.host.process.preload import look_around
-from launcher.host.process.probe import choose_bindings, explain
-from launcher.options import RuntimeOptions
+from launcher.host.process.preload import find_libraries
+from launcher.host.process.probe import choose_bindings, describe_bindings
+from launcher.options import MachineOptions, RuntimeOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,15 @@ MakeCommand = Callable[[InstancePlan, Binding, CommandContext], tuple[Command, t
 
 
 def prepare_instances(
-    plan: Plan, runtime: RuntimeOptions, make_command: MakeCommand, *, strict: bool, live: bool
+    plan: Plan, machine: MachineOptions, runtime: RuntimeOptions, make_command: MakeCommand, *, live: bool
 ) -> tuple[tuple[PreparedInstance, ...], tuple[str, ...]]:
     """Bindings, preload and commands for every instance, and the warnings that belong to them.
 
-    ``live`` when the plan is for this machine: then bindings are probed and libraries are looked for. Raises
-    ``MachineError`` with ``strict`` where a binding is less than planned, ``UsageError`` for a library that is missing.
+    ``live`` when the plan is for this machine: then bindings are probed and libraries are looked for. With
+    ``machine.strict``, raises ``MachineError`` if a binding is less than planned; raises ``UsageError`` for a missing
+    library.
     """
-    bindings = _bindings_of(plan, strict, live)
+    bindings = _bindings_of(plan, machine, live)
     user_env: Mapping[str, str] = os.environ if live else {}
     context = CommandContext(live, len(plan.instances), user_env, _choose_runtimes(runtime, live, user_env))
     instances: list[PreparedInstance] = []
@@ -90,7 +91,7 @@ def prepare_instances(
         command, said = make_command(instance, binding, context)
         instances.append(PreparedInstance(instance, binding, command))
         notes += said
-    found = explain(plan, bindings) if live else ()
+    found = describe_bindings(plan, bindings) if live else ()
     return tuple(instances), (*found, *context.runtimes.notes, *notes)
 
 
@@ -99,9 +100,9 @@ def without_repeats(*warnings: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(warnings))
 
 
-def _bindings_of(plan: Plan, strict: bool, live: bool) -> tuple[Binding, ...]:
+def _bindings_of(plan: Plan, machine: MachineOptions, live: bool) -> tuple[Binding, ...]:
     if live:
-        return choose_bindings(plan, strict=strict)
+        return choose_bindings(plan, strict=machine.strict, probe_seconds=machine.probe_seconds)
     return tuple(
         Binding("cpus" if instance.memory == "local" else "bind", "numactl", "planned for another machine")
         for instance in plan.instances
@@ -110,5 +111,5 @@ def _bindings_of(plan: Plan, strict: bool, live: bool) -> tuple[Binding, ...]:
 
 def _choose_runtimes(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Runtimes:
     """Allocator and OpenMP runtime; they are looked for only on the machine itself."""
-    surroundings = look_around(wanted_libraries(options.allocator, options.openmp), user_env) if live else None
-    return choose_runtimes(options.allocator, options.openmp, surroundings, user_env)
+    facts = find_libraries(wanted_libraries(options.allocator, options.openmp), user_env) if live else None
+    return choose_runtimes(options.allocator, options.openmp, facts, user_env)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from launcher.core.diagnosis.torch_build import gpu_build_warning
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.footprint import choose_dtype, mixed_batches, warmup_shapes
 from launcher.core.protocol.messages import Setup
@@ -11,6 +12,7 @@ from launcher.core.protocol.model_info import ModelInfo, RunDtype
 from launcher.core.scheduling.scheduler import SchedulerLimits
 from launcher.errors import LauncherError, UsageError
 from launcher.host.model.resolve import resolve
+from launcher.host.torch_build import read_torch_build, require_worker_packages
 from launcher.options import FIFO_BATCH_ITEMS, ModelOptions, ServeOptions
 
 
@@ -26,6 +28,15 @@ def check_backend(options: ModelOptions) -> None:
         )
     if not math.isfinite(seconds):
         raise UsageError(f"--fake-seconds-per-token {seconds}: must be a finite number of seconds, such as 0.0001")
+
+
+def check_worker_packages(options: ModelOptions) -> tuple[str, ...]:
+    """Notes on the installed torch. Raises ``MachineError`` if the workers could not import what they need."""
+    if options.backend == "fake":
+        return ()
+    require_worker_packages()
+    warning = gpu_build_warning(read_torch_build())
+    return () if warning is None else (warning,)
 
 
 def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo | None, tuple[str, ...]]:
@@ -48,7 +59,17 @@ def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
 def limits_of(options: ServeOptions) -> SchedulerLimits:
     """The bounds of the queue and of a batch."""
     first_come = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
-    return SchedulerLimits(options.front.queue_items, options.front.batch_tokens, first_come)
+    rules = options.scheduling
+    return SchedulerLimits(
+        queue_items=options.front.queue_items,
+        batch_tokens=options.front.batch_tokens,
+        interactive_share=rules.interactive_share,
+        bulk_batch_seconds=rules.bulk_batch_seconds,
+        hang_factor=rules.hang_factor,
+        hang_seconds=rules.hang_seconds,
+        max_attempts=rules.max_attempts,
+        first_come=first_come,
+    )
 
 
 def setup_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> Setup:

@@ -24,7 +24,7 @@ from launcher.options import ServeOptions
 from launcher.prepare.costs import basis_of, subject_of
 from launcher.prepare.instances import CommandContext, ForecastInputs, Prepared, prepare_instances, without_repeats
 from launcher.prepare.machine import is_here, load_machine
-from launcher.prepare.model import check_backend, load_model_info
+from launcher.prepare.model import check_backend, check_worker_packages, load_model_info
 
 AUTO = "auto"  # for --classes
 
@@ -44,13 +44,14 @@ def prepare_workers(options: ServeOptions, *, model_needed: bool, machine: Machi
             f"--lengths {options.machine.lengths} is for --classes auto, and for what reports predict; "
             "add --classes auto or --dry-run, or omit it"
         )
+    package_notes = check_worker_packages(options.model) if model_needed else ()
     machine = machine or load_machine(options.machine)
     model_info, model_notes = load_model_info(options.model, needed=model_needed)
     forecast, request = _forecast_inputs(options, machine, model_info)
     plan = make_plan(machine, request)
-    live, strict = is_here(options.machine), options.machine.strict
-    instances, notes = prepare_instances(plan, options.runtime, _worker_command, strict=strict, live=live)
-    warnings = without_repeats(*machine.warnings, *plan.warnings, *model_notes, *notes)
+    live = is_here(options.machine)
+    instances, notes = prepare_instances(plan, options.machine, options.runtime, _worker_command, live=live)
+    warnings = without_repeats(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *notes)
     return Prepared(machine, model_info, plan, instances, warnings, forecast)
 
 

@@ -30,9 +30,9 @@ def prepare_run(options: RunOptions, *, live: bool) -> Prepared:
         refuse_elsewhere(options.machine)
     machine = load_machine(options.machine)
     plan = make_plan(machine, _request(options.machine))
-    here, strict = is_here(options.machine), options.machine.strict
     make_command = partial(_program_command, options.program)
-    instances, notes = prepare_instances(plan, options.runtime, make_command, strict=strict, live=here)
+    here = is_here(options.machine)
+    instances, notes = prepare_instances(plan, options.machine, options.runtime, make_command, live=here)
     if live:
         _check_programs(options.program, plan)
     return Prepared(machine, None, plan, instances, without_repeats(*machine.warnings, *plan.warnings, *notes))

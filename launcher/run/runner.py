@@ -39,11 +39,13 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.errors import InstanceError, UsageError
 from launcher.host import log as logs
 from launcher.host.process import subreaper
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import Output, Relay, open_log
 from launcher.host.process.programs import Program, ProgramLaunch, start_program
-from launcher.host.process.spawn import describe_status
 from launcher.host.process.verify import Verification, verify
 from launcher.options import RunOptions
+from launcher.options.environment import RUN_PREFIX
+from launcher.options.sources import without_options
 from launcher.prepare.instances import Prepared, PreparedInstance
 from launcher.prepare.report import print_json, print_report
 from launcher.run.prepare import prepare_run
@@ -94,7 +96,7 @@ class Runner:
         self._prepared = prepared
         self._instances: dict[int, PreparedInstance] = {one.plan.id: one for one in prepared.instances}
         self._lifeline = lifeline
-        self._job = Job([instance.id for instance in prepared.plan.instances], policy_of(options))
+        self._job = Job(list(self._instances), policy_of(options))
         self._programs: dict[int, Program] = {}
         self._files: dict[int, BinaryIO] = {}
         self._logged_misses: set[tuple[int, str]] = set()
@@ -115,15 +117,15 @@ class Runner:
     async def run(self) -> None:
         """Start all programs; returns when all have exited. Raises ``UsageError`` if a log file cannot be written."""
         if self._options.log_dir is not None:
-            for instance in self._prepared.plan.instances:
-                self._files[instance.id] = open_log(self._options.log_dir, instance.id)
+            for instance in self._instances:
+                self._files[instance] = open_log(self._options.log_dir, instance)
         self._log_plan()
         async with anyio.create_task_group() as group:
             self._group = group
             await group.start(self._watch_signals)
             group.start_soon(self._watch_lifeline)
-            for instance in self._prepared.plan.instances:
-                self._act(self._job.start(instance.id, time.monotonic()))
+            for instance in self._instances:
+                self._act(self._job.start(instance, time.monotonic()))
             await self._watch_deadlines()
             group.cancel_scope.cancel()
         self._log_results()
@@ -165,10 +167,9 @@ class Runner:
         return self._job.spawned(instance, program.pid, time.monotonic())
 
     def _launch_of(self, instance: int) -> ProgramLaunch:
-        index = [one.id for one in self._prepared.plan.instances].index(instance)
-        command = self._prepared.commands[index]
-        marker = {"LAUNCH_RUN": self._run_id, "LAUNCH_INSTANCE": str(instance)}
-        env = {**os.environ, **command.env, **marker}
+        command = self._instances[instance].command
+        marker = {f"{RUN_PREFIX}ID": self._run_id, f"{RUN_PREFIX}INSTANCE": str(instance)}
+        env = {**without_options(os.environ, RunOptions), **command.env, **marker}
         return ProgramLaunch(instance, command.command, env, marker, stdin=self._is_single)
 
     @property
@@ -284,7 +285,7 @@ class Runner:
     def _log_plan(self) -> None:
         for warning in self._prepared.warnings:
             log.warning("%s", warning, extra={"event": "warning"})
-        for instance in self._prepared.instances:
+        for instance in self._instances.values():
             plan = instance.plan
             self._log(logging.INFO, plan.id, "cpus %s, %s", format_cpu_list(plan.cpus), plan.why)
             self._log(logging.DEBUG, plan.id, "command: %s", " ".join(instance.command.command))

@@ -52,7 +52,7 @@ def listen(front: FrontOptions) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((front.host, front.port))
-        sock.listen(2048)
+        sock.listen(front.backlog)
     except OSError as error:
         sock.close()
         raise UsageError(

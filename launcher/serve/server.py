@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from launcher.core.report.forecast import grounds
-from launcher.engine.engine import STOP_SECONDS, EngineSettings, InferenceEngine
+from launcher.engine.engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError
 from launcher.front.http.app import Services, create_app
 from launcher.front.http.server import HttpServer
@@ -133,7 +133,7 @@ class Server:
         """The clean end: nothing that was admitted is lost, unless it takes longer than the drain may."""
         await self._engine.drain(self._options.front.drain_seconds)
         await self._engine.stop()
-        await self._http.stop(STOP_SECONDS)  # for replies that are being written
+        await self._http.stop(self._options.supervise.stop_seconds)  # for replies that are being written
         self._engine.close()
         self._finished.set()
 

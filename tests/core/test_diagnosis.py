@@ -30,15 +30,17 @@ from launcher.core.diagnosis.facts import (
 from launcher.core.diagnosis.finding import SEVERITIES, Finding
 from launcher.core.diagnosis.findings_report import findings_json, findings_text
 from launcher.core.diagnosis.software_checks import disabled_by, parse_release
+from launcher.core.diagnosis.torch_build import TorchBuild
 from launcher.core.machine.topology import Limits, Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import PlanRequest, make_plan
-from launcher.core.planning.preload import Sought
+from launcher.core.planning.preload import LibrarySearch
 from tests.core.by_hand import GIB, machine
 
 AMX = ("amx_bf16", "amx_int8", "amx_tile")
 AVX512 = ("avx512_bf16", "avx512_fp16", "avx512_vnni", "avx512f", "avx2")
 GOOD_ENVIRONMENT = (("OMP_NUM_THREADS", "4"),)
+CUDA_TORCH = TorchBuild("2.13.0+cu130", "CUDA 13.0")
 
 # The machine of all tests: 2 nodes of 4 cores; cpus 0-7 are their first threads, 8-15 the second ones.
 ALL: Cpus = tuple(range(8))
@@ -79,7 +81,7 @@ def _clocks(**changes: Any) -> Clocks:
         boost=replace(clocks.boost, value="1"),
         limit=replace(clocks.limit, values=(("3000000", ALL),)),
         highest=replace(clocks.highest, values=(("3000000", ALL),)),
-        heat=replace(clocks.heat, values=(("0", ALL),)),
+        throttle_count=replace(clocks.throttle_count, values=(("0", ALL),)),
     )
     return replace(well, **changes)
 
@@ -124,8 +126,8 @@ def _sample(**changes: Any) -> Sample:
 def _software(**changes: Any) -> Software:
     well = Software(
         numactl="/usr/bin/numactl",
-        allocators=(Sought("tcmalloc", None), Sought("jemalloc", "/usr/lib/libjemalloc.so.2")),
-        torch="2.13.0+cpu",
+        allocators=(LibrarySearch("tcmalloc", None), LibrarySearch("jemalloc", "/usr/lib/libjemalloc.so.2")),
+        torch=TorchBuild("2.13.0+cpu"),
         environment=GOOD_ENVIRONMENT,
         distribution=("ubuntu", "debian"),
         open_files=(65536, 65536),
@@ -148,7 +150,7 @@ def words(finding: Finding) -> str:
     return "\n".join([finding.title, *evidence, *(finding.fix or ())])
 
 
-def test_a_machine_on_which_all_is_well_has_nothing_to_mend() -> None:
+def test_a_machine_on_which_all_is_well_has_nothing_to_fix() -> None:
     assert {finding.id: finding.severity for finding in diagnose(facts()) if finding.severity != "fine"} == {}
     assert all(finding.fix is None and not finding.needs_root for finding in diagnose(facts()))
 
@@ -254,12 +256,12 @@ GDS = "/sys/devices/system/cpu/vulnerabilities/gather_data_sampling"
 
 CASES: list[Case] = [
     ("busy-cpus", _with_sample(busy=_busy(3), programs=(BUSY,)), "problem", ["cpu 3 90%", "python train.py", "/42/"]),
-    ("busy-cpus", _with_sample(busy=_busy(3)), "problem", ["no program seen from here"]),
+    ("busy-cpus", _with_sample(busy=_busy(3)), "problem", ["no program visible"]),
     ("busy-cpus", _with_sample(busy=_busy(8), programs=(BUSY,)), "fine", ["at most 1%"]),
     ("busy-siblings", _with_sample(busy=_busy(8), programs=(BUSY,)), "problem", ["cpu 8 90%", "siblings"]),
     ("busy-siblings", _with_sample(busy=_busy(3)), "fine", []),
     ("busy-siblings", lambda: facts(siblings=()), "fine", ["no second hardware thread"]),
-    ("busy-siblings", lambda: facts(siblings=None), "unknown", ["not stated"]),
+    ("busy-siblings", lambda: facts(siblings=None), "unknown", ["does not report"]),
     (
         "other-launchers",
         _with_sample(programs=WORKERS),
@@ -279,8 +281,8 @@ CASES: list[Case] = [
     ("pinned-programs", _with_sample(programs=(replace(PINNED, cpus=(9,)),)), "fine", []),
     ("pinned-programs", _with_sample(programs=WORKERS), "fine", []),
     ("pinned-programs", _with_sample(programs=(*WORKERS, Program(50, "launch", (0, 1), 0.1))), "fine", []),
-    ("cpu-steal", _with_sample(stolen=tuple((cpu, 0.2) for cpu in ALL)), "problem", ["20%", "pinned cpus"]),
-    ("cpu-steal", _with_sample(stolen=tuple((cpu, 0.02) for cpu in ALL)), "advice", ["2%"]),
+    ("cpu-steal", _with_sample(steal=tuple((cpu, 0.2) for cpu in ALL)), "problem", ["20%", "pinned cpus"]),
+    ("cpu-steal", _with_sample(steal=tuple((cpu, 0.02) for cpu in ALL)), "advice", ["2%"]),
     ("cpu-quota", _quota(("/a/cpu.max", "350000 100000", 3.5)), "problem", ["3 of 8 cores", "echo max > /a/cpu.max"]),
     ("cpu-quota", _quota(("/a/cpu.cfs_quota_us", "50000", 0.5)), "problem", ["single", "echo -1 >", "--cpus 8"]),
     ("cpu-quota", _quota(("/a/cpu.max", "800000 100000", 8.0)), "fine", ["covers all 8 cores"]),
@@ -337,7 +339,7 @@ CASES: list[Case] = [
         ["amx_bf16", "unset ONEDNN_M"],
     ),
     ("instruction-limit", _in_environment(ATEN_CPU_CAPABILITY="avx2"), "problem", ["avx512_bf16", "unset ATEN"]),
-    ("instruction-limit", _in_environment(ONEDNN_MAX_CPU_ISA="DEFAULT"), "fine", ["take nothing"]),
+    ("instruction-limit", _in_environment(ONEDNN_MAX_CPU_ISA="DEFAULT"), "fine", ["disables none"]),
     ("instruction-limit", _in_environment(), "fine", ["none of ONEDNN_MAX_CPU_ISA"]),
     ("thread-environment", _in_environment(GOMP_CPU_AFFINITY="0-7"), "problem", ["0-7", "unset GOMP_CPU_AFFINITY"]),
     (
@@ -346,7 +348,7 @@ CASES: list[Case] = [
         "advice",
         ["unset OMP_PROC_BIND KMP_AFFINITY"],
     ),
-    ("thread-environment", _in_environment(OMP_NUM_THREADS="48"), "fine", ["OMP_NUM_THREADS=48", "from the plan"]),
+    ("thread-environment", _in_environment(OMP_NUM_THREADS="48"), "fine", ["OMP_NUM_THREADS=48", "the plan sets"]),
     ("thread-environment", _in_environment(KMP_AFFINITY="disabled"), "fine", ["KMP_AFFINITY=disabled"]),
     (
         "memory-policy",
@@ -366,17 +368,17 @@ CASES: list[Case] = [
     ("nodes", _on(_sub_numa()), "fine", ["sub-NUMA", "up to 4 cores"]),
     ("nodes", _on(machine(((4,), (4,)), has_nodes=False)), "advice", ["no nodes"]),
     ("nodes", _on(machine(((4,),), has_nodes=False)), "fine", ["no NUMA nodes"]),
-    ("node-memory", _on(_memory_of(0, 64 * GIB)), "problem", ["node 0", "memory slots"]),
-    ("node-memory", _on(_memory_of(16 * GIB, 64 * GIB)), "advice", ["node 0", "16.0 GiB against 64.0 GiB"]),
-    ("node-memory", _on(_memory_of(None, 64 * GIB)), "unknown", ["not stated"]),
+    ("node-memory", _on(_memory_of(0, 64 * GIB)), "problem", ["node 0", "slots"]),
+    ("node-memory", _on(_memory_of(16 * GIB, 64 * GIB)), "advice", ["node 0", "16.0 GiB instead of 64.0 GiB"]),
+    ("node-memory", _on(_memory_of(None, 64 * GIB)), "unknown", ["does not report", "node 0: not reported"]),
     (
         "node-memory",
         _on(_machine(limits=Limits(memory_nodes=(1,)))),
         "problem",
-        ["Cores of node 0", "--cpuset-mems 0-1"],
+        ["cores of node 0", "--cpuset-mems 0-1"],
     ),
-    ("memory-pressure", _on(replace(_machine(), free_bytes=2 * GIB)), "problem", ["full", "2.0 GiB of 128.0 GiB"]),
-    ("memory-pressure", _on(replace(_machine(), free_bytes=10 * GIB)), "advice", ["nearly full"]),
+    ("memory-pressure", _on(replace(_machine(), free_bytes=2 * GIB)), "problem", ["exhausted", "2.0 GiB of 128.0 GiB"]),
+    ("memory-pressure", _on(replace(_machine(), free_bytes=10 * GIB)), "advice", ["Little memory"]),
     (
         "memory-pressure",
         _with_memory(limit=MemoryLimit("/sys/fs/cgroup", 8 * GIB, 8 * GIB - 1)),
@@ -389,8 +391,8 @@ CASES: list[Case] = [
         "fine",
         ["7.0 GiB of 8.0 GiB"],
     ),
-    ("memory-pressure", _on(replace(_machine(), memory_bytes=None)), "unknown", ["not stated"]),
-    ("swap", _with_memory(swap_bytes=GIB), "fine", ["nothing in it"]),
+    ("memory-pressure", _on(replace(_machine(), memory_bytes=None)), "unknown", ["does not report"]),
+    ("swap", _with_memory(swap_bytes=GIB), "fine", ["No memory is swapped"]),
     ("swap", _with_memory(swap_bytes=GIB, swap_used=GIB // 2), "advice", ["512 MiB", "swappiness", "swapoff"]),
     (
         "swap",
@@ -398,7 +400,7 @@ CASES: list[Case] = [
         "problem",
         ["700 pages in 0.4 s"],
     ),
-    ("swap", _with_memory(swap_bytes=None), "unknown", ["not stated"]),
+    ("swap", _with_memory(swap_bytes=None), "unknown", ["unknown", "not found"]),
     (
         "swap",
         lambda: facts(replace(_machine(), free_bytes=GIB), memory=_memory(swap_bytes=64 * GIB, swap_used=32 * GIB)),
@@ -413,8 +415,8 @@ CASES: list[Case] = [
         ["defer+madvise", "stall"],
     ),
     ("huge-pages", _with_memory(huge_pages=Reading("x", "[always] madvise never")), "fine", ["every program"]),
-    ("huge-pages", _with_memory(huge_pages=Reading("x", None)), "unknown", ["not there"]),
-    ("numa-balancing", _with_memory(balancing=Reading("x", "1")), "fine", ["which is bound"]),
+    ("huge-pages", _with_memory(huge_pages=Reading("x", None)), "unknown", ["not found"]),
+    ("numa-balancing", _with_memory(balancing=Reading("x", "1")), "fine", ["whose memory is bound"]),
     (
         "numa-balancing",
         lambda: replace(facts(memory=_memory(balancing=Reading("x", "1"))), live=None),
@@ -426,7 +428,7 @@ CASES: list[Case] = [
         "numa-balancing",
         lambda: facts(_one_node(), memory=_memory(balancing=Reading("x", "1"))),
         "fine",
-        ["one node at most"],
+        ["at most one node"],
     ),
     ("governor", _clock(governor=_per("governor", ("schedutil", ALL))), "advice", ["schedutil on cpus 0-7", "tee"]),
     (
@@ -447,7 +449,7 @@ CASES: list[Case] = [
         "advice",
         ["modprobe cpufreq_performance"],
     ),
-    ("governor", lambda: facts(clocks=Clocks()), "unknown", ["not there"]),
+    ("governor", lambda: facts(clocks=Clocks()), "unknown", ["not found"]),
     (
         "energy-preference",
         _clock(preference=_per("preference", ("balance_power", ALL))),
@@ -455,33 +457,33 @@ CASES: list[Case] = [
         ["balance_power"],
     ),
     ("energy-preference", _clock(preference=_per("preference", ("balance_performance", ALL))), "advice", ["tee"]),
-    ("energy-preference", _clock(preference=_per("preference")), "fine", ["no preference"]),
-    ("energy-preference", lambda: facts(clocks=Clocks()), "unknown", ["not there"]),
+    ("energy-preference", _clock(preference=_per("preference")), "fine", ["no energy preference"]),
+    ("energy-preference", lambda: facts(clocks=Clocks()), "unknown", ["not found"]),
     ("boost", _clock(boost=Reading("x", "0")), "problem", ["echo 1 > /sys/devices/system/cpu/cpufreq/boost"]),
     ("boost", _clock(no_turbo=Reading("x", "1")), "problem", ["echo 0 >", "no_turbo"]),
     ("boost", _clock(boost=Reading("x", None), no_turbo=Reading("x", "0")), "fine", []),
-    ("boost", lambda: facts(clocks=Clocks()), "unknown", ["not there"]),
+    ("boost", lambda: facts(clocks=Clocks()), "unknown", ["not found"]),
     ("clock-limit", _clock(limit=_per("limit", ("2000000", (4, 5)))), "problem", ["cpus 4-5", "2.0 GHz", "3.0 GHz"]),
     ("clock-limit", _clock(limit=_per("limit", ("2990000", ALL))), "fine", []),
     ("clock-limit", _clock(limit=_per("limit", ("junk", ALL))), "unknown", ["junk"]),
     (
         "thermal-throttling",
-        _clock(heat=_per("heat", ("0", (0, 1)), ("17", (2,)))),
+        _clock(throttle_count=_per("throttle_count", ("0", (0, 1)), ("17", (2,)))),
         "advice",
         ["cpu 2", "17 times"],
     ),
-    ("thermal-throttling", lambda: facts(clocks=Clocks()), "unknown", ["not there"]),
+    ("thermal-throttling", lambda: facts(clocks=Clocks()), "unknown", ["not found"]),
     ("offline-cpus", _on(_machine(present=tuple(range(18)))), "problem", ["2 of 18", "echo 1 >", "cpu17/online"]),
-    ("offline-cpus", _on(_machine(present=tuple(range(99)))), "problem", ["and in the same way", "16-98"]),
+    ("offline-cpus", _on(_machine(present=tuple(range(99)))), "problem", ["and likewise", "16-98"]),
     (
         "offline-cpus",
         lambda: facts(_machine(present=tuple(range(32))), kernel=_kernel(smt=Reading("smt/control", "off"))),
         "fine",
-        ["SMT is switched off"],
+        ["SMT is off"],
     ),
     ("offline-cpus", _on(replace(_machine(present=tuple(range(64))), arch="ppc64le")), "unknown", ["ppc64_cpu"]),
     ("isolated-cpus", _on(_machine(isolated=(6, 7))), "advice", ["2 of 16", "6-7", "isolcpus"]),
-    ("isolated-cpus", _with_kernel(isolated=Reading("x", None)), "unknown", ["not stated"]),
+    ("isolated-cpus", _with_kernel(isolated=Reading("x", None)), "unknown", ["does not report"]),
     (
         "allowed-cpus",
         lambda: facts(
@@ -496,37 +498,38 @@ CASES: list[Case] = [
         "advice",
         ["2 of 16", "--cpuset-cpus 0-15"],
     ),
-    ("allowed-cpus", lambda: facts(cpuset=None), "unknown", ["not stated"]),
-    ("smt", lambda: facts(siblings=()), "fine", ["one hardware thread"]),
+    ("allowed-cpus", lambda: facts(cpuset=None), "unknown", ["unknown which online cpus"]),
+    ("smt", lambda: facts(siblings=()), "fine", ["one online hardware thread"]),
     (
         "smt",
         lambda: replace(facts(replace(_machine(), allowed=ALL)), siblings=tuple(range(8, 16))),
         "advice",
-        ["belong to others", "8-15"],
+        ["Other programs may use", "8-15"],
     ),
     ("virtual-cores", lambda: facts(siblings=(), kernel=_kernel(virtual=True)), "unknown", ["ThreadsPerCore=1"]),
-    ("virtual-cores", _with_kernel(virtual=True), "fine", ["is told"]),
-    ("virtual-cores", _with_kernel(virtual=None), "unknown", ["could not be told"]),
+    ("virtual-cores", _with_kernel(virtual=True), "fine", ["hypervisor reports"]),
+    ("virtual-cores", _with_kernel(virtual=None), "unknown", ["unknown whether"]),
     ("numactl", _with_software(numactl=None), "advice", ["apt-get install -y numactl"]),
     ("numactl", _with_software(numactl=None, distribution=("rocky", "rhel")), "advice", ["dnf install -y numactl"]),
     ("numactl", _with_software(numactl=None, distribution=()), "advice", ["# install numactl"]),
     (
         "allocator",
-        _with_software(allocators=(Sought("tcmalloc", None, places=("ldconfig -p",)),)),
+        _with_software(allocators=(LibrarySearch("tcmalloc", None, places=("ldconfig -p",)),)),
         "advice",
         ["libtcmalloc-minimal4", "ldconfig -p"],
     ),
     (
         "allocator",
-        _with_software(allocators=(Sought("jemalloc", None, (("/opt/libjemalloc.so.2", "wrong ELF class"),)),)),
+        _with_software(allocators=(LibrarySearch("jemalloc", None, (("/opt/libjemalloc.so.2", "wrong ELF class"),)),)),
         "advice",
         ["cannot be preloaded", "/opt/libjemalloc.so.2 wrong ELF class"],
     ),
     ("torch-build", _with_software(torch=None), "problem", ["not installed"]),
-    ("torch-build", _with_software(torch="2.13.0", cuda_parts=("nvidia-cublas",)), "advice", ["nvidia-cublas"]),
+    ("torch-build", _with_software(torch=CUDA_TORCH), "advice", ["2.13.0+cu130", "CUDA 13.0", "whl/cpu"]),
+    ("torch-build", _with_software(torch=CUDA_TORCH, gpu_packages=("nvidia-cublas",)), "advice", ["nvidia-cublas"]),
     ("kernel", _with_kernel(release=Reading("x", "5.4.0-150")), "advice", ["5.15"]),
     ("kernel", lambda: facts(_one_node(), kernel=_kernel(release=Reading("x", "5.4"))), "fine", []),
-    ("kernel", _with_kernel(release=Reading("x", None)), "unknown", ["not stated"]),
+    ("kernel", _with_kernel(release=Reading("x", None)), "unknown", ["is unknown"]),
     ("clock-source", _with_kernel(clock_source=Reading("/s", "hpet")), "advice", ["hpet is slow", "echo tsc > /s"]),
     (
         "clock-source",
@@ -535,11 +538,16 @@ CASES: list[Case] = [
         ["dmesg"],
     ),
     ("clock-source", _with_kernel(clock_source=Reading("/s", "sundial")), "unknown", ["sundial"]),
-    ("clock-source", _with_kernel(clock_source=Reading("/s", None)), "unknown", ["not there"]),
-    ("mitigations", _with_kernel(vulnerabilities=(Reading(GDS, "Mitigation: Microcode"),)), "advice", ["Gather"]),
-    ("mitigations", _with_kernel(vulnerabilities=(Reading(GDS, "Not affected"),)), "fine", ["None of 0 mitigations"]),
-    ("mitigations", _with_kernel(vulnerabilities=()), "unknown", ["not there"]),
-    ("open-files", _with_software(open_files=(512, 1024)), "advice", ["Only 1024", "prlimit --nofile=65536"]),
+    ("clock-source", _with_kernel(clock_source=Reading("/s", None)), "unknown", ["not found"]),
+    (
+        "mitigations",
+        _with_kernel(vulnerabilities=(Reading(GDS, "Mitigation: Microcode"),)),
+        "advice",
+        ["gather instructions"],
+    ),
+    ("mitigations", _with_kernel(vulnerabilities=(Reading(GDS, "Not affected"),)), "fine", ["No active mitigation"]),
+    ("mitigations", _with_kernel(vulnerabilities=()), "unknown", ["not found"]),
+    ("open-files", _with_software(open_files=(512, 1024)), "advice", ["open files is 1024", "prlimit --nofile=65536"]),
     ("open-files", _with_software(open_files=(1024, 4096)), "fine", ["4096"]),
     ("open-files", _with_software(open_files=(-1, -1)), "fine", ["unlimited"]),
     ("priority", _with_software(nice=10), "problem", ["nice 10", "renice -n 0"]),
@@ -549,11 +557,15 @@ CASES: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "made", "severity", "said"), CASES, ids=[f"{c[0]}-{n}" for n, c in enumerate(CASES)])
-def test_each_check_speaks_when_it_should(name: str, made: Callable[[], Facts], severity: str, said: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "made", "severity", "expected"), CASES, ids=[f"{c[0]}-{n}" for n, c in enumerate(CASES)]
+)
+def test_each_check_speaks_when_it_should(
+    name: str, made: Callable[[], Facts], severity: str, expected: list[str]
+) -> None:
     finding = found(name, made())
     assert finding.severity == severity, words(finding)
-    for word in said:
+    for word in expected:
         assert word in words(finding)
 
 
@@ -563,7 +575,7 @@ def test_every_check_is_tried_both_ways() -> None:
     assert other == {check.id for check in CHECKS}
 
 
-def test_problems_and_advice_say_how_to_mend_them() -> None:
+def test_problems_and_advice_have_a_fix() -> None:
     for name, made, severity, _ in CASES:
         if severity in ("problem", "advice"):
             assert found(name, made()).fix, name
@@ -577,13 +589,13 @@ def test_programs_move_to_cpus_that_are_not_planned_where_there_are_some() -> No
     assert found("busy-cpus", here).fix == ("taskset -a -p -c 16-19 42",)
 
 
-def test_a_sibling_does_not_yield_and_its_core_is_left_out_instead() -> None:
+def test_priority_is_not_lowered_on_a_sibling_and_its_core_is_left_out_instead() -> None:
     busy = found("busy-siblings", live(facts(), sample=_sample(busy=_busy(8), programs=(BUSY,))))
-    assert busy.fix == ("# or end them, or leave their cores out of the plan:", "taskset -c 1-7,9-15 launch")
+    assert busy.fix == ("# or stop these programs, or plan without their cores:", "taskset -c 1-7,9-15 launch")
     foreign = replace(
         facts(), machine=_machine(allowed=ALL, cores=tuple(replace(c, cpus=c.cpus[:1]) for c in _machine().cores))
     )
-    assert found("busy-siblings", live(foreign, sample=_sample(busy=_busy(8)))).fix == ("# or end them",)
+    assert found("busy-siblings", live(foreign, sample=_sample(busy=_busy(8)))).fix == ("# or stop these programs",)
 
 
 def test_nodes_with_fewer_usable_cores_are_not_poor() -> None:

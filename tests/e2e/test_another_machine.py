@@ -87,6 +87,23 @@ def test_lscpu_of_another_machine_comes_through_a_pipe() -> None:
     assert document["machine"]["arch"] is None
 
 
+def test_a_known_machine_is_planned_by_its_name_and_listed() -> None:
+    document = report("--machine", "c5.metal", "--instances", "4")
+    assert [(len(one["cpus"]), one["nodes"]) for one in document["plan"]["instances"]] == [
+        (11, [0]),
+        (12, [0]),
+        (12, [1]),
+        (12, [1]),
+    ]
+    assert document["machine"]["microarchitecture"] == "cascadelake"
+    assert any("c5.metal is an entry of the built-in catalogue" in warning for warning in document["warnings"])
+    listed = launch("topology", "--machine", "list")
+    assert listed.returncode == 0
+    assert listed.stdout.startswith("c5.metal ")
+    run = launch("run", "--dry-run", "--machine", "c6g.metal", "--instances", "2", "--", "sleep", "1")
+    assert "numactl -C 0-31 -m 0" in run.stdout, run.stderr
+
+
 def test_the_dry_run_shows_the_plan_for_the_file_too(tree: str, tmp_path: Path) -> None:
     file = str(tmp_path / "machine.json")
     launch("topology", "--sysroot", tree, "--save", file)
@@ -102,6 +119,11 @@ def test_the_dry_run_shows_the_plan_for_the_file_too(tree: str, tmp_path: Path) 
         (("--sysroot", "m"), ["--sysroot m", "another machine", "--dry-run", "launch topology"]),
         (("--dry-run", "--machine", "m.json", "--sysroot", "m"), ["--machine m.json", "--sysroot m", "one of them"]),
         (("topology", "--machine", "no/such.json"), ["no/such.json", "No such file", "--save", "lscpu -p"]),
+        (("topology", "--machine", "c5.meta1"), ["c5.meta1", "similar names: c5.metal", "--machine list"]),
+        (
+            ("run", "--dry-run", "--machine", "list", "--", "true"),
+            ["names no machine", "launch topology --machine list"],
+        ),
         (("topology", "--machine", "-"), ["--machine -", "it is empty", "--save", "lscpu -p"]),
         (("topology", "--save", "no/such/m.json"), ["--save no/such/m.json", "No such file"]),
         (("--dry-run", "--save", "m.json"), ["--save"]),

@@ -104,7 +104,7 @@ def test_a_real_quota_is_found_with_its_file_and_with_what_it_stops(tenth_of_a_c
     assert found["cpu-quota"]["severity"] == "problem"
     assert f"{tenth_of_a_cpu}/cpu.cfs_quota_us" in text_of(found["cpu-quota"])
     assert found["throttling"]["severity"] == "problem"
-    assert "while looking" in text_of(found["throttling"])
+    assert "during the check" in text_of(found["throttling"])
 
 
 def test_a_recorded_machine_is_diagnosed_in_a_pipe_without_colour(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Starts, deaths and ends of a whole server, with real processes."""
+"""Starts, failures and shutdowns of a whole server, with real processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 FAKE = ("--model", "random:tiny", "--backend", "fake", "--instances", "2")
 
 
-def test_ctrl_c_drains_and_leaves_nothing(launch: Launch) -> None:
+def test_ctrl_c_drains_and_leaves_no_process(launch: Launch) -> None:
     with launch(*FAKE) as server:
         server.wait_serving()
         pids = [p.pid for p in server.workers()]
@@ -51,7 +51,7 @@ def test_kill_9_of_the_front_while_models_load_leaves_no_worker(launch: Launch) 
         assert gone(pids, 2.0)
 
 
-def test_sigterm_while_models_load_ends_at_once(launch: Launch) -> None:
+def test_sigterm_while_models_load_exits_at_once(launch: Launch) -> None:
     with launch("--model", "random:tiny", "--instances", "2") as server:
         server.wait_for("loading")
         pids = [p.pid for p in server.workers()]
@@ -61,7 +61,7 @@ def test_sigterm_while_models_load_ends_at_once(launch: Launch) -> None:
         assert gone(pids)
 
 
-def test_a_second_signal_ends_at_once(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_exits_at_once(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     with launch(*FAKE) as server:
         server.wait_serving()
         for worker in server.workers():
@@ -77,7 +77,7 @@ def test_a_second_signal_ends_at_once(launch: Launch, monkeypatch: pytest.Monkey
         assert gone(pids)
 
 
-def test_a_killed_worker_is_said_and_replaced_on_the_same_cores(launch: Launch) -> None:
+def test_a_killed_worker_is_reported_and_restarted_on_the_same_cores(launch: Launch) -> None:
     with launch(*FAKE) as server:
         server.wait_serving()
         before = server.info()["instances"][1]
@@ -97,7 +97,7 @@ def test_a_request_whose_worker_is_killed_is_answered_by_another(launch: Launch)
     with launch(*FAKE) as server:
         server.wait_serving()
         victim, other = server.worker_of(0), server.worker_of(1)
-        for pid in (victim, other):  # each takes a batch, and does not answer
+        for pid in (victim, other):  # each gets a batch and does not answer
             os.kill(pid, signal.SIGSTOP)
         replies: list[httpx.Response] = []
         texts = ["one", "two two", "three three three"]
@@ -120,7 +120,7 @@ def wait_in_flight(server: Running, count: int) -> None:
         assert time.monotonic() < deadline, server.get("/metrics").text
 
 
-def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
+def test_a_port_in_use_is_reported_before_anything_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -185,7 +185,7 @@ def test_under_load_sigterm_loses_no_reply(launch: Launch) -> None:
         assert outcomes.count(200) >= 100
 
 
-def test_an_idle_server_uses_next_to_no_cpu(launch: Launch) -> None:
+def test_an_idle_server_uses_almost_no_cpu_time(launch: Launch) -> None:
     with launch(*FAKE) as server:
         server.wait_serving()
         assert server.embed("one request before").status_code == 200
@@ -202,7 +202,7 @@ def _cpu_seconds(server: Running) -> float:
     return sum(t.user + t.system for t in times)
 
 
-def test_a_drain_does_not_wait_for_an_instance_that_has_died(launch: Launch) -> None:
+def test_a_drain_does_not_wait_for_a_killed_worker(launch: Launch) -> None:
     with launch("--model", "random:tiny", "--backend", "fake", "--instances", "1") as server:
         server.wait_serving()
         victim = server.worker_of(0)
@@ -219,7 +219,7 @@ def test_a_drain_does_not_wait_for_an_instance_that_has_died(launch: Launch) -> 
         assert [r.status_code for r in replies] == [503]
 
 
-def test_workers_that_die_while_serving_are_replaced_however_often(launch: Launch) -> None:
+def test_workers_killed_while_serving_are_restarted_every_time(launch: Launch) -> None:
     with launch("--model", "random:tiny", "--backend", "fake", "--instances", "1") as server:
         server.wait_serving()
         for _ in range(4):
@@ -229,7 +229,7 @@ def test_workers_that_die_while_serving_are_replaced_however_often(launch: Launc
         assert server.info()["instances"][0]["restarts"] == 4
 
 
-def test_workers_import_nothing_from_the_folder_in_which_launch_was_typed(launch: Launch, tmp_path: Path) -> None:
+def test_workers_import_nothing_from_the_working_directory(launch: Launch, tmp_path: Path) -> None:
     if sys.version_info < (3, 11):
         pytest.skip("PYTHONSAFEPATH came with Python 3.11")
     (tmp_path / "argparse.py").write_text("raise SystemExit('imported from the current folder')\n")

@@ -1,7 +1,8 @@
-"""``launch run`` as a user meets it: real copies of real programs, their output, their ends, nothing left over."""
+"""``launch run`` end to end: real copies of real programs, their output, their exits, no process left over."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -81,7 +82,7 @@ def read_numbers(process: subprocess.Popen[str], count: int) -> list[int]:
 
 
 @two_cpus
-def test_each_copy_has_its_own_cores_and_is_told_so() -> None:
+def test_each_copy_has_its_own_cores_and_variables() -> None:
     code = """
 import json, os
 own = {name: value for name, value in os.environ.items() if name.startswith(('LAUNCH_', 'OMP_', 'OPENBLAS_'))}
@@ -98,20 +99,42 @@ print(json.dumps({'cpus': sorted(os.sched_getaffinity(0)), 'env': own, 'words': 
     for number, name in enumerate(("[0]", "[1]")):
         (cpu,) = facts[name]["cpus"]
         env_of = facts[name]["env"]
-        assert (env_of["LAUNCH_INSTANCE"], env_of["LAUNCH_INSTANCES"]) == (str(number), "2")
-        assert (env_of["LAUNCH_CPUS"], env_of["LAUNCH_THREADS"]) == (str(cpu), "1")
+        assert (env_of["LAUNCH_RUN_INSTANCE"], env_of["LAUNCH_RUN_INSTANCES"]) == (str(number), "2")
+        assert (env_of["LAUNCH_RUN_CPUS"], env_of["LAUNCH_RUN_THREADS"]) == (str(cpu), "1")
         assert (env_of["OMP_NUM_THREADS"], env_of["OPENBLAS_NUM_THREADS"]) == ("1", "1")
         assert facts[name]["words"] == f"{number}/2 {cpu} {{cpus}}"
 
 
-def test_what_the_user_sets_for_threads_is_kept_and_said() -> None:
+def test_options_of_the_environment_are_for_this_command_and_not_for_its_programs(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("grace-seconds = 1\n")
+    code = "import os; print({n: v for n, v in os.environ.items() if n.startswith('LAUNCH_')})"
+    env = {**os.environ, "LAUNCH_INSTANCES": "1", "LAUNCH_CONFIG": str(file), "LAUNCH_PORT": "9000"}
+    done = launch_run("--", *PY, code, env=env)
+    assert done.returncode == 0, done.stderr
+    seen = ast.literal_eval(done.stdout)
+    assert seen.pop("LAUNCH_PORT") == "9000"
+    names = ("CPUS", "ID", "INSTANCE", "INSTANCES", "NODES", "THREADS")
+    assert sorted(seen) == [f"LAUNCH_RUN_{name}" for name in names]
+
+
+def test_a_launch_among_the_programs_plans_for_its_own_cores_without_warnings() -> None:
+    inner = [sys.executable, "-m", "launcher", "topology", "--json"]
+    done = launch_run("--instances", "1", "--", *inner, env={**os.environ, "LAUNCH_CORES_PER_INSTANCE": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "is not an option" not in done.stderr
+    plan = json.loads(done.stdout)["plan"]["instances"]
+    assert sum(len(instance["cpus"]) for instance in plan) == 1
+
+
+def test_the_user_s_number_of_threads_is_kept_and_reported() -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "7"}
     done = launch_run("--instances", "1", "--", "sh", "-c", "echo $OMP_NUM_THREADS", env=env)
     assert done.stdout == "7\n"
     assert "OMP_NUM_THREADS=7 in your environment is kept" in done.stderr
 
 
-def test_without_numactl_the_program_is_bound_all_the_same(tmp_path: Path) -> None:
+def test_without_numactl_the_program_is_still_bound(tmp_path: Path) -> None:
     for name in ("sh", "cat"):
         found = shutil.which(name)
         assert found is not None
@@ -130,7 +153,7 @@ def test_the_dry_run_shows_the_commands_and_starts_nothing(tmp_path: Path) -> No
     report = json.loads(done.stdout)
     (instance,) = report["plan"]["instances"]
     assert instance["command"][-2:] == ["touch", str(file)]
-    assert instance["env"]["LAUNCH_INSTANCE"] == "0"
+    assert instance["env"]["LAUNCH_RUN_INSTANCE"] == "0"
     assert report["plan"]["reserved_cpus"] == []
     assert not file.exists()
 
@@ -138,7 +161,7 @@ def test_the_dry_run_shows_the_commands_and_starts_nothing(tmp_path: Path) -> No
 # -- output and input ---------------------------------------------------------------------------------------------
 
 
-def test_the_two_outputs_stay_apart_and_bytes_survive(tmp_path: Path) -> None:
+def test_both_outputs_are_relayed_separately_and_byte_for_byte(tmp_path: Path) -> None:
     code = "import os; os.write(1, b'caf\\xe9\\n'); os.write(2, b'\\xff!\\n')"
     done = launch_run(*two("--log-dir", str(tmp_path / "logs"), "--", *PY, code), text=False)
     assert done.returncode == 0
@@ -149,7 +172,7 @@ def test_the_two_outputs_stay_apart_and_bytes_survive(tmp_path: Path) -> None:
         assert sorted(kept.splitlines()) == [b"caf\xe9", b"\xff!"]
 
 
-def test_quiet_shows_nothing_of_the_programs_and_needs_a_place_for_it(tmp_path: Path) -> None:
+def test_quiet_hides_the_output_and_requires_a_log_folder(tmp_path: Path) -> None:
     done = launch_run(*two("--quiet", "--log-dir", str(tmp_path), "--", "echo", "hello"))
     assert (done.returncode, done.stdout) == (0, "")
     assert (tmp_path / "instance-1.log").read_text() == "hello\n"
@@ -158,7 +181,7 @@ def test_quiet_shows_nothing_of_the_programs_and_needs_a_place_for_it(tmp_path: 
     assert "--log-dir" in refused.stderr
 
 
-def test_everything_that_was_written_before_the_end_is_shown() -> None:
+def test_everything_written_before_the_exit_is_shown() -> None:
     done = launch_run(*two("--", "sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; printf end"))
     assert done.returncode == 0
     for number in range(2):
@@ -166,7 +189,7 @@ def test_everything_that_was_written_before_the_end_is_shown() -> None:
         assert lines == [*map(str, range(20000)), "end"]
 
 
-def test_a_single_program_reads_our_input_and_writes_as_if_it_were_alone() -> None:
+def test_a_single_program_inherits_input_and_output() -> None:
     done = subprocess.run(
         command("--instances", "1", "--", "cat"), input=b"a\xffb", capture_output=True, timeout=SECONDS, check=False
     )
@@ -178,7 +201,7 @@ def test_several_programs_have_no_input() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_when_nobody_reads_the_output_any_more_the_run_ends() -> None:
+def test_a_closed_output_stops_the_run() -> None:
     with started(*two("--grace-seconds", "5", "--", "sh", "-c", "while :; do echo y; done")) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -194,7 +217,7 @@ def test_the_exit_status_is_that_of_the_program(words: tuple[str, ...], status: 
     assert launch_run("--instances", "1", "--", "sh", "-c", *words).returncode == status
 
 
-def test_a_failure_stops_the_others_and_its_status_counts() -> None:
+def test_a_failure_stops_the_others_and_gives_the_exit_status() -> None:
     before = time.monotonic()
     done = launch_run(*two("--", "sh", "-c", "if [ {instance} = 1 ]; then exit 5; else exec sleep 60; fi"))
     assert done.returncode == 5
@@ -203,7 +226,7 @@ def test_a_failure_stops_the_others_and_its_status_counts() -> None:
     assert "instance 0   stopped: killed by SIGTERM (exit code 143)" in _words(done.stderr)
 
 
-def test_what_ignores_the_signal_to_end_is_killed_after_the_grace() -> None:
+def test_a_program_that_ignores_sigterm_is_killed_after_the_grace_period() -> None:
     code = "trap '' TERM; if [ {instance} = 1 ]; then sleep 0.5; exit 5; fi; while :; do sleep 0.05; done"
     done = launch_run(*two("--grace-seconds", "0.3", "--", "sh", "-c", code))
     assert done.returncode == 5
@@ -218,7 +241,7 @@ def test_with_continue_the_others_finish(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_with_restart_a_program_that_fails_starts_again_until_the_limit(tmp_path: Path) -> None:
+def test_with_restart_a_failed_program_is_restarted_up_to_the_limit(tmp_path: Path) -> None:
     code = f"echo try >> {tmp_path}/tries-{{instance}}; [ $(wc -l < {tmp_path}/tries-{{instance}}) -gt {{instance}} ]"
     done = launch_run(*two("--on-failure", "restart", "--", "sh", "-c", code))
     assert done.returncode == 0, done.stderr
@@ -231,7 +254,7 @@ def test_with_restart_a_program_that_fails_starts_again_until_the_limit(tmp_path
     assert "failed: exit status 6, 2 starts" in given_up.stderr
 
 
-def test_a_program_that_is_not_there_is_said_before_anything_starts() -> None:
+def test_a_missing_program_is_reported_before_anything_starts() -> None:
     done = launch_run(*two("--", "no-such-program-{instance}"))
     assert done.returncode == 2
     assert "no-such-program-0" in done.stderr
@@ -250,7 +273,7 @@ def test_a_program_that_is_not_there_is_said_before_anything_starts() -> None:
         (("--instances", "2"), 2, "PROGRAM"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(words: tuple[str, ...], status: int, said: str) -> None:
+def test_invalid_options_are_refused(words: tuple[str, ...], status: int, said: str) -> None:
     done = launch_run(*words, env={**os.environ, "LD_PRELOAD": "/x/libjemalloc.so.2"})
     assert done.returncode == status, done.stderr
     assert said in done.stderr
@@ -263,21 +286,21 @@ WAITS = "import signal, sys, time; signal.signal({}, lambda *_: sys.exit({})); p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_is_passed_on_and_a_clean_end_is_a_clean_end(number: signal.Signals) -> None:
+def test_a_signal_is_forwarded_and_a_clean_exit_gives_status_0(number: signal.Signals) -> None:
     with started(*two("--", *PY, WAITS.format(int(number), 0))) as process:
         read_numbers(process, 2)
         process.send_signal(number)
         assert process.wait(SECONDS) == 0
 
 
-def test_programs_that_die_of_the_signal_leave_its_code() -> None:
+def test_programs_killed_by_the_signal_give_its_exit_code() -> None:
     with started(*two("--", *PY, WAITS.format(int(signal.SIGUSR1), 9))) as process:
         read_numbers(process, 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 143
 
 
-def test_a_signal_that_means_nothing_to_us_reaches_the_programs() -> None:
+def test_user_signals_are_forwarded() -> None:
     with started(*two("--on-failure", "continue", "--", *PY, WAITS.format(int(signal.SIGUSR1), 9))) as process:
         read_numbers(process, 2)
         process.send_signal(signal.SIGUSR1)
@@ -296,7 +319,7 @@ def test_a_second_signal_kills() -> None:
     assert all(map(gone, pids))
 
 
-def test_a_reader_that_does_not_read_keeps_nobody() -> None:
+def test_a_reader_that_does_not_read_does_not_delay_the_exit() -> None:
     with started(*two("--", "yes")) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -307,7 +330,7 @@ def test_a_reader_that_does_not_read_keeps_nobody() -> None:
         assert process.wait(SECONDS) in (130, 137)
 
 
-def test_programs_that_have_ended_are_not_waited_for_longer_than_the_grace_when_nobody_reads() -> None:
+def test_without_a_reader_the_run_ends_within_the_grace_period() -> None:
     with started(*two("--grace-seconds", "0.5", "--", "yes")) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -341,7 +364,7 @@ def family(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("victim", ["the launcher", "its other half"])
-def test_nothing_is_left_when_the_launcher_is_killed(victim: str) -> None:
+def test_no_process_is_left_when_the_launcher_is_killed(victim: str) -> None:
     with started("--instances", "1", "--", *PY, FAMILY.replace("{end}", "time.sleep(60)")) as process:
         pids = family(process)
         (half,) = psutil.Process(process.pid).children()
@@ -350,14 +373,14 @@ def test_nothing_is_left_when_the_launcher_is_killed(victim: str) -> None:
         assert process.wait(SECONDS) == (-9 if victim == "the launcher" else 137)
 
 
-def test_what_a_program_leaves_behind_ends_with_the_run() -> None:
+def test_descendants_of_a_program_are_killed_with_the_run() -> None:
     with started("--instances", "1", "--", *PY, FAMILY.replace("{end}", "time.sleep(0.3)")) as process:
         pids = read_numbers(process, 3)
         assert process.wait(SECONDS) == 0
         assert all(map(gone, pids))
 
 
-def test_what_a_failed_program_leaves_behind_ends_before_it_starts_again(tmp_path: Path) -> None:
+def test_descendants_of_a_failed_program_are_killed_before_its_restart(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib, sys, time
 first = not pathlib.Path({str(tmp_path / "second")!r}).exists()
@@ -386,7 +409,7 @@ def _words(text: str) -> str:
 
 @two_cpus
 @pytest.mark.slow
-def test_a_program_that_moves_its_threads_is_named_and_with_strict_ended() -> None:
+def test_a_program_that_moves_its_threads_is_reported_and_with_strict_killed() -> None:
     code = "import os, time; os.sched_setaffinity(0, range(4096)); print(0, flush=True); time.sleep({seconds})"
     words = ("--instances", "1", "--cores-per-instance", "1")
     named = launch_run(*words, "--", *PY, code.format(seconds=3))
@@ -398,7 +421,7 @@ def test_a_program_that_moves_its_threads_is_named_and_with_strict_ended() -> No
 
 
 @pytest.mark.slow
-def test_a_program_that_sits_as_planned_is_verified_with_all_that_it_has_started() -> None:
+def test_a_program_is_verified_with_its_descendants() -> None:
     done = launch_run("--instances", "1", "--", "sh", "-c", "sleep 3 & wait")
     assert done.returncode == 0
     assert re.search(r"verified: all 1 threads on cpus \S+.*\(and 1 descendants\)", done.stderr)

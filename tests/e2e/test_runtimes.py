@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.host.process.preload import look_around
+from launcher.host.process.preload import find_libraries
 from tests.e2e.running import Launch
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")
@@ -76,7 +76,7 @@ def test_a_program_has_nothing_that_was_not_asked_for(library: Path) -> None:
 
 
 def test_what_is_asked_for_and_absent_ends_with_3_before_anything_starts() -> None:
-    if look_around(("intel",), os.environ).sought[0].usable is not None:
+    if find_libraries(("intel",), os.environ).searches[0].usable is not None:
         pytest.skip("this machine has Intel's runtime")
     done = command_line("--openmp", "intel", "--port", "0", env=dict(os.environ))
     assert done.returncode == 3

@@ -25,6 +25,7 @@ from launcher.front.http.app import Services, create_app
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer
 from launcher.options import FrontOptions
+from tests.scheduling import limits
 
 WIDTH = 8
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(60))]
@@ -259,7 +260,9 @@ class Front:
     def services(self, model_info: ModelInfo, options: FrontOptions, **changes: Any) -> Services:
         values: dict[str, Any] = {
             "dispatcher": self.dispatcher,
-            "tokenizer": FrontTokenizer(model_info, text_characters=options.text_characters),
+            "tokenizer": FrontTokenizer(
+                model_info, text_characters=options.text_characters, threads=options.tokenizer_threads
+            ),
             "model_info": model_info,
             "options": options,
             "info": lambda: {"model": model_info.name},
@@ -307,7 +310,7 @@ async def make_front(model_info: ModelInfo, vector_of: Any) -> AsyncIterator[Mak
         model_info: ModelInfo = model_info,
     ) -> Front:
         specs = [InstanceSpec(i, 1, classes[i] if classes else None) for i in range(instances)]
-        front = Front(specs, SchedulerLimits(queue_items, batch_tokens), model_info, vector_of)
+        front = Front(specs, limits(queue_items, batch_tokens), model_info, vector_of)
         made.append(front)
         return front
 

@@ -72,7 +72,7 @@ class EmbedHandler(InferenceHandler[EmbedRequest]):
     def encode_results(self, body: EmbedRequest, results: Any, first: int) -> list[bytes]:
         return [vector_json(row) for row in results]
 
-    def envelope(self, tokenized: Any) -> tuple[bytes, bytes]:
+    def envelope(self, body: EmbedRequest, tokenized: Any) -> tuple[bytes, bytes]:
         return b"[", b"]"
 
 

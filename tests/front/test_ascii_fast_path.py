@@ -1,4 +1,4 @@
-"""The shorter way to a text's tokens gives the same tokens, and is only taken where it does."""
+"""The ASCII fast path gives the same tokens as the tokenizer itself, and is only used where it does."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def card_in(model_info: ModelInfo, folder: Path) -> ModelInfo:
 
 
 @pytest.mark.parametrize("offsets", [False, True])
-def test_the_tokens_and_their_places_are_those_of_the_tokenizer_itself(
+def test_tokens_and_offsets_equal_those_of_the_tokenizer_itself(
     model_info: ModelInfo, folder: Path, offsets: bool
 ) -> None:
     encoder = Encoder(card_in(model_info, folder), offsets=offsets)
-    assert encoder._short is not None
+    assert encoder._fast is not None
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     @settings(max_examples=300, deadline=None)
@@ -103,12 +103,12 @@ def test_the_tokens_and_their_places_are_those_of_the_tokenizer_itself(
         (BertNormalizer(), 20),
     ],
 )
-def test_other_tokenizers_take_the_whole_way(
+def test_other_tokenizers_take_the_regular_path(
     model_info: ModelInfo, tmp_path: Path, normalizer: Normalizer | None, added: int
 ) -> None:
     folder = made(tmp_path / "other", normalizer, *(AddedToken(f"<{index}>") for index in range(added)))
     encoder = Encoder(card_in(model_info, folder), offsets=False)
-    assert encoder._short is None
+    assert encoder._fast is None
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in ("The thing", "<3> the é"):
         assert encoder.encode([text])[0].ids == plain.encode(text).ids
@@ -126,7 +126,7 @@ def test_added_tokens_that_the_normalizer_changes_are_found(
     assert plain.token_to_id(added.content) in plain.encode(text).ids
 
 
-def test_which_texts_take_the_shorter_way(model_info: ModelInfo, tmp_path: Path) -> None:
+def test_which_texts_take_the_fast_path(model_info: ModelInfo, tmp_path: Path) -> None:
     encoder = Encoder(
         card_in(model_info, made(tmp_path / "bert", BertNormalizer(), AddedToken("<extra>"))), offsets=False
     )
@@ -136,12 +136,12 @@ def test_which_texts_take_the_shorter_way(model_info: ModelInfo, tmp_path: Path)
         assert encoder._plain(text) is None
 
 
-def test_the_shorter_way_is_given_up_where_the_two_do_not_agree(
+def test_the_fast_path_is_disabled_if_its_results_differ(
     model_info: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = made(tmp_path / "bert", BertNormalizer())
     monkeypatch.setattr("launcher.front.ascii_fast_path._PROBE", "the [MASK]")
-    assert Encoder(card_in(model_info, folder), offsets=False)._short is None
+    assert Encoder(card_in(model_info, folder), offsets=False)._fast is None
     monkeypatch.undo()
     monkeypatch.setattr(Encoder, "_plain", lambda self, text: text)  # forgets the case
-    assert Encoder(card_in(model_info, folder), offsets=False)._short is None
+    assert Encoder(card_in(model_info, folder), offsets=False)._fast is None

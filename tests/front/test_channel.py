@@ -1,4 +1,4 @@
-"""Whatever happens to the stream, the channel says once that it is lost, and why."""
+"""Whatever happens to the stream, the channel reports its loss once, with the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Ends:
-    """A channel, what it said, and the other end of its socket."""
+    """A channel, what it reported, and the other end of its socket."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[Any, bytes]] = []
@@ -34,7 +34,7 @@ def frame(message: Any, body: bytes = b"") -> bytes:
     return b"".join(bytes(part) for part in encode(message, body))
 
 
-async def test_messages_arrive_in_order_whatever_the_pieces_in_which_they_come(until: Any) -> None:
+async def test_messages_arrive_in_order_however_the_stream_is_split(until: Any) -> None:
     ends = Ends()
     theirs = await ends.connect()
     stream = b"".join(frame(Loading("load", step / 10), bytes(step)) for step in range(10))
@@ -54,16 +54,16 @@ async def test_the_end_of_the_stream_is_the_end_of_the_channel(until: Any) -> No
     await until(lambda: bool(ends.reasons))
     assert ends.reasons == ["the worker closed its connection"]
     assert not ends.channel.open
-    ends.channel.send(Stop())  # to nobody: no error
+    ends.channel.send(Stop())  # to a closed channel: no error
 
 
-async def test_an_end_inside_a_message_is_said(until: Any) -> None:
+async def test_eof_inside_a_message_is_reported(until: Any) -> None:
     ends = Ends()
     theirs = await ends.connect()
     await asyncio.get_running_loop().sock_sendall(theirs, frame(Loading("load", 0.5))[:-3])
     theirs.close()
     await until(lambda: bool(ends.reasons))
-    assert "bytes into a message" in ends.reasons[0]
+    assert "bytes of a message" in ends.reasons[0]
 
 
 GARBAGE = {
@@ -75,29 +75,29 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_garbage_ends_the_channel_and_what_follows_is_not_delivered(garbage: bytes, until: Any) -> None:
+async def test_invalid_data_ends_the_channel_and_nothing_more_is_delivered(garbage: bytes, until: Any) -> None:
     ends = Ends()
     theirs = await ends.connect()
     await asyncio.get_running_loop().sock_sendall(theirs, garbage + frame(Loading("load", 0.5)))
     await until(lambda: bool(ends.reasons))
     assert len(ends.reasons) == 1
-    assert ends.reasons[0].startswith("the worker sent something that is no message")
+    assert ends.reasons[0].startswith("the worker sent invalid data")
     assert ends.messages == []
     theirs.close()
 
 
-async def test_a_channel_that_is_failed_reports_later_and_delivers_nothing_more(until: Any) -> None:
+async def test_a_failed_channel_reports_later_and_delivers_nothing_more(until: Any) -> None:
     ends = Ends()
     theirs = await ends.connect()
     ends.channel.fail("it lies")
-    assert ends.reasons == []  # the caller is still at work
+    assert ends.reasons == []  # the caller has not returned yet
     ends.channel.fail("again")
     await until(lambda: bool(ends.reasons))
     assert ends.reasons == ["it lies"]
     theirs.close()
 
 
-async def test_a_channel_that_is_failed_while_it_is_being_connected_ends_too(until: Any) -> None:
+async def test_a_channel_that_fails_while_it_connects_is_closed(until: Any) -> None:
     ends = Ends()
     connecting = asyncio.ensure_future(ends.connect())
     ends.channel.fail("not wanted any more")
@@ -126,12 +126,12 @@ async def test_a_message_handler_that_fails_the_channel_gets_no_second_message(u
 
 
 @pytest.mark.parametrize("garbage", [True, False])
-async def test_the_end_that_data_brings_is_reported_with_the_data_and_once(garbage: bool, until: Any) -> None:
+async def test_the_end_caused_by_data_is_reported_with_the_data_and_once(garbage: bool, until: Any) -> None:
     told: list[str] = []
 
     def refuse(message: Any, body: bytes) -> None:
         channel.fail("not wanted")
-        assert told == []  # the handler is still at work
+        assert told == []  # the handler has not returned yet
 
     channel = Channel(refuse, told.append)
     ours, theirs = socket.socketpair()
@@ -143,10 +143,10 @@ async def test_the_end_that_data_brings_is_reported_with_the_data_and_once(garba
     theirs.close()
 
 
-async def test_a_worker_that_does_not_read_does_not_stop_the_loop(until: Any) -> None:
+async def test_a_worker_that_does_not_read_does_not_block_the_loop(until: Any) -> None:
     ends = Ends()
     theirs = await ends.connect()
-    ends.channel.send(Stop(), bytes(8 * 1024 * 1024))  # far more than the socket takes
+    ends.channel.send(Stop(), bytes(8 * 1024 * 1024))  # far more than the socket buffers
     loop = asyncio.get_running_loop()
     start = loop.time()
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What is counted without locks reads as what the library counts with them."""
+"""Metrics counted without locks are exported exactly as those of the library."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ LABELS = ("route", "status")
         )
     )
 )
-def test_counters_and_histograms_read_as_those_of_the_library(values: list[tuple[str, float]]) -> None:
+def test_counters_and_histograms_are_exported_like_those_of_the_library(values: list[tuple[str, float]]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     disable_created_metrics()  # type: ignore[no-untyped-call]
     tallies, spreads = CounterFamily(ours, "n", "Some.", LABELS), HistogramFamily(ours, "s", "Seconds.", LABELS, BOUNDS)
     counter = Counter("n", "Some.", LABELS, registry=theirs)
     histogram = Histogram("s", "Seconds.", LABELS, registry=theirs, buckets=BOUNDS)
     for route, value in values:
-        tallies.of(route, "200").add(value)
-        spreads.of(route, "200").add(value)
+        tallies.labels(route, "200").add(value)
+        spreads.labels(route, "200").add(value)
         counter.labels(route, "200").inc(value)
         histogram.labels(route, "200").observe(value)
     assert generate_latest(ours) == generate_latest(theirs)
 
 
-def test_what_prometheus_would_refuse_is_refused() -> None:
+def test_invalid_labels_and_duplicate_names_are_refused() -> None:
     registry = CollectorRegistry()
     tallies, spreads = (
         CounterFamily(registry, "n", "Some.", LABELS),
@@ -44,7 +44,7 @@ def test_what_prometheus_would_refuse_is_refused() -> None:
     )
     for families in (tallies, spreads):
         with pytest.raises(ValueError, match="for the labels"):
-            families.of("/a")
+            families.labels("/a")
     with pytest.raises(ValueError, match="Duplicated"):
         CounterFamily(registry, "n", "Again.", LABELS)
     with pytest.raises(ValueError, match="Duplicated"):

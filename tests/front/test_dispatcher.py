@@ -1,4 +1,4 @@
-"""The dispatcher with the real scheduler and real channels; the workers do what the test says."""
+"""The dispatcher with the real scheduler and real channels; the tests act as workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def items_of(count: int) -> list[np.ndarray]:
 # ---------------------------------------------------------------------- results
 
 
-async def test_results_come_back_in_the_order_of_the_request_although_batches_are_sorted(
+async def test_results_are_in_the_order_of_the_request_although_batches_are_sorted(
     make_front: Any, vector_of: Any
 ) -> None:
     front = make_front(2)
@@ -46,7 +46,7 @@ async def test_results_come_back_in_the_order_of_the_request_although_batches_ar
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 257])
-async def test_any_number_of_items_is_answered_whole(count: int, make_front: Any, vector_of: Any) -> None:
+async def test_any_number_of_items_is_answered_completely(count: int, make_front: Any, vector_of: Any) -> None:
     front = make_front(3)
     for instance in range(3):
         await front.serving(instance)
@@ -103,7 +103,7 @@ async def test_short_and_long_items_of_a_request_go_to_their_classes(make_front:
     assert set((await future).instances) == {0, 1}
 
 
-# ------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------- rejections
 
 
 async def test_nothing_is_admitted_before_an_instance_is_ready(make_front: Any) -> None:
@@ -116,7 +116,7 @@ async def test_nothing_is_admitted_before_an_instance_is_ready(make_front: Any) 
     assert front.dispatcher.in_flight == 0
 
 
-async def test_a_full_queue_refuses_with_a_time_to_retry_and_keeps_what_it_has(make_front: Any) -> None:
+async def test_a_full_queue_rejects_with_retry_after_and_keeps_its_requests(make_front: Any) -> None:
     front = make_front(queue_items=20)
     worker = await front.ready()
     futures = [front.dispatcher.enqueue([ids(4)]) for _ in range(20)]
@@ -133,7 +133,7 @@ async def test_a_full_queue_refuses_with_a_time_to_retry_and_keeps_what_it_has(m
     assert len(await asyncio.gather(*futures)) == 20
 
 
-async def test_when_all_instances_are_gone_for_good_waiting_requests_are_answered(make_front: Any) -> None:
+async def test_when_no_instance_is_left_waiting_requests_are_answered(make_front: Any) -> None:
     front = make_front()
     worker = await front.ready()
     future = front.dispatcher.enqueue([ids(4)])
@@ -146,7 +146,7 @@ async def test_when_all_instances_are_gone_for_good_waiting_requests_are_answere
     assert error.value.status == 503
 
 
-# ------------------------------------------------------------ clients that go
+# -------------------------------------------------------- clients that cancel
 
 
 async def test_a_request_that_is_cancelled_in_the_queue_is_never_sent(make_front: Any, until: Any) -> None:
@@ -155,7 +155,7 @@ async def test_a_request_that_is_cancelled_in_the_queue_is_never_sent(make_front
     taken = [front.dispatcher.enqueue([ids(4)])]
     runs = [await worker.expect(Run)]
     taken.append(front.dispatcher.enqueue([ids(5)]))
-    runs.append(await worker.expect(Run))  # one running, one ready: what comes now waits
+    runs.append(await worker.expect(Run))  # one running, one ready: further requests wait
     task = asyncio.ensure_future(front.dispatcher.enqueue([ids(50), ids(51)]))
     await until(lambda: front.dispatcher.in_flight == 3)
     task.cancel()
@@ -170,7 +170,7 @@ async def test_a_request_that_is_cancelled_in_the_queue_is_never_sent(make_front
     await asyncio.gather(*taken)
 
 
-async def test_results_of_a_request_that_was_cancelled_meanwhile_are_dropped(make_front: Any, until: Any) -> None:
+async def test_results_of_a_cancelled_request_are_discarded(make_front: Any, until: Any) -> None:
     front = make_front()
     worker = await front.ready()
     future = front.dispatcher.enqueue([ids(4)])
@@ -185,7 +185,7 @@ async def test_results_of_a_request_that_was_cancelled_meanwhile_are_dropped(mak
     front.scheduler.check()
 
 
-async def test_cancelled_and_refused_requests_leave_nothing_behind(make_front: Any, until: Any) -> None:
+async def test_cancelled_and_rejected_requests_leave_no_state(make_front: Any, until: Any) -> None:
     front = make_front(queue_items=5)
     worker = await front.ready()
     for _ in range(50):
@@ -203,7 +203,7 @@ async def test_cancelled_and_refused_requests_leave_nothing_behind(make_front: A
 # ---------------------------------------------------------- workers that fail
 
 
-async def test_items_of_a_worker_that_is_lost_are_computed_by_another(make_front: Any, vector_of: Any) -> None:
+async def test_items_of_a_lost_worker_are_computed_by_another(make_front: Any, vector_of: Any) -> None:
     front = make_front(2)
     first, second = await front.ready(0), await front.ready(1)
     future = front.dispatcher.enqueue([ids(4, 5)])
@@ -217,7 +217,7 @@ async def test_items_of_a_worker_that_is_lost_are_computed_by_another(make_front
 
 
 async def _who_runs(*workers: Any) -> Any:
-    """The worker that got a batch (which it does not answer), and another."""
+    """The worker that received a batch (and does not answer it), and another one."""
     waiting = {asyncio.ensure_future(worker.receive()): worker for worker in workers}
     done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
@@ -226,7 +226,7 @@ async def _who_runs(*workers: Any) -> Any:
     return waiting[done.pop()], waiting[pending.pop()]
 
 
-async def test_a_batch_that_fails_twice_fails_its_request_with_500_and_spares_the_worker(make_front: Any) -> None:
+async def test_a_batch_that_fails_twice_fails_its_request_but_not_the_worker(make_front: Any) -> None:
     front = make_front()
     worker = await front.ready()
     future = front.dispatcher.enqueue([ids(4)])
@@ -240,7 +240,7 @@ async def test_a_batch_that_fails_twice_fails_its_request_with_500_and_spares_th
     assert (await front.dispatcher.enqueue([ids(5)])).results.shape == (1, 8)
 
 
-async def test_a_poisoned_item_fails_alone(make_front: Any, vector_of: Any) -> None:
+async def test_a_bad_input_fails_only_its_own_request(make_front: Any, vector_of: Any) -> None:
     front = make_front()
     worker = await front.ready()
     good = [front.dispatcher.enqueue([ids(10 + n)]) for n in range(3)]
@@ -268,14 +268,14 @@ async def test_a_poisoned_item_fails_alone(make_front: Any, vector_of: Any) -> N
         ({"items": 1}, 0, "1 results for 2 items"),
         ({"items": 3}, 0, "3 results for 2 items"),
         ({"width": 7}, 0, "7 values in a row instead of 8"),
-        ({"batch": 99}, 0, "batch 99 came"),
-        ({"seconds": float("nan")}, 0, "nan s for 2 tokens"),
-        ({"seconds": -1.0}, 0, "-1.0 s for 2 tokens"),
-        ({"computed_tokens": 1}, 0, "1 tokens, it was sent 2"),
+        ({"batch": 99}, 0, "batch 99 arrived"),
+        ({"seconds": float("nan")}, 0, "nan s for 2 computed tokens"),
+        ({"seconds": -1.0}, 0, "-1.0 s for 2 computed tokens"),
+        ({"computed_tokens": 1}, 0, "1 computed tokens, 2 were sent"),
         ({}, 4, "60 bytes of results instead of 64"),
     ],
 )
-async def test_a_worker_whose_result_does_not_fit_is_given_up_and_its_items_go_elsewhere(
+async def test_a_worker_with_mismatched_results_is_dropped_and_its_items_go_elsewhere(
     changes: dict[str, Any], cut: int, complaint: str, make_front: Any, vector_of: Any
 ) -> None:
     front = make_front(2)
@@ -292,7 +292,7 @@ async def test_a_worker_whose_result_does_not_fit_is_given_up_and_its_items_go_e
     np.testing.assert_array_equal((await future).results, [vector_of([4]), vector_of([5])])
 
 
-async def test_nothing_is_sent_to_a_worker_that_was_just_given_up_and_no_attempt_is_lost(
+async def test_nothing_is_sent_to_a_worker_that_was_just_dropped_and_no_attempt_is_lost(
     make_front: Any, vector_of: Any
 ) -> None:
     front = make_front(2)
@@ -300,7 +300,7 @@ async def test_nothing_is_sent_to_a_worker_that_was_just_given_up_and_no_attempt
     second = await front.ready(1)
     nonsense = b"".join(bytes(part) for part in encode(Loading("load", 0.1)))
     front.dispatcher._workers[0].channel.data_received(nonsense)
-    future = front.dispatcher.enqueue([ids(4)])  # before the loop hears of the end of the connection
+    future = front.dispatcher.enqueue([ids(4)])  # before the loop sees the end of the connection
     await second.expect(Run)
     second.close()  # the first attempt
     third = await front.attach(0)
@@ -319,7 +319,7 @@ UNASKED = [
 
 
 @pytest.mark.parametrize("message", UNASKED, ids=lambda message: type(message).__name__)
-async def test_a_message_that_nobody_asked_for_ends_the_worker(message: Any, make_front: Any) -> None:
+async def test_an_unexpected_message_ends_the_worker(message: Any, make_front: Any) -> None:
     front = make_front()
     worker = await front.ready()
     await worker.send(message)
@@ -327,7 +327,7 @@ async def test_a_message_that_nobody_asked_for_ends_the_worker(message: Any, mak
     assert [event for event in front.listener.events if event[0] in ("loading", "unusable")] == []
 
 
-async def test_results_that_are_not_finite_are_a_failure_and_are_never_delivered(make_front: Any) -> None:
+async def test_results_that_are_not_finite_are_a_failure_and_never_delivered(make_front: Any) -> None:
     front = make_front()
     worker = await front.ready()
     future = front.dispatcher.enqueue([ids(4)])
@@ -338,21 +338,21 @@ async def test_results_that_are_not_finite_are_a_failure_and_are_never_delivered
         await future
 
 
-async def test_a_worker_with_another_width_than_the_card_is_not_used(make_front: Any) -> None:
+async def test_a_worker_with_another_width_than_the_model_is_not_used(make_front: Any) -> None:
     front = make_front()
     worker = await front.attach()
     await worker.become_ready(width=9)
-    assert "9 values, the model's card says 8" in await front.listener.wait("lost", 0)
+    assert "9 values, but the model has 8" in await front.listener.wait("lost", 0)
 
 
-async def test_a_hanging_worker_is_given_up_when_the_scheduler_says_so(make_front: Any) -> None:
+async def test_a_hanging_worker_is_dropped_on_the_schedulers_request(make_front: Any) -> None:
     front = make_front()
     await front.ready()
     front.dispatcher._carry_out([ReplaceWorker(0, "a batch has been running for 31.0 s")])
     assert await front.listener.wait("lost", 0) == "a batch has been running for 31.0 s"
 
 
-# ----------------------------------------------------------- life of a worker
+# ---------------------------------------------------- lifecycle of a worker
 
 
 async def test_progress_and_unusable_are_passed_on(make_front: Any) -> None:
@@ -364,7 +364,7 @@ async def test_progress_and_unusable_are_passed_on(make_front: Any) -> None:
     assert await front.listener.wait("unusable", 0) == "no weights"
 
 
-async def test_an_instance_can_have_one_worker_after_the_other_but_not_two(make_front: Any) -> None:
+async def test_an_instance_can_have_consecutive_workers_but_not_two_at_once(make_front: Any) -> None:
     front = make_front()
     first = await front.ready()
     with pytest.raises(ValueError, match="has a worker already"):
@@ -391,7 +391,7 @@ async def test_reconnecting_leaks_no_descriptor(make_front: Any) -> None:
     assert counts[-1] <= counts[1]
 
 
-async def test_a_drain_refuses_what_is_new_and_ends_when_the_last_reply_is_there(make_front: Any) -> None:
+async def test_a_drain_rejects_new_requests_and_ends_with_the_last_result(make_front: Any) -> None:
     front = make_front()
     worker = await front.ready()
     future = front.dispatcher.enqueue([ids(4)])
@@ -408,10 +408,10 @@ async def test_a_drain_refuses_what_is_new_and_ends_when_the_last_reply_is_there
     front.dispatcher.stop_workers()
     await worker.expect(Stop)
     worker.close()
-    assert await front.listener.wait("lost", 0) == "stopped as asked"
+    assert await front.listener.wait("lost", 0) == "stopped as requested"
 
 
-async def test_a_drain_with_nothing_inside_ends_at_once(make_front: Any) -> None:
+async def test_a_drain_without_requests_ends_at_once(make_front: Any) -> None:
     front = make_front()
     front.dispatcher.begin_drain()
     await asyncio.wait_for(front.dispatcher.drained(), 1)
@@ -419,11 +419,11 @@ async def test_a_drain_with_nothing_inside_ends_at_once(make_front: Any) -> None
 
 async def test_the_ready_batch_is_cut_by_the_timer_before_the_running_one_ends(make_front: Any) -> None:
     front = make_front()
-    worker = await front.ready()  # says that a batch takes 1 ms
+    worker = await front.ready()  # reports 1 ms per batch
     first = front.dispatcher.enqueue([ids(4)])
     run, body = await worker.expect(Run)
     second = front.dispatcher.enqueue([ids(5)])
-    # Nothing but the timer can send this one: the first batch is not answered.
+    # Only the timer can send this one: the first batch is not answered.
     next_run, next_body = await worker.expect(Run)
     await worker.answer(run, body)
     await worker.answer(next_run, next_body)

@@ -1,4 +1,4 @@
-"""Workers that die, fail and lie at random: every request is answered, and what is answered is right."""
+"""Workers that die, fail and send wrong data at random: every request is answered, and every result is correct."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def misbehave(front: Any, instance: int, rng: random.Random, stop: asyncio.Event, until: Any) -> None:
-    """Worker after worker for one instance, each with an end of its own."""
+    """Consecutive workers of one instance, each of which ends in its own way."""
     while not stop.is_set():
         worker = await front.attach(instance)
         try:
@@ -57,14 +57,14 @@ async def end(worker: Any, ending: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_every_request_is_answered_rightly_or_with_an_error(
+async def test_every_request_is_answered_correctly_or_with_an_error(
     seed: int, make_front: Any, vector_of: Any, until: Any
 ) -> None:
     rng = random.Random(seed)
     front = make_front(3, queue_items=200)
     stop = asyncio.Event()
     instances = [asyncio.ensure_future(misbehave(front, i, rng, stop, until)) for i in range(2)]
-    await front.serving(2)  # one instance is always there
+    await front.serving(2)  # one instance is always ready
     refusals: set[int] = set()
     answers = {"right": 0, "refused": 0, "cancelled": 0}
 

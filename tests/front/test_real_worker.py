@@ -61,4 +61,4 @@ async def test_a_real_worker_computes_dies_and_is_replaced(
     np.testing.assert_array_equal((await waiting).results, expected)
 
     front.dispatcher.stop_workers()
-    assert await front.listener.wait("lost", 1) == "stopped as asked"
+    assert await front.listener.wait("lost", 1) == "stopped as requested"

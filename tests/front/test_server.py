@@ -534,3 +534,8 @@ async def test_the_memory_for_all_bodies_is_that_of_the_options(start: Any, unti
     assert (status, json.loads(body)["error"]["code"]) == (429, "too_much_inside")
     for _, one in (*held, (reader, writer)):
         one.close()
+
+
+async def test_the_number_of_tokenizer_threads_is_that_of_the_options(start: Any) -> None:
+    running = start(FrontOptions(tokenizer_threads=3))
+    assert running.tokenizer._threads._max_workers == 3

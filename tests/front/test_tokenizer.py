@@ -1,4 +1,4 @@
-"""Texts and token ids become items within the model's limits, or are refused with a reason."""
+"""Texts and token ids become items within the model's limits, or are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def as_lists(tokenized: Any) -> list[list[int]]:
     return [item.tolist() for item in tokenized.items]
 
 
-async def test_texts_get_special_tokens_and_neither_the_padding_nor_the_truncation_of_the_file(
+async def test_texts_get_special_tokens_without_the_padding_and_truncation_of_the_file(
     tokenizer: FrontTokenizer,
 ) -> None:
     found = await tokenizer.texts(["w0 w1 w2 w3 w4", "w59"])
@@ -51,11 +51,11 @@ async def test_texts_get_special_tokens_and_neither_the_padding_nor_the_truncati
     assert (found.tokens, found.truncated) == (10, ())
 
 
-async def test_a_text_of_exactly_the_models_length_is_taken_and_one_token_more_is_refused(
+async def test_a_text_at_the_limit_is_accepted_and_one_token_more_is_rejected(
     tokenizer: FrontTokenizer,
 ) -> None:
     assert (await tokenizer.texts([" ".join(["w1"] * 14)])).tokens == 16
-    with pytest.raises(RequestError, match=r"'input\[1\]' has 17 tokens, the model takes at most 16") as error:
+    with pytest.raises(RequestError, match=r"'input\[1\]' has 17 tokens, but the model accepts at most 16") as error:
         await tokenizer.texts(["w1", " ".join(["w1"] * 15)])
     assert (error.value.status, error.value.code, error.value.param) == (400, "too_long", "input")
 
@@ -67,14 +67,14 @@ async def test_truncation_keeps_the_special_tokens_and_is_reported(tokenizer: Fr
     assert found.tokens == 3 + 16 + 3
 
 
-async def test_an_empty_text_is_refused_and_white_space_is_a_text(tokenizer: FrontTokenizer) -> None:
+async def test_an_empty_text_is_rejected_and_white_space_is_a_text(tokenizer: FrontTokenizer) -> None:
     with pytest.raises(RequestError, match=r"'inputs\[1\]' is an empty string") as error:
         await tokenizer.texts(["w1", ""], field="inputs")
     assert error.value.code == "empty_input"
     assert as_lists(await tokenizer.texts([" \n\t"])) == [[2, 3]]
 
 
-async def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenized(tokenizer: FrontTokenizer) -> None:
+async def test_a_text_of_too_many_characters_is_rejected_before_it_is_tokenized(tokenizer: FrontTokenizer) -> None:
     text = "w1 " * 5_000_000
     start = time.perf_counter()
     with pytest.raises(RequestError, match="has 15000000 characters"):
@@ -82,12 +82,12 @@ async def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenized(t
     assert time.perf_counter() - start < 1  # tokenizing it takes several seconds
 
 
-async def test_odd_characters_are_texts_too(tokenizer: FrontTokenizer) -> None:
+async def test_unusual_characters_are_accepted(tokenizer: FrontTokenizer) -> None:
     found = await tokenizer.texts(["w1\x00w1", "\U0001f600", "\u202ew1", "\ufeff"])
     assert all(len(item) >= 2 for item in found.items)
 
 
-async def test_token_ids_are_used_as_they_are(tokenizer: FrontTokenizer) -> None:
+async def test_token_ids_are_used_unchanged(tokenizer: FrontTokenizer) -> None:
     found = await tokenizer.ids([[5], [63, 0, 63]])
     assert as_lists(found) == [[5], [63, 0, 63]]
     assert found.tokens == 4
@@ -96,7 +96,7 @@ async def test_token_ids_are_used_as_they_are(tokenizer: FrontTokenizer) -> None
 @pytest.mark.parametrize(
     ("ids", "message", "code"),
     [
-        ([5, 64], "token id 64; this model has the ids 0 to 63", "token_out_of_range"),
+        ([5, 64], "token id 64; the ids of this model are 0 to 63", "token_out_of_range"),
         ([-1, 5], "token id -1", "token_out_of_range"),
         ([10**30], "more than 20 digits", "token_out_of_range"),
         ([2**31], "token id 2147483648", "token_out_of_range"),
@@ -104,7 +104,7 @@ async def test_token_ids_are_used_as_they_are(tokenizer: FrontTokenizer) -> None
         ([5] * 17, "has 17 tokens", "too_long"),
     ],
 )
-async def test_token_ids_that_the_model_cannot_take_are_refused(
+async def test_invalid_token_ids_are_rejected(
     ids: list[int], message: str, code: str, tokenizer: FrontTokenizer
 ) -> None:
     with pytest.raises(RequestError, match=message) as error:
@@ -112,13 +112,13 @@ async def test_token_ids_that_the_model_cannot_take_are_refused(
     assert (error.value.status, error.value.code) == (400, code)
 
 
-async def test_token_ids_are_truncated_when_asked(tokenizer: FrontTokenizer) -> None:
+async def test_token_ids_are_truncated_on_request(tokenizer: FrontTokenizer) -> None:
     found = await tokenizer.ids([[5] * 17, [6]], truncate=True)
     assert as_lists(found) == [[5] * 16, [6]]
     assert found.truncated == (0,)
 
 
-async def test_the_loop_goes_on_while_a_large_input_is_tokenized(demo_card: ModelInfo) -> None:
+async def test_the_loop_is_not_blocked_while_a_large_input_is_tokenized(demo_card: ModelInfo) -> None:
     tokenizer = FrontTokenizer(demo_card, text_characters=1_000_000)
     await tokenizer.texts(["warm"])
     task = asyncio.ensure_future(tokenizer.texts(["a quick brown fox " * 50_000], truncate=True))
@@ -129,11 +129,11 @@ async def test_the_loop_goes_on_while_a_large_input_is_tokenized(demo_card: Mode
     found = await task
     assert (found.tokens, found.truncated) == (256, (0,))
     assert found.items[0].tolist()[-1] == 102
-    assert turns > 20  # a loop that was held would have had one or two
+    assert turns > 20  # a blocked loop would have had one or two
     tokenizer.close()
 
 
-async def test_what_nobody_waits_for_is_not_tokenized_to_the_end(demo_card: ModelInfo, until: Any) -> None:
+async def test_a_cancelled_input_is_not_tokenized_to_the_end(demo_card: ModelInfo, until: Any) -> None:
     tokenizer = FrontTokenizer(demo_card, text_characters=1_000_000)
     texts = ["a quick brown fox " * 1_000] * 400  # 7 M characters, 2 s of work each
     jobs = [asyncio.ensure_future(tokenizer.texts(texts, truncate=True)) for _ in range(20)]
@@ -160,7 +160,7 @@ async def test_small_and_large_inputs_give_the_same_ids(demo_card: ModelInfo) ->
     tokenizer.close()
 
 
-def test_a_model_without_a_tokenizer_is_named(model_info: ModelInfo, tmp_path: Path) -> None:
+def test_the_error_names_a_model_without_a_tokenizer(model_info: ModelInfo, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'demo' has no tokenizer\.json"):
         FrontTokenizer(msgspec.structs.replace(model_info, folder=str(tmp_path)), text_characters=10)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -168,5 +168,5 @@ def test_a_model_without_a_tokenizer_is_named(model_info: ModelInfo, tmp_path: P
         FrontTokenizer(msgspec.structs.replace(model_info, folder=str(tmp_path)), text_characters=10)
 
 
-def test_the_rust_tokenizer_does_not_spread_over_the_workers_cores(tokenizer: FrontTokenizer) -> None:
+def test_the_rust_tokenizer_does_not_use_the_workers_cores(tokenizer: FrontTokenizer) -> None:
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"

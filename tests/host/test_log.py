@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.host.log import ROUTED, JsonFormatter, set_up
+from launcher.host.log import REROUTED, JsonFormatter, set_up
 from launcher.options import LogOptions
 
 
@@ -133,7 +133,7 @@ def test_json_carries_the_exception(programs: io.StringIO) -> None:
 
 def test_uvicorn_goes_the_same_way_whatever_it_has_set_up_before() -> None:
     own = io.StringIO()
-    for name in ROUTED:
+    for name in REROUTED:
         logging.getLogger(name).addHandler(logging.StreamHandler(own))
         logging.getLogger(name).propagate = False
     stream = io.StringIO()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launcher.errors import UsageError
-from launcher.options import MachineOptions, ModelOptions, RunOptions, ServeOptions
+from launcher.options import Backend, MachineOptions, ModelOptions, RunOptions, ServeOptions
 from launcher.prepare.instances import without_repeats
 from launcher.prepare.machine import refuse_elsewhere
 from launcher.prepare.workers import prepare_workers
@@ -71,3 +72,27 @@ def test_warnings_that_all_instances_share_are_given_once() -> None:
 def test_options_that_contradict_each_other_are_refused(options: ServeOptions, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         prepare_workers(options, model_needed=True)
+
+
+@pytest.fixture
+def cuda_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA build of torch that is found first, and must not be imported."""
+    package = tmp_path / "site" / "torch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('torch was imported')\n")
+    (package / "version.py").write_text("__version__ = '2.13.0+cu130'\ncuda = '13.0'\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+
+
+@pytest.mark.usefixtures("cuda_torch")
+@pytest.mark.parametrize(("backend", "warned"), [("eager", True), ("fake", False)])
+def test_a_cuda_build_of_torch_is_a_warning_where_workers_import_it(backend: Backend, warned: bool) -> None:
+    model = replace(TINY, backend=backend)
+    prepared = prepare_workers(ServeOptions(model=model), model_needed=True)
+    assert any("torch 2.13.0+cu130 is a build for CUDA 13.0" in warning for warning in prepared.warnings) is warned
+
+
+def test_the_cpu_build_of_torch_gives_no_warning() -> None:
+    prepared = prepare_workers(ServeOptions(model=TINY), model_needed=True)
+    assert not any("is a build for" in warning for warning in prepared.warnings)

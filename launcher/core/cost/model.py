@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 
 class Work(NamedTuple):
     """The work of a batch: ``tokens``, including padding, and ``pairs`` of tokens that attend to each other."""
@@ -76,6 +74,9 @@ def fit(measurements: Sequence[Measurement]) -> Coefficients:
     Coefficients that come out negative are removed one at a time and the rest fitted again (the active-set step of
     non-negative least squares). Returns the defaults if there are no measurements.
     """
+
+    import numpy as np  # here, because it takes longer to import than most reports to make
+
     usable = [m for m in measurements if m[1] > 0 and m[2] > 0 and m[3] > 0]
     if not usable:
         return Coefficients()
@@ -100,8 +101,10 @@ def fit(measurements: Sequence[Measurement]) -> Coefficients:
 
 def fit_error(coefficients: Coefficients, measurements: Sequence[Measurement]) -> float | None:
     """The median relative error of the coefficients on these measurements; None without measurements."""
+    from statistics import median  # as for fit
+
     errors = [abs(coefficients.seconds(m[1], m[2]) / m[3] - 1) for m in measurements if m[3] > 0]
-    return float(np.median(errors)) if errors else None
+    return median(errors) if errors else None
 
 
 class CostModel:
@@ -115,7 +118,7 @@ class CostModel:
         self.drift_at_start = drift
         self.correction = drift
         self._mean_log = 0.0
-        # The mean relative error of predictions, over all batches at first and later over about the last thirty.
+        # The mean relative error of predictions, over all batches at first and later over the recent ones.
         # ``observed`` is the number of batches observed.
         self.error = 0.0
         self.observed = 0

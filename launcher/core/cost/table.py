@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from launcher.core.cost.model import Measurement
+from launcher.core.percentile import percentile
 from launcher.errors import UsageError
 
 SCHEMA = 2
@@ -71,7 +71,7 @@ class CostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         The lower one because disturbances only make batches longer: a single run on a loaded machine changes nothing,
         two do; a table measured on a loaded machine is corrected by the first run on an idle one.
         """
-        return statistics.median_low((1.0, *self.runs))
+        return percentile((1.0, *self.runs), 50)
 
     @property
     def contradicted(self) -> bool:

@@ -1,24 +1,25 @@
-"""What the diagnosis is made of: settings of the kernel, and what was seen by looking for a moment, as frozen values.
+"""The facts of the diagnosis, as immutable values: settings of the kernel, and a short sample of the running machine.
 
-``host.machine.doctor`` fills these values, the checks read them. A reading keeps where it comes from, because a
-finding that cannot name its evidence is an opinion. Unknown is ``None``, never a guess; no file is opened here.
+``host.machine.doctor`` fills these values and the checks read them. Every value keeps its source, because a finding
+must name its evidence. Unknown values are ``None``, never a guess. No file is opened here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from launcher.core.diagnosis.torch_build import TorchBuild
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import Plan
-from launcher.core.planning.preload import Sought
+from launcher.core.planning.preload import LibrarySearch
 
 Cpus = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one file or command said; ``value`` None: it is not there, or could not be read."""
+    """The content of a file or output of a command; ``value`` is None when it is missing or unreadable."""
 
     source: str
     value: str | None = None
@@ -26,7 +27,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class PerCpu:
-    """A file that every cpu has: the cpus by its value. Without any values no cpu has that file."""
+    """A file that exists once per cpu: each value with its cpus. No values: no cpu has that file."""
 
     source: str
     values: tuple[tuple[str, Cpus], ...] = ()
@@ -44,12 +45,12 @@ class Clocks:
     no_turbo: Reading = Reading("/sys/devices/system/cpu/intel_pstate/no_turbo")
     limit: PerCpu = PerCpu("/sys/devices/system/cpu/cpu*/cpufreq/scaling_max_freq")
     highest: PerCpu = PerCpu("/sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq")
-    heat: PerCpu = PerCpu("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
+    throttle_count: PerCpu = PerCpu("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """The limit of a control group and what of it is in use, in bytes."""
+    """The memory limit of a control group and its use, in bytes."""
 
     source: str
     limit: int
@@ -58,7 +59,7 @@ class MemoryLimit:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Files about memory; bytes."""
+    """Settings of memory management; sizes in bytes."""
 
     huge_pages: Reading = Reading("/sys/kernel/mm/transparent_hugepage/enabled")
     compaction: Reading = Reading("/sys/kernel/mm/transparent_hugepage/defrag")
@@ -71,7 +72,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What one control group's file says about its CPU quota, and how many cpus that are; None: no limit."""
+    """The CPU quota file of one control group; ``cpus`` is the quota in cpus, None without a limit."""
 
     source: str
     value: str
@@ -80,20 +81,20 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """How often a quota stopped this process's control groups: so far, and during the look (None: not looked)."""
+    """How often a quota throttled the control groups of this process; ``during_sample`` is None without a sample."""
 
     periods: int
-    stopped: int
+    throttled: int
     seconds: float
-    now: int | None = None
+    during_sample: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The kernel and what it says of the processor.
+    """The kernel, and what it reports about the processor.
 
-    ``virtual``: runs under a hypervisor. ``flags_known``: `/proc/cpuinfo` lists instruction sets at all. ``family``
-    and ``model`` are the processor's numbers on x86.
+    ``virtual``: it runs under a hypervisor. ``flags_known``: `/proc/cpuinfo` lists instruction sets. ``family`` and
+    ``model`` are the numbers of an x86 processor.
     """
 
     release: Reading = Reading("/proc/sys/kernel/osrelease")
@@ -112,10 +113,10 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Another process: ``cpus`` is its mask, ``share`` how many cpus' worth of time it used during the look.
+    """Another process: ``cpus`` is its affinity mask, ``share`` the cpu time it used during the sample, in cpus.
 
-    ``front`` is the process that started it, when it is a worker of a launcher; ``foreign``: it belongs to another
-    user, so that changing it needs root.
+    ``front`` is the process that started it, if it is a worker of a launcher; ``foreign``: it belongs to another user,
+    so changing it requires root.
     """
 
     pid: int
@@ -128,31 +129,32 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen in ``seconds``: the share (0 to 1) of each online cpu that was in use, and stolen from it.
+    """What happened in ``seconds``: for each online cpu, the share of time (0 to 1) in use, and stolen by a hypervisor.
 
-    ``programs`` are those that ran, and those that are pinned to some of the online cpus. ``swapped`` pages went in
-    or out.
+    ``programs`` are those that ran, and those pinned to a subset of the online cpus. ``swapped`` is the number of pages
+    swapped in or out.
     """
 
     seconds: float
     busy: tuple[tuple[int, float], ...]
-    stolen: tuple[tuple[int, float], ...] = ()
+    steal: tuple[tuple[int, float], ...] = ()
     programs: tuple[Program, ...] = ()
     swapped: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Software:
-    """What is installed and set. ``allocators`` is what the search for tcmalloc and jemalloc gave.
+    """Installed software and the environment. ``allocators`` is the result of the search for tcmalloc and jemalloc.
 
-    ``torch`` is its version as installed, ``cuda_parts`` what of a CUDA build is there. ``distribution`` are the ids
-    of `/etc/os-release`, the nearest first. ``environment`` has only what the checks know.
+    ``torch`` is the installed build, ``gpu_packages`` are installed packages that only its CUDA build needs.
+    ``distribution`` has the ids of `/etc/os-release`, the most specific first. ``environment`` has only the variables
+    that the checks use.
     """
 
     numactl: str | None = None
-    allocators: tuple[Sought, ...] = ()
-    torch: str | None = None
-    cuda_parts: tuple[str, ...] = ()
+    allocators: tuple[LibrarySearch, ...] = ()
+    torch: TorchBuild | None = None
+    gpu_packages: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     distribution: tuple[str, ...] = ()
     open_files: tuple[int, int] = (0, 0)
@@ -162,7 +164,7 @@ class Software:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What only the machine itself can tell. ``bindings`` were really tried, in the order of the plan."""
+    """Facts that are known only on the machine itself. ``bindings`` were tested, in the order of the plan."""
 
     sample: Sample
     software: Software
@@ -171,12 +173,11 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that the checks judge by.
+    """All facts that the checks use.
 
-    ``plan`` is what ``launch`` would do by default. ``siblings`` are the online cpus that share a planned core and
-    are not planned themselves, None where nothing is said of siblings. ``cpuset`` has its cpus, None where there is
-    none. ``quotas`` is None where no control group that could have one is visible. ``live`` is None for a recorded
-    machine.
+    ``plan`` is the default plan of ``launch``. ``siblings`` are the online cpus that share a core with a planned cpu
+    and are not planned themselves, None where siblings are unknown. ``cpuset`` has its cpus, None without a cpuset.
+    ``quotas`` is None where no control group with quotas is visible. ``live`` is None for a recorded machine.
     """
 
     machine: Machine
@@ -192,6 +193,6 @@ class Facts:
 
     @property
     def planned(self) -> Cpus:
-        """The cpus that instances and front would use."""
+        """The cpus of instances and front in the plan."""
         used = {cpu for instance in self.plan.instances for cpu in instance.cpus}
         return tuple(sorted(used | set(self.plan.reserved_cpus)))

@@ -1,7 +1,7 @@
-"""The words of the diagnosis: evidence, verdict, finding, and the check that leads from facts to one.
+"""The types of the diagnosis: evidence, verdict and finding, and the check that turns facts into a verdict.
 
-Every check gives exactly one finding on every machine: what is fine is said, and so is what cannot be known.
-Which checks there are is not decided here.
+Every check produces exactly one finding on every machine, also when nothing is wrong or the facts are unknown. Which
+checks exist is not decided here.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from launcher.core.machine.cpuset import format_cpu_list
 Severity = Literal["problem", "advice", "unknown", "fine"]
 SEVERITIES: tuple[Severity, ...] = ("problem", "advice", "unknown", "fine")
 
-ABSENT = "not there"
+ABSENT = "not found"
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A file or command, and what it said."""
+    """A file or command, and its content or output."""
 
     source: str
     found: str
 
 
-RECORDED = Evidence("--sysroot", "a recorded machine, on which nothing runs")
+RECORDED = Evidence("--sysroot", "a recorded machine")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check found. ``fix`` has lines for a shell; what no command can do is a comment (``# …``) in them."""
+    """The result of a check. ``fix`` has shell commands, and comments (``# …``) for what no command can do."""
 
     severity: Severity
     title: str
@@ -43,7 +43,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that is looked at; ``why`` it matters is the same on every machine."""
+    """One check; ``why`` it matters is the same on every machine."""
 
     id: str
     why: str
@@ -52,7 +52,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding of the report. ``fix`` is None where nothing is to be done; ``needs_root`` is about ``fix``."""
+    """One finding of the report. ``fix`` is None where nothing can be done; ``needs_root`` refers to ``fix``."""
 
     id: str
     severity: Severity
@@ -76,28 +76,28 @@ class Finding:
 
 
 def fine(title: str, *evidence: Evidence) -> Verdict:
-    """Looked at, and nothing is to be done."""
+    """Nothing needs to be done."""
     return Verdict("fine", title, evidence)
 
 
 def unknown(title: str, *evidence: Evidence, fix: tuple[str, ...] = ()) -> Verdict:
-    """Could not be decided; the evidence says what was tried."""
+    """The facts are insufficient; the evidence lists what was tried."""
     return Verdict("unknown", title, evidence, fix)
 
 
 def advice(title: str, *evidence: Evidence, fix: tuple[str, ...] = (), root: bool = False) -> Verdict:
-    """Something may be gained."""
+    """Performance may improve."""
     return Verdict("advice", title, evidence, fix, root)
 
 
 def problem(title: str, *evidence: Evidence, fix: tuple[str, ...] = (), root: bool = False) -> Verdict:
-    """Speed is lost."""
+    """Performance is reduced."""
     return Verdict("problem", title, evidence, fix, root)
 
 
 def only_live(what: str) -> Verdict:
-    """Of a recorded machine: ``what`` is known only where programs run."""
-    return unknown(f"{what} is known only on the machine itself.", RECORDED)
+    """For a recorded machine: ``what`` (a noun phrase) is known only on the machine itself."""
+    return unknown(f"{what} can be checked only on the machine itself.", RECORDED)
 
 
 def evidence_of(*readings: Reading | PerCpu) -> tuple[Evidence, ...]:

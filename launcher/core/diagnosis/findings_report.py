@@ -1,8 +1,7 @@
-"""The findings as text for people, and as the JSON document of schema 1. Nothing is printed here, nothing decided."""
+"""Renders findings as text and as the JSON document of schema 1. Nothing is printed or decided here."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,15 +9,16 @@ from rich.text import Text
 
 from launcher.core.diagnosis.finding import RECORDED, SEVERITIES, Evidence, Finding, Severity, count
 from launcher.core.machine.topology import Machine
+from launcher.core.report.text import wrap, wrap_lines
 
 SCHEMA = 1
-WIDEST = 110  # longer lines are hard to read
+WIDEST = 110  # columns; longer lines are hard to read
 INDENT, LABEL = "    ", 7
 
 HEADS: dict[Severity, str] = {
-    "problem": "Problems: speed is lost",
-    "advice": "Advice: something may be gained",
-    "unknown": "Unknown: could not be decided",
+    "problem": "Problems: reduced performance",
+    "advice": "Advice: possible improvements",
+    "unknown": "Unknown: could not be checked",
     "fine": "Fine",
 }
 STYLES: dict[Severity, str] = {
@@ -35,7 +35,7 @@ def findings_json(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def findings_text(machine: Machine, findings: Sequence[Finding], width: int) -> Text:
-    """All findings, grouped by severity and the worst first, in lines of at most ``width`` columns."""
+    """All findings, grouped by severity, the most severe first, in lines of at most ``width`` columns."""
     width = max(40, min(width, WIDEST))
     lines = [*_head(machine, findings, width)]
     for severity in SEVERITIES:
@@ -48,12 +48,12 @@ def findings_text(machine: Machine, findings: Sequence[Finding], width: int) -> 
 def _head(machine: Machine, findings: Sequence[Finding], width: int) -> Iterator[Text]:
     nodes = len({core.node for core in machine.cores} - {None})
     place = f" in {count(nodes, 'node')}" if nodes else ""
-    name = f"{machine.model or 'a processor without a name'}: {count(len(machine.cores), 'usable core')}{place}"
-    yield from _wrapped(name, width, "", "bold")
+    name = f"{machine.model or 'Unknown processor'}: {count(len(machine.cores), 'usable core')}{place}"
+    yield from wrap(name, width, style="bold")
     numbers = {severity: sum(one.severity == severity for one in findings) for severity in SEVERITIES}
     words = {"problem": count(numbers["problem"], "problem")}
     words |= {severity: f"{numbers[severity]} {severity}" for severity in SEVERITIES[1:]}
-    yield from _wrapped(f"{count(len(findings), 'check')}: {', '.join(words.values())}", width, "")
+    yield from wrap(f"{count(len(findings), 'check')}: {', '.join(words.values())}", width)
 
 
 def _group(severity: Severity, group: Sequence[Finding], width: int) -> Iterator[Text]:
@@ -71,12 +71,12 @@ def _group(severity: Severity, group: Sequence[Finding], width: int) -> Iterator
 def _details(finding: Finding, width: int) -> Iterator[Text]:
     yield from _title(finding, width)
     yield from _labelled("found", _evidence_lines(finding.evidence, width))
-    yield from _labelled("why", _lines(finding.why, width - len(INDENT) - LABEL))
+    yield from _labelled("why", wrap_lines(finding.why, width - len(INDENT) - LABEL))
     yield from _fix_lines(finding, width)
 
 
 def _title(finding: Finding, width: int) -> Iterator[Text]:
-    lines = list(_wrapped(finding.title, width, "  ", STYLES[finding.severity]))
+    lines = list(wrap(finding.title, width, "  ", STYLES[finding.severity]))
     name = f"[{finding.id}]"
     if len(lines[-1]) + len(name) + 2 <= width:
         lines[-1].append(f"  {name}", "dim")
@@ -87,7 +87,7 @@ def _title(finding: Finding, width: int) -> Iterator[Text]:
 
 def _evidence_lines(evidence: Iterable[Evidence], width: int) -> Iterator[str]:
     for one in evidence:
-        yield from _lines(f"{one.source}: {one.found}", width - len(INDENT) - LABEL, "  ")
+        yield from wrap_lines(f"{one.source}: {one.found}", width - len(INDENT) - LABEL, "  ", first="")
 
 
 def _fix_lines(finding: Finding, width: int) -> Iterator[Text]:
@@ -105,19 +105,19 @@ def _labelled(label: str, lines: Iterable[str], style: str = "") -> Iterator[Tex
 
 
 def _shell(command: str, room: int) -> list[str]:
-    """A line of shell broken as a shell takes it."""
+    """A shell command, wrapped with line continuations."""
     if command.startswith("#"):
-        return textwrap.wrap(command, room, subsequent_indent="#   ", break_long_words=False, break_on_hyphens=False)
-    lines = _lines(command, room - 2, "  ")
+        return wrap_lines(command, room, "#   ", first="")
+    lines = wrap_lines(command, room - 2, "  ", first="")
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _unknowns(group: Sequence[Finding], width: int) -> Iterator[Text]:
-    """One by one with what was tried; those that a recorded machine cannot tell together."""
+    """Each finding with what was tried; those that need the machine itself on one line."""
     recorded = [finding for finding in group if finding.evidence == (RECORDED,)]
     if recorded:
         names = ", ".join(finding.id for finding in recorded)
-        yield from _wrapped(f"Known only on the machine itself: {names}.", width, "  ", STYLES["unknown"])
+        yield from wrap(f"Can be checked only on the machine itself: {names}.", width, "  ", STYLES["unknown"])
     for finding in group:
         if finding.evidence != (RECORDED,):
             yield from _title(finding, width)
@@ -128,15 +128,5 @@ def _unknowns(group: Sequence[Finding], width: int) -> Iterator[Text]:
 def _table(group: Sequence[Finding], width: int) -> Iterator[Text]:
     column = max(len(finding.id) for finding in group) + 2
     for finding in group:
-        for index, line in enumerate(_lines(finding.title, width - column - 2)):
+        for index, line in enumerate(wrap_lines(finding.title, width - column - 2)):
             yield Text("  ").append(f"{finding.id if index == 0 else '':<{column}}", STYLES["fine"]).append(line)
-
-
-def _wrapped(text: str, width: int, indent: str, style: str = "") -> Iterator[Text]:
-    for line in _lines(text, width - len(indent)):
-        yield Text(indent).append(line, style)
-
-
-def _lines(text: str, room: int, further: str = "") -> list[str]:
-    """Broken at blanks only: paths and commands must stay whole to be of use."""
-    return textwrap.wrap(text, room, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)

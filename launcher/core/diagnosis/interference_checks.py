@@ -1,4 +1,4 @@
-"""Checks of what others take from the planned cores while one looks: programs, other launchers, the hypervisor."""
+"""Checks of interference with the planned cores: other programs, other launchers, the hypervisor."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from launcher.core.diagnosis.finding import (
 )
 from launcher.core.machine.cpuset import format_cpu_list
 
-BUSY = 0.2  # of a cpu; below that it is what every machine does beside its work
-RAN = 0.05  # cpus' worth; less is a program that idles
-STOLEN, MUCH_STOLEN = 0.01, 0.05
+BUSY = 0.2  # of a cpu; less is normal background activity
+RAN = 0.05  # cpus; a program that uses less is idle
+SOME_STEAL, MUCH_STEAL = 0.01, 0.05
 MOST_NAMED = 4
 
 
 def check_busy_cpus(facts: Facts) -> Verdict:
-    """Whether other programs use the planned cpus now."""
+    """Whether other programs use the planned cpus at the moment."""
     if facts.live is None:
-        return only_live("How busy the planned cpus are")
+        return only_live("The load of the planned cpus")
     return _check_use(facts, facts.live.sample, facts.planned, "planned cpus")
 
 
 def check_busy_siblings(facts: Facts) -> Verdict:
-    """Whether other programs use the hardware threads beside the planned ones now."""
+    """Whether other programs use the sibling threads of the planned cpus at the moment."""
     source = "cpu*/topology/core_cpus_list"
     if facts.siblings is None:
-        return unknown("Which cpus share a planned core is not stated.", Evidence(source, "not there"))
+        return unknown("The kernel does not report which cpus share a core.", Evidence(source, "not found"))
     if not facts.siblings:
-        title = "The planned cores have no second hardware thread that others could use."
-        return fine(title, Evidence(source, "no siblings online"))
+        title = "The planned cores have no second hardware thread that is online."
+        return fine(title, Evidence(source, "no online siblings"))
     if facts.live is None:
-        return only_live("How busy the siblings of the planned cpus are")
+        return only_live("The load of the siblings of the planned cpus")
     return _check_use(facts, facts.live.sample, facts.siblings, "siblings of planned cpus")
 
 
@@ -48,14 +48,14 @@ def _check_use(facts: Facts, sample: Sample, cpus: Cpus, what: str) -> Verdict:
     use = {cpu: share for cpu, share in sample.busy if cpu in cpus}
     taken = sorted(cpu for cpu, share in use.items() if share >= BUSY)
     most = max(use.values(), default=0.0)
-    seen = Evidence(f"/proc/stat for {sample.seconds:.1f} s", f"{what} used to at most {most:.0%}")
+    seen = Evidence(f"/proc/stat for {sample.seconds:.1f} s", f"{what} at most {most:.0%} busy")
     if not taken:
-        return fine(f"The {what} are idle enough.", seen)
+        return fine(f"No other program uses {what} noticeably.", seen)
     shares = ", ".join(f"cpu {cpu} {use[cpu]:.0%}" for cpu in taken[:8]) + (", …" if len(taken) > 8 else "")
     programs = [one for one in sample.programs if one.share >= RAN and set(one.cpus) & set(taken)]
     evidence = (Evidence(seen.source, shares), *_program_evidence(programs))
     if not programs:
-        evidence += (Evidence("/proc/PID/stat", "no program seen from here; another container, or the kernel"),)
+        evidence += (Evidence("/proc/PID/stat", "no program visible; it may be in another container, or the kernel"),)
     which = f"{len(taken)} of the {len(cpus)} {what}" if len(cpus) > 1 else cpus_text(taken)
     title = f"Other programs use {which}."
     return problem(title, *evidence, fix=_remedies(facts, programs, taken), root=any(one.foreign for one in programs))
@@ -64,7 +64,7 @@ def _check_use(facts: Facts, sample: Sample, cpus: Cpus, what: str) -> Verdict:
 def _program_evidence(programs: Sequence[Program]) -> tuple[Evidence, ...]:
     ranked = sorted(programs, key=lambda one: (-one.share, one.pid))
     named = tuple(
-        Evidence(f"/proc/{one.pid}", f"{one.name}: {one.share:.0%} of a cpu, may run on {format_cpu_list(one.cpus)}")
+        Evidence(f"/proc/{one.pid}", f"{one.name}: {one.share:.0%} of a cpu, affinity {format_cpu_list(one.cpus)}")
         for one in ranked[:MOST_NAMED]
     )
     more = len(ranked) - MOST_NAMED
@@ -72,33 +72,33 @@ def _program_evidence(programs: Sequence[Program]) -> tuple[Evidence, ...]:
 
 
 def _remedies(facts: Facts, programs: Sequence[Program], taken: Sequence[int]) -> tuple[str, ...]:
-    """Move them to cpus that neither the plan nor a sibling of it uses; else let them yield, or plan round them."""
+    """Move the programs to cpus that are neither planned nor siblings; else lower their priority, or plan without."""
     wanted = {*facts.planned, *(facts.siblings or ()), *facts.machine.isolated}
     free = sorted(set(facts.machine.online) - wanted)
     pids = [one.pid for one in sorted(programs, key=lambda one: (-one.share, one.pid))[:MOST_NAMED]]
     if pids and free:
         return tuple(f"taskset -a -p -c {format_cpu_list(free)} {pid}" for pid in pids)
-    yielding: tuple[str, ...] = ()
-    # Yielding helps on the same cpu only: a sibling is a cpu of its own, which nobody else asks for.
+    lower_priority: tuple[str, ...] = ()
+    # Priority matters only on the same cpu, and no instance runs on the sibling.
     if set(taken) & set(facts.planned):
-        # To `renice -p PID` only one thread of the process would yield.
-        yielding = tuple(f"renice -n 19 -p $(ls /proc/{pid}/task)" for pid in pids)
-    return (*yielding, *_plan_without(facts, taken))
+        # `renice -p PID` changes the priority of a single thread.
+        lower_priority = tuple(f"renice -n 19 -p $(ls /proc/{pid}/task)" for pid in pids)
+    return (*lower_priority, *_plan_without(facts, taken))
 
 
 def _plan_without(facts: Facts, taken: Sequence[int]) -> tuple[str, ...]:
-    """How to plan with the cores that have none of these cpus; a sibling that is not allowed is in no core here."""
+    """A command that plans without the cores of these cpus; disallowed siblings are in no core of the machine."""
     rest = [cpu for core in facts.machine.cores if not set(taken) & set(core.cpus) for cpu in core.cpus]
     known = set(taken) <= {cpu for core in facts.machine.cores for cpu in core.cpus}
     if not rest or not known:
-        return ("# or end them",)
-    return ("# or end them, or leave their cores out of the plan:", f"taskset -c {format_cpu_list(rest)} launch")
+        return ("# or stop these programs",)
+    return ("# or stop these programs, or plan without their cores:", f"taskset -c {format_cpu_list(rest)} launch")
 
 
 def check_pinned_programs(facts: Facts) -> Verdict:
-    """Whether other programs, launchers apart, are held to planned cpus and cannot move away."""
+    """Whether other programs than launchers are pinned to planned cpus."""
     if facts.live is None:
-        return only_live("Which programs are pinned to the planned cpus")
+        return only_live("Pinning of other programs")
     planned = set(facts.planned)
     online = set(facts.machine.online)
     fronts = {one.front for one in facts.live.sample.programs}
@@ -114,31 +114,31 @@ def check_pinned_programs(facts: Facts) -> Verdict:
     who = "Another program is" if len(pinned) == 1 else f"{len(pinned)} other programs are"
     if any(one.share >= RAN for one in pinned):
         return problem(
-            f"{who} pinned to planned {on}, and at work.", looked, *_program_evidence(pinned), fix=fix, root=root
+            f"{who} pinned to planned {on}, and running.", looked, *_program_evidence(pinned), fix=fix, root=root
         )
-    return advice(f"{who} pinned to planned {on}, idle now.", looked, *_program_evidence(pinned), fix=fix, root=root)
+    return advice(f"{who} pinned to planned {on}, but idle.", looked, *_program_evidence(pinned), fix=fix, root=root)
 
 
 def check_other_launchers(facts: Facts) -> Verdict:
     """Whether another launcher has instances on planned cpus."""
     if facts.live is None:
-        return only_live("Whether another launcher runs")
+        return only_live("The presence of other launchers")
     workers = [one for one in facts.live.sample.programs if one.front is not None]
     looked = Evidence("/proc/PID/cmdline", f"{count(len(workers), 'worker')} of other launchers")
     if not workers:
-        return fine("No other launcher runs here.", looked)
+        return fine("No other launcher is running.", looked)
     fronts = sorted({one.front for one in workers if one.front is not None})
     used = {cpu for one in workers for cpu in one.cpus}
-    named = tuple(
-        Evidence(f"/proc/{front}", f"its instances are on {cpus_text(_cpus_of(workers, front))}") for front in fronts
-    )
+    named = tuple(Evidence(f"/proc/{front}", f"instances on {cpus_text(_cpus_of(workers, front))}") for front in fronts)
     shared = sorted(used & set(facts.planned))
     if not shared:
-        return fine("Another launcher runs, on other cpus.", looked, *named)
+        return fine("Another launcher is running, on other cpus.", looked, *named)
     title = f"Another launcher has instances on planned {cpus_text(shared)}."
     rest = sorted(cpu for core in facts.machine.cores for cpu in core.cpus if not used & set(core.cpus))
-    fix: tuple[str, ...] = (f"kill -TERM {' '.join(map(str, fronts))}  # ends it, or:",) if fronts else ()
-    fix += (f"taskset -c {format_cpu_list(rest)} launch",) if rest else ("# or start no second one beside it",)
+    fix: tuple[str, ...] = (f"kill -TERM {' '.join(map(str, fronts))}  # stops it, or:",) if fronts else ()
+    fix += (
+        (f"taskset -c {format_cpu_list(rest)} launch",) if rest else ("# or do not run two launchers at the same time",)
+    )
     return problem(title, looked, *named, fix=fix, root=any(one.foreign for one in workers))
 
 
@@ -147,15 +147,15 @@ def _cpus_of(workers: Sequence[Program], front: int) -> list[int]:
 
 
 def check_cpu_steal(facts: Facts) -> Verdict:
-    """Whether the hypervisor gives the planned cpus' time to others."""
+    """Whether the hypervisor takes cpu time from the planned cpus (steal)."""
     if facts.live is None:
-        return only_live("Whether a hypervisor takes time away")
+        return only_live("CPU steal")
     sample = facts.live.sample
-    stolen = {cpu: share for cpu, share in sample.stolen if cpu in facts.planned}
-    mean = sum(stolen.values()) / len(stolen) if stolen else 0.0
-    evidence = Evidence(f"/proc/stat steal for {sample.seconds:.1f} s", f"{mean:.1%} of the planned cpus' time")
-    if mean < STOLEN:
-        return fine("No hypervisor takes time away.", evidence)
-    title = f"The hypervisor gives {mean:.0%} of the planned cpus' time to others."
-    fix = ("# at the host or provider: dedicated or pinned cpus instead of shared ones",)
-    return problem(title, evidence, fix=fix) if mean >= MUCH_STOLEN else advice(title, evidence, fix=fix)
+    steal = {cpu: share for cpu, share in sample.steal if cpu in facts.planned}
+    mean = sum(steal.values()) / len(steal) if steal else 0.0
+    evidence = Evidence(f"/proc/stat steal for {sample.seconds:.1f} s", f"{mean:.1%} of the time of the planned cpus")
+    if mean < SOME_STEAL:
+        return fine("No cpu time is stolen by a hypervisor.", evidence)
+    title = f"The hypervisor steals {mean:.0%} of the time of the planned cpus."
+    fix = ("# on the host, or at the provider: use dedicated or pinned cpus instead of shared ones",)
+    return problem(title, evidence, fix=fix) if mean >= MUCH_STEAL else advice(title, evidence, fix=fix)

@@ -10,18 +10,18 @@ from launcher.core.diagnosis.finding import (
     Evidence,
     Verdict,
     advice,
-    count,
     evidence_of,
     fine,
     only_live,
     problem,
     unknown,
 )
+from launcher.core.diagnosis.torch_build import CPU_INDEX
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.footprint import BF16_FLAGS
 
-# Models of x86 processors (kernel: arch/x86/include/asm/intel-family.h, arch/x86/kernel/cpu/amd.c), and what all of
-# them have. Names would not do: a hypervisor may show any.
+# Models of x86 processors (kernel: arch/x86/include/asm/intel-family.h, arch/x86/kernel/cpu/amd.c), and the instruction
+# sets that all of them have. By number, because a hypervisor may report any name.
 AMX = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
 AVX512_BF16 = frozenset({"avx512f", "avx512_vnni", "avx512_bf16"})
 INTEL_MODELS = {
@@ -41,7 +41,7 @@ ARM_CORES = {
 AMX_KERNEL = (5, 16)
 PREFERRED_MANY_KERNEL = (5, 15)
 
-# What each value of ONEDNN_MAX_CPU_ISA adds to those before it; the branch without AVX-512 is AVX2_VNNI and _2.
+# What each value of ONEDNN_MAX_CPU_ISA adds to the previous ones; AVX2_VNNI and AVX2_VNNI_2 are without AVX-512.
 ONEDNN_STEPS = (
     ("AVX512_CORE", {"avx512f"}),
     ("AVX512_CORE_VNNI", {"avx512_vnni"}),
@@ -81,15 +81,15 @@ RELATIVES = {"ubuntu": "debian", "rhel": "fedora", "centos": "fedora", "amzn": "
 
 
 def check_numactl(facts: Facts) -> Verdict:
-    """Whether numactl is there to bind with."""
+    """Whether numactl is installed."""
     if facts.live is None:
-        return only_live("Whether numactl is installed")
+        return only_live("The presence of numactl")
     path = facts.live.software.numactl
     if path is not None:
         return fine("numactl is installed.", Evidence("which numactl", path))
     fix, root = _install("numactl", facts.live.software, "numactl")
-    title = "numactl is missing; workers bind themselves by system calls."
-    return advice(title, Evidence("which numactl", "nothing in PATH"), fix=fix, root=root)
+    title = "numactl is not installed, so workers bind themselves with system calls."
+    return advice(title, Evidence("which numactl", "not in PATH"), fix=fix, root=root)
 
 
 def _install(what: str, software: Software, name: str) -> tuple[tuple[str, ...], bool]:
@@ -97,16 +97,16 @@ def _install(what: str, software: Software, name: str) -> tuple[tuple[str, ...],
         package = PACKAGES[what].get(family)
         if package is not None:
             return (f"{INSTALLERS[family]} {package}",), True
-    return (f"# install {name} by the package manager of this system",), True
+    return (f"# install {name} with the package manager of this system",), True
 
 
 def check_memory_policy(facts: Facts) -> Verdict:
-    """Whether instances can really be bound to their cpus and to the memory of their nodes."""
+    """Whether instances can be bound to their cpus and to the memory of their nodes."""
     if facts.live is None:
-        return only_live("Whether memory can be bound to nodes")
+        return only_live("Binding of instances")
     bindings = facts.live.bindings
-    levels = ", ".join(dict.fromkeys(f"{binding.level} by {binding.tool}" for binding in bindings))
-    evidence: tuple[Evidence, ...] = (Evidence("a bound process for each instance", levels or "no instances"),)
+    levels = ", ".join(dict.fromkeys(f"{binding.level} with {binding.tool}" for binding in bindings))
+    evidence: tuple[Evidence, ...] = (Evidence("a test process bound like each instance", levels or "no instances"),)
     asked = ["cpus" if instance.memory == "local" else "bind" for instance in facts.plan.instances]
     order = ("bind", "preferred", "cpus", "none")
     less = [
@@ -120,13 +120,15 @@ def check_memory_policy(facts: Facts) -> Verdict:
     evidence += tuple(Evidence("refused", reason) for reason in dict.fromkeys(binding.reason for _, binding in less))
     who = format_cpu_list([number for number, _ in less])
     fix = (
-        "docker run --cap-add SYS_NICE …  # its filter lets set_mempolicy and mbind pass then",
-        f"docker update --cpuset-mems {_all_nodes(facts)} CONTAINER  # when a node is not allowed",
+        "docker run --cap-add SYS_NICE …  # allows set_mempolicy and mbind",
+        f"docker update --cpuset-mems {_all_nodes(facts)} CONTAINER  # if a node is not allowed",
     )
     level = less[0][1].level
     if level == "none":
         return problem(f"Instances {who} cannot be bound at all.", *evidence, fix=fix)
-    return problem(f"Memory of instances {who} cannot be bound; what works is: {level}.", *evidence, fix=fix)
+    return problem(
+        f"The memory of instances {who} cannot be bound; the strictest possible binding is {level}.", *evidence, fix=fix
+    )
 
 
 def _all_nodes(facts: Facts) -> str:
@@ -134,43 +136,48 @@ def _all_nodes(facts: Facts) -> str:
 
 
 def check_allocator(facts: Facts) -> Verdict:
-    """Whether an allocator made for many threads is there, and can be preloaded."""
+    """Whether tcmalloc or jemalloc is installed and can be preloaded."""
     if facts.live is None:
-        return only_live("Which allocators are installed")
+        return only_live("The presence of allocators")
     software = facts.live.software
     usable = [(one.library, one.usable) for one in software.allocators if one.usable is not None]
     if usable:
-        found = tuple(Evidence(f"a process with {name} preloaded", path) for name, path in usable)
+        found = tuple(Evidence(f"a test process with {name} preloaded", path) for name, path in usable)
         return fine(f"{' and '.join(name for name, _ in usable)} can be preloaded.", *found)
     fix, root = _install("allocator", software, "tcmalloc (gperftools) or jemalloc")
     refused = [pair for one in software.allocators for pair in one.refused]
     if refused:
         evidence = tuple(Evidence(path, why) for path, why in refused)
-        return advice("An allocator is there, but cannot be preloaded.", *evidence, fix=fix, root=root)
+        return advice("An allocator is installed, but cannot be preloaded.", *evidence, fix=fix, root=root)
     places = dict.fromkeys(place for one in software.allocators for place in one.places)
-    sought = Evidence(", ".join(places), "no tcmalloc, no jemalloc")
-    return advice("Neither tcmalloc nor jemalloc is installed.", sought, fix=fix, root=root)
+    searched = Evidence(", ".join(places), "no tcmalloc, no jemalloc")
+    return advice("Neither tcmalloc nor jemalloc is installed.", searched, fix=fix, root=root)
 
 
 def check_torch_build(facts: Facts) -> Verdict:
-    """Whether torch is there, and built for CPUs only."""
+    """Whether torch is installed, and built for CPUs only."""
     if facts.live is None:
-        return only_live("Which torch is installed")
+        return only_live("The build of torch")
     software = facts.live.software
-    shown = Evidence("version of the installed distribution torch", software.torch or "not installed")
-    if software.torch is None:
-        return problem("torch is not installed in this environment.", shown, fix=("./scripts/setup run",))
-    if not software.cuda_parts:
-        return fine(f"torch {software.torch} is built for CPUs.", shown)
-    parts = Evidence("files of torch, distributions nvidia-*", ", ".join(software.cuda_parts[:6]))
-    fix = ("# install the CPU build of the same version, then: pip uninstall those nvidia-* packages",)
-    return advice(f"torch {software.torch} is a build for CUDA.", shown, parts, fix=fix)
+    build = software.torch
+    shown = Evidence("torch/version.py", build.version if build else "not installed")
+    if build is None:
+        fix = f"pip install torch --index-url {CPU_INDEX}"
+        return problem("torch is not installed in this environment.", shown, fix=(fix,))
+    if build.accelerator is None:
+        return fine(f"torch {build.version} is a CPU build.", shown)
+    packages = software.gpu_packages
+    evidence = [shown, *([Evidence("installed distributions", ", ".join(packages[:6]))] if packages else [])]
+    remove = [f"pip uninstall -y {' '.join(packages)}"] if packages else []
+    return advice(
+        f"torch {build.version} is a build for {build.accelerator}.", *evidence, fix=(build.cpu_command, *remove)
+    )
 
 
 def check_thread_environment(facts: Facts) -> Verdict:
-    """Whether the user's environment tells OpenMP where to put threads, or how many there are."""
+    """Whether the environment of the user sets the placement of OpenMP threads, or their number."""
     if facts.live is None:
-        return only_live("The environment of programs")
+        return only_live("The environment")
     found = {name: value for name, value in facts.live.software.environment if name in (*PLACING, *COUNTS)}
     gomp = dict(facts.live.software.environment).get("GOMP_CPU_AFFINITY")
     placing = [name for name, value in found.items() if name in PLACING and value.lower() not in PLACES_NOTHING]
@@ -178,19 +185,25 @@ def check_thread_environment(facts: Facts) -> Verdict:
     if gomp is not None:
         evidence = (Evidence("environment", f"GOMP_CPU_AFFINITY={gomp}"), *evidence)
         fix = (f"unset {' '.join(['GOMP_CPU_AFFINITY', *placing])}",)
-        return problem("GOMP_CPU_AFFINITY moves the threads of every instance.", *evidence, fix=fix)
+        return problem("GOMP_CPU_AFFINITY changes the placement of the threads of every instance.", *evidence, fix=fix)
     if placing:
         fix = (f"unset {' '.join(placing)}",)
-        return advice(f"{', '.join(placing)} may move threads off the planned cores.", *evidence, fix=fix)
+        return advice(f"{', '.join(placing)} may change the placement of threads.", *evidence, fix=fix)
     if found:
-        return fine("What is set moves no threads, and workers get their number from the plan.", *evidence)
-    return fine("Nothing in the environment moves threads.", Evidence("environment", f"none of {', '.join(PLACING)}"))
+        return fine(
+            "The environment does not change the placement of threads; the plan sets their number.",
+            *evidence,
+        )
+    return fine(
+        "The environment does not change the placement of threads.",
+        Evidence("environment", f"none of {', '.join(PLACING)}"),
+    )
 
 
 def check_instruction_limit(facts: Facts) -> Verdict:
-    """Whether the environment keeps libraries from instruction sets that the processor has."""
+    """Whether the environment disables instruction sets that the processor has."""
     if facts.live is None:
-        return only_live("Whether the environment limits instruction sets")
+        return only_live("The environment")
     environment = dict(facts.live.software.environment)
     evidence: list[Evidence] = []
     lost: set[str] = set()
@@ -201,16 +214,16 @@ def check_instruction_limit(facts: Facts) -> Verdict:
             lost |= disabled_by(name, value, facts.machine.isa)
     if not evidence:
         none = Evidence("environment", f"none of {', '.join((*ONEDNN_NAMES, 'ATEN_CPU_CAPABILITY'))}")
-        return fine("Nothing in the environment limits instruction sets.", none)
+        return fine("The environment does not limit instruction sets.", none)
     if not lost:
-        return fine("The limits on instruction sets take nothing from this processor.", *evidence)
+        return fine("The environment limits instruction sets, but disables none that this processor has.", *evidence)
     names = " ".join(name for name in (*ONEDNN_NAMES, "ATEN_CPU_CAPABILITY") if environment.get(name))
-    title = f"The environment keeps libraries from {_listed(lost)}."
+    title = f"The environment disables {_listed(lost)}."
     return problem(title, *evidence, fix=(f"unset {names}",))
 
 
 def disabled_by(name: str, value: str, isa: Iterable[str]) -> set[str]:
-    """The instruction sets of ``isa`` that are not used when this variable has this value."""
+    """The instruction sets of ``isa`` that libraries do not use when the variable has this value."""
     have = set(isa)
     if name == "ATEN_CPU_CAPABILITY":
         wide = {one for one in have if one.startswith("avx512")}
@@ -222,34 +235,33 @@ def disabled_by(name: str, value: str, isa: Iterable[str]) -> set[str]:
         return have & (lost | ({"avx2"} if level in ("SSE41", "AVX") else set()))
     names = [step for step, _ in ONEDNN_STEPS]
     if level not in names:
-        return set()  # ALL, DEFAULT, and what oneDNN does not know
+        return set()  # ALL, DEFAULT, and values that oneDNN ignores
     return have & {flag for _, flags in ONEDNN_STEPS[names.index(level) + 1 :] for flag in flags}
 
 
 def check_instruction_sets(facts: Facts) -> Verdict:
-    """Whether the kernel shows the instruction sets that this processor is known to have."""
+    """Whether the kernel reports the instruction sets that this processor is known to have."""
     machine, kernel = facts.machine, facts.kernel
-    shown = Evidence("/proc/cpuinfo flags", " ".join(machine.isa) or "none that matters")
+    shown = Evidence("/proc/cpuinfo flags", " ".join(machine.isa) or "none of those that matter")
     number = Evidence(
         "/proc/cpuinfo", f"{machine.model or 'no model name'}, family {kernel.family}, model {kernel.model}"
     )
     if not kernel.flags_known:
-        return unknown("Which instruction sets there are is not stated.", Evidence("/proc/cpuinfo", "no flags"))
+        return unknown("The kernel does not report the instruction sets.", Evidence("/proc/cpuinfo", "no flags"))
     name, expected = expected_isa(facts)
     missing = expected - set(machine.isa)
     if missing:
-        title = f"This processor ({name}) has {_listed(missing)}, but the kernel does not show it."
+        title = f"This processor ({name}) has {_listed(missing)}, but the kernel does not report it."
         fix, evidence = _expose(facts, missing)
         return problem(title, shown, number, *evidence, fix=fix, root=True)
     if not BF16_FLAGS & set(machine.isa):
-        title = "There are no instructions for bf16, so that models run in fp32."
+        title = "The processor has no instructions for bf16, so models run in fp32."
         return fine(title, shown, number)
-    sure = "All that this processor is known to have is shown" if name else "Instructions for bf16 are there"
-    return fine(f"{sure}: {_listed(BF16_FLAGS & set(machine.isa))}.", shown, number)
+    return fine(f"The processor has instructions for bf16: {_listed(BF16_FLAGS & set(machine.isa))}.", shown, number)
 
 
 def expected_isa(facts: Facts) -> tuple[str, frozenset[str]]:
-    """The name of the processor and what it has for certain; nothing for one that is not in the tables."""
+    """The name of the processor and the instruction sets that it certainly has; empty for unknown processors."""
     machine, family, model = facts.machine, facts.kernel.family, facts.kernel.model
     if machine.vendor == "GenuineIntel" and family == 6 and model in INTEL_MODELS:
         name, flags = INTEL_MODELS[model]
@@ -268,11 +280,11 @@ def _expose(facts: Facts, missing: frozenset[str]) -> tuple[tuple[str, ...], tup
     kernel = facts.kernel
     release = parse_release(kernel.release.value)
     if missing <= AMX | {"amx_fp16"} and release is not None and release < AMX_KERNEL:
-        return ("# a kernel of 5.16 or newer, which knows AMX",), evidence_of(kernel.release)
+        return ("# upgrade to Linux 5.16 or later, which supports AMX",), evidence_of(kernel.release)
     if kernel.virtual:
-        fix = ("# at the host: pass the processor through (QEMU: -cpu host; libvirt: host-passthrough)",)
+        fix = ("# on the host: pass the processor through (QEMU: -cpu host; libvirt: host-passthrough)",)
         return fix, evidence_of(kernel.virtual_sign, kernel.release)
-    fix = ("# kernel command line: remove clearcpuid=… and nosve; firmware: switch these instructions on",)
+    fix = ("# kernel command line: remove clearcpuid=… and nosve; firmware: enable these instructions",)
     return fix, evidence_of(kernel.command_line, kernel.release)
 
 
@@ -287,48 +299,48 @@ def parse_release(text: str | None) -> tuple[int, int] | None:
 
 
 def check_kernel(facts: Facts) -> Verdict:
-    """Whether the kernel has what binding and instruction sets need."""
+    """Whether the kernel supports the memory policies that the plan may use."""
     release = parse_release(facts.kernel.release.value)
     evidence = evidence_of(facts.kernel.release)
     if release is None:
-        return unknown("The release of the kernel is not stated.", *evidence)
+        return unknown("The release of the kernel is unknown.", *evidence)
     several = sum(node.memory_bytes != 0 for node in facts.machine.nodes) > 1
     if release < PREFERRED_MANY_KERNEL and several:
-        title = "This kernel cannot prefer the memory of several nodes at once."
-        return advice(title, *evidence, fix=("# a kernel of 5.15 or newer",), root=True)
+        title = "This kernel does not support memory policies that prefer several nodes."
+        return advice(title, *evidence, fix=("# upgrade to Linux 5.15 or later",), root=True)
     return fine("The kernel is new enough.", *evidence)
 
 
 def check_clock_source(facts: Facts) -> Verdict:
-    """Whether the kernel's clock can be read without entering the kernel."""
+    """Whether the clock can be read without a system call."""
     current, available = facts.kernel.clock_source, facts.kernel.clock_sources
     evidence = evidence_of(current, available)
     if current.value is None:
-        return unknown("Which clock the kernel reads is not stated.", *evidence)
+        return unknown("The clock source of the kernel is unknown.", *evidence)
     if current.value in FAST_CLOCKS:
-        return fine(f"The kernel's clock is read quickly ({current.value}).", *evidence)
+        return fine(f"The clock source is fast ({current.value}).", *evidence)
     if current.value not in SLOW_CLOCKS:
-        return unknown(f"Whether the clock {current.value} is read quickly is not known here.", *evidence)
+        return unknown(f"It is unknown whether the clock source {current.value} is fast.", *evidence)
     better = next((one for one in FAST_CLOCKS if one in (available.value or "").split()), None)
     if better is None:
-        fix = ("# kernel log: why was tsc given up?  dmesg | grep -i -e tsc -e clocksource",)
+        fix = ("# find out why the kernel rejected tsc: dmesg | grep -i -e tsc -e clocksource",)
     else:
         fix = (f"echo {better} > {current.source}",)
-    return advice(f"Reading the clock {current.value} is slow.", *evidence, fix=fix, root=True)
+    return advice(f"The clock source {current.value} is slow.", *evidence, fix=fix, root=True)
 
 
 def check_mitigations(facts: Facts) -> Verdict:
-    """Whether a mitigation slows down what inference does, which is computing, not entering the kernel."""
+    """Whether a mitigation of a vulnerability slows down computation."""
     found = facts.kernel.vulnerabilities
     if not found:
-        nowhere = Evidence("/sys/devices/system/cpu/vulnerabilities", "not there")
-        return unknown("Which mitigations are in place is not stated.", nowhere)
+        absent = Evidence("/sys/devices/system/cpu/vulnerabilities", "not found")
+        return unknown("The active mitigations are unknown.", absent)
     active = [one for one in found if (one.value or "").startswith("Mitigation")]
     gathers = [one for one in active if one.source.endswith("/gather_data_sampling")]
     if not gathers:
-        return fine(f"None of {count(len(active), 'mitigation')} in place slows computing.", *_brief(active))
-    fix = ("# a decision about security: kernel command line gather_data_sampling=off, where no one else runs code",)
-    title = "Gather instructions are slowed down by a mitigation in microcode."
+        return fine("No active mitigation slows down computation.", *_brief(active))
+    fix = ("# security decision, if all code on this machine is trusted: kernel command line gather_data_sampling=off",)
+    title = "A microcode mitigation slows down gather instructions."
     return advice(title, *evidence_of(*gathers), fix=fix, root=True)
 
 
@@ -338,10 +350,10 @@ def _brief(readings: list[Reading]) -> tuple[Evidence, ...]:
 
 
 def check_inconsistent_topology(facts: Facts) -> Verdict:
-    """Whether what the machine says of itself agrees."""
+    """Whether the topology data of the machine is consistent."""
     warnings = facts.machine.warnings
     if not warnings:
-        return fine("What the machine says of itself agrees.", Evidence("launch topology", "no contradictions"))
+        return fine("The topology data is consistent.", Evidence("launch topology", "no warnings"))
     evidence = tuple(Evidence("launch topology", warning) for warning in warnings)
-    fix = ("launch topology  # shows how the contradictions were resolved",)
-    return advice("What the machine says of itself does not agree.", *evidence, fix=fix)
+    fix = ("launch topology  # shows how the plan resolves them",)
+    return advice("The topology data is inconsistent.", *evidence, fix=fix)

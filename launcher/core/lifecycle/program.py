@@ -44,7 +44,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The program has to stop, because of a signal to the launcher or because another program has failed.
+    """The program has to stop, because of a signal to the launcher or the failure of another program.
 
     It is sent ``signal``, and SIGKILL after ``grace`` seconds.
     """

@@ -34,7 +34,7 @@ class BecameReady:
 
 @dataclass(frozen=True, slots=True)
 class BecameUnhealthy:
-    """The worker must be replaced: it hangs, its channel is broken, or it did not become ready in time."""
+    """The worker must be replaced: it hangs, its channel is broken, or it was not ready in time."""
 
     reason: str
 

@@ -109,6 +109,7 @@ TYPICAL_MEMORY = "the memory size"
 TYPICAL_MEMORY_AND_DISTANCES = "the memory size and the NUMA distances"
 TYPICAL_DISTANCES = "the NUMA distances"
 EC2 = "AWS EC2 instance type specifications"
+GRAVITON = "github.com/aws/aws-graviton-getting-started (cores, caches, NUMA nodes)"
 SNC = "github.com/gramineproject/gramine/pull/530 (hwloc and lscpu of 2 x 56 cores with SNC4), published numactl -H"
 AMD_TUNING = "AMD EPYC {} processor data sheet (cores, CCDs) and BIOS tuning guide (NPS); published numactl -H"
 
@@ -134,7 +135,7 @@ CATALOGUE: tuple[KnownMachine, ...] = (
     KnownMachine(
         name="m7i.metal-48xl",
         summary="AWS, 2 x Xeon Platinum 8488C (Sapphire Rapids), 96 cores",
-        source=EC2,
+        source=f"{EC2}; lscpu of c7i.metal-48xl in github.com/szilard/GBM-perf/issues/59",
         packages=2,
         processor=_xeon("Platinum 8488C", "sapphirerapids", AMX, 48),
         node_gib=384,
@@ -170,7 +171,7 @@ CATALOGUE: tuple[KnownMachine, ...] = (
     KnownMachine(
         name="c6g.metal",
         summary="AWS, Graviton2 (Neoverse N1), 64 cores",
-        source=f"{EC2}; AWS Graviton technical guide",
+        source=f"{EC2}; {GRAVITON}",
         packages=1,
         processor=_neoverse("N1", NEOVERSE_N1, 64),
         node_gib=128,
@@ -178,7 +179,7 @@ CATALOGUE: tuple[KnownMachine, ...] = (
     KnownMachine(
         name="c7g.metal",
         summary="AWS, Graviton3 (Neoverse V1), 64 cores",
-        source=f"{EC2}; AWS Graviton technical guide",
+        source=f"{EC2}; {GRAVITON}",
         packages=1,
         processor=_neoverse("V1", NEOVERSE_V1, 64),
         node_gib=128,
@@ -186,7 +187,7 @@ CATALOGUE: tuple[KnownMachine, ...] = (
     KnownMachine(
         name="c8g.metal-24xl",
         summary="AWS, Graviton4 (Neoverse V2), 96 cores",
-        source=f"{EC2}; lscpu in github.com/vllm-project/vllm/pull/36487",
+        source=f"{EC2}; {GRAVITON}; lscpu in github.com/vllm-project/vllm/pull/36487",
         packages=1,
         processor=_neoverse("V2", NEOVERSE_V2, 96),
         node_gib=192,
@@ -194,7 +195,7 @@ CATALOGUE: tuple[KnownMachine, ...] = (
     KnownMachine(
         name="c8g.metal-48xl",
         summary="AWS, 2 x Graviton4 (Neoverse V2), 192 cores",
-        source=f"{EC2}; chipsandcheese.com on Graviton4 (two sockets, L3 cache)",
+        source=f"{EC2}; {GRAVITON}; chipsandcheese.com on Graviton4 (two sockets, L3 cache)",
         packages=2,
         processor=_neoverse("V2", NEOVERSE_V2, 96),
         node_gib=192,
@@ -244,7 +245,7 @@ CATALOGUE: tuple[KnownMachine, ...] = (
         packages=2,
         processor=_xeon("6980P", "sapphirerapids", AMX_FP16, 43, 43, 42),
         node_gib=256,
-        # As published for the Xeon 6975P-C, whose dies lie alike.
+        # Published numactl -H of a Xeon 6975P-C, which has the same arrangement of dies.
         distances=(
             (10, 15, 17, 21, 28, 26),
             (15, 10, 15, 23, 26, 23),

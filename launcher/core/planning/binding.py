@@ -15,6 +15,7 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.placeholders import values_of
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.planning.preload import OWN_RUNTIMES, Runtimes, split_preload
+from launcher.options.environment import RUN_PREFIX
 
 Level = Literal["bind", "preferred", "cpus", "none"]
 Tool = Literal["numactl", "syscalls"]
@@ -135,7 +136,7 @@ def program_env(
     threads = str(instance.threads)
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     kept = {name: value for name, value in user_env.items() if is_for_runtimes(name) and counts.get(name) != value}
-    place = {f"LAUNCH_{name.upper()}": value for name, value in values_of(instance, instances).items()}
+    place = {RUN_PREFIX + name.upper(): value for name, value in values_of(instance, instances).items()}
     wanted = {name: value for name, value in counts.items() if name not in kept}
     return {**wanted, **place, **runtimes.env}, tuple(kept_notes(kept, runtimes))
 

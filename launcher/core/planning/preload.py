@@ -78,7 +78,7 @@ INTEL_ENV: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Sought:
+class LibrarySearch:
     """The result of searching for one library: ``usable`` is the path that loads, ``refused`` the paths that do not,
     with the reason, ``places`` the folders that were searched."""
 
@@ -89,11 +89,11 @@ class Sought:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class PreloadFacts:
     """What the machine offers: the search results for the libraries asked about, and the mode of transparent huge
     pages (``always``, ``madvise``, ``never``; None: unknown)."""
 
-    sought: tuple[Sought, ...] = ()
+    searches: tuple[LibrarySearch, ...] = ()
     huge_pages: str | None = None
 
 
@@ -123,20 +123,20 @@ def wanted_libraries(allocator: Allocator, openmp: OpenMP) -> tuple[Library, ...
 
 
 def choose_runtimes(
-    allocator: Allocator, openmp: OpenMP, surroundings: Surroundings | None, user_env: Mapping[str, str]
+    allocator: Allocator, openmp: OpenMP, facts: PreloadFacts | None, user_env: Mapping[str, str]
 ) -> Runtimes:
-    """The allocator and the OpenMP runtime for all instances. ``surroundings`` None: planning for another machine.
+    """The allocator and the OpenMP runtime for all instances. ``facts`` None: planning for another machine.
 
     Raises ``MachineError`` if a library that was requested by name is missing or does not load, ``UsageError`` if the
     user's own ``LD_PRELOAD`` contains a conflicting one.
     """
     mine = split_preload(user_env.get("LD_PRELOAD", ""))
-    taken, preload, notes = _choose_allocator(allocator, surroundings, mine)
-    runtime, more, said = _choose_openmp(openmp, surroundings, mine)
+    taken, preload, notes = _choose_allocator(allocator, facts, mine)
+    runtime, more, said = _choose_openmp(openmp, facts, mine)
     env = {
         **({"MALLOC_CONF": JEMALLOC_CONF} if taken == "jemalloc" else {}),
         **(INTEL_ENV if runtime == "intel" else {}),
-        **_huge_pages(surroundings),
+        **_huge_pages(facts),
     }
     env = {name: value for name, value in env.items() if name not in user_env}
     added = [path for path in (*preload, *more) if path not in mine]
@@ -152,7 +152,7 @@ def split_preload(value: str) -> tuple[str, ...]:
 
 
 def _choose_allocator(
-    asked: Allocator, surroundings: Surroundings | None, mine: Sequence[str]
+    asked: Allocator, facts: PreloadFacts | None, mine: Sequence[str]
 ) -> tuple[Literal["tcmalloc", "jemalloc", "system", "user"], tuple[str, ...], tuple[str, ...]]:
     users = _first_of(ALLOCATORS, mine)
     if users is not None:
@@ -161,21 +161,21 @@ def _choose_allocator(
         return "user", (), ()
     if asked == "system":
         return "system", (), ()
-    if surroundings is None:
+    if facts is None:
         return "system", (), (_not_here(f"--allocator {asked}"),) if asked != "auto" else ()
     wanted = wanted_libraries(asked, "auto")
-    sought = [one for one in surroundings.sought if one.library in wanted]
-    refusals = tuple(_refusals(sought))
-    for one in sought:
+    searches = [one for one in facts.searches if one.library in wanted]
+    refusals = tuple(_refusals(searches))
+    for one in searches:
         if one.usable is not None:
             return ("tcmalloc" if one.library == "tcmalloc" else "jemalloc"), (one.usable,), refusals
     if asked != "auto":
-        raise MachineError(_absent(sought[0], f"--allocator {asked}", "or use --allocator auto"))
-    return "system", (), (*refusals, _neither(sought))
+        raise MachineError(_absent(searches[0], f"--allocator {asked}", "or use --allocator auto"))
+    return "system", (), (*refusals, _neither(searches))
 
 
 def _choose_openmp(
-    asked: OpenMP, surroundings: Surroundings | None, mine: Sequence[str]
+    asked: OpenMP, facts: PreloadFacts | None, mine: Sequence[str]
 ) -> tuple[Literal["intel", "own", "user"], tuple[str, ...], tuple[str, ...]]:
     users = _first_of(OPENMP_RUNTIMES, mine)
     if users is not None:
@@ -186,19 +186,19 @@ def _choose_openmp(
         return ("intel" if KINDS["intel"].names.fullmatch(_name(users)) else "user"), (), ()
     if asked != "intel":
         return "own", (), ()
-    if surroundings is None:
+    if facts is None:
         return "intel", (), (_not_here("--openmp intel"),)
-    (sought,) = (one for one in surroundings.sought if one.library == "intel")
-    if sought.usable is None:
+    (search,) = (one for one in facts.searches if one.library == "intel")
+    if search.usable is None:
         raise MachineError(
-            _absent(sought, "--openmp intel", "or use --openmp auto (the runtime that ships with torch)")
+            _absent(search, "--openmp intel", "or use --openmp auto (the runtime that ships with torch)")
         )
-    return "intel", (sought.usable,), tuple(_refusals([sought]))
+    return "intel", (search.usable,), tuple(_refusals([search]))
 
 
-def _huge_pages(surroundings: Surroundings | None) -> dict[str, str]:
+def _huge_pages(facts: PreloadFacts | None) -> dict[str, str]:
     """Makes torch align its tensors to huge pages and request them, if the kernel grants them."""
-    if surroundings is None or surroundings.huge_pages not in ("always", "madvise"):
+    if facts is None or facts.huge_pages not in ("always", "madvise"):
         return {}
     return {"THP_MEM_ALLOC_ENABLE": "1"}
 
@@ -222,20 +222,20 @@ def _not_here(asked: str) -> str:
     return f"{asked}: the library is searched for on the machine itself, so these commands do not include it."
 
 
-def _absent(sought: Sought, asked: str, otherwise: str) -> str:
-    kind = KINDS[sought.library]
-    found = "; ".join(f"{path} cannot be used: {why}" for path, why in sought.refused)
-    what = found or f"no {kind.shown} in {', '.join(sought.places)}"
+def _absent(search: LibrarySearch, asked: str, otherwise: str) -> str:
+    kind = KINDS[search.library]
+    found = "; ".join(f"{path} cannot be used: {why}" for path, why in search.refused)
+    what = found or f"no {kind.shown} in {', '.join(search.places)}"
     return f"{asked}: {what}; install {kind.install}, {otherwise}"
 
 
-def _neither(sought: Sequence[Sought]) -> str:
-    names = " or ".join(one.library for one in sought)
+def _neither(searches: Sequence[LibrarySearch]) -> str:
+    names = " or ".join(one.library for one in searches)
     return (
         f"No {names} was found, so the C library's allocator is used: as fast for short texts, slower for long texts "
         f"on many cores. To get one, install {KINDS['tcmalloc'].install}."
     )
 
 
-def _refusals(sought: Sequence[Sought]) -> list[str]:
-    return [f"{path} was found but is not used: {why}." for one in sought for path, why in one.refused]
+def _refusals(searches: Sequence[LibrarySearch]) -> list[str]:
+    return [f"{path} was found but is not used: {why}." for one in searches for path, why in one.refused]

@@ -1,1 +1,1 @@
-"""What front and workers exchange: frames, messages, model facts, batch shapes."""
+"""The protocol between front and workers: frames, messages, model facts, batch shapes."""

@@ -1,8 +1,8 @@
 """The messages between front and worker, as msgspec structs; ``frames`` puts them on the wire.
 
 The front sends ``Setup`` once, then ``Run`` for each batch and ``Stop`` at the end. The worker answers with
-``Loading`` while it starts, one ``Ready`` or ``Unusable``, then one ``Done`` or ``Failed`` for each ``Run`` in
-the order in which they came. Tensors travel as raw bytes in a frame's body, never inside the message.
+``Loading`` while it starts, one ``Ready`` or ``Unusable``, then one ``Done`` or ``Failed`` for each ``Run``, in the
+order of arrival. Tensors are sent as raw bytes in the body of a frame, never inside a message.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ LoadStage = Literal["import", "load", "check", "warmup"]
 
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
-    """Front → worker, first: what to load and which shapes to warm up.
+    """Front → worker, first: the model to load and the batch shapes to warm up.
 
-    ``warmup`` holds (rows, width) of batches of equal items, in tokens, in the order in which they shall run;
-    ``mixed`` the lengths of batches of unequal ones, longest first, which follow. ``known`` is what all of them took
-    when they were measured earlier, of a model that was packed or not as ``known_packed`` says (see ``Ready``).
-    ``fake_seconds_per_token`` is the time that the fake backend takes for a token. Without ``pack`` items are padded
-    also where the model could take them packed.
+    ``warmup`` holds (rows, width) of batches of equal items, in tokens, in the order in which to run them; ``mixed``
+    holds the lengths of mixed batches, longest first, which follow. ``known`` holds the times of all of them if they
+    were measured earlier, packed or not as ``known_packed`` says (see ``Ready``). ``fake_seconds_per_token`` is the
+    time per token of the fake backend. ``pack`` False pads items even if the model can compute them packed.
     """
 
     model_info: ModelInfo
@@ -40,7 +39,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
 
 
 class Run(msgspec.Struct, tag="run", frozen=True):
-    """Front → worker: one batch. Body: the token ids of all items, int32, one after the other.
+    """Front → worker: one batch. Body: the token ids of all items, int32, concatenated.
 
     ``lengths`` are the items' lengths in tokens, special tokens included, longest first.
     """
@@ -54,7 +53,7 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
 
 
 class Loading(msgspec.Struct, tag="loading", frozen=True):
-    """Worker → front while it starts. ``stage`` is ``import``, ``load``, ``check`` or ``warmup``; ``done`` is 0…1."""
+    """Worker → front, during startup: progress. ``done`` is a fraction from 0 to 1."""
 
     stage: LoadStage
     done: float
@@ -62,13 +61,13 @@ class Loading(msgspec.Struct, tag="loading", frozen=True):
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """Worker → front: warm, batches may be sent.
+    """Worker → front: warm and ready for batches.
 
     ``width`` is the number of float32 values in a row of results. ``measured`` holds (items, tokens, pairs, seconds)
-    of each batch of the warm-up once it was warm, as in ``core.cost.model``; ``cached`` says that these are those of
-    ``Setup.known``, and that nothing was measured. ``accuracy`` is the lowest cosine between the results in ``dtype``
-    and in fp32 over the check texts (None when dtype is fp32), all rows of an item as one vector. ``packed``: items
-    are computed one behind the other; otherwise padded to the longest.
+    of each batch of the warm-up, as in ``core.cost.model``; ``cached`` means that it is ``Setup.known`` and that
+    nothing was measured. ``accuracy`` is the lowest cosine similarity between the results in ``dtype`` and in fp32
+    over the check texts, with all rows of an item as one vector (None for fp32). ``packed`` means that items are
+    computed concatenated; otherwise they are padded to the longest.
     """
 
     pid: int
@@ -88,16 +87,16 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
 
 class Unusable(msgspec.Struct, tag="unusable", frozen=True):
-    """Worker → front instead of ``Ready``: the model cannot be served, and a restart would not help."""
+    """Worker → front, instead of ``Ready``: the model cannot be served, and a restart would not help."""
 
     reason: str
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):
-    """Worker → front: results of a batch. Body: float32, rows × ``width``, in the order of ``Run.lengths``.
+    """Worker → front: the results of a batch. Body: float32, rows × ``width``, in the order of ``Run.lengths``.
 
-    An item has one row, or one for each of its tokens where the card says ``row_per_token``.
-    ``seconds`` is the time from taking the batch to having the results; ``computed_tokens`` counts padding.
+    An item has one row, or one per token if ``ModelInfo.row_per_token``. ``seconds`` is the time from receiving the
+    batch to having the results; ``computed_tokens`` includes padding.
     """
 
     batch: int
@@ -108,7 +107,7 @@ class Done(msgspec.Struct, tag="done", frozen=True):
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
-    """Worker → front: this batch raised; the worker is unharmed and takes the next one."""
+    """Worker → front: this batch raised an exception; the worker keeps running and takes the next one."""
 
     batch: int
     reason: str

@@ -1,7 +1,7 @@
-"""What the launcher knows of a model before it loads it: its card, and the shapes of models without weights.
+"""Model metadata that is known before the model is loaded, and the shapes of random models.
 
-A card is made once, on the host, from the model's files (``host.model.resolve``) and travels to front and workers,
-so that pooling, limits and labels are read in one place. Reading files is not done here.
+A ``ModelInfo`` is created once on the host from the model's files (``host.model.resolve``) and sent to front and
+workers, so that pooling, limits and labels are read in one place. Files are not read here.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ FLOAT32_BYTES = 4
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """Facts of one model.
+    """Metadata of one model.
 
-    ``name`` is what clients call it, ``asked`` what the user gave to ``--model``. ``folder`` holds config and
-    weights; ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the
-    ``tokenizer.json`` to use (empty: the one in ``folder``). ``max_length`` is in tokens, special tokens
-    included. ``weight_bytes`` is the size in fp32 of all parameters. ``scores`` says how a classifier's
-    or tagger's logits become scores. ``notes`` say what people should know of how the card came about.
+    ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
+    ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
+    to use (empty: the one in ``folder``). ``max_length`` is in tokens, including special tokens. ``weight_bytes`` is
+    the size of all parameters in fp32. ``scores`` is how the logits of a classifier or tagger become scores. ``notes``
+    are messages for the user about how these values were found.
     """
 
     name: str
@@ -50,22 +50,22 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     @property
     def tokenizer_path(self) -> str:
-        """The ``tokenizer.json`` that texts are tokenized with."""
+        """The path of the ``tokenizer.json`` to use."""
         return self.tokenizer_file or f"{self.folder}/tokenizer.json"
 
     @property
     def result_width(self) -> int:
-        """How many float32 values a row of results has."""
+        """The number of float32 values in a row of results."""
         return self.hidden_size if self.task == "embed" else len(self.labels)
 
     @property
     def row_per_token(self) -> bool:
-        """Whether the result of an item is a row for each of its tokens, special tokens included; otherwise one."""
+        """Whether an item's result has one row per token, including special tokens, instead of a single row."""
         return self.task == "tag"
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """Numbers of a BERT encoder; vocabulary and positions are those of the uncased BERT models."""
+    """The dimensions of a BERT encoder; vocabulary and positions default to those of the uncased BERT models."""
 
     hidden_size: int
     layers: int
@@ -77,7 +77,7 @@ class Shape(msgspec.Struct, frozen=True):
 
     @property
     def parameters(self) -> int:
-        """How many weights the encoder has, without pooler and heads."""
+        """The number of parameters, without pooler and heads."""
         hidden, inner = self.hidden_size, self.intermediate_size
         norm = 2 * hidden
         embeddings = (self.vocab_size + self.positions + self.token_types) * hidden + norm

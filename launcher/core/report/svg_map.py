@@ -10,7 +10,7 @@ import colorsys
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
+from html import escape
 
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Core, Machine
@@ -66,7 +66,7 @@ def picture(machine: Machine, plan: Plan) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" role="img">',
-        f"<title>{escape(machine.title)}</title>",
+        f"<title>{escape(machine.title, quote=False)}</title>",
         f"<style>{STYLE}</style>",
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>',
         _text(PAD, 26, machine.title, "title"),
@@ -230,7 +230,7 @@ def _place(x: float, y: float, width: float, height: float) -> str:
 
 
 def _text(x: float, y: float, words: str, look: str) -> str:
-    return f'<text class="{look}" x="{x:g}" y="{y:g}">{escape(words)}</text>'
+    return f'<text class="{look}" x="{x:g}" y="{y:g}">{escape(words, quote=False)}</text>'
 
 
 # -- legend -----------------------------------------------------------------------------------------------------

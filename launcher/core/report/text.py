@@ -12,15 +12,20 @@ from rich.text import Text
 
 
 def wrap(text: str, width: int, indent: str = "", style: str = "", first: str | None = None) -> Iterator[Text]:
-    """``text`` in lines of at most ``width`` columns, except for longer words, which are not broken.
+    """``text`` as ``wrap_lines`` breaks it, in one style."""
+    for line in wrap_lines(text, width, indent, first):
+        yield Text(line, style)
+
+
+def wrap_lines(text: str, width: int, indent: str = "", first: str | None = None) -> list[str]:
+    """``text`` in lines of at most ``width`` columns, except for longer words: paths and commands stay intact.
 
     ``first`` is the indent of the first line, if it differs.
     """
     start = indent if first is None else first
-    for line in textwrap.wrap(
+    return textwrap.wrap(
         text, width, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    ):
-        yield Text(line, style)
+    )
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Text]], indent: str) -> list[Text]:

@@ -17,24 +17,20 @@ from launcher.core.scheduling.completion import (
 from launcher.core.scheduling.events import PRIORITIES, Arrived, Priority, Reject, SchedulerLimits
 from launcher.core.scheduling.instances import Group, group_for, serving_instance
 
-# This fraction of the queue is reserved for interactive items, so that a queue full of bulk cannot shut them out.
-INTERACTIVE_FRACTION = 0.25
-
 
 class Admission:
     """See the module docstring. ``no_instances`` is the reason why no instance will come back, once that is so."""
 
     def __init__(self, limits: SchedulerLimits, groups: Sequence[Group]) -> None:
-        self._limit = limits.queue_items
+        reserved = int(limits.queue_items * limits.interactive_share)
+        self._limit: dict[Priority, int] = {"interactive": limits.queue_items, "bulk": limits.queue_items - reserved}
         self._groups = groups
         self.draining = False
         self.no_instances: str | None = None
 
     def check(self, request: int, count: int, priority: Priority, held: int, now: float) -> Reject | None:
         """The rejection of a request of ``count`` items while ``held`` items are queued or running; None: admitted."""
-        limit = self._limit
-        if priority == "bulk":
-            limit -= int(limit * INTERACTIVE_FRACTION)
+        limit = self._limit[priority]
         if self.draining:
             return Reject(request, 503, "draining", "the server is shutting down")
         if self.no_instances is not None:

@@ -126,11 +126,22 @@ class InstanceSpec:
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
     """``queue_items``: the maximum number of queued and running items. ``batch_tokens``: the token budget of a batch,
-    including padding.
+    including padding. ``interactive_share``: the share of the queue that is reserved for interactive items, so that a
+    queue full of bulk cannot shut them out. ``bulk_batch_seconds``: the predicted duration of the longest bulk batch,
+    which is how long an interactive item may have to wait for it; short batches spend relatively more on their overhead
+    (about 2 ms).
+
+    A batch counts as a hang when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``.
+    ``max_attempts``: the number of workers that an item is sent to before it fails.
 
     ``first_come`` makes FIFO batches of that many items, whatever their lengths and without a budget: for comparison.
     """
 
     queue_items: int
     batch_tokens: int
+    interactive_share: float
+    bulk_batch_seconds: float
+    hang_factor: float
+    hang_seconds: float
+    max_attempts: int
     first_come: int | None = None

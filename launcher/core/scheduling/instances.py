@@ -14,7 +14,7 @@ from math import inf
 from launcher.core.cost.model import CostModel, Work
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item, LengthQueue
-from launcher.core.scheduling.events import InstanceSpec, Priority
+from launcher.core.scheduling.events import InstanceSpec, Priority, SchedulerLimits
 from launcher.core.scheduling.water_filling import Candidate
 
 # Lead time of the ready batch: it is cut this long before the running one should end (seconds, and fraction of the
@@ -25,11 +25,6 @@ LEAD_FRACTION = 0.05
 # (seconds).
 OVERDUE_FACTOR = 2.0
 OVERDUE_FLOOR = 0.5
-# A batch counts as hanging when it takes this many times its prediction, and at least the floor (seconds).
-HANG_FACTOR = 5.0
-HANG_FLOOR = 30.0
-
-
 # A class helps others with items that take up to this many times as long as the longest of its own; with longer items
 # only if none of its own has arrived for ``QUIET_FACTOR`` times their duration.
 FAR_LONGER_FACTOR = 2.0
@@ -148,9 +143,9 @@ class Instance:
         predicted = self.batches[0].predicted
         return self.started + predicted - max(LEAD_SECONDS, LEAD_FRACTION * predicted)
 
-    def hang_time(self) -> float:
+    def hang_time(self, limits: SchedulerLimits) -> float:
         """When the running batch counts as hanging."""
-        return self.started + max(HANG_FLOOR, HANG_FACTOR * self.batches[0].predicted)
+        return self.started + max(limits.hang_seconds, limits.hang_factor * self.batches[0].predicted)
 
 
 def group_for(groups: Sequence[Group], length: int) -> Group:

@@ -80,10 +80,6 @@ __all__ = [
     "Send",
 ]
 
-MAX_ATTEMPTS = 2
-# The longest bulk batch, in predicted seconds: how long an interactive item may have to wait for it. Shorter batches
-# would spend relatively more on their overhead (about 2 ms of 50).
-BULK_SECONDS = 0.05
 # An instance slower than this fraction of the average leaves an item to a faster one that finishes it earlier.
 SLOW_FRACTION = 0.75
 # Keeps a share that should include the last item from missing it by a rounding error.
@@ -301,7 +297,7 @@ class Scheduler:
         instance.started = now
         instance.group.busy[instance.spec.id] = instance
         batch = instance.batches[0].id
-        heappush(self._hangs, (instance.hang_time(), batch, instance.spec.id))
+        heappush(self._hangs, (instance.hang_time(self._limits), batch, instance.spec.id))
         heappush(instance.group.leads, (instance.lead_time(), batch, instance.spec.id))
 
     def _retry(self, batch: Batch, reason: str, actions: list[Action]) -> None:
@@ -310,7 +306,7 @@ class Scheduler:
             if request is None:
                 continue
             attempts = request.attempts[item.index] = request.attempts.get(item.index, 0) + 1
-            if attempts < MAX_ATTEMPTS:
+            if attempts < self._limits.max_attempts:
                 self._requeue_item(item, request)
             else:
                 what = f"input {item.index} failed {attempts} times"
@@ -511,7 +507,7 @@ class Scheduler:
         now: float,
         actions: list[Action],
     ) -> None:
-        max_seconds = BULK_SECONDS if priority == "bulk" else inf
+        max_seconds = self._limits.bulk_batch_seconds if priority == "bulk" else inf
         budget, first_come = self._limits.batch_tokens, self._limits.first_come
         if first_come:
             items = queue.cut_fifo(first_come)
@@ -574,7 +570,7 @@ class Scheduler:
                 sent += [(i.request, i.index) for i in batch.items]
                 requests = [self._requests[i.request] for i in batch.items if i.request in self._requests]
                 assert {request.priority for request in requests} <= {batch.priority}, "a batch mixes priorities"
-                short = len(lengths) == 1 or batch.predicted <= BULK_SECONDS
+                short = len(lengths) == 1 or batch.predicted <= self._limits.bulk_batch_seconds
                 assert short or batch.priority == "interactive", "a bulk batch is long"
         assert len(sent) == len(set(sent)), "an item is in two batches"
         live_sent = {place for place in sent if place[0] in self._requests}

@@ -1,1 +1,1 @@
-"""Task results that need no tensor: entities of taggers."""
+"""Post-processing of results that needs no tensors: the entities of taggers."""

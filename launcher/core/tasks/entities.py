@@ -1,7 +1,7 @@
-"""Joins neighbouring tokens of one entity, by the rules of the usual pipelines (transformers' strategy ``simple``).
+"""Groups consecutive tokens of one entity, like transformers' aggregation strategy ``simple``.
 
-Separate from HTTP so that the rules can be read and tried alone. Texts and offsets must not enter: an entity is a
-range of tokens.
+Separate from HTTP so that the rules can be read and tested in isolation. An entity is a range of tokens here; texts and
+character offsets do not belong here.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# What taggers call a token that belongs to no entity.
+# The label of tokens that belong to no entity.
 OUTSIDE = "O"
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """The tokens ``first`` to ``last`` (both included) and the mean of their scores; ``label`` has no prefix."""
+    """The tokens ``first`` to ``last`` (inclusive) and the mean of their scores; ``label`` has no prefix."""
 
     label: str
     score: float
@@ -24,9 +24,9 @@ class Entity:
 
 
 def split_label(label: str) -> tuple[bool, str]:
-    """Whether a token with this label begins an entity in any case, and what the entity is called.
+    """Whether a token with this label always starts a new entity, and the name of the entity.
 
-    ``B-X`` begins an ``X``, ``I-X`` goes on with one; a label without these prefixes goes on with its like.
+    ``B-X`` starts an ``X``, ``I-X`` continues one; a label without a prefix continues an entity of the same label.
     """
     if label.startswith(("B-", "I-")):
         return label[0] == "B", label[2:]
@@ -36,8 +36,8 @@ def split_label(label: str) -> tuple[bool, str]:
 def join(tokens: Sequence[int], labels: Sequence[str], scores: Sequence[float]) -> Iterator[Entity]:
     """The entities of an item, in order.
 
-    ``tokens`` are the places of its tokens, ascending, ``labels`` and ``scores`` theirs. Tokens labelled ``O`` end an
-    entity, as do places that are left out.
+    ``tokens`` holds the positions of its tokens, ascending; ``labels`` and ``scores`` are parallel to it. A token
+    labelled ``O`` ends an entity, and so does a gap in the positions.
     """
     first = last = -1
     name, total = OUTSIDE, 0.0

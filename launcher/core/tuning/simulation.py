@@ -221,7 +221,16 @@ def simulate(
     arrivals: Sequence[tuple[float, int]],
 ) -> list[Answered]:
     """Simulate ``arrivals``, (time, length) in order of time; returns the items in order of completion."""
-    limits = SchedulerLimits(max(1, len(arrivals)), batch_tokens)
+    # All items are interactive, and nothing hangs or fails in virtual time.
+    limits = SchedulerLimits(
+        queue_items=max(1, len(arrivals)),
+        batch_tokens=batch_tokens,
+        interactive_share=0.0,
+        bulk_batch_seconds=math.inf,
+        hang_factor=1.0,
+        hang_seconds=math.inf,
+        max_attempts=1,
+    )
     return _Run(Scheduler(instances, limits), instances, basis).run(arrivals)
 
 

@@ -25,7 +25,7 @@ from launcher.front.http.error_response import ErrorFormat, internal_error
 from launcher.front.http.inputs import texts_or_token_ids
 from launcher.front.http.large_body_decoder import INLINE_BYTES, LargeBodyDecoder
 from launcher.front.http.request_headers import HEADERS, parse_request_headers
-from launcher.front.http.responses import Headers, Linger, send_json, send_json_and_close, with_connection_close
+from launcher.front.http.responses import Headers, send_json, send_json_and_close, with_connection_close
 from launcher.front.http.route import HeaderSpec, Route
 from launcher.front.http.services import Services
 from launcher.front.tokenizer import Tokenized
@@ -38,9 +38,6 @@ CLIENT_CLOSED_REQUEST = 499
 DEADLINE_STATUS = 504
 # Results encoded before other requests get a turn: about 3 ms for vectors of 384 values.
 RESULTS_PER_TURN = 256
-# For how long, and for how much, a client that has sent too much is still read.
-LINGER_BYTES = 64 * 1024 * 1024
-LINGER_SECONDS = 5.0
 
 INFERENCE_ERRORS: Mapping[int, str] = {
     400: "The body is invalid: not JSON, a wrong type, an empty input, or an input that is too long.",
@@ -87,7 +84,6 @@ class InferenceHandler(Generic[Body]):
         self._large: LargeBodyDecoder[Body] = LargeBodyDecoder(
             body_type, self.inputs_field, self._options.request_items
         )
-        self._linger = Linger(LINGER_SECONDS, LINGER_BYTES)
         self._count = services.metrics.route(path)
         stage = services.metrics.stage
         self._parse_seconds, self._tokenize_seconds = stage("parse"), stage("tokenize")
@@ -109,7 +105,7 @@ class InferenceHandler(Generic[Body]):
         """The JSON of each result; ``first`` is the index of the first one."""
         raise NotImplementedError
 
-    def envelope(self, tokenized: Tokenized) -> tuple[bytes, bytes]:
+    def envelope(self, body: Body, tokenized: Tokenized) -> tuple[bytes, bytes]:
         """The JSON before and after the results, which are separated by commas."""
         raise NotImplementedError
 
@@ -122,7 +118,7 @@ class InferenceHandler(Generic[Body]):
             status, payload, headers = response = self._errors.response(error)
             if isinstance(error, BodyNotRead):
                 self._count.answered(status)
-                await send_json_and_close(self._linger, receive, send, response)
+                await send_json_and_close(receive, send, response)
                 return
         except ClientDisconnected:
             self._count.answered(CLIENT_CLOSED_REQUEST)
@@ -209,7 +205,7 @@ class InferenceHandler(Generic[Body]):
     async def _encode(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
         """The body of the response."""
         parts = await self.encode_all_results(body, results, tokenized)
-        before, after = self.envelope(tokenized)
+        before, after = self.envelope(body, tokenized)
         # Joined once: a response may have tens of MB, and each copy of them blocks the loop for tens of milliseconds.
         parts[0] = before + parts[0]
         parts[-1] += after

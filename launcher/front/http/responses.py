@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Send
 
@@ -20,6 +19,10 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 # uvicorn and the kernel buffer this much of a response anyway.
 LARGE_RESPONSE_BYTES = 64 * 1024
+# A client that has sent too much is still read for this long and this much: closing a connection with unread data
+# resets it, and the client would never see the response.
+LINGER_BYTES = 64 * 1024 * 1024
+LINGER_SECONDS = 5.0
 CONNECTION_CLOSE = (b"connection", b"close")
 
 
@@ -48,37 +51,23 @@ def with_connection_close(send: Send) -> Send:
     return send_and_close
 
 
-@dataclass(frozen=True, slots=True)
-class Linger:
-    """How long, and for how many bytes, a client that has sent too much is read after the response to it.
-
-    Closing a connection with unread data resets it, and the client would never see the response.
-    """
-
-    seconds: float
-    bytes: int
-
-    async def discard(self, receive: Receive) -> None:
-        """Read until the end of the body or until a limit is reached."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._discard(receive), self.seconds)
-
-    async def _discard(self, receive: Receive) -> None:
-        left = self.bytes
-        while left > 0:
-            message = await receive()
-            if message["type"] == "http.disconnect" or not message.get("more_body"):
-                return
-            left -= len(message.get("body", b""))
-
-
-async def send_json_and_close(linger: Linger, receive: Receive, send: Send, response: ErrorResponse) -> None:
+async def send_json_and_close(receive: Receive, send: Send, response: ErrorResponse) -> None:
     """Send an error to a client that may not have stopped sending, then close the connection."""
     headers = _headers(response.body, (*response.headers, CONNECTION_CLOSE))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    await linger.discard(receive)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_discard(receive), LINGER_SECONDS)
     await send({"type": "http.response.body", "body": b""})
+
+
+async def _discard(receive: Receive) -> None:
+    left = LINGER_BYTES
+    while left > 0:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return
+        left -= len(message.get("body", b""))
 
 
 def _headers(body: bytes, headers: Headers) -> list[tuple[bytes, bytes]]:

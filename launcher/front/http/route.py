@@ -39,9 +39,11 @@ class Route:
 
     ``path`` is written as in Starlette: ``{id}`` matches one segment, ``{id:path}`` the rest. Except after the latter,
     the same path with a slash at its end is served too. ``handler`` is a coroutine function that takes a Starlette
-    request and returns a Starlette response; see ``InferenceRoute`` for routes that run the model. ``responses`` and
-    ``errors`` are by status; errors have the shape of the family. ``request`` is the type of the JSON body, and
-    ``example`` a body that the server accepts.
+    request and returns a Starlette response, or raises ``RequestError``; it must not read the body without a limit (see
+    ``BodyReader``). Routes that run the model are described by ``InferenceRoute``.
+
+    ``responses`` and ``errors`` are by status; errors have the shape of the family. ``request`` is the type of the JSON
+    body, and ``example`` a body that the server accepts.
     """
 
     path: str

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from launcher.core.cost.table import CostKey, CostTable, decode_table, encode_table, file_name, file_stem
@@ -26,6 +24,8 @@ def cost_folder() -> Path:
 
 def package_version(name: str) -> str:
     """The version of an installed package, without importing it; ``none`` if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and most reports need no version
+
     try:
         return version(name)
     except PackageNotFoundError:
@@ -84,6 +84,8 @@ def _read(path: Path) -> CostTable | None:
 
 def write_table(folder: Path, table: CostTable) -> Path:
     """Write a table atomically, replacing an existing one. Raises ``UsageError`` if it cannot be written."""
+    import tempfile  # only here, and slow to import
+
     path = folder / file_name(table.key)
     try:
         folder.mkdir(parents=True, exist_ok=True)

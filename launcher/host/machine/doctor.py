@@ -1,7 +1,7 @@
-"""Reads what the diagnosis is made of: kernel settings under any root, and on the machine itself what a look shows.
+"""Reads the facts of the diagnosis: kernel settings under any root, and a sample of the machine this runs on.
 
-Reading only: what the readings mean is decided in ``core.diagnosis``. Nothing is changed; the only processes that
-are started are the probes of bindings and allocators. Formats: ``Documentation/admin-guide/pm/cpufreq.rst``,
+Reading only: what the facts mean is decided in ``core.diagnosis``. Nothing is changed; the only processes started are
+the probes of bindings and allocators. Formats: ``Documentation/admin-guide/pm/cpufreq.rst``,
 ``admin-guide/mm/transhuge.rst``, ``admin-guide/sysctl/``, ``admin-guide/hw-vuln/``.
 """
 
@@ -12,7 +12,6 @@ import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from launcher.core.diagnosis.facts import (
@@ -37,19 +36,22 @@ from launcher.host.machine.processor import meminfo
 from launcher.host.machine.sample import take_sample
 from launcher.host.machine.sysfs import CPU, read_machine
 from launcher.host.machine.tree import Tree, decimal
-from launcher.host.process.preload import look_around
+from launcher.host.process.preload import find_libraries
 from launcher.host.process.probe import choose_bindings
+from launcher.host.torch_build import read_gpu_packages, read_torch_build
+from launcher.options import DoctorOptions
 
 HYPERVISORS = ("QEMU", "KVM", "VMware", "Xen", "innotek", "Microsoft", "Amazon EC2", "Google", "Alibaba", "OpenStack")
 ALLOCATORS: tuple[Library, ...] = ("tcmalloc", "jemalloc")
 SCHEDULING = {0: "SCHED_OTHER", 1: "SCHED_FIFO", 2: "SCHED_RR", 3: "SCHED_BATCH", 5: "SCHED_IDLE"}  # sched(7)
 
 
-def read_facts(sysroot: Path, seconds: float) -> Facts:
-    """Everything that can be read of the machine under ``sysroot``; ``/`` is watched for so many seconds besides.
+def read_facts(options: DoctorOptions) -> Facts:
+    """The facts of the machine to examine; of the machine it runs on, including a sample of its activity.
 
     Raises what ``read_machine`` raises.
     """
+    sysroot = options.machine.sysroot
     machine = read_machine(sysroot)
     tree = Tree(sysroot)
     plan = make_plan(machine, PlanRequest())
@@ -66,14 +68,15 @@ def read_facts(sysroot: Path, seconds: float) -> Facts:
     throttled = _throttled(sysroot, None)
     if not tree.live:
         return replace(facts, throttled=throttled)
-    # The look comes before the probes, which would be seen in it.
-    sample = take_sample(tree, machine.online, seconds)
+    # Sample before the probes, which would appear in the sample.
+    sample = take_sample(tree, machine.online, options.sample_seconds)
     throttled = _throttled(sysroot, throttled)
-    return replace(facts, throttled=throttled, live=Live(sample, _software(tree), choose_bindings(plan, strict=False)))
+    bindings = choose_bindings(plan, strict=False, probe_seconds=options.machine.probe_seconds)
+    return replace(facts, throttled=throttled, live=Live(sample, _software(tree), bindings))
 
 
 def _siblings(tree: Tree, planned: Cpus, online: Cpus) -> Cpus | None:
-    """The other online threads of the planned cores, allowed or not; None where nothing is said of them."""
+    """The other online threads of the planned cores, allowed or not; None where siblings are unknown."""
     found: set[int] = set()
     for cpu in planned:
         folder = f"{CPU}/cpu{cpu}/topology"
@@ -93,8 +96,8 @@ def _throttled(sysroot: Path, before: Throttled | None) -> Throttled | None:
     found = read_throttling(sysroot)
     if found is None:
         return None
-    now = None if before is None else found.throttled - before.stopped
-    return Throttled(found.periods, found.throttled, found.seconds, now)
+    during_sample = None if before is None else found.throttled - before.throttled
+    return Throttled(found.periods, found.throttled, found.seconds, during_sample)
 
 
 def _reading(tree: Tree, path: str) -> Reading:
@@ -102,7 +105,7 @@ def _reading(tree: Tree, path: str) -> Reading:
 
 
 def _filled(tree: Tree, reading: Reading) -> Reading:
-    """The reading with the value that its own file has."""
+    """The reading with the content of its file."""
     return replace(reading, value=tree.text(reading.source.lstrip("/")))
 
 
@@ -118,7 +121,7 @@ def _clocks(tree: Tree, cpus: Cpus) -> Clocks:
         preference=_per_cpu(tree, clocks.preference.source, cpus),
         limit=_per_cpu(tree, clocks.limit.source, cpus),
         highest=_per_cpu(tree, clocks.highest.source, cpus),
-        heat=_per_cpu(tree, clocks.heat.source, cpus),
+        throttle_count=_per_cpu(tree, clocks.throttle_count.source, cpus),
     )
 
 
@@ -127,7 +130,7 @@ def _first(reading: PerCpu) -> str | None:
 
 
 def _per_cpu(tree: Tree, source: str, cpus: Cpus) -> PerCpu:
-    """What the file of each cpu says; where there is only a folder for each policy, the one of its cpus."""
+    """The file of each cpu, or of its cpufreq policy where cpus have none."""
     head, _, tail = source.lstrip("/").partition("/cpu*/")
     texts = {cpu: tree.text(f"{head}/cpu{cpu}/{tail}") for cpu in cpus}
     if not any(texts.values()) and tail.startswith("cpufreq/"):
@@ -196,18 +199,18 @@ def _release(tree: Tree, reading: Reading) -> Reading:
 
 
 def _processor_fields(tree: Tree) -> dict[str, str]:
-    """The fields of the first processor that is listed."""
+    """The fields of the first processor in the file."""
     first, _, _ = (tree.text("proc/cpuinfo") or "").partition("\n\n")
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _virtual(tree: Tree, fields: dict[str, str]) -> tuple[bool | None, Reading]:
-    """Whether a hypervisor runs this kernel, and what says so."""
+    """Whether this kernel runs under a hypervisor, and the evidence."""
     flags = fields.get("flags")
     if flags:
         shown = "hypervisor" in flags.split()
-        return shown, Reading("/proc/cpuinfo flags", f"{'with' if shown else 'without'} hypervisor")
+        return shown, Reading("/proc/cpuinfo flags", f"{'' if shown else 'no '}hypervisor")
     hypervisor = _reading(tree, "sys/hypervisor/type")
     if hypervisor.value is not None:
         return True, hypervisor
@@ -220,12 +223,11 @@ def _virtual(tree: Tree, fields: dict[str, str]) -> tuple[bool | None, Reading]:
 
 
 def _software(tree: Tree) -> Software:
-    version, cuda_parts = _torch()
     return Software(
         numactl=shutil.which("numactl"),
-        allocators=look_around(ALLOCATORS, os.environ).sought,
-        torch=version,
-        cuda_parts=cuda_parts,
+        allocators=find_libraries(ALLOCATORS, os.environ).searches,
+        torch=read_torch_build(),
+        gpu_packages=read_gpu_packages(),
         environment=tuple((name, os.environ[name]) for name in ENVIRONMENT if name in os.environ),
         distribution=_distribution(tree),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
@@ -234,25 +236,8 @@ def _software(tree: Tree) -> Software:
     )
 
 
-def _torch() -> tuple[str | None, tuple[str, ...]]:
-    """Its version, and what of a build for GPUs is there; without importing it, which takes seconds."""
-    try:
-        torch = distribution("torch")
-    except PackageNotFoundError:
-        return None, ()
-    return torch.version, tuple(_gpu_parts(torch))
-
-
-def _gpu_parts(torch: Distribution) -> Iterator[str]:
-    site = Path(str(torch.locate_file("")))
-    for name in ("libtorch_cuda.so", "libtorch_hip.so", "libtorch_xpu.so"):
-        if (site / "torch" / "lib" / name).exists():
-            yield name
-    yield from sorted(path.name.partition("-")[0].replace("_", "-") for path in site.glob("nvidia_*.dist-info"))
-
-
 def _distribution(tree: Tree) -> tuple[str, ...]:
-    """The ids of `/etc/os-release` (os-release(5)): its own, then those that it is like."""
+    """The ids of `/etc/os-release` (os-release(5)): ID, then ID_LIKE."""
     pairs = (line.partition("=") for line in (tree.text("etc/os-release") or "").splitlines())
     fields = {key: value.strip("\"'") for key, _, value in pairs}
     return tuple(f"{fields.get('ID', '')} {fields.get('ID_LIKE', '')}".split())

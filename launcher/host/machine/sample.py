@@ -1,7 +1,7 @@
-"""Watches the machine for a moment: how busy each cpu is, which programs run, and which are pinned to some cpus.
+"""Samples the machine for a short time: the load of each cpu, running programs, and programs pinned to some cpus.
 
-Separate from the reading of settings because it takes time on purpose, and can only be done where programs run. What
-is too busy is decided in ``core.diagnosis``. Formats: proc_stat(5), proc_pid_stat(5), proc_vmstat(5).
+Separate from the reading of settings, because it takes time and works only on the machine itself. What counts as busy
+is decided in ``core.diagnosis``. Formats: proc_stat(5), proc_pid_stat(5), proc_vmstat(5).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from launcher.core.diagnosis.facts import Program, Sample
 from launcher.host.machine.tree import Tree
 
-NOTICEABLE = 0.02  # cpus' worth; the kernel counts in ticks of 10 ms
+NOTICEABLE = 0.02  # cpus; the kernel counts in ticks of 10 ms
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD in the kernel's include/linux/sched.h
 WORKER = "launcher.worker"
 NAME_LENGTH = 48
@@ -39,14 +39,14 @@ class _Counters:
 
 
 def take_sample(tree: Tree, online: Sequence[int], seconds: float) -> Sample:
-    """What happens in ``seconds`` on the machine this runs on, without this process and those that started it."""
+    """Activity on this machine during ``seconds``, except that of this process and its ancestors."""
     before = _count(tree)
     time.sleep(seconds)
     after = _count(tree)
-    busy, stolen = _shares(before, after)
+    busy, steal = _shares(before, after)
     swapped = None if before.swapped is None or after.swapped is None else after.swapped - before.swapped
     elapsed = after.at - before.at
-    return Sample(elapsed, busy, stolen, _programs(before, after, elapsed, online), swapped)
+    return Sample(elapsed, busy, steal, _programs(before, after, elapsed, online), swapped)
 
 
 def _count(tree: Tree) -> _Counters:
@@ -76,10 +76,10 @@ def _swapped(tree: Tree) -> int | None:
 
 
 def _process(stat: str | None) -> _Process | None:
-    """None for one that has ended, and for the kernel's own threads."""
+    """None for a process that has ended, and for kernel threads."""
     if not stat:
         return None
-    head, _, tail = stat.rpartition(")")  # the name may hold spaces and brackets
+    head, _, tail = stat.rpartition(")")  # the name may contain spaces and parentheses
     words = tail.split()
     if len(words) < 20 or int(words[6]) & KERNEL_THREAD or words[0] in "ZX":
         return None
@@ -87,14 +87,14 @@ def _process(stat: str | None) -> _Process | None:
 
 
 def _shares(before: _Counters, after: _Counters) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]:
-    busy, stolen = [], []
+    busy, steals = [], []
     for cpu in sorted(before.cpus.keys() & after.cpus.keys()):
         spent = [max(0, new - old) for old, new in zip(before.cpus[cpu], after.cpus[cpu], strict=True)]
         user, nice, system, _, _, irq, softirq, steal = spent
         total = sum(spent)
         busy.append((cpu, (user + nice + system + irq + softirq) / total if total else 0.0))
-        stolen.append((cpu, steal / total if total else 0.0))
-    return tuple(busy), tuple(stolen)
+        steals.append((cpu, steal / total if total else 0.0))
+    return tuple(busy), tuple(steals)
 
 
 def _programs(before: _Counters, after: _Counters, elapsed: float, online: Sequence[int]) -> tuple[Program, ...]:
@@ -114,7 +114,7 @@ def _programs(before: _Counters, after: _Counters, elapsed: float, online: Seque
 
 
 def _own(processes: Mapping[int, _Process]) -> set[int]:
-    """This process and those above it: a shell, a terminal, what wraps the command."""
+    """This process and its ancestors: shell, terminal, wrappers."""
     own = {0}
     pid = os.getpid()
     while pid not in own:
@@ -124,7 +124,7 @@ def _own(processes: Mapping[int, _Process]) -> set[int]:
 
 
 def _program(pid: int, process: _Process, share: float, online: Sequence[int]) -> Program | None:
-    """None for one that neither runs nor is pinned, and for one that has ended."""
+    """None for a program that is idle and not pinned, and for one that has ended."""
     folder = Path("/proc") / str(pid)
     try:
         cpus = tuple(sorted(os.sched_getaffinity(pid)))
@@ -139,12 +139,12 @@ def _program(pid: int, process: _Process, share: float, online: Sequence[int]) -
 
 
 def _owner(status: str) -> int:
-    """The user that a process belongs to; the owner of its folder in /proc is root for some that are not root's."""
+    """The user of a process; the owner of its directory in /proc may be root even if the process is not."""
     return int(next(line.split()[2] for line in status.splitlines() if line.startswith("Uid:")))
 
 
 def describe(words: Sequence[str], command: str) -> str:
-    """A program's name for people, without its arguments, which may hold secrets: ``python -m pytest``."""
+    """A readable name such as ``python -m pytest``, without arguments, which may contain secrets."""
     if not words or not words[0]:
         return command
     name = PurePath(words[0]).name

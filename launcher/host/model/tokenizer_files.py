@@ -1,7 +1,7 @@
-"""Finds a model's ``tokenizer.json``, or has one made from its other tokenizer files, once, by a worker.
+"""Finds a model's ``tokenizer.json``, or has one converted from its other tokenizer files, once, in a subprocess.
 
-Only the few facts that the card needs are read from it. Making one takes transformers, which must not be imported
-here: a worker does it by command line and the result is kept in the user's cache folder.
+Only the few facts that ``ModelInfo`` needs are read from it. The conversion needs transformers, which must not be
+imported here: ``worker.convert_tokenizer`` does it, and the result is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 
 from launcher.errors import UsageError
 
-# What slow tokenizers are made of. The configs alone are no tokenizer.
+# The vocabulary files of slow tokenizers. Their configs alone do not make a tokenizer.
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 COMPANIONS = ("merges.txt", "bpe.codes", "config.json", "tokenizer_config.json", "special_tokens_map.json",
               "added_tokens.json")  # fmt: skip
@@ -29,7 +29,7 @@ CONVERT_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """Where the tokenizer is, and what it says. ``converted``: it was made by ``worker.convert_tokenizer``."""
+    """The path of a tokenizer and its settings. ``converted``: it was made by ``worker.convert_tokenizer``."""
 
     path: Path
     max_length: int | None
@@ -44,7 +44,7 @@ class _AddedToken(msgspec.Struct):
 
 
 class _TokenizerJson(msgspec.Struct):
-    """The parts of a tokenizer.json that are read; the vocabulary, which is most of it, is skipped."""
+    """The parts of a tokenizer.json that are read; the vocabulary, by far the largest part, is skipped."""
 
     model: msgspec.Raw
     added_tokens: list[_AddedToken] = []
@@ -52,14 +52,14 @@ class _TokenizerJson(msgspec.Struct):
 
 
 def locate(folder: Path, root: Path, refuse: Callable[[str], UsageError]) -> TokenizerFacts:
-    """The tokenizer of the model in ``folder`` or, for a model in parts, in ``root``. Raises ``UsageError``."""
+    """The tokenizer of the model, in ``folder`` or, for a model with modules, in ``root``. Raises ``UsageError``."""
     for place in (folder, root):
         if (place / "tokenizer.json").is_file():
             return _facts(place / "tokenizer.json", place, refuse, converted=False)
     for place in (folder, root):
         if any((place / name).is_file() for name in VOCABULARIES):
             return _facts(_converted(place, refuse), place, refuse, converted=True)
-    raise refuse(f"{folder} has no tokenizer.json, and none of {', '.join(VOCABULARIES)} that one could be made from")
+    raise refuse(f"{folder} has no tokenizer.json, and none of the files to make one from: {', '.join(VOCABULARIES)}")
 
 
 def _facts(path: Path, folder: Path, refuse: Callable[[str], UsageError], *, converted: bool) -> TokenizerFacts:
@@ -92,7 +92,7 @@ def _lower_cases(normalizer: dict[str, Any] | None) -> bool:
 
 
 def _converted(folder: Path, refuse: Callable[[str], UsageError]) -> Path:
-    """The tokenizer.json made from the files of ``folder``; made now when it is not in the cache."""
+    """The tokenizer.json converted from the files of ``folder``; converted now if it is not in the cache."""
     target = cache_folder() / "tokenizers" / _fingerprint(folder) / "tokenizer.json"
     if target.is_file():
         return target
@@ -100,15 +100,15 @@ def _converted(folder: Path, refuse: Callable[[str], UsageError]) -> Path:
     try:
         made = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise refuse(f"making tokenizer.json from {folder} took over {CONVERT_SECONDS:.0f} s") from error
+        raise refuse(f"the conversion of the tokenizer in {folder} took over {CONVERT_SECONDS:.0f} s") from error
     if made.returncode != 0 or not target.is_file():
         reason = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise refuse(f"{folder} has no tokenizer.json, and none could be made from its other files: {reason}")
+        raise refuse(f"{folder} has no tokenizer.json, and its other files could not be converted: {reason}")
     return target
 
 
 def _fingerprint(folder: Path) -> str:
-    """Changes with any file that a tokenizer is made from."""
+    """A fingerprint of the files from which a tokenizer is converted."""
     digest = hashlib.sha256()
     for name in (*VOCABULARIES, *COMPANIONS):
         path = folder / name
@@ -118,6 +118,6 @@ def _fingerprint(folder: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where this program keeps what it can make again, by the XDG base directory rules."""
+    """The folder for data that this program can recreate, according to the XDG base directory specification."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "launcher"

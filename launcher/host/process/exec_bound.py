@@ -1,10 +1,11 @@
-"""Becomes a foreign program: ``python -I -S exec_bound.py [--cpus 0-3] [--memory bind --nodes 0] -- PROGRAM ARGS…``.
+"""Binds itself and executes a program: ``python -I -S exec_bound.py [--cpus 0-3] [--memory bind --nodes 0] -- WORDS``.
 
-What has to be done between fork and exec cannot be done in the launcher, which has threads by then: the death signal,
-and the binding where there is no numactl. So this small program does it to itself and is then replaced. It runs
-isolated (-I -S): neither the folder it is started in nor the user's Python settings, which are the program's, can
-change it. With ``--parent PID`` it ends when that process does. Exit status when the program does not come to be: as
-a shell has it, 127 not found, 126 not executable; else 2 for wrong usage, 3 when the kernel refuses.
+Some steps belong between fork and exec: the parent-death signal, and the binding where there is no numactl. The
+launcher cannot run Python code there safely, because it has threads by then. So this small program does it to itself
+and then calls exec. It runs isolated (-I -S), unaffected by the working directory and by the user's Python settings,
+which are meant for the program. With ``--parent PID`` it is killed when that process exits. Exit status when the
+program cannot be executed, as in a shell: 127 not found, 126 not executable; 2 for wrong usage, 3 when the kernel
+refuses.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import signal
 import sys
 from collections.abc import Sequence
 
-EXIT_USAGE, EXIT_REFUSED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 2, 3, 126, 127
+EXIT_USAGE, EXIT_MACHINE, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 2, 3, 126, 127
 
-# Python ignores these two, and what is ignored stays so in the program: `yes | head` would never end.
+# Python ignores these two, and exec keeps ignored signals ignored: `yes | head` would never end.
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def main(words: Sequence[str]) -> int:
-    """Bind this process and replace it; returns an exit status only when that fails."""
+    """Bind this process and replace it by the program; returns an exit status only when that fails."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is no reason for a traceback
-    # The launcher's own folder comes last, and only here: isolated, Python does not know it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C
+    # An isolated Python does not search the launcher's folder; it comes last.
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../../..")))  # noqa: PTH100, PTH118, PTH120
     from launcher import pinning
     from launcher.core.machine.cpuset import parse_cpu_list
@@ -32,18 +33,18 @@ def main(words: Sequence[str]) -> int:
 
     options, program = _split(words)
     if not program:
-        return _fail("no program is given after --", EXIT_USAGE)
+        return _fail("no program after --", EXIT_USAGE)
     try:
         if "--parent" in options:
             pinning.die_with_parent()
             if os.getppid() != int(options["--parent"]):
-                return _fail("the launcher is gone", EXIT_REFUSED)  # before it could take effect
+                return _fail("the launcher has exited", EXIT_MACHINE)  # before the death signal was set
         if "--cpus" in options:
             pinning.bind_cpus(parse_cpu_list(options["--cpus"]))
         if "--memory" in options:
             pinning.bind_memory(options["--memory"], parse_cpu_list(options["--nodes"]))
     except MachineError as error:
-        return _fail(str(error), EXIT_REFUSED)
+        return _fail(str(error), EXIT_MACHINE)
     for number in IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -55,7 +56,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Own options, each with a value, and the program: everything after the first ``--``."""
+    """The options, each with a value, and the program: everything after the first ``--``."""
     end = words.index("--") if "--" in words else len(words)
     return dict(zip(words[:end:2], words[1:end:2], strict=True)), list(words[end + 1 :])
 

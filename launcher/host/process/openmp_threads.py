@@ -1,27 +1,27 @@
-"""Finds out which OpenMP runtime has started which threads of another process.
+"""Counts the threads that each OpenMP runtime has started in another process.
 
 A runtime that is only mapped does no harm: torch needs its own libgomp even where another runtime is preloaded and
-takes all its functions. Two that have both started threads do. The kernel does not know who started a thread, but
-the bottom of the thread's stack does: the runtime's start function is there. So the stacks are read. What follows
-from that is judged in ``host.process.verify``.
+provides all its functions. Two runtimes that have both started threads do harm. The kernel does not record who started
+a thread, but the base of the thread's stack contains a return address into the runtime's start function. So the stacks
+are read. ``host.process.verify`` decides what follows from the counts.
 """
 
 from __future__ import annotations
 
 import array
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-OPENMP = re.compile(r"/lib(?:gomp|iomp5|omp5?)(?:-[0-9a-f]+)?\.so[.0-9]*(?: \(deleted\))?$")
+from launcher.core.planning.preload import OPENMP_RUNTIMES
 
-# A thread that waits uses some hundred bytes of its stack; above them are its thread-local variables.
+# A waiting thread uses a few hundred bytes of its stack; its thread-local variables are above them.
 STACK_BYTES = 64 * 1024
-# The stack pointer of a thread that runs is not told. A worker's team rests some milliseconds after a batch.
-RESTLESS_SECONDS, LOOK_SECONDS = 1.0, 0.01
+# The kernel does not report the stack pointer of a running thread. A worker's OpenMP threads block a few milliseconds
+# after a batch, so they are sampled until all have been seen blocked, or for so long.
+SAMPLING_SECONDS, SAMPLING_INTERVAL_SECONDS = 1.0, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,15 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Teams:
-    """How many threads each runtime has started, by its path, and how many threads never rested to be looked at."""
+class OpenMPThreads:
+    """How many threads each runtime has started, by its path, and how many threads were never seen blocked."""
 
-    threads: Mapping[str, int]
-    restless: int
+    by_runtime: Mapping[str, int]
+    never_blocked: int
 
 
 def parse_maps(maps: str) -> tuple[Region, ...]:
-    """All regions of a process, ascending."""
+    """All regions of a process, in ascending order."""
     found = []
     for line in maps.splitlines():
         fields = line.split(None, 5)
@@ -55,70 +55,70 @@ def parse_maps(maps: str) -> tuple[Region, ...]:
 
 
 def parse_openmp(maps: str) -> tuple[str, ...]:
-    """The OpenMP runtimes in ``/proc/PID/maps``, one path each; two names of one file count once."""
+    """The paths of the OpenMP runtimes in ``/proc/PID/maps``; two names of one file count once."""
     return tuple(sorted(_runtimes(parse_maps(maps)).values()))
 
 
 def _runtimes(regions: Sequence[Region]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for region in regions:
-        if OPENMP.search(region.path):
+        if OPENMP_RUNTIMES.fullmatch(region.path.removesuffix(" (deleted)").rpartition("/")[2]):
             found.setdefault(region.file, region.path)
     return found
 
 
-def count_teams(base: Path) -> Teams:
+def count_openmp_threads(base: Path) -> OpenMPThreads:
     """The threads of each OpenMP runtime in the process whose folder in /proc is ``base``.
 
-    The main thread is nobody's. Takes milliseconds, up to a second where threads do not rest. Raises ``OSError`` when
-    the stacks cannot be read.
+    The main thread belongs to none. Takes milliseconds, up to a second where threads do not block. Raises ``OSError``
+    when the stacks cannot be read.
     """
     regions = parse_maps((base / "maps").read_text(errors="replace"))
     runtimes = _runtimes(regions)
     code = [(r.start, r.end, runtimes[r.file]) for r in regions if r.executable and r.file in runtimes]
-    tops, restless = _stack_pointers(base)
+    pointers, never_blocked = _stack_pointers(base)
     counts = dict.fromkeys(runtimes.values(), 0)
     with (base / "mem").open("rb", buffering=0) as memory:
-        for top in tops:
-            owner = _starter(_words(memory, top, regions), code)
+        for pointer in pointers:
+            owner = _starter(_words(memory, pointer, regions), code)
             if owner is not None:
                 counts[owner] += 1
-    return Teams(counts, restless)
+    return OpenMPThreads(counts, never_blocked)
 
 
 def _stack_pointers(base: Path) -> tuple[list[int], int]:
-    """Where the stacks of the threads end that wait, and how many threads ran whenever they were looked at."""
-    waiting = {task.name for task in (base / "task").iterdir()} - {base.name}
+    """The stack pointers of all threads that were seen blocked, and the number of threads that were not."""
+    remaining = {task.name for task in (base / "task").iterdir()} - {base.name}
     found: list[int] = []
-    deadline = time.monotonic() + RESTLESS_SECONDS
+    deadline = time.monotonic() + SAMPLING_SECONDS
     while True:
-        for name in sorted(waiting):
+        for name in sorted(remaining):
             try:
                 # proc_pid_syscall(5): the last two fields are stack pointer and program counter.
                 fields = (base / "task" / name / "syscall").read_text().split()
             except (FileNotFoundError, ProcessLookupError):
-                waiting.discard(name)  # it has ended
+                remaining.discard(name)  # it has ended
                 continue
             if len(fields) >= 3:
                 found.append(int(fields[-2], 16))
-                waiting.discard(name)
-        if not waiting or time.monotonic() >= deadline:
-            return found, len(waiting)
-        time.sleep(LOOK_SECONDS)
+                remaining.discard(name)
+        if not remaining or time.monotonic() >= deadline:
+            return found, len(remaining)
+        time.sleep(SAMPLING_INTERVAL_SECONDS)
 
 
-def _words(memory: BinaryIO, top: int, regions: Sequence[Region]) -> array.array[int]:
-    """The words from the end of a stack to its start; ``L`` is as wide as a pointer on Linux."""
+def _words(memory: BinaryIO, pointer: int, regions: Sequence[Region]) -> array.array[int]:
+    """The words from the stack pointer to the base of the stack; ``L`` is as wide as a pointer on Linux."""
     words = array.array("L")
-    end = next((region.end for region in regions if region.start <= top < region.end), top)
-    memory.seek(top)
-    data = memory.read(min(end - top, STACK_BYTES))
+    end = next((region.end for region in regions if region.start <= pointer < region.end), pointer)
+    memory.seek(pointer)
+    data = memory.read(min(end - pointer, STACK_BYTES))
     words.frombytes(data[: len(data) // words.itemsize * words.itemsize])
     return words
 
 
 def _starter(words: Sequence[int], code: Sequence[tuple[int, int, str]]) -> str | None:
-    """Whose code the word next to the stack's start points into: that of the function that the thread began with."""
+    """The runtime into whose code the word nearest to the stack's base points: it has the thread's start function."""
     for word in reversed(words):
         for start, end, runtime in code:
             if start <= word < end:

@@ -1,9 +1,8 @@
-"""Finds the libraries that can be preloaded, and tries each before any worker depends on it.
+"""Finds the libraries that can be preloaded, and tests each before any worker depends on it.
 
-A library that is there may still be for another architecture, lack what it needs itself, or not be what its name
-says; ld.so then prints a line and goes on without it. So each candidate is really preloaded into a small process,
-which tells where the function that the library is there for comes from. Which one is taken is decided in
-``core.planning.preload``.
+A library may be built for another architecture, lack its own dependencies, or not be what its name says; ld.so then
+prints a line and continues without it. So each candidate is preloaded into a small process, which reports where the
+function that the library should provide comes from. ``core.planning.preload`` chooses among the libraries.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launcher.core.planning.preload import KINDS, Library, Sought, Surroundings, split_preload
-from launcher.host.process.spawn import describe_status
+from launcher.core.planning.preload import KINDS, Library, LibrarySearch, PreloadFacts, split_preload
+from launcher.host.process.exit_status import describe_status
 
 LOADER_FOLDERS = ("/usr/local/lib", "/usr/local/lib64", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
-TRIAL_SECONDS = 10.0
+TEST_SECONDS = 10.0
 
-# Runs with the library preloaded: who provides the function, and is the file in memory at all?
-TRIAL = """
+# Runs with the library preloaded and reports which file provides the function, and whether the library is mapped.
+TEST = """
 import ctypes, sys
 function = getattr(ctypes.CDLL(None), sys.argv[1], None)
 address = ctypes.cast(function, ctypes.c_void_p).value if function else 0
@@ -42,24 +41,24 @@ print('MAPPED' if mapped else 'ABSENT', flush=True)
 """
 
 
-def look_around(libraries: Sequence[Library], env: Mapping[str, str]) -> Surroundings:
-    """What this machine offers of ``libraries``, for processes with this environment.
+def find_libraries(libraries: Sequence[Library], env: Mapping[str, str]) -> PreloadFacts:
+    """The search results for ``libraries`` on this machine, for processes with this environment.
 
-    Takes about 20 ms per library that is found. Of each one the first path that loads is taken, in the order of
-    ``places``.
+    Takes about 20 ms per library that is found. The first path of each that loads is used, in the order of
+    ``search_paths``.
     """
-    folders = places(env) if libraries else {}
-    return Surroundings(tuple(_seek(library, folders, env) for library in libraries), read_huge_pages())
+    folders = search_paths(env) if libraries else {}
+    return PreloadFacts(tuple(_search(library, folders, env) for library in libraries), read_huge_pages())
 
 
-def places(env: Mapping[str, str]) -> dict[str, tuple[Path, ...]]:
-    """Where libraries are looked for, in order: each place by name, with the files or folders that it stands for."""
+def search_paths(env: Mapping[str, str]) -> dict[str, tuple[Path, ...]]:
+    """Where libraries are searched for, in order: the name of each place, with its files or folders."""
     own = [Path(folder) for folder in env.get("LD_LIBRARY_PATH", "").split(":") if folder]
     multiarch = sysconfig.get_config_var("MULTIARCH")
     system = [Path(folder) for folder in LOADER_FOLDERS]
     if multiarch:
         system = [Path(folder) / multiarch for folder in ("/lib", "/usr/lib", "/usr/local/lib")] + system
-    # pip puts what is no Python module next to Python's own library: intel-openmp is there, and all of conda.
+    # pip installs files that are not Python modules there (intel-openmp), and so does conda.
     prefixes = dict.fromkeys(Path(prefix) / "lib" for prefix in (sys.prefix, sys.base_prefix, site.getuserbase()))
     packages = [
         Path(folder) for folder in dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
@@ -67,19 +66,19 @@ def places(env: Mapping[str, str]) -> dict[str, tuple[Path, ...]]:
     return {
         **({"LD_LIBRARY_PATH": tuple(own)} if own else {}),
         "ldconfig -p": tuple(_from_cache()),
-        "the folders of the loader": tuple(system),
+        "default loader paths": tuple(system),
         "lib of the Python environment": tuple(prefixes),
         "site-packages": tuple(folder for base in packages for folder in (base, *sorted(base.glob("*/lib")))),
     }
 
 
 def _from_cache() -> Iterator[Path]:
-    """The libraries in the loader's cache; none where there is no such program (musl)."""
+    """The libraries in the loader's cache; none where there is no ldconfig (musl)."""
     program = shutil.which("ldconfig", path=f"{os.environ.get('PATH', os.defpath)}:/sbin:/usr/sbin")
     if program is None:
         return
     try:
-        done = subprocess.run([program, "-p"], capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False)
+        done = subprocess.run([program, "-p"], capture_output=True, text=True, timeout=TEST_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return
     for line in done.stdout.splitlines():
@@ -88,47 +87,51 @@ def _from_cache() -> Iterator[Path]:
             yield Path(path)
 
 
-def _seek(library: Library, folders: Mapping[str, Sequence[Path]], env: Mapping[str, str]) -> Sought:
+def _search(library: Library, folders: Mapping[str, Sequence[Path]], env: Mapping[str, str]) -> LibrarySearch:
     refused: list[tuple[str, str]] = []
     for path in _candidates(library, folders):
-        why = try_out(path, KINDS[library].provides, env)
+        why = check_preload(path, KINDS[library].provides, env)
         if why is None:
-            return Sought(library, str(path), tuple(refused), tuple(folders))
+            return LibrarySearch(library, str(path), tuple(refused), tuple(folders))
         refused.append((str(path), why))
-    return Sought(library, None, tuple(refused), tuple(folders))
+    return LibrarySearch(library, None, tuple(refused), tuple(folders))
 
 
 def _candidates(library: Library, folders: Mapping[str, Sequence[Path]]) -> Iterator[Path]:
-    """Paths with a fitting name, place by place; one of those that lead to the same file."""
+    """The paths with a matching name, place by place; the first of those that resolve to the same file."""
     names = KINDS[library].names
     seen: set[Path] = set()
     for group in folders.values():
-        fitting = [path for place in group for path in _files(place) if names.fullmatch(path.name)]
-        for path in sorted(fitting, key=_preference):
+        matching = [path for place in group for path in _files(place, names)]
+        for path in sorted(matching, key=_preference):
             real = path.resolve()
-            # ld.so would take a colon or a blank in a path for its end.
+            # ld.so would take a colon or a space in a path as a separator.
             if real not in seen and real.is_file() and not re.search(r"[: ]", str(path)):
                 seen.add(real)
                 yield path
 
 
 def _preference(path: Path) -> tuple[bool, int]:
-    """The minimal tcmalloc before the one with a profiler in it; short names, which stay when versions change."""
+    """The minimal tcmalloc before the one with a profiler; then short names, which survive updates."""
     return "minimal" not in path.name, len(path.name)
 
 
-def _files(place: Path) -> list[Path]:
+def _files(place: Path, names: re.Pattern[str]) -> list[Path]:
+    """The file ``place`` if its name fits, or the files of the folder ``place`` whose names do."""
+    if names.fullmatch(place.name):
+        return [place]
     try:
-        return sorted(place.iterdir()) if place.is_dir() else [place]
-    except OSError:
+        found = sorted(os.listdir(place))  # noqa: PTH208 - a Path for each of thousands of files takes too long
+        return [place / name for name in found if names.fullmatch(name)]
+    except OSError:  # also when it is another file: most places are files that ldconfig knows
         return []
 
 
-def try_out(path: Path, provides: str, env: Mapping[str, str]) -> str | None:
-    """None when ``path`` can be preloaded behind what the user preloads and ``provides`` then comes from it, else why
-    not."""
+def check_preload(path: Path, provides: str, env: Mapping[str, str]) -> str | None:
+    """None when ``path`` can be preloaded after the user's libraries and provides the function ``provides``; otherwise
+    the reason."""
     entries = dict.fromkeys((*split_preload(env.get("LD_PRELOAD", "")), str(path)))
-    command = [sys.executable, "-I", "-S", "-c", TRIAL, provides, str(path.resolve())]
+    command = [sys.executable, "-I", "-S", "-c", TEST, provides, str(path.resolve())]
     try:
         done = subprocess.run(
             command,
@@ -137,28 +140,27 @@ def try_out(path: Path, provides: str, env: Mapping[str, str]) -> str | None:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=TRIAL_SECONDS,
+            timeout=TEST_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"a process with it preloaded did not end within {TRIAL_SECONDS:.0f} s"
-    return _judge(path, provides, done)
+        return f"a process that preloads it did not exit within {TEST_SECONDS:.0f} s"
+    return _error_of(path, provides, done)
 
 
-def _judge(path: Path, provides: str, done: subprocess.CompletedProcess[str]) -> str | None:
+def _error_of(path: Path, provides: str, done: subprocess.CompletedProcess[str]) -> str | None:
     complaint = re.search(rf"ld\.so: object '{re.escape(str(path))}' from LD_PRELOAD (.*)", done.stderr)
     if complaint:
         return f"ld.so says that it {complaint[1].rstrip('.')}"
     if done.returncode != 0:
-        words = done.stderr.strip().splitlines()
-        return (
-            f"a process with it preloaded ended with {describe_status(done.returncode)}: {words[-1] if words else ''}"
-        )
+        lines = done.stderr.strip().splitlines()
+        last = lines[-1] if lines else "no output"
+        return f"a process that preloads it fails ({describe_status(done.returncode)}): {last}"
     if "MAPPED" not in done.stdout:
-        return "it was not loaded, and nothing was said about that"
+        return "the loader ignored it without an error"
     provider = next((line[9:] for line in done.stdout.splitlines() if line.startswith("PROVIDER ")), None)
     if provider is None or Path(provider) != path.resolve():
-        return f"with it preloaded, {provides} comes from {provider or 'nowhere'}"
+        return f"when it is preloaded, {provides} comes from {provider or 'nowhere'}"
     return None
 
 

@@ -1,9 +1,9 @@
-"""Finds out, before anything is started, how far each instance can be bound on this machine: the ladder of fallbacks.
+"""Finds the strictest binding that this machine allows for each instance, before anything is started.
 
-For each instance a small process is really bound to that instance's own cpus and nodes, touches memory there, and
-tells which cpus and which nodes it got; a denial on one node must not cost the others their binding. The levels
-are tried in the order bind, preferred, cpus, none, with numactl first and system calls after it.
-How a binding is written as a command is decided in `core.planning.binding`; here it is only tried.
+For each instance, a small process is bound to the instance's own cpus and nodes, touches memory and reports which cpus
+and nodes it got. Instances are probed separately, so that a restriction on one node does not cost the others their
+binding. The levels are tried in the order bind, preferred, cpus, none; at each level numactl first, then system calls.
+How a binding is written as a command is decided in `core.planning.binding`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from launcher.errors import MachineError
 
 LEVELS: tuple[Level, ...] = ("bind", "preferred", "cpus", "none")
 TOOLS: tuple[Tool, ...] = ("numactl", "syscalls")
-AS_ASKED = "as asked"
-IN_WORDS: dict[Level, str] = {
+AS_REQUESTED = "as requested"
+DESCRIPTIONS: dict[Level, str] = {
     "bind": "bound to its cpus and nodes",
-    "preferred": "bound to its cpus; memory comes from its nodes while these have some",
-    "cpus": "bound to its cpus only, and where its memory comes from is left to the kernel",
-    "none": "not bound at all",
+    "preferred": "bound to its cpus; its nodes are preferred for memory, but not enforced",
+    "cpus": "bound to its cpus only; the kernel chooses the nodes of its memory",
+    "none": "not bound",
 }
-PROBE_SECONDS = 20.0
-PROBES_AT_ONCE = 16
+PARALLEL_PROBES = 16
 TOUCH_BYTES = 8 << 20
 
-# What the bound process does: touch memory, then say where it runs and where those pages are. The mapping with the
-# most pages is the touched one: the interpreter's own are far smaller. No numa_maps: a kernel without NUMA.
+# What the bound process does: touch memory, then report its mask and the nodes of those pages. The mapping with the
+# most pages is the touched one: the interpreter's own are far smaller. A kernel without NUMA has no numa_maps.
 REPORT = f"""
 import json, re
 touched = bytearray({TOUCH_BYTES})
@@ -50,7 +49,7 @@ except (OSError, ValueError):
 print('PROBE ' + json.dumps({{'cpus': cpus, 'pages': pages}}), flush=True)
 """
 
-# The same as a worker without numactl does to itself, with the worker's own code and before anything else.
+# Binds itself as a worker without numactl does, with the same code.
 SELF_BINDING = """
 import json, sys
 from launcher import pinning
@@ -65,8 +64,8 @@ except Exception as error:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
-    """One thing to try: a level with a tool."""
+class Candidate:
+    """A level to try, and the tool to try it with."""
 
     level: Level
     tool: Tool
@@ -74,28 +73,30 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A rung that was tried for an instance; ``denial`` is what was said against it, None when it holds."""
+    """A candidate that was tried for an instance; ``error`` is why it failed, None when it works."""
 
-    rung: Rung
-    denial: str | None
+    candidate: Candidate
+    error: str | None
 
 
-def choose_bindings(plan: Plan, *, strict: bool, requested: Level = "bind") -> tuple[Binding, ...]:
-    """The best binding that works for each instance, in the order of the plan, not above ``requested``.
+def choose_bindings(
+    plan: Plan, *, strict: bool, requested: Level = "bind", probe_seconds: float
+) -> tuple[Binding, ...]:
+    """The strictest binding that works for each instance, in the order of the plan; never above ``requested``.
 
-    Takes some tens of milliseconds per rung, for all instances together. Raises ``MachineError`` when ``strict`` and
-    an instance gets less than was asked for; what its plan cannot use (memory where the machine has no nodes) does
-    not count as less.
+    Takes some tens of milliseconds per candidate, for all instances together; ``probe_seconds`` is the timeout of one
+    probe. Raises ``MachineError`` when ``strict`` and an instance gets less than was requested; what its plan cannot
+    use (memory where the machine has no nodes) does not count as less.
     """
     numactl = shutil.which("numactl") is not None
     trials: dict[int, list[Trial]] = {instance.id: [] for instance in plan.instances}
-    pending = {instance.id: (instance, _ladder(instance, requested, numactl)) for instance in plan.instances}
+    pending = {instance.id: (instance, _candidates(instance, requested, numactl)) for instance in plan.instances}
     while pending:
-        tried = [(instance, rung) for instance, ladder in pending.values() if (rung := next(ladder, None))]
+        tried = [(instance, one) for instance, candidates in pending.values() if (one := next(candidates, None))]
         pending = {instance.id: pending[instance.id] for instance, _ in tried}
-        for (instance, rung), denial in zip(tried, _try_all(tried), strict=True):
-            trials[instance.id].append(Trial(rung, denial))
-            if denial is None:
+        for (instance, candidate), error in zip(tried, _try_all(tried, probe_seconds), strict=True):
+            trials[instance.id].append(Trial(candidate, error))
+            if error is None:
                 del pending[instance.id]
     bindings = tuple(_binding(instance, requested, trials[instance.id], numactl) for instance in plan.instances)
     if strict:
@@ -103,63 +104,64 @@ def choose_bindings(plan: Plan, *, strict: bool, requested: Level = "bind") -> t
     return bindings
 
 
-def explain(plan: Plan, bindings: Sequence[Binding]) -> tuple[str, ...]:
-    """What people should know of these bindings, one sentence for all instances of which the same is true.
+def describe_bindings(plan: Plan, bindings: Sequence[Binding]) -> tuple[str, ...]:
+    """A sentence on each binding that is not as requested, for all instances that share it.
 
-    Empty when every instance is bound as asked at the first attempt.
+    Empty when every instance is bound as requested at the first attempt.
     """
     alike: dict[Binding, list[int]] = {}
     for instance, binding in zip(plan.instances, bindings, strict=True):
         alike.setdefault(binding, []).append(instance.id)
-    return tuple(_sentence(binding, ids) for binding, ids in alike.items() if binding.reason != AS_ASKED)
+    return tuple(_sentence(binding, ids) for binding, ids in alike.items() if binding.reason != AS_REQUESTED)
 
 
 def _sentence(binding: Binding, ids: Sequence[int]) -> str:
     who = f"{'Instance' if len(ids) == 1 else 'Each of instances'} {format_cpu_list(ids)}"
     how = " (by system calls)" if binding.tool == "syscalls" and binding.level != "none" else ""
-    return f"{who} is {IN_WORDS[binding.level]}{how}: {binding.reason}."
+    return f"{who} is {DESCRIPTIONS[binding.level]}{how}: {binding.reason}."
 
 
-def asked_level(instance: InstancePlan, requested: Level) -> Level:
-    """What can be asked for this instance at most: no memory policy where its plan names no nodes."""
+def requested_level(instance: InstancePlan, requested: Level) -> Level:
+    """The strictest level to request for this instance: no memory policy where its plan names no nodes."""
     can_bind_memory = instance.memory != "local" and instance.nodes
     return requested if can_bind_memory else max(requested, "cpus", key=LEVELS.index)
 
 
-def _ladder(instance: InstancePlan, requested: Level, numactl: bool) -> Iterator[Rung]:
+def _candidates(instance: InstancePlan, requested: Level, numactl: bool) -> Iterator[Candidate]:
     tools = TOOLS if numactl else TOOLS[1:]
-    levels = LEVELS[LEVELS.index(asked_level(instance, requested)) : -1]
-    # Level before tool: numactl refuses everything where get_mempolicy is filtered, system calls still bind cpus.
-    yield from (Rung(level, tool) for level in levels for tool in tools)
+    levels = LEVELS[LEVELS.index(requested_level(instance, requested)) : -1]
+    # Level before tool: with get_mempolicy filtered, numactl fails at every level, and system calls still bind cpus.
+    yield from (Candidate(level, tool) for level in levels for tool in tools)
 
 
-def _try_all(tried: Sequence[tuple[InstancePlan, Rung]]) -> list[str | None]:
-    denials: list[str | None] = []
-    for start in range(0, len(tried), PROBES_AT_ONCE):
-        window = tried[start : start + PROBES_AT_ONCE]
-        started = [_start(instance, rung) for instance, rung in window]
-        for (instance, rung), process in zip(window, started, strict=True):
-            denials.append(process if isinstance(process, str) else _judge(instance, rung, *_finish(process)))
-    return denials
+def _try_all(tried: Sequence[tuple[InstancePlan, Candidate]], probe_seconds: float) -> list[str | None]:
+    errors: list[str | None] = []
+    for start in range(0, len(tried), PARALLEL_PROBES):
+        window = tried[start : start + PARALLEL_PROBES]
+        started = [_start(instance, candidate) for instance, candidate in window]
+        for (instance, candidate), probe in zip(window, started, strict=True):
+            error = probe if isinstance(probe, str) else _error_of(instance, candidate, *_finish(probe, probe_seconds))
+            errors.append(error)
+    return errors
 
 
-def _start(instance: InstancePlan, rung: Rung) -> subprocess.Popen[str] | str:
-    """The running probe, or why there is none."""
-    if rung.tool == "numactl":
-        prefix = command_prefix(instance, Binding(rung.level, rung.tool, ""))
+def _start(instance: InstancePlan, candidate: Candidate) -> subprocess.Popen[str] | str:
+    """The running probe, or why it could not be started."""
+    if candidate.tool == "numactl":
+        prefix = command_prefix(instance, Binding(candidate.level, candidate.tool, ""))
         # Isolated and without site-packages the interpreter is up in 10 ms.
         command = [*prefix, sys.executable, "-I", "-S", "-c", REPORT]
     else:
-        policy = _memory_policy(instance, rung.level)
-        wish = json.dumps([instance.cpus, policy, instance.nodes if policy else []])
-        command = [sys.executable, "-c", SELF_BINDING + REPORT, wish]
+        policy = _memory_policy(instance, candidate.level)
+        wanted = json.dumps([instance.cpus, policy, instance.nodes if policy else []])
+        command = [sys.executable, "-c", SELF_BINDING + REPORT, wanted]
     env = {**os.environ, "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
     try:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
         )
     except OSError as error:
-        return f"{command[0]} cannot be run: {error.strerror}"
+        return f"{command[0]} cannot be executed: {error.strerror}"
 
 
 def _memory_policy(instance: InstancePlan, level: Level) -> str | None:
@@ -168,71 +170,71 @@ def _memory_policy(instance: InstancePlan, level: Level) -> str | None:
     return "preferred" if level == "preferred" else None
 
 
-def _finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def _finish(process: subprocess.Popen[str], probe_seconds: float) -> tuple[int, str]:
     try:
-        output, _ = process.communicate(timeout=PROBE_SECONDS)
+        output, _ = process.communicate(timeout=probe_seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         output, _ = process.communicate()
-        output += f"\nno end within {PROBE_SECONDS:.0f} s"
+        output += f"\nthe probe did not exit within {probe_seconds:g} s"
     return process.returncode, output
 
 
-def _judge(instance: InstancePlan, rung: Rung, status: int, output: str) -> str | None:
-    """None when the probe got what it asked for, else what was said or found against it."""
+def _error_of(instance: InstancePlan, candidate: Candidate, status: int, output: str) -> str | None:
+    """Why the candidate does not work; None when the probe got the cpus and nodes that it requested."""
     lines = output.splitlines()
     report = next((line.removeprefix("PROBE ") for line in lines if line.startswith("PROBE ")), None)
     if status != 0 or report is None:
-        return _condense(lines) or f"the probe ended with status {status} and said nothing"
+        return _condense(lines) or f"the probe exited with status {status} and no output"
     found = json.loads(report)
     if parse_cpu_list(found["cpus"]) != tuple(sorted(instance.cpus)):
-        return f"without an error, but the process got cpus {found['cpus']} for {format_cpu_list(instance.cpus)}"
+        return f"no error, but the process got cpus {found['cpus']} instead of {format_cpu_list(instance.cpus)}"
     elsewhere = {int(node) for node in found["pages"]} - set(instance.nodes)
-    if rung.level == "bind" and elsewhere:
-        return f"without an error, but memory came from node {format_cpu_list(elsewhere)}"
+    if candidate.level == "bind" and elsewhere:
+        return f"no error, but memory came from node {format_cpu_list(elsewhere)}"
     return None
 
 
 def _condense(lines: Sequence[str]) -> str:
-    """What a tool said, on one line, without the manual that numactl prints after it."""
-    said: list[str] = []
+    """The output of a tool on one line, without the usage that numactl prints after an error."""
+    kept: list[str] = []
     for line in lines:
         if line.lower().startswith("usage:"):
             break
         if line.strip():
-            said.append(line.strip())
-    return "; ".join(dict.fromkeys(said))
+            kept.append(line.strip())
+    return "; ".join(dict.fromkeys(kept))
 
 
 def _binding(instance: InstancePlan, requested: Level, trials: Sequence[Trial], numactl: bool) -> Binding:
-    reasons = [*([] if numactl else ["numactl is not installed"]), *_denials(trials)]
-    held = next((trial.rung for trial in trials if trial.denial is None), None)
-    level, tool = (held.level, held.tool) if held else ("none", "syscalls")
-    return Binding(level, tool, "; ".join(reasons) if trials and reasons else AS_ASKED)
+    reasons = [*([] if numactl else ["numactl is not installed"]), *_errors(trials)]
+    working = next((trial.candidate for trial in trials if trial.error is None), None)
+    level, tool = (working.level, working.tool) if working else ("none", "syscalls")
+    return Binding(level, tool, "; ".join(reasons) if trials and reasons else AS_REQUESTED)
 
 
-def _denials(trials: Sequence[Trial]) -> list[str]:
-    """What each tool said, once, with the levels it said it to."""
+def _errors(trials: Sequence[Trial]) -> list[str]:
+    """Each error of each tool once, with the levels at which it occurred."""
     levels: dict[tuple[Tool, str], list[Level]] = {}
     for trial in trials:
-        if trial.denial is not None:
-            levels.setdefault((trial.rung.tool, trial.denial), []).append(trial.rung.level)
-    return [f"{', '.join(denied)} by {tool}: {denial}" for (tool, denial), denied in levels.items()]
+        if trial.error is not None:
+            levels.setdefault((trial.candidate.tool, trial.error), []).append(trial.candidate.level)
+    return [f"{', '.join(failed)} by {tool}: {error}" for (tool, error), failed in levels.items()]
 
 
 def _refuse_less(plan: Plan, bindings: Sequence[Binding], requested: Level) -> None:
     missed: dict[tuple[Level, Binding], list[str]] = {}
     for instance, binding in zip(plan.instances, bindings, strict=True):
-        asked = asked_level(instance, requested)
-        if LEVELS.index(binding.level) > LEVELS.index(asked):
+        wanted = requested_level(instance, requested)
+        if LEVELS.index(binding.level) > LEVELS.index(wanted):
             where = f"cpus {format_cpu_list(instance.cpus)}, nodes {format_cpu_list(instance.nodes)}"
-            missed.setdefault((asked, binding), []).append(f"instance {instance.id} ({where})")
+            missed.setdefault((wanted, binding), []).append(f"instance {instance.id} ({where})")
     if missed:
         lines = [
-            f"{', '.join(who)}: {asked} was asked for, {binding.level} is what works here ({binding.reason})"
-            for (asked, binding), who in missed.items()
+            f"{', '.join(who)}: {wanted} was requested, only {binding.level} is possible ({binding.reason})"
+            for (wanted, binding), who in missed.items()
         ]
         raise MachineError(
-            "\n".join(lines) + "\nLeave out --strict to run with what works, or lift the restriction "
+            "\n".join(lines) + "\nOmit --strict to run with the possible level, or lift the restriction "
             "(in a container: allow set_mempolicy and mbind, and give it these cpus and memory nodes)"
         )

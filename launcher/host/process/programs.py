@@ -21,10 +21,10 @@ import psutil
 
 from launcher.errors import InstanceError
 from launcher.host.process import exec_bound
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import Relay
 from launcher.host.process.spawn import (
     OomCount,
-    describe_status,
     kill_group,
     open_reader,
     own_memory_cgroup,

@@ -22,6 +22,7 @@ from typing import IO
 import anyio
 
 from launcher.errors import InstanceError
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import LineSplitter
 
 log = logging.getLogger("launcher.worker")
@@ -203,16 +204,6 @@ async def _readable(fd: int) -> None:
         await event.wait()
     finally:
         loop.remove_reader(fd)
-
-
-def describe_status(status: int) -> str:
-    """``exit status 4`` or ``killed by SIGSEGV``, from a return code as ``subprocess`` gives it."""
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"
 
 
 @dataclass(frozen=True, slots=True)

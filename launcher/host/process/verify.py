@@ -1,8 +1,8 @@
-"""Checks from outside whether a running worker sits where its plan says: cpus, memory, threads, OpenMP runtimes.
+"""Verifies from outside that a running process is placed as planned: cpus, memory, threads, OpenMP runtimes.
 
-Binding can be without effect and without an error: a library moves its threads, a policy comes after the pages, a
-second OpenMP runtime brings a second set of threads. So the kernel is asked, not the worker. Nothing is changed
-here, and what a miss leads to is for others to decide.
+A binding can fail silently: a library moves its threads, a memory policy is set after the pages were touched, a second
+OpenMP runtime starts a second set of threads. So the kernel is asked, not the process. Nothing is changed here; callers
+decide what follows from a miss.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any
 from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.planning.binding import Level
 from launcher.errors import InstanceError
-from launcher.host.process.openmp_threads import count_teams, parse_openmp
+from launcher.host.process.openmp_threads import count_openmp_threads, parse_openmp
 
-# A process has some pages elsewhere for good reasons: what exec prepared, and pages that migrated under pressure.
+# A few pages are elsewhere for legitimate reasons: those of exec, and those that migrated under memory pressure.
 LOCAL_SHARE = 0.95
 
-# Beside its OpenMP team (n) torch keeps a pool of n - 1 idle threads and numpy's BLAS up to n - 1; Python, torch and
-# the worker have a few of their own. Measured with torch 2.13: 7 threads for n = 4.
-THREADS_PER_PLANNED, MORE_THREADS = 3, 8
+# Besides its n OpenMP threads, torch keeps a pool of n - 1 idle threads and numpy's BLAS up to n - 1; Python, torch and
+# the worker have a few more. Measured with torch 2.13: 7 threads for n = 4.
+THREADS_PER_PLANNED, EXTRA_THREADS = 3, 8
 
-# A thread that has computed: this much CPU time, and a share of that of the busiest beside the main thread. Threads
-# of OpenBLAS, idle ever after, spin for 0.1 s when they are made.
+# A thread counts as computing when it has used that much CPU time, and that share of the busiest thread besides the
+# main one. Threads of OpenBLAS spin for 0.1 s when they are created and are idle afterwards.
 COMPUTED_SECONDS, COMPUTED_SHARE = 0.25, 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """One thread of the worker: the cpus it may run on and the CPU time it has used, in seconds."""
+    """One thread: the cpus it may run on and the CPU time it has used, in seconds."""
 
     id: int
     cpus: tuple[int, ...]
@@ -42,7 +42,7 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Resident bytes per node, as (node, bytes) pairs: private memory, and file pages that processes share."""
+    """Resident bytes per node, as (node, bytes) pairs: private memory, and file pages shared between processes."""
 
     private: tuple[tuple[int, int], ...]
     shared_file: tuple[tuple[int, int], ...]
@@ -50,11 +50,11 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found, and each miss as a sentence; no miss means that the worker sits as planned.
+    """What was found, and each miss as a sentence; without a miss the process is placed as planned.
 
-    ``private_local`` and ``file_local`` are the shares (0…1) of resident bytes on the planned nodes, None where
-    that is not known or no node was planned. ``openmp`` are the OpenMP runtimes in the process; where these are
-    several, ``openmp_threads`` says how many threads each has started. ``unchecked`` is what could not be looked at.
+    ``private_local`` and ``file_local`` are the shares (0…1) of resident bytes on the planned nodes, None if unknown or
+    if no node was planned. ``openmp`` are the OpenMP runtimes in the process; if there are several, ``openmp_threads``
+    has the number of threads that each has started. ``unchecked`` is what could not be verified.
     """
 
     pid: int
@@ -77,7 +77,7 @@ class Verification:
         return not self.misses
 
     def to_json(self) -> dict[str, Any]:
-        """For ``/info``: shares rounded to 4 digits, everything else as it is."""
+        """The fields for ``/info``; shares are rounded to 4 digits."""
         return {
             "ok": self.ok,
             "pid": self.pid,
@@ -107,9 +107,9 @@ class Verification:
 def verify(
     pid: int, cpus: Sequence[int], nodes: Sequence[int], threads: int | None, level: Level, proc: Path = Path("/proc")
 ) -> Verification:
-    """Look at the worker ``pid`` and compare with the plan: ``threads`` on ``cpus``, memory on ``nodes``.
+    """Compare the process ``pid`` with the plan: ``threads`` on ``cpus``, memory on ``nodes``.
 
-    ``threads`` None: not judged (a backend that does not compute). Only what ``level`` promises is judged: masks
+    ``threads`` None: not checked (a backend that does not compute). Only what ``level`` promises is checked: masks
     unless it is ``none``, memory for ``bind`` and ``preferred``; everything is reported. Takes about 0.1 s per GB of
     resident memory. Raises ``InstanceError`` when there is no such process.
     """
@@ -118,16 +118,16 @@ def verify(
         found = read_threads(base)
         maps = (base / "maps").read_text(errors="replace")
     except OSError as error:
-        raise InstanceError(f"the worker, pid {pid}, cannot be verified: {error.strerror or error}") from error
+        raise InstanceError(f"process {pid} cannot be verified: {error.strerror or error}") from error
     pages, unchecked = _read_pages(base, nodes)
     openmp = parse_openmp(maps)
-    teams, unread = _count_teams(base, openmp)
+    openmp_threads, unread = _count_openmp_threads(base, openmp)
     private_local, file_local = (_share(part, nodes) for part in (pages.private, pages.shared_file))
-    misses = [*(judge_masks(found, cpus) if level != "none" else ()), *judge_openmp(teams)]
+    misses = [*(check_masks(found, cpus) if level != "none" else ()), *check_openmp(openmp_threads)]
     if level in ("bind", "preferred"):
-        misses += judge_memory(pages.private, nodes)
+        misses += check_memory(pages.private, nodes)
     if threads is not None:
-        misses += judge_threads(found, threads, pid)
+        misses += check_threads(found, threads, pid)
     return Verification(
         pid=pid,
         level=level,
@@ -140,7 +140,7 @@ def verify(
         file_local=file_local,
         openmp=openmp,
         misses=tuple(misses),
-        openmp_threads=tuple(teams.items()),
+        openmp_threads=tuple(openmp_threads.items()),
         unchecked=(*unchecked, *unread),
     )
 
@@ -153,9 +153,9 @@ def read_threads(base: Path) -> tuple[Thread, ...]:
         try:
             status, stat = (folder / "status").read_text(), (folder / "stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
-            continue  # a thread that has just ended sits nowhere
+            continue  # the thread has just ended
         mask = next(line.split(":", 1)[1] for line in status.splitlines() if line.startswith("Cpus_allowed_list:"))
-        # proc_pid_stat(5): fields 14 and 15, counted after the name, which may hold spaces and brackets.
+        # proc_pid_stat(5): fields 14 and 15, counted after the name, which may contain spaces and brackets.
         user, system = stat.rpartition(")")[2].split()[11:13]
         found.append(Thread(int(folder.name), parse_cpu_list(mask), (int(user) + int(system)) / tick))
     if not found:
@@ -167,16 +167,16 @@ def _read_pages(base: Path, nodes: Sequence[int]) -> tuple[Pages, tuple[str, ...
     try:
         return parse_numa_maps((base / "numa_maps").read_text(errors="replace")), ()
     except OSError as error:
-        what = f"where its memory is: numa_maps cannot be read ({error.strerror})"
+        what = f"memory placement: numa_maps cannot be read ({error.strerror})"
         return Pages((), ()), (what,) if nodes else ()
 
 
 def parse_numa_maps(text: str) -> Pages:
     """Sum up ``/proc/PID/numa_maps`` (format: numa(7)), in bytes.
 
-    Judged is private memory only: anonymous mappings, heap, stack, and file mappings all of whose pages were
-    written (``anon`` equals their number). The other file pages lie in the page cache, shared by all processes and
-    on the node of whoever read them first, so a worker's policy does not move them; they are counted apart.
+    Private memory is anonymous mappings, heap, stack, and file mappings all of whose pages were written (``anon``
+    equals their number). The other file pages are in the page cache, shared by all processes and on the node of the
+    process that read them first; a worker's policy does not move them, so they are counted separately.
     """
     private: dict[int, int] = {}
     shared: dict[int, int] = {}
@@ -191,8 +191,8 @@ def parse_numa_maps(text: str) -> Pages:
     return Pages(tuple(sorted(private.items())), tuple(sorted(shared.items())))
 
 
-def judge_masks(found: Sequence[Thread], cpus: Sequence[int]) -> Iterator[str]:
-    """The misses of the threads' masks: threads that may run elsewhere, and cpus that no thread may use."""
+def check_masks(found: Sequence[Thread], cpus: Sequence[int]) -> Iterator[str]:
+    """The misses of the affinity masks: threads that may run elsewhere, and cpus that no thread may use."""
     planned = set(cpus)
     stray = [thread for thread in found if not planned.issuperset(thread.cpus)]
     if stray:
@@ -206,56 +206,56 @@ def judge_masks(found: Sequence[Thread], cpus: Sequence[int]) -> Iterator[str]:
         yield f"no thread may run on cpus {format_cpu_list(unused)} of the planned {format_cpu_list(cpus)}"
 
 
-def judge_memory(private: Sequence[tuple[int, int]], nodes: Sequence[int]) -> Iterator[str]:
-    """The miss of private memory that lies on other nodes than the planned ones."""
+def check_memory(private: Sequence[tuple[int, int]], nodes: Sequence[int]) -> Iterator[str]:
+    """The miss of private memory on other nodes than the planned ones."""
     share = _share(private, nodes)
     if share is not None and share < LOCAL_SHARE:
         elsewhere = ", ".join(f"{size >> 20} MiB on node {node}" for node, size in private if node not in nodes)
         yield (
             f"only {share:.1%} of its memory is on node {format_cpu_list(nodes)}, "
-            f"at least {LOCAL_SHARE:.0%} was expected: {elsewhere}"
+            f"expected at least {LOCAL_SHARE:.0%}: {elsewhere}"
         )
 
 
-def judge_threads(found: Sequence[Thread], planned: int, pid: int) -> Iterator[str]:
+def check_threads(found: Sequence[Thread], planned: int, pid: int) -> Iterator[str]:
     """The misses of the number of threads: too few, far too many, or more that compute than planned."""
     if len(found) < planned:
-        yield f"{len(found)} threads exist where {planned} were planned to compute"
-    most = THREADS_PER_PLANNED * planned + MORE_THREADS
+        yield f"the process has {len(found)} threads; {planned} were planned to compute"
+    most = THREADS_PER_PLANNED * planned + EXTRA_THREADS
     if len(found) > most:
-        yield f"{len(found)} threads exist; with {planned} planned to compute, at most {most} were expected"
+        yield f"the process has {len(found)} threads; with {planned} planned to compute, at most {most} were expected"
     computing = count_computing(found, pid)
     if computing > planned:
-        yield f"{computing} threads have computed where {planned} were planned: they share the planned cpus"
+        yield f"{computing} threads have computed, {planned} were planned: they share the planned cpus"
 
 
 def count_computing(found: Sequence[Thread], pid: int) -> int:
-    """How many threads have used noticeable CPU time; the main thread, which starts everything, always counts."""
+    """How many threads have used a noticeable amount of CPU time; the main thread always counts."""
     others = [thread.cpu_seconds for thread in found if thread.id != pid]
     least = max([COMPUTED_SECONDS, *(COMPUTED_SHARE * seconds for seconds in others)])
     return 1 + sum(seconds >= least for seconds in others)
 
 
-def judge_openmp(threads: Mapping[str, int]) -> Iterator[str]:
-    """The miss of several OpenMP runtimes with threads in one process; those that are only mapped do no harm."""
+def check_openmp(threads: Mapping[str, int]) -> Iterator[str]:
+    """The miss of several OpenMP runtimes with threads in one process; those that are only mapped are harmless."""
     active = [f"{path} ({count})" for path, count in threads.items() if count]
     if len(active) > 1:
         yield (
-            f"{len(active)} OpenMP runtimes have threads of their own, which compete for the same cpus: "
-            + ", ".join(active)
+            f"{len(active)} OpenMP runtimes have started threads, which compete for the same cpus: " + ", ".join(active)
         )
 
 
-def _count_teams(base: Path, openmp: Sequence[str]) -> tuple[Mapping[str, int], tuple[str, ...]]:
-    """The threads of each runtime where there are several, and what could not be looked at."""
+def _count_openmp_threads(base: Path, openmp: Sequence[str]) -> tuple[Mapping[str, int], tuple[str, ...]]:
+    """The threads of each runtime where there are several, and what could not be verified."""
     if len(openmp) < 2:
         return {}, ()
-    what = f"which of {len(openmp)} OpenMP runtimes has threads"
+    what = f"which of {len(openmp)} OpenMP runtimes have threads"
     try:
-        teams = count_teams(base)
+        counts = count_openmp_threads(base)
     except OSError as error:
-        return {}, (f"{what}: their stacks cannot be read ({error.strerror})",)
-    return teams.threads, (f"{what}: {teams.restless} threads never rested",) if teams.restless else ()
+        return {}, (f"{what}: thread stacks cannot be read ({error.strerror})",)
+    missing = (f"{what}: {counts.never_blocked} threads were never blocked",) if counts.never_blocked else ()
+    return counts.by_runtime, missing
 
 
 def _share(bytes_by_node: Iterable[tuple[int, int]], nodes: Sequence[int]) -> float | None:

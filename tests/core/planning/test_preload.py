@@ -14,10 +14,10 @@ from launcher.core.planning.preload import (
     KINDS,
     Allocator,
     Library,
+    LibrarySearch,
     OpenMP,
+    PreloadFacts,
     Runtimes,
-    Sought,
-    Surroundings,
     choose_runtimes,
     split_preload,
     wanted_libraries,
@@ -32,10 +32,10 @@ PATHS: dict[Library, str] = {
 INSTANCE = InstancePlan(0, (0, 1), (0, 1), 2, (0,), "bind", None, "For a test.")
 
 
-def surroundings(*there: Library, huge_pages: str | None = "never", **refused: str) -> Surroundings:
+def facts(*there: Library, huge_pages: str | None = "never", **refused: str) -> PreloadFacts:
     """A machine with these libraries; keywords: libraries that exist but do not load, with the reason."""
-    sought = [
-        Sought(
+    searches = [
+        LibrarySearch(
             library,
             path if library in there else None,
             ((path + ".old", refused[library]),) if library in refused else (),
@@ -43,30 +43,30 @@ def surroundings(*there: Library, huge_pages: str | None = "never", **refused: s
         )
         for library, path in PATHS.items()
     ]
-    return Surroundings(tuple(sought), huge_pages)
+    return PreloadFacts(tuple(searches), huge_pages)
 
 
 def choose(
-    allocator: Allocator = "auto", openmp: OpenMP = "auto", machine: Surroundings | None = None, **env: str
+    allocator: Allocator = "auto", openmp: OpenMP = "auto", machine: PreloadFacts | None = None, **env: str
 ) -> Runtimes:
     return choose_runtimes(allocator, openmp, machine, env)
 
 
-EVERYTHING = surroundings("tcmalloc", "jemalloc", "intel")
+EVERYTHING = facts("tcmalloc", "jemalloc", "intel")
 
 
 @pytest.mark.parametrize(
     ("asked", "machine", "taken"),
     [
         ("auto", EVERYTHING, "tcmalloc"),
-        ("auto", surroundings("jemalloc"), "jemalloc"),
-        ("auto", surroundings(), "system"),
+        ("auto", facts("jemalloc"), "jemalloc"),
+        ("auto", facts(), "system"),
         ("tcmalloc", EVERYTHING, "tcmalloc"),
         ("jemalloc", EVERYTHING, "jemalloc"),
         ("system", EVERYTHING, "system"),
     ],
 )
-def test_the_requested_allocator_is_preloaded(asked: Allocator, machine: Surroundings, taken: str) -> None:
+def test_the_requested_allocator_is_preloaded(asked: Allocator, machine: PreloadFacts, taken: str) -> None:
     chosen = choose(asked, machine=machine)
     assert chosen.allocator == taken
     assert chosen.env.get("LD_PRELOAD") == {**PATHS, "system": None}[taken]
@@ -74,7 +74,7 @@ def test_the_requested_allocator_is_preloaded(asked: Allocator, machine: Surroun
 
 
 def test_auto_without_a_library_names_the_package_to_install() -> None:
-    (note,) = choose(machine=surroundings()).notes
+    (note,) = choose(machine=facts()).notes
     assert "tcmalloc" in note
     assert "libtcmalloc-minimal4" in note
 
@@ -91,13 +91,13 @@ def test_a_missing_library_requested_by_name_is_refused_with_the_searched_places
     asked: tuple[Allocator, OpenMP], words: list[str]
 ) -> None:
     with pytest.raises(MachineError) as caught:
-        choose_runtimes(*asked, surroundings(), {})
+        choose_runtimes(*asked, facts(), {})
     for word in (*words, "ldconfig -p", "site-packages"):
         assert word in str(caught.value)
 
 
 def test_a_library_that_does_not_load_is_named_with_the_reason() -> None:
-    broken = surroundings(tcmalloc="ld.so says that it cannot be preloaded")
+    broken = facts(tcmalloc="ld.so says that it cannot be preloaded")
     with pytest.raises(MachineError, match=r"libtcmalloc_minimal\.so\.4\.old cannot be used: ld\.so says"):
         choose("tcmalloc", machine=broken)
     notes = choose(machine=broken).notes
@@ -107,7 +107,7 @@ def test_a_library_that_does_not_load_is_named_with_the_reason() -> None:
 
 def test_libraries_that_were_not_requested_are_ignored() -> None:
     with pytest.raises(MachineError):
-        choose("jemalloc", machine=surroundings("tcmalloc"))
+        choose("jemalloc", machine=facts("tcmalloc"))
 
 
 def test_the_users_preloads_are_kept_and_come_first() -> None:
@@ -157,7 +157,7 @@ def test_intels_threads_neither_pin_themselves_nor_spin_for_long() -> None:
 
 @pytest.mark.parametrize(("mode", "asked"), [("always", True), ("madvise", True), ("never", False), (None, False)])
 def test_huge_pages_are_requested_where_the_kernel_grants_them(mode: str | None, asked: bool) -> None:
-    machine = surroundings("tcmalloc", huge_pages=mode)
+    machine = facts("tcmalloc", huge_pages=mode)
     assert ("THP_MEM_ALLOC_ENABLE" in choose(machine=machine).env) == asked
     assert "THP_MEM_ALLOC_ENABLE" not in choose(machine=machine, THP_MEM_ALLOC_ENABLE="0").env
 

@@ -17,9 +17,10 @@ import pytest
 from launcher.core.machine.cpuset import parse_cpu_list
 from launcher.core.planning.length_classes import parse_classes
 from launcher.core.planning.plan import Plan, PlanRequest, make_plan
-from launcher.core.report.export import Target, export_plan
+from launcher.core.report.export import export_plan
 from launcher.core.report.plan_report import Command
 from launcher.host.machine.sysfs import read_machine
+from launcher.options.choices import ExportTarget
 from tests.core.by_hand import machine
 
 TWO_SOCKETS = machine(((24,), (24,)))
@@ -28,7 +29,7 @@ ONE = make_plan(TWO_SOCKETS, PlanRequest(instances=1, reserve_cores=0))
 ODD = ("serve", "two words", "it's", 'a "quote"', "100%", "$HOME", "back\\slash", "")
 
 
-def exported(plan: Plan, target: Target, words: tuple[str, ...] = ("/usr/bin/true", "--all")) -> str:
+def exported(plan: Plan, target: ExportTarget, words: tuple[str, ...] = ("/usr/bin/true", "--all")) -> str:
     env = {"OMP_NUM_THREADS": "12", "NOTE": "50% of $HOME"}
     return export_plan(plan, [Command(words, env) for _ in plan.instances], target, name="embed")
 
@@ -176,7 +177,7 @@ def test_slurm_steps_have_masks_of_cpus_and_nodes() -> None:
 
 
 @pytest.mark.parametrize("target", ["shell", "systemd", "compose", "slurm"])
-def test_every_export_contains_the_reasons_of_the_plan(target: Target) -> None:
+def test_every_export_contains_the_reasons_of_the_plan(target: ExportTarget) -> None:
     plan = make_plan(TWO_SOCKETS, PlanRequest(classes=parse_classes("32:8,max:24"), length_limit=512))
     text = exported(plan, target).replace("%%", "%")
     assert all(one.why in text for one in plan.instances)

@@ -25,9 +25,9 @@ from launcher.core.scheduling.scheduler import (
     Reject,
     ReplaceWorker,
     Scheduler,
-    SchedulerLimits,
     Send,
 )
+from tests.scheduling import limits
 
 MEASURED = tuple((r, r * w, r * w * w, 2e-3 + r * w * 1e-4) for r, w in [(1, 16), (4, 64), (8, 128), (1, 256)])
 
@@ -40,7 +40,7 @@ def make(
     packed: bool = False,
 ) -> Scheduler:
     specs = [InstanceSpec(i, 1, classes[i] if classes else None) for i in range(count)]
-    scheduler = Scheduler(specs, SchedulerLimits(queue, batch))
+    scheduler = Scheduler(specs, limits(queue, batch))
     for spec in specs:
         assert scheduler.handle(InstanceReady(spec.id, MEASURED, packed), 0.0) == []
     return scheduler
@@ -212,7 +212,7 @@ def test_a_request_larger_than_the_queue_is_rejected_with_413() -> None:
 
 
 def test_without_a_ready_instance_requests_are_rejected() -> None:
-    scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(10, 100))
+    scheduler = Scheduler([InstanceSpec(0, 1)], limits(10, 100))
     (reject,) = scheduler.handle(Arrived(1, (5,)), 0.0)
     assert isinstance(reject, Reject)
     assert reject.status == 503
@@ -405,7 +405,7 @@ def test_a_class_helps_with_far_longer_items_only_while_its_own_do_not_arrive(si
 
 
 def test_fifo_batches_take_items_in_arrival_order_whatever_their_lengths() -> None:
-    scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(1000, 256, first_come=4))
+    scheduler = Scheduler([InstanceSpec(0, 1)], limits(1000, 256, first_come=4))
     scheduler.handle(InstanceReady(0, MEASURED), 0.0)
     lengths = (7, 300, 5, 200, 9, 250)
     sent = sends(scheduler.handle(Arrived(1, lengths), 0.0))
@@ -437,7 +437,7 @@ class Histories(RuleBasedStateMachine):
     def start(self, classes: bool, count: int) -> None:
         ranges = [LengthClass(1, 32), LengthClass(33, 128), LengthClass(129, None)]
         specs = [InstanceSpec(i, 1, ranges[i % 3] if classes and count >= 3 else None) for i in range(count)]
-        self.scheduler = Scheduler(specs, SchedulerLimits(60, 256))
+        self.scheduler = Scheduler(specs, limits(60, 256))
         self.ready: set[int] = set()
         self.hanging: set[int] = set()
         self.running: dict[int, list[Send]] = {i: [] for i in range(count)}
@@ -564,7 +564,7 @@ TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadl
 
 
 def test_check_admission_gives_the_same_rejection_and_changes_nothing() -> None:
-    scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(10, 100))
+    scheduler = Scheduler([InstanceSpec(0, 1)], limits(10, 100))
     assert scheduler.check_admission(1, 0.0).code == "not_ready"
     scheduler.handle(InstanceReady(0), 0.0)
     scheduler.handle(Arrived(1, (5,) * 4), 0.0)
@@ -819,7 +819,7 @@ def test_cancelled_bulk_does_not_accumulate_while_there_is_no_idle_time() -> Non
 
 
 def test_a_slow_instance_leaves_an_item_to_a_faster_one_that_is_nearly_done() -> None:
-    scheduler = Scheduler([InstanceSpec(0, 8), InstanceSpec(1, 1)], SchedulerLimits(100, 1024))
+    scheduler = Scheduler([InstanceSpec(0, 8), InstanceSpec(1, 1)], limits(100, 1024))
     slow = tuple((r, t, p, 10 * s) for r, t, p, s in MEASURED)
     scheduler.handle(InstanceReady(0, MEASURED, packed=True), 0.0)
     scheduler.handle(InstanceReady(1, slow, packed=True), 0.0)
@@ -835,7 +835,7 @@ def test_a_slow_instance_leaves_an_item_to_a_faster_one_that_is_nearly_done() ->
 
 
 def test_an_instance_starts_with_its_initial_drift_each_time_it_becomes_ready() -> None:
-    scheduler = Scheduler([InstanceSpec(0, 1)], SchedulerLimits(100, 1024))
+    scheduler = Scheduler([InstanceSpec(0, 1)], limits(100, 1024))
     scheduler.presume(0, 0.5)
     scheduler.handle(InstanceReady(0, MEASURED), 0.0)
     (send,) = sends(scheduler.handle(Arrived(1, (100,)), 0.0))
@@ -849,7 +849,7 @@ def test_an_instance_starts_with_its_initial_drift_each_time_it_becomes_ready() 
 
 def test_a_slow_class_does_not_help_if_an_instance_that_started_late_is_nearly_done() -> None:
     classes = [LengthClass(1, 32)] + [LengthClass(33, None)] * 6
-    scheduler = Scheduler([InstanceSpec(i, 1, classes[i]) for i in range(7)], SchedulerLimits(100, 1024))
+    scheduler = Scheduler([InstanceSpec(i, 1, classes[i]) for i in range(7)], limits(100, 1024))
     for number in range(7):
         slow = tuple((*m[:3], m[3] * (3 if number == 0 else 1)) for m in MEASURED)
         scheduler.handle(InstanceReady(number, slow), 0.0)

@@ -15,10 +15,10 @@ from launcher.core.scheduling.scheduler import (
     InstanceReady,
     InstanceSpec,
     Scheduler,
-    SchedulerLimits,
     Send,
 )
 from launcher.core.scheduling.water_filling import SHARE_OVER_OVERHEAD, Candidate, common_finish
+from tests.scheduling import limits
 
 takers = st.builds(Candidate, st.floats(0, 2), st.floats(0.1, 100), st.floats(0, 0.1))
 
@@ -48,7 +48,7 @@ def measured(overhead: float, per_token: float, per_pair: float) -> tuple[tuple[
 
 def serve(models: list[tuple[float, float, float]]) -> Scheduler:
     """A scheduler with idle instances of these costs: overhead, per token, per pair."""
-    scheduler = Scheduler([InstanceSpec(i, 1) for i in range(len(models))], SchedulerLimits(10_000, 1 << 20))
+    scheduler = Scheduler([InstanceSpec(i, 1) for i in range(len(models))], limits(10_000, 1 << 20))
     for instance, cost in enumerate(models):
         scheduler.handle(InstanceReady(instance, measured(*cost), packed=True), 0.0)
     return scheduler
@@ -142,7 +142,7 @@ def test_work_that_costs_little_more_than_its_overhead_is_not_split_and_goes_to_
 
 
 def test_a_share_is_kept_for_an_instance_that_is_about_to_be_free() -> None:
-    scheduler = Scheduler([InstanceSpec(i, 1) for i in range(2)], SchedulerLimits(10_000, 1 << 20))
+    scheduler = Scheduler([InstanceSpec(i, 1) for i in range(2)], limits(10_000, 1 << 20))
     for instance in range(2):
         scheduler.handle(InstanceReady(instance, measured(1e-3, 1e-4, 0), packed=True), 0.0)
     scheduler.handle(Arrived(1, (200,)), 0.0)  # 21 ms

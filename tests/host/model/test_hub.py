@@ -1,4 +1,4 @@
-"""Hub ids, against a hub of our own on this machine: downloads, the cache, and a hub that does not answer."""
+"""Hub ids, against a local hub server: downloads, the cache, and a hub that does not respond."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from launcher.host.model.hub import is_whole, wanted_files
+from launcher.host.model.hub import is_complete, wanted_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/small-encoder"
@@ -48,7 +48,7 @@ FILES = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as its client uses for a public model."""
+    """The part of the Hub's interface that its client uses for a public model."""
 
     protocol_version = "HTTP/1.1"
     asked: list[str]
@@ -88,7 +88,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, list[str]]]:
-    """Address of a hub with one model, and the list of what it was asked."""
+    """The address of a hub with one model, and the list of its requests."""
     handler = type("OneHub", (Hub,), {"asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
@@ -104,19 +104,17 @@ SCRIPT = """
 import sys
 import msgspec
 from launcher.errors import UsageError
-from launcher.host.model import hub
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
-hub.WAIT_SECONDS = 1.0
 try:
-    print(msgspec.json.encode(resolve(ModelOptions(model=sys.argv[1]))).decode())
+    print(msgspec.json.encode(resolve(ModelOptions(model=sys.argv[1], hub_seconds=1.0))).decode())
 except UsageError as error:
     sys.exit(str(error))
 """
 
 
 def resolve_apart(repo: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, because the client reads its environment when it is imported."""
+    """In a separate process, because the client reads its environment when it is imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, repo],
@@ -129,7 +127,7 @@ def resolve_apart(repo: str, cache: Path, **environment: str) -> subprocess.Comp
 
 
 @pytest.mark.slow
-def test_a_hub_model_is_downloaded_with_what_is_needed_and_then_taken_from_the_cache(hub, tmp_path) -> None:
+def test_a_hub_model_is_downloaded_once_with_the_needed_files(hub, tmp_path) -> None:
     address, asked = hub
     first = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
     assert first.returncode == 0, first.stderr
@@ -151,7 +149,7 @@ def test_a_hub_model_is_downloaded_with_what_is_needed_and_then_taken_from_the_c
 
 @pytest.mark.slow
 def test_a_cached_copy_without_sentence_files_is_completed_or_its_use_is_noted(hub, tmp_path) -> None:
-    """transformers caches only its own files; without the others the vectors would be pooled differently."""
+    """transformers caches only its own files; without the others, vectors would be pooled differently."""
     address, _ = hub
     resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
     (snapshot,) = tmp_path.glob(f"hub/models--*/snapshots/{COMMIT}")
@@ -159,18 +157,18 @@ def test_a_cached_copy_without_sentence_files_is_completed_or_its_use_is_noted(h
     (snapshot / "1_Pooling/config.json").unlink()
 
     alone = resolve_apart(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "the cached copy was used, the hub could not be asked" in json.loads(alone.stdout)["notes"][0]
+    assert "the cached copy was used, the hub could not be reached" in json.loads(alone.stdout)["notes"][0]
 
     completed = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
     assert json.loads(completed.stdout)["pooling"] == "cls"
 
 
-def test_an_unknown_model_is_said_with_where_it_was_looked_for(hub, tmp_path) -> None:
+def test_the_error_for_an_unknown_model_says_where_it_was_searched(hub, tmp_path) -> None:
     address, _ = hub
     made = resolve_apart("someone/nothing", tmp_path, HF_ENDPOINT=address)
 
     assert made.returncode == 1
-    assert f"and at {address}, which has no such model or keeps it private" in made.stderr
+    assert f"and at {address}, where it does not exist or is private" in made.stderr
 
 
 def test_offline_mode_is_named_as_the_reason(tmp_path) -> None:
@@ -181,31 +179,31 @@ def test_offline_mode_is_named_as_the_reason(tmp_path) -> None:
     assert str(tmp_path) in made.stderr
 
 
-def test_a_hub_that_refuses_connections_is_said_at_once(tmp_path) -> None:
+def test_a_hub_that_refuses_connections_is_an_immediate_error(tmp_path) -> None:
     made = resolve_apart(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
 
     assert made.returncode == 1
-    assert "could not be asked" in made.stderr
-    assert "demo, which needs no hub" in made.stderr
+    assert "could not be reached" in made.stderr
+    assert "demo, which does not need the Hub" in made.stderr
 
 
 @pytest.mark.slow
-def test_a_hub_that_never_answers_is_given_up_after_the_wait(tmp_path) -> None:
+def test_a_hub_that_never_responds_is_an_error_after_the_timeout(tmp_path) -> None:
     silent = socket.create_server(("127.0.0.1", 0))
     start = time.monotonic()
     made = resolve_apart(REPO, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
     silent.close()
 
     assert made.returncode == 1
-    assert "could not be asked" in made.stderr
+    assert "could not be reached" in made.stderr
     assert time.monotonic() - start < 20
 
 
-def test_an_id_that_the_hub_does_not_allow_is_said(tmp_path) -> None:
-    assert "nor an id that the hub allows" in resolve_apart("some--one/..", tmp_path).stderr
+def test_an_invalid_hub_id_is_an_error(tmp_path) -> None:
+    assert "nor a valid Hub id" in resolve_apart("some--one/..", tmp_path).stderr
 
 
-def test_only_the_files_for_torch_are_wanted_in_one_format() -> None:
+def test_only_torch_weights_of_one_format_are_downloaded() -> None:
     names = [
         *FILES,
         "pytorch_model-00001-of-00002.bin",
@@ -226,20 +224,20 @@ def test_only_the_files_for_torch_are_wanted_in_one_format() -> None:
     assert wanted_files(["pytorch_model.bin", "config.json"], with_code=False) == ["config.json", "pytorch_model.bin"]
 
 
-def test_a_copy_is_whole_when_the_files_of_its_modules_are_there(tmp_path) -> None:
+def test_a_copy_is_complete_if_it_has_the_files_of_its_modules(tmp_path) -> None:
     for name, data in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    assert is_whole(tmp_path)
+    assert is_complete(tmp_path)
 
     (tmp_path / "1_Pooling/config.json").unlink()
-    assert not is_whole(tmp_path)
+    assert not is_complete(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "modules.json", "model.safetensors"])
-def test_a_copy_without_one_of_the_main_files_is_not_whole(tmp_path, name) -> None:
+def test_a_copy_without_one_of_the_main_files_is_incomplete(tmp_path, name) -> None:
     for other in FILES.keys() - {name, "pytorch_model.bin"}:
         (tmp_path / other).parent.mkdir(exist_ok=True)
         (tmp_path / other).write_bytes(FILES[other])
 
-    assert not is_whole(tmp_path)
+    assert not is_complete(tmp_path)

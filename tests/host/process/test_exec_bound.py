@@ -1,4 +1,4 @@
-"""The process that becomes a program: what it does to itself first, and what is left of it afterwards."""
+"""The process that binds itself and executes a program: its binding, its signals, its exit status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def become(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*BINDER, *words], capture_output=True, text=True, check=False, timeout=30, **more)  # type: ignore[call-overload,no-any-return]
 
 
-def test_it_is_bound_and_then_is_the_program(tmp_path: Path) -> None:
+def test_the_process_is_bound_and_then_executes_the_program(tmp_path: Path) -> None:
     done = become("--cpus", str(CPUS[-1]), "--", sys.executable, "-c", FACTS, "a b", "--", "--cpus", "c")
     facts = json.loads(done.stdout)
     assert facts["cpus"] == CPUS[-1:]
@@ -35,7 +35,7 @@ def test_it_is_bound_and_then_is_the_program(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_the_pid_stays_and_a_closed_pipe_ends_the_program_as_it_should() -> None:
+def test_the_pid_is_kept_and_sigpipe_terminates_the_program() -> None:
     with subprocess.Popen([*BINDER, "--", "cat", "/proc/self/status"], stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         status = dict(line.split(":\t", 1) for line in running.stdout.read().splitlines())
@@ -45,7 +45,7 @@ def test_the_pid_stays_and_a_closed_pipe_ends_the_program_as_it_should() -> None
     assert int(status["SigBlk"], 16) == 0
 
 
-def test_modules_of_the_folder_it_starts_in_cannot_change_it(tmp_path: Path) -> None:
+def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path) -> None:
     for name in ("signal", "ctypes", "launcher", "platform"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the wrong place')")
     done = become("--cpus", str(CPUS[0]), "--", "true", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
@@ -57,13 +57,15 @@ def test_modules_of_the_folder_it_starts_in_cannot_change_it(tmp_path: Path) -> 
     [
         (("--", "no-such-program-anywhere"), 127, "no-such-program-anywhere: No such file or directory"),
         (("--", "/etc/passwd"), 126, "/etc/passwd: Permission denied"),
-        (("--cpus", "0"), 2, "no program is given after --"),
+        (("--cpus", "0"), 2, "no program after --"),
         (("--cpus", "4095", "--", "true"), 3, "cpus 4095 were refused"),
         (("--memory", "bind", "--nodes", "1000", "--", "true"), 3, "memory bind on node 1000 was refused"),
-        (("--parent", "1", "--", "true"), 3, "the launcher is gone"),
+        (("--parent", "1", "--", "true"), 3, "the launcher has exited"),
     ],
 )
-def test_a_program_that_cannot_be_is_an_exit_status_and_a_line(words: tuple[str, ...], status: int, said: str) -> None:
+def test_a_program_that_cannot_be_executed_gives_an_exit_status_and_a_message(
+    words: tuple[str, ...], status: int, said: str
+) -> None:
     done = become(*words)
     assert done.returncode == status
     assert done.stderr.startswith("launch run: ")
@@ -71,7 +73,7 @@ def test_a_program_that_cannot_be_is_an_exit_status_and_a_line(words: tuple[str,
     assert done.stdout == ""
 
 
-def test_a_file_that_is_no_program_is_not_executable(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_program_is_reported_as_not_executable(tmp_path: Path) -> None:
     script = tmp_path / "data"
     script.write_text("no program\n")
     script.chmod(0o755)
@@ -81,7 +83,7 @@ def test_a_file_that_is_no_program_is_not_executable(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sleep") is None, reason="needs sleep")
-def test_the_program_dies_with_its_parent() -> None:
+def test_the_program_is_killed_with_its_parent() -> None:
     starter = f"""
 import os, subprocess, sys
 child = subprocess.Popen([*{BINDER!r}, '--parent', str(os.getpid()), '--', 'sleep', '60'])

@@ -1,4 +1,4 @@
-"""Whose threads they are: real OpenMP runtimes in real processes, and what the verifier makes of them."""
+"""Counting threads by runtime: real OpenMP runtimes in real processes, and their verification."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.host.process.openmp_threads import count_teams, parse_openmp
+from launcher.host.process.openmp_threads import count_openmp_threads, parse_openmp
 from launcher.host.process.verify import verify
 
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
 
-# Loads libraries, or lets two threads of one go through a parallel region, as compiled programs do it.
+# Loads libraries, or runs a parallel region of one, as compiled programs do.
 PROGRAM = """
 import ctypes, sys
 body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
@@ -33,7 +33,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def two_runtimes(tmp_path: Path) -> tuple[str, str]:
-    """Two copies of GNU's runtime, which the loader takes for different libraries."""
+    """Two copies of GNU's runtime, which the loader treats as different libraries."""
     found = [
         *Path("/usr/lib").glob("*/libgomp.so.1"),
         *Path(sys.prefix).glob("lib/python3*/site-packages/torch/lib/libgomp*"),
@@ -60,23 +60,23 @@ def process(*words: str) -> Iterator[int]:
 def test_the_threads_of_each_runtime_are_counted(two_runtimes: tuple[str, str]) -> None:
     first, second = two_runtimes
     with process(f"use:{first}", f"load:{second}") as pid:
-        teams = count_teams(Path(f"/proc/{pid}"))
-    assert teams.threads == {first: 2, second: 0}, "of three that work, the main thread is one"
-    assert teams.restless == 0
+        counts = count_openmp_threads(Path(f"/proc/{pid}"))
+    assert counts.by_runtime == {first: 2, second: 0}, "of three that work, the main thread is one"
+    assert counts.never_blocked == 0
 
 
-def test_two_runtimes_that_both_have_threads_are_named(two_runtimes: tuple[str, str]) -> None:
+def test_two_runtimes_that_both_have_threads_are_reported(two_runtimes: tuple[str, str]) -> None:
     first, second = two_runtimes
     with process(f"use:{first}", f"use:{second}") as pid:
         found = verify(pid, CPUS, (), None, "cpus")
     (miss,) = found.misses
-    assert miss.startswith("2 OpenMP runtimes have threads of their own")
+    assert miss.startswith("2 OpenMP runtimes have started threads")
     assert f"{first} (2)" in miss
     assert f"{second} (2)" in miss
     assert dict(found.openmp_threads) == {first: 2, second: 2}
 
 
-def test_a_second_runtime_that_is_only_loaded_is_reported_and_no_miss(two_runtimes: tuple[str, str]) -> None:
+def test_a_second_runtime_that_is_only_loaded_is_not_a_miss(two_runtimes: tuple[str, str]) -> None:
     first, second = two_runtimes
     with process(f"load:{first}", f"use:{second}") as pid:
         found = verify(pid, CPUS, (), None, "cpus")
@@ -85,7 +85,7 @@ def test_a_second_runtime_that_is_only_loaded_is_reported_and_no_miss(two_runtim
     assert dict(found.openmp_threads) == {first: 0, second: 2}
 
 
-def test_threads_that_never_rest_are_said_to_be_unknown(two_runtimes: tuple[str, str]) -> None:
+def test_threads_that_never_block_are_reported_as_unchecked(two_runtimes: tuple[str, str]) -> None:
     first, second = two_runtimes
     spin = "import threading\nthreading.Thread(target=lambda: exec('while True: pass'), daemon=True).start()\n"
     command = [sys.executable, "-I", "-S", "-c", spin + PROGRAM, f"use:{first}", f"load:{second}"]
@@ -97,7 +97,7 @@ def test_threads_that_never_rest_are_said_to_be_unknown(two_runtimes: tuple[str,
         running.kill()
     assert found.ok
     assert dict(found.openmp_threads) == {first: 2, second: 0}
-    assert found.unchecked == ("which of 2 OpenMP runtimes has threads: 1 threads never rested",)
+    assert found.unchecked == ("which of 2 OpenMP runtimes have threads: 1 threads were never blocked",)
 
 
 MAPS = """\
@@ -114,7 +114,7 @@ MAPS = """\
 """
 
 
-def test_openmp_runtimes_are_told_from_other_libraries_and_counted_once() -> None:
+def test_openmp_runtimes_are_recognized_and_counted_once() -> None:
     assert parse_openmp(MAPS) == (
         "/home/some one/libomp.so",
         "/opt/intel/libiomp5.so",

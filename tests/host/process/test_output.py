@@ -1,4 +1,4 @@
-"""Lines of several programs on one output: whole, prefixed, byte for byte, and however slow the reader is."""
+"""Lines of several programs on one output: complete, prefixed and unchanged, however slow the reader is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fail() -> None:
 
 
 class Pipe:
-    """A pipe as one of our outputs."""
+    """A pipe as an output of the launcher."""
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
@@ -53,7 +53,9 @@ class Pipe:
         ([b"\xff\xfe\n\x00"], [b"\xff\xfe\n"], [b"\x00"]),
     ],
 )
-def test_a_stream_is_cut_into_lines_with_their_ends(pieces: list[bytes], lines: list[bytes], rest: list[bytes]) -> None:
+def test_a_stream_is_split_into_lines_with_their_terminators(
+    pieces: list[bytes], lines: list[bytes], rest: list[bytes]
+) -> None:
     splitter = LineSplitter()
     assert [line for piece in pieces for line in splitter.feed(piece)] == lines
     assert splitter.end() == rest
@@ -61,7 +63,7 @@ def test_a_stream_is_cut_into_lines_with_their_ends(pieces: list[bytes], lines: 
 
 
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([b"\r", b"\n", b"\r\n", b"a\r"])))
-def test_no_byte_is_lost_or_added_however_the_stream_is_cut(pieces: list[bytes]) -> None:
+def test_no_byte_is_lost_or_added_however_the_stream_arrives(pieces: list[bytes]) -> None:
     splitter, whole = LineSplitter(), LineSplitter()
     lines = [line for piece in pieces for line in splitter.feed(piece)] + splitter.end()
     assert b"".join(lines) == b"".join(pieces)
@@ -69,7 +71,7 @@ def test_no_byte_is_lost_or_added_however_the_stream_is_cut(pieces: list[bytes])
     assert all(line.endswith((b"\n", b"\r")) for line in lines[:-1])
 
 
-def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
+def test_an_unterminated_line_does_not_fill_the_memory() -> None:
     splitter = LineSplitter()
     pieces = [line for _ in range(10) for line in splitter.feed(b"x" * LINE_BYTES)]
     assert [len(piece) for piece in pieces] == [LINE_BYTES] * 9
@@ -99,7 +101,7 @@ async def test_each_line_gets_its_prefix_and_the_log_file_gets_the_bytes(tmp_pat
     assert kept == b"one\r\ncaf\xe9\n50%\rhalf and half\n60%\r\nlast"
 
 
-async def test_a_single_program_s_bytes_are_passed_on_as_they_come(tmp_path: Path) -> None:
+async def test_the_bytes_of_a_single_program_are_relayed_unchanged(tmp_path: Path) -> None:
     out, err = Pipe(), Pipe()
     relay = Relay(None, (out.output, err.output), None)
     await relay.feed(0, b"password: ")
@@ -110,7 +112,7 @@ async def test_a_single_program_s_bytes_are_passed_on_as_they_come(tmp_path: Pat
     err.all()
 
 
-async def test_lines_of_many_programs_never_mix() -> None:
+async def test_lines_of_many_programs_never_interleave() -> None:
     out, err = Pipe(), Pipe()
     line = b"x" * 3000
     got = bytearray()
@@ -138,7 +140,7 @@ async def test_lines_of_many_programs_never_mix() -> None:
     assert {bytes(one) for one in lines} == {b"[%d] %s" % (number, line) for number in range(4)}
 
 
-async def test_a_closed_reader_is_told_once_and_stops_nobody() -> None:
+async def test_a_closed_output_is_reported_once_and_blocks_no_program() -> None:
     pipe = Pipe()
     os.close(pipe.read_end)
     await pipe.output.write(b"into the void\n")
@@ -147,7 +149,7 @@ async def test_a_closed_reader_is_told_once_and_stops_nobody() -> None:
     assert pipe.closed_times == 1
 
 
-async def test_a_reader_that_never_reads_can_be_left() -> None:
+async def test_a_write_to_a_reader_that_never_reads_can_be_cancelled() -> None:
     pipe = Pipe()
     with anyio.move_on_after(0.2) as waited:
         await pipe.output.write(b"x" * 1_000_000)
@@ -155,7 +157,7 @@ async def test_a_reader_that_never_reads_can_be_left() -> None:
     os.close(pipe.read_end)  # ends the thread that still writes
 
 
-async def test_an_output_that_somebody_made_non_blocking_loses_nothing() -> None:
+async def test_a_non_blocking_output_loses_nothing() -> None:
     pipe = Pipe()
     os.set_blocking(pipe.write_end, False)
     async with anyio.create_task_group() as group:
@@ -167,7 +169,7 @@ async def test_an_output_that_somebody_made_non_blocking_loses_nothing() -> None
     os.close(pipe.write_end)
 
 
-def test_a_log_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_a_log_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--log-dir .*file"):
         open_log(tmp_path / "file", 0)

@@ -1,4 +1,4 @@
-"""Finding and trying libraries: with small ones that are compiled here, and with the real ones where they are."""
+"""Finding and testing libraries: small ones that are compiled here, and real ones where installed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from launcher.core.planning.preload import KINDS, Library
-from launcher.host.process.preload import look_around, places, read_huge_pages, try_out
+from launcher.host.process.preload import check_preload, find_libraries, read_huge_pages, search_paths
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make libraries")
 
-# An allocator that counts nothing and frees nothing, and the entry of an OpenMP runtime that runs nothing.
+# An allocator that never frees, and the entry point of an OpenMP runtime without threads.
 ALLOCATOR = """
 #include <stddef.h>
 #include <string.h>
@@ -54,9 +54,9 @@ def environment(*folders: Path, **more: str) -> dict[str, str]:
 
 
 def seek(library: Library, *folders: Path, **more: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    (sought,) = look_around((library,), environment(*folders, **more)).sought
-    assert sought.library == library
-    return sought.usable, sought.refused
+    (search,) = find_libraries((library,), environment(*folders, **more)).searches
+    assert search.library == library
+    return search.usable, search.refused
 
 
 @needs_gcc
@@ -68,15 +68,13 @@ def seek(library: Library, *folders: Path, **more: str) -> tuple[str | None, tup
         ("intel", "libiomp5.so", OPENMP),
     ],
 )
-def test_a_library_with_a_versioned_name_is_found_and_taken_when_it_loads(
-    library: Library, name: str, code: str, tmp_path: Path
-) -> None:
+def test_a_library_with_a_versioned_name_is_found(library: Library, name: str, code: str, tmp_path: Path) -> None:
     path = compiled(tmp_path / name, code)
     assert seek(library, tmp_path) == (str(path), ())
 
 
 @needs_gcc
-def test_several_names_of_one_file_are_tried_once_and_the_one_that_stays_is_taken(tmp_path: Path) -> None:
+def test_several_names_of_one_file_are_tested_once_and_the_shortest_is_used(tmp_path: Path) -> None:
     real = compiled(tmp_path / "libjemalloc.so.2.5.3", ALLOCATOR)
     (tmp_path / "libjemalloc.so.2").symlink_to(real.name)
     assert seek("jemalloc", tmp_path) == (str(tmp_path / "libjemalloc.so.2"), ())
@@ -90,7 +88,7 @@ def test_the_minimal_tcmalloc_is_preferred(tmp_path: Path) -> None:
 
 
 @needs_gcc
-def test_a_library_that_fails_is_passed_over_with_the_reason(tmp_path: Path) -> None:
+def test_a_library_that_fails_is_skipped_with_the_reason(tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("a", "b", "c"))
     (first / "libjemalloc.so.2").parent.mkdir()
     (first / "libjemalloc.so.2").write_text("no library at all")
@@ -108,41 +106,43 @@ def test_a_library_that_fails_is_passed_over_with_the_reason(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        (ENDS_THE_PROCESS, "ended with killed by SIGSEGV"),
-        (NOTHING, "with it preloaded, malloc comes from "),
+        (ENDS_THE_PROCESS, "fails (killed by SIGSEGV)"),
+        (NOTHING, "when it is preloaded, malloc comes from "),
     ],
 )
-def test_a_library_that_loads_and_does_not_do_is_refused(code: str, reason: str, tmp_path: Path) -> None:
+def test_a_library_that_loads_but_does_not_work_is_refused(code: str, reason: str, tmp_path: Path) -> None:
     path = compiled(tmp_path / "libtcmalloc.so.4", code)
-    said = try_out(path, "malloc", environment())
+    said = check_preload(path, "malloc", environment())
     assert said is not None
     assert reason in said
 
 
 @needs_gcc
-def test_a_runtime_without_the_entries_of_gcc_is_refused(tmp_path: Path) -> None:
+def test_a_runtime_without_the_entry_points_of_gcc_is_refused(tmp_path: Path) -> None:
     path = compiled(tmp_path / "libiomp5.so", NOTHING)
-    assert try_out(path, "GOMP_parallel", environment()) == "with it preloaded, GOMP_parallel comes from nowhere"
+    assert (
+        check_preload(path, "GOMP_parallel", environment()) == "when it is preloaded, GOMP_parallel comes from nowhere"
+    )
 
 
 @needs_gcc
-def test_it_is_tried_behind_what_the_user_preloads(tmp_path: Path) -> None:
+def test_a_library_is_tested_after_those_that_the_user_preloads(tmp_path: Path) -> None:
     users = compiled(tmp_path / "libmine.so", ALLOCATOR)
     path = compiled(tmp_path / "libjemalloc.so.2", ALLOCATOR)
-    said = try_out(path, "malloc", environment(LD_PRELOAD=str(users)))
-    assert said == f"with it preloaded, malloc comes from {users}"
+    said = check_preload(path, "malloc", environment(LD_PRELOAD=str(users)))
+    assert said == f"when it is preloaded, malloc comes from {users}"
     harmless = compiled(tmp_path / "libharmless.so", NOTHING)
-    assert try_out(path, "malloc", environment(LD_PRELOAD=str(harmless))) is None
+    assert check_preload(path, "malloc", environment(LD_PRELOAD=str(harmless))) is None
 
 
 @needs_gcc
-def test_a_broken_preload_of_the_user_is_not_blamed_on_the_library(tmp_path: Path) -> None:
+def test_a_broken_preload_of_the_user_is_not_attributed_to_the_library(tmp_path: Path) -> None:
     path = compiled(tmp_path / "libjemalloc.so.2", ALLOCATOR)
-    assert try_out(path, "malloc", environment(LD_PRELOAD=str(tmp_path / "gone.so"))) is None
+    assert check_preload(path, "malloc", environment(LD_PRELOAD=str(tmp_path / "gone.so"))) is None
 
 
 @needs_gcc
-def test_a_path_that_the_loader_would_cut_is_not_taken(tmp_path: Path) -> None:
+def test_a_path_with_a_space_is_not_used(tmp_path: Path) -> None:
     folder = tmp_path / "with blank"
     compiled(folder / "libjemalloc.so.2", ALLOCATOR)
     usable, _ = seek("jemalloc", folder)
@@ -150,23 +150,23 @@ def test_a_path_that_the_loader_would_cut_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_the_python_environment_is_searched_where_pip_puts_libraries() -> None:
-    found = places({})
+    found = search_paths({})
     assert list(found) == [
-        "ldconfig -p", "the folders of the loader", "lib of the Python environment", "site-packages",
+        "ldconfig -p", "default loader paths", "lib of the Python environment", "site-packages",
     ]  # fmt: skip
     assert Path(sys.prefix) / "lib" in found["lib of the Python environment"]
 
 
-def test_nothing_is_searched_where_nothing_is_wanted(tmp_path: Path) -> None:
-    assert look_around((), {"LD_LIBRARY_PATH": str(tmp_path)}).sought == ()
+def test_without_wanted_libraries_nothing_is_searched(tmp_path: Path) -> None:
+    assert find_libraries((), {"LD_LIBRARY_PATH": str(tmp_path)}).searches == ()
 
 
 @pytest.mark.parametrize("library", ["tcmalloc", "jemalloc", "intel"])
-def test_what_this_machine_really_has_does_what_it_is_there_for(library: Library) -> None:
-    (sought,) = look_around((library,), environment()).sought
-    if sought.usable is None:
+def test_the_libraries_of_this_machine_work(library: Library) -> None:
+    (search,) = find_libraries((library,), environment()).searches
+    if search.usable is None:
         pytest.skip(f"no {KINDS[library].shown} on this machine")
-    assert try_out(Path(sought.usable), KINDS[library].provides, environment()) is None
+    assert check_preload(Path(search.usable), KINDS[library].provides, environment()) is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The ladder of fallbacks, against real tools, real kernels and real denials."""
+"""The choice of bindings, with real tools, kernels and restrictions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.planning.binding import Binding, Level, command_prefix
 from launcher.core.planning.plan import InstancePlan, MemoryPolicy, Plan
 from launcher.errors import MachineError
-from launcher.host.process.probe import asked_level, choose_bindings, explain
+from launcher.host.process.probe import choose_bindings, describe_bindings, requested_level
+from launcher.options import MachineOptions
 
 DENY = Path(__file__).parents[1] / "deny.py"
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
 NO_CPU = 4090  # beyond any machine that runs this
 NO_NODE = 1000
+SECONDS = MachineOptions().probe_seconds
 # (mbind, set_mempolicy, get_mempolicy) in arch/*/entry/syscalls/*.tbl
 CALLS = {"x86_64": (237, 238, 239), "aarch64": (235, 237, 236)}
 
@@ -59,7 +61,7 @@ def plan(*instances: InstancePlan) -> Plan:
 
 
 def choose(*instances: InstancePlan, strict: bool = False, requested: Level = "bind") -> tuple[Binding, ...]:
-    return choose_bindings(plan(*instances), strict=strict, requested=requested)
+    return choose_bindings(plan(*instances), strict=strict, probe_seconds=SECONDS, requested=requested)
 
 
 @pytest.fixture
@@ -68,9 +70,9 @@ def without_numactl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @needs_numactl
-def test_where_nothing_is_denied_numactl_binds_cpus_and_memory() -> None:
+def test_without_restrictions_numactl_binds_cpus_and_memory() -> None:
     each = [instance(number, (cpu,)) for number, cpu in enumerate(CPUS)]
-    assert choose(*each, strict=True) == (Binding("bind", "numactl", "as asked"),) * len(CPUS)
+    assert choose(*each, strict=True) == (Binding("bind", "numactl", "as requested"),) * len(CPUS)
 
 
 @needs_numactl
@@ -91,26 +93,26 @@ def test_without_numactl_system_calls_reach_the_same_level() -> None:
     assert choose(instance(), strict=True) == (Binding("bind", "syscalls", "numactl is not installed"),)
 
 
-def test_an_instance_over_several_nodes_is_tried_with_interleaving() -> None:
+def test_an_instance_on_several_nodes_is_probed_with_interleaving() -> None:
     (binding,) = choose(instance(memory="interleave", nodes=NODES), strict=True)
     assert binding.level == "bind"
 
 
-def test_an_instance_without_nodes_is_asked_for_its_cpus_only_and_that_is_not_less() -> None:
+def test_for_an_instance_without_nodes_only_cpus_are_requested() -> None:
     local = instance(nodes=(), memory="local")
-    assert asked_level(local, "bind") == "cpus"
+    assert requested_level(local, "bind") == "cpus"
     (binding,) = choose(local, strict=True)
     assert binding.level == "cpus"
-    assert binding.reason in ("as asked", "numactl is not installed")
+    assert binding.reason in ("as requested", "numactl is not installed")
 
 
 @pytest.mark.parametrize("requested", ["preferred", "cpus", "none"])
-def test_no_more_is_tried_than_was_requested(requested: Level) -> None:
+def test_levels_above_the_requested_one_are_not_tried(requested: Level) -> None:
     (binding,) = choose(instance(), requested=requested, strict=True)
     assert binding.level == requested
 
 
-def test_a_node_that_is_not_there_costs_the_memory_binding_and_only_of_its_own_instance() -> None:
+def test_a_missing_node_costs_only_its_own_instance_the_memory_binding() -> None:
     good, bad = choose(instance(0), instance(1, nodes=(NO_NODE,)))
     assert good.level == "bind"
     assert bad.level == "cpus"
@@ -118,7 +120,7 @@ def test_a_node_that_is_not_there_costs_the_memory_binding_and_only_of_its_own_i
     assert str(NO_NODE) in bad.reason or "Invalid argument" in bad.reason
 
 
-def test_a_cpu_that_was_taken_away_costs_the_binding_and_the_reason_names_it() -> None:
+def test_a_missing_cpu_costs_the_binding_and_is_named_in_the_reason() -> None:
     good, bad = choose(instance(0), instance(1, (CPUS[0], NO_CPU)))
     assert good.level == "bind"
     assert bad.level == "none"
@@ -127,7 +129,7 @@ def test_a_cpu_that_was_taken_away_costs_the_binding_and_the_reason_names_it() -
 
 @pytest.fixture
 def cpuset_of_one_cpu() -> Iterator[Path]:
-    """A cpuset with our first cpu only, v1 or v2; skips where we may not make one or there is one cpu only."""
+    """A cpuset with only the first cpu, v1 or v2; skips if it cannot be created or there is only one cpu."""
     if len(CPUS) < 2:
         pytest.skip("needs two cpus")
     root = Path("/sys/fs/cgroup")
@@ -142,7 +144,7 @@ def cpuset_of_one_cpu() -> Iterator[Path]:
     folder.rmdir()
 
 
-def test_a_cpuset_that_shrank_between_plan_and_start_is_met_with_a_reason(cpuset_of_one_cpu: Path) -> None:
+def test_a_cpuset_that_shrank_after_planning_is_named_in_the_reason(cpuset_of_one_cpu: Path) -> None:
     join = ["sh", "-c", f'echo $$ > {cpuset_of_one_cpu}/cgroup.procs; exec "$@"', "sh"]
     kept, taken = in_child([instance(0, CPUS[:1]), instance(1, CPUS)], before=join)
     assert kept["level"] == "bind"
@@ -150,11 +152,11 @@ def test_a_cpuset_that_shrank_between_plan_and_start_is_met_with_a_reason(cpuset
     assert str(CPUS[1]) in taken["reason"]
 
 
-def test_strict_refuses_less_than_asked_and_says_which_instance_lacks_what() -> None:
+def test_strict_refuses_less_than_requested_and_names_the_instance() -> None:
     with pytest.raises(MachineError) as caught:
         choose(instance(0), instance(1, nodes=(NO_NODE,)), strict=True)
     message = str(caught.value)
-    assert f"instance 1 (cpus {CPUS[0]}, nodes {NO_NODE}): bind was asked for, cpus is what works here" in message
+    assert f"instance 1 (cpus {CPUS[0]}, nodes {NO_NODE}): bind was requested, only cpus is possible" in message
     assert "instance 0" not in message
     assert "--strict" in message
     assert caught.value.exit_code == 3
@@ -166,7 +168,7 @@ from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.host.process.probe import choose_bindings
 instances = [InstancePlan(i, tuple(cpus), tuple(cpus), len(cpus), tuple(nodes), memory, None, '')
              for i, cpus, nodes, memory in json.loads(sys.argv[1])]
-bindings = choose_bindings(Plan(tuple(instances), (), ()), strict=False)
+bindings = choose_bindings(Plan(tuple(instances), (), ()), strict=False, probe_seconds=20)
 print(json.dumps([{'level': b.level, 'tool': b.tool, 'reason': b.reason} for b in bindings]))
 """
 
@@ -193,7 +195,7 @@ MBIND, SET_MEMPOLICY, GET_MEMPOLICY = 0, 1, 2
 
 
 @needs_numactl
-def test_where_set_mempolicy_is_refused_the_cpus_are_still_bound() -> None:
+def test_with_set_mempolicy_refused_cpus_are_still_bound() -> None:
     (binding,) = in_child([instance()], before=denying(SET_MEMPOLICY, MBIND))
     assert (binding["level"], binding["tool"]) == ("cpus", "numactl")
     assert "bind, preferred by numactl" not in binding["reason"], "the two levels are refused in different words"
@@ -202,13 +204,13 @@ def test_where_set_mempolicy_is_refused_the_cpus_are_still_bound() -> None:
 
 
 @needs_numactl
-def test_where_a_container_refuses_all_memory_policy_calls_the_cpus_are_still_bound() -> None:
+def test_with_all_memory_policy_calls_refused_cpus_are_still_bound() -> None:
     (binding,) = in_child([instance()], before=denying(SET_MEMPOLICY, MBIND, GET_MEMPOLICY))
     assert binding["level"] == "cpus"
     assert "Operation not permitted" in binding["reason"] or "NUMA" in binding["reason"]
 
 
-def test_without_numactl_and_without_set_mempolicy_the_cpus_are_still_bound(tmp_path: Path) -> None:
+def test_without_numactl_and_set_mempolicy_cpus_are_still_bound(tmp_path: Path) -> None:
     (binding,) = in_child([instance()], before=denying(SET_MEMPOLICY, MBIND), path=str(tmp_path))
     assert (binding["level"], binding["tool"]) == ("cpus", "syscalls")
     assert binding["reason"].startswith("numactl is not installed; bind by syscalls: memory bind on node")
@@ -223,9 +225,7 @@ def fake_numactl(folder: Path, script: str) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
-def test_a_numactl_that_binds_nothing_without_an_error_is_seen_through(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_numactl_that_silently_binds_nothing_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrapper script on PATH, or a sandbox that answers every call with success."""
     if len(CPUS) < 2:
         pytest.skip("needs two cpus")
@@ -233,37 +233,43 @@ def test_a_numactl_that_binds_nothing_without_an_error_is_seen_through(
     monkeypatch.setenv("PATH", fake_numactl(tmp_path, ignore))
     (binding,) = choose(instance(0, CPUS[:1]))
     assert (binding.level, binding.tool) == ("bind", "syscalls")
-    assert f"without an error, but the process got cpus {format_cpu_list(CPUS)} for {CPUS[0]}" in binding.reason
+    assert f"no error, but the process got cpus {format_cpu_list(CPUS)} instead of {CPUS[0]}" in binding.reason
 
 
-def test_a_numactl_that_crashes_is_named_with_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_numactl_that_crashes_is_reported_with_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", fake_numactl(tmp_path, "echo 'libnuma.so.1: cannot open shared object' >&2; exit 127"))
     (binding,) = choose(instance())
     assert (binding.level, binding.tool) == ("bind", "syscalls")
     assert binding.reason == "bind by numactl: libnuma.so.1: cannot open shared object"
 
 
-def test_a_silent_failure_is_named_by_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_without_output_is_reported_with_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", fake_numactl(tmp_path, "exit 7"))
     (binding,) = choose(instance())
-    assert "the probe ended with status 7 and said nothing" in binding.reason
+    assert "the probe exited with status 7 and no output" in binding.reason
+
+
+def test_a_probe_that_hangs_is_ended_after_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", fake_numactl(tmp_path, "exec sleep 60"))
+    (binding,) = choose_bindings(plan(instance()), strict=False, probe_seconds=1.0)
+    assert "by numactl: the probe did not exit within 1 s" in binding.reason
 
 
 @needs_numactl
-def test_the_manual_that_numactl_prints_is_not_repeated() -> None:
+def test_the_usage_that_numactl_prints_is_omitted() -> None:
     (binding,) = choose(instance(cpus=(NO_CPU,)))
     assert "usage" not in binding.reason
     assert "numactl: libnuma: Warning: cpu argument" in binding.reason
     assert len(binding.reason) < 400
 
 
-def test_what_people_should_know_is_said_once_for_all_instances_it_is_true_of() -> None:
+def test_bindings_are_described_once_for_all_instances_that_share_them() -> None:
     refused = Binding("cpus", "numactl", "bind by numactl: set_mempolicy: Operation not permitted")
     missing = Binding("bind", "syscalls", "numactl is not installed")
     each = plan(*[instance(number) for number in range(5)])
-    said = explain(each, [refused, refused, Binding("bind", "numactl", "as asked"), missing, refused])
+    said = describe_bindings(each, [refused, refused, Binding("bind", "numactl", "as requested"), missing, refused])
     assert said == (
-        "Each of instances 0-1,4 is bound to its cpus only, and where its memory comes from is left to the kernel: "
+        "Each of instances 0-1,4 is bound to its cpus only; the kernel chooses the nodes of its memory: "
         "bind by numactl: set_mempolicy: Operation not permitted.",
         "Instance 3 is bound to its cpus and nodes (by system calls): numactl is not installed.",
     )

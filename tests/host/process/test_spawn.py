@@ -1,4 +1,4 @@
-"""One worker process: what it gets, what it says, and how its end is described. Real processes throughout."""
+"""One worker process: what it inherits, its output, and the description of its exit. All processes are real."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import InstanceError
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import LineSplitter
 from launcher.host.process.spawn import (
     LINE_BYTES,
     Launch,
     OomCount,
-    describe_status,
     own_memory_cgroup,
     read_oom_count,
     start,
@@ -43,7 +43,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 def python(code: str, *, instance: int = 0, env: dict[str, str] | None = None) -> Launch:
-    """A worker that runs ``code`` in an interpreter without site-packages, which is up in 10 ms."""
+    """A worker that runs ``code`` in an interpreter without site-packages, which starts in 10 ms."""
     command = (sys.executable, "-I", "-S", "-c", code)
     return Launch(instance, command, {"PATH": os.environ["PATH"]} if env is None else env)
 
@@ -59,7 +59,7 @@ def exists(pid: int) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """Exists and is no zombie: orphans are reaped by init, and it may take its time."""
+    """Exists and is not a zombie: init reaps orphans, but not at once."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -102,7 +102,7 @@ channel.sendall(json.dumps(facts).encode())
     assert facts["env"] == {"OMP_NUM_THREADS": "3", "LC_CTYPE": "C.UTF-8"}
 
 
-async def test_end_of_file_on_the_channel_tells_of_a_death_at_once() -> None:
+async def test_the_channel_reads_end_of_file_as_soon_as_the_worker_exits() -> None:
     worker = start(python("import time; time.sleep(60)"))
     os.kill(worker.pid, signal.SIGKILL)
     with worker.sock, anyio.fail_after(5):
@@ -137,7 +137,7 @@ async def test_output_is_logged_while_the_worker_runs(caplog: pytest.LogCaptureF
         worker.sock.close()
 
 
-async def test_more_output_than_a_pipe_holds_blocks_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_more_output_than_a_pipe_holds_does_not_block(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "launcher.worker")
     with anyio.fail_after(10):
         assert await outcome("print('x' * 300_000); print('end')") == "exit status 0"
@@ -160,12 +160,12 @@ async def test_more_output_than_a_pipe_holds_blocks_nobody(caplog: pytest.LogCap
         ),
     ],
 )
-async def test_an_exit_is_described_in_words(code: str, described: str) -> None:
+async def test_an_exit_is_described(code: str, described: str) -> None:
     assert await outcome(code) == described
 
 
 @pytest.mark.skipif(shutil.which("numactl") is None, reason="numactl is not installed")
-async def test_a_binding_that_numactl_refuses_is_said_without_its_manual(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_of_numactl_is_reported_without_its_usage(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "launcher.worker")
     worker = start(Launch(0, ("numactl", "-C", "4090", "true"), {"PATH": os.environ["PATH"]}))
     with worker.sock:
@@ -176,7 +176,7 @@ async def test_a_binding_that_numactl_refuses_is_said_without_its_manual(caplog:
 
 
 @pytest.mark.parametrize("prefix", [(), ("numactl", "-C")])
-async def test_a_front_that_has_bound_itself_starts_workers_with_the_mask_of_before(prefix: tuple[str, ...]) -> None:
+async def test_a_bound_front_starts_workers_with_its_previous_mask(prefix: tuple[str, ...]) -> None:
     if prefix and shutil.which("numactl") is None:
         pytest.skip("numactl is not installed")
     before = os.sched_getaffinity(0)
@@ -196,23 +196,23 @@ async def test_a_front_that_has_bound_itself_starts_workers_with_the_mask_of_bef
         assert await worker.wait() == "exit status 0"
 
 
-async def test_a_mask_of_which_nothing_is_left_does_not_keep_a_worker_from_starting() -> None:
+async def test_a_mask_without_allowed_cpus_does_not_prevent_a_start() -> None:
     launch = python("pass")
     worker = start(Launch(0, launch.command, launch.env, mask=(4090,)))
     with worker.sock:
         assert await worker.wait() == "exit status 0"
 
 
-async def test_a_real_segmentation_fault_in_native_code_is_named() -> None:
+async def test_a_segmentation_fault_in_native_code_is_named() -> None:
     assert (await outcome("import ctypes; ctypes.string_at(0)")).startswith("killed by SIGSEGV")
 
 
-async def test_a_worker_that_we_killed_is_described_by_our_reason() -> None:
+async def test_a_killed_worker_is_described_by_the_reason_for_it() -> None:
     worker = start(python("import time; time.sleep(60)"))
     with worker.sock:
         worker.kill("batch 5 takes 9 s, 5 times what was predicted")
         assert await worker.wait() == "killed: batch 5 takes 9 s, 5 times what was predicted"
-        worker.kill("again")  # it is reaped: its pid may be somebody else's
+        worker.kill("again")  # it is reaped, and its pid may belong to another process
 
 
 async def test_a_stopped_worker_can_be_killed() -> None:
@@ -228,14 +228,14 @@ def test_signals_without_a_name_are_described_by_number() -> None:
     assert describe_status(-signal.SIGTERM) == "killed by SIGTERM"
 
 
-async def test_an_ended_worker_leaves_no_zombie() -> None:
+async def test_an_exited_worker_leaves_no_zombie() -> None:
     worker = start(python(""))
     with worker.sock:
         await worker.wait()
     assert not exists(worker.pid)
 
 
-async def test_what_a_worker_started_ends_with_it() -> None:
+async def test_children_of_a_worker_are_killed_with_it() -> None:
     code = """
 import os, socket
 child = os.fork()
@@ -250,7 +250,7 @@ socket.socket(fileno=0).send(str(child).encode())
         assert await until(lambda: not runs(child))
 
 
-async def test_a_grandchild_that_keeps_the_pipe_does_not_hold_back_the_news() -> None:
+async def test_a_grandchild_that_holds_the_pipe_does_not_delay_the_report() -> None:
     code = """
 import os, socket
 child = os.fork()
@@ -292,6 +292,7 @@ async def test_many_workers_leave_no_descriptor_and_no_thread_behind() -> None:
 PIDFD_OPEN = 434  # the same on every machine: include/uapi/asm-generic/unistd.h and the newer tables
 WITHOUT_PIDFD = """
 import anyio, sys
+from launcher.host.process.exit_status import describe_status
 from launcher.host.process.spawn import Launch, start
 async def main():
     worker = start(Launch(0, (sys.executable, '-I', '-S', '-c', 'import os; os.kill(os.getpid(), 11)'), {}))
@@ -300,13 +301,13 @@ anyio.run(main)
 """
 
 
-def test_where_the_kernel_has_no_pidfd_the_exit_is_seen_all_the_same() -> None:
+def test_without_pidfd_the_exit_is_still_seen() -> None:
     command = [sys.executable, str(DENY), f"{PIDFD_OPEN}:{errno.ENOSYS}", sys.executable, "-c", WITHOUT_PIDFD]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     assert ran.stdout == "killed by SIGSEGV\n"
 
 
-def test_growth_of_the_kernel_s_counters_is_told_from_none() -> None:
+def test_growth_of_the_oom_counters_is_reported() -> None:
     before = OomCount(None, in_cgroup=1, on_machine=5)
     assert before.growth(OomCount(None, 1, 5)) is None
     assert "this cgroup" in (before.growth(OomCount(None, 2, 6)) or "")
@@ -322,7 +323,7 @@ def test_the_counters_of_this_machine_are_read() -> None:
 
 @pytest.fixture
 def small_cgroup() -> Iterator[Path]:
-    """A memory cgroup of 48 MiB below our own, without swap; skips where we may not make one."""
+    """A memory cgroup of 48 MiB below our own, without swap; skips if it cannot be created."""
     parent = own_memory_cgroup()
     if parent is None:
         pytest.skip("no memory cgroup is mounted")
@@ -342,7 +343,7 @@ def small_cgroup() -> Iterator[Path]:
             time.sleep(0.01)
 
 
-async def test_a_worker_that_the_kernel_killed_for_memory_is_described_so(small_cgroup: Path) -> None:
+async def test_a_worker_killed_by_the_oom_killer_is_described_as_such(small_cgroup: Path) -> None:
     code = f"""
 import os
 open({str(small_cgroup / "cgroup.procs")!r}, 'w').write(str(os.getpid()))
@@ -352,7 +353,7 @@ hoard = [bytearray(os.urandom(1 << 20)) for _ in range(400)]
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
-def test_lines_are_the_same_however_the_stream_is_cut(data: bytes, cuts: list[int]) -> None:
+def test_lines_are_the_same_however_the_stream_arrives(data: bytes, cuts: list[int]) -> None:
     def lines(pieces: list[bytes]) -> list[str]:
         splitter = LineSplitter()
         return [line for piece in pieces for line in splitter.feed(piece)] + splitter.end()

@@ -1,4 +1,4 @@
-"""Many workers at once: death of every kind, restarts, limits, and the end. Real processes throughout."""
+"""Many workers at once: every kind of exit, restarts, limits and shutdown. All processes are real."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 QUICK = SuperviseOptions(backoff_seconds=0.01, backoff_limit_seconds=0.04, max_failures=3, start_seconds=20)
 HOLD = 3600.0  # a back-off that no test waits for
 
-# Says that it is warm, then waits: one byte is `Stop`, end of file is the death of the front.
+# Reports that it is ready, then waits: one byte means `Stop`, end-of-file that the front has exited.
 GOOD = "import socket; s = socket.socket(fileno=0); s.send(b'r'); s.recv(1)"
 DEAF = "import socket, time; s = socket.socket(fileno=0); s.send(b'r'); time.sleep(600)"
 SLOW = "import time; time.sleep(600)"
@@ -43,7 +43,7 @@ def python(code: str, instance: int = 0) -> Launch:
 
 
 class Front:
-    """Stands where the dispatcher stands: keeps the channels, and passes on that a worker is warm."""
+    """Takes the place of the dispatcher: keeps the channels and reports that a worker is ready."""
 
     def __init__(self) -> None:
         self.story: list[tuple[object, ...]] = []
@@ -69,14 +69,14 @@ class Front:
         return [event for event in self.story if event[: len(beginning)] == beginning]
 
     async def until(self, *beginning: object, times: int = 1) -> tuple[object, ...]:
-        """The event with this beginning, once it has come so often."""
+        """The last event with this beginning, once it has occurred ``times`` times."""
         with anyio.fail_after(10):
             while len(self.told(*beginning)) < times:
                 await self._news.wait()
         return self.told(*beginning)[-1]
 
     async def warm(self, instance: int = 0) -> int:
-        """Wait until the instance's present worker says that it is warm; its pid."""
+        """Wait until the current worker of the instance reports that it is ready; its pid."""
         with anyio.fail_after(10):
             while instance not in self.channels:
                 await self._news.wait()
@@ -107,7 +107,7 @@ class Front:
 
 @asynccontextmanager
 async def supervised(*codes: str | Launch, options: SuperviseOptions = QUICK) -> AsyncIterator[Front]:
-    """A running supervisor with one instance per code; at the end nothing may be left."""
+    """A running supervisor with one instance per code; checks at the end that no process is left."""
     front = Front()
     launches = [python(code, instance) if isinstance(code, str) else code for instance, code in enumerate(codes)]
     front.supervisor = Supervisor(launches, options, front)
@@ -116,7 +116,7 @@ async def supervised(*codes: str | Launch, options: SuperviseOptions = QUICK) ->
         yield front
         front.supervisor.stop_now()
     pids = [event[2] for event in front.told("started")]
-    assert not [pid for pid in pids if exists(pid)], "a worker is left, or was not reaped"
+    assert not [pid for pid in pids if exists(pid)], "a worker is left or was not reaped"
     assert len(front.told("exited")) == len(pids), "each start has its end"
     assert not front.channels
 
@@ -130,7 +130,7 @@ def count_descriptors() -> int:
 
 
 def runs(pid: int) -> bool:
-    """Exists and is no zombie."""
+    """Exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return condition()
 
 
-async def test_all_instances_start_and_stop_when_they_are_told() -> None:
+async def test_all_instances_start_and_stop_when_told_to() -> None:
     async with supervised(GOOD, GOOD, GOOD) as front:
         pids = [await front.warm(instance) for instance in range(3)]
         assert len(set(pids)) == 3
@@ -164,7 +164,7 @@ async def test_all_instances_start_and_stop_when_they_are_told() -> None:
         (signal.SIGTERM, "killed by SIGTERM"),
     ],
 )
-async def test_a_killed_idle_worker_is_replaced_and_the_others_never_notice(
+async def test_a_killed_idle_worker_is_restarted_and_the_others_are_unaffected(
     death: signal.Signals, described: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "launcher.supervisor")
@@ -205,7 +205,7 @@ s.recv(1); s.send(f"{os.environ['OMP_NUM_THREADS']} {sorted(os.sched_getaffinity
     assert answers == [f"5 [{cpu}]"] * 2
 
 
-async def test_a_worker_that_exits_with_status_0_unasked_is_replaced() -> None:
+async def test_a_worker_that_exits_with_status_0_unasked_is_restarted() -> None:
     async with supervised("import socket; socket.socket(fileno=0).send(b'r')") as front:
         assert await front.until("exited", 0) == ("exited", 0, "exit status 0")
         await front.until("started", 0, times=2)
@@ -225,7 +225,7 @@ async def test_a_crash_at_load_is_retried_up_to_the_limit_and_no_further() -> No
         assert len(front.told("started", 0)) == 3, "it stays given up while others are restarted"
 
 
-async def test_a_command_that_cannot_be_run_is_given_up_with_its_reason() -> None:
+async def test_a_command_that_cannot_be_executed_fails_with_its_reason() -> None:
     async with supervised(Launch(0, ("/no/such/program",), {})) as front:
         reason = (await front.until("given_up", 0))[2]
         assert "/no/such/program" in str(reason)
@@ -233,7 +233,7 @@ async def test_a_command_that_cannot_be_run_is_given_up_with_its_reason() -> Non
         assert not front.told("started")
 
 
-async def test_an_unusable_worker_is_not_restarted() -> None:
+async def test_a_permanently_failed_worker_is_not_restarted() -> None:
     async with supervised(SLOW) as front:
         await front.until("started", 0)
         front.supervisor.unusable(0, "the model has no safetensors file", front.pid())
@@ -241,7 +241,7 @@ async def test_an_unusable_worker_is_not_restarted() -> None:
         assert len(front.told("started")) == 1
 
 
-async def test_a_hung_worker_is_killed_and_replaced() -> None:
+async def test_a_hung_worker_is_killed_and_restarted() -> None:
     async with supervised(DEAF) as front:
         pid = await front.warm()
         os.kill(pid, signal.SIGSTOP)
@@ -251,7 +251,7 @@ async def test_a_hung_worker_is_killed_and_replaced() -> None:
         assert await front.warm() != pid
 
 
-async def test_news_of_an_earlier_worker_do_not_touch_the_present_one() -> None:
+async def test_reports_of_an_earlier_worker_are_ignored() -> None:
     async with supervised(GOOD) as front:
         first = await front.warm()
         os.kill(first, signal.SIGKILL)
@@ -263,7 +263,7 @@ async def test_news_of_an_earlier_worker_do_not_touch_the_present_one() -> None:
         assert (front.state(), front.pid()) == ("ready", second)
 
 
-async def test_a_worker_that_does_not_get_ready_in_time_is_killed_and_counted() -> None:
+async def test_a_worker_that_is_not_ready_in_time_is_killed_and_counted() -> None:
     options = SuperviseOptions(start_seconds=0.05, max_failures=2, backoff_seconds=0.01)
     async with supervised(SLOW, options=options) as front:
         reason = (await front.until("given_up", 0))[2]
@@ -271,7 +271,7 @@ async def test_a_worker_that_does_not_get_ready_in_time_is_killed_and_counted() 
         assert all(str(event[2]).startswith("killed: not ready after") for event in front.told("exited", 0))
 
 
-async def test_the_row_of_failures_ends_when_a_worker_was_ready_for_a_while() -> None:
+async def test_a_worker_that_was_ready_for_a_while_starts_a_new_series_of_failures() -> None:
     options = SuperviseOptions(backoff_seconds=0.01, max_failures=2, settled_seconds=0.0)
     async with supervised(GOOD, options=options) as front:
         for start in range(1, 5):
@@ -282,7 +282,7 @@ async def test_the_row_of_failures_ends_when_a_worker_was_ready_for_a_while() ->
         assert front.supervisor.states()[0]["failures"] == 1
 
 
-async def test_stopping_while_workers_load_kills_them_at_once() -> None:
+async def test_loading_workers_are_killed_at_once_on_stop() -> None:
     async with supervised(SLOW, SLOW) as front:
         await front.until("started", 1)
         before = time.monotonic()
@@ -291,7 +291,7 @@ async def test_stopping_while_workers_load_kills_them_at_once() -> None:
         assert [front.state(0), front.state(1)] == ["stopped", "stopped"]
 
 
-async def test_a_ready_worker_that_does_not_finish_is_killed_after_the_grace() -> None:
+async def test_a_ready_worker_that_does_not_exit_is_killed_after_the_grace_period() -> None:
     async with supervised(DEAF, GOOD) as front:
         await front.warm(0)
         await front.warm(1)
@@ -303,7 +303,7 @@ async def test_a_ready_worker_that_does_not_finish_is_killed_after_the_grace() -
         assert front.told("exited", 1) == [("exited", 1, "exit status 0")]
 
 
-async def test_a_second_signal_ends_a_stop_at_once() -> None:
+async def test_a_second_signal_kills_stopping_workers() -> None:
     async with supervised(DEAF, DEAF) as front:
         await front.warm(0)
         await front.warm(1)
@@ -317,7 +317,7 @@ async def test_a_second_signal_ends_a_stop_at_once() -> None:
         assert front.state(0) == front.state(1) == "stopped"
 
 
-async def test_while_draining_nothing_is_restarted_and_no_back_off_is_waited_for() -> None:
+async def test_while_draining_nothing_is_restarted_and_back_off_ends() -> None:
     options = SuperviseOptions(backoff_seconds=HOLD, backoff_limit_seconds=HOLD)
     async with supervised(GOOD, GOOD, options=options) as front:
         waiting, serving = await front.warm(0), await front.warm(1)
@@ -333,7 +333,7 @@ async def test_while_draining_nothing_is_restarted_and_no_back_off_is_waited_for
         assert len(front.told("started")) == 2
 
 
-async def test_stopping_before_anything_was_started_starts_nothing() -> None:
+async def test_a_stop_before_the_start_starts_nothing() -> None:
     front = Front()
     front.supervisor = Supervisor([python(GOOD)], QUICK, front)
     front.supervisor.stop_now()
@@ -344,7 +344,7 @@ async def test_stopping_before_anything_was_started_starts_nothing() -> None:
     assert front.state() == "stopped"
 
 
-async def test_a_cancelled_supervisor_leaves_nothing_either() -> None:
+async def test_a_cancelled_supervisor_leaves_no_process() -> None:
     front = Front()
     front.supervisor = Supervisor([python(DEAF), python(SLOW, 1)], QUICK, front)
     async with anyio.create_task_group() as group:
@@ -356,7 +356,7 @@ async def test_a_cancelled_supervisor_leaves_nothing_either() -> None:
     assert len(front.told("exited")) == 2
 
 
-async def test_a_listener_that_fails_ends_the_supervisor_with_its_error_and_leaves_nothing() -> None:
+async def test_an_exception_in_a_listener_ends_the_supervisor_and_leaves_no_process() -> None:
     front = Front()
 
     def fail(instance: int, delay: float) -> None:
@@ -383,7 +383,7 @@ async def test_restarts_leak_no_descriptor() -> None:
         assert count_descriptors() <= before + 6
 
 
-async def test_states_tell_what_ready_and_info_need() -> None:
+async def test_states_have_what_ready_and_info_show() -> None:
     async with supervised(GOOD, "raise SystemExit(3)", options=SuperviseOptions(backoff_seconds=HOLD)) as front:
         pid = await front.warm(0)
         await front.until("restarting", 1)
@@ -427,7 +427,7 @@ def test_when_the_front_is_killed_no_worker_is_left_within_a_second(stopped: boo
         assert front.stdout is not None
         pids = [int(front.stdout.readline()) for _ in range(3)]
         assert all(runs(pid) for pid in pids)
-        if stopped:  # a process that does not run cannot notice an end of file; the kernel's death signal needs no help
+        if stopped:  # a stopped process cannot read end-of-file; the parent-death signal does not need it to
             assert wait_until(lambda: all(has_death_signal_set(pid) for pid in pids), 10)
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
@@ -437,6 +437,6 @@ def test_when_the_front_is_killed_no_worker_is_left_within_a_second(stopped: boo
 
 
 def has_death_signal_set(pid: int) -> bool:
-    """As far as it shows from outside: the worker asks for the signal before it starts its second thread."""
+    """Judged from outside: the worker asks for the signal before it starts its second thread."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"^Threads:\t(\d+)", status, re.MULTILINE)[1]) > 1  # type: ignore[index]

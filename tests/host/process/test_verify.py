@@ -1,4 +1,4 @@
-"""The verifier against real processes; each kind of miss is made on purpose and has to be named."""
+"""Verification of real processes; each kind of miss is provoked and has to be reported."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from launcher.host.process.verify import (
     Pages,
     Thread,
     Verification,
+    check_masks,
+    check_memory,
+    check_threads,
     count_computing,
-    judge_masks,
-    judge_memory,
-    judge_threads,
     parse_numa_maps,
     verify,
 )
@@ -73,7 +73,7 @@ def look(pid: int, *, cpus: tuple[int, ...] = CPUS[:1], threads: int | None = 1,
     return verify(pid, cpus, NODES, threads, level)
 
 
-def test_a_process_that_sits_as_planned_has_no_miss() -> None:
+def test_a_process_placed_as_planned_has_no_miss() -> None:
     with process("", "") as pid:
         found = look(pid, threads=3)
     assert found.misses == ()
@@ -95,7 +95,7 @@ def test_memory_is_found_on_its_nodes() -> None:
 
 
 @two_cpus
-def test_one_thread_that_moved_elsewhere_is_named() -> None:
+def test_one_thread_that_moved_is_reported() -> None:
     moved = f"os.sched_setaffinity(0, [{CPUS[1]}])"
     with process("", moved) as pid:
         found = look(pid, threads=3)
@@ -111,60 +111,60 @@ def test_one_thread_that_moved_elsewhere_is_named() -> None:
 
 
 @two_cpus
-def test_a_binding_without_effect_is_named() -> None:
+def test_a_binding_without_effect_is_reported() -> None:
     with process(cpus=CPUS[:2]) as pid:
         (miss,) = look(pid, cpus=CPUS[1:2]).misses
     assert miss.startswith(f"1 of 1 threads may run outside the planned cpus {CPUS[1]}: on {CPUS[0]}")
 
 
 @two_cpus
-def test_threads_that_all_sit_on_one_of_the_planned_cpus_are_named() -> None:
+def test_threads_that_all_run_on_one_of_the_planned_cpus_are_reported() -> None:
     with process("", cpus=CPUS[:1]) as pid:
         (miss,) = look(pid, cpus=CPUS[:2], threads=2).misses
     assert miss == f"no thread may run on cpus {CPUS[1]} of the planned {format_cpu_list(CPUS[:2])}"
 
 
-def test_too_few_threads_are_named() -> None:
+def test_too_few_threads_are_reported() -> None:
     with process() as pid:
         (miss,) = look(pid, threads=4).misses
-    assert miss == "1 threads exist where 4 were planned to compute"
+    assert miss == "the process has 1 threads; 4 were planned to compute"
 
 
-def test_far_too_many_threads_are_named() -> None:
+def test_far_too_many_threads_are_reported() -> None:
     with process(*[""] * 12) as pid:
         (miss,) = look(pid, threads=1).misses
-    assert miss == "13 threads exist; with 1 planned to compute, at most 11 were expected"
+    assert miss == "the process has 13 threads; with 1 planned to compute, at most 11 were expected"
 
 
-def test_more_threads_that_compute_than_planned_are_named_and_idle_ones_are_not() -> None:
+def test_more_computing_threads_than_planned_are_reported_and_idle_ones_are_not() -> None:
     with process(BURN, BURN, "", "") as pid:
         found = look(pid, threads=2)
         assert found.computing_threads == 3
-        assert found.misses == ("3 threads have computed where 2 were planned: they share the planned cpus",)
+        assert found.misses == ("3 threads have computed, 2 were planned: they share the planned cpus",)
         assert look(pid, threads=3).ok
 
 
-def test_a_backend_that_does_not_compute_is_not_judged_by_its_threads() -> None:
+def test_the_threads_of_a_backend_that_does_not_compute_are_not_checked() -> None:
     with process() as pid:
         assert look(pid, threads=None).ok
 
 
-def test_a_worker_that_is_gone_is_an_error_with_its_pid() -> None:
+def test_a_process_that_has_exited_is_an_error_with_its_pid() -> None:
     with process() as pid:
         pass
-    with pytest.raises(InstanceError, match=f"the worker, pid {pid}, cannot be verified"):
+    with pytest.raises(InstanceError, match=f"process {pid} cannot be verified"):
         look(pid)
 
 
 @two_cpus
-def test_at_level_none_nothing_is_judged_but_all_is_reported() -> None:
+def test_at_level_none_nothing_is_checked_but_everything_is_reported() -> None:
     with process(cpus=CPUS[:2]) as pid:
         found = look(pid, cpus=CPUS[:1], level="none")
     assert found.ok
     assert found.cpus == format_cpu_list(CPUS[:2])
 
 
-def test_the_verification_goes_to_json_as_it_is() -> None:
+def test_the_verification_as_json() -> None:
     with process() as pid:
         found = look(pid, threads=9)
     fields = json.loads(json.dumps(found.to_json()))
@@ -188,28 +188,28 @@ NUMA_MAPS = """\
 """
 
 
-def test_pages_are_summed_per_node_with_their_own_size_and_file_pages_apart() -> None:
+def test_pages_are_summed_per_node_by_size_and_kind() -> None:
     pages = parse_numa_maps(NUMA_MAPS)
     kib = 1024
     assert dict(pages.private) == {0: 100 * 4 * kib, 1: (50 + 900 + 10 + 8) * 4 * kib + 3 * 2048 * kib}
     assert dict(pages.shared_file) == {0: (300 + 1 + 4000) * 4 * kib, 1: (20 + 1000) * 4 * kib}
 
 
-def test_memory_on_another_node_is_named_with_its_size() -> None:
+def test_memory_on_another_node_is_reported_with_its_size() -> None:
     gib = 1 << 30
-    assert list(judge_memory([(0, 1 * gib), (1, 99 * gib)], [1])) == []
-    (miss,) = judge_memory([(0, 3 * gib), (1, 5 * gib)], [1])
-    assert miss == "only 62.5% of its memory is on node 1, at least 95% was expected: 3072 MiB on node 0"
-    assert list(judge_memory([(0, 3 * gib), (1, 5 * gib)], [0, 1])) == [], "interleaved over both"
+    assert list(check_memory([(0, 1 * gib), (1, 99 * gib)], [1])) == []
+    (miss,) = check_memory([(0, 3 * gib), (1, 5 * gib)], [1])
+    assert miss == "only 62.5% of its memory is on node 1, expected at least 95%: 3072 MiB on node 0"
+    assert list(check_memory([(0, 3 * gib), (1, 5 * gib)], [0, 1])) == [], "interleaved over both"
 
 
-def test_memory_that_is_not_known_is_not_judged() -> None:
+def test_unknown_memory_is_not_checked() -> None:
     assert parse_numa_maps("") == Pages((), ())
-    assert list(judge_memory([], [0])) == []
-    assert list(judge_memory([(0, 4096)], [])) == []
+    assert list(check_memory([], [0])) == []
+    assert list(check_memory([(0, 4096)], [])) == []
 
 
-def test_a_kernel_without_numa_maps_is_said(tmp_path: Path) -> None:
+def test_a_kernel_without_numa_maps_is_reported(tmp_path: Path) -> None:
     with process() as pid:
         copy = tmp_path / str(pid)
         (copy / "task").mkdir(parents=True)
@@ -219,7 +219,7 @@ def test_a_kernel_without_numa_maps_is_said(tmp_path: Path) -> None:
         found = verify(pid, CPUS[:1], NODES, 1, "bind", proc=tmp_path)
     assert found.ok
     assert found.private_local is None
-    assert found.unchecked == ("where its memory is: numa_maps cannot be read (No such file or directory)",)
+    assert found.unchecked == ("memory placement: numa_maps cannot be read (No such file or directory)",)
     assert found.sentence() == f"verified: all 1 threads on cpus {CPUS[0]}; not checked: {found.unchecked[0]}"
 
 
@@ -237,18 +237,18 @@ def threads(*seconds: float, cpus: Callable[[int], tuple[int, ...]] = lambda _: 
         ((0.0, 0.1, 0.1), 1),  # spinning while they are made
     ],
 )
-def test_threads_that_compute_are_told_from_idle_ones(seconds: tuple[float, ...], computing: int) -> None:
+def test_computing_threads_are_distinguished_from_idle_ones(seconds: tuple[float, ...], computing: int) -> None:
     assert count_computing(threads(*seconds), 100) == computing
 
 
-def test_a_team_of_the_planned_size_with_torch_s_idle_pool_is_no_miss() -> None:
+def test_the_planned_threads_with_the_idle_pool_of_torch_are_not_a_miss() -> None:
     team = threads(5.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0)
-    assert list(judge_threads(team, 4, 100)) == []
+    assert list(check_threads(team, 4, 100)) == []
 
 
-def test_many_stray_threads_are_shortened() -> None:
+def test_a_long_list_of_threads_is_shortened() -> None:
     found = threads(*[0.0] * 9, cpus=lambda number: (0,) if number == 0 else (4, 5))
-    (miss,) = judge_masks(found, [0])
+    (miss,) = check_masks(found, [0])
     assert miss == (
         "8 of 9 threads may run outside the planned cpus 0: on 4-5 (thread 101, 102, 103, 104, 105 and 3 more)"
     )

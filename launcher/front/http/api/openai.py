@@ -121,7 +121,7 @@ class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
         form = b'{"object":"embedding","index":%d,"embedding":%b}'
         return [form % (index, value) for index, value in enumerate(values, first)]
 
-    def envelope(self, tokenized: Tokenized) -> tuple[bytes, bytes]:
+    def envelope(self, body: EmbeddingsRequest, tokenized: Tokenized) -> tuple[bytes, bytes]:
         """See the base class."""
         after = b'],"model":%b,"usage":%b}' % (self._model_json, _encode(usage(tokenized)))
         return b'{"object":"list","data":[', after

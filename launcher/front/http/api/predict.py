@@ -86,7 +86,7 @@ class _TaskHandler(InferenceHandler[Body]):
         """See the base class."""
         return body.inputs, body.truncate
 
-    def envelope(self, tokenized: Tokenized) -> tuple[bytes, bytes]:
+    def envelope(self, body: Any, tokenized: Tokenized) -> tuple[bytes, bytes]:
         """See the base class."""
         return self._before_predictions, b'],"usage":%b}' % _encode(usage(tokenized))
 

@@ -1,7 +1,7 @@
-"""Reads a model's folder into its card: config, weights, tokenizer and the files of sentence-transformers.
+"""Reads a model folder into a ``ModelInfo``: config, weights, tokenizer and the files of sentence-transformers.
 
-Separate from ``models`` because folders from any source are read alike. Only headers and JSON are read, no weights.
-What the files ask for and this program cannot do exactly is refused here, because a close guess gives wrong vectors.
+Separate from ``resolve`` because folders from all sources are read in the same way. Only headers and JSON are read, no
+weights. Anything in these files that cannot be done exactly is refused, because an approximation gives wrong vectors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from launcher.options import ModelOptions
 
 Json = Mapping[str, Any]
 
-# Encoders of transformers whose results do not depend on the padding beside an item. Left out on measurement:
-# convbert, fnet, nystromformer and yoso mix padding into their results (cosine 0.37 … 0.97 between alone and padded).
+# Encoders of transformers whose results do not depend on padding. Excluded after measurement: convbert, fnet,
+# nystromformer and yoso mix padding into their results (cosine similarity 0.37 to 0.97 between alone and padded).
 ENCODERS = frozenset(
     {
         "albert",
@@ -54,7 +54,7 @@ ENCODERS = frozenset(
     }
 )
 
-# Their first token has position padding_idx + 1, so that many places of the position table cannot be used.
+# Their first token has position padding_idx + 1, so that many entries of the position table are unusable.
 POSITIONS_AFTER_PADDING = frozenset(
     {
         "camembert",
@@ -70,7 +70,7 @@ POSITIONS_AFTER_PADDING = frozenset(
 
 HEADS: Mapping[Task, str] = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}
 
-NO_LIMIT = 1_000_000  # tokenizers without a limit write 10**30
+NO_LIMIT = 1_000_000  # tokenizers without a limit state 10**30
 
 FLOAT_DTYPES = ("F", "BF")  # of a safetensors header: F64, F32, F16, BF16, F8_E4M3 …
 MAX_HEADER_BYTES = 100 * 1024 * 1024  # the format's own limit
@@ -79,7 +79,7 @@ GIT_LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True, slots=True)
 class SentenceFiles:
-    """What the files of sentence-transformers say; without any: mean pooling, not normalized, no limit."""
+    """The settings in the files of sentence-transformers; the defaults apply if there are none."""
 
     folder: Path
     pooling: Pooling = "mean"
@@ -90,8 +90,8 @@ class SentenceFiles:
     found: bool = False
 
 
-class Refusal:
-    """Makes the errors about one model, each beginning with what was asked."""
+class ModelErrors:
+    """Creates the errors about one model, each starting with the requested name."""
 
     def __init__(self, asked: str) -> None:
         self._asked = asked
@@ -100,17 +100,20 @@ class Refusal:
         return UsageError(f"--model {self._asked}: {text}")
 
 
-def read_card(folder: Path, options: ModelOptions, *, name: str) -> ModelInfo:
-    """The card of the model in ``folder``. Raises ``UsageError`` for anything that cannot be served."""
-    refuse = Refusal(options.model)
+def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelInfo:
+    """The metadata of the model in ``folder``. Raises ``UsageError`` if it cannot be served."""
+    refuse = ModelErrors(options.model)
     sentence = _sentence_files(folder, refuse)
     config = _read_json(sentence.folder / "config.json", refuse)
-    architecture = _encoder_architecture(config, options, refuse)
+    architecture = _architecture(config, options, refuse)
     task = _task(architecture, options, refuse)
     weight_bytes = _weight_bytes(sentence.folder, config, refuse)
     tokenizer = tokenizer_files.locate(sentence.folder, folder, refuse)
     if sentence.lower_case and not tokenizer.lower_cases:
-        raise refuse("sentence_bert_config.json asks for lower-casing that tokenizer.json does not do; not supported")
+        raise refuse(
+            "sentence_bert_config.json requests lower-casing, but tokenizer.json does not lower-case, and this is not "
+            "supported"
+        )
     pad_id = _pad_id(config, tokenizer.pad_id)
     labels = () if task == "embed" else _labels(config)
     return ModelInfo(
@@ -138,81 +141,81 @@ def read_card(folder: Path, options: ModelOptions, *, name: str) -> ModelInfo:
 def _notes(task: Task, sentence: SentenceFiles, tokenizer: tokenizer_files.TokenizerFacts) -> tuple[str, ...]:
     notes = []
     if task == "embed" and not sentence.found:
-        notes.append("the model has no sentence-transformers files: mean pooling, vectors not normalized")
+        notes.append("the model has no sentence-transformers files: using mean pooling without normalization")
     if task == "embed" and sentence.prompts:
         names = ", ".join(sorted(sentence.prompts))
-        notes.append(f"the model comes with prompts ({names}); they are not added, send them with the texts")
+        notes.append(f"the model defines prompts ({names}); they are not added, so include them in the texts")
     if tokenizer.converted:
-        notes.append(f"the model has no tokenizer.json: one was made from its other files, {tokenizer.path}")
+        notes.append(f"the model has no tokenizer.json: using one converted from its other files, {tokenizer.path}")
     return tuple(notes)
 
 
-def _read_json(path: Path, refuse: Refusal) -> Json:
+def _read_json(path: Path, refuse: ModelErrors) -> Json:
     """The object in a JSON file."""
     value = _read_any_json(path, refuse)
     if not isinstance(value, dict):
-        raise refuse(f"{path} holds a JSON {type(value).__name__} where an object belongs")
+        raise refuse(f"{path} contains a JSON {type(value).__name__}, but must contain an object")
     return value
 
 
-def _read_any_json(path: Path, refuse: Refusal) -> Any:
+def _read_any_json(path: Path, refuse: ModelErrors) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise refuse(f"{path.parent} has no {path.name}; {_inventory(path.parent)}") from error
     except (ValueError, RecursionError) as error:
-        raise refuse(f"{path} is no valid JSON: {error}") from error
+        raise refuse(f"{path} is not valid JSON: {error}") from error
     except OSError as error:
         raise refuse(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _inventory(folder: Path) -> str:
-    """A few of the names in a folder, for messages."""
+    """The first names in a folder, for messages."""
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"it holds {', '.join(names[:8])}{more}" if names else "it is empty"
+    return f"it contains {', '.join(names[:8])}{more}" if names else "it is empty"
 
 
-def _number(config: Json, refuse: Refusal, *keys: str) -> int:
-    """The first of ``keys`` that config.json states as a positive whole number."""
+def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:
+    """The value of the first of ``keys`` that is a positive integer in config.json."""
     for key in keys:
         value = config.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
-    raise refuse(f"config.json states no {keys[0]}")
+    raise refuse(f"config.json has no {keys[0]}; it must be a positive integer")
 
 
-# --- what kind of model it is
+# --- architecture and task
 
 
-def _encoder_architecture(config: Json, options: ModelOptions, refuse: Refusal) -> str:
-    """The architecture that config.json names (its model type, where it names none), if it is an encoder."""
+def _architecture(config: Json, options: ModelOptions, refuse: ModelErrors) -> str:
+    """The architecture named in config.json, or else its model type, if it is a supported encoder."""
     kind = str(config.get("model_type", "nothing"))
     architectures = config.get("architectures") or [kind]
     architecture = str(architectures[0])
     own_code = "auto_map" in config
     generates = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
     if generates or config.get("is_decoder") or config.get("is_encoder_decoder"):
-        raise refuse(f"a {kind} model ({architecture}) generates text; encoder models are what is served")
+        raise refuse(f"a {kind} model ({architecture}) generates text; only encoder models can be served")
     if kind in ENCODERS or (own_code and options.trust_remote_code):
         return architecture
     if own_code:
         raise refuse(
-            f"a {kind} model ({architecture}) brings its own code, which is run only with --trust-remote-code; "
-            "read it first"
+            f"a {kind} model ({architecture}) contains its own code, which runs only with --trust-remote-code; "
+            "review it first"
         )
     raise refuse(
-        f"config.json says model_type {kind} ({architecture}); text encoders are what is served, of the types "
-        f"{', '.join(sorted(ENCODERS))}"
+        f"config.json has the model_type {kind} ({architecture}), which is not supported; text encoders of these types "
+        f"can be served: {', '.join(sorted(ENCODERS))}"
     )
 
 
-def _task(architecture: str, options: ModelOptions, refuse: Refusal) -> Task:
+def _task(architecture: str, options: ModelOptions, refuse: ModelErrors) -> Task:
     found: Task = next((task for task, head in HEADS.items() if architecture.endswith(head)), "embed")
     asked = found if options.task == "auto" else options.task
     if asked not in ("embed", found):
         head = "token classification" if asked == "tag" else "classification"
-        raise refuse(f"--task {asked} needs a model with a {head} head; this one is a {architecture}")
+        raise refuse(f"--task {asked} needs a model with a {head} head, but this is a {architecture}")
     return asked
 
 
@@ -225,8 +228,8 @@ def _labels(config: Json) -> tuple[str, ...]:
 
 
 def _scores(config: Json, labels: tuple[str, ...]) -> Scores:
-    """How logits become scores, by the rule of transformers' text-classification pipeline; a cross-encoder of
-    sentence-transformers may name the identity instead."""
+    """How logits become scores: the rule of transformers' text-classification pipeline, except that a cross-encoder of
+    sentence-transformers may request the identity."""
     sentence = config.get("sentence_transformers")
     activation = sentence.get("activation_fn") if isinstance(sentence, dict) else None
     activation = activation or config.get("sbert_ce_default_activation_function") or ""
@@ -237,14 +240,14 @@ def _scores(config: Json, labels: tuple[str, ...]) -> Scores:
 
 
 def _pad_id(config: Json, of_tokenizer: int | None) -> int:
-    """The padding's id. Where nobody names one, 0: padding is masked, so any id of the vocabulary does."""
+    """The id of the padding token. Defaults to 0: padding is masked, so any id of the vocabulary works."""
     stated = config.get("pad_token_id")
     if isinstance(stated, int) and stated >= 0:
         return stated
     return of_tokenizer or 0
 
 
-# --- how long its inputs may be
+# --- maximum length
 
 
 def _max_length(
@@ -253,51 +256,52 @@ def _max_length(
     of_tokenizer: int | None,
     pad_id: int,
     options: ModelOptions,
-    refuse: Refusal,
+    refuse: ModelErrors,
 ) -> int:
-    """The smallest limit that any file states, lowered to ``--max-length``."""
+    """The smallest limit in any of the files, reduced to ``--max-length``."""
     limits = [value for value in (sentence.max_length, of_tokenizer) if value is not None and value < NO_LIMIT]
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if isinstance(positions, int) and positions > 0:
         after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
         limits.append(positions - after_padding)
     if not limits and options.max_length is None:
-        raise refuse("no file says how many tokens the model takes; give --max-length")
+        raise refuse("none of its files states the maximum number of tokens; set --max-length")
     return lower_limit(min(limits, default=NO_LIMIT), options)
 
 
 def lower_limit(limit: int, options: ModelOptions) -> int:
-    """``limit`` lowered to ``--max-length``. Raises ``UsageError`` when that is above it or leaves no room."""
+    """``limit`` reduced to ``--max-length``. Raises ``UsageError`` if that is larger, or too small for any text."""
     asked = options.max_length
     if asked is None:
         return limit
     if asked > limit:
-        raise UsageError(f"--max-length {asked}: {options.model} takes at most {limit} tokens")
+        raise UsageError(f"--max-length {asked}: {options.model} accepts at most {limit} tokens")
     if asked < 3:
-        raise UsageError(f"--max-length {asked}: two special tokens and one of text need at least 3")
+        raise UsageError(f"--max-length {asked}: must be at least 3 (two special tokens and one token of text)")
     return asked
 
 
-# --- its weights
+# --- weights
 
 
-def _weight_bytes(folder: Path, config: Json, refuse: Refusal) -> int:
-    """Size in fp32 of all parameters, from the headers of the weight files."""
+def _weight_bytes(folder: Path, config: Json, refuse: ModelErrors) -> int:
+    """The size of all parameters in fp32, from the headers of the weight files."""
     files = weight_files(folder, refuse)
     if not files:
         raise refuse(
-            f"{folder} has neither model.safetensors nor pytorch_model.bin, whole or in parts; {_inventory(folder)}"
+            f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, nor shards of them; "
+            f"{_inventory(folder)}"
         )
     if files[0].suffix == ".safetensors":
         return sum(_safetensors_parameters(path, refuse) for path in files) * FLOAT32_BYTES
-    # A pickle is not opened here. Its size is that of the parameters in the dtype they were saved in.
+    # Pickles are not opened here. Their size is that of the parameters in the saved dtype.
     saved = str(config.get("dtype", config.get("torch_dtype", "float32")))
     return sum(path.stat().st_size for path in files) * (2 if "16" in saved else 1)
 
 
-def weight_files(folder: Path, refuse: Refusal) -> list[Path]:
-    """The files that hold the weights, safetensors first; empty when there are none. Raises ``UsageError`` when
-    parts are missing."""
+def weight_files(folder: Path, refuse: ModelErrors) -> list[Path]:
+    """The weight files, preferring safetensors; empty if there are none. Raises ``UsageError`` if shards are
+    missing."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         whole, index = folder / name, folder / f"{name}.index.json"
         if whole.is_file():
@@ -306,37 +310,37 @@ def weight_files(folder: Path, refuse: Refusal) -> list[Path]:
             parts = sorted(set(_read_json(index, refuse).get("weight_map", {}).values()))
             missing = [part for part in parts if not (folder / part).is_file()]
             if missing or not parts:
-                raise refuse(f"{index} names {len(parts)} files, of which {len(missing)} are missing: {missing[:3]}")
+                raise refuse(f"{index} lists {len(parts)} files, of which {len(missing)} are missing: {missing[:3]}")
             return [folder / part for part in parts]
     return []
 
 
-def _safetensors_parameters(path: Path, refuse: Refusal) -> int:
-    """How many floating-point values a safetensors file holds: 8 bytes give the size of its JSON header."""
+def _safetensors_parameters(path: Path, refuse: ModelErrors) -> int:
+    """The number of floating-point values in a safetensors file, from its header (8 bytes of size, then JSON)."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if GIT_LFS_POINTER.startswith(start) and start:
-            raise refuse(f"{path} is a git-lfs pointer, not the weights; run git lfs pull in {path.parent}")
+            raise refuse(f"{path} is a Git LFS pointer, not the weights; run git lfs pull in {path.parent}")
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise refuse(f"{path} is no whole safetensors file: {size} bytes, header of {length}")
+            raise refuse(f"{path} is not a complete safetensors file: it has {size} bytes, and a header of {length}")
         header = file.read(length)
     try:
         tensors = msgspec.json.decode(header, type=dict[str, Any])
         entries = [value for key, value in tensors.items() if key != "__metadata__"]
         end = max((value["data_offsets"][1] for value in entries), default=0)
         if 8 + length + end > size:
-            raise refuse(f"{path} is cut short: {size} bytes of {8 + length + end}")
+            raise refuse(f"{path} is truncated: {size} of {8 + length + end} bytes")
         return sum(prod(value["shape"]) for value in entries if value["dtype"].startswith(FLOAT_DTYPES))
     except (msgspec.MsgspecError, KeyError, TypeError, IndexError) as error:
-        raise refuse(f"{path} has a broken safetensors header: {error}") from error
+        raise refuse(f"{path} has an invalid safetensors header: {error}") from error
 
 
 # --- the files of sentence-transformers
 
 
-def _sentence_files(folder: Path, refuse: Refusal) -> SentenceFiles:
+def _sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
     path = folder / "modules.json"
     if not path.is_file():
         return SentenceFiles(folder)
@@ -346,9 +350,7 @@ def _sentence_files(folder: Path, refuse: Refusal) -> SentenceFiles:
     normalize = kinds.pop("Normalize", None) is not None
     pooling_folder = kinds.pop("Pooling", None)
     if kinds:
-        raise refuse(
-            f"{path} asks for the module {next(iter(kinds))} after the encoder; Pooling and Normalize are supported"
-        )
+        raise refuse(f"{path} requests the module {next(iter(kinds))}, but only Pooling and Normalize are supported")
     settings_path = folder / "config_sentence_transformers.json"
     settings = _read_json(settings_path, refuse) if settings_path.is_file() else {}
     limits_path = encoder / "sentence_bert_config.json"
@@ -366,16 +368,16 @@ def _sentence_files(folder: Path, refuse: Refusal) -> SentenceFiles:
     )
 
 
-def _modules(modules: Any, path: Path, refuse: Refusal) -> Iterator[tuple[str, str]]:
+def _modules(modules: Any, path: Path, refuse: ModelErrors) -> Iterator[tuple[str, str]]:
     """(kind, folder) of each module, in order."""
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise refuse(f"{path} should hold a list of modules")
+        raise refuse(f"{path} must contain a list of modules")
     for module in modules:
         yield str(module.get("type", "of no type")).rpartition(".")[2], str(module.get("path", ""))
 
 
-def _pooling(folder: Path, has_prompts: bool, refuse: Refusal) -> Pooling:
-    """The one mode that a pooling config switches on, in its old form of flags or its newer one of a name."""
+def _pooling(folder: Path, has_prompts: bool, refuse: ModelErrors) -> Pooling:
+    """The pooling mode of a pooling config, in its old form (flags) or its newer one (a name)."""
     path = folder / "config.json"
     config = _read_json(path, refuse)
     named = config.get("pooling_mode")
@@ -385,7 +387,8 @@ def _pooling(folder: Path, has_prompts: bool, refuse: Refusal) -> Pooling:
         "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max",
     }  # fmt: skip
     if len(modes) != 1 or not modes <= set(known):
-        raise refuse(f"{path} asks for pooling {' + '.join(sorted(modes)) or 'of no kind'}; mean, cls or max are done")
+        found = " + ".join(sorted(modes)) or "none"
+        raise refuse(f"{path} requests the pooling {found}; it must be one of mean, cls and max")
     if has_prompts and config.get("include_prompt") is False:
-        raise refuse(f"{path} leaves prompts out of the pooling (include_prompt false); not supported")
+        raise refuse(f"{path} excludes prompts from the pooling (include_prompt false), which is not supported")
     return known[modes.pop()]

@@ -1,0 +1,22 @@
+"""Limits of a scheduler with the default rules, for tests that are about something else."""
+
+from __future__ import annotations
+
+from launcher.core.scheduling.scheduler import SchedulerLimits
+from launcher.options import SchedulingOptions
+
+RULES = SchedulingOptions()
+
+
+def limits(queue_items: int, batch_tokens: int, *, first_come: int | None = None) -> SchedulerLimits:
+    """Limits with these bounds of the queue and of a batch."""
+    return SchedulerLimits(
+        queue_items=queue_items,
+        batch_tokens=batch_tokens,
+        interactive_share=RULES.interactive_share,
+        bulk_batch_seconds=RULES.bulk_batch_seconds,
+        hang_factor=RULES.hang_factor,
+        hang_seconds=RULES.hang_seconds,
+        max_attempts=RULES.max_attempts,
+        first_come=first_come,
+    )
