@@ -8,12 +8,13 @@ from launcher.core.diagnosis.torch_build import gpu_build_warning
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.footprint import choose_dtype, mixed_batches, warmup_shapes
 from launcher.core.protocol.messages import Setup
-from launcher.core.protocol.model_info import ModelInfo, RunDtype
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import SchedulerLimits
 from launcher.errors import LauncherError, UsageError
 from launcher.host.model.resolve import resolve
 from launcher.host.torch_build import read_torch_build, require_worker_packages
 from launcher.options import FIFO_BATCH_ITEMS, ModelOptions, ServeOptions
+from launcher.options.choices import RunDtype
 
 
 def check_backend(options: ModelOptions) -> None:
@@ -58,7 +59,7 @@ def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
 
 def limits_of(options: ServeOptions) -> SchedulerLimits:
     """The bounds of the queue and of a batch."""
-    first_come = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
+    fifo_items = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
     rules = options.scheduling
     return SchedulerLimits(
         queue_items=options.front.queue_items,
@@ -68,7 +69,7 @@ def limits_of(options: ServeOptions) -> SchedulerLimits:
         hang_factor=rules.hang_factor,
         hang_seconds=rules.hang_seconds,
         max_attempts=rules.max_attempts,
-        first_come=first_come,
+        fifo_items=fifo_items,
     )
 
 

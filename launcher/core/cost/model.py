@@ -49,6 +49,9 @@ MAX_RATIO = 4.0
 SETTLED_BATCHES = 256
 # And only if the recent batches agree with that mean: by chance they differ by 3 %.
 SETTLED_WITHIN = 0.1
+# The part of a column's square that must be independent of the columns before it, so that rounding errors of 1e-16
+# change a coefficient by less than 1e-8.
+WELL_CONDITIONED = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +77,48 @@ def fit(measurements: Sequence[Measurement]) -> Coefficients:
     Coefficients that come out negative are removed one at a time and the rest fitted again (the active-set step of
     non-negative least squares). Returns the defaults if there are no measurements.
     """
-
-    import numpy as np  # here, because it takes longer to import than most reports to make
-
     usable = [m for m in measurements if m[1] > 0 and m[2] > 0 and m[3] > 0]
     if not usable:
         return Coefficients()
-    table = np.array([(1.0, tokens, pairs) for _, tokens, pairs, _ in usable])
-    seconds = np.array([m[3] for m in usable])
-    active = list(range(min(3, len(usable))))
     # Dividing each row by its duration turns squared errors into squared relative errors.
-    weighted, target = table / seconds[:, None], np.ones(len(usable))
+    rows = [(1 / seconds, tokens / seconds, pairs / seconds) for _, tokens, pairs, seconds in usable]
+    scale = [max(column) for column in zip(*rows, strict=True)]
+    active = list(range(min(3, len(usable))))
+    scaled: list[float] = []
     while active:
-        scale = weighted[:, active].max(axis=0)
-        solution = np.linalg.lstsq(weighted[:, active] / scale, target, rcond=None)[0] / scale
-        if (solution >= 0).all():
+        scaled = _least_squares([[row[column] / scale[column] for column in active] for row in rows])
+        if min(scaled) >= 0:
             break
-        active.remove(active[int(np.argmin(solution * scale))])
+        active.pop(scaled.index(min(scaled)))
     found = [0.0, 0.0, 0.0]
-    for position, value in zip(active, solution if active else (), strict=True):
-        found[position] = float(value)
+    for column, value in zip(active, scaled if active else (), strict=True):
+        found[column] = value / scale[column]
     if found[1] == found[2] == 0.0:  # only one shape was measured: attribute its whole time to the tokens
-        found = [0.0, float((seconds / table[:, 1]).mean()), 0.0]
+        found = [0.0, sum(1 / row[1] for row in rows) / len(rows), 0.0]
     return Coefficients(*found)
+
+
+def _least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
+    """The x that minimizes Σ (row · x - 1)², of minimum norm if several do. The largest value of each column is 1.
+
+    Solves the normal equations where they are well-conditioned, which is 20 times faster than NumPy and saves reports
+    its import; NumPy's singular value decomposition does the rest.
+    """
+    size = len(rows[0])
+    system = [[sum([row[i] * row[j] for row in rows]) for j in range(size)] for i in range(size)]
+    for i, equation in enumerate(system):
+        equation.append(sum([row[i] for row in rows]))
+    for i in range(size):  # Gauss-Jordan elimination; a positive definite matrix needs no pivoting
+        diagonal = sum([row[i] * row[i] for row in rows])
+        if system[i][i] <= WELL_CONDITIONED * diagonal:
+            import numpy as np
+
+            return [float(x) for x in np.linalg.lstsq(np.array(rows), np.ones(len(rows)), rcond=None)[0]]
+        for k in range(size):
+            if k != i:
+                factor = system[k][i] / system[i][i]
+                system[k] = [a - factor * b for a, b in zip(system[k], system[i], strict=True)]
+    return [equation[-1] / equation[i] for i, equation in enumerate(system)]
 
 
 def fit_error(coefficients: Coefficients, measurements: Sequence[Measurement]) -> float | None:

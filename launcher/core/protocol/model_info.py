@@ -10,8 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from launcher.options.choices import RunDtype as RunDtype
-from launcher.options.choices import Task as Task
+from launcher.options.choices import Task
 
 Pooling = Literal["mean", "cls", "max"]
 Scores = Literal["softmax", "sigmoid", "raw"]

@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Pooling, Scores, Task
+from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Pooling, Scores
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
 from launcher.options import ModelOptions
+from launcher.options.choices import Task
 
 Json = Mapping[str, Any]
 

