@@ -33,7 +33,8 @@ class SessionThread:
         self._started: concurrent.futures.Future[Session] = concurrent.futures.Future()
         self._asked_to_end = asyncio.Event()
         self._kill = False
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may run the finalizer of an engine anywhere, also in here.
+        self._lock = threading.RLock()
         self._closed = False
         # A daemon, because at exit the interpreter joins all other threads before it runs finalizers.
         self._thread = threading.Thread(target=self._run, name="launcher engine", daemon=True)
