@@ -8,7 +8,7 @@ from launcher.options import SchedulingOptions
 RULES = SchedulingOptions()
 
 
-def limits(queue_items: int, batch_tokens: int, *, first_come: int | None = None) -> SchedulerLimits:
+def limits(queue_items: int, batch_tokens: int, *, fifo_items: int | None = None) -> SchedulerLimits:
     """Limits with these bounds of the queue and of a batch."""
     return SchedulerLimits(
         queue_items=queue_items,
@@ -18,5 +18,5 @@ def limits(queue_items: int, batch_tokens: int, *, first_come: int | None = None
         hang_factor=RULES.hang_factor,
         hang_seconds=RULES.hang_seconds,
         max_attempts=RULES.max_attempts,
-        first_come=first_come,
+        fifo_items=fifo_items,
     )

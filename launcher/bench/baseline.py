@@ -1,7 +1,7 @@
-"""What a plain script reaches: one transformers process on all cores, in fp32, as model cards show it.
+"""Measures the baseline: a plain transformers script on all cores, in fp32, as model cards show it.
 
-The yardstick for the server: tokenize with padding, forward, mean pooling, normalize; no queue, no HTTP. Only models
-that are on disk: a plain script has no ``random:`` ones.
+Tokenizing with padding, forward pass, mean pooling, normalization; no queue, no HTTP. Only for models on disk: a plain
+script has no ``random:`` models.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from launcher.bench.stats import percentile
 from launcher.bench.workload import Workload
+from launcher.core.percentile import percentile
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
 
 
 def run_baseline(model_info: ModelInfo, workload: Workload, batch: int) -> dict[str, Any]:
-    """Embed all texts in the order of the mix, ``batch`` at a time; returns rates and seconds per call.
+    """Embed all texts in order, ``batch`` at a time; returns rates and latencies per call.
 
-    Raises ``UsageError`` for what this script cannot run.
+    Raises ``UsageError`` for models that this script cannot run.
     """
     if model_info.shape is not None or model_info.task != "embed":
-        raise UsageError(
-            f"--model {model_info.asked}: demo, or an embedding model in a folder or on the hub, is what works"
-        )
+        raise UsageError(f"--model {model_info.asked}: must be demo, or an embedding model in a folder or on the Hub")
 
     import torch
     from transformers import AutoModel, AutoTokenizer

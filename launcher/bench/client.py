@@ -1,6 +1,6 @@
-"""An HTTP/1.1 client connection that costs little: requests are bytes made beforehand, replies are only measured.
+"""A low-overhead HTTP/1.1 client connection: requests are prepared as bytes, responses are timed and not parsed.
 
-Separate from any client library because the generator shares the machine with the server that it measures.
+Used instead of a client library because the load generator shares the machine with the server under test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from launcher.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go."""
+    """The address that requests are sent to."""
 
     host: str
     port: int
@@ -26,14 +26,14 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """Of an ``http://host:port/path`` address. Raises ``UsageError``."""
+        """The target of an ``http://host:port/path`` URL. Raises ``UsageError``."""
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
-            raise UsageError(f"{url!r}: an address like http://127.0.0.1:8000 is what works (http only)")
+            raise UsageError(f"{url!r}: must be an http:// URL, such as http://127.0.0.1:8000")
         return cls(parts.hostname, parts.port or 80, parts.path or "/")
 
     def request(self, body: bytes, headers: tuple[str, ...] = ()) -> bytes:
-        """A whole POST request with a JSON body."""
+        """A complete POST request with a JSON body."""
         lines = [
             f"POST {self.path} HTTP/1.1",
             f"Host: {self.host}:{self.port}",
@@ -46,7 +46,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Status and body; ``seconds`` from the first byte written to the last byte read."""
+    """A response; ``seconds`` is the time from the first byte written to the last byte read."""
 
     status: int
     body: bytes
@@ -54,7 +54,7 @@ class Reply:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request under way."""
+    """A keep-alive connection with at most one request in flight."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -76,12 +76,14 @@ class Connection(asyncio.Protocol):
         return self._transport is None or self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(exc or ConnectionResetError("the server closed the connection without a reply"))
+            self._waiter.set_exception(
+                exc or ConnectionResetError("the server closed the connection without a response")
+            )
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -101,12 +103,12 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     async def send(self, request: bytes) -> Reply:
-        """Send one request and wait for its reply. Raises ``OSError`` when the connection breaks."""
+        """Send one request and wait for its response. Raises ``OSError`` if the connection fails."""
         if self._transport is None:
             raise ConnectionResetError("the connection is closed")
         self._body = []
         self._waiter = self._loop.create_future()
-        self._started = time.monotonic()  # uvloop's own clock has milliseconds
+        self._started = time.monotonic()  # uvloop's own clock has a resolution of 1 ms
         self._transport.write(request)
         return await self._waiter
 

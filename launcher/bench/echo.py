@@ -1,8 +1,8 @@
-"""What any server costs here at least: a fixed reply over HTTP, on request with the way to a worker process and back.
+"""The minimal HTTP server: a fixed response, optionally after a round trip to a worker process.
 
-The yardstick for the front: what the generator, the sockets and the waking of processes take is in its latencies as
-it is in these. It looks at nothing in a request but the method; its worker takes about as many bytes as the ids of
-the mean text have, and gives those of a vector.
+Its latencies are the lower bound for any server on this machine: the cost of the load generator, the sockets and waking
+the processes. It reads nothing of a request but the method. The worker receives as many bytes as the token ids of an
+average text and returns the bytes of one vector.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ import orjson
 from launcher.errors import LauncherError, UsageError
 from launcher.options.bench import EchoOptions
 
-ASKED_BYTES = 200
+REQUEST_BYTES = 200
 RECEIVE_BYTES = 256 * 1024
 
 
 def run_echo(options: EchoOptions) -> None:
-    """Serve until the process is ended.
+    """Serve until the process is terminated.
 
-    Raises ``UsageError`` for a port or a cpu that cannot be used, ``LauncherError`` when the worker ends.
+    Raises ``UsageError`` for a port or a cpu that cannot be used, ``LauncherError`` if the worker ends.
     """
     worker = _start_worker(options) if options.worker_cpu is not None else None
     try:
         listener = socket.create_server(("127.0.0.1", options.port))
     except OSError as error:
         raise UsageError(
-            f"--port {options.port}: it cannot be bound on 127.0.0.1 ({error.strerror}); give one that is free"
+            f"--port {options.port}: cannot be bound on 127.0.0.1 ({error.strerror}); use a free port"
         ) from error
     anyio.run(_serve, listener, worker, options.width, backend_options={"use_uvloop": True})
 
 
 def _start_worker(options: EchoOptions) -> socket.socket:
-    """The socket to a process that is bound to its cpu, and ends with the socket."""
+    """The socket to a process that is bound to its cpu and ends with the socket."""
     assert options.worker_cpu is not None
     own = os.sched_getaffinity(0)
     ours, theirs = socket.socketpair()
     try:
-        os.sched_setaffinity(0, {options.worker_cpu})  # before the fork, so that it fails here
+        os.sched_setaffinity(0, {options.worker_cpu})  # before the fork, so that an error is raised here
     except OSError as error:
         raise UsageError(
-            f"--worker-cpu {options.worker_cpu}: nothing may run there ({error.strerror}); "
-            "give a cpu that is online and in the cpuset"
+            f"--worker-cpu {options.worker_cpu}: cannot be used ({error.strerror}); "
+            "must be a cpu that is online and in the cpuset"
         ) from error
     try:
         fork = multiprocessing.get_context("fork")
@@ -65,36 +65,38 @@ def _start_worker(options: EchoOptions) -> socket.socket:
 
 
 def _work(channel: socket.socket, front: socket.socket, width: int) -> None:
-    front.close()  # or the end of the front would not be seen
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both, and ends the front
+    front.close()  # otherwise the end of the front would not be noticed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to both processes; the front ends on it
     vector, waiting = bytes(4 * width), 0
     with contextlib.suppress(ConnectionError):
         while received := len(channel.recv(RECEIVE_BYTES)):
             waiting += received
-            while waiting >= ASKED_BYTES:
-                waiting -= ASKED_BYTES
+            while waiting >= REQUEST_BYTES:
+                waiting -= REQUEST_BYTES
                 channel.sendall(vector)
 
 
 async def _serve(listener: socket.socket, worker: socket.socket | None, width: int) -> None:
     loop = asyncio.get_running_loop()
     replies = _Replies(width)
-    hop = None
+    channel = None
     if worker is not None:
-        _, hop = await loop.create_unix_connection(lambda: _Hop(replies.embedding, 4 * width), sock=worker)
-    await loop.create_server(lambda: _Connection(replies, hop), sock=listener)
-    await (hop.lost if hop is not None else loop.create_future())
-    raise LauncherError("the worker process has ended, nothing can be answered any more")
+        _, channel = await loop.create_unix_connection(
+            lambda: _WorkerChannel(replies.embedding, 4 * width), sock=worker
+        )
+    await loop.create_server(lambda: _Connection(replies, channel), sock=listener)
+    await (channel.lost if channel is not None else loop.create_future())
+    raise LauncherError("the worker process ended, so no more requests can be answered")
 
 
 class _Replies:
-    """Whole replies, head and body."""
+    """The responses, with headers and body."""
 
     def __init__(self, width: int) -> None:
         entry = {"object": "embedding", "index": 0, "embedding": [0.012345678] * width}
         usage = {"prompt_tokens": 0, "total_tokens": 0}
-        self.embedding = _reply({"object": "list", "data": [entry], "model": "floor", "usage": usage})
-        self.models = _reply({"object": "list", "data": [{"id": "floor", "object": "model"}]})
+        self.embedding = _reply({"object": "list", "data": [entry], "model": "echo", "usage": usage})
+        self.models = _reply({"object": "list", "data": [{"id": "echo", "object": "model"}]})
 
 
 def _reply(content: object) -> bytes:
@@ -102,8 +104,8 @@ def _reply(content: object) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
 
-class _Hop(asyncio.Protocol):
-    """The channel to the worker: who asked first is answered first."""
+class _WorkerChannel(asyncio.Protocol):
+    """The channel to the worker: a FIFO of waiting clients."""
 
     def __init__(self, reply: bytes, vector_bytes: int) -> None:
         self._reply, self._vector_bytes = reply, vector_bytes
@@ -119,7 +121,7 @@ class _Hop(asyncio.Protocol):
 
     def ask(self, client: asyncio.WriteTransport) -> None:
         self._waiting.append(client)
-        self._transport.write(bytes(ASKED_BYTES))
+        self._transport.write(bytes(REQUEST_BYTES))
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
@@ -131,8 +133,8 @@ class _Hop(asyncio.Protocol):
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, replies: _Replies, hop: _Hop | None) -> None:
-        self._replies, self._hop = replies, hop
+    def __init__(self, replies: _Replies, channel: _WorkerChannel | None) -> None:
+        self._replies, self._channel = replies, channel
         self._parser = httptools.HttpRequestParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -147,7 +149,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._parser.get_method() == b"GET":
             self._transport.write(self._replies.models)
-        elif self._hop is not None:
-            self._hop.ask(self._transport)
+        elif self._channel is not None:
+            self._channel.ask(self._transport)
         else:
             self._transport.write(self._replies.embedding)

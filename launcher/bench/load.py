@@ -1,7 +1,7 @@
-"""Load over HTTP: a closed loop (a number of connections) or an open one (a rate of Poisson arrivals).
+"""Generates load over HTTP: a closed loop (fixed concurrency) or an open loop (Poisson arrivals at a rate).
 
-In the open loop a request's latency counts from the moment at which it was to arrive, so that a server that falls
-behind cannot hide the waiting. Works against any server with an OpenAI-style embeddings route, and against TEI.
+In the open loop, the latency of a request counts from its scheduled arrival, so that a server that falls behind cannot
+hide the waiting (coordinated omission). Works with any OpenAI-compatible embeddings route, and with TEI.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ class _Request:
 
 def _requests(options: LoadOptions, target: Target, workload: Workload) -> list[_Request]:
     size, uncounted = options.per_request, _warmup(options, workload)
-    made: list[_Request] = []
+    prepared: list[_Request] = []
     for start in range(0, len(workload.texts), size):
         texts = workload.texts[start : start + size]
         longest = max(len(text.split()) + SPECIAL_TOKENS for text in texts)
         body = msgspec.json.encode(_body(options, texts))
-        made.append(_Request(target.request(body), len(texts), longest, len(made) >= uncounted))
-    if not any(request.counted for request in made):
-        raise UsageError(f"{len(made)} requests are no more than the {uncounted} of the warm-up; ask for more texts")
-    return made
+        prepared.append(_Request(target.request(body), len(texts), longest, len(prepared) >= uncounted))
+    if not any(request.counted for request in prepared):
+        raise UsageError(
+            f"the workload has {len(prepared)} requests, but the warm-up alone takes {uncounted}; use more texts"
+        )
+    return prepared
 
 
 def _warmup(options: LoadOptions, workload: Workload) -> int:
@@ -56,7 +58,7 @@ def _warmup(options: LoadOptions, workload: Workload) -> int:
 
 
 def described(options: LoadOptions, workload: Workload) -> str:
-    """How a server is loaded, for the heading of its figures."""
+    """The description of the load, for the heading of its figures."""
     several, texts = options.connections > 1, options.per_request
     how = (
         f"{options.rate:g} requests/s, open loop"
@@ -74,7 +76,7 @@ def _body(options: LoadOptions, texts: Sequence[str]) -> dict[str, Any]:
 
 
 async def run_load(options: LoadOptions, workload: Workload) -> LoadStats:
-    """Send all texts of the mix once. Raises ``LauncherError`` when the server cannot be reached."""
+    """Send all texts of the workload once. Raises ``LauncherError`` if the server cannot be reached."""
     if options.model is None and options.api == "openai":
         options = replace(options, model=await _first_model(options))
     base = options.url.rstrip("/")
@@ -88,7 +90,7 @@ async def run_load(options: LoadOptions, workload: Workload) -> LoadStats:
         await _closed_loop(options.connections, target, requests, stats)
     stats.cpu_seconds, stats.wall_seconds = time.process_time() - cpu_before, time.monotonic() - before
     if not stats.answers:
-        raise LauncherError(f"none of {len(requests)} requests to {options.url} was answered: {dict(stats.errors)}")
+        raise LauncherError(f"none of {len(requests)} requests to {options.url} succeeded: {dict(stats.errors)}")
     return stats
 
 
@@ -105,21 +107,22 @@ async def _first_model(options: LoadOptions) -> str:
         return str(msgspec.json.decode(await anyio.to_thread.run_sync(fetch))["data"][0]["id"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise LauncherError(
-            f"no model is listed at {base}/v1/models ({error!r}); is a server there? Otherwise name it with --model"
+            f"cannot read the name of a model from {base}/v1/models ({error!r}); check that a server is running there, "
+            "or set --model"
         ) from error
 
 
 class _Sender:
-    """Sends requests over a connection that it opens again when the server has closed it."""
+    """Sends requests over one connection, which it reopens if the server closes it."""
 
     def __init__(self, target: Target, stats: LoadStats) -> None:
-        self._target, self._tally = target, stats
+        self._target, self._stats = target, stats
         self._connection: Connection | None = None
 
     async def send(self, request: _Request, due: float | None = None) -> None:
-        """Send one request and count it. ``due`` is when it was to arrive (open loop)."""
+        """Send one request and count its result. ``due`` is its scheduled arrival (open loop)."""
         if due is not None and request.counted:
-            self._tally.late.append(time.monotonic() - due)
+            self._stats.late.append(time.monotonic() - due)
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = await Connection.open(self._target)
@@ -137,12 +140,12 @@ class _Sender:
             began = now - reply.seconds if due is None else due
             tokens = _tokens(reply.body)
             longest = tokens if request.texts == 1 and tokens else request.longest
-            self._tally.started = min(self._tally.started, began)
-            self._tally.answers.append(Answer(longest, now - began, now, request.texts, tokens))
+            self._stats.started = min(self._stats.started, began)
+            self._stats.answers.append(Answer(longest, now - began, now, request.texts, tokens))
 
     def _count_error(self, request: _Request, what: str) -> None:
         if request.counted:
-            self._tally.errors[what] += 1
+            self._stats.errors[what] += 1
 
     def close(self) -> None:
         if self._connection is not None:
@@ -150,7 +153,7 @@ class _Sender:
 
 
 def _tokens(body: bytes) -> int:
-    """``usage.total_tokens`` of a reply, 0 without one. Only the tail is looked at: vectors are large."""
+    """``usage.total_tokens`` of a response; 0 if missing. Only the end is searched, since vectors are large."""
     _, found, tail = body[-200:].rpartition(b'"total_tokens":')
     digits = tail.split(b"}")[0].split(b",")[0].strip() if found else b""
     return int(digits) if digits.isdigit() else 0
@@ -171,7 +174,8 @@ async def _closed_loop(connections: int, target: Target, requests: list[_Request
 
 
 async def _open_loop(rate: float, connections: int, target: Target, requests: list[_Request], stats: LoadStats) -> None:
-    """Requests arrive as a Poisson process; each takes an idle connection, or a new one: none waits for another."""
+    """Requests arrive as a Poisson process; each uses an idle connection or a new one, so that none waits for
+    another."""
     rng = random.Random(2)
     idle: list[_Sender] = [_Sender(target, stats) for _ in range(connections)]
     due = time.monotonic()

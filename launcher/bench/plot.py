@@ -1,7 +1,7 @@
-"""Draws a load: how latencies are distributed in each length class, and the rate over time.
+"""Plots a load test: the distribution of latencies by length class, and the rate over time.
 
-matplotlib is optional and slow to import, so it comes in only when something is drawn. What can fail is asked
-before the run (``check_plot``), since a run that cannot be drawn at its end is lost time.
+matplotlib is optional and slow to import, so it is imported only when a plot is drawn. ``check_plot`` verifies the
+requirements before the run, since a run that cannot be plotted at its end is lost time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.bench.stats import Answer, LoadStats, by_class, percentile
+from launcher.bench.stats import Answer, LoadStats, by_class
+from launcher.core.percentile import percentile
 from launcher.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,27 +24,27 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 REQUIREMENT = "matplotlib>=3.8"  # as in pyproject.toml
 SLICES = 40  # of the time axis
-# Okabe and Ito's colours, which people with any colour vision tell apart; black is for all requests.
+# The Okabe-Ito palette, distinguishable with any colour vision; black is for all requests.
 COLOURS = ("#0072b2", "#e69f00", "#d55e00")
 GRID = "#d9d9d9"
 
 
 def check_plot(file: Path) -> None:
-    """Raises ``UsageError`` unless a plot can be written to ``file``: its ending, its folder, matplotlib."""
+    """Raise ``UsageError`` unless a plot can be written to ``file``: suffix, folder, matplotlib."""
     if file.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot {file}: a file that ends in {' or '.join(SUFFIXES)} is what works")
+        raise UsageError(f"--plot {file}: the file name must end in {' or '.join(SUFFIXES)}")
     if not file.parent.is_dir() or file.is_dir():
-        raise UsageError(f"--plot {file}: a file in a folder that is there is what works")
+        raise UsageError(f"--plot {file}: must be a file in an existing folder")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
-            f"--plot needs matplotlib, which is not there; {sys.executable} -m pip install '{REQUIREMENT}' gets it"
+            f"--plot needs matplotlib, which is not installed; run {sys.executable} -m pip install '{REQUIREMENT}'"
         )
 
 
 def draw(file: Path, heading: str, stats: LoadStats, figures: dict[str, Any]) -> None:
-    """Write the plot of a load with at least one answer. ``figures`` are those of ``summary``; they are the title.
+    """Write the plot of a run with at least one successful request. ``figures`` come from ``summary``, for the title.
 
-    Raises ``UsageError`` when the file cannot be written.
+    Raises ``UsageError`` if the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -59,7 +60,7 @@ def draw(file: Path, heading: str, stats: LoadStats, figures: dict[str, Any]) ->
     try:
         figure.savefig(file)
     except OSError as error:
-        raise UsageError(f"--plot {file}: the plot cannot be written there: {error.strerror or error}") from error
+        raise UsageError(f"--plot {file}: cannot be written: {error.strerror or error}") from error
 
 
 def _title(figures: dict[str, Any]) -> str:
@@ -74,7 +75,7 @@ def _title(figures: dict[str, Any]) -> str:
 
 
 def _draw_latencies(axes: Axes, answers: Sequence[Answer]) -> None:
-    """The share of requests that were answered within a latency, one line for each class of lengths."""
+    """The cumulative distribution of latencies, one line for each length class."""
     parts = by_class(answers)
     if len(parts) > 1:
         _draw_shares(axes, "all", answers, "black")
@@ -86,7 +87,7 @@ def _draw_latencies(axes: Axes, answers: Sequence[Answer]) -> None:
     axes.set(xlabel="latency in ms", ylabel="requests answered within it, %", ylim=(0, 101), xscale="log")
     axes.set_xlim(lowest / 1.1, highest * 1.1)
     _label_decades(axes, lowest, highest)
-    # Below the axes: lines from one corner to the other leave no room that is always free.
+    # Below the axes, because the lines may cross any part of them.
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), fontsize=8, frameon=False)
 
 
@@ -100,7 +101,7 @@ def _draw_shares(axes: Axes, name: str, answers: Sequence[Answer], colour: str) 
 
 
 def _label_decades(axes: Axes, lowest: float, highest: float) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade: powers of ten alone would label most axes once or not at all."""
+    """Plain numbers at 1, 2 and 5 of each decade: powers of ten alone would give most axes one label or none."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     decades = math.log10(highest / lowest) if lowest > 0 else 1.0
@@ -110,7 +111,7 @@ def _label_decades(axes: Axes, lowest: float, highest: float) -> None:
 
 
 def _draw_rate(axes: Axes, stats: LoadStats) -> None:
-    """Texts answered in each slice of the time, as a rate, beside the mean of the whole run."""
+    """The rate of texts in each time slice, with the mean of the whole run."""
     width = stats.seconds / SLICES
     texts = [0] * SLICES
     for answer in stats.answers:

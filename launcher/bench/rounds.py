@@ -1,8 +1,8 @@
-"""Several servers side by side: the same load on each in turn, round by round, and the medians of their figures.
+"""Compares several servers: the same load on each in turn, in several rounds, and the median of each figure.
 
-A machine that others share is never the same twice, so only runs that alternate can be compared. Between them is a
-pause: servers may be busy for a while after their last reply (vLLM keeps a core so for a second), and that would be
-taken from the next one's run.
+The state of a shared machine changes over time, so only alternating runs are comparable. There is a pause between runs,
+because a server may stay busy for a while after its last response (vLLM keeps a core busy for a second), which would
+slow down the next run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Run = dict[str, Any]
 async def run_rounds(
     servers: Sequence[LoadOptions], workload: Workload, rounds: int, pause: float
 ) -> dict[str, list[Run]]:
-    """The figures of each run, in order, by the address of the server, with ``pause`` seconds before each but the
-    first. Raises as ``run_load``."""
+    """The figures of each run, in order, by the URL of the server, with a pause of ``pause`` seconds between runs.
+    Raises as ``run_load``."""
     runs: dict[str, list[Run]] = {server.url: [] for server in servers}
     for number, server in enumerate(list(servers) * rounds):
         if number:
@@ -35,22 +35,22 @@ async def run_rounds(
 
 
 def compared(runs: dict[str, list[Run]]) -> dict[str, Run]:
-    """Each server's median figures, lowest and highest rate, and its rate relative to the first server's."""
-    first = _middle([run["texts_per_second"] for run in next(iter(runs.values()))])
+    """The median figures of each server, its lowest and highest rate, and its rate relative to the first server."""
+    first = _median([run["texts_per_second"] for run in next(iter(runs.values()))])
     return {url: _figures(of_server, first) for url, of_server in runs.items()}
 
 
 def _figures(runs: Sequence[Run], first: float) -> Run:
     rates = [run["texts_per_second"] for run in runs]
     return {
-        "texts/s": _middle(rates),
+        "texts/s": _median(rates),
         "lowest": min(rates),
         "highest": max(rates),
-        "ratio": round(_middle(rates) / first, 2),
-        **{name: _middle([run["latency_ms"][name] for run in runs]) for name in ("p50", "p90", "p99")},
+        "ratio": round(_median(rates) / first, 2),
+        **{name: _median([run["latency_ms"][name] for run in runs]) for name in ("p50", "p90", "p99")},
         "errors": sum(sum(run["errors"].values()) for run in runs),
     }
 
 
-def _middle(values: Sequence[float]) -> float:
+def _median(values: Sequence[float]) -> float:
     return round(median(values), 2)

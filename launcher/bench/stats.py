@@ -1,6 +1,6 @@
-"""From what was seen of a load to the figures that are shown: rates, percentiles, latencies per length class.
+"""Computes the figures of a load test from its responses: rates, percentiles, latencies by length class.
 
-Separate from the load so that table, JSON and plot say the same. Nothing is measured in here.
+Separate from the load generator so that table, JSON and plot agree. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from launcher.core.percentile import percentile
+
 PERCENTILES = (50, 90, 95, 99)
-# Upper bounds of the classes in which latencies are shown, in tokens.
+# Upper bounds of the length classes by which latencies are shown, in tokens.
 LENGTH_BOUNDS = (32, 128, 1 << 30)
 
 
 class Answer(NamedTuple):
-    """One counted request: its longest text in tokens, its latency, when it ended (seconds), and what was in it."""
+    """One counted request: its longest text in tokens, its latency and time of completion in seconds, and its numbers
+    of texts and tokens."""
 
     longest: int
     seconds: float
@@ -28,8 +31,8 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True)
 class LoadStats:
-    """What has been seen. ``started`` is when the first counted request was sent; ``late`` has, for an open loop, how
-    long after its arrival each counted request was sent; both CPU and wall time are of the whole run, warm-up too."""
+    """The results of a run. ``started`` is when the first counted request was sent. ``late`` holds, for an open loop,
+    the delay of each counted request after its scheduled arrival. CPU and wall time include the warm-up."""
 
     answers: list[Answer] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
@@ -40,18 +43,12 @@ class LoadStats:
 
     @property
     def seconds(self) -> float:
-        """From the first counted request to the last reply."""
+        """The time from the first counted request to the last response."""
         return max(max((answer.ended for answer in self.answers), default=0.0) - self.started, 1e-9)
 
 
-def percentile(values: Iterable[float], percent: float) -> float:
-    """The nearest-rank percentile of values that need not be sorted; NaN for none."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else math.nan
-
-
 def by_class(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
-    """The answers by the length of their longest text; classes without one are left out."""
+    """The answers by the length of their longest text; classes without any are omitted."""
     lower, parts = 0, {}
     for bound in LENGTH_BOUNDS:
         name = f"{lower + 1}-{bound}" if bound < LENGTH_BOUNDS[-1] else f"{lower + 1}-"
@@ -62,7 +59,7 @@ def by_class(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
 
 
 def summary(stats: LoadStats) -> dict[str, Any]:
-    """The figures of a run, as they go into JSON: rates per second, latencies in milliseconds."""
+    """The figures of a run, for JSON: rates per second, latencies in milliseconds."""
     answers, seconds = stats.answers, stats.seconds
     texts, tokens = sum(a.texts for a in answers), sum(a.tokens for a in answers)
     return {
@@ -81,7 +78,7 @@ def summary(stats: LoadStats) -> dict[str, Any]:
 
 
 def latency(seconds: Iterable[float]) -> dict[str, float]:
-    """Count, percentiles and maximum, in milliseconds; at least one value."""
+    """Count, percentiles and maximum, in milliseconds, of at least one value."""
     ordered = sorted(seconds)
     figures = {f"p{p}": round(percentile(ordered, p) * 1e3, 2) for p in PERCENTILES}
     return {"count": len(ordered), **figures, "max": round(ordered[-1] * 1e3, 2)}

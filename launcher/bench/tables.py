@@ -1,4 +1,4 @@
-"""Prints the figures of a measurement, as tables for people or as one line of JSON."""
+"""Prints the figures of a measurement, as tables or as one line of JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 WIDTH = 120
-# Of figures whose names are too long for a column.
+# Column headings of figures with long names.
 SHORT = {
     "texts_per_second": "texts/s",
     "tokens_per_second": "tokens/s",
@@ -28,9 +28,9 @@ def show_json(figures: Mapping[str, Any]) -> None:
 
 
 def show(figures: Mapping[str, Any], title: str = "", rows: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """Print ``figures``, of which ``run`` is the heading, one a line; then ``rows``, which have the same columns.
+    """Print ``figures``, one per line below the heading ``run``, then ``rows``, which all have the same columns.
 
-    ``title`` says what the names of the rows are.
+    ``title`` is the heading of the row names.
     """
     lines = Table(show_header=False, box=None, pad_edge=False)
     for name, value in figures.items():
@@ -68,7 +68,7 @@ def _text(value: Any) -> str:
 
 
 def _print(what: RenderableType) -> None:
-    """Print without the spaces that rich fills lines with."""
+    """Print without trailing spaces, with which rich pads lines."""
     drawn = io.StringIO()
     Console(file=drawn, width=WIDTH).print(what)
     print("\n".join(line.rstrip() for line in drawn.getvalue().splitlines()))

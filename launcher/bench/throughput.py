@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from launcher.bench.stats import percentile
 from launcher.bench.tables import show
 from launcher.bench.workload import Workload
+from launcher.core.percentile import percentile
 from launcher.core.scheduling.scheduler import (
     Action,
     BatchDone,

@@ -1,7 +1,7 @@
-"""Wakes a task at a moment, to some tens of microseconds: the event loops' own timers count milliseconds.
+"""A timer that wakes a task with an accuracy of tens of microseconds; those of the event loops have milliseconds.
 
-An open loop at 1,000 requests a second whose arrivals are a millisecond early or late measures its own clock.
-A Linux timerfd is exact and costs nothing while it waits. (Python has it from 3.13 on; here it is called by ctypes.)
+An open loop at 1,000 requests per second whose arrivals are off by a millisecond would measure its own timer. A Linux
+timerfd is accurate and costs nothing while it waits. (Python provides it from 3.13 on; here it is called with ctypes.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from types import TracebackType
 
 _CLOCK_MONOTONIC = 1
-_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC  # TFD_NONBLOCK and TFD_CLOEXEC are these, says timerfd_create(2)
+_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC  # equal to TFD_NONBLOCK and TFD_CLOEXEC, see timerfd_create(2)
 _ABSOLUTE = 1  # TFD_TIMER_ABSTIME
 _NANOSECONDS = 1_000_000_000
 
@@ -27,7 +27,7 @@ class _Itimerspec(ctypes.Structure):
 
 
 class TimerFd:
-    """One timer for one task at a time; an asynchronous context manager. Times are those of ``time.monotonic``."""
+    """A timer for one task at a time; an asynchronous context manager. Times are on the ``time.monotonic`` clock."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -39,7 +39,7 @@ class TimerFd:
         self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> TimerFd:
-        self._loop.add_reader(self._file, self._rings)
+        self._loop.add_reader(self._file, self._expired)
         return self
 
     async def __aexit__(
@@ -49,7 +49,7 @@ class TimerFd:
         os.close(self._file)
 
     async def until(self, moment: float) -> None:
-        """Return at ``moment``; when it is past, after the other tasks have had a turn."""
+        """Return at ``moment``; if it has passed, after yielding to other tasks."""
         if moment <= time.monotonic():
             await asyncio.sleep(0)
             return
@@ -61,7 +61,7 @@ class TimerFd:
             raise OSError(number, f"timerfd_settime: {os.strerror(number)}")
         await self._waiter
 
-    def _rings(self) -> None:
-        os.read(self._file, 8)  # how often it rang; unread, the file would stay readable
+    def _expired(self) -> None:
+        os.read(self._file, 8)  # the number of expirations; unread, the file would stay readable
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

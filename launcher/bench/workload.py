@@ -1,9 +1,9 @@
-"""Texts to measure with: a file of texts, or texts of random words whose lengths follow a distribution: the built-in
-one, a histogram, or one length for all.
+"""Workloads: texts from a file, or texts of random words whose lengths follow the built-in distribution, a histogram,
+or a fixed length.
 
-The lengths of the built-in mix are decided in ``core.planning.length_classes``: before they are cut, mean 43, p50 26,
-p90 91 and p99 262 tokens, special tokens counted. Its words are common ones that a WordPiece or BPE vocabulary holds
-whole, so that the number of words is the number of tokens but two.
+The built-in distribution is defined in ``core.planning.length_classes``: before truncation, mean 43, p50 26, p90 91 and
+p99 262 tokens, including special tokens. The words are common ones that are a single token in WordPiece and BPE
+vocabularies, so that a text has two tokens more than words.
 """
 
 from __future__ import annotations
@@ -38,26 +38,27 @@ WORDS = (  # noqa: SIM905 - a list of this many literals cannot be read
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Texts in the order in which they are sent, and where they come from."""
+    """Texts in the order in which they are sent, and a description of their source."""
 
     texts: tuple[str, ...]
     source: str
 
 
 def builtin_workload(count: int, *, seed: int = 1, longest: int = BUILTIN_LONGEST) -> Workload:
-    """``count`` texts of the built-in mix; lengths are cut at ``longest`` tokens; a seed gives the same texts."""
+    """``count`` texts with the built-in length distribution, truncated to ``longest`` tokens; deterministic by
+    seed."""
     rng = random.Random(seed)
     lengths = [round(rng.lognormvariate(math.log(BUILTIN_MEDIAN), BUILTIN_SPREAD)) for _ in range(count)]
     bounded = [min(max(length, BUILTIN_SHORTEST), longest) for length in lengths]
     return Workload(
-        tuple(words(length, rng) for length in bounded), f"built-in mix, seed {seed}, at most {longest} tokens"
+        tuple(words(length, rng) for length in bounded), f"built-in workload, seed {seed}, at most {longest} tokens"
     )
 
 
 def histogram_workload(
     histogram: Histogram, count: int, name: str, *, seed: int = 1, longest: int | None = None
 ) -> Workload:
-    """``count`` texts of lengths drawn from a histogram called ``name``, cut at ``longest`` tokens if given."""
+    """``count`` texts with lengths drawn from a histogram called ``name``, truncated to ``longest`` tokens if given."""
     rng = random.Random(seed)
     lengths, weights = zip(*histogram.counts, strict=True)
     drawn = rng.choices(lengths, weights, k=count)
@@ -73,19 +74,19 @@ def fixed_workload(count: int, tokens: int, *, seed: int = 1) -> Workload:
 
 
 def words(tokens: int, rng: random.Random) -> str:
-    """A text that is ``tokens`` tokens long once the two special ones are added."""
+    """A text of ``tokens`` tokens, including the two special ones that the tokenizer adds."""
     return " ".join(rng.choices(WORDS, k=max(1, tokens - SPECIAL_TOKENS)))
 
 
 def file_workload(path: Path, count: int | None = None) -> Workload:
-    """The non-empty lines of a UTF-8 file, repeated or cut to ``count``. Raises ``UsageError``."""
+    """The non-empty lines of a UTF-8 file, repeated or truncated to ``count``. Raises ``UsageError``."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--texts {path}: a UTF-8 file with one text a line was expected; {error}") from error
+        raise UsageError(f"--texts {path}: must be a UTF-8 file with one text per line: {error}") from error
     texts = [line for line in lines if line]
     if not texts:
-        raise UsageError(f"--texts {path}: the file has no text in it; one text a line was expected")
+        raise UsageError(f"--texts {path}: the file contains no text; it must have one text per line")
     wanted = len(texts) if count is None else count
     return Workload(tuple(texts[i % len(texts)] for i in range(wanted)), f"{path.name}, {len(texts)} texts")
 

@@ -149,7 +149,7 @@ class InferenceEngine:
                 group.cancel_scope.cancel()
         finally:
             self._draining = True
-            self.dispatcher.all_gone("the engine has ended")
+            self.dispatcher.no_instances_left("the engine has ended")
 
     async def wait_ready(self) -> None:
         """Returns when an instance is warm and every other one is warm or given up. Raises ``InstanceError`` when the
@@ -169,7 +169,7 @@ class InferenceEngine:
             await self.dispatcher.drained()
         if drain.cancelled_caught:
             log.error("%d requests were not finished in %g s", self.dispatcher.in_flight, seconds)
-            self.dispatcher.all_gone("the server is shutting down and its time to finish is over")
+            self.dispatcher.no_instances_left("the server is shutting down and its time to finish is over")
         ready = [view.prepared.plan for view in self._views.values() if view.ready]
         self._costs.keep((plan, self.scheduler.cost(plan.id)) for plan in ready)
 
@@ -206,7 +206,7 @@ class InferenceEngine:
         self._start(self._answer_with_failure, reason, self.failure)
 
     async def _answer_with_failure(self, reason: str, error: InstanceError) -> None:
-        self.dispatcher.all_gone(reason)
+        self.dispatcher.no_instances_left(reason)
         self._observer.failed(error)
 
     def _check_settled(self) -> None:
@@ -245,7 +245,7 @@ class InferenceEngine:
     def _answer_when_nobody_is_left(self) -> None:
         """Nothing is restarted while draining: what waits when the last instance has ended waits for nothing."""
         if self._draining and all(view.pid is None for view in self._views.values()):
-            self.dispatcher.all_gone("the last instance ended while the server was shutting down")
+            self.dispatcher.no_instances_left("the last instance ended while the server was shutting down")
 
     def restarting(self, instance: int, delay: float) -> None:
         """Nothing to do: the state says it."""
@@ -277,7 +277,7 @@ class InferenceEngine:
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
-        self.scheduler.presume(instance, self._costs.take(view.prepared.plan, message))
+        self.scheduler.set_initial_drift(instance, self._costs.take(view.prepared.plan, message))
         if self._settings.verify:
             self._start(self._verify, instance, message)
         if self.is_ready() and all(v.ready for v in self._views.values()):

@@ -171,7 +171,7 @@ class Dispatcher:
             worker.stopping = True
             worker.channel.send(Stop())
 
-    def all_gone(self, reason: str) -> None:
+    def no_instances_left(self, reason: str) -> None:
         """No instance is left and none will come back: answer all waiting and all future requests with 503."""
         self._feed(NoInstancesLeft(reason))
 

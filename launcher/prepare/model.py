@@ -59,7 +59,7 @@ def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
 
 def limits_of(options: ServeOptions) -> SchedulerLimits:
     """The bounds of the queue and of a batch."""
-    first_come = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
+    fifo_items = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
     rules = options.scheduling
     return SchedulerLimits(
         queue_items=options.front.queue_items,
@@ -69,7 +69,7 @@ def limits_of(options: ServeOptions) -> SchedulerLimits:
         hang_factor=rules.hang_factor,
         hang_seconds=rules.hang_seconds,
         max_attempts=rules.max_attempts,
-        first_come=first_come,
+        fifo_items=fifo_items,
     )
 
 

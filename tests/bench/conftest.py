@@ -1,4 +1,4 @@
-"""A server of a few lines, to measure the load generator against."""
+"""A minimal server for tests of the load generator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answer = Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """The loop that the commands run on."""
+    """The event loop that the commands use."""
     return "asyncio", {"use_uvloop": True}
 
 
@@ -40,5 +40,5 @@ async def _serving(answer: Answer) -> AsyncIterator[str]:
 
 @pytest.fixture
 def serving() -> Callable[[Answer], contextlib.AbstractAsyncContextManager[str]]:
-    """``async with serving(answer) as url``: ``answer(path, body)`` gives status and body of each reply."""
+    """``async with serving(answer) as url``: ``answer(path, body)`` returns the status and body of each response."""
     return _serving

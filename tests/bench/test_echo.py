@@ -1,4 +1,4 @@
-"""The server that does nothing: it answers what the load generator sends, and ends with its worker."""
+"""The echo server answers the requests of the load generator, and ends with its worker."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def floor() -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
-    """Starts one on a free port and waits for it."""
+def echo_server() -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
+    """Starts a server on a free port and waits until it is reachable."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*options: str) -> tuple[subprocess.Popen[str], int]:
@@ -50,9 +50,9 @@ CPU = str(max(os.sched_getaffinity(0)))
 
 @pytest.mark.parametrize("options", [(), ("--worker-cpu", CPU)])
 def test_every_request_is_answered(
-    floor: Callable[..., tuple[subprocess.Popen[str], int]], options: tuple[str, ...]
+    echo_server: Callable[..., tuple[subprocess.Popen[str], int]], options: tuple[str, ...]
 ) -> None:
-    process, port = floor(*options)
+    process, port = echo_server(*options)
     load = [*COMMAND, "load", "--url", f"http://127.0.0.1:{port}", "-c", "8", "-n", "500", "--warmup", "0", "--json"]
     figures = json.loads(subprocess.run(load, capture_output=True, text=True, check=True, timeout=60).stdout)
     assert (figures["latency_ms"]["count"], figures["errors"]) == (500, {})
@@ -62,25 +62,27 @@ def test_every_request_is_answered(
 
 
 @pytest.mark.parametrize("of_worker", [True, False])
-def test_both_processes_end_together(floor: Callable[..., tuple[subprocess.Popen[str], int]], of_worker: bool) -> None:
-    process, _ = floor("--worker-cpu", CPU)
+def test_both_processes_end_together(
+    echo_server: Callable[..., tuple[subprocess.Popen[str], int]], of_worker: bool
+) -> None:
+    process, _ = echo_server("--worker-cpu", CPU)
     (worker,) = psutil.Process(process.pid).children()
     if of_worker:
         worker.kill()
         _, said = process.communicate(timeout=10)
         assert process.returncode == 1
-        assert "the worker process has ended" in said
+        assert "the worker process ended" in said
     else:
         process.kill()
         process.wait(10)
     for _ in range(100):
-        if not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE:  # nobody may be there to reap it
+        if not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE:  # it may not have been reaped
             return
         time.sleep(0.1)
     raise AssertionError("the worker lives on")
 
 
-def test_what_cannot_be_had_is_said() -> None:
+def test_an_unusable_port_or_cpu_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         found = subprocess.run([*COMMAND, "echo", "--port", port], check=False, capture_output=True, text=True)

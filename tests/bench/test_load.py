@@ -1,4 +1,4 @@
-"""The load generator against a server that keeps what it is asked: each text once, true counts, no waiting hidden."""
+"""The load generator against a recording server: each text once, correct counts, no coordinated omission."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reply(texts: list[str]) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("rate", [None, 2000.0])
-async def test_each_text_is_sent_once_and_counted_after_the_warm_up(serving, rate: float | None) -> None:
+async def test_each_text_is_sent_once_and_counted_after_the_warmup(serving, rate: float | None) -> None:
     seen: list[str] = []
 
     def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -38,7 +38,7 @@ async def test_each_text_is_sent_once_and_counted_after_the_warm_up(serving, rat
         figures = summary(await run_load(options, workload))
     assert sorted(seen) == sorted(workload.texts)
     assert (figures["requests"], figures["texts"]) == (40, 160)
-    # Which requests are answered after the warm-up is given by their order, not by who is answered first.
+    # Requests count as warm-up by the order in which they are sent, not in which they are answered.
     assert figures["tokens"] == sum(len(text.split()) + 2 for text in workload.texts[40:])
     assert figures["latency_ms"]["count"] == sum(c["count"] for c in figures["latency_ms_by_length"].values()) == 40
     assert ("generator_late_ms" in figures) == (rate is not None)
@@ -57,7 +57,7 @@ async def test_the_other_api_has_its_own_path_and_body(serving) -> None:
     assert summary(stats)["tokens"] == 0
 
 
-async def test_refusals_are_counted_apart_and_a_server_that_answers_nothing_is_an_error(serving) -> None:
+async def test_errors_are_counted_separately_and_a_server_without_successes_is_an_error(serving) -> None:
     asked = 0
 
     def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -74,31 +74,31 @@ async def test_refusals_are_counted_apart_and_a_server_that_answers_nothing_is_a
             await run_load(LoadOptions(url, 1, warmup=0, model="m"), builtin_workload(3))
 
 
-async def test_an_open_loop_counts_the_time_that_a_stalled_server_kept_requests_waiting(serving) -> None:
+async def test_open_loop_latencies_include_waiting_for_a_stalled_server(serving) -> None:
     stalled = False
 
     def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         nonlocal stalled
         if not stalled:
             stalled = True
-            time.sleep(0.2)  # the server is in this loop: the generator cannot send while it stalls
+            time.sleep(0.2)  # the server runs in this loop, so the generator cannot send while it stalls
         return reply([body["input"]])
 
     async with serving(answer) as url:
         options = LoadOptions(url, 4, rate=500.0, warmup=1, model="m")
         figures = summary(await run_load(options, builtin_workload(100)))
-    # The request that stalled is not counted, but those that were to arrive meanwhile waited.
+    # The stalled request is not counted, but those scheduled to arrive in the meantime waited.
     assert figures["latency_ms"]["max"] > 100
     assert figures["generator_late_ms"]["p99"] > 100
 
 
-async def test_too_few_texts_for_the_warm_up_are_refused(serving) -> None:
+async def test_too_few_texts_for_the_warmup_are_refused(serving) -> None:
     async with serving(lambda path, body: (200, {})) as url:
         with pytest.raises(UsageError, match="warm-up"):
             await run_load(LoadOptions(url, warmup=5, model="m"), builtin_workload(5))
 
 
-def test_lengths_of_a_histogram_are_drawn_as_often_as_it_says() -> None:
+def test_lengths_are_drawn_with_the_frequencies_of_the_histogram() -> None:
     histogram = parse_histogram("1 1\n10 2\n100 1\n")
     workload = histogram_workload(histogram, 4000, "mine", longest=50)
     lengths = [len(text.split()) + 2 for text in workload.texts]
@@ -109,7 +109,7 @@ def test_lengths_of_a_histogram_are_drawn_as_often_as_it_says() -> None:
     assert "at most 50" in workload.source
 
 
-def test_a_file_of_texts_is_repeated_or_cut(tmp_path: Path) -> None:
+def test_a_file_of_texts_is_repeated_or_truncated(tmp_path: Path) -> None:
     file = tmp_path / "texts"
     file.write_text("one\n\n two \n", encoding="utf-8")
     assert file_workload(file, 3).texts == ("one", "two", "one")

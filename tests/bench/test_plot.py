@@ -1,4 +1,4 @@
-"""What can keep a plot from being drawn is said before the run; a plot says what the table says."""
+"""Problems with a plot are reported before the run; a plot shows the figures of the table."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def stats(requests: int) -> LoadStats:
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a", "no/folder/a.png", "."])
-def test_a_file_that_cannot_be_a_plot_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_that_cannot_be_written_as_a_plot_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="--plot"):
         check_plot(tmp_path / name)
 
 
-def test_the_requirement_that_is_named_is_the_one_of_the_package() -> None:
+def test_the_named_requirement_is_the_one_of_the_package() -> None:
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert f'plot = ["{REQUIREMENT}"]' in project
 
 
 @pytest.mark.parametrize("requests", [1, 300])
-def test_the_plot_names_the_figures_and_the_classes(tmp_path: Path, requests: int) -> None:
+def test_the_plot_shows_the_figures_and_the_classes(tmp_path: Path, requests: int) -> None:
     pytest.importorskip("matplotlib")
     import matplotlib as mpl
 
@@ -52,7 +52,7 @@ def test_the_plot_names_the_figures_and_the_classes(tmp_path: Path, requests: in
         assert f"{name} tokens: {part['count']} requests" in words
 
 
-def test_a_picture_is_written_and_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_the_image_is_written_and_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     seen = stats(50)
     draw(tmp_path / "load.png", "a heading", seen, summary(seen))

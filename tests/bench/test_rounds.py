@@ -1,4 +1,4 @@
-"""Servers in turn: none is asked twice before the others, and medians are of all rounds."""
+"""Comparing servers: they take turns in each round, and medians are over all rounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.bench.workload import builtin_workload
 pytestmark = pytest.mark.anyio
 
 
-async def test_servers_are_loaded_in_turn_and_every_run_is_kept(serving) -> None:
+async def test_servers_take_turns_and_every_run_is_kept(serving) -> None:
     asked: list[str] = []
 
     def answer(name: str) -> Any:
@@ -31,7 +31,7 @@ async def test_servers_are_loaded_in_turn_and_every_run_is_kept(serving) -> None
     assert all(run["texts"] == 4 for of_server in runs.values() for run in of_server)
 
 
-async def test_there_is_a_pause_between_runs_and_none_before_the_first(serving, monkeypatch) -> None:
+async def test_there_is_a_pause_between_runs_but_not_before_the_first(serving, monkeypatch) -> None:
     happened: list[Any] = []
 
     async def sleep(seconds: float) -> None:
@@ -52,7 +52,7 @@ def run(rate: float, p50: float, errors: int = 0) -> dict[str, Any]:
     return {"texts_per_second": rate, "latency_ms": latency, "errors": {"HTTP 500": errors} if errors else {}}
 
 
-def test_what_is_shown_is_the_median_and_its_ratio_to_the_first_server() -> None:
+def test_results_are_medians_with_ratios_to_the_first_server() -> None:
     shown = compared({"a": [run(100, 5), run(10, 50), run(120, 4)], "b": [run(300, 2, 1), run(250, 3), run(200, 4, 2)]})
     assert shown["a"] == {
         "texts/s": 100, "lowest": 10, "highest": 120, "ratio": 1.0, "p50": 5, "p90": 10, "p99": 15, "errors": 0

@@ -1,4 +1,4 @@
-"""The alarm never rings early, and is done when it is closed."""
+"""The timer never expires early, and leaves no descriptor when it is closed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.bench.timerfd import TimerFd
 pytestmark = pytest.mark.anyio
 
 
-async def test_it_never_rings_early() -> None:
+async def test_it_never_expires_early() -> None:
     late = []
     async with TimerFd() as timer:
         for step in range(200):
@@ -22,7 +22,7 @@ async def test_it_never_rings_early() -> None:
     assert min(late) >= 0
 
 
-async def test_a_moment_that_is_past_is_now() -> None:
+async def test_a_past_moment_returns_at_once() -> None:
     async with TimerFd() as timer:
         before = time.monotonic()
         await timer.until(before - 5)

@@ -141,6 +141,16 @@ def test_serve_answers_and_ends(installed: Installed) -> None:
         assert process.wait(60) == 0
 
 
+def test_the_python_api_embeds(installed: Installed) -> None:
+    script = installed.work / "embed.py"
+    script.write_text(
+        "from launcher import Engine\n"
+        "with Engine('demo', instances=1) as engine:\n"
+        "    print(engine.embed(['A bird in the hand', 'is worth two in the bush']).shape)\n"
+    )
+    assert installed.run("python", str(script)).strip() == "(2, 384)"
+
+
 @contextlib.contextmanager
 def serving(installed: Installed, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A ready server of the installed launcher, and its address."""

@@ -140,7 +140,7 @@ async def test_when_no_instance_is_left_waiting_requests_are_answered(make_front
     worker.close()
     await front.listener.wait("lost", 0)
     assert not future.done()  # it waits for another worker
-    front.dispatcher.all_gone("the model cannot be loaded")
+    front.dispatcher.no_instances_left("the model cannot be loaded")
     with pytest.raises(RequestError, match="cannot be loaded") as error:
         await future
     assert error.value.status == 503

@@ -18,7 +18,7 @@ from launcher.core.percentile import nearest_rank
 from launcher.errors import UsageError
 
 MAX_LENGTH = 1_000_000  # tokens; a larger number is certainly not a length
-EXPECTED = 'lines of "tokens count", such as "26 1500", or a JSON object such as {"26": 1500} is what works'
+EXPECTED = 'expected lines of "tokens count", such as "26 1500", or a JSON object such as {"26": 1500}'
 
 _LINE = re.compile(r"(\S+?)\s*[\s,:]\s*(\S+)")
 _SHOWN = 60

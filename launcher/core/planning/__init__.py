@@ -1,1 +1,1 @@
-"""Which cores, memory and libraries each instance gets."""
+"""Plans the cores, memory, commands and libraries of each instance."""

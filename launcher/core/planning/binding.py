@@ -21,30 +21,30 @@ Level = Literal["bind", "preferred", "cpus", "none"]
 Tool = Literal["numactl", "syscalls"]
 
 # Variables of OpenMP, BLAS and allocators. If the user sets one, it is kept and reported.
-RUNTIME_PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "MALLOC_", "TCMALLOC_")
-RUNTIME_NAMES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
+LIBRARY_PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "MALLOC_", "TCMALLOC_")
+LIBRARY_VARIABLES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
 # oneDNN caches a compiled kernel for each shape, 1,024 by default, and torch's layer above it as many again. A single
 # text is a line of one of 80 lengths, with four kinds of matrix products; the cache holds all of these. A kernel that
 # must be compiled again adds 1.3 ms to a text; the cache takes up to 230 MB in the worker of a packed model
 # (docs/decisions/0004-worker-environment.md).
-KERNELS_KEPT = "384"
-KERNELS_KEPT_ABOVE = "16"
+ONEDNN_CACHED_KERNELS = "384"
+TORCH_CACHED_KERNELS = "16"
 
 # glibc returns freed memory to the system only above this size; otherwise each batch would fault its pages in again.
 # In int8, whose activations between the products are in fp32, that took 20 % of the time of batches of 2,048 tokens.
 TRIM_BYTES = str(256 * 1024**2)
-MAP_BYTES = str(32 * 1024**2)  # the largest value that glibc accepts
+MMAP_BYTES = str(32 * 1024**2)  # the largest value that glibc accepts
 
 
 # Defaults for a pinned worker; the user's environment takes precedence.
-DEFAULTS = {
+DEFAULT_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # the front tokenizes
     "OPENBLAS_NUM_THREADS": "1",  # NumPy only copies here, and OpenBLAS threads would spin once they exist
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": KERNELS_KEPT,
-    "LRU_CACHE_CAPACITY": KERNELS_KEPT_ABOVE,
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": ONEDNN_CACHED_KERNELS,
+    "LRU_CACHE_CAPACITY": TORCH_CACHED_KERNELS,
     "MALLOC_TRIM_THRESHOLD_": TRIM_BYTES,
-    "MALLOC_MMAP_THRESHOLD_": MAP_BYTES,
+    "MALLOC_MMAP_THRESHOLD_": MMAP_BYTES,
 }
 
 
@@ -112,15 +112,15 @@ def worker_env(
     """
     threads = str(instance.threads)
     counts = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    kept = {name: value for name, value in user_env.items() if is_for_runtimes(name) or name in DEFAULTS}
-    added = {name: value for name, value in DEFAULTS.items() if name not in kept}
+    kept = {name: value for name, value in user_env.items() if _is_library_variable(name) or name in DEFAULT_ENV}
+    added = {name: value for name, value in DEFAULT_ENV.items() if name not in kept}
     notes = [
         f"{name}={user_env[name]} in your environment is ignored: each instance has as many threads as cores; "
         "--cores-per-instance sets both."
         for name, value in counts.items()
         if user_env.get(name, value) != value
     ]
-    notes += kept_notes({name: value for name, value in kept.items() if name not in counts}, runtimes)
+    notes += _kept_notes({name: value for name, value in kept.items() if name not in counts}, runtimes)
     return {**counts, **added, **runtimes.env}, tuple(notes)
 
 
@@ -135,18 +135,18 @@ def program_env(
     """
     threads = str(instance.threads)
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    kept = {name: value for name, value in user_env.items() if is_for_runtimes(name) and counts.get(name) != value}
+    kept = {name: value for name, value in user_env.items() if _is_library_variable(name) and counts.get(name) != value}
     place = {RUN_PREFIX + name.upper(): value for name, value in values_of(instance, instances).items()}
     wanted = {name: value for name, value in counts.items() if name not in kept}
-    return {**wanted, **place, **runtimes.env}, tuple(kept_notes(kept, runtimes))
+    return {**wanted, **place, **runtimes.env}, tuple(_kept_notes(kept, runtimes))
 
 
-def is_for_runtimes(name: str) -> bool:
+def _is_library_variable(name: str) -> bool:
     """Whether an environment variable is for OpenMP, BLAS or an allocator."""
-    return name.startswith(RUNTIME_PREFIXES) or name in RUNTIME_NAMES
+    return name.startswith(LIBRARY_PREFIXES) or name in LIBRARY_VARIABLES
 
 
-def kept_notes(kept: Mapping[str, str], runtimes: Runtimes = OWN_RUNTIMES) -> list[str]:
+def _kept_notes(kept: Mapping[str, str], runtimes: Runtimes = OWN_RUNTIMES) -> list[str]:
     """One sentence for each variable that the user has set and that is kept."""
     return [_kept_note(name, kept[name], runtimes) for name in sorted(kept)]
 

@@ -15,7 +15,7 @@ BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 RUNTIME_BYTES = 640 * 1024**2
 
 # The smallest width of the warm-up, in tokens. Widths are powers of two, which bracket those of real batches.
-SHORTEST_WARMUP = 16
+MIN_WARMUP_WIDTH = 16
 
 
 def choose_dtype(asked: Dtype, isa: Collection[str]) -> RunDtype:
@@ -36,10 +36,10 @@ def instance_bytes(model_info: ModelInfo) -> int:
 
 # The lengths of a mixed batch, as fractions of the longest: in a workload of queries, sentences and paragraphs the
 # typical text has a tenth of the tokens of the longest.
-MIXED_PARTS = (1.0, 0.36, 0.23, 0.16, 0.12, 0.1, 0.08, 0.06, 0.045, 0.03, 0.02)
+MIXED_FRACTIONS = (1.0, 0.36, 0.23, 0.16, 0.12, 0.1, 0.08, 0.06, 0.045, 0.03, 0.02)
 MIXED_LONGEST = 256
 # Mixed batches are measured at the full token budget and at the budget divided by these.
-MIXED_BUDGETS = (1, 2, 4, 16)
+MIXED_BUDGET_DIVISORS = (1, 2, 4, 16)
 
 
 def mixed_batches(max_length: int, batch_tokens: int) -> tuple[tuple[int, ...], ...]:
@@ -48,8 +48,8 @@ def mixed_batches(max_length: int, batch_tokens: int) -> tuple[tuple[int, ...], 
     Batches of equal items are not representative: in real traffic nearly every item of a batch has a different length.
     """
     longest = min(max_length, MIXED_LONGEST)
-    lengths = [max(1, round(part * longest)) for part in MIXED_PARTS]
-    return tuple(dict.fromkeys(_mixed(lengths, batch_tokens // part) for part in MIXED_BUDGETS))
+    lengths = [max(1, round(part * longest)) for part in MIXED_FRACTIONS]
+    return tuple(dict.fromkeys(_mixed(lengths, batch_tokens // part) for part in MIXED_BUDGET_DIVISORS))
 
 
 def _mixed(lengths: list[int], budget: int) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ def warmup_shapes(max_length: int, batch_tokens: int) -> tuple[tuple[int, int], 
 
     Single rows are quick and determine the cost of small batches; full batches determine the cost of large ones.
     """
-    widths = [SHORTEST_WARMUP]
+    widths = [MIN_WARMUP_WIDTH]
     while widths[-1] * 2 < max_length:
         widths.append(widths[-1] * 2)
     widths = [min(width, max_length) for width in widths]

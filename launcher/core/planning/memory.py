@@ -83,11 +83,10 @@ def check_memory(machine: Machine, demand: MemoryDemand) -> None:
                 f"{asked} need {gib(wanted)} from node {node}, which has {gib(free[node])} free; "
                 f"{_remedy(sum(there // demand.each for there in free.values()))}"
             )
-    for name, there in _totals(machine):
+    for what, there in _totals(machine):
         if there is not None and demand.each * count > there:
-            raise MachineError(
-                f"{asked} need {gib(demand.each * count)}, but {name} {gib(there)}; {_remedy(there // demand.each)}"
-            )
+            needed = gib(demand.each * count)
+            raise MachineError(f"{asked} need {needed}, but {what.format(gib(there))}; {_remedy(there // demand.each)}")
 
 
 def _by_node(demand: MemoryDemand) -> dict[int, int]:
@@ -101,8 +100,8 @@ def _by_node(demand: MemoryDemand) -> dict[int, int]:
 def _totals(machine: Machine) -> tuple[tuple[str, int | None], ...]:
     there = machine.memory_bytes if machine.free_bytes is None else machine.free_bytes
     return (
-        ("the memory limit of this process is", machine.limits.memory_bytes),
-        ("the machine has free", there),
+        ("the memory limit of this process is {}", machine.limits.memory_bytes),
+        ("the machine has {} free", there),
     )
 
 

@@ -33,9 +33,9 @@ from launcher.errors import MachineError, UsageError
 MemoryPolicy = Literal["bind", "interleave", "local"]
 
 # With fewer cores, reserving one for the front would cost the instances more than sharing does.
-RESERVE_FROM = 8
+RESERVE_MIN_CORES = 8
 # The event loop is one thread and needs one core; from this many cores on, tokenizing keeps a second one busy.
-RESERVE_TWO_FROM = 64
+RESERVE_TWO_MIN_CORES = 64
 # The cpu time that a front needs, in cpus: a minimum, and an amount per core of the instances. Measured beside the
 # fastest worker, with a margin (docs/decisions/0006-front-under-a-quota.md). A quota that leaves this much has room
 # for the front.
@@ -264,7 +264,7 @@ class _Planner:
             )
         else:
             self.warnings.append(
-                f"The cpu quota allows {quota:g} cpus, so the plan uses {_number(count, 'core')} of {len(usable)}; "
+                f"The cpu quota allows {quota:g} cpus, so the plan uses {count} of {len(usable)} cores; "
                 "the kernel would throttle more threads than that in every period."
             )
         return closest_cores(self.machine, self.distances, count)
@@ -295,7 +295,7 @@ class _Planner:
         """How many cores the front gets if the instances need at least ``needed``."""
         if self.request.reserve_cores is not None:
             return self.request.reserve_cores
-        wanted = 2 if self.total >= RESERVE_TWO_FROM else 1 if self.total >= RESERVE_FROM else 0
+        wanted = 2 if self.total >= RESERVE_TWO_MIN_CORES else 1 if self.total >= RESERVE_MIN_CORES else 0
         return min(wanted, self.total - needed)
 
     def allocate_sized(self, size: int) -> Allocation:
@@ -435,22 +435,22 @@ class _Planner:
                 f"each other down; --instances {room} gives each its own core."
             )
         used = self.total - len(allocation.unused)
-        if allocation.front or self.request.reserve_cores == 0 or self.front_is_beside(used):
+        if allocation.front or self.request.reserve_cores == 0 or self.front_has_own_cpus(used):
             return
         if self.total == 1:
             reason = "there is only one core"
-        elif self.total >= RESERVE_FROM:
+        elif self.total >= RESERVE_MIN_CORES:
             reason = "the requested instances use all of them; fewer or smaller instances would leave it its own core"
         else:
             fewer = "fewer instances and " if (self.request.instances or 0) >= self.total else ""
             reason = (
-                f"with fewer than {RESERVE_FROM} cores ({self.total} here), reserving one costs the instances more "
-                f"than sharing; {fewer}--reserve-cores 1 reserves one anyway"
+                f"with fewer than {RESERVE_MIN_CORES} cores ({self.total} here), reserving one costs the instances "
+                f"more than sharing; {fewer}--reserve-cores 1 reserves one anyway"
             )
         self.warnings.append(f"The front shares the cores of the instances: {reason}.")
         self.warn_about_bound_front(used)
 
-    def front_is_beside(self, used: int) -> bool:
+    def front_has_own_cpus(self, used: int) -> bool:
         """Whether ``front_cpus`` puts the front on cores that no instance has, although none is reserved."""
         quota = self.bounding_quota
         return quota is not None and _room_for_front(quota, used) > 0 and used < len(self.machine.cores)
@@ -469,8 +469,8 @@ class _Planner:
     def warn_about_unused(self, allocation: Allocation) -> None:
         if not allocation.unused:
             return
-        unused = f"{_number(len(allocation.unused), 'core')} of {self.total}"
-        unused += " is unused, because " if len(allocation.unused) == 1 else " are unused, because "
+        verb = "is" if len(allocation.unused) == 1 else "are"
+        unused = f"{len(allocation.unused)} of {_number(self.total, 'core')} {verb} unused, because "
         if self.request.classes or self.request.cores_per_instance is not None:
             self.warnings.append(f"{unused}no more were requested.")
             return
@@ -537,7 +537,8 @@ def _shared_reasons(allocation: Allocation) -> list[str]:
     reasons = []
     for (core,) in allocation.instances:
         others = users[core.id] - 1
-        company = f"shares cpu {core.cpus[0]} with {others} others" if others else f"alone on cpu {core.cpus[0]}"
+        with_others = f"{others} other{'' if others == 1 else 's'}"
+        company = f"shares cpu {core.cpus[0]} with {with_others}" if others else f"alone on cpu {core.cpus[0]}"
         reasons.append(f"One of {len(allocation.instances)} instances on {cores}, {company}, one thread")
     return reasons
 

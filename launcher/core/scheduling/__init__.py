@@ -1,1 +1,1 @@
-"""Which item goes to which instance, in which batch, and when."""
+"""Admission, batching and dispatch: which items run on which instance, in which batch, and when."""

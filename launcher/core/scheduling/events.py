@@ -134,7 +134,7 @@ class SchedulerLimits:
     A batch counts as a hang when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``.
     ``max_attempts``: the number of workers that an item is sent to before it fails.
 
-    ``first_come`` makes FIFO batches of that many items, whatever their lengths and without a budget: for comparison.
+    ``fifo_items`` makes FIFO batches of that many items, whatever their lengths and without a budget: for comparison.
     """
 
     queue_items: int
@@ -144,4 +144,4 @@ class SchedulerLimits:
     hang_factor: float
     hang_seconds: float
     max_attempts: int
-    first_come: int | None = None
+    fifo_items: int | None = None

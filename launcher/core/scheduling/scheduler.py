@@ -228,7 +228,7 @@ class Scheduler:
         """The rejection of a request of ``count`` items arriving after ``ahead`` other items; None: admitted."""
         return self._admission.check(request, count, priority, self._items + ahead, now)
 
-    def presume(self, instance: int, drift: float) -> None:
+    def set_initial_drift(self, instance: int, drift: float) -> None:
         """Set the initial drift of an instance's cost model (actual over measured time), from the next time it becomes
         ready."""
         self._instances[instance].drift = drift
@@ -508,9 +508,9 @@ class Scheduler:
         actions: list[Action],
     ) -> None:
         max_seconds = self._limits.bulk_batch_seconds if priority == "bulk" else inf
-        budget, first_come = self._limits.batch_tokens, self._limits.first_come
-        if first_come:
-            items = queue.cut_fifo(first_come)
+        budget, fifo_items = self._limits.batch_tokens, self._limits.fifo_items
+        if fifo_items:
+            items = queue.cut_fifo(fifo_items)
         else:
             items = queue.cut(instance.cost, budget, share, packed=instance.packed, max_seconds=max_seconds)
         self._send(instance, items, now, actions)
@@ -565,8 +565,8 @@ class Scheduler:
                 assert batch.items, "an empty batch"
                 lengths = [item.length for item in batch.items]
                 assert lengths == sorted(lengths, reverse=True), "a batch is not sorted"
-                unbound = len(lengths) == 1 or self._limits.first_come
-                assert unbound or batch.work.tokens <= self._limits.batch_tokens, "a batch is over its budget"
+                unbound = len(lengths) == 1 or self._limits.fifo_items
+                assert unbound or batch.work.tokens <= self._limits.batch_tokens, "a batch exceeds its token budget"
                 sent += [(i.request, i.index) for i in batch.items]
                 requests = [self._requests[i.request] for i in batch.items if i.request in self._requests]
                 assert {request.priority for request in requests} <= {batch.priority}, "a batch mixes priorities"
@@ -581,10 +581,10 @@ class Scheduler:
         self._check_waiting()
         for group in self._groups:
             speeds = sum(instance.speed for instance in group.ready.values())
-            assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not that of its instances"
+            assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not the sum over its instances"
         self._deadlines.check()
         assert self._items == sum(len(r.lengths) for r in self._requests.values())
-        assert self._items <= self._limits.queue_items, "the queue is over its bound"
+        assert self._items <= self._limits.queue_items, "the queue exceeds its limit"
 
     def _check_waiting(self) -> None:
         suspects = {(item.request, item.index) for items in self._suspects.values() for item in items}

@@ -231,7 +231,7 @@ def simulate(
         hang_seconds=math.inf,
         max_attempts=1,
     )
-    return _Run(Scheduler(instances, limits), instances, basis).run(arrivals)
+    return _Simulation(Scheduler(instances, limits), instances, basis).run(arrivals)
 
 
 @dataclass(slots=True)
@@ -242,7 +242,7 @@ class _Worker:
     sent: deque[tuple[int, tuple[Item, ...], float]] = field(default_factory=deque)
 
 
-class _Run:
+class _Simulation:
     def __init__(self, scheduler: Scheduler, instances: Sequence[InstanceSpec], basis: CostBasis) -> None:
         self._scheduler = scheduler
         self._packed = basis.packed

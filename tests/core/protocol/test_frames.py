@@ -18,7 +18,7 @@ def wire(message: Run | Stop | Done | Failed | Ready, body: bytes = b"") -> byte
 
 
 @given(st.lists(st.tuples(messages, st.binary(max_size=50)), max_size=6), st.integers(1, 17))
-def test_what_is_encoded_is_decoded_whatever_the_pieces_it_arrives_in(sent, step: int) -> None:  # type: ignore[no-untyped-def]
+def test_encoded_frames_are_decoded_however_the_stream_is_split(sent, step: int) -> None:  # type: ignore[no-untyped-def]
     stream = b"".join(wire(message, body) for message, body in sent)
     decoder = to_worker_decoder()
     received = [pair for at in range(0, len(stream), step) for pair in decoder.feed(stream[at : at + step])]

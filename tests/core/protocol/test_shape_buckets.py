@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.planning.binding import KERNELS_KEPT
+from launcher.core.planning.binding import ONEDNN_CACHED_KERNELS
 from launcher.core.protocol.shape_buckets import BUCKETS_PER_DOUBLING, UNPADDED_TOKENS, bucket_size
 
 
@@ -22,4 +22,4 @@ def test_batches_of_up_to_two_thousand_tokens_fall_into_few_buckets() -> None:
 def test_the_kernel_cache_holds_all_single_texts_of_up_to_256_tokens() -> None:
     matrix_products = 4  # fused query, key and value; the output of attention; the two of the feed-forward layer
     sizes = {bucket_size(tokens) for tokens in range(1, 257)}
-    assert len(sizes) * matrix_products <= int(KERNELS_KEPT)
+    assert len(sizes) * matrix_products <= int(ONEDNN_CACHED_KERNELS)

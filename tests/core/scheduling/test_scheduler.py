@@ -405,7 +405,7 @@ def test_a_class_helps_with_far_longer_items_only_while_its_own_do_not_arrive(si
 
 
 def test_fifo_batches_take_items_in_arrival_order_whatever_their_lengths() -> None:
-    scheduler = Scheduler([InstanceSpec(0, 1)], limits(1000, 256, first_come=4))
+    scheduler = Scheduler([InstanceSpec(0, 1)], limits(1000, 256, fifo_items=4))
     scheduler.handle(InstanceReady(0, MEASURED), 0.0)
     lengths = (7, 300, 5, 200, 9, 250)
     sent = sends(scheduler.handle(Arrived(1, lengths), 0.0))
@@ -836,12 +836,12 @@ def test_a_slow_instance_leaves_an_item_to_a_faster_one_that_is_nearly_done() ->
 
 def test_an_instance_starts_with_its_initial_drift_each_time_it_becomes_ready() -> None:
     scheduler = Scheduler([InstanceSpec(0, 1)], limits(100, 1024))
-    scheduler.presume(0, 0.5)
+    scheduler.set_initial_drift(0, 0.5)
     scheduler.handle(InstanceReady(0, MEASURED), 0.0)
     (send,) = sends(scheduler.handle(Arrived(1, (100,)), 0.0))
     assert send.predicted == pytest.approx(0.5 * 12e-3, rel=0.01)
     scheduler.handle(InstanceLost(0), 0.1)
-    scheduler.presume(0, 1.0)
+    scheduler.set_initial_drift(0, 1.0)
     (send,) = sends(scheduler.handle(InstanceReady(0, MEASURED), 0.2))
     assert send.predicted == pytest.approx(12e-3, rel=0.01)
     assert scheduler.cost(0).drift_at_start == 1.0

@@ -1,4 +1,4 @@
-"""Tokens become entities by the rules of the usual pipelines."""
+"""Tokens are grouped into entities like transformers' aggregation strategy ``simple``."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def found(labels: str, places: list[int] | None = None) -> list[tuple[str, int, 
         ("", []),
     ],
 )
-def test_neighbours_of_one_entity_are_joined(labels: str, entities: list[tuple[str, int, int]]) -> None:
+def test_consecutive_tokens_of_one_entity_are_joined(labels: str, entities: list[tuple[str, int, int]]) -> None:
     assert found(labels) == entities
 
 
-def test_a_place_that_is_left_out_ends_an_entity() -> None:
+def test_a_gap_in_the_positions_ends_an_entity() -> None:
     assert found("I-PER I-PER I-PER", [1, 2, 5]) == [("PER", 1, 2), ("PER", 5, 5)]
 
 
-def test_the_score_is_the_mean_of_those_of_the_tokens() -> None:
+def test_the_score_is_the_mean_over_the_tokens() -> None:
     entities = list(join([4, 5, 6, 7], ["B-PER", "I-PER", "I-PER", "B-PER"], [0.5, 0.75, 1.0, 0.25]))
     assert entities == [Entity("PER", 0.75, 4, 6), Entity("PER", 0.25, 7, 7)]
 
 
 @given(st.lists(st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B", "A"]), max_size=30))
-def test_each_token_that_is_not_outside_is_in_exactly_one_entity_of_its_name(labels: list[str]) -> None:
+def test_each_labelled_token_is_in_exactly_one_entity_of_its_name(labels: list[str]) -> None:
     entities = list(join(range(len(labels)), labels, [0.5] * len(labels)))
 
     covered = [token for entity in entities for token in range(entity.first, entity.last + 1)]
