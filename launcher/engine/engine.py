@@ -102,7 +102,7 @@ class InferenceEngine:
         self._observer: EngineObserver = observer or Unobserved()
         self._started_at = time.time()
         self._views = {instance.plan.id: InstanceView(instance) for instance in prepared.instances}
-        self._costs = Costs(subject_of(options, prepared.machine, self.model_info), fresh=options.measure)
+        self._costs = Costs(subject_of(options, prepared.machine, self.model_info), fresh=options.model.measure)
         self.setup = setup_of(options, prepared.machine, self.model_info)
         self._draining = False
         self._was_ready = False

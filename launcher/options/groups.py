@@ -100,6 +100,8 @@ class ModelOptions:
     ``layout``: inputs packed if the model supports it, otherwise padded and sorted by length (``auto``); always padded
     and sorted (``sorted``); or padded in batches of ``FIFO_BATCH_ITEMS`` in order of arrival (``fifo``).
 
+    With ``measure`` the costs of batches are measured again, even if they are known.
+
     ``fake_seconds_per_token`` applies only to the fake backend; None is 0 there.
     """
 
@@ -128,6 +130,7 @@ class ModelOptions:
         "Batch layout; auto packs if possible, sorted pads by length, fifo pads in arrival order.",
         group=EXECUTION,
     )
+    measure: bool = option(False, "Measure batch costs again instead of using cached ones.", group=EXECUTION)
     fake_seconds_per_token: float | None = option(
         None, "Time per token of --backend fake.", group=EXECUTION, minimum=0.0, metavar="SECONDS"
     )
@@ -301,12 +304,11 @@ class LogOptions:
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Everything ``launch serve`` needs. With ``measure`` costs are measured again, even if they are known."""
+    """Everything ``launch serve`` needs."""
 
     machine: MachineOptions = part(MachineOptions())
     runtime: RuntimeOptions = part(RuntimeOptions())
     model: ModelOptions = part(ModelOptions())
-    measure: bool = option(False, "Measure batch costs again instead of using cached ones.", group=EXECUTION)
     front: FrontOptions = part(FrontOptions())
     scheduling: SchedulingOptions = part(SchedulingOptions())
     supervise: SuperviseOptions = part(SuperviseOptions())
