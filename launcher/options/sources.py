@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from launcher.errors import UsageError
 from launcher.options.declaration import Option, options_of
-from launcher.options.environment import OPTION_PREFIX, RUN_PREFIX
+from launcher.options.env_prefixes import OPTION_PREFIX, RUN_PREFIX
 from launcher.options.values import convert, nearest, parse
 
 Source = Literal["flag", "environment", "file", "default"]
