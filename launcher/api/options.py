@@ -18,7 +18,7 @@ from launcher.options import (
     from_flat,
     to_flat,
 )
-from launcher.options.declaration import options_of, part
+from launcher.options.option import options_of, part
 
 DEFAULT_MODEL: Final = ModelOptions().model
 

@@ -1,6 +1,6 @@
-"""All options that an operator may set: dataclasses by subject, each field with its default, limits and help text.
+"""The definitions of all options that an operator can set: dataclasses by subject.
 
-What only a programmer would change stays a constant beside the code that it tunes. Nothing is decided here.
+Constants that only a developer would change stay next to the code that uses them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from launcher.options.choices import (
     OpenMP,
     TaskChoice,
 )
-from launcher.options.declaration import argument, option, part
+from launcher.options.option import argument, option, part
 
 # Batch size of --layout fifo, which exists for comparison with other servers; 32 is their usual default.
 FIFO_BATCH_ITEMS = 32
