@@ -1,8 +1,8 @@
 """The Python API: instances bound to their cores, started and used by a Python program. See docs/python.md.
 
-``Engine`` is for programs without an event loop and for notebooks, ``AsyncEngine`` for those with one. Both are thin:
-the engine itself, and the order of many texts, are in ``launcher.engine``. What a process has one of (signal handlers,
-affinity, the policy of event loops, the root logger) must not be touched here.
+``Engine`` is for programs without an event loop and for notebooks, ``AsyncEngine`` for programs with one. Both are
+thin: the engine and the streaming of texts are in ``launcher.engine``. Signal handlers, affinity, event loop policies
+and the root logger belong to the program and must not be changed.
 """
 
 from launcher.api.aio import AsyncEngine

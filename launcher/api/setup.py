@@ -1,4 +1,4 @@
-"""From the arguments of an engine to all that is known before it starts."""
+"""From the arguments of an engine to everything that is known before it starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EngineSetup:
         return self.prepared.model_info
 
     def session(self) -> Session:
-        """A session, to be made in the thread of its loop."""
+        """A new session. Call it in the thread of the session's loop."""
         return Session(self.options, self.prepared)
 
 

@@ -164,16 +164,16 @@ class WatchedScheduler(Scheduler):
 
 
 class ThroughputRun:
-    """One measurement, on an engine that nobody else uses."""
+    """One measurement, on an engine of its own."""
 
     def __init__(
         self, serve: ServeOptions, options: ThroughputOptions, prepared: Prepared, mask: tuple[int, ...] | None
     ) -> None:
-        """``mask`` is what workers start with where this process has bound itself."""
+        """``mask`` is the affinity that workers inherit if this process has bound itself."""
         self.truncated = 0
         self.costs = ""
         self._options = options
-        # Nothing is looked at while it is measured, and nothing is restarted: the first loss is the end.
+        # Verification would disturb the measurement, and a restart would falsify it.
         settings = EngineSettings(mask=mask, restart=False, verify=False, make_scheduler=WatchedScheduler)
         self._engine = InferenceEngine(serve, prepared, settings)
         assert isinstance(self._engine.scheduler, WatchedScheduler), "made by the settings"

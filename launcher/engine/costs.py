@@ -1,8 +1,7 @@
-"""The cost tables of one engine: read before workers start, written when a worker has measured, shown while they
-compute, and corrected at the end by what was seen.
+"""The cost tables of one engine: read before workers start, written when a worker has measured, exported as metrics,
+and corrected by the observed drift at shutdown.
 
-A table that cannot be read or written is logged, and costs a few seconds of measuring; it never keeps an engine from
-starting.
+A table that cannot be read or written is logged and costs a few seconds of measuring. It never prevents a start.
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ from launcher.prepare.costs import CostSubject
 
 log = logging.getLogger("launcher.engine")
 
-# A drift by less than this is not worth a line in the log.
-WORTH_SAYING = 0.02
+# A smaller drift is not logged.
+LOGGED_DRIFT = 0.02
 
 
 class Costs:
-    """The tables of a run. ``fresh``: whatever was measured before is not used."""
+    """The tables of one engine. ``fresh``: ignore what was measured before."""
 
     def __init__(self, subject: CostSubject, *, fresh: bool = False, folder: Path | None = None) -> None:
         self._subject = subject
         self._fresh = fresh
         self._folder = folder or cost_tables.cost_folder()
         self._tables: dict[CostKey, CostTable] = {}
-        self._looked_for: set[CostKey] = set()
+        self._read_keys: set[CostKey] = set()
         self._unwritable = False
 
     def table(self, instance: InstancePlan) -> CostTable | None:
-        """The table to use for an instance. The first time it is looked for; why it is not used is logged."""
+        """The table to use for an instance, or None. Read once; the reason for not using it is logged."""
         key = self._subject.key(instance)
-        if key not in self._looked_for:
-            self._looked_for.add(key)
+        if key not in self._read_keys:
+            self._read_keys.add(key)
             if not self._fresh and (table := self._read(key)):
                 self._tables[key] = table
         return self._tables.get(key)
@@ -54,48 +53,48 @@ class Costs:
         try:
             table = cost_tables.read_table(self._folder, key)
         except UsageError as error:
-            _say("The cost table %s; it is measured again", error)
+            _warn("The cost table %s; it is measured again", error)
             return None
         if table is not None and (different := differences(table.key, key)):
-            _say("The cached cost table is not used, it is measured again: %s", "; ".join(different))
+            _warn("The cached cost table is not used, it is measured again: %s", "; ".join(different))
             return None
         if table is not None and table.contradicted:
-            took = "At earlier runs batches took %.2f times what the cached cost table says; it is measured again"
-            _say(took, table.drift)
+            took = "In earlier runs batches took %.2f times what the cached cost table says; it is measured again"
+            _warn(took, table.drift)
             return None
         return table
 
     def complete(self, setup: Setup, instance: InstancePlan) -> Setup:
-        """What a worker is told, with what is known already."""
+        """The setup for a worker, with the measurements that are known already."""
         table = self.table(instance)
         if table is None:
             return setup
         return msgspec.structs.replace(setup, known=table.measured, known_packed=table.packed)
 
     def take(self, instance: InstancePlan, ready: Ready) -> float:
-        """Keep what a worker has measured, for the next one of its size and for the next run.
+        """Save what a worker has measured, for the next worker of its size and for the next start.
 
         Returns what its batches are expected to take, in parts of what was measured.
         """
         key = self._subject.key(instance)
         known = self._tables.get(key)
         if ready.cached and known is not None:
-            if abs(known.drift - 1) > WORTH_SAYING:
-                said = "costs are predicted as %.2f times what was measured, as batches took at earlier runs"
+            if abs(known.drift - 1) > LOGGED_DRIFT:
+                said = "costs are predicted as %.2f times what was measured, as observed in earlier runs"
                 log.info(said, known.drift, extra={"instance": instance.id, "event": "costs"})
             return known.drift
         if ready.measured:
-            self._looked_for.add(key)
+            self._read_keys.add(key)
             if known is not None and known.packed != ready.packed:
                 there, here = ("packed" if packed else "padded" for packed in (known.packed, ready.packed))
                 sentence = "The cached cost table is not used, it was measured again: items are %s there, %s here"
-                _say(sentence, there, here)
+                _warn(sentence, there, here)
             self._tables[key] = merged(known, CostTable(SCHEMA, key, ready.packed, ready.measured))
             self._write(self._tables[key])
         return 1.0
 
     def keep(self, served: Iterable[tuple[InstancePlan, CostModel]]) -> None:
-        """At the end of a run: remember what batches took, where enough were seen and they had settled.
+        """At shutdown: save the drift of instances that have computed enough batches for it to settle.
 
         Of instances of the same size the lower median counts. A table that another run has measured again meanwhile
         is left as it is.
@@ -111,7 +110,7 @@ class Costs:
                 self._write(table.after(round(statistics.median_low(drifts), 4)))
 
     def _still_there(self, key: CostKey) -> CostTable | None:
-        """The table as it lies in its file, if it is the one that was used."""
+        """The table in its file, if it is still the one that was used."""
         used = self._tables.get(key)
         try:
             there = cost_tables.read_table(self._folder, key)
@@ -125,32 +124,32 @@ class Costs:
             path = cost_tables.write_table(self._folder, table)
         except UsageError as error:
             if not self._unwritable:
-                _say("%s; each start measures again", str(error)[0].upper() + str(error)[1:])
+                _warn("%s; each start measures again", str(error)[0].upper() + str(error)[1:])
             self._unwritable = True
         else:
             log.debug("cost table written to %s", path, extra={"event": "costs"})
 
 
-def _say(sentence: str, *arguments: object) -> None:
+def _warn(sentence: str, *arguments: object) -> None:
     log.warning(sentence, *arguments, extra={"event": "costs"})
 
 
 def watch_costs(metrics: FrontMetrics, model: Callable[[int], CostModel]) -> None:
-    """Have ``/metrics`` tell how well costs are predicted."""
+    """Export the accuracy of cost predictions as metrics."""
     metrics.watch_instances(
         "launcher_cost_drift",
-        "What batches take by now, in parts of what was measured before the instance was ready.",
+        "Duration of batches relative to what was measured before the instance was ready.",
         lambda instance: model(instance).correction,
     )
     metrics.watch_instances(
         "launcher_cost_error",
-        "How far predicted seconds of a batch were off, relative to the actual ones: a running mean.",
+        "Relative error of the predicted duration of batches, as a running mean.",
         lambda instance: model(instance).error,
     )
 
 
 def cost_info(ready: Ready, model: CostModel) -> dict[str, Any]:
-    """The ``cost`` of an instance in ``/info``: seconds, and errors relative to what was seen.
+    """The ``cost`` of an instance in ``/info``: seconds, and errors relative to observed durations.
 
     ``drift`` is what batches take by now in parts of what was measured, ``drift_at_start`` what they were expected to
     take when the instance was ready, from earlier runs.

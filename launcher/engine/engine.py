@@ -1,10 +1,10 @@
-"""The engine: the one listener of supervisor and dispatcher, which do not know each other.
+"""The engine: the only listener of supervisor and dispatcher, which do not know each other.
 
-The supervisor hands over the channels of workers, the dispatcher reports what workers say; here both are joined with
-the cost tables, the verification and the rules for instances that are lost. The owner (``serve``, ``bench
-throughput``, the Python API) runs ``run`` in a task, uses ``dispatcher`` and ``tokenizer``, and ends it by ``drain``
-and ``stop``. Everything happens in the thread of one event loop, which must live as long as the engine: a worker is
-killed by the kernel when the thread that started it ends.
+The supervisor passes on the sockets of new workers, the dispatcher the messages of workers; the engine connects both
+with the cost tables, the verification, and the rules for lost instances. Its owner (``serve``, ``bench throughput``,
+the Python API) runs ``run`` in a task, uses ``dispatcher`` and ``tokenizer``, and shuts it down with ``drain`` and
+``stop``. Everything runs in the thread of one event loop. That thread must live as long as the engine: the kernel
+kills a worker when the thread that started it exits.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from launcher.prepare.model import limits_of, setup_of
 
 log = logging.getLogger("launcher.engine")
 
-# After a channel is gone: time for its process to be seen ending by itself.
+# After a channel has closed: time for its process to exit by itself.
 EXIT_SECONDS = 0.25
 
 
 class EngineObserver(Protocol):
-    """Who wants to know. Called in the loop's thread, must not block."""
+    """Told about changes of the engine. Called in the thread of the loop; must not block."""
 
     def all_ready(self) -> None:
-        """Every instance is warm; said again when one that was lost is back."""
+        """Every instance is ready. Called again when a lost instance is ready again."""
 
     def failed(self, error: InstanceError) -> None:
-        """No work will be done any more; what waited was answered with an error. ``drain`` and ``stop`` are due."""
+        """The engine cannot compute any more, and queued requests have failed. Call ``drain`` and ``stop``."""
 
 
 class Unobserved:
-    """An observer for owners that wait for the engine instead."""
+    """An observer that ignores everything."""
 
     def all_ready(self) -> None:
         """See ``EngineObserver``."""
@@ -69,11 +69,11 @@ class Unobserved:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What owners of an engine decide differently; options of users are in ``launcher.options``.
+    """What the owners of engines decide; the options of users are in ``launcher.options``.
 
-    ``mask``: the cpus that workers are started with where this process has bound itself; None: those of the thread.
-    ``restart``: lost workers are replaced; otherwise the first loss is the end. ``verify``: look from outside, when a
-    worker is ready, whether it runs where it was planned.
+    ``mask``: the affinity that workers inherit, for a process that has bound itself; None: that of the starting thread.
+    ``restart``: whether lost workers are restarted; if not, the engine fails with the first one. ``verify``: check from
+    outside that each ready worker runs where it was planned.
     """
 
     mask: tuple[int, ...] | None = None
@@ -83,7 +83,7 @@ class EngineSettings:
 
 
 class InferenceEngine:
-    """One run of a plan. ``failure`` is why it cannot work any more, None while it can."""
+    """One run of a plan. ``failure`` is the reason why it cannot compute any more, or None."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class InferenceEngine:
         settings: EngineSettings | None = None,
         observer: EngineObserver | None = None,
     ) -> None:
-        """``prepared`` has a model. Raises any ``LauncherError`` for a tokenizer that cannot be used."""
+        """``prepared`` must have a model. Raises ``LauncherError`` if its tokenizer cannot be used."""
         assert prepared.model_info is not None, "an engine is prepared with its model"
         self.prepared = prepared
         self.model_info = prepared.model_info
@@ -137,10 +137,10 @@ class InferenceEngine:
     # --------------------------------------------------------------------- run
 
     async def run(self) -> None:
-        """Start the workers and keep them alive until ``stop`` or ``stop_now``.
+        """Start the workers and restart them when needed, until ``stop`` or ``stop_now``.
 
-        However it ends, cancellation included, every worker is killed and reaped before it returns, and what still
-        waits for a worker is answered with an error.
+        When it returns, raises or is cancelled, every worker has exited, and requests that were still queued have
+        failed.
         """
         try:
             async with anyio.create_task_group() as group:
@@ -152,19 +152,19 @@ class InferenceEngine:
             self.dispatcher.no_instances_left("the engine has ended")
 
     async def wait_ready(self) -> None:
-        """Returns when an instance is warm and every other one is warm or given up. Raises ``InstanceError`` when the
-        engine fails before."""
+        """Wait until every instance is ready or has failed, and at least one is ready. Raises ``InstanceError`` if the
+        engine fails first."""
         await self._settled.wait()
         if self.failure is not None:
             raise self.failure
 
     async def drain(self, seconds: float) -> None:
-        """Admit nothing more and finish what was admitted; what takes longer is answered with an error. What batches
-        took is kept for the next start."""
+        """Refuse new requests and wait for admitted ones, for at most ``seconds``; then they fail. Saves the observed
+        costs for the next start."""
         self._draining = True
         self._supervisor.begin_drain()
         self.dispatcher.begin_drain()
-        self._answer_when_nobody_is_left()
+        self._fail_requests_without_workers()
         with anyio.move_on_after(seconds) as drain:
             await self.dispatcher.drained()
         if drain.cancelled_caught:
@@ -174,7 +174,7 @@ class InferenceEngine:
         self._costs.keep((plan, self.scheduler.cost(plan.id)) for plan in ready)
 
     async def stop(self) -> None:
-        """End the workers; returns when none is left. What is not finished is not answered."""
+        """Stop the workers; returns when all have exited. Does not wait for queued requests."""
         self._draining = True
         self.dispatcher.stop_workers()
         await self._supervisor.stop(self._options.supervise.stop_seconds)
@@ -185,12 +185,12 @@ class InferenceEngine:
         self._supervisor.stop_now()
 
     def close(self) -> None:
-        """Let the tokenizer's threads end, when nobody tokenizes any more."""
+        """Release the threads of the tokenizer. Call it when nothing is tokenized any more."""
         self.tokenizer.close()
 
     def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
-        """Have a task started. Listeners are called by the loop itself, too, where anyio cannot start one unless it
-        has started the loop."""
+        """Start a task. The loop itself also calls listeners, and there anyio cannot start a task unless it also
+        started the loop."""
         self._to_start.put_nowait(partial(function, *arguments))
 
     async def _start_tasks(self, group: TaskGroup) -> None:
@@ -198,7 +198,7 @@ class InferenceEngine:
             group.start_soon(await self._to_start.get())
 
     def _fail(self, reason: str, context: str = "") -> None:
-        """The end when no work can be done any more; the first reason is the one that is told."""
+        """Record that the engine cannot compute any more; only the first reason counts."""
         if self._draining or self.failure is not None:
             return
         self.failure = InstanceError(context + reason)
@@ -231,7 +231,7 @@ class InferenceEngine:
             self._supervisor.kill(instance, f"its channel could not be opened: {error}")
 
     def exited(self, instance: int, pid: int, description: str) -> None:
-        """The worker process has ended; its channel tells the dispatcher by itself."""
+        """The worker process has exited; its channel informs the dispatcher."""
         view = self._views[instance]
         view.pid, view.ready, view.stage = None, None, None
         self._start(self._after_exit)
@@ -240,10 +240,10 @@ class InferenceEngine:
 
     async def _after_exit(self) -> None:
         await anyio.sleep(EXIT_SECONDS)  # for the last results, which may still be in the channel
-        self._answer_when_nobody_is_left()
+        self._fail_requests_without_workers()
 
-    def _answer_when_nobody_is_left(self) -> None:
-        """Nothing is restarted while draining: what waits when the last instance has ended waits for nothing."""
+    def _fail_requests_without_workers(self) -> None:
+        """Fail queued requests when the last worker exits during a drain, because none is restarted then."""
         if self._draining and all(view.pid is None for view in self._views.values()):
             self.dispatcher.no_instances_left("the last instance ended while the server was shutting down")
 
@@ -270,7 +270,7 @@ class InferenceEngine:
         log.log(level, "%-6s %4s  %s", message.stage, progress, message.detail, extra=extra)
 
     def ready(self, instance: int, message: Ready) -> None:
-        """The worker is warm: tell the supervisor, and look at the process from outside."""
+        """The worker is ready: tell the supervisor, and verify the process from outside."""
         view = self._views[instance]
         view.ready, view.stage = message, None
         self._was_ready = True
@@ -287,12 +287,12 @@ class InferenceEngine:
     async def _verify(self, instance: int, message: Ready) -> None:
         view = self._views[instance]
         plan, level = view.prepared.plan, view.prepared.binding.level
-        # The plan's, not what the worker counts itself: a collapsed team is what is looked for.
+        # From the plan, not from the worker: the check is for OpenMP teams that are smaller than planned.
         threads = plan.threads if message.backend != "fake" else None
         look = partial(verify, message.pid, plan.cpus, plan.nodes, threads, level)
         try:
             found = await anyio.to_thread.run_sync(look)
-        except InstanceError as error:  # it has ended meanwhile; the supervisor says how
+        except InstanceError as error:  # it has exited meanwhile; the supervisor logs how
             log.debug("%s", error, extra={"instance": instance})
             return
         if view.pid != message.pid:
@@ -304,7 +304,7 @@ class InferenceEngine:
             self._supervisor.unusable(instance, f"--strict: {found.sentence()}", message.pid)
 
     def unusable(self, instance: int, reason: str) -> None:
-        """The worker says that its model cannot be served; believed for good only where no worker ever could."""
+        """The worker says that it cannot serve its model. This is final only if no worker has ever been ready."""
         pid = self._views[instance].pid
         if not self._settings.restart:
             self._fail(f"instance {instance} cannot serve the model: {reason}")
@@ -314,13 +314,13 @@ class InferenceEngine:
             self._supervisor.unusable(instance, reason, pid)
 
     def lost(self, instance: int, reason: str) -> None:
-        """The channel is gone; the process may still be there."""
+        """The channel is closed; the process may still run."""
         self._views[instance].ready = None
         if not self._draining:
             self._start(self._end_lost, instance, self._views[instance].pid, reason)
 
     async def _end_lost(self, instance: int, pid: int | None, reason: str) -> None:
-        # Mostly the channel is gone because the process is, and then its own exit status says more than our signal.
+        # Usually the channel is closed because the process has exited, and its exit status says more than our signal.
         await anyio.sleep(EXIT_SECONDS)
         if pid is not None and self._views[instance].pid == pid:
             self._supervisor.kill(instance, reason, pid)
@@ -329,11 +329,11 @@ class InferenceEngine:
 
     @property
     def draining(self) -> bool:
-        """Whether the end has begun."""
+        """Whether it is shutting down."""
         return self._draining
 
     def is_ready(self) -> bool:
-        """Whether requests are served as planned: an instance of each class is warm, and the end has not begun."""
+        """Whether an instance of each length class is ready and the engine is not shutting down."""
         classes = {view.prepared.plan.length_class for view in self._views.values()}
         warm = {view.prepared.plan.length_class for view in self._views.values() if view.ready}
         return not self._draining and warm == classes
@@ -346,12 +346,12 @@ class InferenceEngine:
         }
 
     def cost_sources(self) -> tuple[str, ...]:
-        """Where the costs of the warm instances are from: ``measured``, ``cached``, or both."""
+        """The sources of the costs of ready instances: ``measured``, ``cached``, or both."""
         ready = [view.ready for view in self._views.values() if view.ready]
         return tuple(sorted({"cached" if message.cached else "measured" for message in ready}))
 
     def info(self) -> dict[str, Any]:
-        """What runs where, and what was found when it was looked at: the body of ``/info``."""
+        """What runs where, and the results of the verification: the body of ``GET /info``."""
         plan, model_info, states = self.prepared.plan, self.model_info, self._supervisor.states()
         views = self._views.values()
         return {

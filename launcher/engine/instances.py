@@ -1,4 +1,4 @@
-"""What the engine knows of each instance: what was prepared, and what its parts have reported since."""
+"""The engine's view of each instance: what was prepared, and what its worker has reported since."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.prepare.instances import PreparedInstance
 
 @dataclass(slots=True)
 class InstanceView:
-    """One instance. ``ready`` is the message of the worker that is warm now, ``stage`` what a starting one does."""
+    """One instance. ``ready`` is the message of a worker that is ready, ``stage`` the progress of one that starts."""
 
     prepared: PreparedInstance
     pid: int | None = None
@@ -63,11 +63,11 @@ def _worker_info(ready: Ready) -> dict[str, Any]:
 
 
 def packing_info(ready: Sequence[Ready], layout: Layout) -> str | None:
-    """How the items of a batch are laid out, in words; None while nothing is ready."""
+    """The layout of batches in words; None while no instance is ready."""
     if not ready:
         return None
     if all(message.packed for message in ready):
-        return "on: items are computed one behind the other, without padding"
+        return "on: inputs are concatenated, without padding"
     if layout == "fifo":
-        return "off: batches are made as items come, and padded"
-    return "off: batches are of items of similar length, padded"
+        return "off: batches are in order of arrival, padded"
+    return "off: batches are of inputs of similar length, padded"

@@ -1,7 +1,7 @@
 """One engine on a running asyncio loop, for callers in the same process: start, compute chunks of texts, close.
 
-Separate from the Python API because two of its classes use it, one on the caller's loop and one on a loop in a thread.
-What results mean must not enter here.
+Separate from the Python API because both of its classes use it, one on the caller's loop and one on a loop in a
+thread. The meaning of results must not enter.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from launcher.options import ServeOptions
 from launcher.prepare.instances import Prepared
 
 CLOSED = "the engine is closed; create another one"
-# How often it is looked whether an instance is back when all of them are being restarted.
+# While all instances are restarting: how often to check whether one is ready.
 NOT_READY_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some texts of a call; ``first`` is the index of the first one. ``lone``: the call has no other text."""
+    """Some texts of a call; ``first`` is the index of the first one. ``lone``: it is the only text of the call."""
 
     texts: Sequence[str]
     first: int = 0
@@ -43,9 +43,9 @@ class Computed:
 
 
 class QueueRoom:
-    """Items that may be in the queue at a time: whoever needs more waits, first come, first served.
+    """Limits the items in the queue; callers that exceed the limit wait in order of arrival.
 
-    Over HTTP a full queue is answered with 429. Here callers wait, which is what bounds a loop over many texts.
+    Over HTTP a full queue is answered with 429. In a program, callers can wait instead.
     """
 
     def __init__(self, items: int) -> None:
@@ -53,7 +53,7 @@ class QueueRoom:
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, items: int) -> None:
-        """Returns when there is room for so many items; they are to be given back."""
+        """Wait until there is room for this number of items. Release them with ``give_back``."""
         if not self._waiters and self._free >= items:
             self._free -= items
             return
@@ -63,7 +63,7 @@ class QueueRoom:
         try:
             await granted
         except asyncio.CancelledError:
-            if not granted.cancelled():  # there is room for it, just now
+            if not granted.cancelled():  # granted and cancelled in the same iteration of the loop
                 self.give_back(items)
             elif waiter in self._waiters:
                 self._waiters.remove(waiter)
@@ -71,7 +71,7 @@ class QueueRoom:
             raise
 
     def give_back(self, items: int) -> None:
-        """So many items have left the queue."""
+        """This number of items has left the queue."""
         self._free += items
         self._grant()
 
@@ -84,7 +84,7 @@ class QueueRoom:
 
 
 class Session:
-    """See the module's head. Everything is called in the thread of one running loop, which spawns the workers."""
+    """See the module's docstring. Call all methods in the thread of one running loop, which starts the workers."""
 
     def __init__(self, options: ServeOptions, prepared: Prepared) -> None:
         self.engine = InferenceEngine(options, prepared)
@@ -95,7 +95,7 @@ class Session:
         self._closing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when the instances are ready. Raises ``InstanceError`` when none can be; then none is left."""
+        """Wait until the instances are ready. Raises ``InstanceError`` if none can be started; then all have exited."""
         self._running = asyncio.create_task(self.engine.run(), name="launcher engine")
         ready = asyncio.create_task(self.engine.wait_ready(), name="launcher engine start")
         try:
@@ -110,11 +110,11 @@ class Session:
             raise
 
     async def compute(self, chunk: Chunk) -> Computed:
-        """The results of a chunk of at most ``chunk_items`` texts. Waits for room in the queue, and for an instance
-        while all are being restarted.
+        """The results of a chunk of at most ``chunk_items`` texts. Waits for room in the queue, and while all instances
+        are restarting.
 
-        Raises ``RequestError`` for a text that cannot be used, ``InstanceError`` when the engine cannot compute any
-        more, ``UsageError`` when it is closed.
+        Raises ``RequestError`` for a text that cannot be used, ``InstanceError`` if no instance is left, and
+        ``UsageError`` if the engine is closed.
         """
         self._check_open()
         items = len(chunk.texts)
@@ -149,9 +149,9 @@ class Session:
             raise UsageError(CLOSED) from cause
 
     async def close(self) -> None:
-        """Finish what has begun, for at most the time of a drain, and end the workers; then none is left.
+        """Finish admitted work, for at most ``drain_seconds``, and stop the workers; returns when all have exited.
 
-        May be called again, and while it is under way.
+        Can be called repeatedly and concurrently.
         """
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="launcher engine close")

@@ -1,7 +1,7 @@
-"""Many texts through a session in order, with bounded work under way, so that memory stays flat.
+"""Computes any number of texts in order with a bounded number in flight, so that memory stays flat.
 
-Texts are taken from their iterator only when there is room; results come in the order of the texts. The same for
-callers with an event loop and for those without one.
+Texts are taken from their iterator only as results are consumed. One variant for callers with an event loop and one
+for callers without.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 from launcher.engine.session import CLOSED, Chunk, Computed
 from launcher.errors import UsageError
 
-# Tokenized and queued together; about four batches of English text.
+# Characters that are tokenized and queued together: about four batches of English text.
 CHUNK_CHARACTERS = 32_000
-# Chunks under way: enough that no instance waits while texts are tokenized and results are taken.
+# Chunks in flight: enough to keep all instances busy while texts are tokenized and results consumed.
 BASE_CHUNKS = 4
 CHUNKS_PER_INSTANCE = 4
 
 
 def chunk_limit(instances: int) -> int:
-    """How many chunks may be under way at a time with so many instances."""
+    """The maximum number of chunks in flight for this number of instances."""
     return BASE_CHUNKS + CHUNKS_PER_INSTANCE * instances
 
 
 class Chunker:
-    """Groups texts into chunks of at most ``items`` texts. ``lone``: errors need not say which text it is."""
+    """Groups texts into chunks of at most ``items`` texts. ``lone``: there is one text, so errors need no index."""
 
     def __init__(self, items: int, *, truncate: bool, lone: bool = False) -> None:
         self._items = items
@@ -40,7 +40,7 @@ class Chunker:
         self._characters = 0
 
     def add(self, text: Any) -> Chunk | None:
-        """The chunk that this text completes. Raises ``UsageError`` for what is not a text."""
+        """The chunk that this text completes, or None. Raises ``UsageError`` if it is not a ``str``."""
         if not isinstance(text, str):
             place = self._first + len(self._texts)
             raise UsageError(f"'texts[{place}]' is of type {type(text).__name__}; it must be a str")
@@ -51,7 +51,7 @@ class Chunker:
         return self.rest()
 
     def rest(self) -> Chunk | None:
-        """The chunk of the texts that are left."""
+        """The chunk of the remaining texts, or None."""
         if not self._texts:
             return None
         chunk = Chunk(self._texts, self._first, self._lone, self._truncate)
@@ -71,10 +71,10 @@ def _chunks(texts: Iterable[Any], chunker: Chunker) -> Iterator[Chunk]:
 def in_order(
     texts: Iterable[Any], chunker: Chunker, limit: int, submit: Callable[[Chunk], concurrent.futures.Future[Computed]]
 ) -> Iterator[Computed]:
-    """What becomes of the texts, chunk by chunk, while at most ``limit`` chunks are under way.
+    """The results of the texts, chunk by chunk, with at most ``limit`` chunks in flight.
 
-    Raises what the iterator of the texts raises, and what a chunk raises after the results before it. However it ends,
-    the chunks under way are cancelled.
+    Raises what the iterator raises, and the error of a chunk after the results of the chunks before it. When the
+    caller stops early, chunks in flight are cancelled.
     """
     pending: deque[concurrent.futures.Future[Computed]] = deque()
     try:
@@ -91,7 +91,7 @@ def in_order(
 
 def _result(pending: deque[concurrent.futures.Future[Computed]]) -> Computed:
     try:
-        computed = pending[0].result()  # left in place: an interrupt must find it there, to be cancelled
+        computed = pending[0].result()  # stays in the queue meanwhile, so that an interrupt cancels it
     except concurrent.futures.CancelledError as error:
         raise UsageError(CLOSED) from error
     pending.popleft()
@@ -104,7 +104,7 @@ async def in_order_async(
     limit: int,
     compute: Callable[[Chunk], Coroutine[Any, Any, Computed]],
 ) -> AsyncGenerator[Computed, None]:
-    """As ``in_order``, on the running loop; texts may come from an asynchronous iterator."""
+    """As ``in_order``, on the running loop. Texts may come from an asynchronous iterator."""
     pending: deque[asyncio.Task[Computed]] = deque()
     try:
         async with aclosing(_async_chunks(texts, chunker)) as chunks:
@@ -134,4 +134,4 @@ async def _async_chunks(texts: Iterable[Any] | AsyncIterable[Any], chunker: Chun
         return
     for chunk in _chunks(texts, chunker):
         yield chunk
-        await asyncio.sleep(0)  # an iterator that never waits must not hold the loop
+        await asyncio.sleep(0)  # let other tasks run between chunks

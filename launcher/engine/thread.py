@@ -1,8 +1,8 @@
 """A session on an event loop of its own, in a thread that lives as long as the session.
 
-For callers without a loop, and for those that have one and block it (a notebook). Workers are started from this
-thread: the kernel kills them when the thread that started them ends, so it must not end before them. Signal handlers
-and the policy of event loops are left alone.
+For callers without a loop, and for callers that block theirs (a notebook). This thread starts the workers: the kernel
+kills them when the thread that started them exits, so it must outlive them. Signal handlers and event loop policies
+must not be changed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ Result = TypeVar("Result")
 
 
 class SessionThread:
-    """Runs the session that ``make_session`` makes. Methods may be called from any thread."""
+    """Runs the session that ``make_session`` returns. Methods can be called from any thread."""
 
     def __init__(self, make_session: Callable[[], Session]) -> None:
-        """Returns when the instances are ready. Raises what ``make_session`` and ``Session.start`` raise."""
+        """Wait until the instances are ready. Raises what ``make_session`` and ``Session.start`` raise."""
         self._make_session = make_session
         self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._started: concurrent.futures.Future[Session] = concurrent.futures.Future()
         self._asked_to_end = asyncio.Event()
         self._kill = False
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may run the finalizer of an engine anywhere, also in here.
+        self._lock = threading.RLock()
         self._closed = False
-        # A daemon: the interpreter joins other threads before it lets anybody close anything.
+        # A daemon, because at exit the interpreter joins all other threads before it runs finalizers.
         self._thread = threading.Thread(target=self._run, name="launcher engine", daemon=True)
         self._thread.start()
         try:
@@ -45,8 +46,8 @@ class SessionThread:
             raise
 
     def submit(self, work: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
-        """Run a coroutine on the session's loop; to cancel the future is to cancel it. Raises ``UsageError`` when the
-        engine is closed, and in a process that was forked from the one that has it."""
+        """Run a coroutine on the session's loop; cancelling the future cancels it. Raises ``UsageError`` if the engine
+        is closed, and in a forked process."""
         with self._lock:
             if self._closed or self._process != os.getpid():
                 work.close()
@@ -54,16 +55,16 @@ class SessionThread:
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
-        """Finish what has begun and end the workers; returns when none is left."""
+        """Finish admitted work and stop the workers; returns when all have exited."""
         self._end(kill=False)
 
     def kill(self) -> None:
-        """End the workers without finishing anything; returns when none is left."""
+        """Kill the workers; returns when all have exited."""
         self._end(kill=True)
 
     def _end(self, *, kill: bool) -> None:
         if self._process != os.getpid():
-            return  # a fork has its parent's memory, but neither its thread nor its workers
+            return  # a forked process has the memory of its parent, but not its threads or workers
         with self._lock:
             if not self._closed:
                 self._loop.call_soon_threadsafe(self._ask_to_end, kill)
@@ -115,10 +116,10 @@ class SessionThread:
         self._asked_to_end.set()
 
     async def _cancel_the_rest(self) -> None:
-        """Have no caller wait for a loop that does not run any more."""
+        """Cancel what is left, so that no caller waits for a loop that has ended."""
         with self._lock:
             self._closed = True
-        await asyncio.sleep(0)  # what was submitted before becomes tasks
+        await asyncio.sleep(0)  # until work that was submitted before has become tasks
         await asyncio.sleep(0)
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:

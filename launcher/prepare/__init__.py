@@ -1,6 +1,5 @@
-"""From options to all that is known before a process starts: machine, model, plan, bindings, preload, commands.
+"""From options to everything that is known before a process starts: machine, model, plan, bindings, commands.
 
-Every command that plans uses it: ``serve``, ``topology``, ``run``, ``bench throughput``, and the Python API. It is
-separate from the engine because a report needs the same facts and starts nothing; only the probes of the bindings
-run here. Signals, event loops and workers must not enter.
+Every command that plans uses it, and so does the Python API. It is separate from the engine because reports need the
+same facts and start nothing; only the probes of the bindings are run. Signals, event loops and workers must not enter.
 """

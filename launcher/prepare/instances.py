@@ -24,7 +24,7 @@ from launcher.options import MachineOptions, RuntimeOptions
 
 @dataclass(frozen=True, slots=True)
 class PreparedInstance:
-    """One instance: where it runs, how it is held there, and what is started."""
+    """One instance: where it runs, how it is bound, and the command that starts it."""
 
     plan: InstancePlan
     binding: Binding
@@ -33,7 +33,7 @@ class PreparedInstance:
 
 @dataclass(frozen=True, slots=True)
 class ForecastInputs:
-    """What predictions are made from, and what ``--classes auto`` chose; None without it."""
+    """The inputs of predictions, and the choice of ``--classes auto``; None without that option."""
 
     traffic: Traffic
     basis: CostBasis
@@ -60,8 +60,8 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """What the command of an instance depends on beside its plan and binding. ``live``: it is for this machine;
-    ``user_env`` is empty where it is not."""
+    """What the command of an instance depends on besides its plan and binding. ``live``: it is for this machine;
+    otherwise ``user_env`` is empty."""
 
     live: bool
     instances: int
@@ -96,7 +96,7 @@ def prepare_instances(
 
 
 def without_repeats(*warnings: str) -> tuple[str, ...]:
-    """Each warning once, in the order of their first occurrence: many are the same for all instances."""
+    """Each warning once, in order of first occurrence: many are the same for all instances."""
     return tuple(dict.fromkeys(warnings))
 
 

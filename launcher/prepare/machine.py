@@ -22,12 +22,12 @@ def load_machine(options: MachineOptions) -> Machine:
 
 
 def is_here(options: MachineOptions) -> bool:
-    """Whether it is the machine that this process runs on: only then may a plan contain what was found out here."""
+    """Whether it is the machine that this process runs on. Only then may a plan contain facts about this process."""
     return options.machine_file is None and options.sysroot.resolve() == HERE
 
 
 def refuse_elsewhere(options: MachineOptions) -> None:
-    """Raises ``UsageError`` where a plan is for another machine, and can be shown but not carried out."""
+    """Raises ``UsageError`` if the plan is for another machine, and so can be shown but not started."""
     if is_here(options):
         return
     option, place = ("--machine", options.machine_file) if options.machine_file else ("--sysroot", options.sysroot)

@@ -1,4 +1,4 @@
-"""The model that instances are planned for, and what workers and scheduler are told of it."""
+"""The model that instances are planned for, and what workers and scheduler are told about it."""
 
 from __future__ import annotations
 

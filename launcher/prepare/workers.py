@@ -74,7 +74,7 @@ def _traffic_of(options: ServeOptions) -> Traffic:
     if path is not None:
         return Traffic(read_histogram(path), f"those of {path.name}", tokens)
     return Traffic(
-        Histogram(tuple(builtin_lengths().items())), "the built-in mix (--lengths FILE gives others)", tokens
+        Histogram(tuple(builtin_lengths().items())), "the built-in workload (--lengths FILE sets another)", tokens
     )
 
 

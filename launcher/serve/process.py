@@ -1,6 +1,6 @@
 """What ``launch serve`` does to its own process before the event loop runs: affinity, descriptors, the socket.
 
-Separate from the engine, which may share its process with others (the Python API) and must leave all of it alone.
+Separate from the engine, which may run in the process of a user (Python API) and must not change any of this.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Server:
     def __init__(
         self, options: ServeOptions, prepared: Prepared, sock: socket.socket, mask: tuple[int, ...] | None = None
     ) -> None:
-        """``mask`` is what workers start with where the front has bound itself."""
+        """``mask`` is the affinity that workers inherit if the front has bound itself."""
         self._options = options
         self._prepared = prepared
         self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=mask), self)
@@ -74,13 +74,13 @@ class Server:
 
     @property
     def failure(self) -> LauncherError | None:
-        """Why the server ended although nobody asked for it."""
+        """The reason why the server stopped by itself, or None."""
         return self._engine.failure
 
     async def run(self) -> None:
         """Serve until a signal, or until no instance is left."""
         self._finished = anyio.Event()
-        # What is there now stays for good. Walking it took the collector 20 to 25 ms, in the middle of requests.
+        # Existing objects stay for good. Traversing them took the collector 20 to 25 ms, in the middle of requests.
         gc.collect()
         gc.freeze()
         self._say_start()
@@ -118,10 +118,12 @@ class Server:
                 self._signals += 1
                 name = signal.Signals(number).name
                 if self._signals == 1:
-                    log.info("%s: draining; a second signal ends at once", name, extra={"event": "draining"})
+                    log.info(
+                        "%s: draining; a second signal stops the server at once", name, extra={"event": "draining"}
+                    )
                     self._begin_end()
                 else:
-                    log.warning("%s again: ending at once", name, extra={"event": "ending"})
+                    log.warning("%s again: stopping at once", name, extra={"event": "ending"})
                     self._engine.stop_now()
                     self._finished.set()
 
@@ -130,7 +132,7 @@ class Server:
             self._group.start_soon(self._end)
 
     async def _end(self) -> None:
-        """The clean end: nothing that was admitted is lost, unless it takes longer than the drain may."""
+        """Graceful shutdown: admitted requests are finished, unless they take longer than ``drain_seconds``."""
         await self._engine.drain(self._options.front.drain_seconds)
         await self._engine.stop()
         await self._http.stop(self._options.supervise.stop_seconds)  # for replies that are being written
@@ -142,5 +144,5 @@ class Server:
         log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
 
     def failed(self, error: InstanceError) -> None:
-        """The end when no instance is left: the exit status says that it failed."""
+        """Shut down; the exit status says that the server failed."""
         self._begin_end()

@@ -170,6 +170,13 @@ def test_calls_raise_when_the_instances_are_given_up() -> None:
             engine.embed("comes later")
 
 
+def test_a_start_that_fails_says_why_and_leaves_no_worker() -> None:
+    before = children()
+    with pytest.raises(InstanceError, match="no instance is left"):
+        Engine("random:tiny", start_seconds=0.1, max_failures=1, **FAKE)
+    assert children() == before
+
+
 def test_a_lost_worker_costs_no_result() -> None:
     with Engine("random:tiny", backoff_seconds=0.01, **FAKE) as engine:
         expected = engine.embed("text 1")

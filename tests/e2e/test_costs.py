@@ -95,7 +95,7 @@ def test_a_table_that_batches_contradict_is_corrected_at_the_next_start_and_that
     assert corrected["worker"]["measured"] == table["measured"]
     assert corrected["cost"]["drift_at_start"] == pytest.approx(wrong["cost"]["drift"], rel=0.15)
     assert corrected["cost"]["drift_at_start"] < 0.95
-    assert any("times what was measured, as batches took at earlier runs" in sentence for sentence in said)
+    assert any("times what was measured, as observed in earlier runs" in sentence for sentence in said)
     assert start(launch, tmp_path, *slower, "--measure")[0]["cost"]["drift_at_start"] == 1.0
 
 
