@@ -18,7 +18,7 @@ from launcher.options import (
     from_flat,
     to_flat,
 )
-from launcher.options.declaration import options_of, part
+from launcher.options.option import options_of, part
 
 DEFAULT_MODEL: Final = ModelOptions().model
 
@@ -32,7 +32,7 @@ class EngineOptions:
     model: ModelOptions = part(ModelOptions(), without=("model",))
     front: FrontOptions = part(
         FrontOptions(),
-        only=("drain_seconds", "max_text_characters", "tokenizer_threads", "max_queue_items", "batch_tokens"),
+        only=("drain_seconds", "max_text_characters", "tokenizer_threads"),
     )
     scheduling: SchedulingOptions = part(SchedulingOptions())
     supervise: SuperviseOptions = part(SuperviseOptions())

@@ -78,7 +78,7 @@ def run_throughput(serve: ServeOptions, options: ThroughputOptions, workload: Wo
     for warning in prepared.warnings:
         log.warning("%s", warning, extra={"event": "warning"})
     mask = bind_front(prepared, strict=serve.machine.strict)
-    serve = replace(serve, front=replace(serve.front, queue_items=len(workload.texts)))
+    serve = replace(serve, scheduling=replace(serve.scheduling, queue_items=len(workload.texts)))
     throughput = ThroughputRun(serve, options, prepared, mask)
     measured = anyio.run(throughput.run, workload, backend_options={"use_uvloop": True})
     setup = setup_of(serve, prepared.machine, prepared.model_info)

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from launcher.cli import bench, config, doctor, run, serve, topology
 from launcher.cli.flags import Command, add_command, keep_text
-from launcher.options.groups import HTTP, LIMITS, SUPERVISION
+from launcher.options.definitions import HTTP, LIMITS, SUPERVISION
 
 DEFAULT_COMMAND = "serve"
 

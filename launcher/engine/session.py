@@ -88,9 +88,9 @@ class Session:
 
     def __init__(self, options: ServeOptions, prepared: Prepared) -> None:
         self.engine = InferenceEngine(options, prepared)
-        self.chunk_items = min(256, options.front.queue_items)
+        self.chunk_items = min(256, options.scheduling.queue_items)
         self._drain_seconds = options.front.drain_seconds
-        self._room = QueueRoom(options.front.queue_items)
+        self._room = QueueRoom(options.scheduling.queue_items)
         self._running: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from launcher.options.choices import EmbeddingsApi, VectorEncoding
-from launcher.options.declaration import option, part
-from launcher.options.groups import (
+from launcher.options.definitions import (
     HTTP,
     LIMITS,
     OUTPUT,
@@ -18,6 +17,7 @@ from launcher.options.groups import (
     ModelOptions,
     ServeOptions,
 )
+from launcher.options.option import option, part
 
 WORKLOAD = "Workload"
 LOAD = "Load"

@@ -1,7 +1,7 @@
-"""Prefixes of environment variables. Separate and without imports, so that ``core`` may use them too."""
+"""Prefixes of environment variables. Separate and without imports, so that ``core`` can use them."""
 
 # Options: LAUNCH_PORT.
 OPTION_PREFIX = "LAUNCH_"
-# What ``launch run`` tells its programs: LAUNCH_RUN_INSTANCE. Never an option, so that a ``launch`` among the programs
-# does not take the place of its program for a wish.
+# Variables that ``launch run`` sets for its programs: LAUNCH_RUN_INSTANCE. They are never options, because one of the
+# programs may be ``launch``.
 RUN_PREFIX = "LAUNCH_RUN_"

@@ -80,4 +80,6 @@ def subject_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -
         backend = f"fake, {options.model.fake_seconds_per_token or 0.0:g} s a token"
     # Rows cost the same whoever shares them; what is packed is known only when the model is loaded.
     layout = "auto" if options.model.layout == "auto" else "padded"
-    return CostSubject(machine, model_info, dtype_of(options, machine), backend, options.front.batch_tokens, layout)
+    return CostSubject(
+        machine, model_info, dtype_of(options, machine), backend, options.scheduling.batch_tokens, layout
+    )

@@ -62,8 +62,8 @@ def limits_of(options: ServeOptions) -> SchedulerLimits:
     fifo_items = FIFO_BATCH_ITEMS if options.model.layout == "fifo" else None
     rules = options.scheduling
     return SchedulerLimits(
-        queue_items=options.front.queue_items,
-        batch_tokens=options.front.batch_tokens,
+        queue_items=rules.queue_items,
+        batch_tokens=rules.batch_tokens,
         interactive_share=rules.interactive_share,
         bulk_batch_seconds=rules.bulk_batch_seconds,
         hang_factor=rules.hang_factor,
@@ -79,8 +79,8 @@ def setup_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> 
         model_info=model_info,
         dtype=dtype_of(options, machine),
         backend=options.model.backend,
-        warmup=warmup_shapes(model_info.max_length, options.front.batch_tokens),
-        mixed=mixed_batches(model_info.max_length, options.front.batch_tokens),
+        warmup=warmup_shapes(model_info.max_length, options.scheduling.batch_tokens),
+        mixed=mixed_batches(model_info.max_length, options.scheduling.batch_tokens),
         trust_remote_code=options.model.trust_remote_code,
         pack=options.model.layout == "auto",
         fake_seconds_per_token=options.model.fake_seconds_per_token or 0.0,

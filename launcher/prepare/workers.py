@@ -77,7 +77,7 @@ def _forecast_inputs(
 
 def _traffic_of(options: ServeOptions) -> Traffic:
     """The lengths to plan and predict for. Raises ``UsageError`` for a file that is no histogram."""
-    path, tokens = options.machine.lengths, options.front.batch_tokens
+    path, tokens = options.machine.lengths, options.scheduling.batch_tokens
     if path is not None:
         return Traffic(read_histogram(path), f"those of {path.name}", tokens)
     return Traffic(

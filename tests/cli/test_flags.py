@@ -13,7 +13,7 @@ import typer
 
 from launcher.cli.app import app
 from launcher.cli.flags import ROOTS
-from launcher.options.declaration import options_of
+from launcher.options.option import options_of
 from tests.cli.running import launch
 
 COMMANDS = ("serve", "topology", "run", "doctor", "config", "bench load", "bench baseline", "bench echo",

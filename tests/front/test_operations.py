@@ -13,7 +13,7 @@ from launcher.core.cost.cost_model import CostModel
 from launcher.core.cost.length_histogram import parse_histogram
 from launcher.engine.costs import watch_costs
 from launcher.options import FrontOptions
-from launcher.options.declaration import options_of
+from launcher.options.option import options_of
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.errors import UsageError
 from launcher.options import MachineOptions, RunOptions, RuntimeOptions, ServeOptions, from_flat, to_flat
-from launcher.options.declaration import options_of
+from launcher.options.option import options_of
 from launcher.options.values import parse
 
 ROOTS = (ServeOptions, RunOptions)
