@@ -28,17 +28,17 @@ from launcher.core.scheduling.scheduler import (
     SchedulerLimits,
     Send,
 )
-from launcher.engine.engine import EngineSettings, InferenceEngine
+from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError, RequestError, UsageError
 from launcher.front.dispatcher import Outcome, Tokens
 from launcher.host import log as logs
 from launcher.options import ServeOptions
 from launcher.options.bench import ThroughputOptions
-from launcher.prepare.instances import Prepared
 from launcher.prepare.machine import refuse_elsewhere
 from launcher.prepare.model import setup_of
+from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
-from launcher.serve.process import bind_front
+from launcher.serve.process_setup import bind_front
 
 log = logging.getLogger("launcher.bench")
 

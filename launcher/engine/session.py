@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.engine.engine import InferenceEngine
+from launcher.engine.inference_engine import InferenceEngine
 from launcher.errors import InstanceError, RequestError, UsageError
 from launcher.front.dispatcher import Vectors
 from launcher.front.tokenizer import InputNames, Tokenized
 from launcher.options import ServeOptions
-from launcher.prepare.instances import Prepared
+from launcher.prepare.prepared_instances import Prepared
 
 CLOSED = "the engine is closed; create another one"
 # While all instances are restarting: how often to check whether one is ready.

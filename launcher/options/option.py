@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from launcher.options.environment import OPTION_PREFIX
+from launcher.options.env_prefixes import OPTION_PREFIX
 
 if TYPE_CHECKING:  # from Python 3.11 on
     from typing import Unpack

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.errors import UsageError
-from launcher.options.environment import OPTION_PREFIX, RUN_PREFIX
+from launcher.options.env_prefixes import OPTION_PREFIX, RUN_PREFIX
 from launcher.options.option import Option, options_of
 from launcher.options.values import convert, nearest, parse
 

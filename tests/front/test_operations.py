@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launcher.core.cost.cost_model import CostModel
 from launcher.core.cost.length_histogram import parse_histogram
-from launcher.core.cost.model import CostModel
 from launcher.engine.costs import watch_costs
 from launcher.options import FrontOptions, ServeOptions
 from launcher.options.option import options_of
