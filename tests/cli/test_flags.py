@@ -78,31 +78,29 @@ def test_bench_commands_with_options_of_their_own_read_only_flags() -> None:
 
 # -- what is imported ---------------------------------------------------------------------------------------------
 
-SLOW = set(
-    [
-        "anyio",
-        "asyncio",
-        "huggingface_hub",
-        "importlib.metadata",
-        "numpy",
-        "orjson",
-        "prometheus_client",
-        "pydantic",
-        "safetensors",
-        "ssl",
-        "starlette",
-        "tokenizers",
-        "torch",
-        "transformers",
-        "uvicorn",
-        "uvloop",
-        "launcher.bench.load",
-        "launcher.core.diagnosis",
-        "launcher.engine",
-        "launcher.front",
-        "launcher.worker",
-    ]
-)
+SLOW = {
+    "anyio",
+    "asyncio",
+    "huggingface_hub",
+    "importlib.metadata",
+    "numpy",
+    "orjson",
+    "prometheus_client",
+    "pydantic",
+    "safetensors",
+    "ssl",
+    "starlette",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "uvicorn",
+    "uvloop",
+    "launcher.bench.load",
+    "launcher.core.diagnosis",
+    "launcher.engine",
+    "launcher.front",
+    "launcher.worker",
+}
 
 IMPORTED = """
 import sys
