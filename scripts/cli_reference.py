@@ -11,7 +11,7 @@ from launcher.cli.app import BENCH_COMMANDS, COMMANDS
 from launcher.cli.flags import Command
 from launcher.options import ServeOptions
 from launcher.options.bench import WORKLOAD, ThroughputCommandOptions
-from launcher.options.declaration import Option, options_of
+from launcher.options.option import Option, options_of
 
 HEAD = """\
 # Command line

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.api.options import EngineOptions
-from launcher.options.declaration import Option, options_of
+from launcher.options.option import Option, options_of
 
 HEAD = '''"""The keyword arguments of engines, for type checkers and editors. Made by ``scripts/docs``; do not edit."""
 

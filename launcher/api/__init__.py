@@ -5,9 +5,9 @@ thin: the engine and the streaming of texts are in ``launcher.engine``. Signal h
 and the root logger belong to the program and must not be changed.
 """
 
-from launcher.api.aio import AsyncEngine
+from launcher.api.async_engine import AsyncEngine
 from launcher.api.results import Entity
-from launcher.api.sync import Engine
+from launcher.api.sync_engine import Engine
 from launcher.front.label_scores import LabelScore
 
 __all__ = ["AsyncEngine", "Engine", "Entity", "LabelScore"]

@@ -63,11 +63,11 @@ class EngineKeywords(TypedDict, total=False):
     layout: Literal["auto", "sorted", "fifo"]
     """Batch layout; auto packs if possible, sorted pads by length, fifo pads in arrival order. Default: auto."""
 
-    fake_seconds_per_token: float | None
-    """Time per token of --backend fake. Default: None."""
-
     measure: bool
     """Measure batch costs again instead of using cached ones. Default: False."""
+
+    fake_seconds_per_token: float | None
+    """Time per token of --backend fake. Default: None."""
 
     drain_seconds: float
     """Graceful shutdown timeout for admitted requests. Default: 30.0."""

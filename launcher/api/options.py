@@ -18,7 +18,7 @@ from launcher.options import (
     from_flat,
     to_flat,
 )
-from launcher.options.declaration import option, options_of, part
+from launcher.options.option import options_of, part
 
 DEFAULT_MODEL: Final = ModelOptions().model
 
@@ -30,10 +30,9 @@ class EngineOptions:
     machine: MachineOptions = part(MachineOptions(), without=("sysroot", "machine"))
     runtime: RuntimeOptions = part(RuntimeOptions())
     model: ModelOptions = part(ModelOptions(), without=("model",))
-    measure: bool = option(False, "Measure batch costs again instead of using cached ones.")
     front: FrontOptions = part(
         FrontOptions(),
-        only=("drain_seconds", "max_text_characters", "tokenizer_threads", "max_queue_items", "batch_tokens"),
+        only=("drain_seconds", "max_text_characters", "tokenizer_threads"),
     )
     scheduling: SchedulingOptions = part(SchedulingOptions())
     supervise: SuperviseOptions = part(SuperviseOptions())

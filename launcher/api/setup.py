@@ -10,7 +10,7 @@ from launcher.api.options import serve_options
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.engine.session import Session
 from launcher.options import ServeOptions
-from launcher.prepare.instances import Prepared
+from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 
 

@@ -28,17 +28,17 @@ from launcher.core.scheduling.scheduler import (
     SchedulerLimits,
     Send,
 )
-from launcher.engine.engine import EngineSettings, InferenceEngine
+from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError, RequestError, UsageError
 from launcher.front.dispatcher import Outcome, Tokens
 from launcher.host import log as logs
 from launcher.options import ServeOptions
 from launcher.options.bench import ThroughputOptions
-from launcher.prepare.instances import Prepared
 from launcher.prepare.machine import refuse_elsewhere
 from launcher.prepare.model import setup_of
+from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
-from launcher.serve.process import bind_front
+from launcher.serve.process_setup import bind_front
 
 log = logging.getLogger("launcher.bench")
 
@@ -78,7 +78,7 @@ def run_throughput(serve: ServeOptions, options: ThroughputOptions, workload: Wo
     for warning in prepared.warnings:
         log.warning("%s", warning, extra={"event": "warning"})
     mask = bind_front(prepared, strict=serve.machine.strict)
-    serve = replace(serve, front=replace(serve.front, queue_items=len(workload.texts)))
+    serve = replace(serve, scheduling=replace(serve.scheduling, queue_items=len(workload.texts)))
     throughput = ThroughputRun(serve, options, prepared, mask)
     measured = anyio.run(throughput.run, workload, backend_options={"use_uvloop": True})
     setup = setup_of(serve, prepared.machine, prepared.model_info)

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from launcher.cli import bench, config, doctor, run, serve, topology
 from launcher.cli.flags import Command, add_command, keep_text
-from launcher.options.groups import HTTP, LIMITS, SUPERVISION
+from launcher.options.definitions import HTTP, LIMITS, SUPERVISION
 
 DEFAULT_COMMAND = "serve"
 
@@ -33,7 +33,8 @@ app = typer.Typer(
     no_args_is_help=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Turn this CPU server into an inference server for transformer models. The default command is serve.",
+    help="Turn this CPU server into an inference server for transformer models. The default command is serve.\n\n"
+    "Example: launch --model demo --instances 4",
     epilog="Options can also be set by LAUNCH_* environment variables and by a file; see launch config --help.",
 )
 
@@ -62,7 +63,8 @@ BENCH_COMMANDS = (
 )
 
 benchmarks = typer.Typer(
-    help="Measure: load over HTTP, the workers alone, a plain script, or a server that does nothing.",
+    help="Measure a server over HTTP, the workers alone, a plain script, or a server that does nothing.\n\n"
+    "Example: launch bench load --url http://127.0.0.1:8000",
     no_args_is_help=True,
 )
 app.add_typer(benchmarks, name="bench")

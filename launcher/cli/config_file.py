@@ -1,4 +1,4 @@
-"""Reads configuration files (TOML) and writes them. What their keys mean is decided in ``launcher.options``."""
+"""Reads and writes configuration files (TOML). The meaning of their keys is defined in ``launcher.options``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# A key at the start of a line. A line of a multi-line string may look the same; the first one that does is taken.
+# A key at the start of a line. A line in a multi-line string may look the same; the first match is used.
 _KEY = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
 
 
 def read_config(path: Path) -> ConfigFile:
-    """The keys of a file. Raises ``UsageError`` when it cannot be read or is not TOML."""
+    """The contents of a file. Raises ``UsageError`` if it cannot be read or is not valid TOML."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -72,6 +72,6 @@ def config_entries(resolved: Resolved) -> Iterator[dict[str, Any]]:
 
 
 def _shown(each: Value) -> Any:
-    """A value as TOML and JSON can hold it; a word such as ``auto`` where that is how None is written."""
+    """The value in types of TOML and JSON; the option's word for None, such as ``auto``, if it has one."""
     value = each.option.declared.none if each.value is None else each.value
     return str(value) if isinstance(value, Path) else value

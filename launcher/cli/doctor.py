@@ -12,7 +12,7 @@ def doctor(options: DoctorOptions, output: FormatOptions) -> None:
 
     from launcher.core.diagnosis import diagnose
     from launcher.core.diagnosis.findings_report import findings_json, findings_text
-    from launcher.host.machine.doctor import read_facts
+    from launcher.host.machine.diagnosis_facts import read_facts
 
     facts = read_facts(options)
     findings = diagnose(facts)

@@ -1,7 +1,7 @@
-"""Makes commands from dataclasses of options: their flags, their help, and the options that a command is called with.
+"""Creates commands from option dataclasses: their flags, their help, and the arguments of their functions.
 
-A command is a function whose parameters are dataclasses of options. Typer reads signatures, so each command gets one
-that is derived from the declarations; no flag is written by hand.
+A command is a function whose parameters are option dataclasses. Typer reads signatures, so each command gets one
+that is derived from the definitions of its options; no flag is written by hand.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typer.core import TyperCommand
 
 from launcher.errors import UsageError
 from launcher.options import DoctorOptions, RunOptions, ServeOptions
-from launcher.options.declaration import Option, option, options_of
-from launcher.options.groups import OUTPUT
+from launcher.options.definitions import OUTPUT
+from launcher.options.option import Option, option, options_of
 from launcher.options.sources import CONFIG_VARIABLE, ConfigFile, Resolved, Sources, resolve
 from launcher.options.values import build
 
-# Of these a configuration file and the environment may hold any option, whichever command reads them.
+# A configuration file and the environment may contain the options of all of these, whichever command reads them.
 ROOTS = (ServeOptions, RunOptions, DoctorOptions)
 NO = "no_"
 
@@ -34,7 +34,7 @@ EPILOG = "Each option is also an environment variable (LAUNCH_MAX_LENGTH) and a 
 
 @dataclass(frozen=True, slots=True)
 class ConfigOptions:
-    """Where options are read from, besides flags and the environment."""
+    """The configuration file."""
 
     command_line_only: ClassVar[bool] = True
 
@@ -50,9 +50,9 @@ class ConfigOptions:
 class Command:
     """A command of the command line.
 
-    ``function`` has dataclasses of options as parameters; one of the type ``Resolved`` gets all values with their
-    sources. Options of the groups ``unlisted`` are accepted and not listed in help. ``settings`` are those of click
-    contexts.
+    The parameters of ``function`` are option dataclasses; one of type ``Resolved`` receives all values with their
+    sources. Options of the groups ``unlisted`` are accepted but not listed in help. ``settings`` are passed to the
+    click context.
     """
 
     function: Callable[..., None]
@@ -67,16 +67,16 @@ class Command:
 
     @property
     def options(self) -> list[Option]:
-        """Its options, ``--config`` included where there is anything that a file may say."""
+        """Its options, including ``--config`` if a configuration file can set any of them."""
         own = [each for root in self.roots.values() if root is not Resolved for each in options_of(root)]
         return [*own, CONFIG] if any(not each.command_line_only for each in own) else own
 
 
 def keep_text(params: Sequence[Any]) -> None:
-    """Have click parameters hand on what was typed, without typer's own conversion.
+    """Make click parameters return their values as typed, without typer's conversion.
 
-    ``launcher.options`` converts and checks the values of all sources alike, and typer's way to convert even what was
-    not given takes longer than the whole of ``launch topology``: it imports pydantic and builds an adapter for each.
+    ``launcher.options`` converts and validates the values of all sources. Typer would also convert the parameters that
+    were not given, for which it imports pydantic and builds an adapter each; that takes longer than a report.
     """
     for param in params:
         setattr(param, "process_value", partial(_process, param, param.process_value))  # noqa: B010
@@ -138,7 +138,7 @@ def _read(path: str) -> ConfigFile:
 
 
 def _flags(ctx: typer.Context, options: Sequence[Option], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands on the command line, by option name."""
+    """The flags given on the command line, by option name."""
     given = {name for name in values if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE"}
     flags = {each.name: values[each.name] for each in options if each.name in given}
     for each in options:
@@ -169,7 +169,7 @@ def _parameters(one: Option, unlisted: Sequence[str]) -> Iterator[Parameter]:
     )
     yield _parameter(one.name, False if one.kind is bool else None, _annotation(one), info)
     if one.kind is bool and not one.command_line_only:
-        # What the environment or a file switches on can be switched off; listed in the documentation only.
+        # Overrides the environment and the file. Hidden, because it would double the width of the flags in help.
         no = typer.Option(f"--no-{one.key}", hidden=True, show_default=False)
         yield _parameter(NO + one.name, False, bool, no)
 
@@ -188,14 +188,14 @@ def _annotation(one: Option) -> Any:
 
 
 def _completion(one: Option) -> Callable[[str], list[str]]:
-    """What a shell may complete to."""
+    """The completion of a choice in the shell."""
     return lambda incomplete: [choice for choice in one.choices if choice.startswith(incomplete)]
 
 
 def _metavar(one: Option) -> str | None:
-    """What stands for the value in help; choices are listed in the text, where lines can wrap."""
+    """The placeholder of the value in help. Choices are listed in the text, where lines can wrap."""
     if one.kind is bool:
-        return " "  # a switch has no value, and its type says nothing
+        return " "  # instead of typer's <bool>
     return one.declared.metavar or (one.name.rpartition("_")[2].upper() if one.choices else None)
 
 

@@ -9,7 +9,7 @@ from launcher.options import DryRunOptions, ReportOptions, ServeOptions
 def serve(options: ServeOptions, dry: DryRunOptions) -> None:
     """Serve a model from instances bound to their own cores (the default command)."""
     if dry.dry_run:
-        from launcher.prepare.report import show
+        from launcher.prepare.print_report import show
 
         show(options, ReportOptions(json=dry.json))
         return

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.cost.model import Coefficients, CostModel, fit, fit_error
-from launcher.core.cost.table import SCHEMA, CostKey, CostTable, differences, merged
+from launcher.core.cost.cost_model import Coefficients, CostModel, fit, fit_error
+from launcher.core.cost.cost_table import SCHEMA, CostKey, CostTable, differences, merged
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.protocol.messages import Ready, Setup
 from launcher.errors import UsageError

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.engine.engine import InferenceEngine
+from launcher.engine.inference_engine import InferenceEngine
 from launcher.errors import InstanceError, RequestError, UsageError
 from launcher.front.dispatcher import Vectors
 from launcher.front.tokenizer import InputNames, Tokenized
 from launcher.options import ServeOptions
-from launcher.prepare.instances import Prepared
+from launcher.prepare.prepared_instances import Prepared
 
 CLOSED = "the engine is closed; create another one"
 # While all instances are restarting: how often to check whether one is ready.
@@ -88,9 +88,9 @@ class Session:
 
     def __init__(self, options: ServeOptions, prepared: Prepared) -> None:
         self.engine = InferenceEngine(options, prepared)
-        self.chunk_items = min(256, options.front.queue_items)
+        self.chunk_items = min(256, options.scheduling.queue_items)
         self._drain_seconds = options.front.drain_seconds
-        self._room = QueueRoom(options.front.queue_items)
+        self._room = QueueRoom(options.scheduling.queue_items)
         self._running: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 

@@ -1,12 +1,12 @@
-"""Options and their defaults: every option is declared once, and every other form of it is derived from that.
+"""Options and their defaults. Each option is defined once; flags, variables, keys and help are derived from that.
 
-``groups`` and ``bench`` have the dataclasses, ``choices`` their literal types, ``declaration`` the way to declare an
-option, ``values`` the conversion between dataclasses and flat values by name, ``sources`` the precedence of flags,
-environment and configuration file.
+``definitions`` and ``bench`` contain the dataclasses, ``choices`` the literal types, ``option`` the description of an
+option, ``values`` the conversion to and from flat values by name, ``sources`` the precedence of flags, environment
+variables and the configuration file.
 """
 
 from launcher.options.choices import Allocator, Backend, Dtype, Layout, LogLevel, OnFailure, OpenMP, TaskChoice
-from launcher.options.groups import (
+from launcher.options.definitions import (
     FIFO_BATCH_ITEMS,
     DoctorOptions,
     DryRunOptions,

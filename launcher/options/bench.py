@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from launcher.options.choices import EmbeddingsApi, VectorEncoding
-from launcher.options.declaration import option, part
-from launcher.options.groups import (
+from launcher.options.definitions import (
     HTTP,
     LIMITS,
     OUTPUT,
@@ -18,6 +17,7 @@ from launcher.options.groups import (
     ModelOptions,
     ServeOptions,
 )
+from launcher.options.option import option, part
 
 WORKLOAD = "Workload"
 LOAD = "Load"
@@ -28,14 +28,14 @@ DEFAULT_URL = f"http://{FrontOptions().host}:{FrontOptions().port}"
 
 @dataclass(frozen=True, slots=True)
 class WorkloadOptions:
-    """The texts to measure with: ``count`` of the built-in mix, unless one of ``texts``, ``lengths`` or ``tokens`` says
-    which others."""
+    """The texts to measure with: ``count`` of the built-in workload, unless ``texts``, ``lengths`` or ``tokens`` is
+    set."""
 
     command_line_only: ClassVar[bool] = True
 
     count: int = option(4000, "Number of texts.", group=WORKLOAD, minimum=1, metavar="N", short="-n")
     texts: Path | None = option(
-        None, "Use the lines of FILE instead of the built-in mix.", group=WORKLOAD, metavar="FILE"
+        None, "Use the lines of FILE instead of the built-in workload.", group=WORKLOAD, metavar="FILE"
     )
     lengths: Path | None = option(
         None,
@@ -44,7 +44,7 @@ class WorkloadOptions:
         metavar="FILE",
     )
     tokens: int | None = option(
-        None, "Use texts of N tokens each instead of the built-in mix.", group=WORKLOAD, minimum=3, metavar="N"
+        None, "Use texts of N tokens each instead of the built-in workload.", group=WORKLOAD, minimum=3, metavar="N"
     )
     seed: int = option(1, "Seed of the random texts.", group=WORKLOAD, metavar="N")
     longest: int | None = option(None, "Cut random lengths at N tokens.", group=WORKLOAD, minimum=3, metavar="N")

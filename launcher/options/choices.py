@@ -1,6 +1,6 @@
-"""The choices of options, and nothing else: every list of choices in the program is one of these.
+"""The literal types of options. Each list of choices is written here and nowhere else.
 
-Separate from the options so that the layers below them, which never see an option, can use the same types.
+Separate and without imports, so that ``core``, which knows no options, can use the same types.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where the values of options come from: flags, environment variables, a configuration file, defaults, in this order.
+"""The precedence of sources of option values: flags, environment variables, the configuration file, defaults.
 
-Decides which source wins, remembers it for every option, and refuses what no option can have. Sources are handed in;
-nothing is read here.
+Determines the value and the source of every option and rejects unknown keys and invalid values. The sources are passed
+in; nothing is read here.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.errors import UsageError
-from launcher.options.declaration import Option, options_of
-from launcher.options.environment import OPTION_PREFIX, RUN_PREFIX
+from launcher.options.env_prefixes import OPTION_PREFIX, RUN_PREFIX
+from launcher.options.option import Option, options_of
 from launcher.options.values import convert, nearest, parse
 
 Source = Literal["flag", "environment", "file", "default"]
 
 CONFIG_VARIABLE = OPTION_PREFIX + "CONFIG"
 
-# What Kubernetes sets in every container for a Service whose name begins with "launch".
+# Variables that Kubernetes sets in every container for a Service whose name begins with "launch".
 _SERVICE_VARIABLE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A configuration file that has been read: values by key, and the line of each key."""
+    """The contents of a configuration file: the value and the line of each key."""
 
     path: str
     values: Mapping[str, object]
@@ -50,7 +50,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """All options of a command with their values, and what the user should know of variables that mean nothing."""
+    """The values of all options of a command, and warnings about unknown environment variables."""
 
     values: tuple[Value, ...]
     warnings: tuple[str, ...]
@@ -63,10 +63,10 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What was given: flags by option name, the environment, and a configuration file.
+    """Flags by option name, the environment, and the configuration file.
 
-    ``known`` are the dataclasses of all commands. A variable or a key may be for another command: then it is checked
-    and otherwise ignored, so that one file can serve all commands.
+    ``known`` are the option dataclasses of all commands. Variables and keys of other commands are ignored, so that one
+    file can serve all commands; keys are still checked.
     """
 
     flags: Mapping[str, Any]
@@ -90,7 +90,7 @@ def _value(option: Option, sources: Sources, from_file: Mapping[str, Value]) -> 
         read = parse if isinstance(given, str) else convert
         return Value(option, read(option, given, option.flag), "flag", option.flag)
     if not option.command_line_only:
-        # An empty variable is how a shell script or a compose file says that there is none.
+        # Shell scripts and compose files often set a variable to the empty string to unset it.
         if text := sources.environment.get(option.variable):
             return Value(option, _from_variable(option, text), "environment", option.variable)
         if option.name in from_file:
@@ -127,14 +127,14 @@ def _warnings(environment: Mapping[str, str], known: Mapping[str, Option]) -> It
         if not name.startswith(OPTION_PREFIX) or name in variables or name.startswith(RUN_PREFIX):
             continue
         if _SERVICE_VARIABLE.search(name) or _SERVICE_ADDRESS.match(value):
-            continue  # of a Kubernetes Service; what is set for one never reaches an option
+            continue  # set by Kubernetes for a Service
         yield f"the environment variable {name} is not an option and is ignored{nearest(name, variables)}"
 
 
 def without_options(environment: Mapping[str, str], root: type) -> dict[str, str]:
-    """The environment without the variables that are options of ``root``, and without the configuration file.
+    """The environment without the options of ``root`` and without ``LAUNCH_CONFIG``.
 
-    ``launch run`` starts its programs with it: what was meant for this command must not reach a ``launch`` among them.
+    ``launch run`` passes it to its programs, so that a ``launch`` among them does not read its options.
     """
     own = {option.variable for option in options_of(root)} | {CONFIG_VARIABLE}
     return {name: value for name, value in environment.items() if name not in own}

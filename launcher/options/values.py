@@ -1,7 +1,7 @@
-"""Between option dataclasses and flat values by name: parsing, validation, and what a message says of a bad value.
+"""Conversion between option dataclasses and flat values by name: parsing, validation, error messages.
 
-One place for all sources of values, so that flags, environment variables, configuration files and keyword arguments
-obey the same rules. Where values come from, and which source wins, is in ``sources``.
+Shared by all sources, so that flags, environment variables, configuration files and keyword arguments follow the same
+rules. The precedence of sources is in ``sources``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.errors import UsageError
-from launcher.options.declaration import Option, options_of, parts_of
+from launcher.options.option import Option, options_of, parts_of
 
 Options = TypeVar("Options")
 
@@ -21,10 +21,10 @@ TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "n
 
 
 def from_flat(root: type[Options], values: Mapping[str, object], **others: object) -> Options:
-    """An instance of ``root`` with these values by option name (``max_body_bytes=1024``) and defaults elsewhere.
+    """An instance of ``root`` with these values by option name (``max_body_bytes=1024``) and defaults for the others.
 
-    ``others`` are fields of ``root`` itself that are not options, as they are. Values must have the option's type;
-    the word for None, such as ``auto``, and text for a path are accepted. Raises ``UsageError`` for an unknown name, a
+    ``others`` are fields of ``root`` that are set as they are. Values must have the type of the option; the word for
+    None, such as ``auto``, and a string for a path are accepted. Raises ``UsageError`` for an unknown name, a
     wrong type, and a value out of range.
     """
     known = {option.name: option for option in options_of(root)}
@@ -69,7 +69,7 @@ def _fields(cls: type, base: Any, by_path: Mapping[tuple[str, ...], Any], path: 
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown name: which known one may be meant, or nothing."""
+    """The suffix of a message about an unknown name: a suggestion, or nothing."""
     from difflib import get_close_matches  # only needed for the message
 
     found = get_close_matches(name, list(known), 1, 0.5)
@@ -77,7 +77,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def convert(option: Option, value: object, where: str) -> Any:
-    """The value as the dataclass holds it. Raises ``UsageError``, which names it by ``where``."""
+    """The value as stored in the dataclass. Raises ``UsageError``, which identifies the value by ``where``."""
     declared = option.declared
     if value is None or (declared.none is not None and value == declared.none):
         if option.optional:
@@ -91,7 +91,7 @@ def convert(option: Option, value: object, where: str) -> Any:
 
 
 def parse(option: Option, text: str, where: str) -> Any:
-    """As ``convert``, for a value that is given as text: an environment variable, or a flag that is no single type."""
+    """As ``convert``, for a value given as text: a flag or an environment variable."""
     value: object = text
     if option.kind is bool:
         value = True if text.lower() in TRUE else False if text.lower() in FALSE else text
@@ -101,7 +101,7 @@ def parse(option: Option, text: str, where: str) -> Any:
 
 
 def _number(kind: type, text: str) -> object:
-    """A number in the notation of Python literals, without its underscores; the text itself if it is none."""
+    """The number that the text denotes, without Python's underscores; the text itself if it is not a number."""
     try:
         return text if "_" in text else kind(text)
     except ValueError:
@@ -127,6 +127,6 @@ def _single(option: Option, value: object, where: str) -> Any:
 
 
 def refusal(option: Option, value: object, where: str) -> UsageError:
-    """The error for a value that the option cannot have: what was given, and what it must be."""
+    """The error for an invalid value: what was given, and what it must be."""
     shown = str(value).lower() if isinstance(value, bool) else str(value)
     return UsageError(f"{where} {shown}: must be {option.expected}")

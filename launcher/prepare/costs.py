@@ -1,6 +1,6 @@
 """What costs are predicted from before a worker has measured anything: the tables of earlier runs, or a guess.
 
-The files are in ``host.files.cost_tables``, what they hold for in ``core.cost.table``; here it is decided which of
+The files are in ``host.files.cost_tables``, what they hold for in ``core.cost.cost_table``; here it is decided which of
 them hold for these options. Measuring and writing belong to the engine (``engine.costs``).
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.core.cost.model import fit
-from launcher.core.cost.table import CostKey, differences
+from launcher.core.cost.cost_model import fit
+from launcher.core.cost.cost_table import CostKey, differences
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.protocol.model_info import ModelInfo
@@ -80,4 +80,6 @@ def subject_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -
         backend = f"fake, {options.model.fake_seconds_per_token or 0.0:g} s a token"
     # Rows cost the same whoever shares them; what is packed is known only when the model is loaded.
     layout = "auto" if options.model.layout == "auto" else "padded"
-    return CostSubject(machine, model_info, dtype_of(options, machine), backend, options.front.batch_tokens, layout)
+    return CostSubject(
+        machine, model_info, dtype_of(options, machine), backend, options.scheduling.batch_tokens, layout
+    )

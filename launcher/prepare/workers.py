@@ -10,21 +10,28 @@ from dataclasses import replace
 
 from launcher.core.cost.length_histogram import Histogram
 from launcher.core.machine.topology import Machine
-from launcher.core.planning.binding import Binding, worker_command, worker_env
+from launcher.core.planning.binding import Binding, worker_command
 from launcher.core.planning.footprint import instance_bytes
 from launcher.core.planning.length_classes import builtin_lengths, parse_classes
 from launcher.core.planning.plan import InstancePlan, PlanRequest, make_plan
+from launcher.core.planning.worker_env import worker_env
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.core.report.plan_report import Command
+from launcher.core.report.topology_report import Command
 from launcher.core.tuning.choose_classes import choose_classes
 from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.errors import UsageError
 from launcher.host.files.length_histogram import read_histogram
 from launcher.options import ServeOptions
 from launcher.prepare.costs import basis_of, subject_of
-from launcher.prepare.instances import CommandContext, ForecastInputs, Prepared, prepare_instances, without_repeats
 from launcher.prepare.machine import is_here, load_machine
 from launcher.prepare.model import check_backend, check_worker_packages, load_model_info
+from launcher.prepare.prepared_instances import (
+    CommandContext,
+    ForecastInputs,
+    Prepared,
+    prepare_instances,
+    without_repeats,
+)
 
 AUTO = "auto"  # for --classes
 
@@ -70,11 +77,11 @@ def _forecast_inputs(
 
 def _traffic_of(options: ServeOptions) -> Traffic:
     """The lengths to plan and predict for. Raises ``UsageError`` for a file that is no histogram."""
-    path, tokens = options.machine.lengths, options.front.batch_tokens
+    path, tokens = options.machine.lengths, options.scheduling.batch_tokens
     if path is not None:
         return Traffic(read_histogram(path), f"those of {path.name}", tokens)
     return Traffic(
-        Histogram(tuple(builtin_lengths().items())), "the built-in mix (--lengths FILE gives others)", tokens
+        Histogram(tuple(builtin_lengths().items())), "the built-in workload (--lengths FILE sets another)", tokens
     )
 
 

@@ -9,15 +9,16 @@ import os
 import shutil
 from functools import partial
 
-from launcher.core.planning.binding import Binding, program_command, program_env
-from launcher.core.planning.placeholders import fill, values_of
+from launcher.core.planning.binding import Binding, program_command
 from launcher.core.planning.plan import InstancePlan, Plan, PlanRequest, make_plan
-from launcher.core.report.plan_report import Command
+from launcher.core.planning.program_placeholders import fill, values_of
+from launcher.core.planning.worker_env import program_env
+from launcher.core.report.topology_report import Command
 from launcher.errors import UsageError
-from launcher.host.process.programs import BINDER
+from launcher.host.process.spawn_program import BINDER
 from launcher.options import MachineOptions, RunOptions
-from launcher.prepare.instances import CommandContext, Prepared, prepare_instances, without_repeats
 from launcher.prepare.machine import is_here, load_machine, refuse_elsewhere
+from launcher.prepare.prepared_instances import CommandContext, Prepared, prepare_instances, without_repeats
 
 # Where the machine is another one, nothing is known of its paths.
 BINDER_ELSEWHERE = ("python3", "-m", "launcher.host.process.exec_bound")

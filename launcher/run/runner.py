@@ -41,13 +41,13 @@ from launcher.host import log as logs
 from launcher.host.process import subreaper
 from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import Output, Relay, open_log
-from launcher.host.process.programs import Program, ProgramLaunch, start_program
-from launcher.host.process.verify import Verification, verify
+from launcher.host.process.spawn_program import Program, ProgramLaunch, start_program
+from launcher.host.process.verify_binding import Verification, verify
 from launcher.options import RunOptions
-from launcher.options.environment import RUN_PREFIX
+from launcher.options.env_prefixes import RUN_PREFIX
 from launcher.options.sources import without_options
-from launcher.prepare.instances import Prepared, PreparedInstance
-from launcher.prepare.report import print_json, print_report
+from launcher.prepare.prepared_instances import Prepared, PreparedInstance
+from launcher.prepare.print_report import print_json, print_report
 from launcher.run.prepare import prepare_run
 
 log = logging.getLogger("launcher.run")

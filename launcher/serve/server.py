@@ -16,16 +16,17 @@ import anyio
 from anyio.abc import TaskGroup
 
 from launcher.core.report.forecast import grounds
-from launcher.engine.engine import EngineSettings, InferenceEngine
+from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError
 from launcher.front.http.app import Services, create_app
+from launcher.front.http.listening_socket import listen
 from launcher.front.http.server import HttpServer
 from launcher.host import log as logs
 from launcher.options import ServeOptions
-from launcher.prepare.instances import Prepared
 from launcher.prepare.machine import refuse_elsewhere
+from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
-from launcher.serve.process import bind_front, listen, raise_descriptor_limit
+from launcher.serve.process_setup import bind_front, raise_descriptor_limit
 
 log = logging.getLogger("launcher.serve")
 

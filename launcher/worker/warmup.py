@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from launcher.core.cost.model import Measurement, work_of
+from launcher.core.cost.cost_model import Measurement, work_of
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.interfaces import Backend, ModelError, ReportProgress, TokenIds
 from launcher.worker.sample_inputs import synthetic_ids

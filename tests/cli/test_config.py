@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.options import ServeOptions
-from launcher.options.declaration import options_of
+from launcher.options.option import options_of
 from tests.cli.running import launch
 
 

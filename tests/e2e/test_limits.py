@@ -55,7 +55,7 @@ class Load:
 
 
 def load(server: Running, seconds: float = LOAD_SECONDS) -> Load:
-    """Keep the server busy with the built-in mix for that long; every reply must be right."""
+    """Keep the server busy with the built-in workload for that long; every reply must be right."""
     texts = builtin_workload(512, seed=3).texts
     end = threading.Event()
 

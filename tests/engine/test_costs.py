@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from launcher.core.cost.model import SETTLED_BATCHES, Coefficients, CostModel, Work, fit, work_of
-from launcher.core.cost.table import CostTable, decode_table
+from launcher.core.cost.cost_model import SETTLED_BATCHES, Coefficients, CostModel, Work, fit, work_of
+from launcher.core.cost.cost_table import CostTable, decode_table
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.protocol.messages import Ready, Setup
 from launcher.engine.costs import Costs, cost_info

@@ -383,21 +383,21 @@ async def test_a_client_that_does_not_read_is_disconnected(start: Any, until: An
 
 
 async def test_a_client_that_reads_slowly_is_kept(start: Any, until: Any) -> None:
-    running = start()
+    running = start(FrontOptions(request_seconds=10))
     sock = await unread(running)
     await until(lambda: unsent(running) > 0)
     (connection,) = running.server._server.server_state.connections
     loop = asyncio.get_running_loop()
-    connection.close_if_slow(0, 10)
+    connection.close_if_slow(0)
     for round_ in range(1, 4):
         before, _ = connection.transport.sent()
         while connection.transport.sent()[0] == before:
             await loop.sock_recv(sock, 1 << 10)
             await asyncio.sleep(0)
-        connection.close_if_slow(11 * round_, 10)
+        connection.close_if_slow(11 * round_)
         assert unsent(running) > 0
         assert not connection.transport.is_closing()
-    connection.close_if_slow(11 * 4, 10)
+    connection.close_if_slow(11 * 4)
     assert connection.transport.is_closing()
     sock.close()
 

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.errors import UsageError
 from launcher.options import DoctorOptions, RunOptions, ServeOptions
-from launcher.options.declaration import options_of
+from launcher.options.option import options_of
 from launcher.options.sources import ConfigFile, Resolved, Sources, resolve, without_options
 
 KNOWN = (ServeOptions, RunOptions, DoctorOptions)

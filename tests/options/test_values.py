@@ -9,7 +9,7 @@ import pytest
 
 from launcher.errors import UsageError
 from launcher.options import MachineOptions, RunOptions, RuntimeOptions, ServeOptions, from_flat, to_flat
-from launcher.options.declaration import options_of
+from launcher.options.option import options_of
 from launcher.options.values import parse
 
 ROOTS = (ServeOptions, RunOptions)
@@ -23,7 +23,7 @@ def test_values_reach_the_fields_of_all_parts() -> None:
     assert options.model.dtype == "fp32"
     assert options.front.body_bytes == 10
     assert options.log.json is True
-    assert options.measure is True
+    assert options.model.measure is True
 
 
 def test_nothing_given_is_all_defaults() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from launcher.errors import UsageError
 from launcher.options import Backend, MachineOptions, ModelOptions, RunOptions, ServeOptions
-from launcher.prepare.instances import without_repeats
 from launcher.prepare.machine import refuse_elsewhere
+from launcher.prepare.prepared_instances import without_repeats
 from launcher.prepare.workers import prepare_workers
 from launcher.run.prepare import prepare_run
 

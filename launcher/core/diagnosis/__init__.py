@@ -1,12 +1,19 @@
 """Finds performance problems of a machine: facts in, one finding per check out, the most severe first.
 
 Pure, so that every check can be tested with constructed facts. What is read, and from where, is decided in
-``host.machine.doctor``. A check without sufficient facts reports `unknown`; no check is skipped.
+``host.machine.diagnosis_facts``. A check without sufficient facts reports `unknown`; no check is skipped.
 """
 
 from __future__ import annotations
 
-from launcher.core.diagnosis import core_checks, interference_checks, limit_checks, memory_checks, software_checks
+from launcher.core.diagnosis import (
+    clock_checks,
+    cpu_checks,
+    interference_checks,
+    limit_checks,
+    memory_checks,
+    software_checks,
+)
 from launcher.core.diagnosis.facts import Facts
 from launcher.core.diagnosis.finding import SEVERITIES, Check, Finding
 
@@ -104,53 +111,53 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "governor",
         "With a governor that follows the load, the clock is still low when a short batch starts.",
-        core_checks.check_governor,
+        clock_checks.check_governor,
     ),
     Check(
         "energy-preference",
         "It controls how quickly, and how far, the processor raises its clock.",
-        core_checks.check_energy_preference,
+        clock_checks.check_energy_preference,
     ),
     Check(
         "boost",
         "The nominal clock of a server processor is well below the clock that it reaches with boost.",
-        core_checks.check_boost,
+        clock_checks.check_boost,
     ),
     Check(
         "clock-limit",
         "Performance is proportional to the clock, unless memory bandwidth limits it.",
-        core_checks.check_clock_limit,
+        clock_checks.check_clock_limit,
     ),
     Check(
         "thermal-throttling",
         "A core that is too hot lowers its clock, and the instance waits for its slowest core.",
-        core_checks.check_thermal_throttling,
+        clock_checks.check_thermal_throttling,
     ),
     Check(
         "offline-cpus",
         "The plan cannot use offline cores.",
-        core_checks.check_offline_cpus,
+        cpu_checks.check_offline_cpus,
     ),
     Check(
         "isolated-cpus",
         "The kernel does not balance load across isolated cpus, so the plan does not use them.",
-        core_checks.check_isolated_cpus,
+        cpu_checks.check_isolated_cpus,
     ),
     Check(
         "allowed-cpus",
         "The plan cannot use cores outside the cpuset or the affinity mask.",
-        core_checks.check_allowed_cpus,
+        cpu_checks.check_allowed_cpus,
     ),
     Check(
         "smt",
         "Dense arithmetic is fastest with one thread per core; two threads share the execution units.",
-        core_checks.check_smt,
+        cpu_checks.check_smt,
     ),
     Check(
         "virtual-cores",
         "If two cpus of a guest are threads of one core, instances on both slow each other down; a factor of 2 was "
         "reported.",
-        core_checks.check_virtual_cores,
+        cpu_checks.check_virtual_cores,
     ),
     Check(
         "numactl",

@@ -1,7 +1,7 @@
 """The facts of the diagnosis, as immutable values: settings of the kernel, and a short sample of the running machine.
 
-``host.machine.doctor`` fills these values and the checks read them. Every value keeps its source, because a finding
-must name its evidence. Unknown values are ``None``, never a guess. No file is opened here.
+``host.machine.diagnosis_facts`` fills these values and the checks read them. Every value keeps its source, because a
+finding must name its evidence. Unknown values are ``None``, never a guess. No file is opened here.
 """
 
 from __future__ import annotations

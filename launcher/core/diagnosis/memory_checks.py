@@ -18,7 +18,7 @@ from launcher.core.diagnosis.finding import (
 )
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Node
-from launcher.core.planning.memory import gib
+from launcher.core.planning.memory_check import gib
 
 NODE = "/sys/devices/system/node"
 THP = "/sys/kernel/mm/transparent_hugepage"

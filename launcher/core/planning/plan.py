@@ -26,7 +26,7 @@ from launcher.core.planning.allocation import (
     oversubscribed,
 )
 from launcher.core.planning.length_classes import ClassSpec, LengthClass, resolve_classes
-from launcher.core.planning.memory import MemoryDemand, MemoryNodes, check_memory
+from launcher.core.planning.memory_check import MemoryDemand, MemoryNodes, check_memory
 from launcher.core.planning.placement import Distances, KindCores, closest_cores, group_by_kind
 from launcher.errors import MachineError, UsageError
 

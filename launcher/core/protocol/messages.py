@@ -64,7 +64,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     """Worker → front: warm and ready for batches.
 
     ``width`` is the number of float32 values in a row of results. ``measured`` holds (items, tokens, pairs, seconds)
-    of each batch of the warm-up, as in ``core.cost.model``; ``cached`` means that it is ``Setup.known`` and that
+    of each batch of the warm-up, as in ``core.cost.cost_model``; ``cached`` means that it is ``Setup.known`` and that
     nothing was measured. ``accuracy`` is the lowest cosine similarity between the results in ``dtype`` and in fp32
     over the check texts, with all rows of an item as one vector (None for fp32). ``packed`` means that items are
     computed concatenated; otherwise they are padded to the longest.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.binding import Binding, command_prefix
 from launcher.core.planning.plan import InstancePlan, Plan
-from launcher.core.report.plan_report import Command
+from launcher.core.report.topology_report import Command
 from launcher.options.choices import ExportTarget
 
 BOUND = Binding("bind", "numactl", "exported")

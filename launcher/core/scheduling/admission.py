@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from launcher.core.scheduling.completion import (
+from launcher.core.scheduling.completion_estimate import (
     CompletionEstimate,
     QueuedWork,
     completion_upper_bound,
     predict_completion,
 )
 from launcher.core.scheduling.events import PRIORITIES, Arrived, Priority, Reject, SchedulerLimits
-from launcher.core.scheduling.instances import Group, group_for, serving_instance
+from launcher.core.scheduling.instance_state import Group, group_for, serving_instance
 
 
 class Admission:

@@ -18,7 +18,7 @@ from math import inf
 
 import msgspec
 
-from launcher.core.cost.model import CostModel
+from launcher.core.cost.cost_model import CostModel
 from launcher.core.scheduling.rank_sums import RankSums
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from launcher.core.cost.model import Measurement
+from launcher.core.cost.cost_model import Measurement
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item
 

@@ -32,7 +32,7 @@ from heapq import heappop, heappush
 from itertools import accumulate, islice
 from math import inf
 
-from launcher.core.cost.model import CostModel, fit, work_of
+from launcher.core.cost.cost_model import CostModel, fit, work_of
 from launcher.core.scheduling.admission import Admission
 from launcher.core.scheduling.batching import Item, LengthQueue
 from launcher.core.scheduling.events import (
@@ -55,7 +55,7 @@ from launcher.core.scheduling.events import (
     SchedulerLimits,
     Send,
 )
-from launcher.core.scheduling.instances import SCAN_LIMIT, Batch, Group, Instance, group_for, serving_instance
+from launcher.core.scheduling.instance_state import SCAN_LIMIT, Batch, Group, Instance, group_for, serving_instance
 from launcher.core.scheduling.requests import COMPUTED, SENT, WAITING, Deadlines, Request
 from launcher.core.scheduling.water_filling import SHARE_OVER_OVERHEAD, common_finish
 

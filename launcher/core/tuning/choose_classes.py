@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from launcher.core.cost.cost_model import Coefficients
 from launcher.core.cost.length_histogram import Histogram
-from launcher.core.cost.model import Coefficients
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.length_classes import ClassSpec, LengthClass
 from launcher.core.planning.plan import Plan, PlanRequest, make_plan

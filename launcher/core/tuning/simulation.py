@@ -17,8 +17,8 @@ from heapq import heappop, heappush
 from itertools import accumulate
 from typing import Any, Literal
 
+from launcher.core.cost.cost_model import Coefficients, Measurement, work_of
 from launcher.core.cost.length_histogram import Histogram
-from launcher.core.cost.model import Coefficients, Measurement, work_of
 from launcher.core.percentile import percentile
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from launcher.errors import RequestError
 from launcher.front.http.disconnect import EXTENSION, Client
 from launcher.front.http.error_response import DEFAULT_ERRORS
+from launcher.options import FrontOptions
 
 # Clients offer to upgrade to another protocol with these: as options of the header Connection, and as headers.
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
@@ -69,10 +70,11 @@ class CoalescingTransport:
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """One connection.
+    """One connection, with the limits of ``options``.
 
     ``header_bytes`` limits the request line and headers of each request; those received in one piece with the first
-    byte are not counted.
+    byte are not counted. ``keep_alive_seconds`` is the idle timeout, ``request_seconds`` the time for a request to
+    arrive.
     """
 
     _current: RequestResponseCycle | None = None  # the request being answered; ``cycle`` is the last one received
@@ -83,9 +85,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _stalled_since: float | None = None
     _stalled_at = 0
 
-    def __init__(self, *args: Any, header_bytes: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, options: FrontOptions, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._header_bytes = header_bytes
+        self._header_bytes = options.header_bytes
+        self._request_seconds = options.request_seconds
+        self.timeout_keep_alive = options.keep_alive_seconds  # type: ignore[assignment]  # typed as whole seconds
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -188,11 +192,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.write(headers.encode() + body)
         self.transport.close()
 
-    def close_if_slow(self, now: float, seconds: float) -> None:
-        """Close the connection if for more than ``seconds`` the client has left a request incomplete or read nothing.
+    def close_if_slow(self, now: float) -> None:
+        """Close the connection if for more than ``request_seconds`` the client has left a request incomplete or read
+        nothing.
 
         If it reads nothing, closing would wait for it too, so the connection is aborted.
         """
+        seconds = self._request_seconds
         sent, unsent = cast(CoalescingTransport, self.transport).sent()
         if not unsent:
             self._stalled_since = None

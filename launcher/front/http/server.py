@@ -55,7 +55,7 @@ class HttpServer:
     def __init__(
         self, app: ASGIApp, sock: socket.socket, options: FrontOptions, *, sweep_seconds: int = SWEEP_SECONDS
     ) -> None:
-        protocol: Any = partial(LimitedHttpProtocol, header_bytes=options.header_bytes)
+        protocol: Any = partial(LimitedHttpProtocol, options=options)
         config = uvicorn.Config(
             app,
             loop="none",
@@ -68,13 +68,11 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             backlog=options.backlog,
-            timeout_keep_alive=options.keep_alive_seconds,  # type: ignore[arg-type]  # typed as whole seconds
             callback_notify=self.sweep,
             timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
         self._sock = sock
-        self._request_seconds = options.request_seconds
         self._stopped: anyio.Event | None = None
 
     async def run(self) -> None:
@@ -102,4 +100,4 @@ class HttpServer:
         now = asyncio.get_running_loop().time()
         for connection in list(self._server.server_state.connections):
             if isinstance(connection, LimitedHttpProtocol):
-                connection.close_if_slow(now, self._request_seconds)
+                connection.close_if_slow(now)

@@ -1,4 +1,7 @@
-"""Stores cost tables between runs, and fingerprints what they depend on. ``core.cost.table`` defines their contents."""
+"""Stores cost tables between runs, and fingerprints what they depend on.
+
+``core.cost.cost_table`` defines their contents.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from launcher.core.cost.table import CostKey, CostTable, decode_table, encode_table, file_name, file_stem
+from launcher.core.cost.cost_table import CostKey, CostTable, decode_table, encode_table, file_name, file_stem
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model.tokenizer_files import cache_folder

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.machine.topology import Limits
-from launcher.host.machine.tree import Tree, decimal
+from launcher.host.machine.file_tree import Tree, decimal
 
 Amount = TypeVar("Amount", int, float)
 

@@ -19,7 +19,7 @@ from launcher.core.machine.assemble import Cpus, KindHints, RawCpu, RawMachine, 
 from launcher.core.machine.cpuset import MAX_ID, format_cpu_list
 from launcher.core.machine.topology import Limits, Machine, Node
 from launcher.errors import UsageError
-from launcher.host.machine.tree import Tree
+from launcher.host.machine.file_tree import Tree
 
 COLUMNS = ("cpu", "core", "socket", "node", "online")
 DEFAULT_COLUMNS = ("cpu", "core", "socket", "node")

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from launcher.core.machine.topology import UNKNOWN_ARCH
+from launcher.host.machine.file_tree import Tree, decimal
 from launcher.host.machine.microarchitecture import Identity, microarchitecture
-from launcher.host.machine.tree import Tree, decimal
 
 # Names of the kernel, for the instruction sets by which deep-learning kernels are chosen. Separate per architecture,
 # because names are ambiguous: `sme` means matrix instructions on Arm and memory encryption on AMD.

@@ -18,8 +18,8 @@ from launcher.core.machine.topology import Limits, Machine, Node
 from launcher.errors import MachineError, UsageError
 from launcher.host.machine import lscpu
 from launcher.host.machine.cgroup import read_bounds
+from launcher.host.machine.file_tree import Tree, decimal
 from launcher.host.machine.processor import meminfo, read_memory, read_processor
-from launcher.host.machine.tree import Tree, decimal
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"

@@ -39,7 +39,7 @@ from launcher.core.lifecycle.worker import (
     timeout_event,
 )
 from launcher.errors import InstanceError
-from launcher.host.process.spawn import Launch, Worker, start
+from launcher.host.process.spawn_worker import Launch, Worker, start
 from launcher.options import SuperviseOptions
 
 log = logging.getLogger("launcher.supervisor")

@@ -1,10 +1,10 @@
-"""Commands and environments of workers, for every level and both tools."""
+"""Commands of workers, for every level and both tools."""
 
 from __future__ import annotations
 
 import pytest
 
-from launcher.core.planning.binding import Binding, Level, command_prefix, worker_command, worker_env
+from launcher.core.planning.binding import Binding, Level, command_prefix, worker_command
 from launcher.core.planning.plan import InstancePlan, MemoryPolicy
 
 
@@ -54,46 +54,3 @@ def test_without_numactl_the_worker_gets_options_to_bind_itself(
     one, binding = instance(memory, nodes), Binding(level, "syscalls", "")
     assert command_prefix(one, binding) == ()
     assert worker_command(one, binding, "python3") == (*WORKER, *own.split())
-
-
-def test_all_libraries_use_the_planned_number_of_threads() -> None:
-    env, notes = worker_env(instance(), {"PATH": "/bin"})
-    assert (env["OMP_NUM_THREADS"], env["MKL_NUM_THREADS"]) == ("12", "12")
-    assert notes == ()
-    assert "PATH" not in env
-
-
-def test_no_variable_makes_threads_spin_or_move() -> None:
-    env, _ = worker_env(instance(), {})
-    assert not {"OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"} & set(env)
-
-
-@pytest.mark.parametrize("name", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"])
-def test_the_caches_of_compiled_kernels_are_bounded(name: str) -> None:
-    env, _ = worker_env(instance(), {})
-    assert 0 < int(env[name]) < 1024
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["KMP_BLOCKTIME", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX", "LRU_CACHE_CAPACITY"],
-)
-def test_the_users_settings_are_kept_and_noted(name: str) -> None:
-    env, notes = worker_env(instance(), {name: "7"})
-    assert name not in env
-    assert [note for note in notes if f"{name}=7" in note and "kept" in note]
-
-
-def test_another_number_of_threads_in_the_environment_is_ignored_and_noted() -> None:
-    env, notes = worker_env(instance(), {"OMP_NUM_THREADS": "1"})
-    assert env["OMP_NUM_THREADS"] == "12"
-    assert any("OMP_NUM_THREADS=1" in note and "--cores-per-instance" in note for note in notes)
-
-
-def test_the_planned_number_of_threads_in_the_environment_gives_no_note() -> None:
-    assert worker_env(instance(), {"OMP_NUM_THREADS": "12"})[1] == ()
-
-
-def test_a_variable_that_collapses_threads_onto_one_core_is_kept_with_a_warning() -> None:
-    _, notes = worker_env(instance(), {"GOMP_CPU_AFFINITY": "0-11"})
-    assert any("unset it" in note for note in notes)

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.planning.binding import worker_env
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.planning.preload import (
     KINDS,
@@ -22,6 +21,7 @@ from launcher.core.planning.preload import (
     split_preload,
     wanted_libraries,
 )
+from launcher.core.planning.worker_env import worker_env
 from launcher.errors import MachineError, UsageError
 
 PATHS: dict[Library, str] = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.planning.binding import ONEDNN_CACHED_KERNELS
+from launcher.core.planning.worker_env import ONEDNN_CACHED_KERNELS
 from launcher.core.protocol.shape_buckets import BUCKETS_PER_DOUBLING, UNPADDED_TOKENS, bucket_size
 
 

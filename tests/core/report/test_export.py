@@ -18,7 +18,7 @@ from launcher.core.machine.cpuset import parse_cpu_list
 from launcher.core.planning.length_classes import parse_classes
 from launcher.core.planning.plan import Plan, PlanRequest, make_plan
 from launcher.core.report.export import export_plan
-from launcher.core.report.plan_report import Command
+from launcher.core.report.topology_report import Command
 from launcher.host.machine.sysfs import read_machine
 from launcher.options.choices import ExportTarget
 from tests.core.by_hand import machine

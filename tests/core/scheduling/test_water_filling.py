@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.core.cost.model import work_of
-from launcher.core.scheduling.instances import SCAN_LIMIT
+from launcher.core.cost.cost_model import work_of
+from launcher.core.scheduling.instance_state import SCAN_LIMIT
 from launcher.core.scheduling.scheduler import (
     Action,
     Arrived,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.core.cost.cost_model import Coefficients
 from launcher.core.cost.length_histogram import Histogram
-from launcher.core.cost.model import Coefficients
 from launcher.core.planning.length_classes import builtin_lengths, resolve_classes
 from launcher.core.planning.plan import PlanRequest, make_plan
 from launcher.core.tuning.choose_classes import (

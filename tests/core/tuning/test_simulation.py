@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.core.cost.cost_model import Coefficients, fit, work_of
 from launcher.core.cost.length_histogram import Histogram
-from launcher.core.cost.model import Coefficients, fit, work_of
 from launcher.core.planning.length_classes import LengthClass, builtin_lengths
 from launcher.core.scheduling.events import InstanceSpec
 from launcher.core.tuning.simulation import CostBasis, Scenario, Traffic, capacity, measurements_of, predict, simulate

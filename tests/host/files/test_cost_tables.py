@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher.core.cost.table import SCHEMA, CostKey, CostTable, file_name
+from launcher.core.cost.cost_table import SCHEMA, CostKey, CostTable, file_name
 from launcher.errors import UsageError
 from launcher.host.files.cost_tables import cost_folder, read_relatives, read_table, weights_mark, write_table
 from launcher.host.model.resolve import resolve

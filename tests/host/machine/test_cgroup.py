@@ -15,14 +15,14 @@ import pytest
 from launcher.core.machine.topology import Limits
 from launcher.errors import MachineError
 from launcher.host.machine.cgroup import Throttling, read_bounds, read_throttling
+from launcher.host.machine.file_tree import Tree
 from launcher.host.machine.sysfs import read_machine
-from launcher.host.machine.tree import Tree
 from tests.machines import build, recorded, regular
 
 # Run by a process inside a control group.
 READ_BOUNDS = (
     "from pathlib import Path; from launcher.host.machine.cgroup import read_bounds; "
-    "from launcher.host.machine.tree import Tree; bounds = read_bounds(Tree(Path('/')))"
+    "from launcher.host.machine.file_tree import Tree; bounds = read_bounds(Tree(Path('/')))"
 )
 V2_MOUNT = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 

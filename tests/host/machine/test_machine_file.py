@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.planning.plan import PlanRequest, make_plan
-from launcher.core.report.plan_report import Command, PlanReport, report_json
+from launcher.core.report.topology_report import Command, PlanReport, report_json
 from launcher.errors import UsageError
 from launcher.host.machine.machine_file import (
     FORMATS,

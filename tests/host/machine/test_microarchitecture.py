@@ -8,9 +8,9 @@ import archspec
 import pytest
 
 from launcher.core.machine.catalogue import CATALOGUE, KnownMachine
+from launcher.host.machine.file_tree import Tree
 from launcher.host.machine.microarchitecture import Identity, microarchitecture
 from launcher.host.machine.processor import ARM_ISA, X86_ISA, read_processor
-from launcher.host.machine.tree import Tree
 
 RECORDED = Path(archspec.__file__).parent / "json" / "tests" / "targets"
 ZEN4 = RECORDED / "linux-rocky8.5-zen4"

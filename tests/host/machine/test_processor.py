@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.host.machine.file_tree import Tree
 from launcher.host.machine.processor import X86_ISA, meminfo, read_memory, read_processor
-from launcher.host.machine.tree import Tree
 from tests.machines import recorded
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.host.process.programs import BINDER
+from launcher.host.process.spawn_program import BINDER
 
 CPUS = sorted(os.sched_getaffinity(0))
 FACTS = """

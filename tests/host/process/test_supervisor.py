@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 from launcher.core.lifecycle.worker import State
-from launcher.host.process.spawn import Launch
+from launcher.host.process.spawn_worker import Launch
 from launcher.host.process.supervisor import Supervisor
 from launcher.options import SuperviseOptions
 
@@ -402,7 +402,7 @@ async def test_states_have_what_ready_and_info_show() -> None:
 FRONT_PROGRAM = """
 import os, sys
 import anyio
-from launcher.host.process.spawn import Launch
+from launcher.host.process.spawn_worker import Launch
 from launcher.host.process.supervisor import Supervisor
 from launcher.options import SuperviseOptions
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.core.cost.model import CostModel
+from launcher.core.cost.cost_model import CostModel
 from launcher.core.protocol.messages import Ready
 from launcher.engine.costs import cost_info
 from launcher.host.process.supervisor import InstanceState
-from launcher.host.process.verify import Verification
+from launcher.host.process.verify_binding import Verification
 from launcher.options import Layout
-from launcher.prepare.instances import PreparedInstance
+from launcher.prepare.prepared_instances import PreparedInstance
 
 
 @dataclass(slots=True)

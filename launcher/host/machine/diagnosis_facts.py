@@ -31,13 +31,13 @@ from launcher.core.diagnosis.facts import (
 from launcher.core.diagnosis.software_checks import ENVIRONMENT
 from launcher.core.planning.plan import PlanRequest, make_plan
 from launcher.core.planning.preload import Library
+from launcher.host.machine.activity_sample import take_sample
 from launcher.host.machine.cgroup import read_bounds, read_memory_use, read_quota_files, read_throttling
+from launcher.host.machine.file_tree import Tree, decimal
 from launcher.host.machine.processor import meminfo
-from launcher.host.machine.sample import take_sample
 from launcher.host.machine.sysfs import CPU, read_machine
-from launcher.host.machine.tree import Tree, decimal
 from launcher.host.process.preload import find_libraries
-from launcher.host.process.probe import choose_bindings
+from launcher.host.process.probe_binding import choose_bindings
 from launcher.host.torch_build import read_gpu_packages, read_torch_build
 from launcher.options import DoctorOptions
 

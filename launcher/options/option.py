@@ -1,8 +1,8 @@
-"""How an option is declared: a dataclass field whose metadata carries everything that is known about it.
+"""What an option is: a dataclass field whose metadata carries everything that is known about it.
 
-A field holds the default and the type; its metadata holds the help text, limits, group and names. Command-line flags,
-environment variables, keys of configuration files and keyword arguments are all derived from these declarations and
-written nowhere else. Only the declarations belong here: options themselves are in ``groups``, parsing is in ``values``.
+The field holds the default and the type; its metadata holds the help text, limits, group and names. Command-line flags,
+environment variables, keys of configuration files and keyword arguments are all derived from it and written nowhere
+else. The options themselves are in ``definitions``, parsing is in ``values``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from launcher.options.environment import OPTION_PREFIX
+from launcher.options.env_prefixes import OPTION_PREFIX
 
 if TYPE_CHECKING:  # from Python 3.11 on
     from typing import Unpack
@@ -26,11 +26,11 @@ _KEY = "launch"
 
 
 class Details(TypedDict, total=False):
-    """What may be said of an option besides its default and its help text.
+    """Optional properties of an option.
 
-    ``group`` is the heading under which help lists it. ``name`` replaces the field's name for everyone but the code
-    that reads the dataclass. ``minimum`` and ``maximum`` are inclusive. ``metavar`` stands for the value in help.
-    ``none`` is the word that means None, such as ``auto``. ``short`` is a flag of one letter.
+    ``group`` is the heading under which help lists it. ``name`` is its public name, if it differs from the name of the
+    field. ``minimum`` and ``maximum`` are inclusive. ``metavar`` is the placeholder of the value in help. ``none`` is
+    the word that means None, such as ``auto``. ``short`` is a one-letter flag.
     """
 
     group: str
@@ -44,7 +44,7 @@ class Details(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """The metadata of an option: its help text and ``Details``. ``positional``: it takes words that are no flags."""
+    """The metadata of an option: its help text and ``Details``. ``positional``: an argument rather than a flag."""
 
     help: str
     group: str | None = None
@@ -68,24 +68,24 @@ class _Part:
 
 
 def option(default: T, help: str, **details: Unpack[Details]) -> T:
-    """A dataclass field that is an option. The type says that it returns a value, as ``dataclasses.field`` does."""
+    """Define a dataclass field that is an option. Typed like ``dataclasses.field``, as if it returned the default."""
     made: T = field(default=default, metadata={_KEY: Declared(help, **details)})
     return made
 
 
 def argument(default: Any, help: str, metavar: str | None = None) -> Any:
-    """A dataclass field that takes the words of the command line that are no flags.
+    """Define a dataclass field that takes the positional arguments of the command line.
 
-    It is required where ``default`` is ``dataclasses.MISSING``.
+    It is required if ``default`` is ``dataclasses.MISSING``.
     """
     return field(default=default, metadata={_KEY: Declared(help, metavar=metavar, positional=True)})
 
 
 def part(default: T, *, without: tuple[str, ...] = (), only: tuple[str, ...] | None = None) -> T:
-    """A dataclass field that holds another dataclass of options.
+    """Define a dataclass field that holds another dataclass of options.
 
-    ``default`` is an instance of it, which has the defaults that apply here. ``without`` and ``only`` name options, or
-    groups of them: those that are not there, or the only ones that are.
+    ``default`` is an instance of that dataclass with the defaults that apply here. ``without`` and ``only`` exclude or
+    select options by name or by group.
     """
     held = _Part(frozenset(without), None if only is None else frozenset(only))
     made: T = field(default=default, metadata={_KEY: held})
@@ -97,9 +97,9 @@ class Option:
     """One option of a tree of dataclasses.
 
     ``path`` leads from the root to its field. ``many``: it is a tuple of ``kind``. ``choices`` is empty unless the
-    type is a ``Literal``. ``default`` is ``dataclasses.MISSING`` for a required argument. With ``command_line_only``
-    it is neither an environment variable nor a key of a configuration file; a dataclass says so of its own options
-    with a class variable of that name.
+    type is a ``Literal``. ``default`` is ``dataclasses.MISSING`` for a required argument. A ``command_line_only``
+    option cannot be set by the environment or a configuration file; a dataclass marks its own options so with a class
+    variable of that name.
     """
 
     path: tuple[str, ...]

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.cost.model import Measurement
+from launcher.core.cost.cost_model import Measurement
 from launcher.core.percentile import percentile
 from launcher.errors import UsageError
 
@@ -52,7 +52,7 @@ class CostKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Measurements as in ``core.cost.model``, ``packed`` or padded.
+    """Measurements as in ``core.cost.cost_model``, ``packed`` or padded.
 
     ``runs`` holds the drift (actual over measured batch time) of the last runs with this table that were long enough
     to tell, the latest last.

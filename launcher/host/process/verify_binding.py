@@ -17,7 +17,7 @@ from typing import Any
 from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.planning.binding import Level
 from launcher.errors import InstanceError
-from launcher.host.process.openmp_threads import count_openmp_threads, parse_openmp
+from launcher.host.process.count_openmp_threads import count_openmp_threads, parse_openmp
 
 # A few pages are elsewhere for legitimate reasons: those of exec, and those that migrated under memory pressure.
 LOCAL_SHARE = 0.95

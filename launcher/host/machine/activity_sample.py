@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path, PurePath
 
 from launcher.core.diagnosis.facts import Program, Sample
-from launcher.host.machine.tree import Tree
+from launcher.host.machine.file_tree import Tree
 
 NOTICEABLE = 0.02  # cpus; the kernel counts in ticks of 10 ms
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD in the kernel's include/linux/sched.h

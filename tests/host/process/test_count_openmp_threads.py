@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.host.process.openmp_threads import count_openmp_threads, parse_openmp
-from launcher.host.process.verify import verify
+from launcher.host.process.count_openmp_threads import count_openmp_threads, parse_openmp
+from launcher.host.process.verify_binding import verify
 
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from launcher.core.scheduling.instances import Group, Instance
+from launcher.core.scheduling.instance_state import Group, Instance
 from launcher.core.scheduling.water_filling import Candidate, common_finish
 
 # Bounds of the relative error that predictions are assumed to have.

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.planning.placeholders import NAMES, fill, values_of
 from launcher.core.planning.plan import InstancePlan
+from launcher.core.planning.program_placeholders import NAMES, fill, values_of
 
 INSTANCE = InstancePlan(3, (4, 5, 7), (4, 5, 7), 3, (0, 1), "interleave", None, "For a test.")
 VALUES = values_of(INSTANCE, 8)

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import psutil
 import pytest
 
-from launcher.core.report.plan_report import Command
-from launcher.engine.engine import EngineSettings, InferenceEngine
+from launcher.core.report.topology_report import Command
+from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, RequestError
 from launcher.options import MachineOptions, ModelOptions, ServeOptions, SuperviseOptions
-from launcher.prepare.instances import Prepared
+from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 from tests.e2e.running import gone
 

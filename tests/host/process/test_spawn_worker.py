@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from launcher.errors import InstanceError
 from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import LineSplitter
-from launcher.host.process.spawn import (
+from launcher.host.process.spawn_worker import (
     LINE_BYTES,
     Launch,
     OomCount,
@@ -293,7 +293,7 @@ PIDFD_OPEN = 434  # the same on every machine: include/uapi/asm-generic/unistd.h
 WITHOUT_PIDFD = """
 import anyio, sys
 from launcher.host.process.exit_status import describe_status
-from launcher.host.process.spawn import Launch, start
+from launcher.host.process.spawn_worker import Launch, start
 async def main():
     worker = start(Launch(0, (sys.executable, '-I', '-S', '-c', 'import os; os.kill(os.getpid(), 11)'), {}))
     print(await worker.wait())

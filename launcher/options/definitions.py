@@ -1,6 +1,6 @@
-"""All options that an operator may set: dataclasses by subject, each field with its default, limits and help text.
+"""The definitions of all options that an operator can set: dataclasses by subject.
 
-What only a programmer would change stays a constant beside the code that it tunes. Nothing is decided here.
+Constants that only a developer would change stay next to the code that uses them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from launcher.options.choices import (
     OpenMP,
     TaskChoice,
 )
-from launcher.options.declaration import argument, option, part
+from launcher.options.option import argument, option, part
 
 # Batch size of --layout fifo, which exists for comparison with other servers; 32 is their usual default.
 FIFO_BATCH_ITEMS = 32
@@ -100,6 +100,8 @@ class ModelOptions:
     ``layout``: inputs packed if the model supports it, otherwise padded and sorted by length (``auto``); always padded
     and sorted (``sorted``); or padded in batches of ``FIFO_BATCH_ITEMS`` in order of arrival (``fifo``).
 
+    With ``measure`` the costs of batches are measured again, even if they are known.
+
     ``fake_seconds_per_token`` applies only to the fake backend; None is 0 there.
     """
 
@@ -128,6 +130,7 @@ class ModelOptions:
         "Batch layout; auto packs if possible, sorted pads by length, fifo pads in arrival order.",
         group=EXECUTION,
     )
+    measure: bool = option(False, "Measure batch costs again instead of using cached ones.", group=EXECUTION)
     fake_seconds_per_token: float | None = option(
         None, "Time per token of --backend fake.", group=EXECUTION, minimum=0.0, metavar="SECONDS"
     )
@@ -139,8 +142,7 @@ class FrontOptions:
 
     ``body_bytes`` bounds one request body, ``total_body_bytes`` all that are held at a time with their responses.
     ``request_items`` is the number of texts in one request, ``text_characters`` the longest text that is tokenized at
-    all, ``result_bytes`` the size of the results of a request that has one result per token, ``queue_items`` the bound
-    of the queue, ``batch_tokens`` the token budget of one batch, padding included.
+    all, ``result_bytes`` the size of the results of a request that has one result per token.
     """
 
     host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
@@ -202,6 +204,18 @@ class FrontOptions:
         minimum=1,
         metavar="BYTES",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingOptions:
+    """The queue, the batches, how requests of different priority share both, and when a batch counts as hung.
+
+    ``queue_items`` bounds the queue, ``batch_tokens`` is the token budget of one batch, padding included.
+
+    A batch is a hang when it runs ``hang_factor`` times longer than predicted, and at least ``hang_seconds``. Inputs
+    of a lost instance are sent to another one, ``max_attempts`` times in all.
+    """
+
     queue_items: int = option(
         16_384,
         "Maximum number of queued and running inputs.",
@@ -213,16 +227,6 @@ class FrontOptions:
     batch_tokens: int = option(
         2048, "Token budget of a batch, padding included.", group=SCHEDULING, minimum=1, metavar="N"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulingOptions:
-    """How requests of different priority share the queue, and when a batch counts as hung.
-
-    A batch is a hang when it runs ``hang_factor`` times longer than predicted, and at least ``hang_seconds``. Inputs
-    of a lost instance are sent to another one, ``max_attempts`` times in all.
-    """
-
     interactive_share: float = option(
         0.25,
         "Share of the queue that bulk requests cannot take.",
@@ -301,12 +305,11 @@ class LogOptions:
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Everything ``launch serve`` needs. With ``measure`` costs are measured again, even if they are known."""
+    """Everything ``launch serve`` needs."""
 
     machine: MachineOptions = part(MachineOptions())
     runtime: RuntimeOptions = part(RuntimeOptions())
     model: ModelOptions = part(ModelOptions())
-    measure: bool = option(False, "Measure batch costs again instead of using cached ones.", group=EXECUTION)
     front: FrontOptions = part(FrontOptions())
     scheduling: SchedulingOptions = part(SchedulingOptions())
     supervise: SuperviseOptions = part(SuperviseOptions())

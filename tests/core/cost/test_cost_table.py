@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.cost.table import (
+from launcher.core.cost.cost_table import (
     SCHEMA,
     CostKey,
     CostTable,

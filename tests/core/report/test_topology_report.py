@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from launcher.core.machine.topology import Machine
-from launcher.core.planning.binding import Binding, worker_command, worker_env
+from launcher.core.planning.binding import Binding, worker_command
 from launcher.core.planning.length_classes import parse_classes
 from launcher.core.planning.plan import Plan, PlanRequest, make_plan
-from launcher.core.report.plan_report import MAX_INSTANCES, Command, PlanReport, report_json, report_text
+from launcher.core.planning.worker_env import worker_env
+from launcher.core.report.topology_report import MAX_INSTANCES, Command, PlanReport, report_json, report_text
 from launcher.errors import MachineError
 from launcher.host.machine.sysfs import read_machine
 from tests.core.by_hand import machine, machines

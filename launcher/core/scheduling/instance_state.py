@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
 
-from launcher.core.cost.model import CostModel, Work
+from launcher.core.cost.cost_model import CostModel, Work
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item, LengthQueue
 from launcher.core.scheduling.events import InstanceSpec, Priority, SchedulerLimits

@@ -15,7 +15,7 @@ import pytest
 from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.planning.binding import Level
 from launcher.errors import InstanceError
-from launcher.host.process.verify import (
+from launcher.host.process.verify_binding import (
     Pages,
     Thread,
     Verification,

@@ -3,7 +3,7 @@
 A runtime that is only mapped does no harm: torch needs its own libgomp even where another runtime is preloaded and
 provides all its functions. Two runtimes that have both started threads do harm. The kernel does not record who started
 a thread, but the base of the thread's stack contains a return address into the runtime's start function. So the stacks
-are read. ``host.process.verify`` decides what follows from the counts.
+are read. ``host.process.verify_binding`` decides what follows from the counts.
 """
 
 from __future__ import annotations

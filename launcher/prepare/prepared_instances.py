@@ -14,11 +14,11 @@ from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.core.planning.preload import Runtimes, choose_runtimes, wanted_libraries
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.core.report.plan_report import Command
+from launcher.core.report.topology_report import Command
 from launcher.core.tuning.choose_classes import Choice
 from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.host.process.preload import find_libraries
-from launcher.host.process.probe import choose_bindings, describe_bindings
+from launcher.host.process.probe_binding import choose_bindings, describe_bindings
 from launcher.options import MachineOptions, RuntimeOptions
 
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from launcher.core.planning.placeholders import fill, values_of
+from launcher.core.planning.program_placeholders import fill, values_of
 from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
-from launcher.core.report.plan_report import Command, PlanReport, report_json, report_text
 from launcher.core.report.svg_map import picture
+from launcher.core.report.topology_report import Command, PlanReport, report_json, report_text
 from launcher.core.tuning.choose_classes import classes_of, specs_of
 from launcher.core.tuning.simulation import Scenario, predict
 from launcher.errors import UsageError
 from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
-from launcher.prepare.instances import Prepared, PreparedInstance
 from launcher.prepare.machine import load_machine
+from launcher.prepare.prepared_instances import Prepared, PreparedInstance
 from launcher.prepare.workers import OWN_ENV, prepare_workers
 
 

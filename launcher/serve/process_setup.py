@@ -1,4 +1,4 @@
-"""What ``launch serve`` does to its own process before the event loop runs: affinity, descriptors, the socket.
+"""What ``launch serve`` does to its own process before the event loop runs: affinity and descriptors.
 
 Separate from the engine, which may run in the process of a user (Python API) and must not change any of this.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import logging
 import resource
-import socket
 
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.plan import front_cpus
-from launcher.errors import MachineError, UsageError
-from launcher.options import FrontOptions
+from launcher.errors import MachineError
 from launcher.pinning import bind_process
-from launcher.prepare.instances import Prepared
+from launcher.prepare.prepared_instances import Prepared
 
 log = logging.getLogger("launcher.serve")
 
@@ -43,21 +41,3 @@ def bind_front(prepared: Prepared, *, strict: bool) -> tuple[int, ...] | None:
         return None
     log.info("the front is bound to cpus %s", format_cpu_list(cpus), extra={"event": "front", "cpus": list(cpus)})
     return before
-
-
-def listen(front: FrontOptions) -> socket.socket:
-    """The listening socket. Raises ``UsageError`` when the address is not available."""
-    family = socket.AF_INET6 if ":" in front.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((front.host, front.port))
-        sock.listen(front.backlog)
-    except OSError as error:
-        sock.close()
-        raise UsageError(
-            f"cannot listen on {front.host} port {front.port}: {error.strerror or error}; "
-            "use another --port (0 takes a free one) or --host, or end the program that has it"
-        ) from error
-    sock.setblocking(False)
-    return sock

@@ -18,7 +18,7 @@ from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.planning.binding import Binding, Level, command_prefix
 from launcher.core.planning.plan import InstancePlan, MemoryPolicy, Plan
 from launcher.errors import MachineError
-from launcher.host.process.probe import choose_bindings, describe_bindings, requested_level
+from launcher.host.process.probe_binding import choose_bindings, describe_bindings, requested_level
 from launcher.options import MachineOptions
 
 DENY = Path(__file__).parents[1] / "deny.py"
@@ -165,7 +165,7 @@ def test_strict_refuses_less_than_requested_and_names_the_instance() -> None:
 CHILD = """
 import json, sys
 from launcher.core.planning.plan import InstancePlan, Plan
-from launcher.host.process.probe import choose_bindings
+from launcher.host.process.probe_binding import choose_bindings
 instances = [InstancePlan(i, tuple(cpus), tuple(cpus), len(cpus), tuple(nodes), memory, None, '')
              for i, cpus, nodes, memory in json.loads(sys.argv[1])]
 bindings = choose_bindings(Plan(tuple(instances), (), ()), strict=False, probe_seconds=20)

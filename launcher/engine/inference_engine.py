@@ -28,18 +28,18 @@ from launcher.core.protocol.messages import Loading, Ready
 from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits
 from launcher.core.tuning.choose_classes import specs_of
 from launcher.engine.costs import Costs, watch_costs
-from launcher.engine.instances import InstanceView, packing_info
+from launcher.engine.instance_views import InstanceView, packing_info
 from launcher.errors import InstanceError
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer
-from launcher.host.process.spawn import Launch
+from launcher.host.process.spawn_worker import Launch
 from launcher.host.process.supervisor import Supervisor
-from launcher.host.process.verify import verify
+from launcher.host.process.verify_binding import verify
 from launcher.options import ServeOptions
 from launcher.prepare.costs import subject_of
-from launcher.prepare.instances import Prepared
 from launcher.prepare.model import limits_of, setup_of
+from launcher.prepare.prepared_instances import Prepared
 
 log = logging.getLogger("launcher.engine")
 
@@ -102,7 +102,7 @@ class InferenceEngine:
         self._observer: EngineObserver = observer or Unobserved()
         self._started_at = time.time()
         self._views = {instance.plan.id: InstanceView(instance) for instance in prepared.instances}
-        self._costs = Costs(subject_of(options, prepared.machine, self.model_info), fresh=options.measure)
+        self._costs = Costs(subject_of(options, prepared.machine, self.model_info), fresh=options.model.measure)
         self.setup = setup_of(options, prepared.machine, self.model_info)
         self._draining = False
         self._was_ready = False

@@ -20,9 +20,9 @@ from launcher.core.diagnosis.facts import Facts, Program, Reading
 from launcher.core.diagnosis.finding import Finding
 from launcher.core.diagnosis.findings_report import findings_text
 from launcher.errors import MachineError, UsageError
-from launcher.host.machine.doctor import read_facts
-from launcher.host.machine.sample import describe, take_sample
-from launcher.host.machine.tree import Tree
+from launcher.host.machine.activity_sample import describe, take_sample
+from launcher.host.machine.diagnosis_facts import read_facts
+from launcher.host.machine.file_tree import Tree
 from launcher.options import DoctorOptions, MachineOptions
 from tests.machines import build, each_recorded, recorded, regular
 

@@ -1,8 +1,8 @@
 """Starts the program of one ``launch run`` instance, relays its output, and describes how it exited.
 
-The counterpart of ``host.process.spawn`` for programs that know nothing of the launcher: two separate outputs, no
-channel, and an exit status with a meaning. The program runs in its own session, so that a signal to the group reaches
-it and what it has started, and nothing else. No policy may enter here.
+The counterpart of ``host.process.spawn_worker`` for programs that know nothing of the launcher: two separate outputs,
+no channel, and an exit status with a meaning. The program runs in its own session, so that a signal to the group
+reaches it and what it has started, and nothing else. No policy may enter here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launcher.errors import InstanceError
 from launcher.host.process import exec_bound
 from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import Relay
-from launcher.host.process.spawn import (
+from launcher.host.process.spawn_worker import (
     OomCount,
     kill_group,
     open_reader,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.cost.model import SETTLED_BATCHES, Coefficients, CostModel, Work, fit, fit_error, work_of
+from launcher.core.cost.cost_model import SETTLED_BATCHES, Coefficients, CostModel, Work, fit, fit_error, work_of
 
 SHAPES = [(1, 16), (4, 32), (16, 16), (8, 128), (2, 256), (8, 256), (1, 512)]
 positive = st.floats(1e-6, 1e-1)

@@ -1,0 +1,7 @@
+"""Prefixes of environment variables. Separate and without imports, so that ``core`` can use them."""
+
+# Options: LAUNCH_PORT.
+OPTION_PREFIX = "LAUNCH_"
+# Variables that ``launch run`` sets for its programs: LAUNCH_RUN_INSTANCE. They are never options, because one of the
+# programs may be ``launch``.
+RUN_PREFIX = "LAUNCH_RUN_"
