@@ -1,4 +1,4 @@
-"""The table of guests for the documentation: what was asked of QEMU, what the launcher found, where the pages are."""
+"""The table of guests for the documentation: what was requested from QEMU, what the launcher found, where the pages are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.vm.guests import STEPS, Guest
 
-HEAD = "| guest | asked of QEMU | found | instances (cpus; memory) | pages on planned nodes |\n|---|---|---|---|---|\n"
+HEAD = "| guest | requested from QEMU | found | instances (cpus; memory) | pages on planned nodes |\n|---|---|---|---|---|\n"
 
 Json = dict[str, Any]
 
