@@ -1,4 +1,4 @@
-"""The table of guests for the documentation: what was requested from QEMU, what the launcher found, where the pages are."""
+"""The table of guests for the documentation: what was requested, what the launcher found, where pages are."""
 
 from __future__ import annotations
 
