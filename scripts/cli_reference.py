@@ -19,7 +19,7 @@ HEAD = """\
 This file is made by `scripts/docs`. `launch COMMAND --help` shows the same.
 
 `launch` without a command is `launch serve`: `launch --instances 4` is `launch serve --instances 4`.
-Exit codes: 0 success, 1 failure at run time, 2 usage error, 3 the machine cannot do what was asked.
+Exit codes: 0 success, 1 failure at run time, 2 usage error, 3 the machine cannot satisfy the request.
 
 `--max-length N` can also be set by the environment variable `LAUNCH_MAX_LENGTH` or the key `max-length` of a
 configuration file, and so can every option that is not marked *flag only*; see [configuration.md](configuration.md).

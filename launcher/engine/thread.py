@@ -33,7 +33,7 @@ class SessionThread:
         self._started: concurrent.futures.Future[Session] = concurrent.futures.Future()
         self._asked_to_end = asyncio.Event()
         self._kill = False
-        # Reentrant: the garbage collector may run the finalizer of an engine anywhere, also in here.
+        # Reentrant: the garbage collector may run the finalizer of an engine anywhere, including here.
         self._lock = threading.RLock()
         self._closed = False
         # A daemon, because at exit the interpreter joins all other threads before it runs finalizers.
@@ -116,10 +116,10 @@ class SessionThread:
         self._asked_to_end.set()
 
     async def _cancel_the_rest(self) -> None:
-        """Cancel what is left, so that no caller waits for a loop that has ended."""
+        """Cancel all remaining tasks, so that no caller waits for a loop that has ended."""
         with self._lock:
             self._closed = True
-        await asyncio.sleep(0)  # until work that was submitted before has become tasks
+        await asyncio.sleep(0)  # until work submitted earlier has become tasks
         await asyncio.sleep(0)
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:

@@ -1,7 +1,7 @@
 """What a tagger found: entities with their positions in the text, or a label for each token.
 
 Separate from HTTP because the Python API returns the same, and from ``core.tasks.entities``, which knows tokens but not
-texts. Paths and request bodies must not enter.
+texts. Paths and request bodies do not belong here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ Indices = npt.NDArray[np.int64]
 
 
 class TokenLabel(Struct, frozen=True, omit_defaults=True):
-    """An entity or a token, with its label and score. In a text, ``start`` and ``end`` (exclusive) are its position in
-    code points and ``text`` is what is there; among token ids ``index`` is its position."""
+    """An entity or a token, with its label and score. For a text, ``start`` and ``end`` (exclusive) are its position in
+    code points and ``text`` is the substring; for token ids, ``index`` is its position.
+    """
 
     label: str
     score: float

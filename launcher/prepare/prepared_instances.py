@@ -1,4 +1,4 @@
-"""What is decided of each instance, as one record: its plan, its binding and its command.
+"""Everything decided for each instance, as one record: its plan, its binding and its command.
 
 Shared by workers (``prepare.workers``) and by the programs of ``launch run``, which differ only in the command.
 """
@@ -43,7 +43,8 @@ class ForecastInputs:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """All decisions. ``instances`` are those of ``plan``, in its order; ``model_info`` is None without a model,
-    ``forecast`` where no server is planned."""
+    ``forecast`` if no server is planned.
+    """
 
     machine: Machine
     model_info: ModelInfo | None
@@ -54,14 +55,15 @@ class Prepared:
 
     @property
     def commands(self) -> tuple[Command, ...]:
-        """The commands of all instances, in order, as reports take them."""
+        """The commands of all instances, in order, in the form used by reports."""
         return tuple(instance.command for instance in self.instances)
 
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """What the command of an instance depends on besides its plan and binding. ``live``: it is for this machine;
-    otherwise ``user_env`` is empty."""
+    """What the command of an instance depends on besides its plan and binding. ``live``: the plan is for this machine;
+    otherwise ``user_env`` is empty.
+    """
 
     live: bool
     instances: int
@@ -69,16 +71,16 @@ class CommandContext:
     runtimes: Runtimes
 
 
-# Gives the command of an instance, and notes on it.
+# Returns the command of an instance, and notes.
 MakeCommand = Callable[[InstancePlan, Binding, CommandContext], tuple[Command, tuple[str, ...]]]
 
 
 def prepare_instances(
     plan: Plan, machine: MachineOptions, runtime: RuntimeOptions, make_command: MakeCommand, *, live: bool
 ) -> tuple[tuple[PreparedInstance, ...], tuple[str, ...]]:
-    """Bindings, preload and commands for every instance, and the warnings that belong to them.
+    """Bindings, preload and commands for every instance, with their warnings.
 
-    ``live`` when the plan is for this machine: then bindings are probed and libraries are looked for. With
+    If the plan is for this machine (``live``), bindings are probed and libraries are searched for. With
     ``machine.strict``, raises ``MachineError`` if a binding is less than planned; raises ``UsageError`` for a missing
     library.
     """
@@ -96,7 +98,7 @@ def prepare_instances(
 
 
 def without_repeats(*warnings: str) -> tuple[str, ...]:
-    """Each warning once, in order of first occurrence: many are the same for all instances."""
+    """Each warning once, in order of first occurrence: many are identical for all instances."""
     return tuple(dict.fromkeys(warnings))
 
 
@@ -110,6 +112,6 @@ def _bindings_of(plan: Plan, machine: MachineOptions, live: bool) -> tuple[Bindi
 
 
 def _choose_runtimes(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Runtimes:
-    """Allocator and OpenMP runtime; they are looked for only on the machine itself."""
+    """Allocator and OpenMP runtime; they are searched for only on the machine itself."""
     facts = find_libraries(wanted_libraries(options.allocator, options.openmp), user_env) if live else None
     return choose_runtimes(options.allocator, options.openmp, facts, user_env)

@@ -1,6 +1,6 @@
-"""Plans the programs of ``launch run``: the same machine, plan, binding and preload as for workers, another command.
+"""Plans the programs of ``launch run``: machine, plan, binding and preload as for workers, but another command.
 
-``--dry-run`` prints it, ``runner`` carries it out.
+``--dry-run`` prints the result, ``runner`` carries it out.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from launcher.options import MachineOptions, RunOptions
 from launcher.prepare.machine import is_here, load_machine, refuse_elsewhere
 from launcher.prepare.prepared_instances import CommandContext, Prepared, prepare_instances, without_repeats
 
-# Where the machine is another one, nothing is known of its paths.
+# Nothing is known about paths on another machine.
 BINDER_ELSEWHERE = ("python3", "-m", "launcher.host.process.exec_bound")
 
 
 def prepare_run(options: RunOptions, *, live: bool) -> Prepared:
-    """Read the machine and plan. ``live`` when the programs will be started: then another machine is refused, and
-    what cannot be started is. Raises any ``LauncherError``."""
+    """Read the machine and make the plan. ``live``: the programs will be started, so another machine and programs that
+    cannot be started are rejected. Raises any ``LauncherError``.
+    """
     if live:
         refuse_elsewhere(options.machine)
     machine = load_machine(options.machine)
@@ -66,5 +67,5 @@ def _check_programs(program: tuple[str, ...], plan: Plan) -> None:
 def _check_program(program: tuple[str, ...], instance: InstancePlan, instances: int) -> None:
     (name,) = fill(program[:1], values_of(instance, instances))
     if shutil.which(name) is None:
-        place = "no such file that may be executed" if os.sep in name else "it is in no folder of PATH"
+        place = "no executable file at this path" if os.sep in name else "not found in PATH"
         raise UsageError(f"launch run -- {name}: {place}, so none of {instances} instances was started")

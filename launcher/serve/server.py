@@ -1,8 +1,8 @@
-"""Runs the server: HTTP and signals on an engine, and the order of the end.
+"""Runs the server: HTTP and signals on an engine, and the order of start and shutdown.
 
-Order of the start: the port, the machine, the model's files, the plan, the probes; only then processes. Order of the
-end (first Ctrl-C or SIGTERM): not ready, what is admitted is finished, workers stop, HTTP closes, exit 0. A second
-signal ends all at once. Signal handlers only record; a task reacts.
+Start: the port, the machine, the model's files, the plan, the probes; only then processes. Shutdown (first Ctrl-C or
+SIGTERM): not ready, admitted requests are finished, workers stop, HTTP closes, exit 0. A second signal exits at once.
+Signal handlers only record; a task reacts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger("launcher.serve")
 
 
 def run(options: ServeOptions) -> None:
-    """Serve until a signal. Raises any ``LauncherError``; returns after a clean end."""
+    """Serve until a signal arrives. Raises any ``LauncherError``; returns after a graceful shutdown."""
     refuse_elsewhere(options.machine)
     logs.set_up(options.log)
     raise_descriptor_limit()
@@ -75,13 +75,14 @@ class Server:
 
     @property
     def failure(self) -> LauncherError | None:
-        """The reason why the server stopped by itself, or None."""
+        """Why the server stopped without a signal, or None."""
         return self._engine.failure
 
     async def run(self) -> None:
-        """Serve until a signal, or until no instance is left."""
+        """Serve until a signal arrives, or until no instance is left."""
         self._finished = anyio.Event()
-        # Existing objects stay for good. Traversing them took the collector 20 to 25 ms, in the middle of requests.
+        # Existing objects live until exit. Traversing them took the garbage collector 20 to 25 ms, in the middle of
+        # requests.
         gc.collect()
         gc.freeze()
         self._say_start()
@@ -136,7 +137,7 @@ class Server:
         """Graceful shutdown: admitted requests are finished, unless they take longer than ``drain_seconds``."""
         await self._engine.drain(self._options.front.drain_seconds)
         await self._engine.stop()
-        await self._http.stop(self._options.supervise.stop_seconds)  # for replies that are being written
+        await self._http.stop(self._options.supervise.stop_seconds)  # for responses that are being written
         self._engine.close()
         self._finished.set()
 

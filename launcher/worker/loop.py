@@ -1,7 +1,7 @@
 """The main loop of a worker: set up, load, warm up, then run one batch at a time until ``Stop`` or EOF.
 
-It knows the messages and the ``Backend`` protocol; torch must not enter. One thread and no queue: while a batch runs,
-the next one waits in the socket buffer.
+It knows the messages and the ``Backend`` protocol, and must not import torch. One thread and no queue: while a batch
+runs, the next one waits in the socket buffer.
 """
 
 from __future__ import annotations

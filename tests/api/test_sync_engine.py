@@ -70,7 +70,7 @@ def test_a_classifier_gives_labels_with_scores_best_first() -> None:
         assert {label.label for label in one} == set(engine.info()["model"]["labels"])
         assert engine.classify("a second text") == two
         assert list(engine.classify_stream(["first", "a second text"])) == [one, two]
-        with pytest.raises(UsageError, match=r"'classify', not for 'embed'; use classify\(\)"):
+        with pytest.raises(UsageError, match=r"'classify', not 'embed'; use classify\(\)"):
             engine.embed("first")
 
 

@@ -41,7 +41,7 @@ def test_the_plan_from_a_saved_machine_is_the_one_made_there(tmp_path: Path) -> 
     file = tmp_path / "machine.json"
     saved = launch("topology", "--json", *there, "--save", str(file))
     assert saved.returncode == 0
-    assert saved.stderr == f"launch: the machine (128 usable cores) is written to {file}\n"
+    assert saved.stderr == f"launch: wrote the machine (128 usable cores) to {file}\n"
     assert report("--machine", str(file), "--instances", "4") == json.loads(saved.stdout)
 
 

@@ -95,7 +95,7 @@ def test_a_table_that_batches_contradict_is_corrected_at_the_next_start_and_that
     assert corrected["worker"]["measured"] == table["measured"]
     assert corrected["cost"]["drift_at_start"] == pytest.approx(wrong["cost"]["drift"], rel=0.15)
     assert corrected["cost"]["drift_at_start"] < 0.95
-    assert any("times what was measured, as observed in earlier runs" in sentence for sentence in said)
+    assert any("times the measured ones, as observed in earlier runs" in sentence for sentence in said)
     assert start(launch, tmp_path, *slower, "--measure")[0]["cost"]["drift_at_start"] == 1.0
 
 
@@ -120,7 +120,7 @@ def test_classes_chosen_by_prediction_are_served_and_said(launch: Launch, tmp_pa
         assert server.embed(["short", "many words " * 60]).status_code == 200
         assert server.end() == 0
     assert "--classes auto: " in said
-    assert "Lengths: those of lengths.txt, with estimated costs" in said
+    assert "Lengths: from lengths.txt, with estimated costs" in said
     classes = {(i["class"]["min_length"], i["class"]["max_length"]) if i["class"] else None for i in instances}
     assert (classes == {None}) == ("equal instance" in said.split(",")[0])
     if classes != {None}:

@@ -246,7 +246,7 @@ def test_with_restart_a_failed_program_is_restarted_up_to_the_limit(tmp_path: Pa
     done = launch_run(*two("--on-failure", "restart", "--", "sh", "-c", code))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "tries-1").read_text() == "try\n" * 2
-    assert "restarts on the same cores in 0.5 s (failure 1 of 5 in a row)" in done.stderr
+    assert "restarts on the same cores in 0.5 s (consecutive failure 1 of 5)" in done.stderr
     given_up = launch_run(
         "--instances", "1", "--on-failure", "restart", "--max-failures", "2", "--", "sh", "-c", "exit 6"
     )

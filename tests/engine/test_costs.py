@@ -146,7 +146,7 @@ def test_a_damaged_table_is_named_and_measured_anew(tmp_path: Path, caplog: pyte
     path.write_bytes(path.read_bytes()[:50])
     assert not ready(Costs(SUBJECT, folder=tmp_path), instance())[0].cached
     assert str(path) in said(caplog)[0]
-    assert "measured again" in said(caplog)[0]
+    assert "measuring again" in said(caplog)[0]
 
 
 def test_a_folder_that_cannot_be_written_is_said_once_and_the_run_still_knows_what_it_measured(
@@ -173,7 +173,7 @@ def test_a_table_that_was_measured_on_a_loaded_machine_is_corrected_by_the_first
     assert message.cached
     assert message.measured == MEASURED, "what was measured stays as it was"
     assert drift == pytest.approx(0.7)
-    assert any("predicted as 0.70 times what was measured" in line for line in said(caplog, logging.INFO))
+    assert any("predicted costs are 0.70 times the measured ones" in line for line in said(caplog, logging.INFO))
     before = CostModel(fit(message.measured), drift)
     truth = 0.7 * TRUTH.seconds(200, 40000)
     assert before.seconds(200, 40000) == pytest.approx(truth, rel=0.01)

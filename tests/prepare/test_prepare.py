@@ -60,7 +60,7 @@ def test_warnings_that_all_instances_share_are_given_once() -> None:
     ("options", "words"),
     [
         (ServeOptions(machine=MachineOptions(classes="max:1", instances=2), model=TINY), "--classes"),
-        (ServeOptions(machine=MachineOptions(lengths=Path("x")), model=TINY), "--lengths x is for --classes auto"),
+        (ServeOptions(machine=MachineOptions(lengths=Path("x")), model=TINY), "--lengths x requires --classes auto"),
         (ServeOptions(model=ModelOptions(model="random:tiny", fake_seconds_per_token=1.0)), "--backend fake"),
         (
             ServeOptions(model=ModelOptions(model="random:tiny", backend="fake", fake_seconds_per_token=float("inf"))),

@@ -2,8 +2,8 @@
 
 Separate because the JSON decoder holds the interpreter lock during each call: decoding 8 MiB of tiny entries would stop
 the event loop for more than a second, whichever thread does it. So the inputs are first taken as raw JSON (2 ns per
-byte) and counted, and decoded only if they are not too many, token ids in chunks. To be called in a thread. What
-small bodies need must not enter.
+byte) and counted, and decoded only if they are not too many, token ids in chunks. To be called in a thread. Nothing
+that only small bodies need belongs here.
 """
 
 from __future__ import annotations

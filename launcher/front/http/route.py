@@ -1,7 +1,7 @@
 """Descriptions of routes and of API families: everything that serving a route and documenting it needs.
 
 Routing, ``/openapi.json`` and ``/docs`` are derived from these descriptions, so that a route is added in one place: the
-module of its family in ``api``. Serving must not enter.
+module of its family in ``api``. Serving does not belong here.
 """
 
 from __future__ import annotations

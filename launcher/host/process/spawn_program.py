@@ -2,7 +2,7 @@
 
 The counterpart of ``host.process.spawn_worker`` for programs that know nothing of the launcher: two separate outputs,
 no channel, and an exit status with a meaning. The program runs in its own session, so that a signal to the group
-reaches it and what it has started, and nothing else. No policy may enter here.
+reaches it and what it has started, and nothing else. Policy does not belong here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Separate from the supervisor, which decides when to do so; this module deals with the operating system. A worker gets
 one end of a socket pair as standard input, a pipe for both outputs, its own session (so that Ctrl-C reaches only the
-front, and the whole process group can be killed) and no other descriptor. No policy may enter here.
+front, and the whole process group can be killed) and no other descriptor. Policy does not belong here.
 """
 
 from __future__ import annotations

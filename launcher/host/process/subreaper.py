@@ -3,8 +3,8 @@
 `fork_subreaper` forks. The child does the work. The parent, the subreaper, forwards signals to it, waits for it and
 exits with its status. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so that even a program's daemon stays their
 descendant. When the subreaper is killed, the child reads end-of-file from a pipe and kills everything. When the child
-is killed, the kernel kills the programs (their parent-death signal), and the subreaper inherits and kills what they
-had started. Only when both are killed at once can a daemon survive. No policy may enter here.
+is killed, the kernel kills the programs (their parent-death signal), and the subreaper inherits and kills what they had
+started. Only when both are killed at once can a daemon survive. Policy does not belong here.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def test_restart_starts_again_with_growing_delays_up_to_the_limit() -> None:
     restart(run, 0, 1.5)
     assert run.exited(0, 1, 2.0) == [AnnounceRestart(0, 1.0, 2)]
     restart(run, 0, 3.0)
-    assert run.exited(0, 9, 4.0) == [], "three in a row are the limit"
+    assert run.exited(0, 9, 4.0) == [], "three consecutive failures are the limit"
     assert states(run) == ["failed", "running"]
     assert run.exited(1, 0, 5.0) == []
     assert run.exit_status == 9

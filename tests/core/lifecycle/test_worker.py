@@ -141,7 +141,7 @@ def test_failures_in_a_row_wait_longer_each_time_and_end_at_the_limit() -> None:
         AnnounceRestart(1.0, 2),
     ]
     assert status.state == "failed"
-    assert actions[-1] == AnnounceFailure("3 failures in a row, the last: exit status 1")
+    assert actions[-1] == AnnounceFailure("3 consecutive failures, the last: exit status 1")
     assert status.state in FINAL, "nothing brings it back: no loop"
 
 

@@ -181,7 +181,7 @@ async def test_a_killed_idle_worker_is_restarted_and_the_others_are_unaffected(
     assert any(
         re.fullmatch(rf"worker, pid {first}, exited after .* s in state ready: {described}.*", line) for line in said
     )
-    assert "restarts on the same cores in 0.0 s (failure 1 in a row)" in said
+    assert "restarts on the same cores in 0.0 s (consecutive failure 1)" in said
 
 
 async def test_the_next_worker_gets_the_same_command_and_environment() -> None:
@@ -215,7 +215,7 @@ async def test_a_crash_at_load_is_retried_up_to_the_limit_and_no_further() -> No
     async with supervised("raise SystemExit('no weights')", GOOD) as front:
         await front.warm(1)
         gave_up = await front.until("given_up", 0)
-        assert gave_up[2] == "3 failures in a row, the last: exit status 1; last output: 'no weights'"
+        assert gave_up[2] == "3 consecutive failures, the last: exit status 1; last output: 'no weights'"
         assert [delay for *_, delay in front.told("restarting", 0)] == [0.01, 0.02]
         assert len(front.told("started", 0)) == 3
         assert front.state(0) == "failed"
@@ -229,7 +229,7 @@ async def test_a_command_that_cannot_be_executed_fails_with_its_reason() -> None
     async with supervised(Launch(0, ("/no/such/program",), {})) as front:
         reason = (await front.until("given_up", 0))[2]
         assert "/no/such/program" in str(reason)
-        assert "3 failures in a row" in str(reason)
+        assert "3 consecutive failures" in str(reason)
         assert not front.told("started")
 
 
@@ -267,7 +267,7 @@ async def test_a_worker_that_is_not_ready_in_time_is_killed_and_counted() -> Non
     options = SuperviseOptions(start_seconds=0.05, max_failures=2, backoff_seconds=0.01)
     async with supervised(SLOW, options=options) as front:
         reason = (await front.until("given_up", 0))[2]
-        assert re.fullmatch(r"2 failures in a row, the last: not ready after 0\.\d s", str(reason))
+        assert re.fullmatch(r"2 consecutive failures, the last: not ready after 0\.\d s", str(reason))
         assert all(str(event[2]).startswith("killed: not ready after") for event in front.told("exited", 0))
 
 
