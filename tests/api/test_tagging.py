@@ -1,4 +1,4 @@
-"""``tag``: entities and tokens as transformers gives them, with their places in the text."""
+"""``tag``: entities and tokens as transformers returns them, with their positions in the text."""
 
 from __future__ import annotations
 

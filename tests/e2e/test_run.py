@@ -34,7 +34,7 @@ def launch_run(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
 
 
 def two(*words: str) -> tuple[str, ...]:
-    """Two instances, also where there is one core."""
+    """Two instances, even on a machine with one core."""
     return ("--instances", "2", *(("--oversubscribe",) if len(CPUS) < 2 else ()), *words)
 
 

@@ -1,4 +1,4 @@
-"""The ASCII fast path gives the same tokens as the tokenizer itself, and is only used where it does."""
+"""The ASCII fast path gives the same tokens as the tokenizer itself, and is used only if it does."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ async def test_a_deadline_that_cannot_be_met_gets_504_at_once_with_the_predictio
 
 
 @pytest.mark.anyio
-async def test_bulk_requests_are_tokenized_one_at_a_time_beside_interactive_ones(
+async def test_bulk_requests_are_tokenized_one_at_a_time_while_interactive_ones_continue(
     make_front: Any, make_client: Any, model_info: Any, until: Any
 ) -> None:
     front = make_front(queue_items=10_000)

@@ -1,4 +1,4 @@
-"""The server on a real socket: connections, slow and odd clients, and the end."""
+"""The server on a real socket: connections, slow and misbehaving clients, and shutdown."""
 
 from __future__ import annotations
 
@@ -357,7 +357,7 @@ async def test_the_server_sweeps_slow_clients_itself(start: Any) -> None:
 
 
 async def unread(running: Any) -> socket.socket:
-    """A client with more replies than the system holds for it, of which it reads nothing."""
+    """A client that reads none of its responses, which exceed the buffers of the system."""
     running.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -1,4 +1,4 @@
-"""The build of torch is told from its files, without importing it."""
+"""The build of torch is determined from its files, without importing it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_nothing_is_raised_where_the_packages_are_installed() -> None:
 
 
 def test_missing_packages_are_named_with_the_commands_that_install_them() -> None:
-    """In a process of its own, in which nothing can be found any more."""
+    """In a process of its own, in which no package can be found."""
     code = (
         "import sys; from launcher.host.torch_build import require_worker_packages; from launcher.errors import *\n"
         "sys.path.clear()\n"

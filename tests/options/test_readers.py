@@ -1,4 +1,4 @@
-"""No option without effect: each field is read somewhere outside the declarations."""
+"""Every option has an effect: each field is read somewhere outside the definitions."""
 
 from __future__ import annotations
 

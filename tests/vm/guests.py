@@ -1,6 +1,6 @@
-"""The guests that the tests need: which steps each carries out, and what it left.
+"""The guests that the tests need: the steps and the output of each.
 
-A guest boots once for all tests of its shape; the tests compare what it wrote down with what was asked.
+A guest boots once for all tests of its shape; the tests compare its output with its configuration.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Step = dict[str, Any]
 
 
 def topology(name: str, *arguments: str, inside: str | None = None) -> Step:
-    """A step that asks for the report of the machine and the plan."""
+    """A step that runs the report of the machine and the plan."""
     return {"name": name, "do": "topology", "arguments": [*arguments, *MODEL[:-2]], "inside": inside}
 
 
 def serve(name: str, *arguments: str, inside: str | None = None, port: int = 8000) -> Step:
-    """A step that serves the model and looks at the workers."""
+    """A step that serves the model and inspects the workers."""
     options = {"texts": TEXTS, "port": port, "seconds": READY_SECONDS, "inside": inside}
     return {"name": name, "do": "serve", "arguments": [*arguments, *MODEL], **options}
 
@@ -74,14 +74,14 @@ STEPS: dict[str, list[Step]] = {
 
 @dataclass(frozen=True)
 class Guest:
-    """One guest that has ended: what QEMU was told, where its answers are, and what was said while it ran."""
+    """A guest that has ended: its QEMU configuration, the folder with its output, and the messages while it ran."""
 
     asked: dict[str, Any]
     results: Path
     said: str
 
     def failure(self, name: str) -> str | None:
-        """Why a step has no answer."""
+        """Why a step has no result."""
         path = self.results / f"{name}.json"
         if not path.exists():
             return f"the guest did not get to {name}: {self.said}"
@@ -89,7 +89,7 @@ class Guest:
         return error
 
     def step(self, name: str) -> dict[str, Any]:
-        """What the guest wrote down for a step; fails the test when the step failed."""
+        """The output of the guest for a step; fails the test if the step failed."""
         failure = self.failure(name)
         if failure is not None:
             pytest.fail(failure, pytrace=False)
@@ -98,7 +98,7 @@ class Guest:
 
 
 class Guests:
-    """Boots the guest of a shape when it is first asked for."""
+    """Boots the guest of a shape when it is first requested."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -162,7 +162,7 @@ def test_without_wanted_libraries_nothing_is_searched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("library", ["tcmalloc", "jemalloc", "intel"])
-def test_the_libraries_of_this_machine_work(library: Library) -> None:
+def test_the_installed_libraries_of_this_machine_pass_the_test(library: Library) -> None:
     (search,) = find_libraries((library,), environment()).searches
     if search.usable is None:
         pytest.skip(f"no {KINDS[library].shown} on this machine")

@@ -43,7 +43,7 @@ def python(code: str, instance: int = 0) -> Launch:
 
 
 class Front:
-    """Takes the place of the dispatcher: keeps the channels and reports that a worker is ready."""
+    """Takes the place of the dispatcher: holds the channels and reports when a worker is ready."""
 
     def __init__(self) -> None:
         self.story: list[tuple[object, ...]] = []

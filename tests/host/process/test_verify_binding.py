@@ -1,4 +1,4 @@
-"""Verification of real processes; each kind of miss is provoked and has to be reported."""
+"""Verification of real processes; each kind of miss is provoked and must be reported."""
 
 from __future__ import annotations
 
