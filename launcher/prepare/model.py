@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from launcher.core.diagnosis.torch_build import gpu_build_warning
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.footprint import choose_dtype, mixed_batches, warmup_shapes
 from launcher.core.protocol.messages import Setup
@@ -12,7 +11,6 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import SchedulerLimits
 from launcher.errors import LauncherError, UsageError
 from launcher.host.model.resolve import resolve
-from launcher.host.torch_build import read_torch_build, require_worker_packages
 from launcher.options import FIFO_BATCH_ITEMS, ModelOptions, ServeOptions
 from launcher.options.choices import RunDtype
 
@@ -35,6 +33,10 @@ def check_worker_packages(options: ModelOptions) -> tuple[str, ...]:
     """Notes on the installed torch. Raises ``MachineError`` if packages that workers need are missing."""
     if options.backend == "fake":
         return ()
+    # Only here, because all checks of the doctor come with them, and reports need none.
+    from launcher.core.diagnosis.torch_build import gpu_build_warning
+    from launcher.host.torch_build import read_torch_build, require_worker_packages
+
     require_worker_packages()
     warning = gpu_build_warning(read_torch_build())
     return () if warning is None else (warning,)

@@ -103,12 +103,15 @@ def test_ctrl_c_raises_in_the_program_and_leaves_no_worker(tmp_path: Path) -> No
     body = """
     with start() as engine:
         try:
-            for _ in engine.embed_stream(f"text {number}" for number in iter(int, 1)):
-                print(end="", flush=True)
+            for number, _ in enumerate(engine.embed_stream(f"text {number}" for number in iter(int, 1))):
+                if not number:
+                    print("begun", flush=True)
         except KeyboardInterrupt:
             print("interrupted;", engine.embed(["still", "there"]).shape)
     """
     with program(body, tmp_path) as script:
+        assert script.process.stdout is not None
+        assert script.process.stdout.readline() == "begun\n"
         script.process.send_signal(signal.SIGINT)
         status, output, errors = script.end()
         assert (status, output.strip()) == (0, "interrupted; (2, 128)"), errors

@@ -12,7 +12,7 @@ import pytest
 from launcher.core.cost.cost_model import CostModel
 from launcher.core.cost.length_histogram import parse_histogram
 from launcher.engine.costs import watch_costs
-from launcher.options import FrontOptions
+from launcher.options import FrontOptions, ServeOptions
 from launcher.options.option import options_of
 
 pytestmark = pytest.mark.anyio
@@ -195,7 +195,7 @@ async def test_the_documentation_names_every_metric_and_no_other(make_front: Any
 def test_the_documentation_names_the_limits_and_their_options() -> None:
     limits = DOCUMENT.partition("## Limits")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in limits.splitlines() if "`--" in line]
-    flags = {option.flag: option for option in options_of(FrontOptions)}
+    flags = {option.flag: option for option in options_of(ServeOptions)}
     documented = {flag.strip("`"): limit for limit, flag in rows}
     assert set(documented) < set(flags)
     for flag, limit in documented.items():
