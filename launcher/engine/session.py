@@ -129,7 +129,7 @@ class Session:
             self._room.give_back(items)
 
     async def _compute(self, chunk: Chunk) -> Computed:
-        names = InputNames("texts", chunk.first, chunk.lone, "pass truncate=True to cut off its end")
+        names = InputNames("texts", chunk.first, chunk.lone, "pass truncate=True to truncate it")
         tokenized = await self.engine.tokenizer.texts(chunk.texts, truncate=chunk.truncate, field=names)
         while True:
             self._check_open()

@@ -1,4 +1,4 @@
-"""What a tagger found: entities with their positions in the text, or a label for each token.
+"""The result of a tagger: entities with their positions in the text, or a label for each token.
 
 Separate from HTTP because the Python API returns the same, and from ``core.tasks.entities``, which knows tokens but not
 texts. Paths and request bodies do not belong here.
@@ -91,7 +91,7 @@ class TokenLabeler:
             yield TokenLabel(label, score, index=token)
 
     def of_text(self, scores: Vectors, text: str, spans: Spans, aggregate: bool) -> Iterator[TokenLabel]:
-        """What is found in one text, in order: its entities with ``aggregate``, else its tokens.
+        """The result for one text, in order: its entities with ``aggregate``, else its tokens.
 
         ``scores`` has a row and ``spans`` an entry for each of its tokens, as ``Tokenized.spans``.
         """

@@ -32,8 +32,9 @@ class PackingUnsupportedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What is known once the model is in memory. ``accuracy``, ``notes`` and ``packed`` are those of
-    ``messages.Ready``."""
+    """The facts known once the model is in memory. ``accuracy``, ``notes`` and ``packed`` are those of
+    ``messages.Ready``.
+    """
 
     torch_version: str
     threads: int

@@ -1,4 +1,4 @@
-"""What ends a worker besides ``Stop`` and the death signal: EOF on the channel does, SIGINT and SIGTERM do not.
+"""Ends a worker on EOF on its channel, and makes it ignore SIGINT and SIGTERM.
 
 Separate because it must be in effect before torch is imported. Only the standard library may be imported here.
 """

@@ -64,7 +64,7 @@ def test_the_environment_can_name_the_file_and_a_flag_takes_precedence(tmp_path:
         ("prot = 1", "{file}:1: unknown key 'prot'; did you mean 'port'?"),
         ("\n\nport = 99999", "{file}:3: port 99999: must be an integer from 0 to 65535"),
         ("port = ", "the configuration file {file} is not valid TOML: "),
-        ("[serve]\nport = 1", "{file}: [serve] is a table, and all options are keys at the top of the file"),
+        ("[serve]\nport = 1", "{file}: [serve] is a table; options must be keys at the top level of the file"),
         (None, "the configuration file {file} cannot be read: No such file or directory"),
     ],
 )

@@ -36,9 +36,9 @@ MemoryPolicy = Literal["bind", "interleave", "local"]
 RESERVE_MIN_CORES = 8
 # The event loop is one thread and needs one core; from this many cores on, tokenizing keeps a second one busy.
 RESERVE_TWO_MIN_CORES = 64
-# The cpu time that a front needs, in cpus: a minimum, and an amount per core of the instances. Measured beside the
-# fastest worker, with a margin (docs/decisions/0006-front-under-a-quota.md). A quota that leaves this much has room
-# for the front.
+# The cpu time that a front needs, in cpus: a minimum, and an amount per core of the instances. Measured next to the
+# fastest worker, with a margin (docs/decisions/0006-front-under-a-quota.md). A quota that leaves this much has room for
+# the front.
 FRONT_MIN_CPUS, FRONT_CPUS_PER_CORE = 1 / 2, 1 / 3
 
 
@@ -397,7 +397,7 @@ class _Planner:
         return " ".join(parts)
 
     def available_text(self) -> str:
-        """The cores there are, in words: ``48 usable cores in 2 nodes``."""
+        """The available cores, in words: ``48 usable cores in 2 nodes``."""
         text = _number(self.total, "usable core")
         nodes = {one.node for kind in self.kinds for one in kind}
         if len(nodes) > 1:
@@ -456,7 +456,7 @@ class _Planner:
         return quota is not None and _room_for_front(quota, used) > 0 and used < len(self.machine.cores)
 
     def warn_about_bound_front(self, used: int) -> None:
-        """Warn that ``front_cpus`` gives the front no cpu beside those of the instances, because of the quota."""
+        """Warn that ``front_cpus`` gives the front no cpu of its own, because of the quota."""
         quota = self.bounding_quota
         if quota is None or _room_for_front(quota, used):
             return

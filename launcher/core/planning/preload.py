@@ -29,7 +29,7 @@ Library = Literal["tcmalloc", "jemalloc", "intel"]
 class LibraryKind:
     """One library that can be preloaded.
 
-    ``names`` matches its file names, including versioned ones (Debian ships no others), and ``shown`` is the readable
+    ``names`` matches its file names, including versioned ones (the only ones in Debian), and ``shown`` is the readable
     form; ``provides`` is a function that must resolve to it once it is loaded; ``install`` names the packages.
     """
 

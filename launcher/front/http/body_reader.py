@@ -15,11 +15,11 @@ JSON = b"application/json"
 
 
 class BodyNotRead(RequestError):
-    """The request is refused before its whole body was read."""
+    """The request was refused before its whole body was read."""
 
 
 class BodyTooLarge(BodyNotRead):
-    """The body is larger than a body may be."""
+    """The body exceeds the limit of a single body."""
 
 
 class BodyMemoryFull(BodyNotRead):

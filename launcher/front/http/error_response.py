@@ -57,7 +57,7 @@ def internal_error() -> RequestError:
 
 
 class ErrorDetail(Struct, frozen=True):
-    """What went wrong: ``message`` for people, ``code`` for programs, ``param`` the field or header at fault."""
+    """The error: ``message`` for people, ``code`` for programs, ``param`` the field or header at fault."""
 
     message: str
     type: str

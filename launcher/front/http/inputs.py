@@ -1,4 +1,4 @@
-"""The inputs of a request: texts or token ids, as all our APIs take them.
+"""The inputs of a request: texts or token ids, as all our APIs accept them.
 
 Separate from the decoders because the name of the field differs between API families. Tokenizing does not belong here.
 """

@@ -44,7 +44,7 @@ class Row:
 
 
 class SecondOpinion:
-    """A running lscpu, which is ended with the ``with`` block.
+    """A running lscpu, terminated at the end of the ``with`` block.
 
     It starts before the files are read, so that both run at the same time.
     """
@@ -75,7 +75,7 @@ class SecondOpinion:
             self._process.communicate()
 
     def rows(self) -> list[Row]:
-        """Its output; empty when lscpu is missing, fails, prints nothing or needs more than ``TIMEOUT`` seconds."""
+        """Its output; empty if lscpu is missing, fails, prints nothing or takes more than ``TIMEOUT`` seconds."""
         if self._process is None:
             return []
         try:

@@ -1,8 +1,8 @@
 """Finds the libraries that can be preloaded, and tests each before any worker depends on it.
 
-A library may be built for another architecture, lack its own dependencies, or not be what its name says; ld.so then
-prints a line and continues without it. So each candidate is preloaded into a small process, which reports where the
-function that the library should provide comes from. ``core.planning.preload`` chooses among the libraries.
+A library may be built for another architecture, lack its own dependencies, or not be the one that its name suggests;
+ld.so then prints a line and continues without it. So each candidate is preloaded into a small process, which reports
+where the function that the library should provide comes from. ``core.planning.preload`` chooses among the libraries.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _files(place: Path, names: re.Pattern[str]) -> list[Path]:
     try:
         found = sorted(os.listdir(place))  # noqa: PTH208 - a Path for each of thousands of files takes too long
         return [place / name for name in found if names.fullmatch(name)]
-    except OSError:  # also when it is another file: most places are files that ldconfig knows
+    except OSError:  # even if it is a file with another name: most places are files listed by ldconfig
         return []
 
 

@@ -1,8 +1,8 @@
 """Starts the program of one ``launch run`` instance, relays its output, and describes how it exited.
 
-The counterpart of ``host.process.spawn_worker`` for programs that know nothing of the launcher: two separate outputs,
-no channel, and an exit status with a meaning. The program runs in its own session, so that a signal to the group
-reaches it and what it has started, and nothing else. Policy does not belong here.
+The counterpart of ``host.process.spawn_worker`` for programs that know nothing about the launcher: two separate
+outputs, no channel, and an exit status with a meaning. The program runs in its own session, so that a signal to the
+group reaches it and what it has started, and nothing else. Policy does not belong here.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ProgramLaunch:
 
 
 class Program:
-    """A running program, as `start_program` made it."""
+    """A running program, created by `start_program`."""
 
     def __init__(self, launch: ProgramLaunch, process: subprocess.Popen[bytes], relay: Relay, oom: OomCount) -> None:
         self.instance = launch.instance
@@ -87,8 +87,9 @@ class Program:
             kill_group(self.pid)
 
     async def wait(self) -> int:
-        """Relay the output until the program exits; kill what it has left behind; reap it and return the exit status
-        as ``subprocess`` gives it."""
+        """Relay the output until the program exits; kill its remaining processes; reap it and return the exit status as
+        in ``subprocess``.
+        """
         async with anyio.create_task_group() as group:
             for stream, pipe in enumerate((self._process.stdout, self._process.stderr)):
                 assert pipe is not None

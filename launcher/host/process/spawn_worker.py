@@ -48,7 +48,7 @@ class Launch:
 
 
 class Worker:
-    """A running worker process, as `start` made it. ``sock`` is the front's end of its channel."""
+    """A running worker process, created by `start`. ``sock`` is the front's end of its channel."""
 
     def __init__(self, launch: Launch, process: subprocess.Popen[bytes], sock: socket.socket, oom: OomCount) -> None:
         self.instance = launch.instance
@@ -61,7 +61,7 @@ class Worker:
         self._in_usage = False
 
     def kill(self, reason: str) -> None:
-        """Send SIGKILL to the worker and what it has started. Does nothing when it has been reaped already."""
+        """Send SIGKILL to the worker and everything it has started. Does nothing if it has been reaped."""
         if self._process.returncode is None:
             self._kill_reason = reason
             kill_group(self.pid)
@@ -87,7 +87,7 @@ class Worker:
         if status == -signal.SIGKILL:
             grown = self._oom.growth(read_oom_count(self._oom.cgroup))
             return f"{text} ({grown})" if grown else text
-        # After SIGKILL the last line has nothing to do with it; after any other failure it is usually the reason.
+        # After SIGKILL the last line is unrelated; after any other failure it is usually the reason.
         if status != 0 and self._last_line:
             text += f"; last output: {self._last_line!r}"
         return text
@@ -107,7 +107,7 @@ class Worker:
 
     def _log_lines(self, lines: list[bytes]) -> None:
         for line in (raw.decode("utf-8", "replace").rstrip() for raw in lines):
-            # numactl prints its usage after an error, in which the reason would be lost.
+            # numactl prints its usage after an error, which would hide the reason.
             self._in_usage = self._in_usage or line.startswith("usage: numactl")
             if line and not self._in_usage:
                 self._last_line = line
@@ -149,7 +149,7 @@ def start(launch: Launch) -> Worker:
 def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
     """Give this thread that mask temporarily, because a process inherits the mask of the thread that starts it.
 
-    Where none of the cpus is allowed any more, the mask stays, and the command reports what it cannot have.
+    If none of the cpus is allowed any longer, the mask is unchanged, and the command reports the missing cpus.
     """
     if cpus is None:
         yield
@@ -166,7 +166,7 @@ def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
 
 def kill_group(pid: int) -> None:
     """Send SIGKILL to every process of this group; does nothing when there is none."""
-    # An empty group is the aim; a group of another user cannot be the worker's.
+    # An empty group is the goal; a group of another user cannot be the worker's.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 

@@ -127,7 +127,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 def test_an_endless_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.host.machine.machine_file.MAX_BYTES", 1 << 20)
-    with pytest.raises(UsageError, match="larger than 1048576 bytes"):
+    with pytest.raises(UsageError, match="more than 1048576 bytes"):
         read_machine_file(Path("/dev/zero"))
 
 

@@ -222,7 +222,7 @@ async def test_a_crash_at_load_is_retried_up_to_the_limit_and_no_further() -> No
         assert front.state(1) == "ready", "one broken instance must not end the others"
         os.kill(front.pid(1), signal.SIGKILL)
         await front.until("started", 1, times=2)
-        assert len(front.told("started", 0)) == 3, "it stays given up while others are restarted"
+        assert len(front.told("started", 0)) == 3, "it stays failed while others are restarted"
 
 
 async def test_a_command_that_cannot_be_executed_fails_with_its_reason() -> None:
