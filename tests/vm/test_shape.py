@@ -64,12 +64,12 @@ def test_named_shapes_are_consistent(named: object) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("nonsense", "named ones: two-sockets"),
+        ("nonsense", "must be one of two-sockets"),
         ("2x2", "SOCKETSx"),
-        ("2x2x2@2:1024", "the nodes hold 2 cores, the sockets have 4"),
-        ("1x2x1@0:1024+2:1024", "nodes without cores come last"),
-        ("8x8x2", "128 cpus; 1 to 64"),
-        ("1x1x1@1:128", "1024 to 6144 work"),
+        ("2x2x2@2:1024", "the nodes have 2 cores, but the sockets have 4"),
+        ("1x2x1@0:1024+2:1024", "nodes without cores must come last"),
+        ("8x8x2", "128 cpus; must be 1 to 64"),
+        ("1x1x1@1:128", "must be 1024 to 6144"),
         ("0x1x1", "0 cpus"),
     ],
 )
@@ -82,4 +82,4 @@ def test_the_script_exits_with_a_usage_error_for_an_unknown_shape() -> None:
     script = Path(__file__).parents[2] / "scripts/vm"
     done = subprocess.run([script, "run", "nonsense", "--", "true"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "no shape 'nonsense'" in done.stderr
+    assert "unknown shape 'nonsense'" in done.stderr
