@@ -34,7 +34,7 @@ from launcher.front.dispatcher import Outcome, Tokens
 from launcher.host import log as logs
 from launcher.options import ServeOptions
 from launcher.options.bench import ThroughputOptions
-from launcher.prepare.machine import refuse_elsewhere
+from launcher.prepare.machine import require_this_machine
 from launcher.prepare.model import setup_of
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
@@ -72,7 +72,7 @@ def run_throughput(serve: ServeOptions, options: ThroughputOptions, workload: Wo
     if warmup >= texts:
         raise UsageError(f"the workload has {texts} texts, but the warm-up alone takes {warmup}; use more texts")
     options = replace(options, warmup=warmup)
-    refuse_elsewhere(serve.machine)
+    require_this_machine(serve.machine)
     logs.set_up(serve.log)
     prepared = prepare_workers(serve, model_needed=True)
     assert prepared.model_info is not None, "prepare_workers() raises if a required model is missing"
@@ -153,13 +153,13 @@ class WatchedScheduler(Scheduler):
         if isinstance(event, BatchDone) and (sent := self._sent.pop(event.batch, None)):
             tokens = sum(item.length for item in sent.items)
             self.done.append(Batch(event.instance, len(sent.items), tokens, sent.predicted, event.seconds))
-        return self._noted(super().handle(event, now))
+        return self._recorded(super().handle(event, now))
 
     def tick(self, now: float) -> list[Action]:
         """See ``Scheduler``."""
-        return self._noted(super().tick(now))
+        return self._recorded(super().tick(now))
 
-    def _noted(self, actions: list[Action]) -> list[Action]:
+    def _recorded(self, actions: list[Action]) -> list[Action]:
         self._sent.update((action.batch, action) for action in actions if isinstance(action, Send))
         return actions
 

@@ -21,7 +21,7 @@ from launcher.core.protocol.messages import Ready, Setup
 from launcher.errors import UsageError
 from launcher.front.metrics import FrontMetrics
 from launcher.host.files import cost_tables
-from launcher.prepare.costs import CostSubject
+from launcher.prepare.costs import CostKeyBase
 
 log = logging.getLogger("launcher.engine")
 
@@ -32,7 +32,7 @@ LOGGED_DRIFT = 0.02
 class Costs:
     """The tables of one engine. ``fresh``: ignore earlier measurements."""
 
-    def __init__(self, subject: CostSubject, *, fresh: bool = False, folder: Path | None = None) -> None:
+    def __init__(self, subject: CostKeyBase, *, fresh: bool = False, folder: Path | None = None) -> None:
         self._subject = subject
         self._fresh = fresh
         self._folder = folder or cost_tables.cost_folder()

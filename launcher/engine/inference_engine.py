@@ -37,7 +37,7 @@ from launcher.host.process.spawn_worker import Launch
 from launcher.host.process.supervisor import Supervisor
 from launcher.host.process.verify_binding import verify
 from launcher.options import ServeOptions
-from launcher.prepare.costs import subject_of
+from launcher.prepare.costs import cost_key_base
 from launcher.prepare.model import limits_of, setup_of
 from launcher.prepare.prepared_instances import Prepared
 
@@ -102,7 +102,7 @@ class InferenceEngine:
         self._observer: EngineObserver = observer or Unobserved()
         self._started_at = time.time()
         self._views = {instance.plan.id: InstanceView(instance) for instance in prepared.instances}
-        self._costs = Costs(subject_of(options, prepared.machine, self.model_info), fresh=options.model.measure)
+        self._costs = Costs(cost_key_base(options, prepared.machine, self.model_info), fresh=options.model.measure)
         self.setup = setup_of(options, prepared.machine, self.model_info)
         self._draining = False
         self._was_ready = False

@@ -42,7 +42,7 @@ class Computed:
     results: Vectors
 
 
-class QueueRoom:
+class QueueCapacity:
     """Limits the items in the queue; callers that exceed the limit wait in order of arrival.
 
     Over HTTP a full queue is answered with 429. In a program, callers can wait instead.
@@ -90,7 +90,7 @@ class Session:
         self.engine = InferenceEngine(options, prepared)
         self.chunk_items = min(256, options.scheduling.queue_items)
         self._drain_seconds = options.front.drain_seconds
-        self._room = QueueRoom(options.scheduling.queue_items)
+        self._room = QueueCapacity(options.scheduling.queue_items)
         self._running: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 

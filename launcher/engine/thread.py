@@ -67,7 +67,7 @@ class SessionThread:
             return  # a forked process has the memory of its parent, but not its threads or workers
         with self._lock:
             if not self._closed:
-                self._loop.call_soon_threadsafe(self._ask_to_end, kill)
+                self._loop.call_soon_threadsafe(self._request_end, kill)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -109,13 +109,13 @@ class SessionThread:
                 await asyncio.wait({ending, again}, return_when=asyncio.FIRST_COMPLETED)
             ending.result()
         finally:
-            await self._cancel_the_rest()
+            await self._cancel_remaining()
 
-    def _ask_to_end(self, kill: bool) -> None:
+    def _request_end(self, kill: bool) -> None:
         self._kill = self._kill or kill
         self._asked_to_end.set()
 
-    async def _cancel_the_rest(self) -> None:
+    async def _cancel_remaining(self) -> None:
         """Cancel all remaining tasks, so that no caller waits for a loop that has ended."""
         with self._lock:
             self._closed = True

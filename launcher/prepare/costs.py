@@ -20,7 +20,7 @@ from launcher.prepare.model import dtype_of
 
 
 @dataclass(frozen=True, slots=True)
-class CostSubject:
+class CostKeyBase:
     """The part of a cost key that all instances of a run share."""
 
     machine: Machine
@@ -45,7 +45,7 @@ class CostSubject:
             nodes=nodes,
             kinds=kinds,
             model=self.model_info.asked,
-            weights=cost_tables.weights_mark(self.model_info),
+            weights=cost_tables.weights_fingerprint(self.model_info),
             task=self.model_info.task,
             max_length=self.model_info.max_length,
             dtype=self.dtype,
@@ -58,14 +58,14 @@ class CostSubject:
         )
 
 
-def basis_of(subject: CostSubject | None) -> CostBasis:
+def basis_of(subject: CostKeyBase | None) -> CostBasis:
     """The costs to predict from: the tables that are valid for this machine and model, or an estimate."""
     if subject is None:
         return CostBasis.guessed(None)
     folder = cost_tables.cost_folder()
     if not folder.is_dir():  # before the keys, which need the versions of packages
         return CostBasis.guessed(subject.model_info.weight_bytes)
-    relatives = cost_tables.read_relatives(folder, subject.key_of(1, 1, ()))
+    relatives = cost_tables.read_related_tables(folder, subject.key_of(1, 1, ()))
     fitting = [t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))]
     if not fitting:
         return CostBasis.guessed(subject.model_info.weight_bytes)
@@ -73,7 +73,7 @@ def basis_of(subject: CostSubject | None) -> CostBasis:
     return CostBasis(by_threads, packed=fitting[0].packed, measured=True)
 
 
-def subject_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> CostSubject:
+def cost_key_base(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> CostKeyBase:
     """The part of the cost key that all instances share."""
     backend: str = options.model.backend
     if backend == "fake":
@@ -81,6 +81,6 @@ def subject_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -
     # FIFO and sorted batches are both padded and cost the same; whether items are packed is known only when the model
     # is loaded.
     layout = "auto" if options.model.layout == "auto" else "padded"
-    return CostSubject(
+    return CostKeyBase(
         machine, model_info, dtype_of(options, machine), backend, options.scheduling.batch_tokens, layout
     )

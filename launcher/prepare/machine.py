@@ -21,14 +21,14 @@ def load_machine(options: MachineOptions) -> Machine:
     return read_machine(options.sysroot)
 
 
-def is_here(options: MachineOptions) -> bool:
+def is_this_machine(options: MachineOptions) -> bool:
     """Whether the machine is the one that this process runs on. Only then may a plan contain facts about it."""
     return options.machine_file is None and options.sysroot.resolve() == HERE
 
 
-def refuse_elsewhere(options: MachineOptions) -> None:
+def require_this_machine(options: MachineOptions) -> None:
     """Raises ``UsageError`` if the plan is for another machine: it can be shown but not started."""
-    if is_here(options):
+    if is_this_machine(options):
         return
     option, place = ("--machine", options.machine_file) if options.machine_file else ("--sysroot", options.sysroot)
     raise UsageError(

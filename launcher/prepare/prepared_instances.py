@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import InstancePlan, Plan
-from launcher.core.planning.preload import Runtimes, choose_runtimes, wanted_libraries
+from launcher.core.planning.preload import Preload, choose_preload, wanted_libraries
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.report.topology_report import Command
 from launcher.core.tuning.choose_classes import Choice
@@ -68,7 +68,7 @@ class CommandContext:
     live: bool
     instances: int
     user_env: Mapping[str, str]
-    runtimes: Runtimes
+    preload: Preload
 
 
 # Returns the command of an instance, and notes.
@@ -86,7 +86,7 @@ def prepare_instances(
     """
     bindings = _bindings_of(plan, machine, live)
     user_env: Mapping[str, str] = os.environ if live else {}
-    context = CommandContext(live, len(plan.instances), user_env, _choose_runtimes(runtime, live, user_env))
+    context = CommandContext(live, len(plan.instances), user_env, _choose_preload(runtime, live, user_env))
     instances: list[PreparedInstance] = []
     notes: list[str] = []
     for instance, binding in zip(plan.instances, bindings, strict=True):
@@ -94,10 +94,10 @@ def prepare_instances(
         instances.append(PreparedInstance(instance, binding, command))
         notes += said
     found = describe_bindings(plan, bindings) if live else ()
-    return tuple(instances), (*found, *context.runtimes.notes, *notes)
+    return tuple(instances), (*found, *context.preload.notes, *notes)
 
 
-def without_repeats(*warnings: str) -> tuple[str, ...]:
+def deduplicated(*warnings: str) -> tuple[str, ...]:
     """Each warning once, in order of first occurrence: many are identical for all instances."""
     return tuple(dict.fromkeys(warnings))
 
@@ -111,7 +111,7 @@ def _bindings_of(plan: Plan, machine: MachineOptions, live: bool) -> tuple[Bindi
     )
 
 
-def _choose_runtimes(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Runtimes:
+def _choose_preload(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Preload:
     """Allocator and OpenMP runtime; they are searched for only on the machine itself."""
     facts = find_libraries(wanted_libraries(options.allocator, options.openmp), user_env) if live else None
-    return choose_runtimes(options.allocator, options.openmp, facts, user_env)
+    return choose_preload(options.allocator, options.openmp, facts, user_env)

@@ -40,7 +40,7 @@ def show(options: ServeOptions, wanted: ReportOptions) -> None:
         _say(f"wrote the machine ({len(machine.cores)} usable cores) to {wanted.save}")
     prepared = prepare_workers(options, model_needed=False, machine=machine)
     if wanted.svg is not None:
-        _write_picture(wanted.svg, prepared)
+        _write_svg(wanted.svg, prepared)
     if wanted.export is not None:
         count = len(prepared.instances)
         commands = [_exported(options, wanted.program, instance, count) for instance in prepared.instances]
@@ -97,7 +97,7 @@ def _report_of(prepared: Prepared, forecast: Forecast | None, *, front: bool = T
     return PlanReport(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast, front)
 
 
-def _write_picture(file: Path, prepared: Prepared) -> None:
+def _write_svg(file: Path, prepared: Prepared) -> None:
     try:
         file.write_text(picture(prepared.machine, prepared.plan), encoding="utf-8")
     except OSError as error:

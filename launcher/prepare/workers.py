@@ -22,15 +22,15 @@ from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.errors import UsageError
 from launcher.host.files.length_histogram import read_histogram
 from launcher.options import ServeOptions
-from launcher.prepare.costs import basis_of, subject_of
-from launcher.prepare.machine import is_here, load_machine
+from launcher.prepare.costs import basis_of, cost_key_base
+from launcher.prepare.machine import is_this_machine, load_machine
 from launcher.prepare.model import check_backend, check_worker_packages, load_model_info
 from launcher.prepare.prepared_instances import (
     CommandContext,
     ForecastInputs,
     Prepared,
+    deduplicated,
     prepare_instances,
-    without_repeats,
 )
 
 AUTO = "auto"  # for --classes
@@ -56,9 +56,9 @@ def prepare_workers(options: ServeOptions, *, model_needed: bool, machine: Machi
     model_info, model_notes = load_model_info(options.model, needed=model_needed)
     forecast, request = _forecast_inputs(options, machine, model_info)
     plan = make_plan(machine, request)
-    live = is_here(options.machine)
+    live = is_this_machine(options.machine)
     instances, notes = prepare_instances(plan, options.machine, options.runtime, _worker_command, live=live)
-    warnings = without_repeats(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *notes)
+    warnings = deduplicated(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *notes)
     return Prepared(machine, model_info, plan, instances, warnings, forecast)
 
 
@@ -67,7 +67,7 @@ def _forecast_inputs(
 ) -> tuple[ForecastInputs, PlanRequest]:
     """The inputs of predictions, and the request to plan: with ``--classes auto`` it follows from the prediction."""
     traffic, request = _traffic_of(options), _request(options, model_info)
-    subject = None if model_info is None else subject_of(options, machine, model_info)
+    subject = None if model_info is None else cost_key_base(options, machine, model_info)
     basis: CostBasis = basis_of(subject)
     if options.machine.classes != AUTO:
         return ForecastInputs(traffic, basis, None), request
@@ -103,5 +103,5 @@ def _worker_command(
     instance: InstancePlan, binding: Binding, context: CommandContext
 ) -> tuple[Command, tuple[str, ...]]:
     python = sys.executable if context.live else "python3"
-    env, notes = worker_env(instance, context.user_env, context.runtimes)
+    env, notes = worker_env(instance, context.user_env, context.preload)
     return Command(worker_command(instance, binding, python), {**env, **OWN_ENV}), notes

@@ -17,8 +17,8 @@ from launcher.core.report.topology_report import Command
 from launcher.errors import UsageError
 from launcher.host.process.spawn_program import BINDER
 from launcher.options import MachineOptions, RunOptions
-from launcher.prepare.machine import is_here, load_machine, refuse_elsewhere
-from launcher.prepare.prepared_instances import CommandContext, Prepared, prepare_instances, without_repeats
+from launcher.prepare.machine import is_this_machine, load_machine, require_this_machine
+from launcher.prepare.prepared_instances import CommandContext, Prepared, deduplicated, prepare_instances
 
 # Nothing is known about paths on another machine.
 BINDER_ELSEWHERE = ("python3", "-m", "launcher.host.process.exec_bound")
@@ -29,15 +29,15 @@ def prepare_run(options: RunOptions, *, live: bool) -> Prepared:
     cannot be started are rejected. Raises any ``LauncherError``.
     """
     if live:
-        refuse_elsewhere(options.machine)
+        require_this_machine(options.machine)
     machine = load_machine(options.machine)
     plan = make_plan(machine, _request(options.machine))
     make_command = partial(_program_command, options.program)
-    here = is_here(options.machine)
+    here = is_this_machine(options.machine)
     instances, notes = prepare_instances(plan, options.machine, options.runtime, make_command, live=here)
     if live:
         _check_programs(options.program, plan)
-    return Prepared(machine, None, plan, instances, without_repeats(*machine.warnings, *plan.warnings, *notes))
+    return Prepared(machine, None, plan, instances, deduplicated(*machine.warnings, *plan.warnings, *notes))
 
 
 def _request(wanted: MachineOptions) -> PlanRequest:
@@ -54,7 +54,7 @@ def _program_command(
     program: tuple[str, ...], instance: InstancePlan, binding: Binding, context: CommandContext
 ) -> tuple[Command, tuple[str, ...]]:
     words = fill(program, values_of(instance, context.instances))
-    env, notes = program_env(instance, context.instances, context.user_env, context.runtimes)
+    env, notes = program_env(instance, context.instances, context.user_env, context.preload)
     binder = BINDER if context.live else BINDER_ELSEWHERE
     return Command(program_command(instance, binding, words, binder), env), notes
 

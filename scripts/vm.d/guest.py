@@ -65,7 +65,7 @@ class Boot:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class BootResult:
     """How a boot ended: with the exit code of the command, or without one and with ``reason``, a phrase that follows
     the guest's name. ``came_up``: the command may have started.
     """
@@ -92,14 +92,14 @@ def run_guest(boot: Boot) -> int:
     return EXIT_TIME_LIMIT if end.timed_out else EXIT_NO_ANSWER
 
 
-def _run_once(boot: Boot, limit: float) -> End:
+def _run_once(boot: Boot, limit: float) -> BootResult:
     for name in ("stdout", "stderr", "exit_code", "console", "alive"):
         (boot.results / name).unlink(missing_ok=True)
     (boot.results / "start").write_text(_start(boot))
     with _qemu(boot) as process:
         reason = _follow(boot, process, limit)
     code, came_up = boot.results / "exit_code", (boot.results / "alive").exists()
-    return End(int(code.read_text()) if code.exists() else None, reason, came_up, time.monotonic() > limit)
+    return BootResult(int(code.read_text()) if code.exists() else None, reason, came_up, time.monotonic() > limit)
 
 
 @contextlib.contextmanager
@@ -171,7 +171,7 @@ def _follow(boot: Boot, process: subprocess.Popen[bytes], limit: float) -> str:
             path = boot.results / name
             path.touch()
             streams.append((stack.enter_context(path.open("rb")), target))
-        heart = Heart(boot.results / "alive")
+        heart = Heartbeat(boot.results / "alive")
         reason = None
         while reason is None:
             _copy(streams)
@@ -183,7 +183,7 @@ def _follow(boot: Boot, process: subprocess.Popen[bytes], limit: float) -> str:
     return reason
 
 
-def _over(boot: Boot, process: subprocess.Popen[bytes], limit: float, heart: Heart) -> str | None:
+def _over(boot: Boot, process: subprocess.Popen[bytes], limit: float, heart: Heartbeat) -> str | None:
     ended = process.poll()
     if ended is not None:
         return f"ended without an answer (QEMU: {ended})"
@@ -194,7 +194,7 @@ def _over(boot: Boot, process: subprocess.Popen[bytes], limit: float, heart: Hea
     return None
 
 
-class Heart:
+class Heartbeat:
     """The time of the guest's last heartbeat, by this machine's clock."""
 
     def __init__(self, path: Path) -> None:

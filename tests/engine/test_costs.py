@@ -18,11 +18,11 @@ from launcher.core.protocol.messages import Ready, Setup
 from launcher.engine.costs import Costs, cost_info
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
-from launcher.prepare.costs import CostSubject, basis_of
+from launcher.prepare.costs import CostKeyBase, basis_of
 from tests.core.by_hand import machine
 
 CARD = resolve(ModelOptions(model="random:tiny"))
-SUBJECT = CostSubject(machine(), CARD, "fp32", "eager", 2048, "auto")
+SUBJECT = CostKeyBase(machine(), CARD, "fp32", "eager", 2048, "auto")
 TRUTH = Coefficients(2e-3, 1e-4, 5e-8)
 SETUP = Setup(model_info=CARD, dtype="fp32", backend="eager", warmup=((1, 16),))
 
@@ -56,7 +56,7 @@ def ready(costs: Costs, plan: InstancePlan, packed: bool = True, took: Any = MEA
     return message, costs.take(plan, message)
 
 
-def model_that_saw(ready_: Ready, factor: float, batches: int = SETTLED_BATCHES, drift: float = 1.0) -> CostModel:
+def model_after_run(ready_: Ready, factor: float, batches: int = SETTLED_BATCHES, drift: float = 1.0) -> CostModel:
     """The cost model at the end of a run in which every batch took ``factor`` times as long as measured."""
     model = CostModel(fit(ready_.measured), drift)
     for _ in range(batches):
@@ -70,13 +70,13 @@ def run(folder: Path, *factors: float, batches: int = SETTLED_BATCHES, fresh: bo
     plans = [instance(number) for number in range(len(factors))]
     begun = [ready(costs, plan) for plan in plans]
     models = [
-        model_that_saw(said, factor, batches, drift) for (said, drift), factor in zip(begun, factors, strict=True)
+        model_after_run(said, factor, batches, drift) for (said, drift), factor in zip(begun, factors, strict=True)
     ]
     costs.keep(zip(plans, models, strict=True))
     return begun[0]
 
 
-def measured_apart(costs: Costs, plan: InstancePlan, factor: float) -> Ready:
+def measured_separately(costs: Costs, plan: InstancePlan, factor: float) -> Ready:
     """The ``Ready`` message of a worker that was started without known costs and measured ``factor`` times the true
     ones.
     """
@@ -161,7 +161,7 @@ def test_an_unwritable_folder_is_logged_once_and_the_run_still_uses_its_measurem
     first, _ = ready(costs, instance(0))
     ready(costs, instance(0, threads=2))
     assert ready(costs, instance(1))[0].cached
-    costs.keep([(instance(0), model_that_saw(first, 1.3))])
+    costs.keep([(instance(0), model_after_run(first, 1.3))])
     assert len([sentence for sentence in said(caplog) if "cannot be written" in sentence]) == 1
 
 
@@ -206,7 +206,7 @@ def test_a_run_of_few_batches_is_not_saved(tmp_path: Path, batches: int) -> None
 def test_a_run_whose_batches_slow_down_is_not_saved(tmp_path: Path) -> None:
     costs = Costs(SUBJECT, folder=tmp_path)
     message, _ = ready(costs, instance())
-    model = model_that_saw(message, 1.0, 1000)
+    model = model_after_run(message, 1.0, 1000)
     for _ in range(30):
         model.observe(Work(1, 200, 40000), 2 * model.coefficients.seconds(200, 40000))
     costs.keep([(instance(), model)])
@@ -222,8 +222,8 @@ def test_the_drift_of_an_instance_is_saved_relative_to_the_table(tmp_path: Path)
     """The first was disturbed while it measured; while serving, both took as long as the second measured."""
     costs = Costs(SUBJECT, fresh=False, folder=tmp_path)
     disturbed, clean = instance(0), instance(1)
-    slow, fast = measured_apart(costs, disturbed, 2.4), measured_apart(costs, clean, 1.0)
-    costs.keep([(disturbed, model_that_saw(slow, 1 / 2.4)), (clean, model_that_saw(fast, 1.0))])
+    slow, fast = measured_separately(costs, disturbed, 2.4), measured_separately(costs, clean, 1.0)
+    costs.keep([(disturbed, model_after_run(slow, 1 / 2.4)), (clean, model_after_run(fast, 1.0))])
 
     (table,) = tables(tmp_path)
     assert table.measured == MEASURED
@@ -254,7 +254,7 @@ def test_a_table_that_another_run_has_measured_again_is_not_changed(tmp_path: Pa
     message, _ = ready(costs, instance())
     other = Costs(SUBJECT, fresh=True, folder=tmp_path)
     ready(other, instance(), took=measured(1.1))
-    costs.keep([(instance(), model_that_saw(message, 0.7))])
+    costs.keep([(instance(), model_after_run(message, 0.7))])
     assert (tables(tmp_path)[0].measured, tables(tmp_path)[0].runs) == (measured(1.1), ())
 
 
@@ -264,13 +264,13 @@ def test_a_table_that_another_run_has_measured_again_is_not_changed(tmp_path: Pa
 def test_info_shows_the_initial_drift_and_the_current_one(tmp_path: Path) -> None:
     run(tmp_path, 0.7)
     message, drift = run(tmp_path, 0.8)
-    shown = cost_info(message, model_that_saw(message, 0.8, 100, drift))
+    shown = cost_info(message, model_after_run(message, 0.8, 100, drift))
     assert (shown["source"], shown["drift_at_start"], shown["observed_batches"]) == ("cached", 0.7, 100)
     assert shown["drift"] == pytest.approx(0.8, rel=0.01)
     assert shown["per_token"] == pytest.approx(TRUTH.per_token, rel=0.01)
 
 
-def factors_of(folder: Path, monkeypatch: pytest.MonkeyPatch, subject: CostSubject) -> Sequence[float]:
+def factors_of(folder: Path, monkeypatch: pytest.MonkeyPatch, subject: CostKeyBase) -> Sequence[float]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parents[1]))
     basis = basis_of(subject)
     return [basis.of(4).seconds(200, 40000) / TRUTH.seconds(200, 40000)] if basis.measured else []

@@ -45,7 +45,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-class Told:
+class RecordingObserver:
     """An observer that records its notifications."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def test_it_computes_and_leaves_no_worker() -> None:
-    told = Told()
+    told = RecordingObserver()
     async with running(InferenceEngine(OPTIONS, prepared_with(), observer=told)) as engine:
         await engine.wait_ready()
         assert (told.ready, engine.is_ready()) == (1, True)
@@ -131,7 +131,7 @@ async def test_info_has_plan_binding_command_costs_and_verification_of_each_inst
 
 
 async def test_a_lost_instance_is_replaced_and_its_work_done() -> None:
-    told = Told()
+    told = RecordingObserver()
     async with running(InferenceEngine(OPTIONS, prepared_with(), observer=told)) as engine:
         await engine.wait_ready()
         suspend(engine)
@@ -147,7 +147,7 @@ async def test_a_lost_instance_is_replaced_and_its_work_done() -> None:
 
 
 async def test_without_restarts_the_engine_fails_with_the_first_lost_instance() -> None:
-    told = Told()
+    told = RecordingObserver()
     settings = EngineSettings(restart=False)
     async with running(InferenceEngine(OPTIONS, prepared_with(), settings, told)) as engine:
         await engine.wait_ready()
@@ -160,7 +160,7 @@ async def test_without_restarts_the_engine_fails_with_the_first_lost_instance() 
 
 
 async def test_when_all_instances_have_failed_the_engine_fails_with_the_reason() -> None:
-    told = Told()
+    told = RecordingObserver()
     prepared = prepared_with(instance_0=ENDS_AT_ONCE, instance_1=ENDS_AT_ONCE)
     async with running(InferenceEngine(OPTIONS, prepared, observer=told)) as engine:
         with pytest.raises(InstanceError, match=r"no instance is left: .*nothing to serve"):

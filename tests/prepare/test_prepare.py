@@ -10,8 +10,8 @@ import pytest
 
 from launcher.errors import UsageError
 from launcher.options import Backend, MachineOptions, ModelOptions, RunOptions, ServeOptions
-from launcher.prepare.machine import refuse_elsewhere
-from launcher.prepare.prepared_instances import without_repeats
+from launcher.prepare.machine import require_this_machine
+from launcher.prepare.prepared_instances import deduplicated
 from launcher.prepare.workers import prepare_workers
 from launcher.run.prepare import prepare_run
 
@@ -49,11 +49,11 @@ def test_a_plan_for_another_machine_contains_no_fact_of_this_one(elsewhere: Mach
     prepared = prepare_workers(ServeOptions(machine=elsewhere, model=TINY), model_needed=False)
     assert all(sys.executable not in one.command.command for one in prepared.instances)
     with pytest.raises(UsageError, match=r"--machine .* another machine"):
-        refuse_elsewhere(elsewhere)
+        require_this_machine(elsewhere)
 
 
 def test_warnings_that_all_instances_share_are_given_once() -> None:
-    assert without_repeats("a", "b", "a") == ("a", "b")
+    assert deduplicated("a", "b", "a") == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ class InferenceHandler(Generic[Body]):
         self._count.computed(len(tokenized.items), tokenized.tokens)
         payload = await self._encode(body, outcome.results, tokenized)
         self._reply_seconds(clock() - started)
-        return payload, _deviations(tokenized, ignored) if ignored or tokenized.truncated else ()
+        return payload, _deviation_headers(tokenized, ignored) if ignored or tokenized.truncated else ()
 
     async def _decode(self, raw: bytes, client: Client, priority: Priority) -> tuple[Body, Sequence[str]]:
         if len(raw) <= INLINE_BYTES:
@@ -245,7 +245,7 @@ async def _within(seconds: float, work: Awaitable[Result]) -> Result:
         ) from None
 
 
-def _deviations(tokenized: Tokenized, ignored: Sequence[str]) -> Headers:
+def _deviation_headers(tokenized: Tokenized, ignored: Sequence[str]) -> Headers:
     """Response headers about deviations from what the client may expect."""
     headers = []
     if tokenized.truncated:

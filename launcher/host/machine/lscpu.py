@@ -43,7 +43,7 @@ class Row:
         return dict(self.caches).get(name)
 
 
-class SecondOpinion:
+class LscpuProcess:
     """A running lscpu, terminated at the end of the ``with`` block.
 
     It starts before the files are read, so that both run at the same time.
@@ -66,7 +66,7 @@ class SecondOpinion:
         except OSError:
             self._process = None
 
-    def __enter__(self) -> SecondOpinion:
+    def __enter__(self) -> LscpuProcess:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -46,7 +46,7 @@ def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -
             f"{sysroot} is not the root of a machine: it has no directory {CPU}. It must be a directory with a copy of "
             "/sys and /proc, or / for this machine"
         )
-    with lscpu.SecondOpinion(tree) as second_opinion:
+    with lscpu.LscpuProcess(tree) as second_opinion:
         raw = _read(tree)
         rows = second_opinion.rows()
     lscpu.compare(rows, raw, lambda cpu: tree.number(f"{CPU}/cpu{cpu}/topology/core_id"), tree.anomalies)

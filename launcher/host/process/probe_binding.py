@@ -100,7 +100,7 @@ def choose_bindings(
                 del pending[instance.id]
     bindings = tuple(_binding(instance, requested, trials[instance.id], numactl) for instance in plan.instances)
     if strict:
-        _refuse_less(plan, bindings, requested)
+        _require_requested(plan, bindings, requested)
     return bindings
 
 
@@ -222,7 +222,7 @@ def _errors(trials: Sequence[Trial]) -> list[str]:
     return [f"{', '.join(failed)} by {tool}: {error}" for (tool, error), failed in levels.items()]
 
 
-def _refuse_less(plan: Plan, bindings: Sequence[Binding], requested: Level) -> None:
+def _require_requested(plan: Plan, bindings: Sequence[Binding], requested: Level) -> None:
     missed: dict[tuple[Level, Binding], list[str]] = {}
     for instance, binding in zip(plan.instances, bindings, strict=True):
         wanted = requested_level(instance, requested)
