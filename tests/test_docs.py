@@ -149,7 +149,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_named_paths_exist(page: Path) -> None:
     text = without_code(page.read_text())
     if page.name == "CHANGELOG.md" or page.parent.name == "decisions":
-        return  # they tell of their own time
+        return  # they describe the state at their time
     for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.py)`", text):
         top = name.split("/")[0]
         if top in ("launcher", "docs", "tests", "scripts"):

@@ -355,7 +355,7 @@ class InferenceEngine:
         return tuple(sorted({"cached" if message.cached else "measured" for message in ready}))
 
     def info(self) -> dict[str, Any]:
-        """What runs where, and the results of the verification: the body of ``GET /info``."""
+        """Where each instance runs, and the results of the verification: the body of ``GET /info``."""
         plan, model_info, states = self.prepared.plan, self.model_info, self._supervisor.states()
         views = self._views.values()
         return {

@@ -58,7 +58,7 @@ class TokenLabeler:
     ) -> list[bytes]:
         """The JSON list of each input: of its entities with ``aggregate``, else of its tokens.
 
-        ``scores`` has a row for each token of all inputs; ``texts`` is None where the inputs are token ids, whose
+        ``scores`` has a row for each token of all inputs; ``texts`` is None if the inputs are token ids, whose
         tokens are never joined. Pauses regularly, so that other requests are served.
         """
         parts: list[bytes] = []

@@ -19,7 +19,7 @@ from tests.e2e.running import gone
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-# A plain script without a `__main__` guard. It says which workers it has.
+# A plain script without a `__main__` guard. It prints the pids of its workers.
 HEAD = """\
 import json, os, sys
 from launcher import Engine

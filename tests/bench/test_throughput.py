@@ -56,7 +56,7 @@ def test_a_run_computes_every_text_once_at_the_rate_of_its_workers(queued: tuple
     assert 0 < figures["real_over_computed"] <= 1
     assert 0 < figures["busy"] <= 1
     computed = figures["tokens_per_second"] / figures["real_over_computed"]
-    assert computed <= 2 / seconds_per_token * 1.01, "faster than the backend may be"
+    assert computed <= 2 / seconds_per_token * 1.01, "faster than the backend can be"
     assert figures["prediction_error"] >= 0
 
 

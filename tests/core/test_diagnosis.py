@@ -171,7 +171,7 @@ def test_missing_facts_are_unknown_and_never_fine() -> None:
     assert decided == {"memory-pressure", "nodes", "node-memory", "offline-cpus", "inconsistent-topology"}
 
 
-# -- each check, with what makes it speak ---------------------------------------------------------------------
+# -- each check, with facts that trigger it --------------------------------------------------------------------
 
 Case = tuple[str, Callable[[], Facts], str, list[str]]
 
@@ -581,7 +581,7 @@ def test_problems_and_advice_have_a_fix() -> None:
             assert found(name, made()).fix, name
 
 
-# -- finer points ---------------------------------------------------------------------------------------------
+# -- details --------------------------------------------------------------------------------------------------
 
 
 def test_programs_are_moved_to_cpus_outside_the_plan_if_there_are_any() -> None:

@@ -86,7 +86,7 @@ def test_a_table_contradicted_by_batches_is_corrected_at_the_next_start_and_this
     table = json.loads(path.read_bytes())
     table["measured"] = [[*shape, 1.7 * seconds] for *shape, seconds in table["measured"]]
     path.write_text(json.dumps(table))
-    for _ in range(3):  # a run that was disturbed is not remembered
+    for _ in range(3):  # the drift of a disturbed run is not saved
         wrong, said = start(launch, tmp_path, *slower, requests=300)
         if json.loads(path.read_bytes())["runs"]:
             break

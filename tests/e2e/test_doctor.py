@@ -22,7 +22,7 @@ DENY = Path(__file__).parents[1] / "host" / "deny.py"
 SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 CPU_GROUPS = Path("/sys/fs/cgroup/cpu")
 
-# Runs its arguments while a program of low priority uses up what is left of the quota.
+# Runs its arguments while a program of low priority uses up the rest of the quota.
 BESIDE_A_SPINNER = """
 import subprocess, sys
 with subprocess.Popen(["nice", "-n", "19", "sh", "-c", "while :; do :; done"]) as spinner:

@@ -30,9 +30,10 @@ two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="needs two cpus")
 
 LOAD_SECONDS = 4.0
 CLIENTS = 16
-# A quota of whole cpus that are all busy is used up just when the kernel's timer renews it, and that may be late,
-# above all where a hypervisor takes cpus away: in loads of 4 s 0 to 8 of 43 periods were seen, 0 to 13 ms in all.
-# A program of the group that is busy on a cpu beside the quota has nearly every period cut short, by half of it.
+# If all cpus of a quota of whole cpus are busy, the quota is used up just when the kernel's timer renews it. The timer
+# may be late, above all if a hypervisor takes cpus away: in loads of 4 s, 0 to 8 of 43 periods were throttled, 0 to 13
+# ms in total. With a program in the group that is busy on one more cpu than the quota allows, nearly every period is
+# throttled for half of its length.
 LATE_TIMER = 0.3
 LATE_SECONDS = 0.02 * LOAD_SECONDS
 MEBIBYTE = 1 << 20
@@ -144,7 +145,8 @@ def test_under_a_quota_of_one_cpu_front_and_worker_share_it_and_are_not_throttle
         share, seconds = stops(group, server, busy=0.85)
         assert share <= LATE_TIMER
         assert seconds <= LATE_SECONDS
-        # The same server with something busy on a cpu beside the quota: that being stopped is seen where it happens.
+        # The same server with a program that is busy on one more cpu than the quota allows: throttling is detected when
+        # it happens.
         with spinning(group, *set(CPUS) - set(cpus)):
             share_beside, seconds_beside = stops(group, server)
         assert share_beside > LATE_TIMER

@@ -148,7 +148,7 @@ def test_every_thread_and_page_is_where_it_was_planned(server: Running) -> None:
 def test_health_answers_while_all_cores_are_busy(server: Running) -> None:
     stop = threading.Event()
     texts = b'{"input": ["%b"]}' % b'", "'.join([b"a text that keeps the instances busy for a while " * 20] * 16)
-    too_long = b'{"input": [%b]}' % b",".join([b"5"] * 3_000_000)  # has to be read whole to be refused
+    too_long = b'{"input": [%b]}' % b",".join([b"5"] * 3_000_000)  # must be read completely to be refused
 
     def load(body: bytes, status: int) -> None:
         while not stop.is_set():
@@ -167,7 +167,8 @@ def test_health_answers_while_all_cores_are_busy(server: Running) -> None:
     for thread in threads:
         thread.join(120)
     print(f"/health: median {seconds[100]:.4f} s, p99 {seconds[197]:.4f} s, longest {seconds[-1]:.4f} s")
-    # The bound of the promise, and what another program on the same cores may add to the rarest ones.
+    # The documented bound, and a margin for the delay that another program on the same cores may add to the slowest
+    # responses.
     assert seconds[180] < 0.05
     assert seconds[197] < 0.1
     assert seconds[-1] < 0.5

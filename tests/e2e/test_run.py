@@ -340,7 +340,7 @@ def test_without_a_reader_the_run_ends_within_the_grace_period() -> None:
 
 # -- nothing is left over -----------------------------------------------------------------------------------------
 
-# A program that starts a child in its session, and a daemon that leaves session, parent and environment behind.
+# A program that starts a child in its session, and a daemon that leaves session, parent and environment.
 FAMILY = """
 import os, sys, time
 if os.fork() == 0:

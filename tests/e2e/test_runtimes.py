@@ -16,7 +16,7 @@ from tests.e2e.running import Launch
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")
 
-# The C library's own allocator under another name, so that any program can live with it.
+# The C library's own allocator under another name, so that it works with any program.
 PASSING_ON = """
 #include <stddef.h>
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);

@@ -175,7 +175,7 @@ def test_a_table_measured_on_a_loaded_machine_is_corrected_by_the_first_run(
     run(tmp_path, 0.7)
     message, drift = run(tmp_path, 0.7)
     assert message.cached
-    assert message.measured == MEASURED, "what was measured stays as it was"
+    assert message.measured == MEASURED, "the measurements do not change"
     assert drift == pytest.approx(0.7)
     assert any("predicted costs are 0.70 times the measured ones" in line for line in said(caplog, logging.INFO))
     before = CostModel(fit(message.measured), drift)
@@ -187,7 +187,7 @@ def test_one_run_on_a_loaded_machine_does_not_change_the_drift_but_two_do(tmp_pa
     run(tmp_path, 1.6)
     assert run(tmp_path, 1.6)[1] == 1.0
     assert run(tmp_path, 1.0)[1] == pytest.approx(1.6)
-    assert run(tmp_path, 1.0)[1] == pytest.approx(1.0), "and as many quiet ones undo it"
+    assert run(tmp_path, 1.0)[1] == pytest.approx(1.0), "as many undisturbed runs reverse it"
 
 
 def test_only_the_last_runs_are_saved(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_table_contradicted_by_batches_is_measured_again_and_this_is_logged(
     message, drift = run(tmp_path, 1.0)
     assert (message.cached, drift) == (False, 1.0)
     assert f"batches took {factor:.2f} times" in said(caplog)[0]
-    assert tables(tmp_path)[0].runs == pytest.approx((1.0,)), "what was seen with the other one is gone"
+    assert tables(tmp_path)[0].runs == pytest.approx((1.0,)), "the drift of the other table is discarded"
 
 
 def test_measuring_again_discards_the_observed_drift(tmp_path: Path) -> None:

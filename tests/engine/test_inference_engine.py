@@ -214,7 +214,7 @@ async def test_a_drain_does_not_wait_for_workers_that_have_died() -> None:
             await until(lambda: engine.draining)
             for pid in workers_of(engine):
                 os.kill(pid, signal.SIGKILL)
-        # Both workers may have had the batch before the end of the second one is seen.
+        # Both workers may have received the batch before the exit of the second one is noticed.
         with pytest.raises(RequestError, match=r"the last instance exited|was lost while computing"):
             await admitted
 
@@ -222,7 +222,7 @@ async def test_a_drain_does_not_wait_for_workers_that_have_died() -> None:
 async def test_with_strict_an_instance_that_runs_elsewhere_is_stopped() -> None:
     options = replace(OPTIONS, machine=replace(OPTIONS.machine, strict=True))
     prepared = prepare_workers(options, model_needed=True)
-    # The worker is bound as before; what is compared with is another plan.
+    # The worker is bound as before, but compared with another plan.
     elsewhere = [
         replace(one, plan=replace(one.plan, cpus=(max(psutil.Process().cpu_affinity() or [0]) + 1,)))
         for one in prepared.instances

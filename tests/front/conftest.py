@@ -56,7 +56,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    # As published files often have them; the front must not follow them.
+    # Published files often contain these; the front must not apply them.
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=16)
     folder = tmp_path_factory.mktemp("model")
@@ -283,7 +283,7 @@ async def until(condition: Callable[[], bool]) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + DEADLINE
     while not condition():
-        assert loop.time() < end, "the condition did not come about"
+        assert loop.time() < end, "the condition did not become true"
         await asyncio.sleep(0.001)
 
 

@@ -117,7 +117,7 @@ def test_json_is_one_object_per_line_with_the_extra_fields(programs: io.StringIO
 
 
 def test_json_accepts_text_that_is_not_valid_unicode() -> None:
-    # Formatted here and not logged: what is logged goes into pytest's own reports, which must be UTF-8.
+    # Formatted here and not logged: log records go into pytest's own reports, which must be UTF-8.
     line = JsonFormatter().format(logging.makeLogRecord({"msg": "a name \udcff", "levelno": logging.INFO}))
     assert json.loads(line)["message"] == "a name \udcff"
 

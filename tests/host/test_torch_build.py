@@ -11,7 +11,7 @@ import pytest
 from launcher.core.diagnosis.torch_build import TorchBuild, gpu_build_warning, parse_torch_build
 from launcher.host.torch_build import read_gpu_packages, read_torch_build, require_worker_packages
 
-# As torch 2.13.0 from the package index has it on x86-64.
+# As in torch 2.13.0 from the package index, on x86-64.
 CUDA_VERSION_PY = """from typing import Optional
 
 __all__ = ['__version__', 'debug', 'cuda', 'git_version', 'hip', 'rocm', 'xpu']

@@ -26,7 +26,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
 LAUNCH = [sys.executable, "-m", "launcher"]
 POLL_SECONDS = 0.5
-# A process moves itself before it becomes the program, so that all of its threads are inside from the start.
+# The process moves itself before it executes the program, so that all threads are inside from the start.
 ENTER = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
 
 Json = dict[str, Any]
@@ -102,7 +102,7 @@ def _until_ready(server: subprocess.Popen[bytes], address: str, log: Path, secon
             raise RuntimeError(f"the server ended with {server.returncode}: {log.read_text()}")
         try:
             instances = _get(f"{address}/info")["instances"]
-            if all(each["verification"] for each in instances):  # ready, and looked at by the launcher itself
+            if all(each["verification"] for each in instances):  # ready, and verified by the launcher itself
                 return time.monotonic() - started
         except (urllib.error.URLError, ConnectionError):
             pass
@@ -184,7 +184,7 @@ def _processes() -> dict[int, str]:
         try:
             command = (folder / "cmdline").read_text().replace("\0", " ").strip()
             status = _status(folder)
-        except OSError:  # ended meanwhile
+        except OSError:  # exited in the meantime
             continue
         if "launcher" in command or status["State"].startswith("Z"):
             found[int(folder.name)] = f"{status['State']}: {command or status['Name']}"
@@ -207,7 +207,7 @@ def main() -> int:
         started = time.monotonic()
         try:
             found = STEPS[do](**step)
-        except Exception:  # whatever it was: the host must see it, and the other steps are still of use
+        except Exception:  # any error: the host must see it, and the other steps are still useful
             found = {"error": traceback.format_exc()}
             print(f"{name}: {found['error']}", file=sys.stderr)
             failed = 1

@@ -20,7 +20,7 @@ EXIT_CANNOT = 3
 EXIT_NO_ANSWER = 125
 BOOT_SECONDS = 1200
 READY_SECONDS = 480.0
-# The small shapes of a warm-up are enough here, and an emulated machine takes its time with the large ones.
+# The small shapes of a warm-up are sufficient here; the large ones take long on an emulated machine.
 MODEL = ("--model", "random:tiny", "--dtype", "fp32", "--max-length", "64", "--batch-tokens", "128")
 TEXTS = (
     "a",
@@ -30,7 +30,7 @@ TEXTS = (
     " ".join(["one two three four five six seven"] * 7),
 )
 TWO = ("--instances", "2")
-# A sibling that is not the first of its core, both cpus of a core, the first of a core on the other node.
+# The second cpu of a core, both cpus of a core, and the first cpu of a core on the other node.
 OFF = (0, 5, 6, 7, 8)
 
 Step = dict[str, Any]
@@ -48,7 +48,7 @@ def serve(name: str, *arguments: str, inside: str | None = None, port: int = 800
 
 
 OUTER = {"cpuset.cpus": "1-13", "cpuset.mems": "0-1", "cpu.max": "450000 100000"}
-# The inner group asks for cpus that the outer one has not, and its quota is the tighter one.
+# The inner group requests cpus that the outer one does not have, and its quota is lower.
 INNER = {"cpuset.cpus": "2-11,15", "cpu.max": "320000 100000"}
 STEPS: dict[str, list[Step]] = {
     "two-sockets": [
@@ -119,7 +119,7 @@ class Guests:
         vm = [REPOSITORY / "scripts/vm", "run", shape, "--timeout", str(BOOT_SECONDS), "--results", results]
         command = [*map(str, vm), "--", sys.executable, str(DRIVER)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == EXIT_NO_ANSWER:  # the emulator hung, which says nothing of what runs in it
+        if done.returncode == EXIT_NO_ANSWER:  # the emulator hung, which says nothing about the guest
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == EXIT_CANNOT:
             self._refused = f"no guest can run here: {done.stderr.strip()}"

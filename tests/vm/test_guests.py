@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.xdist_group("vm")]
 Json = dict[str, Any]
 Core = tuple[tuple[int, ...], int, int]
 
-# Memory that the firmware and the kernel keep for themselves, most of it in the node of cpu 0.
+# Memory that firmware and kernel reserve, most of it in the node of cpu 0.
 KEPT_MEBIBYTES = 192
 LEAST_COSINE = 0.99999
-# Of the pages of an instance over two nodes, on each of them. Half at first; but khugepaged gathers small pages of
-# the heap into huge ones on the node that has most of them, whatever the policy (seen here: 64 to 36).
+# The share of pages of an instance on each of its two nodes. Half at first; but khugepaged collects small pages of the
+# heap into huge ones on the node that has most of them, whatever the policy (seen here: 64 to 36).
 LEAST_SPREAD = 0.1
-MOST_THROTTLED = 0.05  # of the periods of a quota; seen: 1 of 934
-# The plans that cannot have all cpus, and what is left to each: those still online, those of the inner cgroup.
+MOST_THROTTLED = 0.05  # fraction of the periods of a quota; observed: 1 of 934
+# The plans that cannot use all cpus, and the cpus left to each: those still online, those of the inner cgroup.
 ALL = frozenset(range(64))
 LIMITED = {
     ("two-sockets", "plan-offline"): ALL - set(OFF),

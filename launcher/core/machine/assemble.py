@@ -27,7 +27,7 @@ MAX_THREADS = 8  # of POWER8 to POWER10; no processor has more hardware threads 
 
 @dataclass(frozen=True, slots=True)
 class RawCpu:
-    """An online cpu: ``siblings`` share its core, ``l3`` lists the cpus that share its L3 cache; None where unknown."""
+    """An online cpu: ``siblings`` share its core, ``l3`` lists the cpus that share its L3 cache; None if unknown."""
 
     siblings: Cpus | None = None
     package: int | None = None

@@ -26,7 +26,7 @@ NEAREST_NAMES = 3
 class Processor:
     """One package. ``nodes`` and ``l3`` have the number of cores in each NUMA node and in each L3 group, in order.
 
-    ``l3`` is empty where the kernel reports no L3 cache. ``efficiency_cores`` are the last of the cores; each has one
+    ``l3`` is empty if the kernel reports no L3 cache. ``efficiency_cores`` are the last of the cores; each has one
     hardware thread, the others ``threads``. ``vendor`` and ``model`` are as in `/proc/cpuinfo`, or, on Arm, the names
     of implementer and part; ``microarchitecture`` is archspec's name.
     """

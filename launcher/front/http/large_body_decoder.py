@@ -21,7 +21,7 @@ from launcher.front.http.inputs import Inputs, too_many_inputs
 
 # Larger bodies are not decoded on the event loop; the worst case of this size takes 3 ms.
 INLINE_BYTES = 64 * 1024
-# The limit of everything but the inputs, where some of the fields are unknown.
+# The limit of everything but the inputs, if some of the fields are unknown.
 OTHER_FIELDS_BYTES = 64 * 1024
 # Decoded in one call: about 1 ms for token ids.
 CHUNK_BYTES = 32 * 1024

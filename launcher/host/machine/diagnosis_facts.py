@@ -76,7 +76,7 @@ def read_facts(options: DoctorOptions) -> Facts:
 
 
 def _siblings(tree: Tree, planned: Cpus, online: Cpus) -> Cpus | None:
-    """The other online threads of the planned cores, allowed or not; None where siblings are unknown."""
+    """The other online threads of the planned cores, allowed or not; None if siblings are unknown."""
     found: set[int] = set()
     for cpu in planned:
         folder = f"{CPU}/cpu{cpu}/topology"
@@ -130,7 +130,7 @@ def _first(reading: PerCpu) -> str | None:
 
 
 def _per_cpu(tree: Tree, source: str, cpus: Cpus) -> PerCpu:
-    """The file of each cpu, or of its cpufreq policy where cpus have none."""
+    """The file of each cpu, or of its cpufreq policy if cpus have none."""
     head, _, tail = source.lstrip("/").partition("/cpu*/")
     texts = {cpu: tree.text(f"{head}/cpu{cpu}/{tail}") for cpu in cpus}
     if not any(texts.values()) and tail.startswith("cpufreq/"):

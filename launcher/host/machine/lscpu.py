@@ -2,7 +2,7 @@
 
 Separate because lscpu is another program with its own format: it may be missing, crash, hang or print blanks, and then
 there is nothing to compare with. Its CORE column is not unique (numbers repeat within a package on many machines), so
-two cores that it merges are reported only where the kernel numbers them differently. The columns are those of
+two cores that it merges are reported only if the kernel numbers them differently. The columns are those of
 ``lscpu -p`` (lscpu(1), "parsable format").
 """
 
@@ -111,7 +111,7 @@ def _header(text: str) -> tuple[str, ...]:
 
 
 def _row(line: str, columns: tuple[str, ...]) -> Row | None:
-    """None for a blank row, which lscpu prints where it knows nothing."""
+    """None for a blank row, which lscpu prints if it knows nothing."""
     fields: dict[str, str] = {}
     for name, value in zip(columns, line.split(","), strict=False):
         fields[name] = value.strip()

@@ -208,7 +208,7 @@ def _each(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
 
 
 def _clock(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
-    """A frequency in kHz for each cpu, from the policies where cpus share them."""
+    """A frequency in kHz for each cpu, from the policies if cpus share them."""
     found: dict[int, int] = {}
     for policy in tree.numbered(f"{CPU}/cpufreq", "policy"):
         folder = f"{CPU}/cpufreq/policy{policy}"

@@ -73,7 +73,7 @@ def search_paths(env: Mapping[str, str]) -> dict[str, tuple[Path, ...]]:
 
 
 def _from_cache() -> Iterator[Path]:
-    """The libraries in the loader's cache; none where there is no ldconfig (musl)."""
+    """The libraries in the loader's cache; none if there is no ldconfig (musl)."""
     program = shutil.which("ldconfig", path=f"{os.environ.get('PATH', os.defpath)}:/sbin:/usr/sbin")
     if program is None:
         return
@@ -165,7 +165,7 @@ def _error_of(path: Path, provides: str, done: subprocess.CompletedProcess[str])
 
 
 def read_huge_pages(root: Path = Path("/")) -> str | None:
-    """The mode of transparent huge pages: ``always``, ``madvise`` or ``never``; None where the kernel has none."""
+    """The mode of transparent huge pages: ``always``, ``madvise`` or ``never``; None if the kernel has none."""
     try:
         text = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text()
     except OSError:

@@ -36,7 +36,7 @@ READ_BYTES = 65536
 # After the exit: how long a silent process that holds a pipe open may delay the report.
 OUTPUT_SECONDS = 0.5
 
-# Replaces itself by the program; shown in reports where it applies the binding.
+# Replaces itself with the program; shown in reports if it applies the binding.
 BINDER = (sys.executable, "-I", "-S", exec_bound.__file__)
 
 
@@ -67,7 +67,7 @@ class Program:
         self._all_relayed = anyio.Event()
 
     def describe(self, status: int) -> str:
-        """A description of how it exited; mentions the OOM killer where its counter has grown."""
+        """A description of how it exited; mentions the OOM killer if its counter has grown."""
         text = describe_status(status)
         if status != -signal.SIGKILL or self._killed:
             return text

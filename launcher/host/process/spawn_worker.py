@@ -224,7 +224,7 @@ class OomCount:
 
 
 def read_oom_count(cgroup: Path | None) -> OomCount:
-    """The kernel's counters now; None where it has none."""
+    """The kernel's counters now; None if it has none."""
     in_cgroup = None
     if cgroup is not None:
         # The files of cgroup v2 and v1; the line is the same in both.

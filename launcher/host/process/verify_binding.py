@@ -246,7 +246,7 @@ def check_openmp(threads: Mapping[str, int]) -> Iterator[str]:
 
 
 def _count_openmp_threads(base: Path, openmp: Sequence[str]) -> tuple[Mapping[str, int], tuple[str, ...]]:
-    """The threads of each runtime where there are several, and what could not be verified."""
+    """The threads of each runtime if there are several, and what could not be verified."""
     if len(openmp) < 2:
         return {}, ()
     what = f"which of {len(openmp)} OpenMP runtimes have threads"

@@ -105,7 +105,7 @@ def test_stop_signals_the_others_and_kills_them_after_the_grace_period() -> None
     assert run.tick(12.0) == [Kill(2)]
     assert run.exited(2, -9, 12.1) == []
     assert run.finished
-    assert run.exit_status == 4, "that of the first failure, not of those that were told to stop"
+    assert run.exit_status == 4, "that of the first failure, not of programs that were told to stop"
 
 
 def test_the_last_one_to_fail_has_no_others_to_stop() -> None:
@@ -194,7 +194,7 @@ def test_a_permanent_failure_is_killed_and_gives_the_status_of_a_machine_error()
     run = started("restart", 2)
     assert run.fail(0, "its mask was missed", 1.0) == [Kill(0)]
     assert run.fail(0, "again", 1.1) == []
-    assert run.exited(0, -9, 1.2) == [], "another start would not help"
+    assert run.exited(0, -9, 1.2) == [], "a restart would not help"
     assert states(run) == ["failed", "running"]
     assert run.programs()[0].reason == "its mask was missed"
     run.exited(1, 0, 2.0)
@@ -263,7 +263,7 @@ class Processes:
 
     def _spawn(self, instance: int, now: float) -> list[Action]:
         assert instance not in self.alive, "never two programs of one instance"
-        assert not self.job.stopping, "nothing is started any more"
+        assert not self.job.stopping, "nothing more is started"
         if self.refuse_spawns:
             return self.job.spawn_failed(instance, "no process", now)
         self.alive.add(instance)

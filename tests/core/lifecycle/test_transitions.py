@@ -32,7 +32,7 @@ DOOR: TransitionTable[Literal["closed", "open", "gone"]] = TransitionTable(
 def test_a_guard_decides_where_an_event_leads() -> None:
     assert DOOR.next_state("closed", Pushed, "gently") == "open"
     assert DOOR.next_state("closed", Pushed, "hard") == "gone"
-    assert DOOR.next_state("open", Locked, "hard") == "closed", "an event without guards takes note of none"
+    assert DOOR.next_state("open", Locked, "hard") == "closed", "an event without guards ignores the guard"
     assert (DOOR.initial, DOOR.final) == ("closed", {"gone"})
 
 

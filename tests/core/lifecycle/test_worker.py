@@ -142,7 +142,7 @@ def test_consecutive_failures_wait_longer_each_time_up_to_the_limit() -> None:
     ]
     assert status.state == "failed"
     assert actions[-1] == AnnounceFailure("3 consecutive failures, the last: exit status 1")
-    assert status.state in FINAL, "nothing brings it back: no loop"
+    assert status.state in FINAL, "nothing restarts it: no restart loop"
 
 
 def test_a_process_that_cannot_be_started_counts_as_a_failure() -> None:
@@ -180,7 +180,7 @@ def test_a_worker_that_becomes_ready_each_time_never_fails_permanently() -> None
             now += 1.0
             status, actions = step(status, event, now, POLICY)
     assert status.state == "backoff"
-    assert actions == (AnnounceRestart(POLICY.backoff_limit_seconds, 19),), "it waits as long as it ever waits"
+    assert actions == (AnnounceRestart(POLICY.backoff_limit_seconds, 19),), "the maximum delay"
 
 
 def test_time_spent_loading_does_not_end_a_series_of_failures() -> None:
@@ -271,7 +271,7 @@ def histories(draw: st.DrawFn) -> tuple[SuperviseOptions, list[tuple[float, Even
     pids = itertools.count(100)
     status, now, events = WorkerStatus(0), 0.0, []
     for _ in range(draw(st.integers(0, 60))):
-        shutdown = draw(st.integers(0, 9)) == 0  # else most histories would be over after a few steps
+        shutdown = draw(st.integers(0, 9)) == 0  # otherwise most histories would end after a few steps
         legal = sorted(
             (kind for kind in TRANSITIONS.rows[status.state] if shutdown or kind not in SHUTDOWN),
             key=lambda kind: kind.__name__,
@@ -315,7 +315,7 @@ def test_every_history_keeps_the_invariants_and_its_actions_match_its_states(
                 assert status.state == "failed"
         assert status.starts == spawned
         assert status.starts >= before.starts
-        assert not (before.shutting_down and not status.shutting_down), "a shutdown is for good"
+        assert not (before.shutting_down and not status.shutting_down), "a shutdown is permanent"
     assert spawned <= retries + 1, "each worker after the first was announced"
 
 
@@ -334,7 +334,7 @@ def test_a_stop_and_an_exit_lead_to_a_final_state_from_any_state(
         status, actions = step(status, KillRequested(), now, policy)
         killed = killed or any(isinstance(action, Kill) for action in actions)
     if status.pid is not None:
-        assert killed, "a process that nobody kills would be waited for without end"
+        assert killed, "a process that nobody kills would be waited for forever"
         status, actions = step(status, Exited("killed by SIGKILL"), now, policy)
         assert actions == ()
     assert status.state in FINAL

@@ -146,7 +146,7 @@ def test_each_contradiction_is_reported_once_with_cpus_and_files(
         (KindHints(efficiency_cpus=(2, 3)), {2, 3}),
         (KindHints(efficiency_cpus=(), capacity={0: 1024, 1: 500, 2: 500, 3: 500}), set()),
         (KindHints(capacity={0: 1024, 1: 1024, 2: 485, 3: 485}), {2, 3}),
-        (KindHints(capacity={0: 1024, 1: 1024, 2: 485}), set()),  # not known of all
+        (KindHints(capacity={0: 1024, 1: 1024, 2: 485}), set()),  # not known for all cpus
         (KindHints(max_khz={0: 50, 1: 52, 2: 39, 3: 39}), {2, 3}),
         (KindHints(max_khz={0: 50, 1: 52, 2: 39, 3: 39}, base_khz={0: 19, 1: 19, 2: 14, 3: 14}), {2, 3}),
         (KindHints(max_khz={0: 50, 1: 50, 2: 39, 3: 39}, base_khz=dict.fromkeys(range(4), 20)), set()),

@@ -40,7 +40,7 @@ def test_every_entry_is_consistent(known: KnownMachine) -> None:
     assert sum(processor.l3) in (0, processor.cores)
     assert not known.distances or len(known.distances) == len(processor.nodes) * known.packages
     found = machine_of(known)
-    # The only warning is the one that names typical values: the entry agrees with the rules for what `/sys` says.
+    # The only warning is the one about typical values: the entry is consistent by the rules for `/sys`.
     assert len(found.warnings) == (1 if known.typical else 0)
     assert all(known.name in warning for warning in found.warnings)
     assert len(found.cores) == processor.cores * known.packages

@@ -96,9 +96,9 @@ def test_quotas_of_version_1_are_nested_too(tmp_path: Path, own: int, above: int
         ("/docker/abc", "/docker/abc", ""),  # the host's path, with only the container's part mounted
         ("/docker/abc/sub", "/docker/abc", "sub/"),
         ("/", "/", ""),  # a cgroup namespace
-        ("/docker/abc", "/", ""),  # the host's path, of which nothing is to be seen
+        ("/docker/abc", "/", ""),  # the host's path, which is not visible
         ("/sub", "/", "sub/"),
-        ("/", "/../..", ""),  # mounted from above the own namespace
+        ("/", "/../..", ""),  # mounted from above the namespace of the process
     ],
 )
 def test_the_group_of_the_process_is_found_if_only_part_of_the_hierarchy_is_visible(
@@ -336,7 +336,7 @@ def test_in_a_real_cgroup_namespace_the_limit_of_the_namespace_root_is_found(gro
     probe = subprocess.run(["unshare", "--cgroup", "--mount", "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         pytest.skip(f"no namespaces can be made here: {probe.stderr.strip()}")
-    # As container engines do: the hierarchy is mounted again inside, so that only the own part is to be seen.
+    # As container engines do: the hierarchy is mounted again inside, so that only the container's own part is visible.
     inside = f'mount -t cgroup -o cpu none {tmp_path}; exec "$0" "$@"'
     code = f"{READ_BOUNDS}; print(open('/proc/self/cgroup').read(), bounds.limits.cpu_quota)"
     output = group.run(code, prefix=f"exec unshare --cgroup --mount sh -c '{inside}'")

@@ -217,5 +217,5 @@ def test_an_lscpu_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(_read(tmp_path).cores) == 4
     assert time.monotonic() - start < 20
     pid_file = tmp_path / "pid"
-    if pid_file.exists():  # killed before it could even say so otherwise
+    if pid_file.exists():  # otherwise killed before it could print anything
         assert not Path(f"/proc/{pid_file.read_text().strip()}").exists()

@@ -100,7 +100,7 @@ def test_l3_groups_match_the_ground_truth_if_the_kernel_reports_l3_caches(name: 
     known = truth(name)
     root = recorded(name)
     machine = _read(name, include_isolated=True)
-    # Where the kernel shows none, the truth may still have the memory-side caches of Xeon Phi.
+    # If the kernel shows none, the ground truth may still have the memory-side caches of Xeon Phi.
     stated = [group["cpus"] for group in known["l3_groups"]] if _has_level_3(root) else []
     assert sorted(_groups(machine.cores, "l3").values()) == _limited(stated, set(known["cpus_allowed"]))
 
@@ -236,7 +236,8 @@ def test_efficiency_cores_of_a_hybrid_machine_are_recognized_by_its_pmu_devices(
     ("file", "values", "slow"),
     [
         ("cpu_capacity", [1024, 1024, 485, 485], [2, 3]),
-        ("cpu_capacity", [1024, 871, 871, 350], [3]),  # a phone's three sizes: only the small one is of another kind
+        # The three core sizes of a phone: only the small one is another kind.
+        ("cpu_capacity", [1024, 871, 871, 350], [3]),
         ("cpu_capacity", [1024, 1024, 1000, 1000], []),
         ("cpufreq/cpuinfo_max_freq", [5000000, 5200000, 3900000, 3900000], [2, 3]),
         ("cpufreq/cpuinfo_max_freq", [5200000, 5000000, 5000000, 5000000], []),  # turbo bins
@@ -466,7 +467,7 @@ def test_any_file_contents_give_a_machine_or_a_clear_error(data: st.DataObject) 
         try:
             machine = read_machine(root)
         except MachineError:
-            return  # the garbage forbids every cpu
+            return  # the garbage excludes every cpu
         cpus = [cpu for core in machine.cores for cpu in core.cpus]
         assert len(cpus) == len(set(cpus))
         assert set(cpus) <= set(machine.allowed) <= set(machine.online) <= set(machine.present)

@@ -117,7 +117,7 @@ async def supervised(*codes: str | Launch, options: SuperviseOptions = QUICK) ->
         front.supervisor.stop_now()
     pids = [event[2] for event in front.told("started")]
     assert not [pid for pid in pids if exists(pid)], "a worker is left or was not reaped"
-    assert len(front.told("exited")) == len(pids), "each start has its end"
+    assert len(front.told("exited")) == len(pids), "every start is followed by an exit"
     assert not front.channels
 
 
@@ -379,7 +379,7 @@ async def test_restarts_leak_no_descriptor() -> None:
         await front.until("exited", 0, times=3)
         before = count_descriptors()
         await front.until("exited", 0, times=25)
-        # A worker that is just being started has its channel, its pipe and its pidfd.
+        # A worker that is being started has a channel, a pipe and a pidfd.
         assert count_descriptors() <= before + 6
 
 
