@@ -32,8 +32,8 @@ def require_this_machine(options: MachineOptions) -> None:
         return
     option, place = ("--machine", options.machine_file) if options.machine_file else ("--sysroot", options.sysroot)
     raise UsageError(
-        f"{option} {place} is for a plan of another machine, and instances start on this one; "
-        f"--dry-run or `launch topology` shows that plan; omit {option} to start instances here"
+        f"{option} {place} selects another machine, but instances start on this one; "
+        f"use --dry-run or `launch topology` to show its plan, or omit {option}"
     )
 
 

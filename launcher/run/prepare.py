@@ -68,4 +68,4 @@ def _check_program(program: tuple[str, ...], instance: InstancePlan, instances: 
     (name,) = fill(program[:1], values_of(instance, instances))
     if shutil.which(name) is None:
         place = "no executable file at this path" if os.sep in name else "not found in PATH"
-        raise UsageError(f"launch run -- {name}: {place}, so none of {instances} instances was started")
+        raise UsageError(f"program {name}: {place}, so none of {instances} instances was started")

@@ -97,7 +97,7 @@ def test_errors_equal_those_of_engine() -> None:
                 await engine.embed(["fine", ""])
             with pytest.raises(UsageError, match="use embed"):
                 await engine.tag("text")
-            with pytest.raises(UsageError, match="started already"):
+            with pytest.raises(UsageError, match="already started"):
                 await engine.start()
             await asyncio.to_thread(kill_permanently, engine.info)
             with pytest.raises(InstanceError, match="no instance is left"):

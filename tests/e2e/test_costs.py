@@ -105,7 +105,7 @@ def test_an_unwritable_cache_is_logged_and_does_not_prevent_a_start(launch: Laun
     (tmp_path / "launcher" / "costs").write_text("in the way")
     instance, said = start(launch, tmp_path)
     assert instance["cost"]["source"] == "measured"
-    assert any("cannot be written" in sentence and "measures again" in sentence for sentence in said)
+    assert any("cannot be written" in sentence and "will measure again" in sentence for sentence in said)
 
 
 @pytest.mark.slow

@@ -372,12 +372,12 @@ class _Planner:
         request = self.request
         if request.classes:
             classes = resolve_classes(request.classes, request.length_limit)
-            asked = (f"--classes asks for {_number(spec.cores, 'core')}" for spec in request.classes)
+            asked = (f"--classes requests {_number(spec.cores, 'core')}" for spec in request.classes)
             return [
                 f"{text} for {_range_text(length_class)}" for text, length_class in zip(asked, classes, strict=True)
             ]
         if request.cores_per_instance is not None:
-            return [f"--cores-per-instance asks for {_number(len(cores), 'core')}" for cores in allocation.instances]
+            return [f"--cores-per-instance requests {_number(len(cores), 'core')}" for cores in allocation.instances]
         count = len(allocation.instances)
         if count > self.total - len(allocation.front):
             return _shared_reasons(allocation)
@@ -419,7 +419,7 @@ class _Planner:
         missing = f"but the machine has {self.available_text()}: {asked - room} too few"
         if self.request.classes:
             remedy = _fitting_classes(self.request.classes, room)
-            return f"--classes asks for {_number(asked, 'core')}, {missing}; {remedy}"
+            return f"--classes requests {_number(asked, 'core')}, {missing}; {remedy}"
         size = wanted[0]
         remedy = f"use --instances {room // size}" if room >= size else f"use --cores-per-instance {room} or less"
         return f"{len(wanted)} instances of {_number(size, 'core')} need {asked}, {missing}; {remedy}"

@@ -43,7 +43,7 @@ INFERENCE_ERRORS: Mapping[int, str] = {
     400: "The body is invalid: not JSON, a wrong type, an empty input, or an input that is too long.",
     413: "The body or the number of inputs exceeds a limit; do not retry.",
     415: "The body is not plain application/json.",
-    429: "Overloaded; Retry-After says when to retry.",
+    429: "Overloaded; retry after the time in Retry-After.",
     500: "The inputs could not be computed, in two attempts.",
     503: "No instance is ready, or the server is shutting down.",
     504: "The deadline cannot be met (refused at once), or passed while inputs were queued.",

@@ -151,7 +151,7 @@ def check_preload(path: Path, provides: str, env: Mapping[str, str]) -> str | No
 def _error_of(path: Path, provides: str, done: subprocess.CompletedProcess[str]) -> str | None:
     complaint = re.search(rf"ld\.so: object '{re.escape(str(path))}' from LD_PRELOAD (.*)", done.stderr)
     if complaint:
-        return f"ld.so says that it {complaint[1].rstrip('.')}"
+        return f"ld.so reports that it {complaint[1].rstrip('.')}"
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         last = lines[-1] if lines else "no output"

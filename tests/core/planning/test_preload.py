@@ -97,11 +97,11 @@ def test_a_missing_library_requested_by_name_is_refused_with_the_searched_places
 
 
 def test_a_library_that_does_not_load_is_named_with_the_reason() -> None:
-    broken = facts(tcmalloc="ld.so says that it cannot be preloaded")
+    broken = facts(tcmalloc="ld.so reports that it cannot be preloaded")
     with pytest.raises(MachineError, match=r"libtcmalloc_minimal\.so\.4\.old cannot be used: ld\.so says"):
         choose("tcmalloc", machine=broken)
     notes = choose(machine=broken).notes
-    assert "/usr/lib/libtcmalloc_minimal.so.4.old was found but is not used: ld.so says" in notes[0]
+    assert "/usr/lib/libtcmalloc_minimal.so.4.old was found but is not used: ld.so reports" in notes[0]
     assert len(notes) == 2
 
 

@@ -98,7 +98,7 @@ def test_a_library_that_fails_is_skipped_with_the_reason(tmp_path: Path) -> None
     assert usable == str(good)
     (text, text_reason), (needy, needy_reason) = refused
     assert (text, needy) == (str(first / "libjemalloc.so.2"), str(second / "libjemalloc.so.2"))
-    assert "ld.so says that it cannot be preloaded (" in text_reason
+    assert "ld.so reports that it cannot be preloaded (" in text_reason
     assert "nobody_has_this" in needy_reason
 
 

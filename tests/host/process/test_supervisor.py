@@ -437,6 +437,6 @@ def test_when_the_front_is_killed_no_worker_is_left_within_a_second(stopped: boo
 
 
 def has_death_signal_set(pid: int) -> bool:
-    """Judged from outside: the worker asks for the signal before it starts its second thread."""
+    """Judged from outside: the worker requests the signal before it starts its second thread."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"^Threads:\t(\d+)", status, re.MULTILINE)[1]) > 1  # type: ignore[index]
