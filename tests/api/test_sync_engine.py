@@ -126,6 +126,13 @@ def test_a_text_that_cannot_be_used_is_named_by_its_index(engine: Engine) -> Non
         engine.embed(["fine", 1])  # type: ignore[list-item]
 
 
+def test_a_single_text_is_no_stream_of_its_characters(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="texts is a single str"):
+        next(engine.embed_stream("one text"))
+    with pytest.raises(UsageError, match="texts is a single bytes"):
+        engine.embed(b"one text")  # type: ignore[arg-type]
+
+
 def test_results_before_a_bad_text_are_streamed(engine: Engine) -> None:
     stream = engine.embed_stream([*(f"text {number}" for number in range(512)), ""])
     assert sum(1 for _ in zip(range(512), stream, strict=False)) == 512
