@@ -13,7 +13,7 @@ from launcher.api.progress import progress_bar
 from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
 from launcher.api.setup import EngineSetup, prepare_engine
 from launcher.core.planning.plan import Plan
-from launcher.engine.session import Computed, Session
+from launcher.engine.session import CLOSED, Computed, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
 from launcher.front.label_scores import LabelScore
@@ -42,6 +42,8 @@ class AsyncEngine:
         self._options = options
         self._setup: EngineSetup | None = None
         self._session: Session | None = None
+        self._starting = False
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         """As ``start``; the engine itself."""
@@ -56,10 +58,16 @@ class AsyncEngine:
 
     async def start(self) -> None:
         """Plan, start the instances and wait until they are ready. Raises any ``LauncherError``."""
-        if self._session is not None:
+        if self._starting or self._session is not None:
             raise UsageError("the engine was started already; create another one")
-        # Reading the machine and trying the bindings blocks for a second or so.
-        self._setup = await asyncio.to_thread(prepare_engine, self._model, self._options)
+        self._starting = True
+        try:
+            # Reading the machine and trying the bindings blocks for a second or so.
+            self._setup = await asyncio.to_thread(prepare_engine, self._model, self._options)
+        finally:
+            self._starting = False
+        if self._closed:
+            raise UsageError(CLOSED)
         self._session = self._setup.session()
         await self._session.start()
 
@@ -68,6 +76,7 @@ class AsyncEngine:
 
         Closing it again does nothing.
         """
+        self._closed = True
         if self._session is not None:
             await self._session.close()
 
