@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from launcher import Engine
+from launcher import AsyncEngine, Engine
 from launcher.engine.streaming import chunk_limit
 from launcher.errors import InstanceError, LauncherError, RequestError, UsageError
 from tests.api.conftest import FAKE, children, kill_for_good, worker_pids
@@ -241,6 +242,12 @@ def test_an_exception_in_the_block_leaves_no_worker() -> None:
         use()
     assert len(pids) == 2
     assert gone(pids, 2.0)
+
+
+def test_an_engine_cannot_be_pickled_and_says_so(engine: Engine) -> None:
+    for one in (engine, AsyncEngine()):
+        with pytest.raises(TypeError, match="create one in the process that uses it"):
+            pickle.dumps(one)
 
 
 def test_an_engine_that_is_dropped_leaves_no_worker() -> None:
