@@ -1,4 +1,4 @@
-"""The workers' own rate: what they compute of a mix when nothing is between the scheduler and them but the channel.
+"""The workers' own rate: what they compute of a workload with nothing between the scheduler and them but the channel.
 
 It is the engine of `launch serve` without HTTP: the same plan, workers and scheduler. Texts are tokenized before the
 clock starts. The difference to a load over HTTP is what the front costs. An instance that is lost ends the
@@ -65,7 +65,7 @@ class Measured:
 
 
 def run_throughput(serve: ServeOptions, options: ThroughputOptions, workload: Workload) -> dict[str, Any]:
-    """Start the workers, have them compute the mix, end them. Returns the figures; raises any ``LauncherError``."""
+    """Start the workers, compute the workload, end the workers. Returns the figures; raises any ``LauncherError``."""
     texts = len(workload.texts)
     warmup = min(200, texts // 10) if options.warmup is None else options.warmup
     if warmup >= texts:
@@ -200,7 +200,7 @@ class ThroughputRun:
 
     async def _tokenize(self, workload: Workload) -> list[Tokens]:
         try:
-            tokenized = await self._engine.tokenizer.texts(workload.texts, truncate=True, field="the mix")
+            tokenized = await self._engine.tokenizer.texts(workload.texts, truncate=True, field="texts")
         except RequestError as error:
             raise UsageError(str(error)) from error
         finally:
