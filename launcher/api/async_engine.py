@@ -63,7 +63,7 @@ class AsyncEngine:
     async def start(self) -> None:
         """Plan, start the instances and wait until they are ready. Raises any ``LauncherError``."""
         if self._starting or self._session is not None:
-            raise UsageError("the engine was started already; create another one")
+            raise UsageError("the engine was already started; create another one")
         self._starting = True
         try:
             # Reading the machine and trying the bindings blocks for a second or so.
