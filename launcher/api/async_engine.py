@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL, serve_options
 from launcher.api.progress import progress_bar
 from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
-from launcher.api.setup import EngineSetup, prepare_engine
+from launcher.api.setup import NO_COPY, EngineSetup, prepare_engine
 from launcher.core.planning.plan import Plan
-from launcher.engine.session import Computed, Session
+from launcher.engine.session import CLOSED, Computed, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
 from launcher.front.label_scores import LabelScore
@@ -42,6 +42,8 @@ class AsyncEngine:
         self._options = options
         self._setup: EngineSetup | None = None
         self._session: Session | None = None
+        self._starting = False
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         """Start, and return the engine itself."""
@@ -54,12 +56,22 @@ class AsyncEngine:
         """As ``close``."""
         await self.close()
 
+    def __reduce__(self) -> NoReturn:
+        """An engine cannot be copied to another process."""
+        raise TypeError(NO_COPY)
+
     async def start(self) -> None:
         """Plan, start the instances and wait until they are ready. Raises any ``LauncherError``."""
-        if self._session is not None:
+        if self._starting or self._session is not None:
             raise UsageError("the engine was already started; create another one")
-        # Reading the machine and trying the bindings blocks for a second or so.
-        self._setup = await asyncio.to_thread(prepare_engine, self._model, self._options)
+        self._starting = True
+        try:
+            # Reading the machine and trying the bindings blocks for a second or so.
+            self._setup = await asyncio.to_thread(prepare_engine, self._model, self._options)
+        finally:
+            self._starting = False
+        if self._closed:
+            raise UsageError(CLOSED)
         self._session = self._setup.session()
         await self._session.start()
 
@@ -68,6 +80,7 @@ class AsyncEngine:
 
         Closing again does nothing.
         """
+        self._closed = True
         if self._session is not None:
             await self._session.close()
 

@@ -13,6 +13,9 @@ from launcher.options import ServeOptions
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 
+# For ``pickle`` and ``copy``; ``multiprocessing`` pickles the arguments of a process.
+NO_COPY = "an engine cannot be pickled or copied; create one in the process that uses it"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSetup:

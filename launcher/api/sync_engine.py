@@ -5,12 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL
 from launcher.api.progress import progress_bar
 from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
-from launcher.api.setup import prepare_engine
+from launcher.api.setup import NO_COPY, prepare_engine
 from launcher.core.planning.plan import Plan
 from launcher.engine.session import Chunk, Computed
 from launcher.engine.streaming import Chunker, chunk_limit, in_order
@@ -54,6 +54,10 @@ class Engine:
     ) -> None:
         """As ``close``."""
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """An engine cannot be copied to another process."""
+        raise TypeError(NO_COPY)
 
     def close(self) -> None:
         """Finish the work of other threads, stop the instances, and return when all have exited.

@@ -201,7 +201,7 @@ class ThroughputRun:
 
     async def _tokenize(self, workload: Workload) -> list[Tokens]:
         try:
-            tokenized = await self._engine.tokenizer.texts(workload.texts, truncate=True, field="the mix")
+            tokenized = await self._engine.tokenizer.texts(workload.texts, truncate=True, field="texts")
         except RequestError as error:
             raise UsageError(str(error)) from error
         finally:

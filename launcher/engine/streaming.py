@@ -61,6 +61,8 @@ class Chunker:
 
 
 def _chunks(texts: Iterable[Any], chunker: Chunker) -> Iterator[Chunk]:
+    if isinstance(texts, (str, bytes)):  # both can be iterated, but nobody wants a result for each character
+        raise UsageError(f"texts is a single {type(texts).__name__}; it must be an iterable of str, such as a list")
     for text in texts:
         if chunk := chunker.add(text):
             yield chunk

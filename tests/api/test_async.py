@@ -8,12 +8,13 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
+import psutil
 import pytest
 
 from launcher import AsyncEngine, Engine
 from launcher.engine.streaming import chunk_limit
 from launcher.errors import InstanceError, RequestError, UsageError
-from tests.api.conftest import FAKE, kill_permanently, worker_pids
+from tests.api.conftest import FAKE, children, kill_permanently, worker_pids
 from tests.e2e.running import gone
 
 pytestmark = pytest.mark.slow
@@ -117,7 +118,7 @@ def test_a_loop_that_ends_without_closing_leaves_no_worker() -> None:
 
     pids = asyncio.run(main())
     assert len(pids) == 2
-    assert gone(pids, 2.0)
+    assert not any(psutil.pid_exists(pid) for pid in pids), "killed and reaped"
 
 
 def test_a_start_that_is_cancelled_leaves_no_worker() -> None:
@@ -131,6 +132,34 @@ def test_a_start_that_is_cancelled_leaves_no_worker() -> None:
         with pytest.raises(asyncio.CancelledError):
             await start
         assert gone([pid], 2.0)
+
+    asyncio.run(main())
+
+
+def test_starting_twice_at_once_starts_one_set_of_workers() -> None:
+    async def main() -> None:
+        before = children()
+        engine = AsyncEngine("random:tiny", **FAKE)
+        first, second = await asyncio.gather(engine.start(), engine.start(), return_exceptions=True)
+        assert first is None
+        assert isinstance(second, UsageError)
+        assert children() - before == set(worker_pids(engine.info()))
+        await engine.close()
+        assert children() == before
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_is_closed_during_its_start_does_not_start() -> None:
+    async def main() -> None:
+        engine = AsyncEngine("random:tiny", **FAKE)
+        start = asyncio.create_task(engine.start())
+        await asyncio.sleep(0)
+        await engine.close()
+        with pytest.raises(UsageError, match="closed"):
+            await start
+        with pytest.raises(UsageError):
+            await engine.embed("late")
 
     asyncio.run(main())
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from launcher import Engine
+from launcher import AsyncEngine, Engine
 from launcher.engine.streaming import chunk_limit
 from launcher.errors import InstanceError, LauncherError, RequestError, UsageError
 from tests.api.conftest import FAKE, children, kill_permanently, worker_pids
@@ -126,6 +127,13 @@ def test_a_text_that_cannot_be_used_is_named_by_its_index(engine: Engine) -> Non
         engine.embed(["fine", 1])  # type: ignore[list-item]
 
 
+def test_a_single_text_is_no_stream_of_its_characters(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="texts is a single str"):
+        next(engine.embed_stream("one text"))
+    with pytest.raises(UsageError, match="texts is a single bytes"):
+        engine.embed(b"one text")  # type: ignore[arg-type]
+
+
 def test_results_before_a_bad_text_are_streamed(engine: Engine) -> None:
     stream = engine.embed_stream([*(f"text {number}" for number in range(512)), ""])
     assert sum(1 for _ in zip(range(512), stream, strict=False)) == 512
@@ -234,6 +242,12 @@ def test_an_exception_in_the_block_leaves_no_worker() -> None:
         use()
     assert len(pids) == 2
     assert gone(pids, 2.0)
+
+
+def test_an_engine_cannot_be_pickled_and_says_so(engine: Engine) -> None:
+    for one in (engine, AsyncEngine()):
+        with pytest.raises(TypeError, match="create one in the process that uses it"):
+            pickle.dumps(one)
 
 
 def test_an_engine_that_is_dropped_leaves_no_worker() -> None:

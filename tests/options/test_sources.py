@@ -85,7 +85,7 @@ def test_keys_may_be_written_as_in_python() -> None:
         ({"max_lenght": 1}, "a.toml:7: unknown key 'max_lenght'; did you mean 'max-length'?"),
         ({"dry-run": True}, "a.toml:7: unknown key 'dry-run'"),
         ({"serve": {"port": 1}}, "a.toml:7: [serve] is a table; options must be keys at the top level of the file"),
-        ({"port": "80"}, "a.toml:7: port 80: must be an integer from 0 to 65535"),
+        ({"port": "80"}, "a.toml:7: port '80': must be an integer from 0 to 65535"),
         ({"port": True}, "a.toml:7: port true: must be an integer from 0 to 65535"),
         ({"port": -1}, "a.toml:7: port -1: must be an integer from 0 to 65535"),
         ({"dtype": "fp8"}, "a.toml:7: dtype fp8: must be one of auto, bf16, fp32, int8"),

@@ -7,7 +7,8 @@ from typing import Any
 
 from tests.vm.guests import STEPS, Guest
 
-HEAD = "| guest | asked of QEMU | found | instances (cpus; memory) | pages on planned nodes |\n|---|---|---|---|---|\n"
+COLUMNS = "| guest | requested from QEMU | found | instances (cpus; memory) | pages on planned nodes |"
+HEAD = f"{COLUMNS}\n|---|---|---|---|---|\n"
 
 Json = dict[str, Any]
 

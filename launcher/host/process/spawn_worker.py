@@ -67,7 +67,19 @@ class Worker:
             kill_group(self.pid)
 
     async def wait(self) -> str:
-        """Relay the output until the worker exits; reap it and return a description of how it exited."""
+        """Relay the output until the worker exits; reap it and return a description of how it exited.
+
+        Cancelling it kills the worker and reaps it.
+        """
+        try:
+            return self._describe(await self._wait())
+        except BaseException:
+            # The end of ``asyncio.run`` cancels all tasks, whatever anyio shields; a zombie would stay.
+            self.kill("nothing watches it any more")
+            self._process.wait()
+            raise
+
+    async def _wait(self) -> int:
         async with anyio.create_task_group() as group:
             relayed = anyio.Event()
             group.start_soon(self._relay, relayed)
@@ -78,7 +90,7 @@ class Worker:
             with anyio.move_on_after(OUTPUT_SECONDS):
                 await relayed.wait()
             group.cancel_scope.cancel()
-        return self._describe(status)
+        return status
 
     def _describe(self, status: int) -> str:
         if status == -signal.SIGKILL and self._kill_reason is not None:
@@ -117,8 +129,8 @@ class Worker:
 def start(launch: Launch) -> Worker:
     """Start the worker now. Raises ``InstanceError`` with the command and the reason when that fails.
 
-    Blocks for the few milliseconds that the kernel needs. Must be called in the main thread: the worker asks for a
-    parent-death signal, and the kernel sends it when the thread that started the worker ends.
+    Blocks for the few milliseconds that the kernel needs. Must be called in a thread that outlives the worker: the
+    worker asks for a parent-death signal, and the kernel sends it when the thread that started the worker exits.
     """
     front_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     oom = read_oom_count(own_memory_cgroup())
