@@ -31,12 +31,12 @@ class AsyncEngine:
     """``Engine`` on the running asyncio loop: the same methods, as coroutines and asynchronous iterators.
 
     ``async with AsyncEngine("demo", instances=2) as engine: vectors = await engine.embed(texts)``. Texts may also come
-    from an asynchronous iterator. All methods are to be called in the thread of the loop, which starts the workers:
-    the kernel ends them when this thread ends.
+    from an asynchronous iterator. Call all methods in the thread of the loop, which starts the workers: the kernel
+    kills them when this thread ends.
     """
 
     def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
-        """Checks the options; nothing is started. Raises ``UsageError``."""
+        """Check the options; nothing is started. Raises ``UsageError``."""
         serve_options(model, options)
         self._model = model
         self._options = options
@@ -46,7 +46,7 @@ class AsyncEngine:
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        """As ``start``; the engine itself."""
+        """Start, and return the engine itself."""
         await self.start()
         return self
 
@@ -63,7 +63,7 @@ class AsyncEngine:
     async def start(self) -> None:
         """Plan, start the instances and wait until they are ready. Raises any ``LauncherError``."""
         if self._starting or self._session is not None:
-            raise UsageError("the engine was started already; create another one")
+            raise UsageError("the engine was already started; create another one")
         self._starting = True
         try:
             # Reading the machine and trying the bindings blocks for a second or so.
@@ -76,9 +76,9 @@ class AsyncEngine:
         await self._session.start()
 
     async def close(self) -> None:
-        """Finish what other tasks have begun, end the instances, and return when none is left.
+        """Finish the work of other tasks, stop the instances, and return when all have exited.
 
-        Closing it again does nothing.
+        Closing again does nothing.
         """
         self._closed = True
         if self._session is not None:
@@ -86,11 +86,11 @@ class AsyncEngine:
 
     @property
     def plan(self) -> Plan:
-        """Which instance runs on which cores, and why."""
+        """The cores of each instance, with the reasons."""
         return self._started.prepared.plan
 
     def info(self) -> dict[str, Any]:
-        """What runs where, and what was found when it was looked at: the body of ``GET /info``."""
+        """Where each instance runs, and the results of the verification: the body of ``GET /info``."""
         return self._open_session.engine.info()
 
     # ------------------------------------------------------------------- tasks

@@ -1,4 +1,4 @@
-"""From the arguments of an engine to everything that is known before it starts."""
+"""Prepares an engine: from its arguments to everything that can be known before it starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EngineSetup:
 
     @property
     def model_info(self) -> ModelInfo:
-        """The facts of the model."""
+        """The metadata of the model."""
         assert self.prepared.model_info is not None, "prepared with its model"
         return self.prepared.model_info
 

@@ -1,7 +1,7 @@
 """Computes any number of texts in order with a bounded number in flight, so that memory stays flat.
 
-Texts are taken from their iterator only as results are consumed. One variant for callers with an event loop and one
-for callers without.
+Texts are taken from their iterator only as results are consumed. There is one variant for callers with an event loop
+and one for callers without.
 """
 
 from __future__ import annotations

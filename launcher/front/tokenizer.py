@@ -59,13 +59,13 @@ class Tokenized:
 class InputNames:
     """How errors name inputs: ``field[index]``, counted from ``first``, or ``field`` alone for a ``lone`` one.
 
-    ``truncate_hint`` says how the caller can have long inputs truncated.
+    ``truncate_hint`` tells the caller how to have long inputs truncated.
     """
 
     field: str
     first: int = 0
     lone: bool = False
-    truncate_hint: str = 'send "truncate": true to have its end cut off'
+    truncate_hint: str = 'send "truncate": true to truncate it'
 
     def of(self, index: int) -> str:
         """The name of the input with this index."""

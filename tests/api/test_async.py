@@ -1,4 +1,4 @@
-"""``AsyncEngine``: the same on the caller's loop."""
+"""``AsyncEngine``: the same results as ``Engine``, on the caller's loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 from launcher import AsyncEngine, Engine
 from launcher.engine.streaming import chunk_limit
 from launcher.errors import InstanceError, RequestError, UsageError
-from tests.api.conftest import FAKE, children, kill_for_good, worker_pids
+from tests.api.conftest import FAKE, children, kill_permanently, worker_pids
 from tests.e2e.running import gone
 
 pytestmark = pytest.mark.slow
 
 
-def test_results_are_those_of_engine(engine: Engine) -> None:
+def test_results_equal_those_of_engine(engine: Engine) -> None:
     texts = [f"{'word ' * (number % 40)}{number}" for number in range(1000)]
     expected = engine.embed(texts)
 
@@ -45,7 +45,7 @@ def test_results_are_those_of_engine(engine: Engine) -> None:
     asyncio.run(main())
 
 
-def test_texts_are_taken_only_a_bounded_number_ahead_and_a_stream_can_be_left() -> None:
+def test_texts_are_read_a_bounded_number_ahead_and_a_stream_can_be_abandoned() -> None:
     taken = 0
 
     def texts() -> Iterator[str]:
@@ -88,7 +88,7 @@ def test_cancelling_a_call_leaves_the_engine_usable() -> None:
     asyncio.run(main())
 
 
-def test_errors_are_those_of_engine() -> None:
+def test_errors_equal_those_of_engine() -> None:
     async def main() -> None:
         engine = AsyncEngine("random:tiny", max_failures=1, backoff_seconds=0.01, **FAKE)
         with pytest.raises(UsageError, match="not started"):
@@ -98,9 +98,9 @@ def test_errors_are_those_of_engine() -> None:
                 await engine.embed(["fine", ""])
             with pytest.raises(UsageError, match="use embed"):
                 await engine.tag("text")
-            with pytest.raises(UsageError, match="started already"):
+            with pytest.raises(UsageError, match="already started"):
                 await engine.start()
-            await asyncio.to_thread(kill_for_good, engine.info)
+            await asyncio.to_thread(kill_permanently, engine.info)
             with pytest.raises(InstanceError, match="no instance is left"):
                 await engine.embed("text")
         await engine.close()
@@ -164,6 +164,6 @@ def test_an_engine_that_is_closed_during_its_start_does_not_start() -> None:
     asyncio.run(main())
 
 
-def test_a_bad_option_is_refused_where_it_is_given() -> None:
+def test_a_bad_option_is_refused_by_the_constructor() -> None:
     with pytest.raises(UsageError, match="did you mean 'instances'"):
         AsyncEngine(instanzes=1)  # type: ignore[call-arg]

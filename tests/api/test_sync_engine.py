@@ -1,4 +1,4 @@
-"""``Engine``: values, order, laziness, errors, and its life in one process."""
+"""``Engine``: values, order, laziness, errors, and its lifecycle in one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from launcher import AsyncEngine, Engine
 from launcher.engine.streaming import chunk_limit
 from launcher.errors import InstanceError, LauncherError, RequestError, UsageError
-from tests.api.conftest import FAKE, children, kill_for_good, worker_pids
+from tests.api.conftest import FAKE, children, kill_permanently, worker_pids
 from tests.e2e.running import gone
 from tests.e2e.test_results import sentences
 
@@ -47,7 +47,7 @@ def test_vectors_are_those_of_transformers() -> None:
         np.testing.assert_allclose(vector, (pooled / pooled.norm()).numpy(), atol=1e-5)
 
 
-def test_results_come_in_the_order_of_the_texts_whatever_gives_them(engine: Engine) -> None:
+def test_results_are_in_the_order_of_the_texts_for_any_kind_of_iterable(engine: Engine) -> None:
     texts = [f"{'word ' * (number % 40)}{number}" for number in range(1500)]
     alone = np.stack([engine.embed(text) for text in texts[:50]])
     every = engine.embed(texts)
@@ -72,7 +72,7 @@ def test_a_classifier_gives_labels_with_scores_best_first() -> None:
         assert {label.label for label in one} == set(engine.info()["model"]["labels"])
         assert engine.classify("a second text") == two
         assert list(engine.classify_stream(["first", "a second text"])) == [one, two]
-        with pytest.raises(UsageError, match=r"'classify', not for 'embed'; use classify\(\)"):
+        with pytest.raises(UsageError, match=r"'classify', not 'embed'; use classify\(\)"):
             engine.embed("first")
 
 
@@ -84,7 +84,7 @@ def test_a_progress_bar_counts_the_texts(engine: Engine, capfd: pytest.CaptureFi
 # --- laziness
 
 
-def test_texts_are_taken_only_a_bounded_number_ahead_of_the_results(engine: Engine) -> None:
+def test_texts_are_read_a_bounded_number_ahead_of_the_results(engine: Engine) -> None:
     taken = 0
 
     def texts() -> Iterator[str]:
@@ -104,7 +104,7 @@ def test_texts_are_taken_only_a_bounded_number_ahead_of_the_results(engine: Engi
     assert engine.embed("still there").ndim == 1
 
 
-def test_an_error_of_the_generator_is_the_caller_s(engine: Engine) -> None:
+def test_an_exception_of_the_generator_reaches_the_caller(engine: Engine) -> None:
     def texts() -> Iterator[str]:
         yield "fine"
         raise LookupError("no more")
@@ -158,7 +158,7 @@ def test_bad_options_are_refused_before_anything_starts(options: dict[str, objec
     assert children() == before
 
 
-def test_calls_raise_when_the_instances_are_given_up() -> None:
+def test_calls_raise_when_all_instances_have_failed() -> None:
     with Engine("random:tiny", max_failures=1, backoff_seconds=0.01, **FAKE) as engine:
         for pid in worker_pids(engine.info()):
             os.kill(pid, signal.SIGSTOP)
@@ -172,7 +172,7 @@ def test_calls_raise_when_the_instances_are_given_up() -> None:
 
         thread = threading.Thread(target=waits)
         thread.start()
-        kill_for_good(engine.info)
+        kill_permanently(engine.info)
         thread.join(20)
         assert len(errors) == 1
         with pytest.raises(InstanceError, match="no instance is left"):
@@ -200,7 +200,7 @@ def test_a_lost_worker_costs_no_result() -> None:
 # --- its life
 
 
-def test_close_may_be_called_again_and_calls_afterwards_say_that_it_is_closed() -> None:
+def test_close_can_be_repeated_and_later_calls_report_that_the_engine_is_closed() -> None:
     engine = Engine("random:tiny", **FAKE)
     pids = worker_pids(engine.info())
     stream = engine.embed_stream(f"text {number}" for number in range(100_000))
@@ -304,7 +304,7 @@ def test_more_texts_than_the_queue_holds_wait_for_room() -> None:
         assert engine.embed([f"text {number}" for number in range(50)]).shape[0] == 50
 
 
-def test_it_works_where_a_loop_is_running() -> None:
+def test_it_works_while_a_loop_is_running() -> None:
     async def notebook() -> int:
         with Engine("random:tiny", **FAKE) as engine:
             return len(engine.embed(["a cell", "of a notebook"]))

@@ -1,4 +1,4 @@
-"""``tag``: entities and tokens as transformers gives them, with their places in the text."""
+"""``tag``: entities and tokens as transformers returns them, with their positions in the text."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_without_aggregation_every_token_has_a_label(tagger: Engine) -> None:
 
 
 def test_a_tagger_has_no_vectors(tagger: Engine) -> None:
-    with pytest.raises(UsageError, match=r"'tag', not for 'embed'; use tag\(\)"):
+    with pytest.raises(UsageError, match=r"'tag', not 'embed'; use tag\(\)"):
         tagger.embed("text")

@@ -48,7 +48,7 @@ class CostKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layout: str
     torch: str
     launcher: str
-    microarchitecture: str | None = None  # absent from tables of versions that did not name it; those do not fit
+    microarchitecture: str | None = None  # absent from tables of older versions, which do not apply
 
 
 class CostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

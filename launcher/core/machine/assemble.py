@@ -27,7 +27,7 @@ MAX_THREADS = 8  # of POWER8 to POWER10; no processor has more hardware threads 
 
 @dataclass(frozen=True, slots=True)
 class RawCpu:
-    """An online cpu: ``siblings`` share its core, ``l3`` lists the cpus that share its L3 cache; None where unknown."""
+    """An online cpu: ``siblings`` share its core, ``l3`` lists the cpus that share its L3 cache; None if unknown."""
 
     siblings: Cpus | None = None
     package: int | None = None
@@ -36,7 +36,7 @@ class RawCpu:
 
 @dataclass(frozen=True, slots=True)
 class KindHints:
-    """What tells performance and efficiency cores apart, in order of preference.
+    """Facts that distinguish performance and efficiency cores, in order of preference.
 
     ``efficiency_cpus``: from the performance counters of a hybrid machine. ``capacity``: the scheduler's, at most
     1024. ``max_khz`` and ``base_khz``: from cpufreq.
@@ -50,7 +50,7 @@ class KindHints:
 
 @dataclass(frozen=True, slots=True)
 class RawMachine:
-    """Everything that was read. ``cpuset`` and ``limits.affinity`` are None where there is no limit, or no record."""
+    """Everything that was read. ``cpuset`` and ``limits.affinity`` are None if there is no limit or it is unknown."""
 
     arch: str
     vendor: str | None
@@ -132,7 +132,7 @@ def _nothing_usable(raw: RawMachine, include_isolated: bool) -> str:
 def group_cores(cpus: Mapping[int, RawCpu], online: Cpus, anomalies: Anomalies) -> tuple[Cpus, ...]:
     """Online cpus grouped into physical cores, ordered by lowest cpu.
 
-    Two cpus share a core when each lists the other as a sibling, or one lists the other and that one has no list. A
+    Two cpus share a core if each lists the other as a sibling, or if one lists the other and the other has no list. A
     claim that the other cpu contradicts is reported and ignored.
     """
     claims = _claims(cpus, online)
@@ -226,7 +226,7 @@ def _l3_ids(raw: RawMachine) -> dict[int, int]:
 
 
 def efficiency_cpus(kinds: KindHints, online: Cpus) -> frozenset[int]:
-    """The cpus of efficiency cores; empty where all cores are of one kind, or the kind is unknown."""
+    """The cpus of efficiency cores; empty if all cores are of one kind, or the kind is unknown."""
     if kinds.efficiency_cpus is not None:
         return frozenset(kinds.efficiency_cpus)
     by_capacity = _below_gap(kinds.capacity, online, CAPACITY_GAP)

@@ -38,7 +38,7 @@ def check_picture(on: Machine, plan: Plan) -> None:
     cores = root.findall(f"{SVG}g")
     assert len(cores) == len(on.cores)
     squares = {(core[1].get("x"), core[1].get("y")) for core in cores}
-    assert len(squares) == len(on.cores), "one core lies on another"
+    assert len(squares) == len(on.cores), "two cores overlap"
     labels = Counter(label.text for label in root.iter(f"{SVG}text") if label.get("class") == "core")
     assert labels["front"] == len(plan.reserved_cpus)
     if not any(text and text.endswith("+") for text in labels):
