@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +157,11 @@ def test_bad_options_are_refused_before_anything_starts(options: dict[str, objec
     with pytest.raises(UsageError, match=words):
         Engine("random:tiny", **options)  # type: ignore[arg-type]
     assert children() == before
+
+
+def test_a_model_may_be_a_path(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        Engine(tmp_path)
 
 
 def test_calls_raise_when_all_instances_have_failed() -> None:
