@@ -253,7 +253,7 @@ class InferenceEngine:
     def restarting(self, instance: int, delay: float) -> None:
         """Nothing to do: the state shows it."""
 
-    def given_up(self, instance: int, reason: str) -> None:
+    def failed(self, instance: int, reason: str) -> None:
         """No other worker will be started for this instance."""
         if not self._settings.restart:
             self._fail(f"instance {instance} could not be started: {reason}")
