@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
@@ -35,7 +36,7 @@ class AsyncEngine:
     kills them when this thread ends.
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
+    def __init__(self, model: str | Path = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
         """Check the options; nothing is started. Raises ``UsageError``."""
         serve_options(model, options)
         self._model = model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from launcher.errors import UsageError
@@ -38,7 +39,7 @@ class EngineOptions:
     supervise: SuperviseOptions = part(SuperviseOptions())
 
 
-def serve_options(model: str, keywords: Mapping[str, Any]) -> ServeOptions:
+def serve_options(model: str | Path, keywords: Mapping[str, Any]) -> ServeOptions:
     """The options for ``model`` with these keywords. Raises ``UsageError`` for an unknown name or a bad value."""
     known = {option.name for option in options_of(EngineOptions)}
     of_server = {option.name for option in options_of(ServeOptions)} - known - {"model"}
@@ -46,4 +47,4 @@ def serve_options(model: str, keywords: Mapping[str, Any]) -> ServeOptions:
         if name in of_server:
             raise UsageError(f"{name} is an option of `launch serve` that the Python API does not support; omit it")
     chosen = from_flat(EngineOptions, keywords)
-    return from_flat(ServeOptions, {**to_flat(chosen), "model": model})
+    return from_flat(ServeOptions, {**to_flat(chosen), "model": str(model) if isinstance(model, Path) else model})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from launcher.api.options import serve_options
@@ -35,7 +36,7 @@ class EngineSetup:
         return Session(self.options, self.prepared)
 
 
-def prepare_engine(model: str, keywords: Mapping[str, Any]) -> EngineSetup:
+def prepare_engine(model: str | Path, keywords: Mapping[str, Any]) -> EngineSetup:
     """Read the machine, resolve the model and plan. Raises any ``LauncherError``."""
     options = serve_options(model, keywords)
     return EngineSetup(options, prepare_workers(options, model_needed=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
@@ -38,7 +39,7 @@ class Engine:
     ``RequestError`` for a text that cannot be used, and ``InstanceError`` when no instance is left.
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
+    def __init__(self, model: str | Path = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
         """Plan, start the instances and wait until they are ready. Raises any ``LauncherError``."""
         self._setup = prepare_engine(model, options)
         self._thread = SessionThread(self._setup.session)

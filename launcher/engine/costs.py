@@ -64,14 +64,14 @@ class Costs:
             return None
         return table
 
-    def complete(self, setup: Setup, instance: InstancePlan) -> Setup:
+    def with_measurements(self, setup: Setup, instance: InstancePlan) -> Setup:
         """The setup for a worker, with the known measurements."""
         table = self.table(instance)
         if table is None:
             return setup
         return msgspec.structs.replace(setup, known=table.measured, known_packed=table.packed)
 
-    def take(self, instance: InstancePlan, ready: Ready) -> float:
+    def save_measurements(self, instance: InstancePlan, ready: Ready) -> float:
         """Save what a worker has measured, for the next worker of its size and for the next start.
 
         Returns the expected duration of its batches, relative to the measurements.
@@ -93,7 +93,7 @@ class Costs:
             self._write(self._tables[key])
         return 1.0
 
-    def keep(self, served: Iterable[tuple[InstancePlan, CostModel]]) -> None:
+    def save_drift(self, served: Iterable[tuple[InstancePlan, CostModel]]) -> None:
         """At shutdown: save the drift of instances that have computed enough batches for it to settle.
 
         For instances of the same size, their lower median is saved. A table that another run has measured again since
@@ -107,7 +107,7 @@ class Costs:
                 seen.setdefault(key, []).append(settled * _ratio(model.coefficients, used))
         for key, drifts in seen.items():
             if (table := self._still_there(key)) is not None:
-                self._write(table.after(round(statistics.median_low(drifts), 4)))
+                self._write(table.with_run(round(statistics.median_low(drifts), 4)))
 
     def _still_there(self, key: CostKey) -> CostTable | None:
         """The table in the file, if it is still the one that was used."""

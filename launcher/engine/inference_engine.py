@@ -174,7 +174,7 @@ class InferenceEngine:
                 "the server is shutting down, and the graceful shutdown timeout has expired"
             )
         ready = [view.prepared.plan for view in self._views.values() if view.ready]
-        self._costs.keep((plan, self.scheduler.cost(plan.id)) for plan in ready)
+        self._costs.save_drift((plan, self.scheduler.cost(plan.id)) for plan in ready)
 
     async def stop(self) -> None:
         """Stop the workers; returns when all have exited. Does not wait for queued requests."""
@@ -228,7 +228,7 @@ class InferenceEngine:
 
     async def _attach(self, instance: int, sock: socket.socket) -> None:
         try:
-            setup = self._costs.complete(self.setup, self._views[instance].prepared.plan)
+            setup = self._costs.with_measurements(self.setup, self._views[instance].prepared.plan)
             await self.dispatcher.attach(instance, sock, setup)
         except OSError as error:
             self._supervisor.kill(instance, f"its channel could not be opened: {error}")
@@ -253,7 +253,7 @@ class InferenceEngine:
     def restarting(self, instance: int, delay: float) -> None:
         """Nothing to do: the state shows it."""
 
-    def given_up(self, instance: int, reason: str) -> None:
+    def failed(self, instance: int, reason: str) -> None:
         """No other worker will be started for this instance."""
         if not self._settings.restart:
             self._fail(f"instance {instance} could not be started: {reason}")
@@ -280,7 +280,7 @@ class InferenceEngine:
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
-        self.scheduler.set_initial_drift(instance, self._costs.take(view.prepared.plan, message))
+        self.scheduler.set_initial_drift(instance, self._costs.save_measurements(view.prepared.plan, message))
         if self._settings.verify:
             self._start(self._verify, instance, message)
         if self.is_ready() and all(v.ready for v in self._views.values()):

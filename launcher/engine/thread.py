@@ -36,6 +36,7 @@ class SessionThread:
         # Reentrant: the garbage collector may run the finalizer of an engine anywhere, including here.
         self._lock = threading.RLock()
         self._closed = False
+        self._ended = threading.Event()
         # A daemon, because at exit the interpreter joins all other threads before it runs finalizers.
         self._thread = threading.Thread(target=self._run, name="launcher engine", daemon=True)
         self._thread.start()
@@ -69,6 +70,8 @@ class SessionThread:
             if not self._closed:
                 self._loop.call_soon_threadsafe(self._request_end, kill)
         if threading.current_thread() is not self._thread:
+            # Not the thread alone: before Python 3.13, a join that Ctrl-C interrupts makes the next one return at once.
+            self._ended.wait()
             self._thread.join()
 
     def _forked(self) -> str:
@@ -88,6 +91,7 @@ class SessionThread:
             self._started.set_exception(error)
         finally:
             self._loop.close()
+            self._ended.set()
 
     async def _main(self) -> None:
         try:

@@ -69,7 +69,7 @@ def basis_of(subject: CostKeyBase | None) -> CostBasis:
     fitting = [t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))]
     if not fitting:
         return CostBasis.guessed(subject.model_info.weight_bytes)
-    by_threads = {table.key.threads: fit(table.measured).times(table.drift) for table in fitting}
+    by_threads = {table.key.threads: fit(table.measured).scaled(table.drift) for table in fitting}
     return CostBasis(by_threads, packed=fitting[0].packed, measured=True)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from launcher.core.planning.program_placeholders import fill, values_of
 from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
-from launcher.core.report.svg_map import picture
+from launcher.core.report.svg_map import draw_svg
 from launcher.core.report.topology_report import Command, PlanReport, report_json, report_text
 from launcher.core.tuning.choose_classes import classes_of, specs_of
 from launcher.core.tuning.simulation import Scenario, predict
@@ -99,7 +99,7 @@ def _report_of(prepared: Prepared, forecast: Forecast | None, *, front: bool = T
 
 def _write_svg(file: Path, prepared: Prepared) -> None:
     try:
-        file.write_text(picture(prepared.machine, prepared.plan), encoding="utf-8")
+        file.write_text(draw_svg(prepared.machine, prepared.plan), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--svg {file}: cannot be written: {error.strerror or error}") from error
     _say(f"wrote the plan as SVG to {file}")

@@ -9,7 +9,9 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +159,11 @@ def test_bad_options_are_refused_before_anything_starts(options: dict[str, objec
     assert children() == before
 
 
+def test_a_model_may_be_a_path(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        Engine(tmp_path)
+
+
 def test_calls_raise_when_all_instances_have_failed() -> None:
     with Engine("random:tiny", max_failures=1, backoff_seconds=0.01, **FAKE) as engine:
         for pid in worker_pids(engine.info()):
@@ -228,6 +235,22 @@ def test_close_finishes_what_another_thread_has_begun() -> None:
     closing.join(20)
     thread.join(20)
     assert len(results) == 1
+
+
+def test_close_can_be_interrupted_and_called_again() -> None:
+    before = children()
+    engine = Engine("random:tiny", fake_seconds_per_token=0.0005, **FAKE)
+    call = threading.Thread(target=lambda: engine.embed([f"text {number}" for number in range(1000)]))
+    call.start()
+    time.sleep(0.1)
+    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    assert children() > before, "the admitted work is not done yet"
+    engine.close()
+    assert children() == before
+    call.join()
 
 
 def test_an_exception_in_the_block_leaves_no_worker() -> None:

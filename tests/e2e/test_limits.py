@@ -148,9 +148,9 @@ def test_under_a_quota_of_one_cpu_front_and_worker_share_it_and_are_not_throttle
         # The same server with a program that is busy on one more cpu than the quota allows: throttling is detected when
         # it happens.
         with spinning(group, *set(CPUS) - set(cpus)):
-            share_beside, seconds_beside = stops(group, server)
-        assert share_beside > LATE_TIMER
-        assert seconds_beside > LATE_SECONDS
+            share_with_spinner, seconds_with_spinner = stops(group, server)
+        assert share_with_spinner > LATE_TIMER
+        assert seconds_with_spinner > LATE_SECONDS
 
 
 @two_cpus

@@ -46,14 +46,14 @@ def instance(id_: int = 0, threads: int = 4) -> InstancePlan:
 
 def ready(costs: Costs, plan: InstancePlan, packed: bool = True, took: Any = MEASURED) -> tuple[Ready, float]:
     """The ``Ready`` message of a worker that measures ``took`` unless the measurements are known; and the drift."""
-    setup = costs.complete(SETUP, plan)
+    setup = costs.with_measurements(SETUP, plan)
     cached = bool(setup.known) and setup.known_packed == packed
     message = Ready(
         pid=1, threads=plan.threads, dtype="fp32", backend="eager", width=8, labels=(), torch_version="2",
         load_seconds=1.0, warmup_seconds=1.0, accuracy=None, packed=packed, cached=cached,
         measured=setup.known if cached else took,
     )  # fmt: skip
-    return message, costs.take(plan, message)
+    return message, costs.save_measurements(plan, message)
 
 
 def model_after_run(ready_: Ready, factor: float, batches: int = SETTLED_BATCHES, drift: float = 1.0) -> CostModel:
@@ -72,7 +72,7 @@ def run(folder: Path, *factors: float, batches: int = SETTLED_BATCHES, fresh: bo
     models = [
         model_after_run(said, factor, batches, drift) for (said, drift), factor in zip(begun, factors, strict=True)
     ]
-    costs.keep(zip(plans, models, strict=True))
+    costs.save_drift(zip(plans, models, strict=True))
     return begun[0]
 
 
@@ -81,7 +81,7 @@ def measured_separately(costs: Costs, plan: InstancePlan, factor: float) -> Read
     ones.
     """
     message, _ = ready(Costs(SUBJECT, fresh=True, folder=costs._folder / "elsewhere"), plan, took=measured(factor))
-    costs.take(plan, message)
+    costs.save_measurements(plan, message)
     return message
 
 
@@ -109,9 +109,9 @@ def test_measurements_are_reused_by_the_next_start_and_by_instances_of_the_same_
 def test_if_instances_measure_at_the_same_time_the_shorter_times_are_kept(tmp_path: Path) -> None:
     costs = Costs(SUBJECT, folder=tmp_path)
     slow = Ready(1, 4, "fp32", "eager", 8, (), "2", 1.0, 1.0, measured(1.5), None, packed=True)
-    costs.take(instance(0), slow)
-    costs.take(instance(1), msgspec.structs.replace(slow, measured=MEASURED))
-    costs.take(instance(2), slow)
+    costs.save_measurements(instance(0), slow)
+    costs.save_measurements(instance(1), msgspec.structs.replace(slow, measured=MEASURED))
+    costs.save_measurements(instance(2), slow)
     assert [table.measured for table in tables(tmp_path)] == [MEASURED]
 
 
@@ -161,7 +161,7 @@ def test_an_unwritable_folder_is_logged_once_and_the_run_still_uses_its_measurem
     first, _ = ready(costs, instance(0))
     ready(costs, instance(0, threads=2))
     assert ready(costs, instance(1))[0].cached
-    costs.keep([(instance(0), model_after_run(first, 1.3))])
+    costs.save_drift([(instance(0), model_after_run(first, 1.3))])
     assert len([sentence for sentence in said(caplog) if "cannot be written" in sentence]) == 1
 
 
@@ -209,7 +209,7 @@ def test_a_run_whose_batches_slow_down_is_not_saved(tmp_path: Path) -> None:
     model = model_after_run(message, 1.0, 1000)
     for _ in range(30):
         model.observe(Work(1, 200, 40000), 2 * model.coefficients.seconds(200, 40000))
-    costs.keep([(instance(), model)])
+    costs.save_drift([(instance(), model)])
     assert tables(tmp_path)[0].runs == ()
 
 
@@ -223,7 +223,7 @@ def test_the_drift_of_an_instance_is_saved_relative_to_the_table(tmp_path: Path)
     costs = Costs(SUBJECT, fresh=False, folder=tmp_path)
     disturbed, clean = instance(0), instance(1)
     slow, fast = measured_separately(costs, disturbed, 2.4), measured_separately(costs, clean, 1.0)
-    costs.keep([(disturbed, model_after_run(slow, 1 / 2.4)), (clean, model_after_run(fast, 1.0))])
+    costs.save_drift([(disturbed, model_after_run(slow, 1 / 2.4)), (clean, model_after_run(fast, 1.0))])
 
     (table,) = tables(tmp_path)
     assert table.measured == MEASURED
@@ -254,7 +254,7 @@ def test_a_table_that_another_run_has_measured_again_is_not_changed(tmp_path: Pa
     message, _ = ready(costs, instance())
     other = Costs(SUBJECT, fresh=True, folder=tmp_path)
     ready(other, instance(), took=measured(1.1))
-    costs.keep([(instance(), model_after_run(message, 0.7))])
+    costs.save_drift([(instance(), model_after_run(message, 0.7))])
     assert (tables(tmp_path)[0].measured, tables(tmp_path)[0].runs) == (measured(1.1), ())
 
 

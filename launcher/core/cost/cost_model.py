@@ -66,7 +66,7 @@ class Coefficients:
         """Predicted duration of a batch."""
         return self.overhead + self.per_token * tokens + self.per_pair * pairs
 
-    def times(self, factor: float) -> Coefficients:
+    def scaled(self, factor: float) -> Coefficients:
         """The coefficients of batches that take ``factor`` times as long."""
         return Coefficients(self.overhead * factor, self.per_token * factor, self.per_pair * factor)
 

@@ -159,8 +159,8 @@ def front_cpus(machine: Machine, plan: Plan) -> tuple[int, ...]:
     unused = [core for core in machine.cores if core.cpus[0] in set(plan.unused_cpus)]
     firsts = [core.cpus[0] for core in reserved or unused]
     siblings = [cpu for core in reserved or machine.cores for cpu in core.cpus[1:]]
-    beside = [*firsts, *siblings][: _room_for_front(quota, len(taken))]
-    return tuple(sorted(beside or taken))
+    own = [*firsts, *siblings][: _room_for_front(quota, len(taken))]
+    return tuple(sorted(own or taken))
 
 
 def _bounding_quota(machine: Machine) -> float | None:

@@ -65,7 +65,7 @@ class CostBasis:
     def guessed(cls, weight_bytes: int | None) -> CostBasis:
         """Estimated costs, for a model that was never measured on this machine."""
         ratio = (weight_bytes or GUESS_WEIGHT_BYTES) / GUESS_WEIGHT_BYTES
-        return cls({1: GUESS.times(ratio)}, packed=True, measured=False)
+        return cls({1: GUESS.scaled(ratio)}, packed=True, measured=False)
 
     def of(self, threads: int) -> Coefficients:
         """The coefficients of an instance of this size, scaled from the nearest measured size if necessary."""

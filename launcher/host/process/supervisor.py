@@ -61,7 +61,7 @@ class Listener(Protocol):
     def restarting(self, instance: int, delay: float) -> None:
         """Another worker starts in ``delay`` seconds."""
 
-    def given_up(self, instance: int, reason: str) -> None:
+    def failed(self, instance: int, reason: str) -> None:
         """No other worker will be started for this instance."""
 
 
@@ -217,7 +217,7 @@ class Supervisor:
             self._listener.restarting(instance, action.delay)
         elif isinstance(action, AnnounceFailure):
             _log(logging.ERROR, status, "failed", "failed and will not be restarted: %s", action.reason)
-            self._listener.given_up(instance, action.reason)
+            self._listener.failed(instance, action.reason)
 
     def _spawn(self, instance: int) -> None:
         assert self._group is not None, "workers are started inside run()"

@@ -36,10 +36,10 @@ def _reading(
     return RawMachine("x86_64", None, None, (), ALL, online, isolated, said, nodes, KindHints(), cpuset, limits)
 
 
-def _groups(claims: dict[int, Cpus | None]) -> tuple[tuple[Cpus, ...], tuple[str, ...]]:
+def _groups(sibling_lists: dict[int, Cpus | None]) -> tuple[tuple[Cpus, ...], tuple[str, ...]]:
     anomalies = Anomalies()
-    readings = {cpu: RawCpu(claim) for cpu, claim in claims.items()}
-    return group_cores(readings, tuple(sorted(claims)), anomalies), anomalies.sentences()
+    readings = {cpu: RawCpu(siblings) for cpu, siblings in sibling_lists.items()}
+    return group_cores(readings, tuple(sorted(sibling_lists)), anomalies), anomalies.sentences()
 
 
 def test_consistent_sibling_lists_make_cores() -> None:
@@ -62,9 +62,9 @@ def test_a_contradicted_sibling_list_is_ignored_and_reported() -> None:
 
 
 @given(st.dictionaries(st.integers(0, 11), st.one_of(st.none(), st.lists(st.integers(0, 12)).map(tuple)), min_size=1))
-def test_any_sibling_lists_give_a_partition_into_cores(claims: dict[int, Cpus | None]) -> None:
-    groups, _ = _groups(claims)
-    assert sorted(cpu for group in groups for cpu in group) == sorted(claims)
+def test_any_sibling_lists_give_a_partition_into_cores(sibling_lists: dict[int, Cpus | None]) -> None:
+    groups, _ = _groups(sibling_lists)
+    assert sorted(cpu for group in groups for cpu in group) == sorted(sibling_lists)
     assert list(groups) == sorted(groups)
     assert all(list(group) == sorted(group) for group in groups)
 
@@ -77,8 +77,8 @@ def test_cpus_that_list_each_other_are_always_one_core(parts: list[list[int]]) -
         fresh = tuple(sorted(set(part) - seen))
         seen.update(fresh)
         wanted.extend([fresh] if fresh else [])
-    claims: dict[int, Cpus | None] = {cpu: group for group in wanted for cpu in group}
-    assert _groups(claims) == (tuple(sorted(wanted)), ())
+    sibling_lists: dict[int, Cpus | None] = {cpu: group for group in wanted for cpu in group}
+    assert _groups(sibling_lists) == (tuple(sorted(wanted)), ())
 
 
 def test_more_siblings_than_any_core_has_are_reported() -> None:

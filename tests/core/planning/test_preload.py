@@ -98,7 +98,7 @@ def test_a_missing_library_requested_by_name_is_refused_with_the_searched_places
 
 def test_a_library_that_does_not_load_is_named_with_the_reason() -> None:
     broken = facts(tcmalloc="ld.so reports that it cannot be preloaded")
-    with pytest.raises(MachineError, match=r"libtcmalloc_minimal\.so\.4\.old cannot be used: ld\.so says"):
+    with pytest.raises(MachineError, match=r"libtcmalloc_minimal\.so\.4\.old cannot be used: ld\.so reports"):
         choose("tcmalloc", machine=broken)
     notes = choose(machine=broken).notes
     assert "/usr/lib/libtcmalloc_minimal.so.4.old was found but is not used: ld.so reports" in notes[0]

@@ -62,8 +62,8 @@ class Front:
     def restarting(self, instance: int, delay: float) -> None:
         self._tell("restarting", instance, delay)
 
-    def given_up(self, instance: int, reason: str) -> None:
-        self._tell("given_up", instance, reason)
+    def failed(self, instance: int, reason: str) -> None:
+        self._tell("failed", instance, reason)
 
     def told(self, *beginning: object) -> list[tuple[object, ...]]:
         return [event for event in self.story if event[: len(beginning)] == beginning]
@@ -214,8 +214,8 @@ async def test_a_worker_that_exits_with_status_0_unasked_is_restarted() -> None:
 async def test_a_crash_at_load_is_retried_up_to_the_limit_and_no_further() -> None:
     async with supervised("raise SystemExit('no weights')", GOOD) as front:
         await front.warm(1)
-        gave_up = await front.until("given_up", 0)
-        assert gave_up[2] == "3 consecutive failures, the last: exit status 1; last output: 'no weights'"
+        failure = await front.until("failed", 0)
+        assert failure[2] == "3 consecutive failures, the last: exit status 1; last output: 'no weights'"
         assert [delay for *_, delay in front.told("restarting", 0)] == [0.01, 0.02]
         assert len(front.told("started", 0)) == 3
         assert front.state(0) == "failed"
@@ -227,7 +227,7 @@ async def test_a_crash_at_load_is_retried_up_to_the_limit_and_no_further() -> No
 
 async def test_a_command_that_cannot_be_executed_fails_with_its_reason() -> None:
     async with supervised(Launch(0, ("/no/such/program",), {})) as front:
-        reason = (await front.until("given_up", 0))[2]
+        reason = (await front.until("failed", 0))[2]
         assert "/no/such/program" in str(reason)
         assert "3 consecutive failures" in str(reason)
         assert not front.told("started")
@@ -237,7 +237,7 @@ async def test_a_permanently_failed_worker_is_not_restarted() -> None:
     async with supervised(SLOW) as front:
         await front.until("started", 0)
         front.supervisor.unusable(0, "the model has no safetensors file", front.pid())
-        assert await front.until("given_up", 0) == ("given_up", 0, "the model has no safetensors file")
+        assert await front.until("failed", 0) == ("failed", 0, "the model has no safetensors file")
         assert len(front.told("started")) == 1
 
 
@@ -266,7 +266,7 @@ async def test_reports_of_an_earlier_worker_are_ignored() -> None:
 async def test_a_worker_that_is_not_ready_in_time_is_killed_and_counted() -> None:
     options = SuperviseOptions(start_seconds=0.05, max_failures=2, backoff_seconds=0.01)
     async with supervised(SLOW, options=options) as front:
-        reason = (await front.until("given_up", 0))[2]
+        reason = (await front.until("failed", 0))[2]
         assert re.fullmatch(r"2 consecutive failures, the last: not ready after 0\.\d s", str(reason))
         assert all(str(event[2]).startswith("killed: not ready after") for event in front.told("exited", 0))
 
@@ -413,7 +413,7 @@ class Silent:
         print(pid, flush=True)
     def exited(self, instance, pid, description): pass
     def restarting(self, instance, delay): pass
-    def given_up(self, instance, reason): pass
+    def failed(self, instance, reason): pass
 
 command = (sys.executable, "-m", "launcher.worker", "--instance", "0", "--threads", "1")
 launches = [Launch(instance, command, dict(os.environ)) for instance in range(3)]
