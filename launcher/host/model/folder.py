@@ -1,28 +1,27 @@
 """Reads a model folder into a ``ModelInfo``: config, weights, tokenizer and the files of sentence-transformers.
 
-Separate from ``resolve`` because folders from all sources are read in the same way. Only headers and JSON are read, no
+Separate from ``resolve`` because folders from all sources are read in the same way. The files of sentence-transformers
+are read in ``sentence_files``, those of the tokenizer in ``tokenizer_files``. Only headers and JSON are read, no
 weights. Anything in these files that cannot be done exactly is refused, because an approximation gives wrong vectors.
 """
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Pooling, Scores
+from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Scores
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
+from launcher.host.model.json_files import Json, ModelErrors, inventory, read_object
+from launcher.host.model.sentence_files import MODULES, SentenceFiles, read_sentence_files
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
-
-Json = Mapping[str, Any]
 
 # Encoders of transformers whose results do not depend on padding. Excluded after measurement: convbert, fnet,
 # nystromformer and yoso mix padding into their results (cosine similarity 0.37 to 0.97 between alone and padded).
@@ -78,42 +77,24 @@ MAX_HEADER_BYTES = 100 * 1024 * 1024  # the format's own limit
 GIT_LFS_POINTER = b"version https://git-lfs"
 
 
-@dataclass(frozen=True, slots=True)
-class SentenceFiles:
-    """The settings in the files of sentence-transformers; the defaults apply if there are none."""
-
-    folder: Path
-    pooling: Pooling = "mean"
-    normalize: bool = False
-    max_length: int | None = None
-    lower_case: bool = False
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    found: bool = False
-
-
-class ModelErrors:
-    """Creates the errors about one model, each starting with the requested name."""
-
-    def __init__(self, asked: str) -> None:
-        self._asked = asked
-
-    def __call__(self, text: str) -> UsageError:
-        return UsageError(f"--model {self._asked}: {text}")
-
-
 def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelInfo:
     """The metadata of the model in ``folder``. Raises ``UsageError`` if it cannot be served."""
     refuse = ModelErrors(options.model)
-    sentence = _sentence_files(folder, refuse)
-    config = _read_json(sentence.folder / "config.json", refuse)
+    sentence = read_sentence_files(folder, refuse)
+    config = read_object(sentence.folder / "config.json", refuse)
     architecture = _architecture(config, options, refuse)
     task = _task(architecture, options, refuse)
     weight_bytes = _weight_bytes(sentence.folder, config, refuse)
     tokenizer = tokenizer_files.locate(sentence.folder, folder, refuse)
-    if sentence.lower_case and not tokenizer.lower_cases:
+    if sentence.lower_case_file and not tokenizer.lower_cases:
         raise refuse(
-            "sentence_bert_config.json requests lower-casing, but tokenizer.json does not lower-case, and this is not "
-            "supported"
+            f"{sentence.lower_case_file} requests lower-casing (do_lower_case true), but tokenizer.json does not "
+            "lower-case, and this is not supported"
+        )
+    if task == "embed" and sentence.kind and sentence.pooling is None:
+        raise refuse(
+            f"{folder / MODULES} lists no Pooling module, so the model has no embeddings of texts; add one to a copy "
+            "of the folder"
         )
     pad_id = _pad_id(config, tokenizer.pad_id)
     labels = () if task == "embed" else _labels(config)
@@ -129,7 +110,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         vocab_size=_number(config, refuse, "vocab_size"),
         max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
         pad_id=pad_id,
-        pooling=sentence.pooling,
+        pooling=sentence.pooling or "mean",
         normalize=sentence.normalize,
         labels=labels,
         weight_bytes=weight_bytes,
@@ -141,7 +122,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
 
 def _notes(task: Task, sentence: SentenceFiles, tokenizer: tokenizer_files.TokenizerFacts) -> tuple[str, ...]:
     notes = []
-    if task == "embed" and not sentence.found:
+    if task == "embed" and not sentence.kind:
         notes.append("the model has no sentence-transformers files: using mean pooling without normalization")
     if task == "embed" and sentence.prompts:
         names = ", ".join(sorted(sentence.prompts))
@@ -149,32 +130,6 @@ def _notes(task: Task, sentence: SentenceFiles, tokenizer: tokenizer_files.Token
     if tokenizer.converted:
         notes.append(f"the model has no tokenizer.json: using one converted from its other files, {tokenizer.path}")
     return tuple(notes)
-
-
-def _read_json(path: Path, refuse: ModelErrors) -> Json:
-    """The object in a JSON file."""
-    value = _read_any_json(path, refuse)
-    if not isinstance(value, dict):
-        raise refuse(f"{path} contains a JSON {type(value).__name__}, but must contain an object")
-    return value
-
-
-def _read_any_json(path: Path, refuse: ModelErrors) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise refuse(f"{path.parent} has no {path.name}; {_inventory(path.parent)}") from error
-    except (ValueError, RecursionError) as error:
-        raise refuse(f"{path} is not valid JSON: {error}") from error
-    except OSError as error:
-        raise refuse(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _inventory(folder: Path) -> str:
-    """The first names in a folder, for messages."""
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"it contains {', '.join(names[:8])}{more}" if names else "it is empty"
 
 
 def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:
@@ -259,8 +214,13 @@ def _max_length(
     options: ModelOptions,
     refuse: ModelErrors,
 ) -> int:
-    """The smallest limit in any of the files, reduced to ``--max-length``."""
-    limits = [value for value in (sentence.max_length, of_tokenizer) if value is not None and value < NO_LIMIT]
+    """The limit in the files, reduced to ``--max-length``.
+
+    As in sentence-transformers, ``max_seq_length`` replaces ``model_max_length`` of the tokenizer, smaller or larger.
+    The position table limits both.
+    """
+    stated = of_tokenizer if sentence.max_length is None else sentence.max_length
+    limits = [stated] if stated is not None and stated < NO_LIMIT else []
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if isinstance(positions, int) and positions > 0:
         after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
@@ -291,7 +251,7 @@ def _weight_bytes(folder: Path, config: Json, refuse: ModelErrors) -> int:
     if not files:
         raise refuse(
             f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, nor shards of them; "
-            f"{_inventory(folder)}"
+            f"{inventory(folder)}"
         )
     if files[0].suffix == ".safetensors":
         return sum(_safetensors_parameters(path, refuse) for path in files) * FLOAT32_BYTES
@@ -308,7 +268,7 @@ def weight_files(folder: Path, refuse: ModelErrors) -> list[Path]:
         if whole.is_file():
             return [whole]
         if index.is_file():
-            parts = sorted(set(_read_json(index, refuse).get("weight_map", {}).values()))
+            parts = sorted(set(read_object(index, refuse).get("weight_map", {}).values()))
             missing = [part for part in parts if not (folder / part).is_file()]
             if missing or not parts:
                 raise refuse(f"{index} lists {len(parts)} files, of which {len(missing)} are missing: {missing[:3]}")
@@ -336,60 +296,3 @@ def _safetensors_parameters(path: Path, refuse: ModelErrors) -> int:
         return sum(prod(value["shape"]) for value in entries if value["dtype"].startswith(FLOAT_DTYPES))
     except (msgspec.MsgspecError, KeyError, TypeError, IndexError) as error:
         raise refuse(f"{path} has an invalid safetensors header: {error}") from error
-
-
-# --- the files of sentence-transformers
-
-
-def _sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
-    path = folder / "modules.json"
-    if not path.is_file():
-        return SentenceFiles(folder)
-    modules = _read_any_json(path, refuse)
-    kinds = dict(_modules(modules, path, refuse))
-    encoder = folder / kinds.pop("Transformer", "")
-    normalize = kinds.pop("Normalize", None) is not None
-    pooling_folder = kinds.pop("Pooling", None)
-    if kinds:
-        raise refuse(f"{path} requests the module {next(iter(kinds))}, but only Pooling and Normalize are supported")
-    settings_path = folder / "config_sentence_transformers.json"
-    settings = _read_json(settings_path, refuse) if settings_path.is_file() else {}
-    limits_path = encoder / "sentence_bert_config.json"
-    limits = _read_json(limits_path, refuse) if limits_path.is_file() else {}
-    max_length = limits.get("max_seq_length")
-    prompts = {str(key): str(text) for key, text in (settings.get("prompts") or {}).items() if text}
-    return SentenceFiles(
-        folder=encoder,
-        pooling="mean" if pooling_folder is None else _pooling(folder / pooling_folder, bool(prompts), refuse),
-        normalize=normalize,
-        max_length=max_length if isinstance(max_length, int) else None,
-        lower_case=bool(limits.get("do_lower_case")),
-        prompts=prompts,
-        found=True,
-    )
-
-
-def _modules(modules: Any, path: Path, refuse: ModelErrors) -> Iterator[tuple[str, str]]:
-    """(kind, folder) of each module, in order."""
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise refuse(f"{path} must contain a list of modules")
-    for module in modules:
-        yield str(module.get("type", "of no type")).rpartition(".")[2], str(module.get("path", ""))
-
-
-def _pooling(folder: Path, has_prompts: bool, refuse: ModelErrors) -> Pooling:
-    """The pooling mode of a pooling config, in its old form (flags) or its newer one (a name)."""
-    path = folder / "config.json"
-    config = _read_json(path, refuse)
-    named = config.get("pooling_mode")
-    flags = {key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on}
-    modes = set(named if isinstance(named, list) else [named]) if named else flags
-    known: dict[str, Pooling] = {
-        "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max",
-    }  # fmt: skip
-    if len(modes) != 1 or not modes <= set(known):
-        found = " + ".join(sorted(modes)) or "none"
-        raise refuse(f"{path} requests the pooling {found}; it must be one of mean, cls and max")
-    if has_prompts and config.get("include_prompt") is False:
-        raise refuse(f"{path} excludes prompts from the pooling (include_prompt false), which is not supported")
-    return known[modes.pop()]

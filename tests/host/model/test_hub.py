@@ -38,7 +38,10 @@ FILES = {
     "tokenizer.json": b'{"version": "1.0", "model": {}}',
     "model.safetensors": save({"a": np.zeros((50, 8), np.float32)}),
     "modules.json": json.dumps(
-        [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+        [
+            {"path": "", "type": "sentence_transformers.models.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ]
     ).encode(),
     "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
     "pytorch_model.bin": b"not wanted",

@@ -199,7 +199,8 @@ def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
     inner.mkdir()
     for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
         (folder / name).rename(inner / name)
-    write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}])
+    write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}, POOLING])
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean"})
 
     model_info = model_info_of(folder)
 
@@ -238,7 +239,8 @@ def test_pooling_that_excludes_prompts_is_refused(folder) -> None:
 
 
 def test_lower_casing_is_accepted_only_if_the_tokenizer_does_it(folder) -> None:
-    write_json(folder / "modules.json", [TRANSFORMER])
+    write_json(folder / "modules.json", [TRANSFORMER, POOLING])
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean"})
     write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
     assert "lower-casing" in refusal(folder)
 
