@@ -191,7 +191,7 @@ def test_a_classifier_matches_the_pipeline_of_transformers(start, tmp_path, demo
     from transformers import pipeline
 
     save_classifier(tmp_path, demo_folder, **config)
-    model_info = resolve(ModelOptions(model=str(tmp_path)))
+    model_info = resolve(ModelOptions(model=str(tmp_path), task="classify"))
     assert (model_info.task, model_info.labels) == ("classify", labels)
     worker = start()
     worker.send(Setup(model_info, "fp32", "eager", ((1, 8),)))

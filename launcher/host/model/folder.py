@@ -8,16 +8,16 @@ weights. Anything in these files that cannot be done exactly is refused, because
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Scores
+from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
+from launcher.host.model.heads import labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, inventory, read_object
 from launcher.host.model.sentence_files import MODULES, SentenceFiles, read_sentence_files
 from launcher.options import ModelOptions
@@ -68,8 +68,6 @@ POSITIONS_AFTER_PADDING = frozenset(
     }
 )
 
-HEADS: Mapping[Task, str] = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}
-
 NO_LIMIT = 1_000_000  # tokenizers without a limit state 10**30
 
 FLOAT_DTYPES = ("F", "BF")  # of a safetensors header: F64, F32, F16, BF16, F8_E4M3 …
@@ -83,7 +81,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     sentence = read_sentence_files(folder, refuse)
     config = read_object(sentence.folder / "config.json", refuse)
     architecture = _architecture(config, options, refuse)
-    task = _task(architecture, options, refuse)
+    task = task_of(architecture, config, sentence, options, refuse)
     weight_bytes = _weight_bytes(sentence.folder, config, refuse)
     tokenizer = tokenizer_files.locate(sentence.folder, folder, refuse)
     if sentence.lower_case_file and not tokenizer.lower_cases:
@@ -97,7 +95,6 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             "of the folder"
         )
     pad_id = _pad_id(config, tokenizer.pad_id)
-    labels = () if task == "embed" else _labels(config)
     return ModelInfo(
         name=name,
         asked=options.model,
@@ -112,10 +109,10 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         pad_id=pad_id,
         pooling=sentence.pooling or "mean",
         normalize=sentence.normalize,
-        labels=labels,
+        labels=() if task == "embed" else labels_of(config),
         weight_bytes=weight_bytes,
         tokenizer_file=str(tokenizer.path),
-        scores="softmax" if task == "tag" else _scores(config, labels),
+        scores=scores_of(task, config, sentence, refuse),
         notes=_notes(task, sentence, tokenizer),
     )
 
@@ -141,7 +138,7 @@ def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:
     raise refuse(f"config.json has no {keys[0]}; it must be a positive integer")
 
 
-# --- architecture and task
+# --- architecture
 
 
 def _architecture(config: Json, options: ModelOptions, refuse: ModelErrors) -> str:
@@ -164,35 +161,6 @@ def _architecture(config: Json, options: ModelOptions, refuse: ModelErrors) -> s
         f"config.json has the model_type {kind} ({architecture}), which is not supported; text encoders of these types "
         f"can be served: {', '.join(sorted(ENCODERS))}"
     )
-
-
-def _task(architecture: str, options: ModelOptions, refuse: ModelErrors) -> Task:
-    found: Task = next((task for task, head in HEADS.items() if architecture.endswith(head)), "embed")
-    asked = found if options.task == "auto" else options.task
-    if asked not in ("embed", found):
-        head = "token classification" if asked == "tag" else "classification"
-        raise refuse(f"--task {asked} needs a model with a {head} head, but this is a {architecture}")
-    return asked
-
-
-def _labels(config: Json) -> tuple[str, ...]:
-    names = config.get("id2label")
-    if isinstance(names, dict) and names:
-        return tuple(str(names[key]) for key in sorted(names, key=int))
-    count = config.get("num_labels", 2)  # transformers' own default
-    return tuple(f"LABEL_{index}" for index in range(int(count)))
-
-
-def _scores(config: Json, labels: tuple[str, ...]) -> Scores:
-    """How logits become scores: the rule of transformers' text-classification pipeline, except that a cross-encoder of
-    sentence-transformers may request the identity."""
-    sentence = config.get("sentence_transformers")
-    activation = sentence.get("activation_fn") if isinstance(sentence, dict) else None
-    activation = activation or config.get("sbert_ce_default_activation_function") or ""
-    problem = config.get("problem_type")
-    if problem == "regression" or str(activation).endswith("Identity"):
-        return "raw"
-    return "sigmoid" if problem == "multi_label_classification" or len(labels) == 1 else "softmax"
 
 
 def _pad_id(config: Json, of_tokenizer: int | None) -> int:

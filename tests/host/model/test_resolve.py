@@ -308,6 +308,11 @@ def test_labels_of_a_classifier_are_in_the_order_of_its_logits(folder) -> None:
         ({"problem_type": "multi_label_classification"}, "sigmoid"),
         ({"id2label": {"0": "spam"}}, "sigmoid"),
         ({"problem_type": "regression", "id2label": {"0": "score"}}, "raw"),
+        ({"problem_type": "regression", "sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"}}, "sigmoid"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Softmax"}}, "softmax"),
+        ({"sentence_transformers": {"activation_fn": None}}, "raw"),
+        ({"sentence_transformers": {"activation_fn": None}, "id2label": {"0": "score"}}, "sigmoid"),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}, "sigmoid"),
         ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "raw"),
         ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "raw"),
         ({}, "softmax"),
@@ -316,9 +321,76 @@ def test_labels_of_a_classifier_are_in_the_order_of_its_logits(folder) -> None:
 def test_the_config_determines_how_logits_become_scores(folder, changes, scores) -> None:
     change_config(folder, architectures=["BertForSequenceClassification"], **changes)
 
-    model_info = model_info_of(folder)
+    model_info = model_info_of(folder, task="classify")
 
     assert model_info.scores == scores
+
+
+@pytest.mark.parametrize("name", ["torch.nn.modules.activation.Tanh", "custom.Sigmoid", "sigmoid", ["x"]])
+@pytest.mark.parametrize("key", ["sentence_transformers", "sbert_ce_default_activation_function"])
+def test_an_unknown_activation_is_refused_by_name(folder, key, name) -> None:
+    value = {"activation_fn": name} if key == "sentence_transformers" else name
+    change_config(folder, architectures=["BertForSequenceClassification"], **{key: value})
+
+    message = refusal(folder, task="classify")
+
+    assert f"config.json sets {key}" in message
+    assert f"to {name!r}, which is not supported" in message
+
+
+def test_the_activation_that_sentence_transformers_6_saves_comes_first(folder) -> None:
+    change_config(
+        folder,
+        architectures=["BertForSequenceClassification"],
+        sbert_ce_default_activation_function="torch.nn.modules.activation.Sigmoid",
+    )
+    write_json(folder / "modules.json", [TRANSFORMER])
+    write_json(folder / "sentence_bert_config.json", {"transformer_task": "sequence-classification"})
+    settings = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity"}
+    write_json(folder / "config_sentence_transformers.json", settings)
+    assert model_info_of(folder, task="classify").scores == "raw"
+
+    write_json(folder / "config_sentence_transformers.json", {**settings, "activation_fn": "torch.nn.Tanh"})
+    assert "config_sentence_transformers.json sets activation_fn to 'torch.nn.Tanh'" in refusal(folder, task="classify")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"id2label": {"0": "relevance"}}, "names one label, 'relevance'"),
+        ({"sentence_transformers": {"version": "4.0"}}, "sets sentence_transformers to {'version': '4.0'}"),
+        ({"sbert_ce_default_activation_function": "torch.nn.Identity"}, "sbert_ce_default_activation_function"),
+    ],
+)
+def test_a_cross_encoder_is_not_served_silently_as_a_classifier_of_single_texts(folder, changes, words) -> None:
+    change_config(folder, architectures=["BertForSequenceClassification"], **changes)
+
+    message = refusal(folder)
+
+    assert words in message
+    assert "set --task classify" in message
+    assert model_info_of(folder, task="classify").task == "classify"
+
+
+@pytest.mark.parametrize(
+    "name", ["BertForQuestionAnswering", "BertForMaskedLM", "BertForMultipleChoice", "ElectraForPreTraining"]
+)
+def test_a_model_with_another_head_becomes_an_embedder_only_on_request(folder, name) -> None:
+    change_config(folder, architectures=[name])
+
+    assert f"the architecture {name}, whose head is not supported; --task embed" in refusal(folder)
+    assert model_info_of(folder, task="embed").task == "embed"
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForSequenceClassification"])
+def test_the_head_of_a_model_of_sentence_transformers_is_ignored_as_in_its_library(folder, name) -> None:
+    change_config(folder, architectures=[name])
+    write_json(folder / "modules.json", [TRANSFORMER, POOLING])
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "cls"})
+
+    model_info = model_info_of(folder)
+
+    assert (model_info.task, model_info.pooling, model_info.labels) == ("embed", "cls", ())
 
 
 def test_a_tagger_is_recognized_by_its_head_and_uses_softmax(folder) -> None:
