@@ -278,6 +278,7 @@ def save_encoder(kind: str, folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(letters, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')  # used as it is
 
 
 # Kinds that cannot be packed with the installed version of transformers, because their attention cannot be replaced.

@@ -83,7 +83,13 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     architecture = _architecture(config, options, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
     weight_bytes = _weight_bytes(sentence.folder, config, refuse)
-    tokenizer = tokenizer_files.locate(sentence.folder, folder, refuse)
+    tokenizer = tokenizer_files.locate(sentence.folder, folder, config, refuse)
+    vocab_size = _number(config, refuse, "vocab_size")
+    if tokenizer.largest_id >= vocab_size:
+        raise refuse(
+            f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
+            f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
+        )
     if sentence.lower_case_file and not tokenizer.lower_cases:
         raise refuse(
             f"{sentence.lower_case_file} requests lower-casing (do_lower_case true), but tokenizer.json does not "
@@ -104,7 +110,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         architecture=architecture,
         hidden_size=_number(config, refuse, "hidden_size", "dim"),
         layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer"),
-        vocab_size=_number(config, refuse, "vocab_size"),
+        vocab_size=vocab_size,
         max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
         pad_id=pad_id,
         pooling=sentence.pooling or "mean",

@@ -10,7 +10,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from launcher.errors import UsageError
+from launcher.host.model.tokenizer_settings import TokenizerParts, check_settings, check_sides
 
 # The vocabulary files of slow tokenizers. Their configs alone do not make a tokenizer.
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
@@ -29,13 +30,15 @@ CONVERT_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """The path of a tokenizer and its settings. ``converted``: it was made by ``worker.convert_tokenizer``."""
+    """The path of a tokenizer and its settings. ``converted``: it was made by ``worker.convert_tokenizer``.
+    ``largest_id``: of its vocabulary and added tokens, -1 if it has none."""
 
     path: Path
     max_length: int | None
     pad_id: int | None
     lower_cases: bool
     converted: bool
+    largest_id: int
 
 
 class _AddedToken(msgspec.Struct):
@@ -43,26 +46,41 @@ class _AddedToken(msgspec.Struct):
     content: str
 
 
-class _TokenizerJson(msgspec.Struct):
-    """The parts of a tokenizer.json that are read; the vocabulary, by far the largest part, is skipped."""
+class _Model(msgspec.Struct):
+    """The vocabulary: ids by token or, in a Unigram model, a list of tokens in the order of their ids."""
 
-    model: msgspec.Raw
+    vocab: dict[str, int] | list[msgspec.Raw] = msgspec.field(default_factory=dict)
+
+
+class _TokenizerJson(msgspec.Struct):
+    """The parts of a tokenizer.json that are read."""
+
+    model: _Model
     added_tokens: list[_AddedToken] = []
     normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
+    truncation: dict[str, Any] | None = None
+    padding: dict[str, Any] | None = None
 
 
-def locate(folder: Path, root: Path, refuse: Callable[[str], UsageError]) -> TokenizerFacts:
-    """The tokenizer of the model, in ``folder`` or, for a model with modules, in ``root``. Raises ``UsageError``."""
+def locate(folder: Path, root: Path, config: Mapping[str, Any], refuse: Callable[[str], UsageError]) -> TokenizerFacts:
+    """The tokenizer of the model with the given config.json, in ``folder`` or, for a model with modules, in ``root``.
+
+    Raises ``UsageError``, also if transformers would not use tokenizer.json as it is."""
     for place in (folder, root):
         if (place / "tokenizer.json").is_file():
-            return _facts(place / "tokenizer.json", place, refuse, converted=False)
+            return _facts(place / "tokenizer.json", place, config, refuse)
     for place in (folder, root):
         if any((place / name).is_file() for name in VOCABULARIES):
-            return _facts(_converted(place, refuse), place, refuse, converted=True)
+            return _facts(_converted(place, refuse), place, None, refuse)
     raise refuse(f"{folder} has no tokenizer.json, and none of the files to make one from: {', '.join(VOCABULARIES)}")
 
 
-def _facts(path: Path, folder: Path, refuse: Callable[[str], UsageError], *, converted: bool) -> TokenizerFacts:
+def _facts(
+    path: Path, folder: Path, config: Mapping[str, Any] | None, refuse: Callable[[str], UsageError]
+) -> TokenizerFacts:
+    """``config`` is ``None`` for a converted tokenizer, in which transformers has applied all settings."""
     try:
         tokenizer = msgspec.json.decode(path.read_bytes(), type=_TokenizerJson)
         settings_path = folder / "tokenizer_config.json"
@@ -71,6 +89,18 @@ def _facts(path: Path, folder: Path, refuse: Callable[[str], UsageError], *, con
         )
     except (msgspec.MsgspecError, OSError, RecursionError) as error:
         raise refuse(f"the tokenizer in {path.parent} cannot be read: {error}") from error
+    parts = TokenizerParts(
+        tokenizer.normalizer,
+        tokenizer.pre_tokenizer,
+        tokenizer.post_processor,
+        tokenizer.truncation,
+        tokenizer.padding,
+    )
+    check_sides(folder, parts, settings, refuse)
+    if config is not None:
+        check_settings(folder, parts, settings, config, refuse)
+    vocabulary = tokenizer.model.vocab
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else (len(vocabulary) - 1,)
     limit = settings.get("model_max_length")
     pad = settings.get("pad_token")
     pad_text = pad.get("content") if isinstance(pad, dict) else pad
@@ -79,7 +109,8 @@ def _facts(path: Path, folder: Path, refuse: Callable[[str], UsageError], *, con
         max_length=int(limit) if isinstance(limit, int | float) and limit >= 1 else None,
         pad_id=next((token.id for token in tokenizer.added_tokens if token.content == pad_text), None),
         lower_cases=_lower_cases(tokenizer.normalizer),
-        converted=converted,
+        converted=config is None,
+        largest_id=max((*ids, *(token.id for token in tokenizer.added_tokens)), default=-1),
     )
 
 

@@ -20,8 +20,10 @@ import pytest
 from safetensors.numpy import save
 
 from launcher.host.model.hub import is_complete, wanted_files
+from tests.host.model.test_resolve import TOKENIZER
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
 REPO = "someone/small-encoder"
 
 CONFIG = {
@@ -35,7 +37,7 @@ CONFIG = {
 }
 FILES = {
     "config.json": json.dumps(CONFIG).encode(),
-    "tokenizer.json": b'{"version": "1.0", "model": {}}',
+    "tokenizer.json": json.dumps(TOKENIZER).encode(),
     "model.safetensors": save({"a": np.zeros((50, 8), np.float32)}),
     "modules.json": json.dumps(
         [

@@ -26,7 +26,21 @@ BERT = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
-TOKENIZER = {"version": "1.0", "added_tokens": [{"id": 3, "content": "[PAD]"}], "model": {"type": "WordPiece"}}
+# With the parts that transformers rebuilds for a BertTokenizer.
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [{"id": 3, "content": "[PAD]"}],
+    "normalizer": {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    },
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1]},
+    "model": {"type": "WordPiece"},
+}
 TOKENIZER_CONFIG = {"model_max_length": 10**30, "pad_token": "[PAD]"}
 
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
@@ -242,6 +256,8 @@ def test_lower_casing_is_accepted_only_if_the_tokenizer_does_it(folder) -> None:
     write_json(folder / "modules.json", [TRANSFORMER, POOLING])
     write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean"})
     write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
+    write_json(folder / "tokenizer_config.json", {**TOKENIZER_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"})
+    write_json(folder / "tokenizer.json", {**TOKENIZER, "normalizer": None})
     assert "lower-casing" in refusal(folder)
 
     nested = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
@@ -271,6 +287,8 @@ def test_a_limit_without_room_for_text_is_refused(folder) -> None:
 
 def test_positions_of_the_roberta_family_start_after_the_padding(folder) -> None:
     change_config(folder, model_type="roberta", pad_token_id=1, max_position_embeddings=514)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False}
+    write_json(folder / "tokenizer.json", {**TOKENIZER, "pre_tokenizer": byte_level})
 
     assert model_info_of(folder).max_length == 512
 
