@@ -131,7 +131,7 @@ def _notes(task: Task, sentence: SentenceFiles, tokenizer: tokenizer_files.Token
         names = ", ".join(sorted(sentence.prompts))
         notes.append(f"the model defines prompts ({names}); they are not added, so include them in the texts")
     if tokenizer.converted:
-        notes.append(f"the model has no tokenizer.json: using one converted from its other files, {tokenizer.path}")
+        notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
 
 

@@ -1,8 +1,8 @@
-"""Compares ``tokenizer_config.json`` with ``tokenizer.json``, which the front uses alone.
+"""Compares ``tokenizer_config.json`` with ``tokenizer.json``.
 
-Separate from ``tokenizer_files``, which finds the files. transformers 5 rebuilds parts of some tokenizers from their
-class and ``tokenizer_config.json``, and ignores these parts of ``tokenizer.json``. Where they differ, the front
-would compute other token ids than transformers, so the model is refused.
+Separate from ``tokenizer_files``, which finds the files. transformers 5 rebuilds parts of most tokenizers from their
+class and ``tokenizer_config.json``, and ignores these parts of ``tokenizer.json``. The front reads ``tokenizer.json``
+only. Where the two may differ, it needs the file that transformers writes for its own tokenizer.
 """
 
 from __future__ import annotations
@@ -19,23 +19,35 @@ Json = Mapping[str, Any]
 # Classes that rebuild a BertNormalizer, a BertPreTokenizer and the special tokens around a text
 # (transformers/models/bert/tokenization_bert.py and mpnet/tokenization_mpnet.py).
 BERT_CLASSES = frozenset({"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer"})
+# Classes that use tokenizer.json as it is, without the suffix Fast.
+AS_IS_CLASSES = frozenset({"", "PreTrainedTokenizer", "TokenizersBackend"})
 # Classes that rebuild a ByteLevel pre-tokenizer (transformers/models/roberta/tokenization_roberta.py).
 ROBERTA_CLASSES = frozenset({"RobertaTokenizer"})
 # The class that transformers 5 uses if neither file names one (TOKENIZER_MAPPING_NAMES).
 CLASS_OF_TYPE: Mapping[str, str] = {
+    "albert": "AlbertTokenizer",
     "bert": "BertTokenizer",
+    "camembert": "CamembertTokenizer",
+    "data2vec-text": "RobertaTokenizer",
+    "deberta": "DebertaTokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
     "distilbert": "BertTokenizer",
     "electra": "BertTokenizer",
     "ernie": "BertTokenizer",
+    "gte": "XLMRobertaTokenizer",
+    "ibert": "RobertaTokenizer",
     "megatron-bert": "BertTokenizer",
+    "mobilebert": "MobileBertTokenizer",
     "mpnet": "MPNetTokenizer",
     "nomic_bert": "BertTokenizer",
+    "rembert": "RemBertTokenizer",
     "roberta": "RobertaTokenizer",
+    "roberta-prelayernorm": "RobertaTokenizer",
+    "roformer": "RoFormerTokenizer",
     "squeezebert": "BertTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
 }
 SPECIAL_TOKENS: Mapping[str, tuple[str, str]] = {"MPNetTokenizer": ("<s>", "</s>")}  # of the others: [CLS] and [SEP]
-
-WAY_OUT = "transformers follows tokenizer_config.json; make the two files agree in a copy of the folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,67 +71,54 @@ def check_sides(folder: Path, parts: TokenizerParts, settings: Json, refuse: Cal
             raise refuse(f"{folder / name} sets {key} to {side!r}, which is not supported; it must be 'right'")
 
 
-def check_settings(
-    folder: Path, parts: TokenizerParts, settings: Json, config: Json, refuse: Callable[[str], UsageError]
-) -> None:
-    """Raise ``UsageError`` if transformers would rebuild a part of the tokenizer in ``folder`` differently."""
+def rebuilt_part(parts: TokenizerParts, settings: Json, config: Json) -> str | None:
+    """What transformers would rebuild differently from tokenizer.json, in words, or ``None`` if it certainly builds
+    the same tokenizer. ``settings`` is tokenizer_config.json, ``config`` the model's config.json."""
     stated = settings.get("tokenizer_class") or config.get("tokenizer_class")
     name = str(stated or CLASS_OF_TYPE.get(str(config.get("model_type")), "")).removesuffix("Fast")
+    if "auto_map" in settings:
+        return "the model's own tokenizer class"
+    if name in AS_IS_CLASSES:
+        return None
     if name in BERT_CLASSES:
-        _check_bert(folder, parts, settings, name, refuse)
-    elif name in ROBERTA_CLASSES:
-        wanted = bool(settings.get("add_prefix_space", False))
-        found = (parts.pre_tokenizer or {}).get("add_prefix_space", "nothing")
-        if found != wanted:
-            raise refuse(
-                _difference(
-                    folder, "add_prefix_space", wanted, "add_prefix_space of the pre_tokenizer", found, settings
-                )
-            )
+        return _bert_difference(parts, settings, name)
+    if name in ROBERTA_CLASSES:
+        return _roberta_difference(parts, settings)
+    return f"the class {name}"
 
 
-def _check_bert(
-    folder: Path, parts: TokenizerParts, settings: Json, name: str, refuse: Callable[[str], UsageError]
-) -> None:
+def _bert_difference(parts: TokenizerParts, settings: Json, name: str) -> str | None:
     normalizer = parts.normalizer or {}
-    if normalizer.get("type") != "BertNormalizer":
-        kind = normalizer.get("type", "nothing")
-        raise refuse(
-            f"{folder / 'tokenizer.json'} has the normalizer {kind}, but {name} uses BertNormalizer; {WAY_OUT}"
-        )
+    if normalizer.get("type") != "BertNormalizer" or not normalizer.get("clean_text", True):
+        return "normalizer"
     lower = settings.get("do_lower_case", True)
     for key, field, default in (
         ("do_lower_case", "lowercase", True),
         ("tokenize_chinese_chars", "handle_chinese_chars", True),
         ("strip_accents", "strip_accents", lower),
     ):
-        wanted, found = (
-            lower if value is None else value for value in (settings.get(key, default), normalizer.get(field))
-        )
-        if bool(found) != bool(wanted):
-            raise refuse(_difference(folder, key, wanted, f"{field} of the normalizer", found, settings))
-    if not normalizer.get("clean_text", True):
-        raise refuse(f"{folder / 'tokenizer.json'} sets clean_text to false, but {name} uses true; {WAY_OUT}")
-    kind = (parts.pre_tokenizer or {}).get("type", "nothing")
-    if kind != "BertPreTokenizer":
-        raise refuse(
-            f"{folder / 'tokenizer.json'} has the pre_tokenizer {kind}, but {name} uses BertPreTokenizer; {WAY_OUT}"
-        )
-    first, last = SPECIAL_TOKENS.get(name, ("[CLS]", "[SEP]"))
-    wanted_tokens = (_text(settings.get("cls_token"), first), _text(settings.get("sep_token"), last))
-    found_tokens = _around(parts.post_processor)
-    if found_tokens != wanted_tokens:
-        shown = " and ".join(found_tokens) if found_tokens else "nothing, or other tokens,"
-        raise refuse(
-            f"{folder / 'tokenizer.json'} adds {shown} around a text (post_processor), but {name} adds "
-            f"{' and '.join(wanted_tokens)}; {WAY_OUT}"
-        )
+        wanted, found = settings.get(key, default), normalizer.get(field)
+        if bool(lower if wanted is None else wanted) != bool(lower if found is None else found):
+            return key
+    if (parts.pre_tokenizer or {}).get("type") != "BertPreTokenizer":
+        return "pre_tokenizer"
+    return _special_tokens_difference(parts, settings, SPECIAL_TOKENS.get(name, ("[CLS]", "[SEP]")))
 
 
-def _difference(folder: Path, key: str, wanted: Any, part: str, found: Any, settings: Json) -> str:
-    states = "sets" if settings.get(key) is not None else "means, by default,"
-    stated = f"{folder / 'tokenizer_config.json'} {states} {key} {wanted}"
-    return f"{stated}, but {part} in tokenizer.json is {found}; {WAY_OUT}"
+def _roberta_difference(parts: TokenizerParts, settings: Json) -> str | None:
+    pre_tokenizer = parts.pre_tokenizer or {}
+    if parts.normalizer is not None:
+        return "normalizer"
+    if pre_tokenizer.get("type") != "ByteLevel":
+        return "pre_tokenizer"
+    if bool(pre_tokenizer.get("add_prefix_space", True)) != bool(settings.get("add_prefix_space", False)):
+        return "add_prefix_space"
+    return _special_tokens_difference(parts, settings, ("<s>", "</s>"))
+
+
+def _special_tokens_difference(parts: TokenizerParts, settings: Json, default: tuple[str, str]) -> str | None:
+    wanted = (_text(settings.get("cls_token"), default[0]), _text(settings.get("sep_token"), default[1]))
+    return None if _around(parts.post_processor) == wanted else "post_processor"
 
 
 def _text(token: Any, default: str) -> str:

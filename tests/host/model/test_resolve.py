@@ -287,8 +287,7 @@ def test_a_limit_without_room_for_text_is_refused(folder) -> None:
 
 def test_positions_of_the_roberta_family_start_after_the_padding(folder) -> None:
     change_config(folder, model_type="roberta", pad_token_id=1, max_position_embeddings=514)
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False}
-    write_json(folder / "tokenizer.json", {**TOKENIZER, "pre_tokenizer": byte_level})
+    write_json(folder / "tokenizer_config.json", {**TOKENIZER_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"})
 
     assert model_info_of(folder).max_length == 512
 
