@@ -68,6 +68,10 @@ POSITIONS_AFTER_PADDING = frozenset(
     }
 )
 
+# Rotary positions whose frequencies are chosen by the length of the longest text in a batch
+# (transformers/modeling_rope_utils.py, dynamic_rope_update). "su" is the former name of longrope.
+BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
+
 NO_LIMIT = 1_000_000  # tokenizers without a limit state 10**30
 
 FLOAT_DTYPES = ("F", "BF")  # of a safetensors header: F64, F32, F16, BF16, F8_E4M3 …
@@ -81,6 +85,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     sentence = read_sentence_files(folder, refuse)
     config = read_object(sentence.folder / "config.json", refuse)
     architecture = _architecture(config, options, refuse)
+    _check_weights_and_positions(sentence.folder, config, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
     weight_bytes = _weight_bytes(sentence.folder, config, refuse)
     tokenizer = tokenizer_files.locate(sentence.folder, folder, config, refuse)
@@ -175,6 +180,30 @@ def _pad_id(config: Json, of_tokenizer: int | None) -> int:
     if isinstance(stated, int) and stated >= 0:
         return stated
     return of_tokenizer or 0
+
+
+def _check_weights_and_positions(folder: Path, config: Json, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` for an adapter, and for positions that depend on the other texts of a batch."""
+    if (folder / "adapter_config.json").is_file():
+        raise refuse(
+            f"{folder / 'adapter_config.json'} describes a PEFT adapter, which transformers would add to the weights "
+            "and which is not supported; merge it (merge_and_unload) and save the model without it"
+        )
+    for key in ("rope_scaling", "rope_parameters"):
+        for kind in _rope_types(config.get(key)):
+            if kind in BATCH_DEPENDENT_ROPE:
+                raise refuse(
+                    f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of a "
+                    "batch, so that a text would have different results alone and in a batch; this is not supported"
+                )
+
+
+def _rope_types(value: Any) -> list[str]:
+    """The types in ``rope_scaling`` or ``rope_parameters``; the latter may have one object per type of layer."""
+    if not isinstance(value, dict):
+        return []
+    own = value.get("rope_type", value.get("type"))
+    return [str(own)] * (own is not None) + [kind for part in value.values() for kind in _rope_types(part)]
 
 
 # --- maximum length

@@ -459,6 +459,33 @@ def test_models_that_are_not_text_encoders_are_refused(folder, changes, words) -
     assert words in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_scaling": {"type": "longrope", "long_factor": [2.0]}}, "the type of rope_scaling to 'longrope'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "the type of rope_scaling to 'dynamic'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "type of rope_parameters to 'longrope'"),
+    ],
+)
+def test_positions_that_depend_on_the_longest_text_of_a_batch_are_refused(folder, changes, words) -> None:
+    change_config(folder, model_type="modernbert", **changes)
+
+    assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("rope", [None, {"rope_type": "default", "rope_theta": 1e4}, {"a": {"rope_type": "linear"}}])
+def test_positions_that_do_not_depend_on_the_batch_are_accepted(folder, rope) -> None:
+    change_config(folder, model_type="modernbert", rope_parameters=rope)
+
+    assert model_info_of(folder).task == "embed"
+
+
+def test_an_adapter_is_refused(folder) -> None:
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA"})
+
+    assert "adapter_config.json describes a PEFT adapter" in refusal(folder)
+
+
 def test_a_model_with_its_own_code_is_accepted_on_request(folder) -> None:
     change_config(folder, model_type="new", architectures=["NewModel"], auto_map={"AutoModel": "modeling.NewModel"})
 
