@@ -162,7 +162,7 @@ def test_a_cached_copy_without_sentence_files_is_completed_or_its_use_is_noted(h
     (snapshot / "1_Pooling/config.json").unlink()
 
     alone = resolve_apart(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "the cached copy was used, the hub could not be reached" in json.loads(alone.stdout)["notes"][0]
+    assert "using the cached copy, because the Hub could not be reached" in json.loads(alone.stdout)["notes"][0]
 
     completed = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
     assert json.loads(completed.stdout)["pooling"] == "cls"
