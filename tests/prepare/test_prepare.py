@@ -1,4 +1,4 @@
-"""What is prepared: one record per instance, for workers and for programs, here and for another machine."""
+"""Preparation: one record per instance, for workers and programs, on this machine and for another one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from launcher.errors import UsageError
 from launcher.options import Backend, MachineOptions, ModelOptions, RunOptions, ServeOptions
-from launcher.prepare.machine import refuse_elsewhere
-from launcher.prepare.prepared_instances import without_repeats
+from launcher.prepare.machine import require_this_machine
+from launcher.prepare.prepared_instances import deduplicated
 from launcher.prepare.workers import prepare_workers
 from launcher.run.prepare import prepare_run
 
@@ -38,29 +38,29 @@ def test_each_instance_has_its_own_plan_binding_and_command(elsewhere: MachineOp
     assert prepared.commands == tuple(one.command for one in prepared.instances)
 
 
-def test_programs_are_bound_and_told_their_number_like_workers(elsewhere: MachineOptions) -> None:
+def test_programs_are_bound_and_numbered_like_workers(elsewhere: MachineOptions) -> None:
     prepared = prepare_run(RunOptions(program=("serve-it", "{instance}"), machine=elsewhere), live=False)
     assert [one.command.command[-2:] for one in prepared.instances] == [("serve-it", "0"), ("serve-it", "1")]
     assert [one.plan for one in prepared.instances] == list(prepared.plan.instances)
     assert (prepared.model_info, prepared.forecast) == (None, None)
 
 
-def test_a_plan_of_another_machine_has_nothing_of_this_one(elsewhere: MachineOptions) -> None:
+def test_a_plan_for_another_machine_contains_no_fact_of_this_one(elsewhere: MachineOptions) -> None:
     prepared = prepare_workers(ServeOptions(machine=elsewhere, model=TINY), model_needed=False)
     assert all(sys.executable not in one.command.command for one in prepared.instances)
     with pytest.raises(UsageError, match=r"--machine .* another machine"):
-        refuse_elsewhere(elsewhere)
+        require_this_machine(elsewhere)
 
 
 def test_warnings_that_all_instances_share_are_given_once() -> None:
-    assert without_repeats("a", "b", "a") == ("a", "b")
+    assert deduplicated("a", "b", "a") == ("a", "b")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (ServeOptions(machine=MachineOptions(classes="max:1", instances=2), model=TINY), "--classes"),
-        (ServeOptions(machine=MachineOptions(lengths=Path("x")), model=TINY), "--lengths x is for --classes auto"),
+        (ServeOptions(machine=MachineOptions(lengths=Path("x")), model=TINY), "--lengths x requires --classes auto"),
         (ServeOptions(model=ModelOptions(model="random:tiny", fake_seconds_per_token=1.0)), "--backend fake"),
         (
             ServeOptions(model=ModelOptions(model="random:tiny", backend="fake", fake_seconds_per_token=float("inf"))),
@@ -87,7 +87,7 @@ def cuda_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cuda_torch")
 @pytest.mark.parametrize(("backend", "warned"), [("eager", True), ("fake", False)])
-def test_a_cuda_build_of_torch_is_a_warning_where_workers_import_it(backend: Backend, warned: bool) -> None:
+def test_a_cuda_build_of_torch_gives_a_warning_if_workers_import_it(backend: Backend, warned: bool) -> None:
     model = replace(TINY, backend=backend)
     prepared = prepare_workers(ServeOptions(model=model), model_needed=True)
     assert any("torch 2.13.0+cu130 is a build for CUDA 13.0" in warning for warning in prepared.warnings) is warned

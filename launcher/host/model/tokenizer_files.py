@@ -69,7 +69,7 @@ class _TokenizerJson(msgspec.Struct):
 def locate(folder: Path, root: Path, config: Mapping[str, Any], refuse: Callable[[str], UsageError]) -> TokenizerFacts:
     """The tokenizer of the model with the given config.json, in ``folder`` or, for a model with modules, in ``root``.
 
-    Raises ``UsageError``, also if transformers would not use tokenizer.json as it is."""
+    Raises ``UsageError`` if it has none, or none that can be used."""
     for place in (folder, root):
         path = place / "tokenizer.json"
         if path.is_file():
@@ -83,7 +83,7 @@ def locate(folder: Path, root: Path, config: Mapping[str, Any], refuse: Callable
         if any((place / name).is_file() for name in VOCABULARIES):
             missing = f"{place} has no tokenizer.json, and its other files"
             return _facts(_converted(place, missing, refuse), place, "the model has no tokenizer.json", refuse)
-    raise refuse(f"{folder} has no tokenizer.json, and none of the files to make one from: {', '.join(VOCABULARIES)}")
+    raise refuse(f"{folder} has no tokenizer.json, and none of the files to convert to one: {', '.join(VOCABULARIES)}")
 
 
 def _read(path: Path, folder: Path, refuse: Callable[[str], UsageError]) -> tuple[_TokenizerJson, dict[str, Any]]:
