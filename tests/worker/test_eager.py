@@ -191,7 +191,7 @@ def test_a_classifier_matches_the_pipeline_of_transformers(start, tmp_path, demo
     from transformers import pipeline
 
     save_classifier(tmp_path, demo_folder, **config)
-    model_info = resolve(ModelOptions(model=str(tmp_path)))
+    model_info = resolve(ModelOptions(model=str(tmp_path), task="classify"))
     assert (model_info.task, model_info.labels) == ("classify", labels)
     worker = start()
     worker.send(Setup(model_info, "fp32", "eager", ((1, 8),)))
@@ -278,6 +278,7 @@ def save_encoder(kind: str, folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(letters, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')  # used as it is
 
 
 # Kinds that cannot be packed with the installed version of transformers, because their attention cannot be replaced.

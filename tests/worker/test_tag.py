@@ -179,6 +179,7 @@ def test_heads_of_other_kinds_give_the_same_scores_when_packed(kind, tmp_path) -
     tokenizer = Tokenizer(models.WordLevel(letters, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')  # used as it is
     backend = EagerBackend(Setup(resolve(ModelOptions(model=str(tmp_path))), "fp32", "eager", ()))
     loaded = backend.load(lambda stage, done, detail: None)
     lengths = (120, 60, 17, 17, 1)

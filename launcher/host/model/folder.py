@@ -1,28 +1,27 @@
 """Reads a model folder into a ``ModelInfo``: config, weights, tokenizer and the files of sentence-transformers.
 
-Separate from ``resolve`` because folders from all sources are read in the same way. Only headers and JSON are read, no
+Separate from ``resolve`` because folders from all sources are read in the same way. The files of sentence-transformers
+are read in ``sentence_files``, those of the tokenizer in ``tokenizer_files``. Only headers and JSON are read, no
 weights. Anything in these files that cannot be done exactly is refused, because an approximation gives wrong vectors.
 """
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Pooling, Scores
+from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
+from launcher.host.model.heads import labels_of, scores_of, task_of
+from launcher.host.model.json_files import Json, ModelErrors, inventory, read_object
+from launcher.host.model.sentence_files import MODULES, SentenceFiles, read_sentence_files
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
-
-Json = Mapping[str, Any]
 
 # Encoders of transformers whose results do not depend on padding. Excluded after measurement: convbert, fnet,
 # nystromformer and yoso mix padding into their results (cosine similarity 0.37 to 0.97 between alone and padded).
@@ -69,7 +68,9 @@ POSITIONS_AFTER_PADDING = frozenset(
     }
 )
 
-HEADS: Mapping[Task, str] = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}
+# Rotary positions whose frequencies are chosen by the length of the longest text in a batch
+# (transformers/modeling_rope_utils.py, dynamic_rope_update). "su" is the former name of longrope.
+BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
 
 NO_LIMIT = 1_000_000  # tokenizers without a limit state 10**30
 
@@ -78,45 +79,33 @@ MAX_HEADER_BYTES = 100 * 1024 * 1024  # the format's own limit
 GIT_LFS_POINTER = b"version https://git-lfs"
 
 
-@dataclass(frozen=True, slots=True)
-class SentenceFiles:
-    """The settings in the files of sentence-transformers; the defaults apply if there are none."""
-
-    folder: Path
-    pooling: Pooling = "mean"
-    normalize: bool = False
-    max_length: int | None = None
-    lower_case: bool = False
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    found: bool = False
-
-
-class ModelErrors:
-    """Creates the errors about one model, each starting with the requested name."""
-
-    def __init__(self, asked: str) -> None:
-        self._asked = asked
-
-    def __call__(self, text: str) -> UsageError:
-        return UsageError(f"--model {self._asked}: {text}")
-
-
 def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelInfo:
     """The metadata of the model in ``folder``. Raises ``UsageError`` if it cannot be served."""
     refuse = ModelErrors(options.model)
-    sentence = _sentence_files(folder, refuse)
-    config = _read_json(sentence.folder / "config.json", refuse)
+    sentence = read_sentence_files(folder, refuse)
+    config = read_object(sentence.folder / "config.json", refuse)
     architecture = _architecture(config, options, refuse)
-    task = _task(architecture, options, refuse)
+    _check_weights_and_positions(sentence.folder, config, refuse)
+    task = task_of(architecture, config, sentence, options, refuse)
     weight_bytes = _weight_bytes(sentence.folder, config, refuse)
-    tokenizer = tokenizer_files.locate(sentence.folder, folder, refuse)
-    if sentence.lower_case and not tokenizer.lower_cases:
+    tokenizer = tokenizer_files.locate(sentence.folder, folder, config, refuse)
+    vocab_size = _number(config, refuse, "vocab_size")
+    if tokenizer.largest_id >= vocab_size:
         raise refuse(
-            "sentence_bert_config.json requests lower-casing, but tokenizer.json does not lower-case, and this is not "
-            "supported"
+            f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
+            f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
+        )
+    if sentence.lower_case_file and not tokenizer.lower_cases:
+        raise refuse(
+            f"{sentence.lower_case_file} requests lower-casing (do_lower_case true), but tokenizer.json does not "
+            "lower-case, and this is not supported"
+        )
+    if task == "embed" and sentence.kind and sentence.pooling is None:
+        raise refuse(
+            f"{folder / MODULES} lists no Pooling module, so the model has no embeddings of texts; add one to a copy "
+            "of the folder"
         )
     pad_id = _pad_id(config, tokenizer.pad_id)
-    labels = () if task == "embed" else _labels(config)
     return ModelInfo(
         name=name,
         asked=options.model,
@@ -126,55 +115,29 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         architecture=architecture,
         hidden_size=_number(config, refuse, "hidden_size", "dim"),
         layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer"),
-        vocab_size=_number(config, refuse, "vocab_size"),
+        vocab_size=vocab_size,
         max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
         pad_id=pad_id,
-        pooling=sentence.pooling,
+        pooling=sentence.pooling or "mean",
         normalize=sentence.normalize,
-        labels=labels,
+        labels=() if task == "embed" else labels_of(config),
         weight_bytes=weight_bytes,
         tokenizer_file=str(tokenizer.path),
-        scores="softmax" if task == "tag" else _scores(config, labels),
+        scores=scores_of(task, config, sentence, refuse),
         notes=_notes(task, sentence, tokenizer),
     )
 
 
 def _notes(task: Task, sentence: SentenceFiles, tokenizer: tokenizer_files.TokenizerFacts) -> tuple[str, ...]:
     notes = []
-    if task == "embed" and not sentence.found:
+    if task == "embed" and not sentence.kind:
         notes.append("the model has no sentence-transformers files: using mean pooling without normalization")
     if task == "embed" and sentence.prompts:
         names = ", ".join(sorted(sentence.prompts))
         notes.append(f"the model defines prompts ({names}); they are not added, so include them in the texts")
     if tokenizer.converted:
-        notes.append(f"the model has no tokenizer.json: using one converted from its other files, {tokenizer.path}")
+        notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
-
-
-def _read_json(path: Path, refuse: ModelErrors) -> Json:
-    """The object in a JSON file."""
-    value = _read_any_json(path, refuse)
-    if not isinstance(value, dict):
-        raise refuse(f"{path} contains a JSON {type(value).__name__}, but must contain an object")
-    return value
-
-
-def _read_any_json(path: Path, refuse: ModelErrors) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise refuse(f"{path.parent} has no {path.name}; {_inventory(path.parent)}") from error
-    except (ValueError, RecursionError) as error:
-        raise refuse(f"{path} is not valid JSON: {error}") from error
-    except OSError as error:
-        raise refuse(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _inventory(folder: Path) -> str:
-    """The first names in a folder, for messages."""
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"it contains {', '.join(names[:8])}{more}" if names else "it is empty"
 
 
 def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:
@@ -186,7 +149,7 @@ def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:
     raise refuse(f"config.json has no {keys[0]}; it must be a positive integer")
 
 
-# --- architecture and task
+# --- architecture
 
 
 def _architecture(config: Json, options: ModelOptions, refuse: ModelErrors) -> str:
@@ -211,41 +174,36 @@ def _architecture(config: Json, options: ModelOptions, refuse: ModelErrors) -> s
     )
 
 
-def _task(architecture: str, options: ModelOptions, refuse: ModelErrors) -> Task:
-    found: Task = next((task for task, head in HEADS.items() if architecture.endswith(head)), "embed")
-    asked = found if options.task == "auto" else options.task
-    if asked not in ("embed", found):
-        head = "token classification" if asked == "tag" else "classification"
-        raise refuse(f"--task {asked} needs a model with a {head} head, but this is a {architecture}")
-    return asked
-
-
-def _labels(config: Json) -> tuple[str, ...]:
-    names = config.get("id2label")
-    if isinstance(names, dict) and names:
-        return tuple(str(names[key]) for key in sorted(names, key=int))
-    count = config.get("num_labels", 2)  # transformers' own default
-    return tuple(f"LABEL_{index}" for index in range(int(count)))
-
-
-def _scores(config: Json, labels: tuple[str, ...]) -> Scores:
-    """How logits become scores: the rule of transformers' text-classification pipeline, except that a cross-encoder of
-    sentence-transformers may request the identity."""
-    sentence = config.get("sentence_transformers")
-    activation = sentence.get("activation_fn") if isinstance(sentence, dict) else None
-    activation = activation or config.get("sbert_ce_default_activation_function") or ""
-    problem = config.get("problem_type")
-    if problem == "regression" or str(activation).endswith("Identity"):
-        return "raw"
-    return "sigmoid" if problem == "multi_label_classification" or len(labels) == 1 else "softmax"
-
-
 def _pad_id(config: Json, of_tokenizer: int | None) -> int:
     """The id of the padding token. Defaults to 0: padding is masked, so any id of the vocabulary works."""
     stated = config.get("pad_token_id")
     if isinstance(stated, int) and stated >= 0:
         return stated
     return of_tokenizer or 0
+
+
+def _check_weights_and_positions(folder: Path, config: Json, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` for an adapter, and for positions that depend on the other texts of a batch."""
+    if (folder / "adapter_config.json").is_file():
+        raise refuse(
+            f"{folder / 'adapter_config.json'} describes a PEFT adapter, which transformers would add to the weights "
+            "and which is not supported; merge it (merge_and_unload) and save the model without it"
+        )
+    for key in ("rope_scaling", "rope_parameters"):
+        for kind in _rope_types(config.get(key)):
+            if kind in BATCH_DEPENDENT_ROPE:
+                raise refuse(
+                    f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of a "
+                    "batch, so that a text would have different results alone and in a batch; this is not supported"
+                )
+
+
+def _rope_types(value: Any) -> list[str]:
+    """The types in ``rope_scaling`` or ``rope_parameters``; the latter may have one object per type of layer."""
+    if not isinstance(value, dict):
+        return []
+    own = value.get("rope_type", value.get("type"))
+    return [str(own)] * (own is not None) + [kind for part in value.values() for kind in _rope_types(part)]
 
 
 # --- maximum length
@@ -259,8 +217,13 @@ def _max_length(
     options: ModelOptions,
     refuse: ModelErrors,
 ) -> int:
-    """The smallest limit in any of the files, reduced to ``--max-length``."""
-    limits = [value for value in (sentence.max_length, of_tokenizer) if value is not None and value < NO_LIMIT]
+    """The limit in the files, reduced to ``--max-length``.
+
+    As in sentence-transformers, ``max_seq_length`` replaces ``model_max_length`` of the tokenizer, smaller or larger.
+    The position table limits both.
+    """
+    stated = of_tokenizer if sentence.max_length is None else sentence.max_length
+    limits = [stated] if stated is not None and stated < NO_LIMIT else []
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if isinstance(positions, int) and positions > 0:
         after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
@@ -291,7 +254,7 @@ def _weight_bytes(folder: Path, config: Json, refuse: ModelErrors) -> int:
     if not files:
         raise refuse(
             f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, nor shards of them; "
-            f"{_inventory(folder)}"
+            f"{inventory(folder)}"
         )
     if files[0].suffix == ".safetensors":
         return sum(_safetensors_parameters(path, refuse) for path in files) * FLOAT32_BYTES
@@ -308,7 +271,7 @@ def weight_files(folder: Path, refuse: ModelErrors) -> list[Path]:
         if whole.is_file():
             return [whole]
         if index.is_file():
-            parts = sorted(set(_read_json(index, refuse).get("weight_map", {}).values()))
+            parts = sorted(set(read_object(index, refuse).get("weight_map", {}).values()))
             missing = [part for part in parts if not (folder / part).is_file()]
             if missing or not parts:
                 raise refuse(f"{index} lists {len(parts)} files, of which {len(missing)} are missing: {missing[:3]}")
@@ -336,60 +299,3 @@ def _safetensors_parameters(path: Path, refuse: ModelErrors) -> int:
         return sum(prod(value["shape"]) for value in entries if value["dtype"].startswith(FLOAT_DTYPES))
     except (msgspec.MsgspecError, KeyError, TypeError, IndexError) as error:
         raise refuse(f"{path} has an invalid safetensors header: {error}") from error
-
-
-# --- the files of sentence-transformers
-
-
-def _sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
-    path = folder / "modules.json"
-    if not path.is_file():
-        return SentenceFiles(folder)
-    modules = _read_any_json(path, refuse)
-    kinds = dict(_modules(modules, path, refuse))
-    encoder = folder / kinds.pop("Transformer", "")
-    normalize = kinds.pop("Normalize", None) is not None
-    pooling_folder = kinds.pop("Pooling", None)
-    if kinds:
-        raise refuse(f"{path} requests the module {next(iter(kinds))}, but only Pooling and Normalize are supported")
-    settings_path = folder / "config_sentence_transformers.json"
-    settings = _read_json(settings_path, refuse) if settings_path.is_file() else {}
-    limits_path = encoder / "sentence_bert_config.json"
-    limits = _read_json(limits_path, refuse) if limits_path.is_file() else {}
-    max_length = limits.get("max_seq_length")
-    prompts = {str(key): str(text) for key, text in (settings.get("prompts") or {}).items() if text}
-    return SentenceFiles(
-        folder=encoder,
-        pooling="mean" if pooling_folder is None else _pooling(folder / pooling_folder, bool(prompts), refuse),
-        normalize=normalize,
-        max_length=max_length if isinstance(max_length, int) else None,
-        lower_case=bool(limits.get("do_lower_case")),
-        prompts=prompts,
-        found=True,
-    )
-
-
-def _modules(modules: Any, path: Path, refuse: ModelErrors) -> Iterator[tuple[str, str]]:
-    """(kind, folder) of each module, in order."""
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise refuse(f"{path} must contain a list of modules")
-    for module in modules:
-        yield str(module.get("type", "of no type")).rpartition(".")[2], str(module.get("path", ""))
-
-
-def _pooling(folder: Path, has_prompts: bool, refuse: ModelErrors) -> Pooling:
-    """The pooling mode of a pooling config, in its old form (flags) or its newer one (a name)."""
-    path = folder / "config.json"
-    config = _read_json(path, refuse)
-    named = config.get("pooling_mode")
-    flags = {key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on}
-    modes = set(named if isinstance(named, list) else [named]) if named else flags
-    known: dict[str, Pooling] = {
-        "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max",
-    }  # fmt: skip
-    if len(modes) != 1 or not modes <= set(known):
-        found = " + ".join(sorted(modes)) or "none"
-        raise refuse(f"{path} requests the pooling {found}; it must be one of mean, cls and max")
-    if has_prompts and config.get("include_prompt") is False:
-        raise refuse(f"{path} excludes prompts from the pooling (include_prompt false), which is not supported")
-    return known[modes.pop()]

@@ -20,8 +20,10 @@ import pytest
 from safetensors.numpy import save
 
 from launcher.host.model.hub import is_complete, wanted_files
+from tests.host.model.test_resolve import TOKENIZER
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
 REPO = "someone/small-encoder"
 
 CONFIG = {
@@ -35,10 +37,13 @@ CONFIG = {
 }
 FILES = {
     "config.json": json.dumps(CONFIG).encode(),
-    "tokenizer.json": b'{"version": "1.0", "model": {}}',
+    "tokenizer.json": json.dumps(TOKENIZER).encode(),
     "model.safetensors": save({"a": np.zeros((50, 8), np.float32)}),
     "modules.json": json.dumps(
-        [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+        [
+            {"path": "", "type": "sentence_transformers.models.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ]
     ).encode(),
     "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
     "pytorch_model.bin": b"not wanted",
@@ -157,7 +162,7 @@ def test_a_cached_copy_without_sentence_files_is_completed_or_its_use_is_noted(h
     (snapshot / "1_Pooling/config.json").unlink()
 
     alone = resolve_in_subprocess(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "the cached copy was used, the hub could not be reached" in json.loads(alone.stdout)["notes"][0]
+    assert "using the cached copy, because the Hub could not be reached" in json.loads(alone.stdout)["notes"][0]
 
     completed = resolve_in_subprocess(REPO, tmp_path, HF_ENDPOINT=address)
     assert json.loads(completed.stdout)["pooling"] == "cls"

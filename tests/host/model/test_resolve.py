@@ -26,7 +26,21 @@ BERT = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
-TOKENIZER = {"version": "1.0", "added_tokens": [{"id": 3, "content": "[PAD]"}], "model": {"type": "WordPiece"}}
+# With the parts that transformers rebuilds for a BertTokenizer.
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [{"id": 3, "content": "[PAD]"}],
+    "normalizer": {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    },
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1]},
+    "model": {"type": "WordPiece"},
+}
 TOKENIZER_CONFIG = {"model_max_length": 10**30, "pad_token": "[PAD]"}
 
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
@@ -199,7 +213,8 @@ def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
     inner.mkdir()
     for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
         (folder / name).rename(inner / name)
-    write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}])
+    write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}, POOLING])
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean"})
 
     model_info = model_info_of(folder)
 
@@ -238,8 +253,11 @@ def test_pooling_that_excludes_prompts_is_refused(folder) -> None:
 
 
 def test_lower_casing_is_accepted_only_if_the_tokenizer_does_it(folder) -> None:
-    write_json(folder / "modules.json", [TRANSFORMER])
+    write_json(folder / "modules.json", [TRANSFORMER, POOLING])
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean"})
     write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
+    write_json(folder / "tokenizer_config.json", {**TOKENIZER_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"})
+    write_json(folder / "tokenizer.json", {**TOKENIZER, "normalizer": None})
     assert "lower-casing" in refusal(folder)
 
     nested = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
@@ -269,6 +287,7 @@ def test_a_limit_without_room_for_text_is_refused(folder) -> None:
 
 def test_positions_of_the_roberta_family_start_after_the_padding(folder) -> None:
     change_config(folder, model_type="roberta", pad_token_id=1, max_position_embeddings=514)
+    write_json(folder / "tokenizer_config.json", {**TOKENIZER_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"})
 
     assert model_info_of(folder).max_length == 512
 
@@ -306,6 +325,11 @@ def test_labels_of_a_classifier_are_in_the_order_of_its_logits(folder) -> None:
         ({"problem_type": "multi_label_classification"}, "sigmoid"),
         ({"id2label": {"0": "spam"}}, "sigmoid"),
         ({"problem_type": "regression", "id2label": {"0": "score"}}, "raw"),
+        ({"problem_type": "regression", "sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"}}, "sigmoid"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Softmax"}}, "softmax"),
+        ({"sentence_transformers": {"activation_fn": None}}, "raw"),
+        ({"sentence_transformers": {"activation_fn": None}, "id2label": {"0": "score"}}, "sigmoid"),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}, "sigmoid"),
         ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "raw"),
         ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "raw"),
         ({}, "softmax"),
@@ -314,9 +338,76 @@ def test_labels_of_a_classifier_are_in_the_order_of_its_logits(folder) -> None:
 def test_the_config_determines_how_logits_become_scores(folder, changes, scores) -> None:
     change_config(folder, architectures=["BertForSequenceClassification"], **changes)
 
-    model_info = model_info_of(folder)
+    model_info = model_info_of(folder, task="classify")
 
     assert model_info.scores == scores
+
+
+@pytest.mark.parametrize("name", ["torch.nn.modules.activation.Tanh", "custom.Sigmoid", "sigmoid", ["x"]])
+@pytest.mark.parametrize("key", ["sentence_transformers", "sbert_ce_default_activation_function"])
+def test_an_unknown_activation_is_refused_by_name(folder, key, name) -> None:
+    value = {"activation_fn": name} if key == "sentence_transformers" else name
+    change_config(folder, architectures=["BertForSequenceClassification"], **{key: value})
+
+    message = refusal(folder, task="classify")
+
+    assert f"config.json sets {key}" in message
+    assert f"to {name!r}, which is not supported" in message
+
+
+def test_the_activation_that_sentence_transformers_6_saves_comes_first(folder) -> None:
+    change_config(
+        folder,
+        architectures=["BertForSequenceClassification"],
+        sbert_ce_default_activation_function="torch.nn.modules.activation.Sigmoid",
+    )
+    write_json(folder / "modules.json", [TRANSFORMER])
+    write_json(folder / "sentence_bert_config.json", {"transformer_task": "sequence-classification"})
+    settings = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity"}
+    write_json(folder / "config_sentence_transformers.json", settings)
+    assert model_info_of(folder, task="classify").scores == "raw"
+
+    write_json(folder / "config_sentence_transformers.json", {**settings, "activation_fn": "torch.nn.Tanh"})
+    assert "config_sentence_transformers.json sets activation_fn to 'torch.nn.Tanh'" in refusal(folder, task="classify")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"id2label": {"0": "relevance"}}, "names one label, 'relevance'"),
+        ({"sentence_transformers": {"version": "4.0"}}, "sets sentence_transformers to {'version': '4.0'}"),
+        ({"sbert_ce_default_activation_function": "torch.nn.Identity"}, "sbert_ce_default_activation_function"),
+    ],
+)
+def test_a_cross_encoder_is_not_served_silently_as_a_classifier_of_single_texts(folder, changes, words) -> None:
+    change_config(folder, architectures=["BertForSequenceClassification"], **changes)
+
+    message = refusal(folder)
+
+    assert words in message
+    assert "set --task classify" in message
+    assert model_info_of(folder, task="classify").task == "classify"
+
+
+@pytest.mark.parametrize(
+    "name", ["BertForQuestionAnswering", "BertForMaskedLM", "BertForMultipleChoice", "ElectraForPreTraining"]
+)
+def test_a_model_with_another_head_becomes_an_embedder_only_on_request(folder, name) -> None:
+    change_config(folder, architectures=[name])
+
+    assert f"the architecture {name}, whose head is not supported; --task embed" in refusal(folder)
+    assert model_info_of(folder, task="embed").task == "embed"
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForSequenceClassification"])
+def test_the_head_of_a_model_of_sentence_transformers_is_ignored_as_in_its_library(folder, name) -> None:
+    change_config(folder, architectures=[name])
+    write_json(folder / "modules.json", [TRANSFORMER, POOLING])
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "cls"})
+
+    model_info = model_info_of(folder)
+
+    assert (model_info.task, model_info.pooling, model_info.labels) == ("embed", "cls", ())
 
 
 def test_a_tagger_is_recognized_by_its_head_and_uses_softmax(folder) -> None:
@@ -366,6 +457,33 @@ def test_models_that_are_not_text_encoders_are_refused(folder, changes, words) -
     change_config(folder, **changes)
 
     assert words in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_scaling": {"type": "longrope", "long_factor": [2.0]}}, "the type of rope_scaling to 'longrope'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "the type of rope_scaling to 'dynamic'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "type of rope_parameters to 'longrope'"),
+    ],
+)
+def test_positions_that_depend_on_the_longest_text_of_a_batch_are_refused(folder, changes, words) -> None:
+    change_config(folder, model_type="modernbert", **changes)
+
+    assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("rope", [None, {"rope_type": "default", "rope_theta": 1e4}, {"a": {"rope_type": "linear"}}])
+def test_positions_that_do_not_depend_on_the_batch_are_accepted(folder, rope) -> None:
+    change_config(folder, model_type="modernbert", rope_parameters=rope)
+
+    assert model_info_of(folder).task == "embed"
+
+
+def test_an_adapter_is_refused(folder) -> None:
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA"})
+
+    assert "adapter_config.json describes a PEFT adapter" in refusal(folder)
 
 
 def test_a_model_with_its_own_code_is_accepted_on_request(folder) -> None:
