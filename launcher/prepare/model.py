@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from launcher.core.machine.isa_limits import usable_isa
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.footprint import choose_dtype, mixed_batches, warmup_shapes
 from launcher.core.protocol.messages import Setup
@@ -13,6 +14,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.host.model.resolve import resolve
 from launcher.options import FIFO_BATCH_ITEMS, ModelOptions, ServeOptions
 from launcher.options.choices import RunDtype
+from launcher.prepare.machine import environment_of
 
 
 def check_backend(options: ModelOptions) -> None:
@@ -55,8 +57,8 @@ def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo |
 
 
 def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
-    """The number format to run in on this machine."""
-    return choose_dtype(options.model.dtype, machine.isa)
+    """The number format to run in on this machine, as far as the environment lets libraries use its instructions."""
+    return choose_dtype(options.model.dtype, usable_isa(machine.isa, environment_of(options.machine)))
 
 
 def limits_of(options: ServeOptions) -> SchedulerLimits:

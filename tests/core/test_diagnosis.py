@@ -29,8 +29,9 @@ from launcher.core.diagnosis.facts import (
 )
 from launcher.core.diagnosis.finding import SEVERITIES, Finding
 from launcher.core.diagnosis.findings_report import findings_json, findings_text
-from launcher.core.diagnosis.software_checks import disabled_by, parse_release
+from launcher.core.diagnosis.software_checks import parse_release
 from launcher.core.diagnosis.torch_build import TorchBuild
+from launcher.core.machine.isa_limits import disabled_by
 from launcher.core.machine.topology import Limits, Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import PlanRequest, make_plan

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from launcher.core.machine.isa_limits import ISA_LIMITS
 from launcher.errors import UsageError
+from launcher.host.model.resolve import resolve
 from launcher.options import Backend, MachineOptions, ModelOptions, RunOptions, ServeOptions
-from launcher.prepare.machine import refuse_elsewhere
+from launcher.prepare.costs import subject_of
+from launcher.prepare.machine import load_machine, refuse_elsewhere
+from launcher.prepare.model import dtype_of
 from launcher.prepare.prepared_instances import without_repeats
 from launcher.prepare.workers import prepare_workers
 from launcher.run.prepare import prepare_run
@@ -96,3 +100,22 @@ def test_a_cuda_build_of_torch_is_a_warning_where_workers_import_it(backend: Bac
 def test_the_cpu_build_of_torch_gives_no_warning() -> None:
     prepared = prepare_workers(ServeOptions(model=TINY), model_needed=True)
     assert not any("is a build for" in warning for warning in prepared.warnings)
+
+
+def test_a_limit_of_instructions_applies_to_the_dtype_and_to_cost_keys_here_and_not_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: MachineOptions
+) -> None:
+    here = ServeOptions(model=TINY)
+    there = replace(here, machine=elsewhere)
+    bf16 = replace(load_machine(elsewhere), isa=("avx2", "avx512f", "avx512_bf16"))
+    model_info = resolve(TINY)
+    for name in ISA_LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    free = subject_of(here, bf16, model_info)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert (dtype_of(here, bf16), dtype_of(there, bf16)) == ("fp32", "bf16")
+    limited = subject_of(here, bf16, model_info)
+    assert limited.dtype == "fp32"
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in limited.key_of(1, 1, ()).isa
+    assert limited.key_of(1, 1, ()).isa != free.key_of(1, 1, ()).isa
+    assert subject_of(there, bf16, model_info).key_of(1, 1, ()) == free.key_of(1, 1, ())
