@@ -10,7 +10,7 @@ from launcher.core.planning.footprint import choose_dtype, mixed_batches, warmup
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import SchedulerLimits
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import ModelAbsentError, UsageError
 from launcher.host.model.resolve import resolve
 from launcher.options import FIFO_BATCH_ITEMS, ModelOptions, ServeOptions
 from launcher.options.choices import RunDtype
@@ -45,11 +45,11 @@ def check_worker_packages(options: ModelOptions) -> tuple[str, ...]:
 
 
 def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo | None, tuple[str, ...]]:
-    """The model's facts and notes on them. Without ``needed`` nothing is downloaded, and a model that cannot be
-    resolved is None and a warning; otherwise it raises."""
+    """The model's facts and notes on them. Without ``needed`` nothing is downloaded, and a model that is not on
+    this machine is None and a warning. Otherwise raises ``UsageError``, as for every model that cannot be served."""
     try:
         model_info = resolve(options, download=needed)
-    except LauncherError as error:
+    except ModelAbsentError as error:
         if needed:
             raise
         return None, (f"The plan was made without the model, so its limits are not in it: {error}",)

@@ -119,3 +119,41 @@ def test_a_limit_of_instructions_applies_to_the_dtype_and_to_cost_keys_here_and_
     assert "ONEDNN_MAX_CPU_ISA=AVX2" in limited.key_of(1, 1, ()).isa
     assert limited.key_of(1, 1, ()).isa != free.key_of(1, 1, ()).isa
     assert subject_of(there, bf16, model_info).key_of(1, 1, ()) == free.key_of(1, 1, ())
+
+
+def broken(folder: Path, config: str) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    return str(folder)
+
+
+@pytest.mark.parametrize("needed", [True, False], ids=["serve", "report"])
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{", "not valid JSON"),
+        ('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}', "only encoder models"),
+        ('{"model_type": "bert", "architectures": ["BertModel"]}', "has no weights"),
+    ],
+)
+def test_a_bad_model_folder_is_refused_by_reports_as_by_a_start(
+    config: str, words: str, needed: bool, tmp_path: Path
+) -> None:
+    options = ServeOptions(model=ModelOptions(model=broken(tmp_path / "model", config)))
+    with pytest.raises(UsageError, match=words):
+        prepare_workers(options, model_needed=needed)
+
+
+@pytest.mark.parametrize("needed", [True, False], ids=["serve", "report"])
+def test_a_shape_or_a_limit_that_no_model_has_is_refused_by_reports_too(needed: bool) -> None:
+    for model in (ModelOptions(model="random:huge"), ModelOptions(model="random:tiny", max_length=100_000)):
+        with pytest.raises(UsageError, match=r"--model random:huge|--max-length 100000"):
+            prepare_workers(ServeOptions(model=model), model_needed=needed)
+
+
+@pytest.mark.parametrize("asked", ["./absent-folder", "nobody/no-such-model"])
+def test_a_model_that_is_not_here_is_a_warning_in_a_report(asked: str, elsewhere: MachineOptions) -> None:
+    options = ServeOptions(machine=elsewhere, model=ModelOptions(model=asked))
+    prepared = prepare_workers(options, model_needed=False)
+    assert prepared.model_info is None
+    assert any(asked in warning and "without the model" in warning for warning in prepared.warnings)
