@@ -350,6 +350,9 @@ CASES: list[Case] = [
         ["unset OMP_PROC_BIND KMP_AFFINITY"],
     ),
     ("thread-environment", _in_environment(OMP_NUM_THREADS="48"), "fine", ["OMP_NUM_THREADS=48", "the plan sets"]),
+    ("thread-environment", _in_environment(OMP_THREAD_LIMIT="1"), "advice", ["=1", "unset OMP_THREAD_LIMIT"]),
+    ("thread-environment", _in_environment(OMP_DYNAMIC="true"), "advice", ["=true", "unset OMP_DYNAMIC"]),
+    ("thread-environment", _in_environment(OMP_THREAD_LIMIT="999"), "fine", ["OMP_THREAD_LIMIT=999"]),
     ("thread-environment", _in_environment(KMP_AFFINITY="disabled"), "fine", ["KMP_AFFINITY=disabled"]),
     (
         "memory-policy",

@@ -20,6 +20,7 @@ from launcher.core.diagnosis.torch_build import CPU_INDEX
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.isa_limits import ISA_LIMITS, disabled_by
 from launcher.core.planning.footprint import BF16_FLAGS
+from launcher.core.planning.worker_env import takes_threads
 
 # Models of x86 processors (kernel: arch/x86/include/asm/intel-family.h, arch/x86/kernel/cpu/amd.c), and the instruction
 # sets that all of them have. By number, because a hypervisor may report any name.
@@ -47,7 +48,7 @@ FAST_CLOCKS = ("tsc", "tsc-early", "kvm-clock", "hyperv_clocksource_tsc_page", "
 
 PLACING = ("OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "KMP_HW_SUBSET")
 PLACES_NOTHING = ("false", "disabled", "none")
-COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_THREAD_LIMIT")
+COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_DYNAMIC")
 ENVIRONMENT = (*COUNTS, *PLACING, "GOMP_CPU_AFFINITY", *ISA_LIMITS)
 
 PACKAGES = {
@@ -173,6 +174,11 @@ def check_thread_environment(facts: Facts) -> Verdict:
     if placing:
         fix = (f"unset {' '.join(placing)}",)
         return advice(f"{', '.join(placing)} may change the placement of threads.", *evidence, fix=fix)
+    most = max((instance.threads for instance in facts.plan.instances), default=0)
+    fewer = [name for name, value in found.items() if takes_threads(name, value, most)]
+    if fewer:
+        title = f"{', '.join(fewer)} takes threads from programs of launch run; launch serve overrides it."
+        return advice(title, *evidence, fix=(f"unset {' '.join(fewer)}",))
     if found:
         return fine(
             "The environment does not change the placement of threads; the plan sets their number.",
