@@ -1,6 +1,6 @@
-"""The exception hierarchy, organized by who must act.
+"""The exception hierarchy, by who must act.
 
-Each message says what was asked, what was found and what would work. Nothing else belongs here: no logging, no
+Each message states what was requested, what was found, and what would work. Nothing else belongs here: no logging, no
 formatting of tracebacks.
 """
 
@@ -24,7 +24,7 @@ class ModelAbsentError(UsageError):
 
 
 class MachineError(LauncherError):
-    """The machine cannot do what was asked; use another machine or ask for less."""
+    """The machine cannot satisfy the request; use another machine or request less."""
 
     exit_code = 3
 

@@ -1,8 +1,8 @@
-"""What a process does to itself first: ask for a parent-death signal, bind itself to cpus and memory nodes.
+"""The first steps of a process: requesting a parent-death signal, binding itself to cpus and memory nodes.
 
 Separate, and below ``host`` and ``worker``, because three kinds of process use it: workers, probes and the programs of
 ``launch run``. It must run first: threads inherit the affinity mask, pages follow the memory policy at the time they
-are touched, and OpenMP sizes its thread pool from the mask. Only the standard library may enter here.
+are touched, and OpenMP sizes its thread pool from the mask. Only the standard library may be imported here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SET_MEMPOLICY = {
 
 
 def die_with_parent() -> None:
-    """Make the kernel kill this process when the thread that started it ends. Raises ``MachineError``."""
+    """Have the kernel kill this process when the thread that started it ends. Raises ``MachineError``."""
     _prctl("PR_SET_PDEATHSIG", PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
@@ -55,7 +55,7 @@ def _prctl(name: str, option: int, value: int) -> None:
 
 
 def bind_cpus(cpus: Sequence[int]) -> None:
-    """Restrict this thread, and all that it starts, to exactly ``cpus``. Raises ``MachineError``.
+    """Restrict this thread, and everything it starts, to exactly ``cpus``. Raises ``MachineError``.
 
     The kernel silently drops cpus that are offline or outside the cpuset, so the mask is read back.
     """
@@ -74,7 +74,7 @@ def bind_cpus(cpus: Sequence[int]) -> None:
 def bind_process(cpus: Sequence[int]) -> tuple[int, ...]:
     """Restrict all threads of this process to ``cpus``, and return the previous mask.
 
-    Raises ``MachineError`` when that is not possible; the mask is then unchanged. Imported libraries may have started
+    Raises ``MachineError`` if that is not possible; the mask is then unchanged. Imported libraries may have started
     threads, and each thread has its own mask.
     """
     before = tuple(sorted(os.sched_getaffinity(0)))

@@ -20,7 +20,7 @@ from typing import Literal, TypedDict
 
 
 class EngineKeywords(TypedDict, total=False):
-    """The options of ``launch serve`` that an engine in Python has, under the same names."""
+    """The options of ``launch serve`` that the Python API supports, under the same names."""
 '''
 
 

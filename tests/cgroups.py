@@ -1,4 +1,4 @@
-"""Real control groups of this machine (version 1), to run programs in. Tests skip where none can be made."""
+"""Real control groups of this machine (version 1), to run programs in. Tests are skipped if none can be created."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ END_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Group:
-    """A group of each controller, named alike in each."""
+    """A group in each controller, with the same name."""
 
     name: str
 
     def folder(self, controller: str) -> Path:
-        """Where the group of a controller is."""
+        """The folder of the group of a controller."""
         return ROOT / controller / self.name
 
     def set(self, file: str, value: str) -> None:
@@ -36,7 +36,7 @@ class Group:
         return (self.folder(file.partition(".")[0]) / file).read_text().strip()
 
     def quota(self, cpus: float, *, period: int = 100_000) -> None:
-        """Limit the group to that many cpus."""
+        """Limit the group to this many cpus."""
         self.set("cpu.cfs_period_us", str(period))
         self.set("cpu.cfs_quota_us", str(int(cpus * period)))
 
@@ -45,14 +45,14 @@ class Group:
         return {name: int(value) for name, value in map(str.split, self.get("cpu.stat").splitlines())}
 
     def prefix(self) -> tuple[str, ...]:
-        """What to put before a command: a shell that enters the group first, so that all of the program is inside."""
+        """The prefix of a command: a shell that enters the group first, so that the whole program is inside."""
         enter = "; ".join(f"echo $$ > {self.folder(one)}/cgroup.procs" for one in CONTROLLERS)
         return "sh", "-c", f'set -e; {enter}; exec "$@"', "sh"
 
 
 @contextlib.contextmanager
 def made(name: str) -> Iterator[Group]:
-    """A new group without limits, gone afterwards. ``name`` may lie in another group. Skips where that is denied."""
+    """A new group without limits, removed afterwards. ``name`` may be inside another group. Skips if that is denied."""
     group = Group(name)
     folders: list[Path] = []
     try:
@@ -62,10 +62,10 @@ def made(name: str) -> Iterator[Group]:
                 folders.append(group.folder(controller))
             for what in ("cpus", "mems"):
                 group.set(f"cpuset.{what}", (group.folder("cpuset").parent / f"cpuset.effective_{what}").read_text())
-            # Other programs of the machine must not keep it from coming near its limits.
+            # Other programs of the machine must not prevent it from reaching its limits.
             group.set("cpu.shares", str(MOST_SHARES))
         except OSError as error:
-            pytest.skip(f"no control groups of version 1 can be made here: {error}")
+            pytest.skip(f"control groups of version 1 cannot be created here: {error}")
         yield group
     finally:
         for folder in reversed(folders):
@@ -73,7 +73,7 @@ def made(name: str) -> Iterator[Group]:
 
 
 def _remove(folder: Path) -> None:
-    """Processes that were killed leave their group a little later."""
+    """Killed processes leave their group after a short delay."""
     deadline = time.monotonic() + END_SECONDS
     while True:
         try:
@@ -87,5 +87,5 @@ def _remove(folder: Path) -> None:
 
 
 def fresh_name() -> str:
-    """A name that no other test process takes."""
+    """A name that no other test process uses."""
     return f"launcher-test-{os.getpid()}"

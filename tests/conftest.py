@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def default_signals_in_children() -> Iterator[None]:
-    """Processes that tests start have default signal dispositions, also where the tests run under ``nohup … &``.
+    """Processes that tests start have default signal dispositions, even if the tests run under ``nohup … &``.
 
     exec(2) resets a signal with a handler to its default and leaves an ignored one ignored. So ignored signals get a
     handler that does nothing.

@@ -1,6 +1,6 @@
 """Machines for tests: recorded ones with their ground truth, and trees of `/sys` and `/proc` made from a description.
 
-The recorded machines lie beside the repository; where they are absent, tests that need them skip and say so. Each is
+The recorded machines are stored next to the repository; without them, tests that need them are skipped. Each is
 unpacked once into a cache in the temporary folder, which later runs use again.
 """
 
@@ -25,9 +25,9 @@ import pytest
 from launcher.core.machine.cpuset import format_cpu_list
 
 TOPOLOGIES = Path(__file__).resolve().parents[2] / "shared" / "topologies"
-MISSING = f"the recorded machines are not there ({TOPOLOGIES.parent.name}/{TOPOLOGIES.name} beside the repository)"
+MISSING = f"the recorded machines are missing ({TOPOLOGIES.parent.name}/{TOPOLOGIES.name} beside the repository)"
 
-# Two thirds of the files, which neither the launcher nor lscpu reads: leaving them out saves seconds.
+# Two thirds of the files, which neither the launcher nor lscpu reads: skipping them saves seconds.
 UNREAD = re.compile(
     r"/(ways_of_associativity|number_of_sets|coherency_line_size|physical_line_partition|write_policy|allocation_policy"
     r"|device-tree|hugepages|pci[0-9a-f:]*|class|block|pmc\d|mmcr\w)(/|$)"
@@ -35,7 +35,7 @@ UNREAD = re.compile(
 
 
 def recorded_names() -> list[str]:
-    """The names of all recorded machines; none where they are absent."""
+    """The names of all recorded machines; empty if they are absent."""
     return sorted(path.name.removesuffix(".tar.xz") for path in (TOPOLOGIES / "dumps").glob("*.tar.xz"))
 
 
@@ -46,7 +46,7 @@ def each_recorded() -> Any:
 
 
 def recorded(name: str) -> Path:
-    """The root of a recorded machine's tree, unpacked. Skips the test where the recorded machines are absent."""
+    """The root of a recorded machine's tree, unpacked. Skips the test if the recorded machines are absent."""
     archive = TOPOLOGIES / "dumps" / f"{name}.tar.xz"
     if not archive.exists():
         pytest.skip(MISSING)
@@ -73,13 +73,13 @@ def _unpacked(archive: Path) -> Path:
         _extract(archive, fresh)
         try:
             fresh.rename(place)
-        except OSError:  # another test process was quicker
+        except OSError:  # another test process was faster
             shutil.rmtree(fresh)
     return place / name
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Regular files and links that stay inside; anything else in the archive is left out."""
+    """Extract regular files and links that stay inside; anything else in the archive is skipped."""
     links: list[tuple[str, str]] = []
     folders: set[str] = set()
     with tarfile.open(archive) as tar:
@@ -104,7 +104,7 @@ def _extract(archive: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class DescribedCpu:
-    """One cpu of a machine to build; ``core`` and ``l3`` are labels, the same for those that share."""
+    """One cpu of a machine to build; ``core`` and ``l3`` are labels, equal for cpus that share one."""
 
     core: int
     package: int | None = 0
@@ -117,8 +117,8 @@ class DescribedCpu:
 class Described:
     """A machine to build as a tree.
 
-    ``memory`` is in bytes by node, ``distances`` a matrix in the order of the nodes. ``masks`` and ``lists`` say in
-    which forms sets of cpus are written; ``nul`` ends each file with a NUL byte.
+    ``memory`` is in bytes by node, ``distances`` a matrix in the order of the nodes. ``masks`` and ``lists`` select the
+    forms in which sets of cpus are written; ``nul`` ends each file with a NUL byte.
     """
 
     cpus: dict[int, DescribedCpu]
@@ -184,7 +184,7 @@ def mask(cpus: Iterable[int], width: int = 64) -> str:
 
 
 def build(root: Path, machine: Described) -> Path:
-    """Write the tree of a described machine under ``root``, and return that."""
+    """Write the tree of a described machine under ``root``; returns ``root``."""
     cpu_folder = "sys/devices/system/cpu"
     writer = _Writer(root, machine)
     writer.write(f"{cpu_folder}/present", format_cpu_list(machine.cpus))

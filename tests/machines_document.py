@@ -45,7 +45,7 @@ def known_table() -> str:
 
 @functools.cache
 def recorded_row(name: str) -> str:
-    """The row of one recorded machine. Skips the test, or raises, where the recorded machines are absent."""
+    """The row of one recorded machine. Skips the test, or raises, if the recorded machines are absent."""
     machine = read_machine(recorded(name))
     return f"| {name} | {len(machine.cores)} / {_true_cores(name)} | {_plan(machine)} |"
 
@@ -85,13 +85,13 @@ def name_of(row: str) -> str:
 
 
 def section(document: str, name: str) -> str:
-    """The content of the document between the markers of that name."""
+    """The content of the document between the markers of this name."""
     begin, end = _markers(name)
     return document.partition(begin)[2].partition(end)[0]
 
 
 def replaced(document: str, name: str, content: str) -> str:
-    """The document with other content between the markers of that name."""
+    """The document with new content between the markers of this name."""
     begin, end = _markers(name)
     before, _, rest = document.partition(begin)
     return f"{before}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"

@@ -1,4 +1,4 @@
-"""Limits of a scheduler with the default rules, for tests that are about something else."""
+"""Limits of a scheduler with the default rules, for tests of other properties."""
 
 from __future__ import annotations
 

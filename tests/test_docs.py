@@ -120,7 +120,7 @@ def test_sessions_of_the_readme_show_what_the_tool_prints(session: tuple[list[st
 
 
 @page
-def test_commands_use_options_that_exist(page: Path) -> None:
+def test_commands_use_existing_options(page: Path) -> None:
     known = set(re.findall(r"--?[a-z][a-z-]*", (DOCS / "cli.md").read_text()))
     blocks = fences(page.read_text(), "sh", "console")
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
@@ -146,10 +146,10 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 
 @page
-def test_paths_that_are_named_exist(page: Path) -> None:
+def test_named_paths_exist(page: Path) -> None:
     text = without_code(page.read_text())
     if page.name == "CHANGELOG.md" or page.parent.name == "decisions":
-        return  # they tell of their own time
+        return  # they describe the state at their time
     for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.py)`", text):
         top = name.split("/")[0]
         if top in ("launcher", "docs", "tests", "scripts"):

@@ -29,23 +29,23 @@ def test_the_table_of_known_machines_is_up_to_date() -> None:
 
 
 @each_recorded()
-def test_the_line_of_each_recorded_machine_is_what_is_read_and_planned_now(name: str) -> None:
+def test_the_row_of_each_recorded_machine_is_up_to_date(name: str) -> None:
     assert _documented().get(name) == recorded_row(name), OUTDATED
 
 
-def test_every_recorded_machine_has_a_line_and_nothing_else_has() -> None:
+def test_the_table_has_a_row_for_every_recorded_machine_and_no_other() -> None:
     if not recorded_names():
         pytest.skip(MISSING)
     assert list(_documented()) == recorded_names(), OUTDATED
 
 
-def test_on_every_machine_of_the_table_all_true_cores_are_found() -> None:
+def test_all_true_cores_are_found_on_every_machine_of_the_table() -> None:
     cells = {name: row.split("|")[2].split("/") for name, row in _documented().items()}
     assert len(cells) > 80
     assert {name: (found, true) for name, (found, true) in cells.items() if int(found) != int(true)} == {}
 
 
-def test_machines_are_refused_exactly_where_they_have_fewer_cores_than_instances() -> None:
+def test_a_plan_is_refused_exactly_if_the_machine_has_fewer_cores_than_instances() -> None:
     refused = {name for name, row in _documented().items() if "| refused: " in row}
     few = {name for name, row in _documented().items() if int(row.split("|")[2].split("/")[0]) < 4}
     assert refused == few != set()
@@ -64,11 +64,11 @@ GUESTS = "| guest | asked |\n|---|---|\n"
         ("| b | 1 |\n", "", "| b | 1 |"),  # a run in which no guest booted
     ],
 )
-def test_guests_that_were_booted_replace_their_own_lines_alone(known: str, fresh: str, merged: str) -> None:
+def test_booted_guests_replace_only_their_own_rows(known: str, fresh: str, merged: str) -> None:
     assert merged_guests(f"\n{GUESTS}{known}" if known else "", GUESTS + fresh) == GUESTS + merged
 
 
-def test_what_stands_around_a_table_stays() -> None:
+def test_the_text_around_a_table_is_kept() -> None:
     document = DOCUMENT.read_text()
     content = section(document, "recorded machines").strip()
     assert content.startswith(HEAD)

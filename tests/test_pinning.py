@@ -1,4 +1,4 @@
-"""What a process does to its own mask, in processes of their own."""
+"""Changes of a process's own mask, each in a separate process."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def _bind(cpus: list[int]) -> tuple[list[int] | str, list[list[int]]]:
 
 
 @two_cpus
-def test_all_threads_of_a_process_are_bound_and_the_mask_of_before_is_known() -> None:
+def test_all_threads_of_a_process_are_bound_and_the_previous_mask_is_returned() -> None:
     assert _bind(CPUS[-1:]) == (CPUS, [CPUS[-1:], CPUS[-1:]])
 
 
 @pytest.mark.parametrize("cpus", [[4090], [CPUS[0], 4090]])
-def test_a_binding_that_is_refused_in_part_leaves_the_mask_as_it_was(cpus: list[int]) -> None:
+def test_a_partly_refused_binding_leaves_the_mask_unchanged(cpus: list[int]) -> None:
     said, masks = _bind(cpus)
     assert "4090" in said
     assert masks == [CPUS, CPUS]

@@ -1,4 +1,4 @@
-"""The Python API: instances bound to their cores, started and used by a Python program. See docs/python.md.
+"""The Python API: a Python program starts and uses instances bound to their cores. See docs/python.md.
 
 ``Engine`` is for programs without an event loop and for notebooks, ``AsyncEngine`` for programs with one. Both are
 thin: the engine and the streaming of texts are in ``launcher.engine``. Signal handlers, affinity, event loop policies

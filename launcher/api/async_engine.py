@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL, serve_options
 from launcher.api.progress import progress_bar
 from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
-from launcher.api.setup import EngineSetup, prepare_engine
+from launcher.api.setup import NO_COPY, EngineSetup, prepare_engine
 from launcher.core.planning.plan import Plan
-from launcher.engine.session import Computed, Session
+from launcher.engine.session import CLOSED, Computed, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
 from launcher.front.label_scores import LabelScore
@@ -31,20 +32,22 @@ class AsyncEngine:
     """``Engine`` on the running asyncio loop: the same methods, as coroutines and asynchronous iterators.
 
     ``async with AsyncEngine("demo", instances=2) as engine: vectors = await engine.embed(texts)``. Texts may also come
-    from an asynchronous iterator. All methods are to be called in the thread of the loop, which starts the workers:
-    the kernel ends them when this thread ends.
+    from an asynchronous iterator. Call all methods in the thread of the loop, which starts the workers: the kernel
+    kills them when this thread ends.
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
-        """Checks the options; nothing is started. Raises ``UsageError``."""
+    def __init__(self, model: str | Path = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
+        """Check the options; nothing is started. Raises ``UsageError``."""
         serve_options(model, options)
         self._model = model
         self._options = options
         self._setup: EngineSetup | None = None
         self._session: Session | None = None
+        self._starting = False
+        self._closed = False
 
     async def __aenter__(self) -> Self:
-        """As ``start``; the engine itself."""
+        """Start, and return the engine itself."""
         await self.start()
         return self
 
@@ -54,30 +57,41 @@ class AsyncEngine:
         """As ``close``."""
         await self.close()
 
+    def __reduce__(self) -> NoReturn:
+        """An engine cannot be copied to another process."""
+        raise TypeError(NO_COPY)
+
     async def start(self) -> None:
         """Plan, start the instances and wait until they are ready. Raises any ``LauncherError``."""
-        if self._session is not None:
-            raise UsageError("the engine was started already; create another one")
-        # Reading the machine and trying the bindings blocks for a second or so.
-        self._setup = await asyncio.to_thread(prepare_engine, self._model, self._options)
+        if self._starting or self._session is not None:
+            raise UsageError("the engine was already started; create another one")
+        self._starting = True
+        try:
+            # Reading the machine and trying the bindings blocks for a second or so.
+            self._setup = await asyncio.to_thread(prepare_engine, self._model, self._options)
+        finally:
+            self._starting = False
+        if self._closed:
+            raise UsageError(CLOSED)
         self._session = self._setup.session()
         await self._session.start()
 
     async def close(self) -> None:
-        """Finish what other tasks have begun, end the instances, and return when none is left.
+        """Finish the work of other tasks, stop the instances, and return when all have exited.
 
-        Closing it again does nothing.
+        Closing again does nothing.
         """
+        self._closed = True
         if self._session is not None:
             await self._session.close()
 
     @property
     def plan(self) -> Plan:
-        """Which instance runs on which cores, and why."""
+        """The cores of each instance, with the reasons."""
         return self._started.prepared.plan
 
     def info(self) -> dict[str, Any]:
-        """What runs where, and what was found when it was looked at: the body of ``GET /info``."""
+        """Where each instance runs, and the results of the verification: the body of ``GET /info``."""
         return self._open_session.engine.info()
 
     # ------------------------------------------------------------------- tasks

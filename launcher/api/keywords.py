@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 
 
 class EngineKeywords(TypedDict, total=False):
-    """The options of ``launch serve`` that an engine in Python has, under the same names."""
+    """The options of ``launch serve`` that the Python API supports, under the same names."""
 
     instances: int | Literal["auto"] | None
     """Number of instances. Default: auto."""
@@ -34,7 +34,7 @@ class EngineKeywords(TypedDict, total=False):
     """Fail if an instance cannot be bound exactly as planned. Default: False."""
 
     probe_seconds: float
-    """Timeout of each trial of a binding. Default: 20.0."""
+    """Timeout of each binding probe. Default: 20.0."""
 
     allocator: Literal["auto", "tcmalloc", "jemalloc", "system"]
     """Memory allocator to preload; auto picks tcmalloc or jemalloc. Default: auto."""
@@ -106,7 +106,7 @@ class EngineKeywords(TypedDict, total=False):
     """Time for a worker to exit after the drain, before SIGKILL. Default: 5.0."""
 
     max_failures: int
-    """Consecutive failures after which restarts end. Default: 5."""
+    """Consecutive failures after which an instance is not restarted. Default: 5."""
 
     backoff_seconds: float
     """Delay before the first restart; doubles with each failure. Default: 0.5."""

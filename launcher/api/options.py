@@ -1,9 +1,10 @@
-"""The options of an engine in Python: those of ``launch serve`` without HTTP, the log and recorded machines."""
+"""The options of the Python API: those of ``launch serve`` except HTTP, the log and recorded machines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from launcher.errors import UsageError
@@ -25,7 +26,7 @@ DEFAULT_MODEL: Final = ModelOptions().model
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Everything that an engine in Python needs. ``drain_seconds`` is for ``close``."""
+    """All options of an engine. ``drain_seconds`` applies to ``close``."""
 
     machine: MachineOptions = part(MachineOptions(), without=("sysroot", "machine"))
     runtime: RuntimeOptions = part(RuntimeOptions())
@@ -38,12 +39,12 @@ class EngineOptions:
     supervise: SuperviseOptions = part(SuperviseOptions())
 
 
-def serve_options(model: str, keywords: Mapping[str, Any]) -> ServeOptions:
+def serve_options(model: str | Path, keywords: Mapping[str, Any]) -> ServeOptions:
     """The options for ``model`` with these keywords. Raises ``UsageError`` for an unknown name or a bad value."""
     known = {option.name for option in options_of(EngineOptions)}
     of_server = {option.name for option in options_of(ServeOptions)} - known - {"model"}
     for name in keywords:
         if name in of_server:
-            raise UsageError(f"{name} is an option of `launch serve` that an engine in Python does not have; omit it")
+            raise UsageError(f"{name} is an option of `launch serve` that the Python API does not support; omit it")
     chosen = from_flat(EngineOptions, keywords)
-    return from_flat(ServeOptions, {**to_flat(chosen), "model": model})
+    return from_flat(ServeOptions, {**to_flat(chosen), "model": str(model) if isinstance(model, Path) else model})

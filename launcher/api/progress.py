@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def progress_bar(texts: Any, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many more texts are done. The total is shown where ``texts`` has a length."""
+    """A function to call with the number of texts just finished. The total is shown if ``texts`` has a length."""
     if not shown:
         yield lambda done: None
         return

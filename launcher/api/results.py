@@ -1,4 +1,4 @@
-"""What the methods of an engine return, from the rows that workers computed. One function for each task."""
+"""Converts the rows that workers computed to the return values of an engine's methods. One function per task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Decode = Callable[[Computed], Iterable[Result]]
 
 
 class Entity(NamedTuple):
-    """An entity or a token of a text: ``text`` is what stands at the code points ``start`` to ``end`` (exclusive)."""
+    """An entity or a token of a text: ``text`` is the substring from code point ``start`` to ``end`` (exclusive)."""
 
     label: str
     score: float
@@ -34,19 +34,19 @@ class Entity(NamedTuple):
 
 
 def vectors(model: ModelInfo) -> Decode[Vectors]:
-    """Vectors, float32 of shape (width,). Raises ``UsageError`` where the model has none."""
+    """Vectors, float32 of shape (width,). Raises ``UsageError`` if the model has none."""
     _require(model, "embed")
     return lambda computed: computed.results
 
 
 def label_scores(model: ModelInfo) -> Decode[list[LabelScore]]:
-    """All labels with their scores, best first. Raises ``UsageError`` where the model does not classify."""
+    """All labels with their scores, best first. Raises ``UsageError`` if the model is not a classifier."""
     _require(model, "classify")
     return lambda computed: [ranked_labels(row, model.labels) for row in computed.results]
 
 
 def entities(model: ModelInfo, aggregation: Aggregation) -> Decode[list[Entity]]:
-    """Entities, or tokens where ``aggregation`` is ``none``. Raises ``UsageError`` where the model does not tag."""
+    """Entities, or tokens if ``aggregation`` is ``none``. Raises ``UsageError`` if the model is not a tagger."""
     _require(model, "tag")
     if aggregation not in ("simple", "none"):
         raise UsageError(f"aggregation={aggregation!r}: must be 'simple' or 'none'")
@@ -57,7 +57,7 @@ def entities(model: ModelInfo, aggregation: Aggregation) -> Decode[list[Entity]]
         parts = zip(pairwise(ends), computed.chunk.texts, computed.tokenized.spans, strict=True)
         for (start, end), text, spans in parts:
             found = labeler.of_text(computed.results[start:end], text, spans, aggregation == "simple")
-            # In texts all of these are set; they are missing among token ids only.
+            # Always set for texts; they are missing only for token ids.
             yield [Entity(one.label, one.score, one.text, one.start, one.end) for one in found]  # type: ignore[arg-type]
 
     return decode
@@ -71,6 +71,6 @@ def concatenate(parts: Sequence[Vectors], model: ModelInfo) -> Vectors:
 def _require(model: ModelInfo, task: Task) -> None:
     if model.task != task:
         raise UsageError(
-            f"the model {model.name!r} is for the task {model.task!r}, not for {task!r}; use {model.task}(), or an "
-            "engine with another model"
+            f"the model {model.name!r} is for the task {model.task!r}, not {task!r}; use {model.task}(), or an engine "
+            "with another model"
         )

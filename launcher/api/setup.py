@@ -1,9 +1,10 @@
-"""From the arguments of an engine to everything that is known before it starts."""
+"""Prepares an engine: from its arguments to everything that can be known before it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from launcher.api.options import serve_options
@@ -12,6 +13,9 @@ from launcher.engine.session import Session
 from launcher.options import ServeOptions
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
+
+# For ``pickle`` and ``copy``; ``multiprocessing`` pickles the arguments of a process.
+NO_COPY = "an engine cannot be pickled or copied; create one in the process that uses it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class EngineSetup:
 
     @property
     def model_info(self) -> ModelInfo:
-        """The facts of the model."""
+        """The metadata of the model."""
         assert self.prepared.model_info is not None, "prepared with its model"
         return self.prepared.model_info
 
@@ -32,7 +36,7 @@ class EngineSetup:
         return Session(self.options, self.prepared)
 
 
-def prepare_engine(model: str, keywords: Mapping[str, Any]) -> EngineSetup:
+def prepare_engine(model: str | Path, keywords: Mapping[str, Any]) -> EngineSetup:
     """Read the machine, resolve the model and plan. Raises any ``LauncherError``."""
     options = serve_options(model, keywords)
     return EngineSetup(options, prepare_workers(options, model_needed=True))

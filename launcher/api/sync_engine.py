@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL
 from launcher.api.progress import progress_bar
 from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
-from launcher.api.setup import prepare_engine
+from launcher.api.setup import NO_COPY, prepare_engine
 from launcher.core.planning.plan import Plan
 from launcher.engine.session import Chunk, Computed
 from launcher.engine.streaming import Chunker, chunk_limit, in_order
@@ -31,18 +32,18 @@ class Engine:
     """Instances of a model, bound to their cores, for this process.
 
     ``with Engine("demo", instances=2) as engine: vectors = engine.embed(texts)``. Keyword arguments are the options of
-    ``launch serve``, with underscores. The instances are ready when the constructor returns. ``close``, the end of the
-    ``with`` block and the end of the process, however it comes, end them.
+    ``launch serve``, with underscores. The instances are ready when the constructor returns. They are stopped by
+    ``close``, at the end of the ``with`` block, and when the process ends for any reason.
 
-    Methods block and may be called from several threads. They raise ``UsageError`` for a call that makes no sense,
+    Methods block and may be called from several threads. They raise ``UsageError`` for an invalid call,
     ``RequestError`` for a text that cannot be used, and ``InstanceError`` when no instance is left.
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
+    def __init__(self, model: str | Path = DEFAULT_MODEL, **options: Unpack[EngineKeywords]) -> None:
         """Plan, start the instances and wait until they are ready. Raises any ``LauncherError``."""
         self._setup = prepare_engine(model, options)
         self._thread = SessionThread(self._setup.session)
-        # For the end of the interpreter, and for an engine that is dropped without being closed.
+        # For the exit of the interpreter, and for an engine that is dropped without being closed.
         self._finalizer = weakref.finalize(self, self._thread.kill)
 
     def __enter__(self) -> Self:
@@ -55,21 +56,25 @@ class Engine:
         """As ``close``."""
         self.close()
 
-    def close(self) -> None:
-        """Finish what other threads have begun, end the instances, and return when none is left.
+    def __reduce__(self) -> NoReturn:
+        """An engine cannot be copied to another process."""
+        raise TypeError(NO_COPY)
 
-        Closing it again does nothing.
+    def close(self) -> None:
+        """Finish the work of other threads, stop the instances, and return when all have exited.
+
+        Closing again does nothing.
         """
         self._thread.close()
         self._finalizer.detach()
 
     @property
     def plan(self) -> Plan:
-        """Which instance runs on which cores, and why."""
+        """The cores of each instance, with the reasons."""
         return self._setup.prepared.plan
 
     def info(self) -> dict[str, Any]:
-        """What runs where, and what was found when it was looked at: the body of ``GET /info``."""
+        """Where each instance runs, and the results of the verification: the body of ``GET /info``."""
 
         async def info() -> dict[str, Any]:
             return self._thread.session.engine.info()
@@ -81,8 +86,8 @@ class Engine:
     def embed(self, texts: str | Iterable[str], *, truncate: bool = False, progress: bool = False) -> Vectors:
         """The vectors of ``texts``, in their order: float32 of shape (texts, width), or (width,) for a single ``str``.
 
-        A text of more tokens than the model takes raises ``RequestError``; with ``truncate`` its end is cut off.
-        ``progress`` shows a progress bar on standard error.
+        A text with more tokens than the model accepts raises ``RequestError``; with ``truncate`` it is cut off at the
+        end. ``progress`` shows a progress bar on standard error.
         """
         decode = vectors(self._setup.model_info)
         if isinstance(texts, str):
@@ -93,8 +98,9 @@ class Engine:
     def embed_stream(
         self, texts: Iterable[str], *, truncate: bool = False, progress: bool = False
     ) -> Iterator[Vectors]:
-        """The vector of each text, in order, as ``embed`` gives it, with flat memory: texts are taken from an iterator
-        only a bounded number ahead of the results."""
+        """The vector of each text, in order, as ``embed`` returns it, in constant memory: texts are read from the
+        iterator at most a bounded number ahead of the results.
+        """
         return self._stream(texts, vectors(self._setup.model_info), truncate, progress)
 
     @overload
@@ -106,7 +112,7 @@ class Engine:
     def classify(
         self, texts: str | Iterable[str], *, truncate: bool = False, progress: bool = False
     ) -> list[LabelScore] | list[list[LabelScore]]:
-        """For each text all labels with their scores, best first; for a single ``str`` those of this text.
+        """For each text, all labels with their scores, best first; for a single ``str``, those of this text.
 
         Otherwise as ``embed``.
         """
@@ -118,7 +124,7 @@ class Engine:
     def classify_stream(
         self, texts: Iterable[str], *, truncate: bool = False, progress: bool = False
     ) -> Iterator[list[LabelScore]]:
-        """The labels of each text, in order, as ``classify`` gives them, with flat memory."""
+        """The labels of each text, in order, as ``classify`` returns them, in constant memory."""
         return self._stream(texts, label_scores(self._setup.model_info), truncate, progress)
 
     @overload
@@ -142,9 +148,9 @@ class Engine:
         truncate: bool = False,
         progress: bool = False,
     ) -> list[Entity] | list[list[Entity]]:
-        """For each text its entities with their places in it; for a single ``str`` those of this text.
+        """For each text, its entities with their positions; for a single ``str``, those of this text.
 
-        With ``aggregation="none"`` each token with its best label, also those outside of entities. Otherwise as
+        With ``aggregation="none"``, each token with its best label, including tokens outside entities. Otherwise as
         ``embed``.
         """
         decode = entities(self._setup.model_info, aggregation)
@@ -160,7 +166,7 @@ class Engine:
         truncate: bool = False,
         progress: bool = False,
     ) -> Iterator[list[Entity]]:
-        """The entities of each text, in order, as ``tag`` gives them, with flat memory."""
+        """The entities of each text, in order, as ``tag`` returns them, in constant memory."""
         return self._stream(texts, entities(self._setup.model_info, aggregation), truncate, progress)
 
     # ------------------------------------------------------------------- inside

@@ -1,1 +1,1 @@
-"""Measuring: load over HTTP, a worker's own rate, and what a plain script reaches on the same texts."""
+"""Benchmarks: load over HTTP, the throughput of workers, and a plain script on the same texts."""

@@ -1,4 +1,4 @@
-"""Measures the baseline: a plain transformers script on all cores, in fp32, as model cards show it.
+"""Measures the baseline: a plain transformers script on all cores, in fp32, as in model cards.
 
 Tokenizing with padding, forward pass, mean pooling, normalization; no queue, no HTTP. Only for models on disk: a plain
 script has no ``random:`` models.

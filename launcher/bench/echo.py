@@ -2,7 +2,7 @@
 
 Its latencies are the lower bound for any server on this machine: the cost of the load generator, the sockets and waking
 the processes. It reads nothing of a request but the method. The worker receives as many bytes as the token ids of an
-average text and returns the bytes of one vector.
+average text have, and returns the bytes of one vector.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RECEIVE_BYTES = 256 * 1024
 def run_echo(options: EchoOptions) -> None:
     """Serve until the process is terminated.
 
-    Raises ``UsageError`` for a port or a cpu that cannot be used, ``LauncherError`` if the worker ends.
+    Raises ``UsageError`` for a port or a cpu that cannot be used, ``LauncherError`` if the worker exits.
     """
     worker = _start_worker(options) if options.worker_cpu is not None else None
     try:
@@ -86,7 +86,7 @@ async def _serve(listener: socket.socket, worker: socket.socket | None, width: i
         )
     await loop.create_server(lambda: _Connection(replies, channel), sock=listener)
     await (channel.lost if channel is not None else loop.create_future())
-    raise LauncherError("the worker process ended, so no more requests can be answered")
+    raise LauncherError("the worker process exited, so no more requests can be answered")
 
 
 class _Replies:

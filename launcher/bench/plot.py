@@ -1,7 +1,7 @@
 """Plots a load test: the distribution of latencies by length class, and the rate over time.
 
 matplotlib is optional and slow to import, so it is imported only when a plot is drawn. ``check_plot`` verifies the
-requirements before the run, since a run that cannot be plotted at its end is lost time.
+requirements before the run, so that no time is lost on a run that cannot be plotted.
 """
 
 from __future__ import annotations

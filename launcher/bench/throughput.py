@@ -1,8 +1,8 @@
-"""The workers' own rate: what they compute of a mix when nothing is between the scheduler and them but the channel.
+"""Measures the throughput of workers on a workload, with only the channel between them and the scheduler.
 
 It is the engine of `launch serve` without HTTP: the same plan, workers and scheduler. Texts are tokenized before the
-clock starts. The difference to a load over HTTP is what the front costs. An instance that is lost ends the
-measurement: nothing is restarted, nothing is left out.
+clock starts. The difference from a load over HTTP is the cost of the front. A lost instance ends the measurement:
+nothing is restarted and no text is skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from launcher.front.dispatcher import Outcome, Tokens
 from launcher.host import log as logs
 from launcher.options import ServeOptions
 from launcher.options.bench import ThroughputOptions
-from launcher.prepare.machine import refuse_elsewhere
+from launcher.prepare.machine import require_this_machine
 from launcher.prepare.model import setup_of
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
@@ -44,7 +44,7 @@ log = logging.getLogger("launcher.bench")
 
 
 class Batch(NamedTuple):
-    """A batch as it was: its items, their tokens, seconds as predicted when it was sent and as the worker took."""
+    """A completed batch: its items, their tokens, and its predicted and actual seconds."""
 
     instance: int
     items: int
@@ -55,8 +55,9 @@ class Batch(NamedTuple):
 
 @dataclass(slots=True)
 class Measured:
-    """What was seen between the first text and the last result. ``computed`` are tokens by instance, padding counted;
-    ``front_seconds`` is the CPU time of this process."""
+    """The measurements between the first text and the last result. ``computed`` holds tokens by instance, including
+    padding; ``front_seconds`` is the CPU time of this process.
+    """
 
     batches: list[Batch]
     computed: dict[int, float]
@@ -65,16 +66,16 @@ class Measured:
 
 
 def run_throughput(serve: ServeOptions, options: ThroughputOptions, workload: Workload) -> dict[str, Any]:
-    """Start the workers, have them compute the mix, end them. Returns the figures; raises any ``LauncherError``."""
+    """Start the workers, compute the workload, stop the workers. Returns the figures; raises any ``LauncherError``."""
     texts = len(workload.texts)
     warmup = min(200, texts // 10) if options.warmup is None else options.warmup
     if warmup >= texts:
-        raise UsageError(f"{texts} texts are no more than the {warmup} of the warm-up; ask for more")
+        raise UsageError(f"the workload has {texts} texts, but the warm-up alone takes {warmup}; use more texts")
     options = replace(options, warmup=warmup)
-    refuse_elsewhere(serve.machine)
+    require_this_machine(serve.machine)
     logs.set_up(serve.log)
     prepared = prepare_workers(serve, model_needed=True)
-    assert prepared.model_info is not None, "prepare_workers() raises when a needed model is not there"
+    assert prepared.model_info is not None, "prepare_workers() raises if a required model is missing"
     for warning in prepared.warnings:
         log.warning("%s", warning, extra={"event": "warning"})
     mask = bind_front(prepared, strict=serve.machine.strict)
@@ -92,10 +93,10 @@ def run_throughput(serve: ServeOptions, options: ThroughputOptions, workload: Wo
 
 
 def summary(measured: Measured) -> dict[str, Any]:
-    """The figures, as they go into JSON: those of all instances, and under ``by_instance`` those of each.
+    """The figures for JSON: of all instances together and, in ``by_instance``, of each one.
 
-    ``real_over_computed`` is the part of the computed tokens that is no padding, ``prediction_error`` the median of
-    \\|predicted - actual\\| / actual over the batches, ``busy`` the part of the time that workers computed.
+    ``real_over_computed`` is the fraction of computed tokens that are not padding, ``prediction_error`` the median of
+    \\|predicted - actual\\| / actual over the batches, ``busy`` the fraction of time in which workers computed.
     """
     instances = sorted(measured.computed)
     parts = {str(i): ([b for b in measured.batches if b.instance == i], measured.computed[i]) for i in instances}
@@ -131,7 +132,7 @@ def _milliseconds(batches: Sequence[Batch], percent: float) -> float | None:
 
 
 def show_throughput(figures: dict[str, Any]) -> None:
-    """Print the figures of ``run_throughput`` for people: all instances are one more row of the table of instances."""
+    """Print the figures of ``run_throughput`` as text; the table of instances has a row for the total."""
     rows = figures["by_instance"]
     columns = next(iter(rows.values()))
     everything = {name: figures[name] for name in columns}
@@ -140,7 +141,7 @@ def show_throughput(figures: dict[str, Any]) -> None:
 
 
 class WatchedScheduler(Scheduler):
-    """The scheduler, writing down each batch that is done beside what it had predicted for it."""
+    """A scheduler that records each completed batch with its predicted duration."""
 
     def __init__(self, instances: Sequence[InstanceSpec], limits: SchedulerLimits) -> None:
         super().__init__(instances, limits)
@@ -148,23 +149,23 @@ class WatchedScheduler(Scheduler):
         self._sent: dict[int, Send] = {}
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """As the scheduler does it."""
+        """See ``Scheduler``."""
         if isinstance(event, BatchDone) and (sent := self._sent.pop(event.batch, None)):
             tokens = sum(item.length for item in sent.items)
             self.done.append(Batch(event.instance, len(sent.items), tokens, sent.predicted, event.seconds))
-        return self._noted(super().handle(event, now))
+        return self._recorded(super().handle(event, now))
 
     def tick(self, now: float) -> list[Action]:
-        """As the scheduler does it."""
-        return self._noted(super().tick(now))
+        """See ``Scheduler``."""
+        return self._recorded(super().tick(now))
 
-    def _noted(self, actions: list[Action]) -> list[Action]:
+    def _recorded(self, actions: list[Action]) -> list[Action]:
         self._sent.update((action.batch, action) for action in actions if isinstance(action, Send))
         return actions
 
 
 class ThroughputRun:
-    """One measurement, on an engine of its own."""
+    """One measurement, on its own engine."""
 
     def __init__(
         self, serve: ServeOptions, options: ThroughputOptions, prepared: Prepared, mask: tuple[int, ...] | None
@@ -195,12 +196,12 @@ class ThroughputRun:
             await self._engine.stop()
         if failure is not None:
             raise failure
-        assert measured is not None, "without a failure the work was done"
+        assert measured is not None, "without a failure, all texts were computed"
         return measured
 
     async def _tokenize(self, workload: Workload) -> list[Tokens]:
         try:
-            tokenized = await self._engine.tokenizer.texts(workload.texts, truncate=True, field="the mix")
+            tokenized = await self._engine.tokenizer.texts(workload.texts, truncate=True, field="texts")
         except RequestError as error:
             raise UsageError(str(error)) from error
         finally:
@@ -224,7 +225,7 @@ class ThroughputRun:
         return Measured(list(self._done), computed, seconds, cpu)
 
     def _computed(self) -> dict[int, float]:
-        """Tokens that each instance has computed so far, padding counted."""
+        """Tokens that each instance has computed so far, including padding."""
         get = self._engine.metrics.registry.get_sample_value
         return {
             plan.id: sum(
@@ -236,7 +237,7 @@ class ThroughputRun:
         }
 
     async def _compute(self, items: list[Tokens]) -> None:
-        """Returns when all items are computed. Raises ``RequestError`` with the first that is not."""
+        """Returns when all items are computed. Raises the ``RequestError`` of the first one that fails."""
         enqueue = self._engine.dispatcher.enqueue
         if self._options.queued is None:
             await enqueue(items)

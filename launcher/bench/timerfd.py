@@ -1,4 +1,5 @@
-"""A timer that wakes a task with an accuracy of tens of microseconds; those of the event loops have milliseconds.
+"""A timer that wakes a task with an accuracy of tens of microseconds; timers of event loops are accurate to
+milliseconds.
 
 An open loop at 1,000 requests per second whose arrivals are off by a millisecond would measure its own timer. A Linux
 timerfd is accurate and costs nothing while it waits. (Python provides it from 3.13 on; here it is called with ctypes.)

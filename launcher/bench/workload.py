@@ -92,7 +92,7 @@ def file_workload(path: Path, count: int | None = None) -> Workload:
 
 
 def make_workload(options: WorkloadOptions) -> Workload:
-    """The texts that the options ask for. Raises ``UsageError``."""
+    """The texts that the options request. Raises ``UsageError``."""
     sources = (("--texts", options.texts), ("--lengths", options.lengths), ("--tokens", options.tokens))
     given = [name for name, value in sources if value]
     if len(given) > 1:

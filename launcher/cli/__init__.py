@@ -1,7 +1,8 @@
 """The command line: one module per command, with flags that are derived from the option dataclasses.
 
 A command receives its options and calls one function; nothing is decided here. Exit codes: 0 success, 1 failure at run
-time, 2 usage error, 3 the machine cannot do what was asked. This module imports little, so that ``--version`` is fast.
+time, 2 usage error, 3 the machine cannot satisfy the request. This module imports little, so that ``--version`` is
+fast.
 """
 
 from __future__ import annotations

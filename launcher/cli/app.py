@@ -1,4 +1,4 @@
-"""The command line: all commands, and what they have in common.
+"""The command line: all commands, and the help and options that they share.
 
 ``serve`` is the default command: ``launch --instances 4`` is ``launch serve --instances 4``.
 """
@@ -18,7 +18,7 @@ DEFAULT_COMMAND = "serve"
 
 
 class DefaultCommandGroup(TyperGroup):
-    """Puts ``serve`` in front when the first word is an option of it."""
+    """Inserts ``serve`` if the first word is one of its options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {"-h", "--help", "--version", "--install-completion", "--show-completion"}

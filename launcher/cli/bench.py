@@ -85,14 +85,14 @@ def baseline(options: BaselineOptions, output: FormatOptions) -> None:
 
 
 def echo(options: EchoOptions) -> None:
-    """Serve a fixed reply until stopped: the lower bound for any server here, measured with bench load."""
+    """Serve a fixed response until stopped, to measure the lower bound of latency on this machine with bench load."""
     from launcher.bench.echo import run_echo
 
     run_echo(options)
 
 
 def throughput(options: ThroughputCommandOptions, output: FormatOptions) -> None:
-    """Start instances as serve does, and print how fast their workers compute a mix of texts, without HTTP."""
+    """Start instances as serve does, and print the throughput of their workers on a workload, without HTTP."""
     from launcher.bench.tables import show_json
     from launcher.bench.throughput import run_throughput, show_throughput
     from launcher.bench.workload import make_workload

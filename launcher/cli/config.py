@@ -7,7 +7,7 @@ from launcher.options.sources import Resolved
 
 
 def config(options: ServeOptions, output: FormatOptions, resolved: Resolved) -> None:
-    """Print every option of serve with its value and source, as a file that --config reads. Starts nothing."""
+    """Print every option of serve with its value and source, as a file for --config. Starts nothing."""
     from launcher.cli.config_file import config_entries, config_text
 
     if output.json:

@@ -79,7 +79,7 @@ def keep_text(params: Sequence[Any]) -> None:
     were not given, for which it imports pydantic and builds an adapter each; that takes longer than a report.
     """
     for param in params:
-        setattr(param, "process_value", partial(_process, param, param.process_value))  # noqa: B010
+        setattr(param, "process_value", partial(_process, param, param.process_value))  # noqa: B010 - for mypy
 
 
 def _process(param: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:

@@ -14,5 +14,5 @@ def run(options: RunOptions, dry: DryRunOptions) -> None:
         runner.show(options, as_json=dry.json)
         return
     if dry.json:
-        raise UsageError("--json is for reports; use it with --dry-run")
+        raise UsageError("--json applies to reports; use it with --dry-run")
     runner.run(options)

@@ -14,7 +14,7 @@ def serve(options: ServeOptions, dry: DryRunOptions) -> None:
         show(options, ReportOptions(json=dry.json))
         return
     if dry.json:
-        raise UsageError("--json is for reports; use it with --dry-run, or with launch topology")
+        raise UsageError("--json applies to reports; use it with --dry-run, or with launch topology")
     from launcher.serve.server import run
 
     run(options)

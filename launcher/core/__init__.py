@@ -1,1 +1,1 @@
-"""Decides and never acts: no clock, file, socket, process or torch in here; time is an argument."""
+"""Decides and never acts: no clock, file, socket, process or torch; time is an argument."""

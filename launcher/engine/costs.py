@@ -1,7 +1,7 @@
-"""The cost tables of one engine: read before workers start, written when a worker has measured, exported as metrics,
-and corrected by the observed drift at shutdown.
+"""The cost tables of one engine: read before workers start, written when a worker has measured costs, exported as
+metrics, and corrected by the observed drift at shutdown.
 
-A table that cannot be read or written is logged and costs a few seconds of measuring. It never prevents a start.
+A table that cannot be read or written causes a log message and a few seconds of measuring. It never prevents a start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from launcher.core.protocol.messages import Ready, Setup
 from launcher.errors import UsageError
 from launcher.front.metrics import FrontMetrics
 from launcher.host.files import cost_tables
-from launcher.prepare.costs import CostSubject
+from launcher.prepare.costs import CostKeyBase
 
 log = logging.getLogger("launcher.engine")
 
@@ -30,9 +30,9 @@ LOGGED_DRIFT = 0.02
 
 
 class Costs:
-    """The tables of one engine. ``fresh``: ignore what was measured before."""
+    """The tables of one engine. ``fresh``: ignore earlier measurements."""
 
-    def __init__(self, subject: CostSubject, *, fresh: bool = False, folder: Path | None = None) -> None:
+    def __init__(self, subject: CostKeyBase, *, fresh: bool = False, folder: Path | None = None) -> None:
         self._subject = subject
         self._fresh = fresh
         self._folder = folder or cost_tables.cost_folder()
@@ -53,51 +53,51 @@ class Costs:
         try:
             table = cost_tables.read_table(self._folder, key)
         except UsageError as error:
-            _warn("The cost table %s; it is measured again", error)
+            _warn("The cost table %s; measuring again", error)
             return None
         if table is not None and (different := differences(table.key, key)):
-            _warn("The cached cost table is not used, it is measured again: %s", "; ".join(different))
+            _warn("The cached cost table does not apply; measuring again: %s", "; ".join(different))
             return None
         if table is not None and table.contradicted:
-            took = "In earlier runs batches took %.2f times what the cached cost table says; it is measured again"
+            took = "In earlier runs, batches took %.2f times as long as in the cached cost table; measuring again"
             _warn(took, table.drift)
             return None
         return table
 
-    def complete(self, setup: Setup, instance: InstancePlan) -> Setup:
-        """The setup for a worker, with the measurements that are known already."""
+    def with_measurements(self, setup: Setup, instance: InstancePlan) -> Setup:
+        """The setup for a worker, with the known measurements."""
         table = self.table(instance)
         if table is None:
             return setup
         return msgspec.structs.replace(setup, known=table.measured, known_packed=table.packed)
 
-    def take(self, instance: InstancePlan, ready: Ready) -> float:
+    def save_measurements(self, instance: InstancePlan, ready: Ready) -> float:
         """Save what a worker has measured, for the next worker of its size and for the next start.
 
-        Returns what its batches are expected to take, in parts of what was measured.
+        Returns the expected duration of its batches, relative to the measurements.
         """
         key = self._subject.key(instance)
         known = self._tables.get(key)
         if ready.cached and known is not None:
             if abs(known.drift - 1) > LOGGED_DRIFT:
-                said = "costs are predicted as %.2f times what was measured, as observed in earlier runs"
+                said = "predicted costs are %.2f times the measured ones, as observed in earlier runs"
                 log.info(said, known.drift, extra={"instance": instance.id, "event": "costs"})
             return known.drift
         if ready.measured:
             self._read_keys.add(key)
             if known is not None and known.packed != ready.packed:
                 there, here = ("packed" if packed else "padded" for packed in (known.packed, ready.packed))
-                sentence = "The cached cost table is not used, it was measured again: items are %s there, %s here"
+                sentence = "The cached cost table does not apply; measured again: items are %s there, %s here"
                 _warn(sentence, there, here)
             self._tables[key] = merged(known, CostTable(SCHEMA, key, ready.packed, ready.measured))
             self._write(self._tables[key])
         return 1.0
 
-    def keep(self, served: Iterable[tuple[InstancePlan, CostModel]]) -> None:
+    def save_drift(self, served: Iterable[tuple[InstancePlan, CostModel]]) -> None:
         """At shutdown: save the drift of instances that have computed enough batches for it to settle.
 
-        Of instances of the same size the lower median counts. A table that another run has measured again meanwhile
-        is left as it is.
+        For instances of the same size, their lower median is saved. A table that another run has measured again since
+        is not changed.
         """
         seen: dict[CostKey, list[float]] = {}
         for instance, model in served:
@@ -107,10 +107,10 @@ class Costs:
                 seen.setdefault(key, []).append(settled * _ratio(model.coefficients, used))
         for key, drifts in seen.items():
             if (table := self._still_there(key)) is not None:
-                self._write(table.after(round(statistics.median_low(drifts), 4)))
+                self._write(table.with_run(round(statistics.median_low(drifts), 4)))
 
     def _still_there(self, key: CostKey) -> CostTable | None:
-        """The table in its file, if it is still the one that was used."""
+        """The table in the file, if it is still the one that was used."""
         used = self._tables.get(key)
         try:
             there = cost_tables.read_table(self._folder, key)
@@ -124,7 +124,7 @@ class Costs:
             path = cost_tables.write_table(self._folder, table)
         except UsageError as error:
             if not self._unwritable:
-                _warn("%s; each start measures again", str(error)[0].upper() + str(error)[1:])
+                _warn("%s; every start will measure again", str(error)[0].upper() + str(error)[1:])
             self._unwritable = True
         else:
             log.debug("cost table written to %s", path, extra={"event": "costs"})
@@ -138,7 +138,7 @@ def watch_costs(metrics: FrontMetrics, model: Callable[[int], CostModel]) -> Non
     """Export the accuracy of cost predictions as metrics."""
     metrics.watch_instances(
         "launcher_cost_drift",
-        "Duration of batches relative to what was measured before the instance was ready.",
+        "Duration of batches relative to the measurements made before the instance was ready.",
         lambda instance: model(instance).correction,
     )
     metrics.watch_instances(
@@ -151,8 +151,8 @@ def watch_costs(metrics: FrontMetrics, model: Callable[[int], CostModel]) -> Non
 def cost_info(ready: Ready, model: CostModel) -> dict[str, Any]:
     """The ``cost`` of an instance in ``/info``: seconds, and errors relative to observed durations.
 
-    ``drift`` is what batches take by now in parts of what was measured, ``drift_at_start`` what they were expected to
-    take when the instance was ready, from earlier runs.
+    ``drift`` is the duration of batches now, relative to the measurements; ``drift_at_start`` is the value from earlier
+    runs that was assumed when the instance became ready.
     """
     fitted = model.coefficients
     error = fit_error(fitted, ready.measured)
@@ -170,8 +170,9 @@ def cost_info(ready: Ready, model: CostModel) -> dict[str, Any]:
 
 
 def _ratio(coefficients: Coefficients, table: CostTable) -> float:
-    """What an instance's batches take by its own costs, in parts of those of the table: where several of one size
-    have measured, the table has the shorter time of each batch."""
+    """An instance's own measurements relative to those of the table: if several instances of one size have measured,
+    the table holds the shorter time of each batch.
+    """
     kept = fit(table.measured)
     ratios = [coefficients.seconds(m[1], m[2]) / kept.seconds(m[1], m[2]) for m in table.measured]
     return statistics.median(ratios) if ratios else 1.0

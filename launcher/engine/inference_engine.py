@@ -37,7 +37,7 @@ from launcher.host.process.spawn_worker import Launch
 from launcher.host.process.supervisor import Supervisor
 from launcher.host.process.verify_binding import verify
 from launcher.options import ServeOptions
-from launcher.prepare.costs import subject_of
+from launcher.prepare.costs import cost_key_base
 from launcher.prepare.model import limits_of, setup_of
 from launcher.prepare.prepared_instances import Prepared
 
@@ -48,13 +48,13 @@ EXIT_SECONDS = 0.25
 
 
 class EngineObserver(Protocol):
-    """Told about changes of the engine. Called in the thread of the loop; must not block."""
+    """Notified of state changes of the engine. Called in the thread of the loop; must not block."""
 
     def all_ready(self) -> None:
         """Every instance is ready. Called again when a lost instance is ready again."""
 
     def failed(self, error: InstanceError) -> None:
-        """The engine cannot compute any more, and queued requests have failed. Call ``drain`` and ``stop``."""
+        """The engine can no longer compute, and queued requests have failed. Call ``drain`` and ``stop``."""
 
 
 class Unobserved:
@@ -69,7 +69,7 @@ class Unobserved:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What the owners of engines decide; the options of users are in ``launcher.options``.
+    """Settings made by the owner of an engine; the options of users are in ``launcher.options``.
 
     ``mask``: the affinity that workers inherit, for a process that has bound itself; None: that of the starting thread.
     ``restart``: whether lost workers are restarted; if not, the engine fails with the first one. ``verify``: check from
@@ -83,7 +83,7 @@ class EngineSettings:
 
 
 class InferenceEngine:
-    """One run of a plan. ``failure`` is the reason why it cannot compute any more, or None."""
+    """One run of a plan. ``failure`` is the reason why it can no longer compute, or None."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class InferenceEngine:
         self._observer: EngineObserver = observer or Unobserved()
         self._started_at = time.time()
         self._views = {instance.plan.id: InstanceView(instance) for instance in prepared.instances}
-        self._costs = Costs(subject_of(options, prepared.machine, self.model_info), fresh=options.model.measure)
+        self._costs = Costs(cost_key_base(options, prepared.machine, self.model_info), fresh=options.model.measure)
         self.setup = setup_of(options, prepared.machine, self.model_info)
         self._draining = False
         self._was_ready = False
@@ -159,8 +159,9 @@ class InferenceEngine:
             raise self.failure
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests and wait for admitted ones, for at most ``seconds``; then they fail. Saves the observed
-        costs for the next start."""
+        """Refuse new requests and wait for admitted ones, for at most ``seconds``; the rest fail. Saves the observed
+        costs for the next start.
+        """
         self._draining = True
         self._supervisor.begin_drain()
         self.dispatcher.begin_drain()
@@ -169,9 +170,11 @@ class InferenceEngine:
             await self.dispatcher.drained()
         if drain.cancelled_caught:
             log.error("%d requests were not finished in %g s", self.dispatcher.in_flight, seconds)
-            self.dispatcher.no_instances_left("the server is shutting down and its time to finish is over")
+            self.dispatcher.no_instances_left(
+                "the server is shutting down, and the graceful shutdown timeout has expired"
+            )
         ready = [view.prepared.plan for view in self._views.values() if view.ready]
-        self._costs.keep((plan, self.scheduler.cost(plan.id)) for plan in ready)
+        self._costs.save_drift((plan, self.scheduler.cost(plan.id)) for plan in ready)
 
     async def stop(self) -> None:
         """Stop the workers; returns when all have exited. Does not wait for queued requests."""
@@ -185,7 +188,7 @@ class InferenceEngine:
         self._supervisor.stop_now()
 
     def close(self) -> None:
-        """Release the threads of the tokenizer. Call it when nothing is tokenized any more."""
+        """Release the threads of the tokenizer. Call it when tokenizing has ended."""
         self.tokenizer.close()
 
     def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
@@ -198,7 +201,7 @@ class InferenceEngine:
             group.start_soon(await self._to_start.get())
 
     def _fail(self, reason: str, context: str = "") -> None:
-        """Record that the engine cannot compute any more; only the first reason counts."""
+        """Record that the engine can no longer compute; only the first reason counts."""
         if self._draining or self.failure is not None:
             return
         self.failure = InstanceError(context + reason)
@@ -218,14 +221,14 @@ class InferenceEngine:
     # -------------------------------------------------- listener of supervisor
 
     def started(self, instance: int, pid: int, sock: socket.socket) -> None:
-        """A worker process exists: give its channel to the dispatcher."""
+        """A worker process exists: pass its channel to the dispatcher."""
         view = self._views[instance]
         view.pid, view.ready, view.stage, view.verification = pid, None, "starting", None
         self._start(self._attach, instance, sock)
 
     async def _attach(self, instance: int, sock: socket.socket) -> None:
         try:
-            setup = self._costs.complete(self.setup, self._views[instance].prepared.plan)
+            setup = self._costs.with_measurements(self.setup, self._views[instance].prepared.plan)
             await self.dispatcher.attach(instance, sock, setup)
         except OSError as error:
             self._supervisor.kill(instance, f"its channel could not be opened: {error}")
@@ -243,19 +246,19 @@ class InferenceEngine:
         self._fail_requests_without_workers()
 
     def _fail_requests_without_workers(self) -> None:
-        """Fail queued requests when the last worker exits during a drain, because none is restarted then."""
+        """Fail queued requests when the last worker exits during a drain: none is restarted."""
         if self._draining and all(view.pid is None for view in self._views.values()):
-            self.dispatcher.no_instances_left("the last instance ended while the server was shutting down")
+            self.dispatcher.no_instances_left("the last instance exited while the server was shutting down")
 
     def restarting(self, instance: int, delay: float) -> None:
-        """Nothing to do: the state says it."""
+        """Nothing to do: the state shows it."""
 
-    def given_up(self, instance: int, reason: str) -> None:
-        """There will be no other worker for this instance."""
+    def failed(self, instance: int, reason: str) -> None:
+        """No other worker will be started for this instance."""
         if not self._settings.restart:
             self._fail(f"instance {instance} could not be started: {reason}")
         elif all(state["state"] == "failed" for state in self._supervisor.states().values()):
-            self._fail(f"instance {instance} was given up last: {reason}", "no instance is left: ")
+            self._fail(f"the last instance to fail was {instance}: {reason}", "no instance is left: ")
         else:
             self._check_settled()
 
@@ -270,14 +273,14 @@ class InferenceEngine:
         log.log(level, "%-6s %4s  %s", message.stage, progress, message.detail, extra=extra)
 
     def ready(self, instance: int, message: Ready) -> None:
-        """The worker is ready: tell the supervisor, and verify the process from outside."""
+        """The worker is ready: notify the supervisor, and verify the process from outside."""
         view = self._views[instance]
         view.ready, view.stage = message, None
         self._was_ready = True
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
-        self.scheduler.set_initial_drift(instance, self._costs.take(view.prepared.plan, message))
+        self.scheduler.set_initial_drift(instance, self._costs.save_measurements(view.prepared.plan, message))
         if self._settings.verify:
             self._start(self._verify, instance, message)
         if self.is_ready() and all(v.ready for v in self._views.values()):
@@ -304,7 +307,7 @@ class InferenceEngine:
             self._supervisor.unusable(instance, f"--strict: {found.sentence()}", message.pid)
 
     def unusable(self, instance: int, reason: str) -> None:
-        """The worker says that it cannot serve its model. This is final only if no worker has ever been ready."""
+        """The worker reports that it cannot serve its model. This is final only if no worker has ever been ready."""
         pid = self._views[instance].pid
         if not self._settings.restart:
             self._fail(f"instance {instance} cannot serve the model: {reason}")
@@ -320,7 +323,8 @@ class InferenceEngine:
             self._start(self._end_lost, instance, self._views[instance].pid, reason)
 
     async def _end_lost(self, instance: int, pid: int | None, reason: str) -> None:
-        # Usually the channel is closed because the process has exited, and its exit status says more than our signal.
+        # Usually the channel is closed because the process has exited, and its exit status is more informative than our
+        # signal.
         await anyio.sleep(EXIT_SECONDS)
         if pid is not None and self._views[instance].pid == pid:
             self._supervisor.kill(instance, reason, pid)
@@ -329,7 +333,7 @@ class InferenceEngine:
 
     @property
     def draining(self) -> bool:
-        """Whether it is shutting down."""
+        """Whether the engine is shutting down."""
         return self._draining
 
     def is_ready(self) -> bool:
@@ -351,7 +355,7 @@ class InferenceEngine:
         return tuple(sorted({"cached" if message.cached else "measured" for message in ready}))
 
     def info(self) -> dict[str, Any]:
-        """What runs where, and the results of the verification: the body of ``GET /info``."""
+        """Where each instance runs, and the results of the verification: the body of ``GET /info``."""
         plan, model_info, states = self.prepared.plan, self.model_info, self._supervisor.states()
         views = self._views.values()
         return {

@@ -1,4 +1,4 @@
-"""The engine's view of each instance: what was prepared, and what its worker has reported since."""
+"""The engine's view of each instance: its preparation, and the reports of its worker since."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.prepare.prepared_instances import PreparedInstance
 
 @dataclass(slots=True)
 class InstanceView:
-    """One instance. ``ready`` is the message of a worker that is ready, ``stage`` the progress of one that starts."""
+    """One instance. ``ready`` is the message of a ready worker, ``stage`` the progress of one that is starting."""
 
     prepared: PreparedInstance
     pid: int | None = None
@@ -63,11 +63,11 @@ def _worker_info(ready: Ready) -> dict[str, Any]:
 
 
 def packing_info(ready: Sequence[Ready], layout: Layout) -> str | None:
-    """The layout of batches in words; None while no instance is ready."""
+    """A description of the batch layout; None while no instance is ready."""
     if not ready:
         return None
     if all(message.packed for message in ready):
         return "on: inputs are concatenated, without padding"
     if layout == "fifo":
-        return "off: batches are in order of arrival, padded"
-    return "off: batches are of inputs of similar length, padded"
+        return "off: inputs are batched in order of arrival and padded"
+    return "off: inputs of similar length are batched and padded"

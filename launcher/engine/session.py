@@ -1,7 +1,7 @@
-"""One engine on a running asyncio loop, for callers in the same process: start, compute chunks of texts, close.
+"""An engine on a running asyncio loop, for callers in the same process: start, compute chunks of texts, close.
 
-Separate from the Python API because both of its classes use it, one on the caller's loop and one on a loop in a
-thread. The meaning of results must not enter.
+Separate from the Python API because both of its classes use it, one on the caller's loop and one on a loop in a thread.
+The meaning of results does not belong here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Computed:
     results: Vectors
 
 
-class QueueRoom:
+class QueueCapacity:
     """Limits the items in the queue; callers that exceed the limit wait in order of arrival.
 
     Over HTTP a full queue is answered with 429. In a program, callers can wait instead.
@@ -90,7 +90,7 @@ class Session:
         self.engine = InferenceEngine(options, prepared)
         self.chunk_items = min(256, options.scheduling.queue_items)
         self._drain_seconds = options.front.drain_seconds
-        self._room = QueueRoom(options.scheduling.queue_items)
+        self._room = QueueCapacity(options.scheduling.queue_items)
         self._running: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -101,7 +101,7 @@ class Session:
         try:
             await asyncio.wait({self._running, ready}, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
-                raise InstanceError("the engine ended while it was started")
+                raise InstanceError("the engine ended during its start")
             ready.result()
         except BaseException:
             ready.cancel()
@@ -110,8 +110,8 @@ class Session:
             raise
 
     async def compute(self, chunk: Chunk) -> Computed:
-        """The results of a chunk of at most ``chunk_items`` texts. Waits for room in the queue, and while all instances
-        are restarting.
+        """The results of a chunk of at most ``chunk_items`` texts. Waits until the queue has room, and while all
+        instances are restarting.
 
         Raises ``RequestError`` for a text that cannot be used, ``InstanceError`` if no instance is left, and
         ``UsageError`` if the engine is closed.
@@ -129,7 +129,7 @@ class Session:
             self._room.give_back(items)
 
     async def _compute(self, chunk: Chunk) -> Computed:
-        names = InputNames("texts", chunk.first, chunk.lone, "pass truncate=True to cut off its end")
+        names = InputNames("texts", chunk.first, chunk.lone, "pass truncate=True to truncate it")
         tokenized = await self.engine.tokenizer.texts(chunk.texts, truncate=chunk.truncate, field=names)
         while True:
             self._check_open()

@@ -1,7 +1,7 @@
 """Computes any number of texts in order with a bounded number in flight, so that memory stays flat.
 
-Texts are taken from their iterator only as results are consumed. One variant for callers with an event loop and one
-for callers without.
+Texts are taken from their iterator only as results are consumed. There is one variant for callers with an event loop
+and one for callers without.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class Chunker:
 
 
 def _chunks(texts: Iterable[Any], chunker: Chunker) -> Iterator[Chunk]:
+    if isinstance(texts, (str, bytes)):  # both can be iterated, but nobody wants a result for each character
+        raise UsageError(f"texts is a single {type(texts).__name__}; it must be an iterable of str, such as a list")
     for text in texts:
         if chunk := chunker.add(text):
             yield chunk

@@ -33,9 +33,10 @@ class SessionThread:
         self._started: concurrent.futures.Future[Session] = concurrent.futures.Future()
         self._asked_to_end = asyncio.Event()
         self._kill = False
-        # Reentrant: the garbage collector may run the finalizer of an engine anywhere, also in here.
+        # Reentrant: the garbage collector may run the finalizer of an engine anywhere, including here.
         self._lock = threading.RLock()
         self._closed = False
+        self._ended = threading.Event()
         # A daemon, because at exit the interpreter joins all other threads before it runs finalizers.
         self._thread = threading.Thread(target=self._run, name="launcher engine", daemon=True)
         self._thread.start()
@@ -67,8 +68,10 @@ class SessionThread:
             return  # a forked process has the memory of its parent, but not its threads or workers
         with self._lock:
             if not self._closed:
-                self._loop.call_soon_threadsafe(self._ask_to_end, kill)
+                self._loop.call_soon_threadsafe(self._request_end, kill)
         if threading.current_thread() is not self._thread:
+            # Not the thread alone: before Python 3.13, a join that Ctrl-C interrupts makes the next one return at once.
+            self._ended.wait()
             self._thread.join()
 
     def _forked(self) -> str:
@@ -88,6 +91,7 @@ class SessionThread:
             self._started.set_exception(error)
         finally:
             self._loop.close()
+            self._ended.set()
 
     async def _main(self) -> None:
         try:
@@ -109,17 +113,17 @@ class SessionThread:
                 await asyncio.wait({ending, again}, return_when=asyncio.FIRST_COMPLETED)
             ending.result()
         finally:
-            await self._cancel_the_rest()
+            await self._cancel_remaining()
 
-    def _ask_to_end(self, kill: bool) -> None:
+    def _request_end(self, kill: bool) -> None:
         self._kill = self._kill or kill
         self._asked_to_end.set()
 
-    async def _cancel_the_rest(self) -> None:
-        """Cancel what is left, so that no caller waits for a loop that has ended."""
+    async def _cancel_remaining(self) -> None:
+        """Cancel all remaining tasks, so that no caller waits for a loop that has ended."""
         with self._lock:
             self._closed = True
-        await asyncio.sleep(0)  # until work that was submitted before has become tasks
+        await asyncio.sleep(0)  # until work submitted earlier has become tasks
         await asyncio.sleep(0)
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:

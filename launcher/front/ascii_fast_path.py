@@ -51,8 +51,9 @@ class Encoder:
                 self._fast = None
 
     def encode(self, texts: list[str]) -> list[Encoding]:
-        """The encoding of each text, including special tokens. Raises plain ``Exception``, as the Rust library does,
-        for a text that the model cannot encode."""
+        """The encoding of each text, including special tokens. Raises a plain ``Exception``, as the Rust library does,
+        for a text that the model cannot encode.
+        """
         if self._fast is None:
             return self._call(self._regular, texts)
         plain = [self._plain(text) for text in texts]

@@ -1,4 +1,4 @@
-"""The channel to one worker: a connected socket with frames out, messages in, and a single report of its end.
+"""The channel to one worker: a connected socket frames out, messages in, and a single report of its end.
 
 Separate from the dispatcher so that everything that can go wrong with a stream (EOF, reset, invalid data, a partial
 frame) is reported in one way: the channel is lost, for this reason. The meaning of messages does not belong here.

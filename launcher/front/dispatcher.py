@@ -60,7 +60,7 @@ class Listener(Protocol):
         """The worker is starting."""
 
     def ready(self, instance: int, message: Ready) -> None:
-        """The worker is warm and accepts batches from now on."""
+        """The worker is warmed up and accepts batches from now on."""
 
     def unusable(self, instance: int, reason: str) -> None:
         """The worker reports that its model cannot be served and that a restart would not help."""
@@ -172,7 +172,7 @@ class Dispatcher:
             worker.channel.send(Stop())
 
     def no_instances_left(self, reason: str) -> None:
-        """No instance is left and none will come back: answer all waiting and all future requests with 503."""
+        """No instance is left and none will be restarted: answer all waiting and all future requests with 503."""
         self._feed(NoInstancesLeft(reason))
 
     def _received(self, worker: _Worker, message: ToFront, body: bytes) -> None:
@@ -368,7 +368,7 @@ class Dispatcher:
             self._timer.cancel()
         self._timer_at = deadline
         delay = deadline - self._clock()
-        # A deadline that stays in the past must not cause a busy loop.
+        # A deadline that remains in the past must not cause a busy loop.
         delay = delay if delay > 0 else TIMER_RESOLUTION
         self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 

@@ -1,4 +1,4 @@
-"""What a classifier found: all labels with their scores.
+"""The result of a classifier: all labels with their scores.
 
 Separate from HTTP because the Python API returns the same.
 """

@@ -1,7 +1,7 @@
 """The Prometheus metrics of the front: names, labels and buckets, each defined once. To add a metric, add it here.
 
 All names start with ``launcher_``. What requests and batches increment uses ``counters`` and is bound to its labels
-once; gauges are the library's. Nothing may be decided from these numbers here.
+once; gauges are the library's. Decisions based on these numbers do not belong here.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class InstanceMetrics:
         self._attached = True
 
     def ready(self) -> None:
-        """The worker is warm."""
+        """The worker is warmed up."""
         self._ready.set(1)
 
     def lost(self) -> None:

@@ -1,7 +1,7 @@
-"""What a tagger found: entities with their positions in the text, or a label for each token.
+"""The result of a tagger: entities with their positions in the text, or a label for each token.
 
 Separate from HTTP because the Python API returns the same, and from ``core.tasks.entities``, which knows tokens but not
-texts. Paths and request bodies must not enter.
+texts. Paths and request bodies do not belong here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ Indices = npt.NDArray[np.int64]
 
 
 class TokenLabel(Struct, frozen=True, omit_defaults=True):
-    """An entity or a token, with its label and score. In a text, ``start`` and ``end`` (exclusive) are its position in
-    code points and ``text`` is what is there; among token ids ``index`` is its position."""
+    """An entity or a token, with its label and score. For a text, ``start`` and ``end`` (exclusive) are its position in
+    code points and ``text`` is the substring; for token ids, ``index`` is its position.
+    """
 
     label: str
     score: float
@@ -57,7 +58,7 @@ class TokenLabeler:
     ) -> list[bytes]:
         """The JSON list of each input: of its entities with ``aggregate``, else of its tokens.
 
-        ``scores`` has a row for each token of all inputs; ``texts`` is None where the inputs are token ids, whose
+        ``scores`` has a row for each token of all inputs; ``texts`` is None if the inputs are token ids, whose
         tokens are never joined. Pauses regularly, so that other requests are served.
         """
         parts: list[bytes] = []
@@ -90,7 +91,7 @@ class TokenLabeler:
             yield TokenLabel(label, score, index=token)
 
     def of_text(self, scores: Vectors, text: str, spans: Spans, aggregate: bool) -> Iterator[TokenLabel]:
-        """What is found in one text, in order: its entities with ``aggregate``, else its tokens.
+        """The result for one text, in order: its entities with ``aggregate``, else its tokens.
 
         ``scores`` has a row and ``spans`` an entry for each of its tokens, as ``Tokenized.spans``.
         """

@@ -59,13 +59,13 @@ class Tokenized:
 class InputNames:
     """How errors name inputs: ``field[index]``, counted from ``first``, or ``field`` alone for a ``lone`` one.
 
-    ``truncate_hint`` says how the caller can have long inputs truncated.
+    ``truncate_hint`` tells the caller how to have long inputs truncated.
     """
 
     field: str
     first: int = 0
     lone: bool = False
-    truncate_hint: str = 'send "truncate": true to have its end cut off'
+    truncate_hint: str = 'send "truncate": true to truncate it'
 
     def of(self, index: int) -> str:
         """The name of the input with this index."""
@@ -178,7 +178,7 @@ class FrontTokenizer:
         for chunk in _chunks(texts):
             if stop is not None and stop.is_set():  # the request was cancelled
                 raise CancelledError
-            for encoding in self._encode(chunk):
+            for encoding in self._encode(chunk, _names(field, len(texts)), len(items)):
                 ids = encoding.ids
                 if not 0 < len(ids) <= self._max_length:
                     names, index = _names(field, len(texts)), len(items)
@@ -195,11 +195,27 @@ class FrontTokenizer:
                     spans.append(self._spans(encoding, len(ids)))
         return Tokenized(items, tokens, tuple(truncated), spans)
 
-    def _encode(self, texts: list[str]) -> list[Encoding]:
+    def _encode(self, texts: list[str], names: InputNames, first: int) -> list[Encoding]:
+        """The encodings of some texts, of which the first has the index ``first`` in its request."""
         try:
             return self._encoder.encode(texts)
         except Exception as error:  # the Rust library raises plain Exception for text that its model cannot encode
-            raise RequestError(f"the model's tokenizer cannot encode a text: {error}", code="untokenizable") from error
+            reasons = ((index, self._why_not(text)) for index, text in enumerate(texts, first))
+            index, reason = next(((index, reason) for index, reason in reasons if reason), (first, str(error)))
+            raise RequestError(
+                f"{names.of(index)} cannot be tokenized: {reason}", code="untokenizable", param=names.field
+            ) from error
+
+    def _why_not(self, text: str) -> str | None:
+        """Why this text alone cannot be encoded; None if it can."""
+        try:
+            text.encode()
+            self._encoder.encode([text])
+        except UnicodeEncodeError as error:  # only in texts of a program: no JSON that is accepted has them
+            return f"character {error.start} is a lone surrogate, {text[error.start]!a}, which is not valid Unicode"
+        except Exception as error:
+            return str(error)
+        return None
 
     def _cut(self, ids: list[int]) -> list[int]:
         """The first ids and the closing special ones. (``Encoding.truncate`` would keep the overflow in memory.)"""

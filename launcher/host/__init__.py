@@ -1,1 +1,1 @@
-"""What the launcher does to and reads from the machine: sysfs, cgroups, processes, their verification."""
+"""Everything that reads or acts on the machine: sysfs, cgroups, processes and their verification."""

@@ -1,7 +1,7 @@
-"""Reads which torch is installed, and whether the worker's packages are there at all, without importing them.
+"""Reads which torch is installed, and whether the packages of the worker are installed, without importing them.
 
-The front must not import torch: that takes seconds. A missing package is reported before anything is started. What a
-build means is decided in ``core.diagnosis.torch_build``; what is computed with torch is the worker's.
+The front must not import torch: that takes seconds. A missing package is reported before anything is started. The
+meaning of a build is decided in ``core.diagnosis.torch_build``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FIELD = re.compile(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*'([^'\n]*)'", re.MULTILINE)
 
 
 def read_torch_build() -> TorchBuild | None:
-    """The build of torch in this environment; None where it is not installed."""
+    """The build of torch in this environment; None if it is not installed."""
     folder = _package_folder("torch")
     if folder is None:
         return None
@@ -35,7 +35,7 @@ def read_torch_build() -> TorchBuild | None:
 
 
 def read_gpu_packages() -> tuple[str, ...]:
-    """The distributions beside torch that only a CUDA build needs, as pip names them."""
+    """The distributions that only a CUDA build of torch needs, as pip names them."""
     folder = _package_folder("torch")
     if folder is None:
         return ()
@@ -44,15 +44,15 @@ def read_gpu_packages() -> tuple[str, ...]:
 
 
 def require_worker_packages(packages: Sequence[str] = WORKER_PACKAGES) -> None:
-    """Raise ``MachineError`` when the worker could not import what it needs in this environment."""
+    """Raise ``MachineError`` if packages that the worker needs are missing in this environment."""
     missing = [name for name in packages if _package_folder(name) is None]
     if missing:
-        # Another index holds torch alone, so each package gets a command of its own.
+        # The other index has only torch, so each package gets its own command.
         commands = [
             f"pip install {name}" + (f" --index-url {CPU_INDEX}" if name == "torch" else "") for name in missing
         ]
         raise MachineError(
-            f"the workers need {' and '.join(missing)}, which {sys.executable} does not have; {'; '.join(commands)}"
+            f"the workers need {' and '.join(missing)}, which {sys.executable} does not have; run {'; '.join(commands)}"
         )
 
 

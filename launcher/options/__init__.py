@@ -1,4 +1,5 @@
-"""Options and their defaults. Each option is defined once; flags, variables, keys and help are derived from that.
+"""Options and their defaults, in one place. Each option is defined once; flags, variables, keys and help are derived
+from that.
 
 ``definitions`` and ``bench`` contain the dataclasses, ``choices`` the literal types, ``option`` the description of an
 option, ``values`` the conversion to and from flat values by name, ``sources`` the precedence of flags, environment

@@ -1,4 +1,6 @@
-"""The options of the commands under ``launch bench``; one that starts instances also takes those of ``serve``."""
+"""The options of the commands under ``launch bench``; ``throughput``, which starts instances, also has those of
+``serve``.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ DEFAULT_URL = f"http://{FrontOptions().host}:{FrontOptions().port}"
 
 @dataclass(frozen=True, slots=True)
 class WorkloadOptions:
-    """The texts to measure with: ``count`` of the built-in workload, unless ``texts``, ``lengths`` or ``tokens`` is
-    set."""
+    """The texts to measure with: ``count`` texts of the built-in workload, unless ``texts``, ``lengths`` or ``tokens``
+    is set.
+    """
 
     command_line_only: ClassVar[bool] = True
 
@@ -52,11 +55,10 @@ class WorkloadOptions:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How one server is loaded.
+    """The load on a server.
 
-    ``rate`` (requests/s) makes the loop open; otherwise ``connections`` requests are always in flight.
-    ``per_request`` texts go into one request. The first ``warmup`` requests are not counted; None is a tenth of them,
-    at most 100.
+    ``rate`` (requests/s) makes the loop open; otherwise ``connections`` requests are always in flight. Each request has
+    ``per_request`` texts. The first ``warmup`` requests are not counted; None is a tenth of them, at most 100.
     """
 
     command_line_only: ClassVar[bool] = True
@@ -76,16 +78,16 @@ class LoadOptions:
         minimum=0,
         metavar="N",
     )
-    api: EmbeddingsApi = option("openai", "API that the server speaks.", group=LOAD)
+    api: EmbeddingsApi = option("openai", "API of the server.", group=LOAD)
     model: str | None = option(
-        None, "Model name to send (default: the first that is listed).", group=LOAD, metavar="NAME"
+        None, "Model name to send (default: the first one that the server lists).", group=LOAD, metavar="NAME"
     )
     encoding: VectorEncoding = option("float", "Encoding of the vectors.", group=LOAD)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadCommandOptions:
-    """Everything ``launch bench load`` needs. Several addresses are loaded in turn, ``rounds`` times each."""
+    """All options of ``launch bench load``. Several servers are loaded in turn, ``rounds`` times each."""
 
     command_line_only: ClassVar[bool] = True
 
@@ -100,13 +102,13 @@ class LoadCommandOptions:
     workload: WorkloadOptions = part(WorkloadOptions())
     format: FormatOptions = part(FormatOptions())
     plot: Path | None = option(
-        None, "Draw latencies and rate into FILE (.png or .svg; needs matplotlib).", group=OUTPUT, metavar="FILE"
+        None, "Plot latencies and rate to FILE (.png or .svg; needs matplotlib).", group=OUTPUT, metavar="FILE"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineOptions:
-    """Everything ``launch bench baseline`` needs."""
+    """All options of ``launch bench baseline``."""
 
     command_line_only: ClassVar[bool] = True
 
@@ -117,21 +119,21 @@ class BaselineOptions:
 
 @dataclass(frozen=True, slots=True)
 class EchoOptions:
-    """The port on 127.0.0.1, the number of values in a vector, and the CPU of the worker; None is no worker."""
+    """The port on 127.0.0.1, the number of values in a vector, and the CPU of the worker; None: no worker."""
 
     command_line_only: ClassVar[bool] = True
 
     port: int = option(8090, "Port on 127.0.0.1.", group=HTTP, minimum=1, maximum=65535, metavar="PORT")
     width: int = option(384, "Number of values in a vector.", group=HTTP, minimum=1, metavar="N")
     worker_cpu: int | None = option(
-        None, "Ask a worker process on this CPU before each reply.", group=HTTP, minimum=0, metavar="CPU"
+        None, "Wait for a worker process on this CPU before each response.", group=HTTP, minimum=0, metavar="CPU"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ThroughputOptions:
-    """``queued`` items wait or run at any time, as that many connections with one text each would have it; None: all
-    texts come at once. The first ``warmup`` texts are computed before the clock starts; None is a tenth, at most 200.
+    """At any time, ``queued`` items are queued or running, as with that many connections with one text each; None: all
+    texts arrive at once. The first ``warmup`` texts are computed before the clock starts; None is a tenth, at most 200.
     """
 
     command_line_only: ClassVar[bool] = True
@@ -150,11 +152,11 @@ class ThroughputOptions:
 
 @dataclass(frozen=True, slots=True)
 class ThroughputCommandOptions:
-    """Everything ``launch bench throughput`` needs: instances as ``serve`` starts them, on this machine."""
+    """All options of ``launch bench throughput``: instances as ``serve`` starts them, on this machine."""
 
     serve: ServeOptions = part(
         ServeOptions(log=LogOptions(level="warning")),
-        # Not for a queue that holds the whole workload, and workers that are not restarted.
+        # Without options that have no effect if the queue holds the whole workload and workers are not restarted.
         without=(
             "lengths",
             "sysroot",

@@ -1,6 +1,6 @@
 """The literal types of options. Each list of choices is written here and nowhere else.
 
-Separate and without imports, so that ``core``, which knows no options, can use the same types.
+Separate and without imports, so that ``core``, which must not import options, can use the same types.
 """
 
 from __future__ import annotations

@@ -43,10 +43,11 @@ OUTPUT = "Configuration and output"
 
 @dataclass(frozen=True, slots=True)
 class MachineOptions:
-    """Which machine is planned for, and how. ``None`` means that the planner decides.
+    """The machine to plan for, and how to plan. ``None`` means that the planner decides.
 
-    ``machine_file`` describes another machine; ``-`` is standard input. It excludes ``sysroot``. ``classes`` may be
-    ``auto``. ``lengths`` is a histogram of lengths for ``auto`` and for predictions; None is the built-in one.
+    ``machine_file`` describes another machine; ``-`` is standard input. It cannot be combined with ``sysroot``.
+    ``classes`` may be ``auto``. ``lengths`` is a histogram of lengths for ``auto`` and for predictions; None is the
+    built-in one.
     """
 
     instances: int | None = option(None, "Number of instances.", group=PLAN, minimum=1, metavar="N|auto", none="auto")
@@ -79,14 +80,12 @@ class MachineOptions:
         name="machine",
         metavar="FILE|NAME",
     )
-    probe_seconds: float = option(
-        20.0, "Timeout of each trial of a binding.", group=MACHINE, minimum=0.1, metavar="SECONDS"
-    )
+    probe_seconds: float = option(20.0, "Timeout of each binding probe.", group=MACHINE, minimum=0.1, metavar="SECONDS")
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """Libraries that are loaded before the program: its allocator, and its OpenMP runtime."""
+    """Libraries to preload into the program: its allocator and its OpenMP runtime."""
 
     allocator: Allocator = option(
         "auto", "Memory allocator to preload; auto picks tcmalloc or jemalloc.", group=MACHINE
@@ -96,7 +95,7 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model, and how it is run. ``max_length`` (tokens) can only lower the model's own limit.
+    """The model, and how to run it. ``max_length`` (tokens) can only lower the model's own limit.
 
     ``layout``: inputs packed if the model supports it, otherwise padded and sorted by length (``auto``); always padded
     and sorted (``sorted``); or padded in batches of ``FIFO_BATCH_ITEMS`` in order of arrival (``fifo``).
@@ -139,11 +138,11 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class FrontOptions:
-    """The HTTP side and its limits.
+    """HTTP and its limits.
 
-    ``body_bytes`` bounds one request body, ``total_body_bytes`` all that are held at a time with their responses.
-    ``request_items`` is the number of texts in one request, ``text_characters`` the longest text that is tokenized at
-    all, ``result_bytes`` the size of the results of a request that has one result per token.
+    ``body_bytes`` limits one request body, ``total_body_bytes`` all bodies and responses held at a time.
+    ``request_items`` is the number of texts in one request, ``text_characters`` the maximum length of a text before it
+    is tokenized, ``result_bytes`` the size of the results of a request that has one result per token.
     """
 
     host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
@@ -214,12 +213,12 @@ class FrontOptions:
 
 @dataclass(frozen=True, slots=True)
 class SchedulingOptions:
-    """The queue, the batches, how requests of different priority share both, and when a batch counts as hung.
+    """The queue, the batches, how requests of different priorities share them, and when a batch counts as hung.
 
-    ``queue_items`` bounds the queue, ``batch_tokens`` is the token budget of one batch, padding included.
+    ``queue_items`` limits the queue, ``batch_tokens`` is the token budget of one batch, padding included.
 
-    A batch is a hang when it runs ``hang_factor`` times longer than predicted, and at least ``hang_seconds``. Inputs
-    of a lost instance are sent to another one, ``max_attempts`` times in all.
+    A batch counts as hung when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``.
+    Inputs of a lost instance are sent to another one, ``max_attempts`` times in all.
     """
 
     queue_items: int = option(
@@ -265,8 +264,8 @@ class SchedulingOptions:
 
 @dataclass(frozen=True, slots=True)
 class SuperviseOptions:
-    """How instances are kept alive. After ``max_failures`` consecutive workers that never became ready, an instance
-    is given up.
+    """How instances are supervised. After ``max_failures`` consecutive workers that never became ready, an instance has
+    failed permanently.
 
     ``backoff_seconds`` doubles with each consecutive failure, up to ``backoff_limit_seconds``. A worker that was ready
     for ``settled_seconds`` resets the count of failures. ``stop_seconds`` is the time between the request to stop and
@@ -284,7 +283,7 @@ class SuperviseOptions:
         metavar="SECONDS",
     )
     max_failures: int = option(
-        5, "Consecutive failures after which restarts end.", group=SUPERVISION, minimum=1, metavar="N"
+        5, "Consecutive failures after which an instance is not restarted.", group=SUPERVISION, minimum=1, metavar="N"
     )
     backoff_seconds: float = option(
         0.5,
@@ -303,7 +302,7 @@ class SuperviseOptions:
 
 @dataclass(frozen=True, slots=True)
 class LogOptions:
-    """What is logged, and in which form."""
+    """The log: level and format."""
 
     level: LogLevel = option("info", "Minimum severity to log.", group=OUTPUT, name="log_level")
     json: bool = option(False, "Log one JSON object per line.", group=OUTPUT, name="log_json")
@@ -311,7 +310,7 @@ class LogOptions:
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Everything ``launch serve`` needs."""
+    """All options of ``launch serve``."""
 
     machine: MachineOptions = part(MachineOptions())
     runtime: RuntimeOptions = part(RuntimeOptions())
@@ -324,10 +323,10 @@ class ServeOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Everything ``launch run`` needs. ``program`` is what is started once per instance.
+    """All options of ``launch run``. ``program`` is started once per instance.
 
-    No core is reserved, since no front end runs beside the programs; and nothing is preloaded unless it is asked for,
-    since the program may be anything. ``grace_seconds`` is the time between the signal to end and SIGKILL.
+    By default no core is reserved, since there is no front end, and nothing is preloaded, since the program can be
+    anything. ``grace_seconds`` is the time between the signal to stop and SIGKILL.
     """
 
     program: tuple[str, ...] = argument(
@@ -354,7 +353,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class DryRunOptions:
-    """Whether only the plan is printed, and in which form."""
+    """Whether only the plan is printed, and in which format."""
 
     command_line_only: ClassVar[bool] = True
 
@@ -364,17 +363,17 @@ class DryRunOptions:
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """What is printed or written of a machine and its plan.
+    """The output of a report on a machine and its plan.
 
-    ``save`` gets the machine as a file, ``svg`` the drawing; ``export`` prints the plan for another supervisor that
-    starts ``program`` once per instance.
+    ``save`` is the file for the machine, ``svg`` the file for the drawing; ``export`` prints the plan for another
+    supervisor that starts ``program`` once per instance.
     """
 
     command_line_only: ClassVar[bool] = True
 
     json: bool = option(False, "Print the report as JSON.", group=OUTPUT)
     save: Path | None = option(None, "Write the machine to FILE, for --machine.", group=OUTPUT, metavar="FILE")
-    svg: Path | None = option(None, "Draw the machine and the plan into FILE.", group=OUTPUT, metavar="FILE")
+    svg: Path | None = option(None, "Draw the machine and the plan to FILE, as SVG.", group=OUTPUT, metavar="FILE")
     export: ExportTarget | None = option(
         None, "Print the plan for another supervisor instead of the report.", group=OUTPUT
     )
@@ -387,7 +386,7 @@ class ReportOptions:
 
 @dataclass(frozen=True, slots=True)
 class DoctorOptions:
-    """Which machine is examined. ``sample_seconds`` is how long it is watched for load by other programs."""
+    """The machine to examine. ``sample_seconds`` is how long it is watched for load by other programs."""
 
     machine: MachineOptions = part(MachineOptions(), only=("sysroot", "probe_seconds"))
     sample_seconds: float = option(
@@ -397,7 +396,7 @@ class DoctorOptions:
 
 @dataclass(frozen=True, slots=True)
 class FormatOptions:
-    """In which form a command prints its result."""
+    """The output format of a command."""
 
     command_line_only: ClassVar[bool] = True
 

@@ -1,8 +1,8 @@
-"""What an option is: a dataclass field whose metadata carries everything that is known about it.
+"""Defines an option: a dataclass field whose metadata holds everything about it.
 
 The field holds the default and the type; its metadata holds the help text, limits, group and names. Command-line flags,
-environment variables, keys of configuration files and keyword arguments are all derived from it and written nowhere
-else. The options themselves are in ``definitions``, parsing is in ``values``.
+environment variables, keys of configuration files and keyword arguments are all derived from it. The options themselves
+are in ``definitions``, parsing is in ``values``.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def options_of(root: type) -> tuple[Option, ...]:
 
 
 def parts_of(cls: type) -> dict[str, type]:
-    """The fields of ``cls`` that hold dataclasses of options, and these."""
+    """The fields of ``cls`` that hold dataclasses of options, with these dataclasses."""
     parts = [each.name for each in dataclasses.fields(cls) if isinstance(each.metadata.get(_KEY), _Part)]
     hints = get_type_hints(cls) if parts else {}
     return {name: hints[name] for name in parts}
@@ -189,7 +189,7 @@ def _walk(cls: type, defaults: Any, path: tuple[str, ...]) -> Iterator[Option]:
 
 
 def _type(path: tuple[str, ...], hint: Any) -> tuple[Kind, bool, bool, tuple[str, ...]]:
-    """What ``Option`` says of a type: its kind, whether it is a tuple, whether it can be None, and its choices."""
+    """The properties of an option's type: its kind, whether it is a tuple, whether it can be None, and its choices."""
     optional = get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
     if optional:
         (hint,) = (one for one in get_args(hint) if one is not NoneType)

@@ -112,7 +112,7 @@ def _from_file(file: ConfigFile, known: Mapping[str, Option]) -> Iterator[tuple[
     for key, value in file.values.items():
         place, name = file.place(key), key.replace("-", "_")
         if isinstance(value, dict):
-            raise UsageError(f"{place}: [{key}] is a table, and all options are keys at the top of the file")
+            raise UsageError(f"{place}: [{key}] is a table; options must be keys at the top level of the file")
         if name not in known:
             raise UsageError(f"{place}: unknown key {key!r}{nearest(key, [option.key for option in known.values()])}")
         if name in seen:

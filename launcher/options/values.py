@@ -92,12 +92,16 @@ def convert(option: Option, value: object, where: str) -> Any:
 
 def parse(option: Option, text: str, where: str) -> Any:
     """As ``convert``, for a value given as text: a flag or an environment variable."""
-    value: object = text
+    return convert(option, _read(option, text), where)
+
+
+def _read(option: Option, text: str) -> object:
+    """The value that the text denotes for this option; the text itself if it is none."""
     if option.kind is bool:
-        value = True if text.lower() in TRUE else False if text.lower() in FALSE else text
-    elif option.kind in (int, float) and text != option.declared.none:
-        value = _number(option.kind, text)
-    return convert(option, value, where)
+        return True if text.lower() in TRUE else False if text.lower() in FALSE else text
+    if option.kind in (int, float) and text != option.declared.none:
+        return _number(option.kind, text)
+    return text
 
 
 def _number(kind: type, text: str) -> object:
@@ -129,4 +133,6 @@ def _single(option: Option, value: object, where: str) -> Any:
 def refusal(option: Option, value: object, where: str) -> UsageError:
     """The error for an invalid value: what was given, and what it must be."""
     shown = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, str) and _read(option, value) is not value:
+        shown = repr(value)  # from a file or a program: without quotes the message would contradict itself
     return UsageError(f"{where} {shown}: must be {option.expected}")

@@ -1,7 +1,7 @@
-"""What costs are predicted from before a worker has measured anything: the tables of earlier runs, or a guess.
+"""Provides the costs to predict from before a worker has measured any: tables of earlier runs, or an estimate.
 
-The files are in ``host.files.cost_tables``, what they hold for in ``core.cost.cost_table``; here it is decided which of
-them hold for these options. Measuring and writing belong to the engine (``engine.costs``).
+``host.files.cost_tables`` reads the files, ``core.cost.cost_table`` defines what a table is valid for; this module
+selects the tables that are valid for these options. Measuring and writing belong to the engine (``engine.costs``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from launcher.prepare.model import dtype_of
 
 
 @dataclass(frozen=True, slots=True)
-class CostSubject:
-    """What all instances of a run have in common, as far as costs depend on it.
+class CostKeyBase:
+    """The part of a cost key that all instances of a run share.
 
     The instruction sets of ``machine`` are followed by the variables that keep libraries from using some of them.
     """
@@ -36,12 +36,12 @@ class CostSubject:
     layout: str
 
     def key(self, instance: InstancePlan) -> CostKey:
-        """What the measurements of an instance depend on."""
+        """The cost key of an instance."""
         kinds = {core.kind for core in self.machine.cores if core.id in set(instance.cores)}
         return self.key_of(instance.threads, len(instance.nodes), tuple(sorted(str(kind) for kind in kinds)))
 
     def key_of(self, threads: int, nodes: int, kinds: tuple[str, ...]) -> CostKey:
-        """The same for a size of instance."""
+        """The cost key of instances of a given size."""
         return CostKey(
             processor=self.machine.model or self.machine.vendor or "unknown",
             arch=self.machine.arch,
@@ -50,7 +50,7 @@ class CostSubject:
             nodes=nodes,
             kinds=kinds,
             model=self.model_info.asked,
-            weights=cost_tables.weights_mark(self.model_info),
+            weights=cost_tables.weights_fingerprint(self.model_info),
             task=self.model_info.task,
             max_length=self.model_info.max_length,
             dtype=self.dtype,
@@ -63,30 +63,31 @@ class CostSubject:
         )
 
 
-def basis_of(subject: CostSubject | None) -> CostBasis:
-    """What costs are predicted from: the tables that hold for this machine and model, or a guess."""
+def basis_of(subject: CostKeyBase | None) -> CostBasis:
+    """The costs to predict from: the tables that are valid for this machine and model, or an estimate."""
     if subject is None:
         return CostBasis.guessed(None)
     folder = cost_tables.cost_folder()
-    if not folder.is_dir():  # before the keys, which take the versions of packages
+    if not folder.is_dir():  # before the keys, which need the versions of packages
         return CostBasis.guessed(subject.model_info.weight_bytes)
-    relatives = cost_tables.read_relatives(folder, subject.key_of(1, 1, ()))
+    relatives = cost_tables.read_related_tables(folder, subject.key_of(1, 1, ()))
     fitting = [t for t in relatives if not differences(t.key, subject.key_of(t.key.threads, t.key.nodes, t.key.kinds))]
     if not fitting:
         return CostBasis.guessed(subject.model_info.weight_bytes)
-    by_threads = {table.key.threads: fit(table.measured).times(table.drift) for table in fitting}
+    by_threads = {table.key.threads: fit(table.measured).scaled(table.drift) for table in fitting}
     return CostBasis(by_threads, packed=fitting[0].packed, measured=True)
 
 
-def subject_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> CostSubject:
-    """What costs depend on in all instances."""
+def cost_key_base(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> CostKeyBase:
+    """The part of the cost key that all instances share."""
     backend: str = options.model.backend
     if backend == "fake":
         backend = f"fake, {options.model.fake_seconds_per_token or 0.0:g} s a token"
-    # Rows cost the same whoever shares them; what is packed is known only when the model is loaded.
+    # FIFO and sorted batches are both padded and cost the same; whether items are packed is known only when the model
+    # is loaded.
     layout = "auto" if options.model.layout == "auto" else "padded"
     limits = limits_in(environment_of(options.machine), machine.isa)
     limited = replace(machine, isa=(*machine.isa, *limits))
-    return CostSubject(
+    return CostKeyBase(
         limited, model_info, dtype_of(options, machine), backend, options.scheduling.batch_tokens, layout
     )

@@ -1,4 +1,4 @@
-"""The machine that a plan is for: this one, a recorded one, or one that a file describes."""
+"""Loads the machine to plan for: this one, a recorded one, or one that a file describes."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ HERE = Path("/")
 
 
 def load_machine(options: MachineOptions) -> Machine:
-    """The machine to plan for. Raises ``UsageError`` for options that contradict each other, ``MachineError``."""
+    """The machine to plan for. Raises ``UsageError`` for contradictory options, and ``MachineError``."""
     _check(options)
     if options.machine_file is not None:
         return read_machine_file(options.machine_file)
     return read_machine(options.sysroot)
 
 
-def is_here(options: MachineOptions) -> bool:
-    """Whether it is the machine that this process runs on. Only then may a plan contain facts about this process."""
+def is_this_machine(options: MachineOptions) -> bool:
+    """Whether the machine is the one that this process runs on. Only then may a plan contain facts about it."""
     return options.machine_file is None and options.sysroot.resolve() == HERE
 
 
 def environment_of(options: MachineOptions) -> Mapping[str, str]:
     """The environment that workers on this machine inherit; empty for another machine, whose environment is unknown."""
-    return os.environ if is_here(options) else {}
+    return os.environ if is_this_machine(options) else {}
 
 
-def refuse_elsewhere(options: MachineOptions) -> None:
-    """Raises ``UsageError`` if the plan is for another machine, and so can be shown but not started."""
-    if is_here(options):
+def require_this_machine(options: MachineOptions) -> None:
+    """Raises ``UsageError`` if the plan is for another machine: it can be shown but not started."""
+    if is_this_machine(options):
         return
     option, place = ("--machine", options.machine_file) if options.machine_file else ("--sysroot", options.sysroot)
     raise UsageError(
-        f"{option} {place} is for a plan of another machine, and instances start on this one; "
-        f"--dry-run or `launch topology` shows that plan; omit {option} to start instances here"
+        f"{option} {place} selects another machine, but instances start on this one; "
+        f"use --dry-run or `launch topology` to show its plan, or omit {option}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The model that instances are planned for, and what workers and scheduler are told about it."""
+"""Resolves the model to plan for, and derives the setup of workers and the limits of the scheduler from it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from launcher.prepare.machine import environment_of
 
 
 def check_backend(options: ModelOptions) -> None:
-    """Raises ``UsageError`` for a backend and options that do not go together."""
+    """Raises ``UsageError`` for options that the backend does not support."""
     seconds = options.fake_seconds_per_token
     if seconds is None:
         return
     if options.backend != "fake":
         raise UsageError(
-            f"--fake-seconds-per-token {seconds:g} is for --backend fake, and the backend is {options.backend}; "
-            "omit it, or add --backend fake"
+            f"--fake-seconds-per-token {seconds:g} requires --backend fake, but the backend is {options.backend}; omit "
+            "it, or add --backend fake"
         )
     if not math.isfinite(seconds):
         raise UsageError(f"--fake-seconds-per-token {seconds}: must be a finite number of seconds, such as 0.0001")
 
 
 def check_worker_packages(options: ModelOptions) -> tuple[str, ...]:
-    """Notes on the installed torch. Raises ``MachineError`` if the workers could not import what they need."""
+    """Notes on the installed torch. Raises ``MachineError`` if packages that workers need are missing."""
     if options.backend == "fake":
         return ()
     # Only here, because all checks of the doctor come with them, and reports need none.
@@ -45,19 +45,20 @@ def check_worker_packages(options: ModelOptions) -> tuple[str, ...]:
 
 
 def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo | None, tuple[str, ...]]:
-    """The model's facts and notes on them. Without ``needed`` nothing is downloaded, and a model that is not on
-    this machine is None and a warning. Otherwise raises ``UsageError``, as for every model that cannot be served."""
+    """The model's metadata, and notes. Without ``needed`` nothing is downloaded, and a model that is not on this machine
+    gives None and a warning; otherwise it raises, as for every model that cannot be served.
+    """
     try:
         model_info = resolve(options, download=needed)
     except ModelAbsentError as error:
         if needed:
             raise
-        return None, (f"The plan was made without the model, so its limits are not in it: {error}",)
+        return None, (f"The plan does not take the limits of the model into account: {error}",)
     return model_info, model_info.notes
 
 
 def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
-    """The number format to run in on this machine, as far as the environment lets libraries use its instructions."""
+    """The dtype to run in on this machine, as far as the environment lets libraries use its instructions."""
     return choose_dtype(options.model.dtype, usable_isa(machine.isa, environment_of(options.machine)))
 
 
@@ -78,7 +79,7 @@ def limits_of(options: ServeOptions) -> SchedulerLimits:
 
 
 def setup_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> Setup:
-    """What every worker is told to load. Any length may reach it: classes help each other."""
+    """The setup message for every worker. It includes all lengths, because classes help each other."""
     return Setup(
         model_info=model_info,
         dtype=dtype_of(options, machine),

@@ -1,4 +1,4 @@
-"""What is decided of each instance, as one record: its plan, its binding and its command.
+"""Everything decided for each instance, as one record: its plan, its binding and its command.
 
 Shared by workers (``prepare.workers``) and by the programs of ``launch run``, which differ only in the command.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import InstancePlan, Plan
-from launcher.core.planning.preload import Runtimes, choose_runtimes, wanted_libraries
+from launcher.core.planning.preload import Preload, choose_preload, wanted_libraries
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.report.topology_report import Command
 from launcher.core.tuning.choose_classes import Choice
@@ -43,7 +43,8 @@ class ForecastInputs:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """All decisions. ``instances`` are those of ``plan``, in its order; ``model_info`` is None without a model,
-    ``forecast`` where no server is planned."""
+    ``forecast`` if no server is planned.
+    """
 
     machine: Machine
     model_info: ModelInfo | None
@@ -54,37 +55,38 @@ class Prepared:
 
     @property
     def commands(self) -> tuple[Command, ...]:
-        """The commands of all instances, in order, as reports take them."""
+        """The commands of all instances, in order, in the form used by reports."""
         return tuple(instance.command for instance in self.instances)
 
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """What the command of an instance depends on besides its plan and binding. ``live``: it is for this machine;
-    otherwise ``user_env`` is empty."""
+    """What the command of an instance depends on besides its plan and binding. ``live``: the plan is for this machine;
+    otherwise ``user_env`` is empty.
+    """
 
     live: bool
     instances: int
     user_env: Mapping[str, str]
-    runtimes: Runtimes
+    preload: Preload
 
 
-# Gives the command of an instance, and notes on it.
+# Returns the command of an instance, and notes.
 MakeCommand = Callable[[InstancePlan, Binding, CommandContext], tuple[Command, tuple[str, ...]]]
 
 
 def prepare_instances(
     plan: Plan, machine: MachineOptions, runtime: RuntimeOptions, make_command: MakeCommand, *, live: bool
 ) -> tuple[tuple[PreparedInstance, ...], tuple[str, ...]]:
-    """Bindings, preload and commands for every instance, and the warnings that belong to them.
+    """Bindings, preload and commands for every instance, with their warnings.
 
-    ``live`` when the plan is for this machine: then bindings are probed and libraries are looked for. With
+    If the plan is for this machine (``live``), bindings are probed and libraries are searched for. With
     ``machine.strict``, raises ``MachineError`` if a binding is less than planned; raises ``UsageError`` for a missing
     library.
     """
     bindings = _bindings_of(plan, machine, live)
     user_env: Mapping[str, str] = os.environ if live else {}
-    context = CommandContext(live, len(plan.instances), user_env, _choose_runtimes(runtime, live, user_env))
+    context = CommandContext(live, len(plan.instances), user_env, _choose_preload(runtime, live, user_env))
     instances: list[PreparedInstance] = []
     notes: list[str] = []
     for instance, binding in zip(plan.instances, bindings, strict=True):
@@ -92,11 +94,11 @@ def prepare_instances(
         instances.append(PreparedInstance(instance, binding, command))
         notes += said
     found = describe_bindings(plan, bindings) if live else ()
-    return tuple(instances), (*found, *context.runtimes.notes, *notes)
+    return tuple(instances), (*found, *context.preload.notes, *notes)
 
 
-def without_repeats(*warnings: str) -> tuple[str, ...]:
-    """Each warning once, in order of first occurrence: many are the same for all instances."""
+def deduplicated(*warnings: str) -> tuple[str, ...]:
+    """Each warning once, in order of first occurrence: many are identical for all instances."""
     return tuple(dict.fromkeys(warnings))
 
 
@@ -109,7 +111,7 @@ def _bindings_of(plan: Plan, machine: MachineOptions, live: bool) -> tuple[Bindi
     )
 
 
-def _choose_runtimes(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Runtimes:
-    """Allocator and OpenMP runtime; they are looked for only on the machine itself."""
+def _choose_preload(options: RuntimeOptions, live: bool, user_env: Mapping[str, str]) -> Preload:
+    """Allocator and OpenMP runtime; they are searched for only on the machine itself."""
     facts = find_libraries(wanted_libraries(options.allocator, options.openmp), user_env) if live else None
-    return choose_runtimes(options.allocator, options.openmp, facts, user_env)
+    return choose_preload(options.allocator, options.openmp, facts, user_env)

@@ -1,6 +1,6 @@
-"""What is printed or written of a plan: report, JSON, picture, the machine as a file, files of other supervisors.
+"""Prints a plan or writes it to files: report, JSON, SVG, the machine as a file, files of other supervisors.
 
-``launch topology`` and ``launch … --dry-run`` end here; nothing is started.
+Used by ``launch topology`` and ``launch … --dry-run``; nothing is started.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.console import Console
 from launcher.core.planning.program_placeholders import fill, values_of
 from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
-from launcher.core.report.svg_map import picture
+from launcher.core.report.svg_map import draw_svg
 from launcher.core.report.topology_report import Command, PlanReport, report_json, report_text
 from launcher.core.tuning.choose_classes import classes_of, specs_of
 from launcher.core.tuning.simulation import Scenario, predict
@@ -27,20 +27,20 @@ from launcher.prepare.workers import OWN_ENV, prepare_workers
 
 
 def show(options: ServeOptions, wanted: ReportOptions) -> None:
-    """Print the report in the form that is wanted. Raises any ``LauncherError``."""
+    """Print the report in the requested form. Raises any ``LauncherError``."""
     _check(wanted)
     if lists_catalogue(options.machine.machine_file):
-        from launcher.core.machine.catalogue import catalogue_text  # only here: other reports do not need it
+        from launcher.core.machine.catalogue import catalogue_text  # imported here because other reports do not need it
 
         print(catalogue_text())
         return
     machine = load_machine(options.machine)
-    if wanted.save is not None:  # before the plan: a machine that nothing fits on can be saved all the same
+    if wanted.save is not None:  # before the plan: a machine can be saved even if the plan does not fit
         write_machine_file(wanted.save, machine)
-        _say(f"the machine ({len(machine.cores)} usable cores) is written to {wanted.save}")
+        _say(f"wrote the machine ({len(machine.cores)} usable cores) to {wanted.save}")
     prepared = prepare_workers(options, model_needed=False, machine=machine)
     if wanted.svg is not None:
-        _write_picture(wanted.svg, prepared)
+        _write_svg(wanted.svg, prepared)
     if wanted.export is not None:
         count = len(prepared.instances)
         commands = [_exported(options, wanted.program, instance, count) for instance in prepared.instances]
@@ -54,7 +54,7 @@ def show(options: ServeOptions, wanted: ReportOptions) -> None:
 
 
 def forecast_of(prepared: Prepared) -> Forecast | None:
-    """What the plan is predicted to do: by what was measured, or where classes were chosen, also by a guess."""
+    """The predicted performance of the plan: from measured costs or, if classes were chosen, from estimates."""
     measure = "the first start of `launch` with these options"
     inputs = prepared.forecast
     if inputs is None:
@@ -73,20 +73,21 @@ def forecast_of(prepared: Prepared) -> Forecast | None:
 def _check(wanted: ReportOptions) -> None:
     if wanted.program and wanted.export is None:
         raise UsageError(
-            f"{wanted.program[0]!r}: a program goes with --export; `launch run -- PROGRAM` starts one on this machine"
+            f"{wanted.program[0]!r}: a program requires --export; to start it on this machine, use `launch run -- "
+            "PROGRAM`"
         )
     if wanted.export is not None and wanted.json:
-        raise UsageError("--export and --json each say what is printed; use one of them")
+        raise UsageError("--export and --json exclude each other; use one of them")
 
 
 def print_json(prepared: Prepared, forecast: Forecast | None = None) -> None:
-    """Exactly the JSON document of schema 1."""
+    """Print the JSON document of schema 1, and nothing else."""
     document = report_json(_report_of(prepared, forecast))
     print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def print_report(prepared: Prepared, *, front: bool = True, forecast: Forecast | None = None) -> None:
-    """The report for people, as wide as the terminal; ``front`` as in ``PlanReport``."""
+    """Print the report as text, as wide as the terminal; ``front`` as in ``PlanReport``."""
     console = Console(highlight=False, soft_wrap=True)
     unicode = console.encoding.lower().startswith("utf")
     console.print(report_text(_report_of(prepared, forecast, front=front), console.width, unicode=unicode))
@@ -96,18 +97,18 @@ def _report_of(prepared: Prepared, forecast: Forecast | None, *, front: bool = T
     return PlanReport(prepared.machine, prepared.plan, prepared.commands, prepared.warnings, forecast, front)
 
 
-def _write_picture(file: Path, prepared: Prepared) -> None:
+def _write_svg(file: Path, prepared: Prepared) -> None:
     try:
-        file.write_text(picture(prepared.machine, prepared.plan), encoding="utf-8")
+        file.write_text(draw_svg(prepared.machine, prepared.plan), encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"--svg {file}: the picture cannot be written there: {error.strerror or error}") from error
-    _say(f"the picture is written to {file}")
+        raise UsageError(f"--svg {file}: cannot be written: {error.strerror or error}") from error
+    _say(f"wrote the plan as SVG to {file}")
 
 
 def _exported(options: ServeOptions, program: tuple[str, ...], instance: PreparedInstance, count: int) -> Command:
-    """What another supervisor is to start as this instance: the program, or a server of one instance.
+    """The command that another supervisor starts for this instance: the program, or a server of one instance.
 
-    The server takes the cores that its supervisor leaves it, one port after another.
+    Each server uses the cores that its supervisor binds it to, and the next port.
     """
     if not program:
         front, model = options.front, options.model

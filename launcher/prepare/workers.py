@@ -1,6 +1,6 @@
-"""Plans the workers of a model: what ``serve``, ``bench throughput`` and the Python API start, and reports show.
+"""Plans the workers of a model, for ``serve``, ``bench throughput``, the Python API and reports.
 
-So that a report says what a start does, both take it from here.
+Reports and starts share this module, so a report shows exactly what would be started.
 """
 
 from __future__ import annotations
@@ -22,53 +22,53 @@ from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.errors import UsageError
 from launcher.host.files.length_histogram import read_histogram
 from launcher.options import ServeOptions
-from launcher.prepare.costs import basis_of, subject_of
-from launcher.prepare.machine import environment_of, is_here, load_machine
+from launcher.prepare.costs import basis_of, cost_key_base
+from launcher.prepare.machine import environment_of, is_this_machine, load_machine
 from launcher.prepare.model import check_backend, check_worker_packages, load_model_info
 from launcher.prepare.prepared_instances import (
     CommandContext,
     ForecastInputs,
     Prepared,
+    deduplicated,
     prepare_instances,
-    without_repeats,
 )
 
 AUTO = "auto"  # for --classes
 
-# For workers beside what the plan sets: Python must not import from the folder in which `launch` was typed.
+# For workers, in addition to the environment from the plan: Python must not import from the current directory.
 OWN_ENV = {"PYTHONSAFEPATH": "1"}
 
 
 def prepare_workers(options: ServeOptions, *, model_needed: bool, machine: Machine | None = None) -> Prepared:
-    """Read the machine unless it is given, resolve the model and plan. Raises any ``LauncherError``.
+    """Read the machine unless it is given, resolve the model and make the plan. Raises any ``LauncherError``.
 
-    Without ``model_needed`` (reports) a model that is not there becomes a warning: limits and memory that depend on
-    it stay unknown.
+    Without ``model_needed`` (reports), a missing model becomes a warning, and the limits and memory that depend on it
+    stay unknown.
     """
     check_backend(options.model)
     if model_needed and options.machine.lengths is not None and options.machine.classes != AUTO:
         raise UsageError(
-            f"--lengths {options.machine.lengths} is for --classes auto, and for what reports predict; "
-            "add --classes auto or --dry-run, or omit it"
+            f"--lengths {options.machine.lengths} requires --classes auto or a report; add --classes auto or "
+            "--dry-run, or omit it"
         )
     package_notes = check_worker_packages(options.model) if model_needed else ()
     machine = machine or load_machine(options.machine)
     model_info, model_notes = load_model_info(options.model, needed=model_needed)
     forecast, request = _forecast_inputs(options, machine, model_info)
     plan = make_plan(machine, request)
-    live = is_here(options.machine)
+    live = is_this_machine(options.machine)
     instances, notes = prepare_instances(plan, options.machine, options.runtime, _worker_command, live=live)
     limited = dtype_notes(options.model.dtype, machine.isa, environment_of(options.machine))
-    warnings = without_repeats(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *limited, *notes)
+    warnings = deduplicated(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *limited, *notes)
     return Prepared(machine, model_info, plan, instances, warnings, forecast)
 
 
 def _forecast_inputs(
     options: ServeOptions, machine: Machine, model_info: ModelInfo | None
 ) -> tuple[ForecastInputs, PlanRequest]:
-    """What is predicted from, and what to plan: with ``--classes auto`` that follows from the prediction."""
+    """The inputs of predictions, and the request to plan: with ``--classes auto`` it follows from the prediction."""
     traffic, request = _traffic_of(options), _request(options, model_info)
-    subject = None if model_info is None else subject_of(options, machine, model_info)
+    subject = None if model_info is None else cost_key_base(options, machine, model_info)
     basis: CostBasis = basis_of(subject)
     if options.machine.classes != AUTO:
         return ForecastInputs(traffic, basis, None), request
@@ -77,10 +77,10 @@ def _forecast_inputs(
 
 
 def _traffic_of(options: ServeOptions) -> Traffic:
-    """The lengths to plan and predict for. Raises ``UsageError`` for a file that is no histogram."""
+    """The lengths to plan and predict for. Raises ``UsageError`` for a file that is not a histogram."""
     path, tokens = options.machine.lengths, options.scheduling.batch_tokens
     if path is not None:
-        return Traffic(read_histogram(path), f"those of {path.name}", tokens)
+        return Traffic(read_histogram(path), f"from {path.name}", tokens)
     return Traffic(
         Histogram(tuple(builtin_lengths().items())), "the built-in workload (--lengths FILE sets another)", tokens
     )
@@ -104,5 +104,5 @@ def _worker_command(
     instance: InstancePlan, binding: Binding, context: CommandContext
 ) -> tuple[Command, tuple[str, ...]]:
     python = sys.executable if context.live else "python3"
-    env, notes = worker_env(instance, context.user_env, context.runtimes)
+    env, notes = worker_env(instance, context.user_env, context.preload)
     return Command(worker_command(instance, binding, python), {**env, **OWN_ENV}), notes

@@ -1,6 +1,6 @@
-"""Plans the programs of ``launch run``: the same machine, plan, binding and preload as for workers, another command.
+"""Plans the programs of ``launch run``: machine, plan, binding and preload as for workers, but another command.
 
-``--dry-run`` prints it, ``runner`` carries it out.
+``--dry-run`` prints the result, ``runner`` carries it out.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from launcher.core.report.topology_report import Command
 from launcher.errors import UsageError
 from launcher.host.process.spawn_program import BINDER
 from launcher.options import MachineOptions, RunOptions
-from launcher.prepare.machine import is_here, load_machine, refuse_elsewhere
-from launcher.prepare.prepared_instances import CommandContext, Prepared, prepare_instances, without_repeats
+from launcher.prepare.machine import is_this_machine, load_machine, require_this_machine
+from launcher.prepare.prepared_instances import CommandContext, Prepared, deduplicated, prepare_instances
 
-# Where the machine is another one, nothing is known of its paths.
+# Nothing is known about paths on another machine.
 BINDER_ELSEWHERE = ("python3", "-m", "launcher.host.process.exec_bound")
 
 
 def prepare_run(options: RunOptions, *, live: bool) -> Prepared:
-    """Read the machine and plan. ``live`` when the programs will be started: then another machine is refused, and
-    what cannot be started is. Raises any ``LauncherError``."""
+    """Read the machine and make the plan. ``live``: the programs will be started, so another machine and programs that
+    cannot be started are rejected. Raises any ``LauncherError``.
+    """
     if live:
-        refuse_elsewhere(options.machine)
+        require_this_machine(options.machine)
     machine = load_machine(options.machine)
     plan = make_plan(machine, _request(options.machine))
     make_command = partial(_program_command, options.program)
-    here = is_here(options.machine)
+    here = is_this_machine(options.machine)
     instances, notes = prepare_instances(plan, options.machine, options.runtime, make_command, live=here)
     if live:
         _check_programs(options.program, plan)
-    return Prepared(machine, None, plan, instances, without_repeats(*machine.warnings, *plan.warnings, *notes))
+    return Prepared(machine, None, plan, instances, deduplicated(*machine.warnings, *plan.warnings, *notes))
 
 
 def _request(wanted: MachineOptions) -> PlanRequest:
@@ -53,7 +54,7 @@ def _program_command(
     program: tuple[str, ...], instance: InstancePlan, binding: Binding, context: CommandContext
 ) -> tuple[Command, tuple[str, ...]]:
     words = fill(program, values_of(instance, context.instances))
-    env, notes = program_env(instance, context.instances, context.user_env, context.runtimes)
+    env, notes = program_env(instance, context.instances, context.user_env, context.preload)
     binder = BINDER if context.live else BINDER_ELSEWHERE
     return Command(program_command(instance, binding, words, binder), env), notes
 
@@ -66,5 +67,5 @@ def _check_programs(program: tuple[str, ...], plan: Plan) -> None:
 def _check_program(program: tuple[str, ...], instance: InstancePlan, instances: int) -> None:
     (name,) = fill(program[:1], values_of(instance, instances))
     if shutil.which(name) is None:
-        place = "no such file that may be executed" if os.sep in name else "it is in no folder of PATH"
-        raise UsageError(f"launch run -- {name}: {place}, so none of {instances} instances was started")
+        place = "no executable file at this path" if os.sep in name else "not found in PATH"
+        raise UsageError(f"program {name}: {place}, so none of {instances} instances was started")

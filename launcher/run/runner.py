@@ -1,8 +1,8 @@
 """Runs N copies of a program: joins the lifecycle, the processes, their output and the signals.
 
-Order of the start: the fork of the subreaper, the machine, the plan, the probes; then the programs. The run is over
-when every program has exited: by itself, because another one has failed, or because of a signal, which is forwarded.
-Signal handlers only record; tasks react.
+Start: the fork of the subreaper, the machine, the plan, the probes; then the programs. The run is over when every
+program has exited: by itself, because another one has failed, or because of a signal, which is forwarded. Signal
+handlers only record; tasks react.
 """
 
 from __future__ import annotations
@@ -52,21 +52,22 @@ from launcher.run.prepare import prepare_run
 
 log = logging.getLogger("launcher.run")
 
-# Seconds after its start when a program is verified: threads and memory that it adds later are seen later.
+# A program is verified at these numbers of seconds after its start: threads and memory that it adds later are seen
+# later.
 VERIFY_AFTER_SECONDS = (1.0, 10.0, 60.0)
-# After SIGKILL: time for the kernel to terminate the processes, before the launcher exits without having seen it.
+# After SIGKILL: time for the kernel to terminate the processes, before the launcher exits without waiting for them.
 KILL_SECONDS = 5.0
 
 
 def show(options: RunOptions, *, as_json: bool) -> None:
-    """Print what would be started where, and start nothing. Raises any ``LauncherError``."""
+    """Print what would be started and where, without starting anything. Raises any ``LauncherError``."""
     prepared = prepare_run(options, live=False)
     print_json(prepared) if as_json else print_report(prepared, front=False)
 
 
 def run(options: RunOptions) -> NoReturn:
-    """Start the programs, wait until all have exited, and exit: with 0 when all exited with 0, else with the code of
-    the first that failed. Raises any ``LauncherError`` before a program is started.
+    """Start the programs, wait until all have exited, and exit: with 0 if all exited with 0, else with the exit code of
+    the first one that failed. Raises any ``LauncherError`` before a program is started.
 
     Forks (see ``host.process.subreaper``), so it must be called before any thread exists; only the child can raise.
     """
@@ -78,18 +79,20 @@ def run(options: RunOptions) -> NoReturn:
     anyio.run(runner.run)
     subreaper.kill_descendants()
     logging.shutdown()
-    # Not a normal exit of the interpreter, which waits for threads: one may be blocked writing to a full pipe.
+    # Not a normal exit of the interpreter, which would wait for threads: one may be blocked writing to a full pipe.
     os._exit(runner.exit_status)
 
 
 def policy_of(options: RunOptions) -> Policy:
-    """The options as the lifecycle of the programs takes them."""
+    """The options, as a policy for the lifecycle of the programs."""
     restart = options.supervise if options.on_failure == "restart" else None
     return Policy(options.on_failure == "stop", restart, options.grace_seconds)
 
 
 class Runner:
-    """One run, from the first start to the last exit. ``lifeline`` reads end-of-file when the subreaper is gone."""
+    """One run, from the first start to the last exit. ``lifeline`` is a descriptor that reads end-of-file when the
+    subreaper is gone.
+    """
 
     def __init__(self, options: RunOptions, prepared: Prepared, lifeline: int) -> None:
         self._options = options
@@ -111,7 +114,7 @@ class Runner:
 
     @property
     def exit_status(self) -> int:
-        """0 when every program has exited with 0, else that of the first that failed."""
+        """0 if every program has exited with 0, else the exit code of the first one that failed."""
         return self._job.exit_status if self._job.finished else exit_code(-signal.SIGKILL)
 
     async def run(self) -> None:
@@ -144,7 +147,7 @@ class Runner:
                 self._programs[action.instance].kill()
             elif isinstance(action, AnnounceRestart):
                 limit = self._options.supervise.max_failures
-                message = "restarts on the same cores in %.1f s (failure %d of %d in a row)"
+                message = "restarts on the same cores in %.1f s (consecutive failure %d of %d)"
                 self._log(logging.WARNING, action.instance, message, action.delay, action.failures, limit)
             else:
                 self._log(logging.WARNING, action.instance, "failed; stopping the other instances")
@@ -235,7 +238,7 @@ class Runner:
             self._stop(signal.SIGTERM, "the output was closed by its reader")
 
     def _reap_orphans(self) -> None:
-        """Reap the orphans that programs have left behind; the programs themselves are waited for elsewhere."""
+        """Reap orphans that programs have left behind; `_watch` waits for the programs themselves."""
         own = {program.pid for program in self._programs.values()}
         for pid in subreaper.children():
             if pid not in own:
@@ -245,7 +248,7 @@ class Runner:
     # ------------------------------------------------------------- verification
 
     async def _verify_repeatedly(self, program: Program) -> None:
-        """Verify several times from outside that the program and its descendants are placed as planned."""
+        """Verify from outside, several times, that the program and its descendants are placed as planned."""
         elapsed = 0.0
         for seconds in VERIFY_AFTER_SECONDS:
             await anyio.sleep(seconds - elapsed)

@@ -1,1 +1,1 @@
-"""``launch serve``: HTTP, signals and the log on an engine, and everything that a process can have only one of."""
+"""``launch serve``: HTTP, signals and the log on an engine, and everything that exists once per process."""

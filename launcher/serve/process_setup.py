@@ -1,4 +1,4 @@
-"""What ``launch serve`` does to its own process before the event loop runs: affinity and descriptors.
+"""Prepares the process of ``launch serve`` before the event loop runs: affinity and the descriptor limit.
 
 Separate from the engine, which may run in the process of a user (Python API) and must not change any of this.
 """
@@ -18,14 +18,14 @@ log = logging.getLogger("launcher.serve")
 
 
 def raise_descriptor_limit() -> None:
-    """Allow as many connections as the system lets this user have; the soft limit is 1,024 on most systems."""
+    """Raise the soft limit on descriptors, 1,024 on most systems, to the hard limit: each connection needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bind_front(prepared: Prepared, *, strict: bool) -> tuple[int, ...] | None:
-    """Bind this process where the plan has a place for the front; the mask before, None where it keeps that.
+    """Bind this process to the front's cpus in the plan. Returns the previous mask, or None if it is unchanged.
 
     With ``strict`` a refusal raises ``MachineError``, otherwise it is logged.
     """

@@ -1,8 +1,8 @@
-"""Runs the server: HTTP and signals on an engine, and the order of the end.
+"""Runs the server: HTTP and signals on an engine, and the order of start and shutdown.
 
-Order of the start: the port, the machine, the model's files, the plan, the probes; only then processes. Order of the
-end (first Ctrl-C or SIGTERM): not ready, what is admitted is finished, workers stop, HTTP closes, exit 0. A second
-signal ends all at once. Signal handlers only record; a task reacts.
+Start: the port, the machine, the model's files, the plan, the probes; only then processes. Shutdown (first Ctrl-C or
+SIGTERM): not ready, admitted requests are finished, workers stop, HTTP closes, exit 0. A second signal exits at once.
+Signal handlers only record; a task reacts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import anyio
 from anyio.abc import TaskGroup
 
-from launcher.core.report.forecast import grounds
+from launcher.core.report.forecast import describe_basis
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError
 from launcher.front.http.app import Services, create_app
@@ -23,7 +23,7 @@ from launcher.front.http.listening_socket import listen
 from launcher.front.http.server import HttpServer
 from launcher.host import log as logs
 from launcher.options import ServeOptions
-from launcher.prepare.machine import refuse_elsewhere
+from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 from launcher.serve.process_setup import bind_front, raise_descriptor_limit
@@ -32,8 +32,8 @@ log = logging.getLogger("launcher.serve")
 
 
 def run(options: ServeOptions) -> None:
-    """Serve until a signal. Raises any ``LauncherError``; returns after a clean end."""
-    refuse_elsewhere(options.machine)
+    """Serve until a signal arrives. Raises any ``LauncherError``; returns after a graceful shutdown."""
+    require_this_machine(options.machine)
     logs.set_up(options.log)
     raise_descriptor_limit()
     sock = listen(options.front)
@@ -75,16 +75,17 @@ class Server:
 
     @property
     def failure(self) -> LauncherError | None:
-        """The reason why the server stopped by itself, or None."""
+        """Why the server stopped without a signal, or None."""
         return self._engine.failure
 
     async def run(self) -> None:
-        """Serve until a signal, or until no instance is left."""
+        """Serve until a signal arrives, or until no instance is left."""
         self._finished = anyio.Event()
-        # Existing objects stay for good. Traversing them took the collector 20 to 25 ms, in the middle of requests.
+        # Existing objects live until exit. Traversing them took the garbage collector 20 to 25 ms, in the middle of
+        # requests.
         gc.collect()
         gc.freeze()
-        self._say_start()
+        self._log_start()
         async with anyio.create_task_group() as group:
             self._group = group
             group.start_soon(self._watch_signals)
@@ -94,7 +95,7 @@ class Server:
             group.cancel_scope.cancel()
         log.info("ended", extra={"event": "ended"})
 
-    def _say_start(self) -> None:
+    def _log_start(self) -> None:
         plan, model_info, setup = self._prepared.plan, self._engine.model_info, self._engine.setup
         log.info(
             "model %s (%s, %s, at most %d tokens) in %s on %d instance%s; listening on %s, not ready yet",
@@ -104,7 +105,7 @@ class Server:
         )  # fmt: skip
         choice = self._prepared.forecast.choice if self._prepared.forecast else None
         if choice is not None:
-            log.info("%s %s", choice.why, grounds(choice.predicted), extra={"event": "classes"})
+            log.info("%s %s", choice.why, describe_basis(choice.predicted), extra={"event": "classes"})
         for warning in self._prepared.warnings:
             log.warning("%s", warning, extra={"event": "warning"})
         for instance in self._prepared.instances:
@@ -122,21 +123,21 @@ class Server:
                     log.info(
                         "%s: draining; a second signal stops the server at once", name, extra={"event": "draining"}
                     )
-                    self._begin_end()
+                    self._begin_shutdown()
                 else:
                     log.warning("%s again: stopping at once", name, extra={"event": "ending"})
                     self._engine.stop_now()
                     self._finished.set()
 
-    def _begin_end(self) -> None:
+    def _begin_shutdown(self) -> None:
         if self._group is not None:
-            self._group.start_soon(self._end)
+            self._group.start_soon(self._shut_down)
 
-    async def _end(self) -> None:
+    async def _shut_down(self) -> None:
         """Graceful shutdown: admitted requests are finished, unless they take longer than ``drain_seconds``."""
         await self._engine.drain(self._options.front.drain_seconds)
         await self._engine.stop()
-        await self._http.stop(self._options.supervise.stop_seconds)  # for replies that are being written
+        await self._http.stop(self._options.supervise.stop_seconds)  # for responses that are being written
         self._engine.close()
         self._finished.set()
 
@@ -146,4 +147,4 @@ class Server:
 
     def failed(self, error: InstanceError) -> None:
         """Shut down; the exit status says that the server failed."""
-        self._begin_end()
+        self._begin_shutdown()

@@ -1,6 +1,6 @@
 """The worker's end of the channel: blocking reads and writes of frames on a connected stream socket.
 
-Separate from ``loop`` so that the loop deals only with messages. Their meaning must not enter here.
+Separate from ``loop`` so that the loop deals only with messages. Their meaning does not belong here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The protocols between the parts of a worker, and the values that cross them.
 
-Separate so that the loop, the warm-up and the checks of results work with any backend. Nothing that imports torch may
-enter: the fake backend must start without it. The protocol of a task needs tensors and is in ``tasks.create``.
+Separate so that the loop, the warm-up and the checks of results work with any backend. Nothing that imports torch
+belongs here: the fake backend must start without it. The protocol of a task needs tensors and is in ``tasks.create``.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class PackingUnsupportedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What is known once the model is in memory. ``accuracy``, ``notes`` and ``packed`` are those of
-    ``messages.Ready``."""
+    """The facts known once the model is in memory. ``accuracy``, ``notes`` and ``packed`` are those of
+    ``messages.Ready``.
+    """
 
     torch_version: str
     threads: int

@@ -1,7 +1,7 @@
 """Loads a transformers model in fp32, from its files or with random weights.
 
-Separate from the backends because those that convert a PyTorch model start here too. What is done with the model must
-not enter here.
+Separate from the backends because those that convert a PyTorch model start here too. What is done with the model does
+not belong here.
 """
 
 from __future__ import annotations

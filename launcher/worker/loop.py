@@ -1,7 +1,7 @@
 """The main loop of a worker: set up, load, warm up, then run one batch at a time until ``Stop`` or EOF.
 
-It knows the messages and the ``Backend`` protocol; torch must not enter. One thread and no queue: while a batch runs,
-the next one waits in the socket buffer.
+It knows the messages and the ``Backend`` protocol, and must not import torch. One thread and no queue: while a batch
+runs, the next one waits in the socket buffer.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def checked_ids(run: Run, body: bytes, model_info: ModelInfo) -> TokenIds:
     if not run.lengths or run.lengths[-1] < 1 or any(a < b for a, b in zip(run.lengths, run.lengths[1:], strict=False)):
         raise BatchError(f"lengths must be positive and in descending order, got {_abbreviate(run.lengths)}")
     if run.lengths[0] > model_info.max_length:
-        raise BatchError(f"an item has {run.lengths[0]} tokens; the model takes at most {model_info.max_length}")
+        raise BatchError(f"an item has {run.lengths[0]} tokens; the model accepts at most {model_info.max_length}")
     if len(body) != 4 * sum(run.lengths):
         raise BatchError(
             f"expected {4 * sum(run.lengths)} bytes of token ids for {sum(run.lengths)} tokens, got {len(body)}"

@@ -1,8 +1,8 @@
 """Checks of results when a model is loaded: packed, padded, optimized, and in a lower precision.
 
-A reference is computed in fp32, one item at a time, in the plainest way a backend has. Everything that the backend
-does to be faster must then give the same results within the bounds below. Works with any ``BatchRunner``: nothing of
-one backend, and no torch, may enter. How differences are measured is in ``numerics``.
+A reference is computed in fp32, one item at a time, in the plainest way a backend has. Everything that the backend does
+to be faster must then give the same results within the bounds below. Works with any ``BatchRunner``, so code for a
+single backend does not belong here, and torch must not be imported. How differences are measured is in ``numerics``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What ends a worker besides ``Stop`` and the death signal: EOF on the channel does, SIGINT and SIGTERM do not.
+"""Ends a worker on EOF on its channel, and makes it ignore SIGINT and SIGTERM.
 
-Separate because it must be in effect before torch is imported. Only the standard library may enter.
+Separate because it must be in effect before torch is imported. Only the standard library may be imported here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line of scripts/vm: build the guest, list the shapes, run a command in a guest of a shape."""
+"""The command line of scripts/vm: build the guest image, list the shapes, run a command in a guest."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ EXIT_CANNOT = 3
 
 
 def main() -> int:
-    """The exit code: that of the guest's command for ``run``, 2 for a bad shape, 3 when no guest can run here."""
-    # Cut by hand: argparse takes every further -- out of the command.
+    """Returns the exit code: that of the guest's command for ``run``, 2 for a bad shape, 3 if no guest can run here."""
+    # Split here: argparse would remove any further -- from the command.
     words, command = _cut(sys.argv[1:])
     options = _parser().parse_args(words, argparse.Namespace(command=command))
     try:
@@ -49,25 +49,27 @@ def _parser() -> argparse.ArgumentParser:
         "Debian's kernel, this machine's own root, read-only, under an overlay in memory. No network, one at a time.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    build = commands.add_parser("build", help="fetch the kernel and build the initramfs, once (run does it by itself)")
-    build.add_argument("--again", action="store_true", help="build even when it is there, from the newest packages")
+    build = commands.add_parser(
+        "build", help="fetch the kernel and build the initramfs, once (run does this automatically)"
+    )
+    build.add_argument("--again", action="store_true", help="build even if it exists, from the newest packages")
     build.set_defaults(act=_build)
-    shapes = commands.add_parser("shapes", help="the named shapes")
-    shapes.add_argument("--json", action="store_true", help="with every core and node that a guest of it must show")
+    shapes = commands.add_parser("shapes", help="list the named shapes")
+    shapes.add_argument("--json", action="store_true", help="with every core and node expected in its guest")
     shapes.set_defaults(act=_shapes)
     run = commands.add_parser(
         "run",
-        help="boot, run a command in the checkout, pass its exit code through",
+        help="boot, run a command in the checkout, exit with its exit code",
         usage="scripts/vm run [--timeout SECONDS] [--results DIR] [--append TEXT] SHAPE -- COMMAND…",
     )
     run.add_argument("shape", metavar="SHAPE", help=f"{', '.join(NAMED)}; or {GRAMMAR}")
     run.add_argument(
-        "--timeout", type=float, default=DEFAULT_SECONDS, metavar="SECONDS", help="end the guest after that"
+        "--timeout", type=float, default=DEFAULT_SECONDS, metavar="SECONDS", help="kill the guest after this time"
     )
     run.add_argument(
-        "--results", type=Path, metavar="DIR", help="keep what the guest writes to $VM_RESULTS, and its log"
+        "--results", type=Path, metavar="DIR", help="keep the files that the guest writes to $VM_RESULTS, and its log"
     )
-    run.add_argument("--append", default="", metavar="TEXT", help="more kernel parameters")
+    run.add_argument("--append", default="", metavar="TEXT", help="additional kernel parameters")
     run.set_defaults(act=_run)
     return parser
 
@@ -91,7 +93,7 @@ def _shapes(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if not options.command:
-        raise ShapeError("no command; scripts/vm run SHAPE -- COMMAND… is what works")
+        raise ShapeError("no command; use scripts/vm run SHAPE -- COMMAND…")
     shape = parse_shape(options.shape)
     with only_guest(CACHE / "lock"):
         image = build_image(CACHE, _say)

@@ -1,8 +1,7 @@
-"""Boots one guest, runs one command in it, and ends it, whatever happens.
+"""Boots one guest, runs one command in it, and always terminates it.
 
-The command's two streams, its exit code and its own results are files in a folder that host and guest share: the host
-follows the streams while they grow. QEMU is ended by its process id, by the time limit, and by the kernel when this
-process dies.
+The command's output streams, exit code and results are files in a folder shared by host and guest: the host follows the
+streams as they grow. QEMU is killed by its process id, by the time limit, or by the kernel when this process dies.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from typing import BinaryIO
 from image import Image
 from shape import Shape, qemu_arguments
 
-# Emulated mitigations and randomization cost a third of the time and prove nothing here; cpu0_hotplug lets kernels
-# before 6.5 switch off cpu 0; a panic ends QEMU at once through -no-reboot. String instructions are emulated byte by
-# byte: without them (erms; 112 is rep_good in the kernel's cpufeatures.h) memory is cleared seven times faster.
+# Emulated mitigations and randomization cost a third of the time and test nothing here; cpu0_hotplug lets kernels
+# before 6.5 take cpu 0 offline; a panic ends QEMU at once because of -no-reboot. String instructions are emulated byte
+# by byte; without them (erms; 112 is rep_good in the kernel's cpufeatures.h) memory is cleared seven times faster.
 KERNEL_COMMAND = (
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no5lvl nowatchdog tsc=reliable clearcpuid=112 cpu0_hotplug"
 )
-# monitor=off: a cpu that was switched off waits with mwait otherwise, which QEMU emulates by spinning.
+# monitor=off: otherwise an offline cpu waits with mwait, which QEMU emulates by spinning.
 CPU_MODEL = "max,vendor=GenuineIntel,erms=off,monitor=off"
 EXIT_TIME_LIMIT = 124
 EXIT_NO_ANSWER = 125
 FOLLOW_SECONDS = 0.05
 POWER_OFF_SECONDS = 10.0
-# A guest can hang for ever in QEMU's emulation of code that changes itself (seen once in some forty boots: all cpus
-# in the kernel's int3 handler, at an instruction that had long been patched back). It shows in a heart that stops.
+# A guest can hang forever in QEMU's emulation of self-modifying code (seen once in about forty boots: all cpus in the
+# kernel's int3 handler, at an instruction that had long been patched back). Its heartbeat then stops.
 BEAT_SECONDS = 5
 SILENT_SECONDS = 120.0
 BOOTS = 3
@@ -54,7 +53,7 @@ while :; do sleep 1; done
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """One boot: what to run, in which folder, what the guest may write to, and how long it may take in seconds."""
+    """One boot: the command, its folder, the folder that the guest may write to, and the time limit in seconds."""
 
     shape: Shape
     image: Image
@@ -66,9 +65,10 @@ class Boot:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """How a boot ended: with the exit code of the command, or with none and ``reason``, in words that follow the
-    guest's name. ``came_up``: the command may have begun."""
+class BootResult:
+    """How a boot ended: with the exit code of the command, or without one and with ``reason``, a phrase that follows
+    the guest's name. ``came_up``: the command may have started.
+    """
 
     code: int | None
     reason: str
@@ -77,8 +77,9 @@ class End:
 
 
 def run_guest(boot: Boot) -> int:
-    """The exit code of the command; ``EXIT_TIME_LIMIT`` or ``EXIT_NO_ANSWER`` when there is none, with the reason
-    on stderr. A guest that does not come up is booted again, for nothing has been run in it."""
+    """The exit code of the command; ``EXIT_TIME_LIMIT`` or ``EXIT_NO_ANSWER`` if there is none, with the reason on
+    stderr. A guest that does not come up is booted again, because nothing has run in it.
+    """
     limit = time.monotonic() + boot.seconds
     for attempt in range(1, BOOTS + 1):
         end = _run_once(boot, limit)
@@ -87,35 +88,35 @@ def run_guest(boot: Boot) -> int:
         print(f"vm: {boot.shape.name} {end.reason}; the end of its console:\n{_console(boot)}", file=sys.stderr)
         if end.came_up or end.timed_out:
             break
-        print(f"vm: it had not come up (boot {attempt} of at most {BOOTS})", file=sys.stderr)
+        print(f"vm: the guest did not come up (boot {attempt} of at most {BOOTS})", file=sys.stderr)
     return EXIT_TIME_LIMIT if end.timed_out else EXIT_NO_ANSWER
 
 
-def _run_once(boot: Boot, limit: float) -> End:
+def _run_once(boot: Boot, limit: float) -> BootResult:
     for name in ("stdout", "stderr", "exit_code", "console", "alive"):
         (boot.results / name).unlink(missing_ok=True)
     (boot.results / "start").write_text(_start(boot))
     with _qemu(boot) as process:
         reason = _follow(boot, process, limit)
     code, came_up = boot.results / "exit_code", (boot.results / "alive").exists()
-    return End(int(code.read_text()) if code.exists() else None, reason, came_up, time.monotonic() > limit)
+    return BootResult(int(code.read_text()) if code.exists() else None, reason, came_up, time.monotonic() > limit)
 
 
 @contextlib.contextmanager
 def only_guest(lock: Path) -> Iterator[None]:
-    """Wait until no other guest runs on this machine: two would halve each other and take twice the memory."""
+    """Wait until no other guest runs on this machine: two would run at half speed and use twice the memory."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("vm: waiting for another guest to end", file=sys.stderr)
+            print("vm: waiting for another guest to exit", file=sys.stderr)
             fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
 
 def qemu_command(boot: Boot) -> list[str]:
-    """The whole command line of QEMU, ended by the kernel when its parent dies."""
+    """The complete command line of QEMU, which the kernel kills when its parent dies."""
     return [
         *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
         *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU_MODEL),
@@ -163,14 +164,14 @@ def _qemu(boot: Boot) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _follow(boot: Boot, process: subprocess.Popen[bytes], limit: float) -> str:
-    """Copy the two streams while they grow; why that is over, in words that follow the guest's name."""
+    """Copy the two streams as they grow; returns why they ended, as a phrase that follows the guest's name."""
     with contextlib.ExitStack() as stack:
         streams: list[tuple[BinaryIO, BinaryIO]] = []
         for name, target in (("stdout", sys.stdout.buffer), ("stderr", sys.stderr.buffer)):
             path = boot.results / name
             path.touch()
             streams.append((stack.enter_context(path.open("rb")), target))
-        heart = Heart(boot.results / "alive")
+        heart = Heartbeat(boot.results / "alive")
         reason = None
         while reason is None:
             _copy(streams)
@@ -182,19 +183,19 @@ def _follow(boot: Boot, process: subprocess.Popen[bytes], limit: float) -> str:
     return reason
 
 
-def _over(boot: Boot, process: subprocess.Popen[bytes], limit: float, heart: Heart) -> str | None:
+def _over(boot: Boot, process: subprocess.Popen[bytes], limit: float, heart: Heartbeat) -> str | None:
     ended = process.poll()
     if ended is not None:
         return f"ended without an answer (QEMU: {ended})"
     if time.monotonic() > limit:
-        return f"did not end within {boot.seconds:.0f} s"
+        return f"did not exit within {boot.seconds:.0f} s"
     if heart.silent_seconds() > SILENT_SECONDS:
-        return f"hangs: no sign of life for {SILENT_SECONDS:.0f} s"
+        return f"hangs: no heartbeat for {SILENT_SECONDS:.0f} s"
     return None
 
 
-class Heart:
-    """When the guest last gave a sign of life, by this machine's clock."""
+class Heartbeat:
+    """The time of the guest's last heartbeat, by this machine's clock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,8 +1,8 @@
-"""What the guest boots from: Debian's kernel and a small initramfs, fetched and built once, kept under .cache/vm.
+"""Builds what the guest boots from: Debian's kernel and a small initramfs, fetched and built once, kept in .cache/vm.
 
-There is no disk image. The guest's root is the host's own root, read-only over 9p, under an overlay in memory: so it
-runs the very Python, torch and checkout that the host runs, a change of the code needs no new build, and nothing
-that the guest does reaches the host.
+There is no disk image. The guest's root is the host's own root, read-only over 9p, under an overlay in memory: it runs
+the same Python, torch and checkout as the host, a change of the code needs no new build, and the guest cannot change
+the host.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ PACKAGES = {
     "lscpu": "util-linux",
 }
 
-# cache=loose: the host's files do not change under the guest's feet, and every stat would be a message otherwise.
-# Large read-aheads, because faults on mapped libraries cost a message each: importing torch takes half the time.
-# The results are mounted without a cache, so that what the guest wrote is on the host when write() returns.
+# cache=loose: the host's files do not change while the guest runs, and otherwise every stat would be a message. Large
+# read-aheads, because each fault on a mapped library costs a message: importing torch takes half the time. The results
+# are mounted without a cache, so that data is on the host when write() returns.
 INIT = """#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox mount -t proc proc /proc
@@ -73,22 +73,24 @@ exec switch_root /root /bin/sh /run/vm/start
 
 
 class ImageError(RuntimeError):
-    """The guest cannot be built here; the message says what is missing and how to get it."""
+    """The guest cannot be built here; the message states what is missing and how to get it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """Where the kernel and the initramfs are."""
+    """The paths of the kernel and the initramfs."""
 
     kernel: Path
     initramfs: Path
 
 
 def build_image(cache: Path, say: Callable[[str], None], *, again: bool = False) -> Image:
-    """The kernel and the initramfs under ``cache``, made when this file has changed since they were made, or
-    when ``again`` is set. Raises ``ImageError``."""
+    """The kernel and the initramfs in ``cache``, built if this file has changed since the last build, or if ``again``
+    is set. Raises ``ImageError``.
+    """
     install_programs(say)
-    # The key is this file: with it every input changes except newer packages, and those are no reason to build.
+    # The key is the content of this file: it determines every input except newer packages, which are no reason to
+    # build.
     folder = cache / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     image = Image(folder / "vmlinuz", folder / "initramfs.gz")
     if again and folder.exists():
@@ -111,9 +113,9 @@ def _remove_older(kept: Path) -> None:
 
 
 def install_programs(say: Callable[[str], None]) -> None:
-    """Install the programs that are missing, when this is root and apt is there. Raises ``ImageError`` otherwise."""
+    """Install missing programs, if this is root and apt is installed. Raises ``ImageError`` otherwise."""
     if platform.machine() != "x86_64":
-        raise ImageError(f"the guests are x86-64, this machine is {platform.machine()}")
+        raise ImageError(f"the guests need x86-64, but this machine is {platform.machine()}")
     missing = sorted({package for program, package in PACKAGES.items() if shutil.which(program) is None})
     if not missing:
         return
@@ -125,7 +127,7 @@ def install_programs(say: Callable[[str], None]) -> None:
 
 def _build_into(made: Path, scratch: Path, say: Callable[[str], None]) -> None:
     if shutil.which("apt-cache") is None or shutil.which("dpkg-deb") is None:
-        raise ImageError("apt is not installed; the guest boots Debian's kernel: use Debian, or a container of it")
+        raise ImageError("apt is not installed; the guest boots Debian's kernel: use Debian, or a Debian container")
     say("fetching the kernel and busybox")
     package = _kernel_package()
     kernel_deb, busybox_deb = _download(package, scratch), _download(BUSYBOX_PACKAGE, scratch)
@@ -140,7 +142,7 @@ def _build_into(made: Path, scratch: Path, say: Callable[[str], None]) -> None:
 
 
 def _kernel_package() -> str:
-    """The package that Debian's newest kernel is in, for the name without a version is only a pointer to it."""
+    """The package with Debian's newest kernel; the name without a version is only a metapackage."""
     for known in (True, False):
         if not known and os.geteuid() == 0:
             _apt("update")
@@ -149,7 +151,8 @@ def _kernel_package() -> str:
         if match is not None:
             return match[1]
     raise ImageError(
-        f"apt knows no {KERNEL_PACKAGE}; the guest boots Debian's kernel: run apt-get update as root, or use Debian"
+        f"apt does not find {KERNEL_PACKAGE}; the guest boots Debian's kernel: run apt-get update as root, or use "
+        "Debian"
     )
 
 
@@ -162,7 +165,7 @@ def _download(package: str, folder: Path) -> Path:
 
 
 def _apt_fresh(*arguments: str, folder: Path | None = None) -> None:
-    """The same as ``_apt``; when it fails, once more with new lists, for old ones name files that are gone."""
+    """As ``_apt``; if it fails, once more with updated lists, because old ones name files that no longer exist."""
     try:
         _apt(*arguments, folder=folder)
     except ImageError:
@@ -188,7 +191,7 @@ def _unpack(package: Path, folder: Path, patterns: list[str]) -> Path:
 
 
 def _load_order(kernel: Path) -> dict[str, bytes]:
-    """Module name to its content, each after those that it needs (virtio_ring before virtio, whatever comes)."""
+    """The contents of modules by name, each after its dependencies (virtio_ring before virtio)."""
     files = {path.name.split(".ko")[0].replace("-", "_"): path for path in kernel.rglob("*.ko*")}
     order: dict[str, bytes] = {}
 

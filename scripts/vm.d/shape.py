@@ -1,7 +1,7 @@
-"""The shape of a guest: what QEMU is told, and what a reader of that guest must therefore find.
+"""The shape of a guest: the options of QEMU, and the facts expected in that guest.
 
-Pure: a shape gives the arguments of QEMU and the facts to compare with. Nothing here starts a process or looks
-at the machine it runs on.
+Pure: a shape determines the arguments of QEMU and the facts to compare with. Nothing here starts a process or reads
+this machine.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ LOCAL_DISTANCE = 10
 REMOTE_DISTANCE = 21
 DESCRIPTION = re.compile(r"(?P<grid>\d+(x\d+){2,3})(@(?P<nodes>\d+:\d+(\+\d+:\d+)*))?")
 GRAMMAR = (
-    "SOCKETSx[DIESx]CORESxTHREADS[@CORES:MIB+CORES:MIB…], such as 2x4x2@4:2048+4:2048; the nodes take the cores "
-    "in order; nodes of 0 cores have memory only and come last, nodes of 0 MiB have cores only"
+    "SOCKETSx[DIESx]CORESxTHREADS[@CORES:MIB+CORES:MIB…], such as 2x4x2@4:2048+4:2048; nodes get the cores in order; "
+    "nodes with 0 cores have only memory and come last, nodes with 0 MiB have only cores"
 )
 
 
 class ShapeError(ValueError):
-    """A shape that is not known or makes no sense; the message says what would."""
+    """An unknown or invalid shape; the message states what is valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeShape:
-    """One NUMA node: how many cores it takes (the next ones in order), and its memory in MiB."""
+    """One NUMA node: its number of cores (the next ones in order), and its memory in MiB."""
 
     cores: int
     mebibytes: int
@@ -34,10 +34,10 @@ class NodeShape:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A machine to ask QEMU for. ``dies`` and ``cores`` are per socket and per die, ``threads`` per core.
+    """A machine for QEMU to emulate. ``dies`` and ``cores`` are per socket and per die, ``threads`` per core.
 
     Without ``nodes`` the firmware describes no NUMA at all and ``mebibytes`` is the memory of the machine.
-    ``distances`` is the whole SLIT matrix; empty means 10 at home and 21 elsewhere.
+    ``distances`` is the whole SLIT matrix; empty: 10 within a node and 21 between nodes.
     """
 
     name: str
@@ -74,7 +74,7 @@ NAMED = {
             "two-sockets",
             *(2, 1, 4, 2),
             nodes=(NodeShape(4, 2048), NodeShape(4, 2048)),
-            why="a small dual-socket server; the siblings of a core are neighbours, as in most virtual machines",
+            why="a small dual-socket server; siblings have adjacent numbers, as in most virtual machines",
         ),
         Shape(
             "four-unequal-nodes",
@@ -102,12 +102,12 @@ NAMED = {
 
 
 def parse_shape(text: str) -> Shape:
-    """The named shape, or the one that ``text`` describes in the form of ``GRAMMAR``. Raises ``ShapeError``."""
+    """The named shape, or the one that ``text`` describes according to ``GRAMMAR``. Raises ``ShapeError``."""
     if text in NAMED:
         return NAMED[text]
     match = DESCRIPTION.fullmatch(text)
     if match is None:
-        raise ShapeError(f"no shape {text!r}; named ones: {', '.join(NAMED)}; or a description: {GRAMMAR}")
+        raise ShapeError(f"unknown shape {text!r}; must be one of {', '.join(NAMED)}, or a description: {GRAMMAR}")
     grid = [int(number) for number in match["grid"].split("x")]
     sockets, dies, cores, threads = grid if len(grid) == 4 else (grid[0], 1, *grid[1:])
     nodes = tuple(NodeShape(*map(int, node.split(":"))) for node in (match["nodes"] or "").split("+") if node)
@@ -117,7 +117,7 @@ def parse_shape(text: str) -> Shape:
 
 
 def qemu_arguments(shape: Shape) -> list[str]:
-    """The arguments that make QEMU build this shape: cpus, memory, nodes and their distances."""
+    """QEMU's arguments for this shape: cpus, memory, nodes and their distances."""
     cpus = shape.core_count * shape.threads
     smp = f"{cpus},sockets={shape.sockets},dies={shape.dies},cores={shape.cores},threads={shape.threads}"
     arguments = ["-smp", smp, "-m", f"{shape.memory}M"]
@@ -136,10 +136,10 @@ def qemu_arguments(shape: Shape) -> list[str]:
 
 
 def asked(shape: Shape) -> dict[str, Any]:
-    """What a reader of the guest must find: every core with its cpus, package, node and L3 group, every node.
+    """The facts expected in the guest: every core with its cpus, package, node and L3 group, every node.
 
-    Ids of L3 groups and cores are names, not facts of the shape: compare which cores share one. A machine without
-    NUMA has one node of all cpus, for so the kernel shows it.
+    Ids of L3 groups and cores are names, not facts of the shape: compare which cores share one. A machine without NUMA
+    has one node with all cpus, as the kernel shows it.
     """
     owner = {core: node for node, cores in enumerate(_node_cores(shape)) for core in cores}
     cores = [_asked_core(shape, core, owner.get(core, 0)) for core in range(shape.core_count)]
@@ -169,14 +169,16 @@ def _node_cores(shape: Shape) -> list[range]:
 
 def _check(shape: Shape) -> None:
     if not 1 <= shape.core_count * shape.threads <= 64:
-        raise ShapeError(f"{shape.name}: {shape.core_count * shape.threads} cpus; 1 to 64 can be emulated in time")
+        raise ShapeError(
+            f"{shape.name}: {shape.core_count * shape.threads} cpus; must be 1 to 64, to be emulated in time"
+        )
     held = sum(node.cores for node in shape.nodes)
     if shape.nodes and held != shape.core_count:
         raise ShapeError(
-            f"{shape.name}: the nodes hold {held} cores, the sockets have {shape.core_count}; make them equal"
+            f"{shape.name}: the nodes have {held} cores, but the sockets have {shape.core_count}; they must be equal"
         )
     if any(a.cores == 0 < b.cores for a, b in pairwise(shape.nodes)):
-        # The kernel gives the first ids to the nodes of the cpus; another order would be renumbered.
-        raise ShapeError(f"{shape.name}: nodes without cores come last")
+        # The kernel gives the first ids to nodes with cpus; it would renumber another order.
+        raise ShapeError(f"{shape.name}: nodes without cores must come last")
     if not 1024 <= shape.memory <= 6144 or (shape.nodes and shape.nodes[0].mebibytes < 512):
-        raise ShapeError(f"{shape.name}: {shape.memory} MiB; 1024 to 6144 work, at least 512 of them in node 0")
+        raise ShapeError(f"{shape.name}: {shape.memory} MiB; must be 1024 to 6144, at least 512 of them in node 0")

@@ -1,4 +1,4 @@
-"""Engines with real workers; costs of test backends stay out of the user's cache."""
+"""Engines with real workers; costs of test backends are kept out of the user's cache."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def engine() -> Iterator[Engine]:
 
 
 def worker_pids(info: dict[str, Any]) -> list[int]:
-    """The processes of an engine's instances, by its ``info()``."""
+    """The worker processes of an engine, according to its ``info()``."""
     return [entry["pid"] for entry in info["instances"]]
 
 
-def kill_for_good(info: Callable[[], dict[str, Any]]) -> None:
-    """Kill every worker of an engine with ``max_failures=1`` until its instances are given up."""
+def kill_permanently(info: Callable[[], dict[str, Any]]) -> None:
+    """Kill every worker of an engine with ``max_failures=1`` until its instances have failed permanently."""
     deadline = time.monotonic() + 20
     while any(entry["state"] != "failed" for entry in info()["instances"]):
         assert time.monotonic() < deadline, info()

@@ -1,4 +1,4 @@
-"""``AsyncEngine``: the same on the caller's loop."""
+"""``AsyncEngine``: the same results as ``Engine``, on the caller's loop."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
+import psutil
 import pytest
 
 from launcher import AsyncEngine, Engine
 from launcher.engine.streaming import chunk_limit
 from launcher.errors import InstanceError, RequestError, UsageError
-from tests.api.conftest import FAKE, kill_for_good, worker_pids
+from tests.api.conftest import FAKE, children, kill_permanently, worker_pids
 from tests.e2e.running import gone
 
 pytestmark = pytest.mark.slow
 
 
-def test_results_are_those_of_engine(engine: Engine) -> None:
+def test_results_equal_those_of_engine(engine: Engine) -> None:
     texts = [f"{'word ' * (number % 40)}{number}" for number in range(1000)]
     expected = engine.embed(texts)
 
@@ -44,7 +45,7 @@ def test_results_are_those_of_engine(engine: Engine) -> None:
     asyncio.run(main())
 
 
-def test_texts_are_taken_only_a_bounded_number_ahead_and_a_stream_can_be_left() -> None:
+def test_texts_are_read_a_bounded_number_ahead_and_a_stream_can_be_abandoned() -> None:
     taken = 0
 
     def texts() -> Iterator[str]:
@@ -87,7 +88,7 @@ def test_cancelling_a_call_leaves_the_engine_usable() -> None:
     asyncio.run(main())
 
 
-def test_errors_are_those_of_engine() -> None:
+def test_errors_equal_those_of_engine() -> None:
     async def main() -> None:
         engine = AsyncEngine("random:tiny", max_failures=1, backoff_seconds=0.01, **FAKE)
         with pytest.raises(UsageError, match="not started"):
@@ -97,9 +98,9 @@ def test_errors_are_those_of_engine() -> None:
                 await engine.embed(["fine", ""])
             with pytest.raises(UsageError, match="use embed"):
                 await engine.tag("text")
-            with pytest.raises(UsageError, match="started already"):
+            with pytest.raises(UsageError, match="already started"):
                 await engine.start()
-            await asyncio.to_thread(kill_for_good, engine.info)
+            await asyncio.to_thread(kill_permanently, engine.info)
             with pytest.raises(InstanceError, match="no instance is left"):
                 await engine.embed("text")
         await engine.close()
@@ -117,7 +118,7 @@ def test_a_loop_that_ends_without_closing_leaves_no_worker() -> None:
 
     pids = asyncio.run(main())
     assert len(pids) == 2
-    assert gone(pids, 2.0)
+    assert not any(psutil.pid_exists(pid) for pid in pids), "killed and reaped"
 
 
 def test_a_start_that_is_cancelled_leaves_no_worker() -> None:
@@ -135,6 +136,34 @@ def test_a_start_that_is_cancelled_leaves_no_worker() -> None:
     asyncio.run(main())
 
 
-def test_a_bad_option_is_refused_where_it_is_given() -> None:
+def test_starting_twice_at_once_starts_one_set_of_workers() -> None:
+    async def main() -> None:
+        before = children()
+        engine = AsyncEngine("random:tiny", **FAKE)
+        first, second = await asyncio.gather(engine.start(), engine.start(), return_exceptions=True)
+        assert first is None
+        assert isinstance(second, UsageError)
+        assert children() - before == set(worker_pids(engine.info()))
+        await engine.close()
+        assert children() == before
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_is_closed_during_its_start_does_not_start() -> None:
+    async def main() -> None:
+        engine = AsyncEngine("random:tiny", **FAKE)
+        start = asyncio.create_task(engine.start())
+        await asyncio.sleep(0)
+        await engine.close()
+        with pytest.raises(UsageError, match="closed"):
+            await start
+        with pytest.raises(UsageError):
+            await engine.embed("late")
+
+    asyncio.run(main())
+
+
+def test_a_bad_option_is_refused_by_the_constructor() -> None:
     with pytest.raises(UsageError, match="did you mean 'instances'"):
         AsyncEngine(instanzes=1)  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""The page on the Python API runs, and the keyword arguments are those of the options."""
+"""The examples in docs/python.md run, and the keyword arguments match the options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_the_examples_run_as_they_stand(example: str, tmp_path: Path) -> None:
+def test_the_examples_run_unchanged(example: str, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""Programs that use the Python API: whatever becomes of the process, no worker is left."""
+"""Programs that use the Python API: however the process ends, no worker is left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.e2e.running import gone
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-# A plain script without a `__main__` guard. It says which workers it has.
+# A plain script without a `__main__` guard. It prints the pids of its workers.
 HEAD = """\
 import json, os, sys
 from launcher import Engine
@@ -31,7 +31,7 @@ def start(**options):
 
 
 class Program:
-    """A running script, and the workers that it said it has."""
+    """A running script, and the workers that it has reported."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -41,7 +41,7 @@ class Program:
         assert len(self.workers) == 2, process.communicate()
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for the end: exit status, further output, errors."""
+        """Wait for the exit; returns exit status, further output and errors."""
         output, errors = self.process.communicate(timeout=60)
         return self.process.returncode, output, errors
 
@@ -118,7 +118,7 @@ def test_ctrl_c_raises_in_the_program_and_leaves_no_worker(tmp_path: Path) -> No
         assert gone(script.workers, 2.0)
 
 
-def test_a_fork_cannot_use_the_engine_and_does_not_end_it(tmp_path: Path) -> None:
+def test_a_forked_process_cannot_use_the_engine_and_does_not_stop_it(tmp_path: Path) -> None:
     body = """
     engine = start()
     child = os.fork()
@@ -140,7 +140,7 @@ def test_a_fork_cannot_use_the_engine_and_does_not_end_it(tmp_path: Path) -> Non
         assert gone(script.workers, 2.0)
 
 
-def test_an_engine_in_the_loop_of_a_notebook(tmp_path: Path) -> None:
+def test_an_engine_works_in_the_loop_of_a_notebook(tmp_path: Path) -> None:
     body = """
     import asyncio
     async def cell():

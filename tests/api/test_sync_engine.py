@@ -1,4 +1,4 @@
-"""``Engine``: values, order, laziness, errors, and its life in one process."""
+"""``Engine``: values, order, laziness, errors, and its lifecycle in one process."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import asyncio
 import gc
 import logging
 import os
+import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from launcher import Engine
+from launcher import AsyncEngine, Engine
 from launcher.engine.streaming import chunk_limit
 from launcher.errors import InstanceError, LauncherError, RequestError, UsageError
-from tests.api.conftest import FAKE, children, kill_for_good, worker_pids
+from tests.api.conftest import FAKE, children, kill_permanently, worker_pids
 from tests.e2e.running import gone
 from tests.e2e.test_results import sentences
 
@@ -45,7 +48,7 @@ def test_vectors_are_those_of_transformers() -> None:
         np.testing.assert_allclose(vector, (pooled / pooled.norm()).numpy(), atol=1e-5)
 
 
-def test_results_come_in_the_order_of_the_texts_whatever_gives_them(engine: Engine) -> None:
+def test_results_are_in_the_order_of_the_texts_for_any_kind_of_iterable(engine: Engine) -> None:
     texts = [f"{'word ' * (number % 40)}{number}" for number in range(1500)]
     alone = np.stack([engine.embed(text) for text in texts[:50]])
     every = engine.embed(texts)
@@ -70,7 +73,7 @@ def test_a_classifier_gives_labels_with_scores_best_first() -> None:
         assert {label.label for label in one} == set(engine.info()["model"]["labels"])
         assert engine.classify("a second text") == two
         assert list(engine.classify_stream(["first", "a second text"])) == [one, two]
-        with pytest.raises(UsageError, match=r"'classify', not for 'embed'; use classify\(\)"):
+        with pytest.raises(UsageError, match=r"'classify', not 'embed'; use classify\(\)"):
             engine.embed("first")
 
 
@@ -82,7 +85,7 @@ def test_a_progress_bar_counts_the_texts(engine: Engine, capfd: pytest.CaptureFi
 # --- laziness
 
 
-def test_texts_are_taken_only_a_bounded_number_ahead_of_the_results(engine: Engine) -> None:
+def test_texts_are_read_a_bounded_number_ahead_of_the_results(engine: Engine) -> None:
     taken = 0
 
     def texts() -> Iterator[str]:
@@ -102,7 +105,7 @@ def test_texts_are_taken_only_a_bounded_number_ahead_of_the_results(engine: Engi
     assert engine.embed("still there").ndim == 1
 
 
-def test_an_error_of_the_generator_is_the_caller_s(engine: Engine) -> None:
+def test_an_exception_of_the_generator_reaches_the_caller(engine: Engine) -> None:
     def texts() -> Iterator[str]:
         yield "fine"
         raise LookupError("no more")
@@ -124,6 +127,13 @@ def test_a_text_that_cannot_be_used_is_named_by_its_index(engine: Engine) -> Non
         engine.embed("word " * 600)
     with pytest.raises(UsageError, match=r"'texts\[1\]' is of type int"):
         engine.embed(["fine", 1])  # type: ignore[list-item]
+
+
+def test_a_single_text_is_no_stream_of_its_characters(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="texts is a single str"):
+        next(engine.embed_stream("one text"))
+    with pytest.raises(UsageError, match="texts is a single bytes"):
+        engine.embed(b"one text")  # type: ignore[arg-type]
 
 
 def test_results_before_a_bad_text_are_streamed(engine: Engine) -> None:
@@ -149,7 +159,12 @@ def test_bad_options_are_refused_before_anything_starts(options: dict[str, objec
     assert children() == before
 
 
-def test_calls_raise_when_the_instances_are_given_up() -> None:
+def test_a_model_may_be_a_path(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        Engine(tmp_path)
+
+
+def test_calls_raise_when_all_instances_have_failed() -> None:
     with Engine("random:tiny", max_failures=1, backoff_seconds=0.01, **FAKE) as engine:
         for pid in worker_pids(engine.info()):
             os.kill(pid, signal.SIGSTOP)
@@ -163,7 +178,7 @@ def test_calls_raise_when_the_instances_are_given_up() -> None:
 
         thread = threading.Thread(target=waits)
         thread.start()
-        kill_for_good(engine.info)
+        kill_permanently(engine.info)
         thread.join(20)
         assert len(errors) == 1
         with pytest.raises(InstanceError, match="no instance is left"):
@@ -191,7 +206,7 @@ def test_a_lost_worker_costs_no_result() -> None:
 # --- its life
 
 
-def test_close_may_be_called_again_and_calls_afterwards_say_that_it_is_closed() -> None:
+def test_close_can_be_repeated_and_later_calls_report_that_the_engine_is_closed() -> None:
     engine = Engine("random:tiny", **FAKE)
     pids = worker_pids(engine.info())
     stream = engine.embed_stream(f"text {number}" for number in range(100_000))
@@ -222,6 +237,22 @@ def test_close_finishes_what_another_thread_has_begun() -> None:
     assert len(results) == 1
 
 
+def test_close_can_be_interrupted_and_called_again() -> None:
+    before = children()
+    engine = Engine("random:tiny", fake_seconds_per_token=0.0005, **FAKE)
+    call = threading.Thread(target=lambda: engine.embed([f"text {number}" for number in range(1000)]))
+    call.start()
+    time.sleep(0.1)
+    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    assert children() > before, "the admitted work is not done yet"
+    engine.close()
+    assert children() == before
+    call.join()
+
+
 def test_an_exception_in_the_block_leaves_no_worker() -> None:
     pids: list[int] = []
 
@@ -234,6 +265,12 @@ def test_an_exception_in_the_block_leaves_no_worker() -> None:
         use()
     assert len(pids) == 2
     assert gone(pids, 2.0)
+
+
+def test_an_engine_cannot_be_pickled_and_says_so(engine: Engine) -> None:
+    for one in (engine, AsyncEngine()):
+        with pytest.raises(TypeError, match="create one in the process that uses it"):
+            pickle.dumps(one)
 
 
 def test_an_engine_that_is_dropped_leaves_no_worker() -> None:
@@ -273,7 +310,7 @@ def test_more_texts_than_the_queue_holds_wait_for_room() -> None:
         assert engine.embed([f"text {number}" for number in range(50)]).shape[0] == 50
 
 
-def test_it_works_where_a_loop_is_running() -> None:
+def test_it_works_while_a_loop_is_running() -> None:
     async def notebook() -> int:
         with Engine("random:tiny", **FAKE) as engine:
             return len(engine.embed(["a cell", "of a notebook"]))

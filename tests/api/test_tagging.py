@@ -1,4 +1,4 @@
-"""``tag``: entities and tokens as transformers gives them, with their places in the text."""
+"""``tag``: entities and tokens as transformers returns them, with their positions in the text."""
 
 from __future__ import annotations
 
@@ -56,8 +56,15 @@ def test_entities_are_those_of_transformers_own_pipeline(tagger: Engine, folder:
 
 def test_one_text_a_stream_and_a_list_give_the_same(tagger: Engine) -> None:
     every = tagger.tag(TEXTS)
-    assert [tagger.tag(text) for text in TEXTS] == every
-    assert list(tagger.tag_stream(iter(TEXTS))) == every
+    assert_same([tagger.tag(text) for text in TEXTS], every)
+    assert_same(list(tagger.tag_stream(iter(TEXTS))), every)
+
+
+def assert_same(found: list[list[Entity]], expected: list[list[Entity]]) -> None:
+    """Scores may differ in the last digits: the sums in a matrix product depend on the size of the batch."""
+    for some, others in zip(found, expected, strict=True):
+        assert [(e.label, e.text, e.start, e.end) for e in some] == [(e.label, e.text, e.start, e.end) for e in others]
+        assert [e.score for e in some] == pytest.approx([e.score for e in others], rel=1e-5)
 
 
 def test_without_aggregation_every_token_has_a_label(tagger: Engine) -> None:
@@ -68,5 +75,5 @@ def test_without_aggregation_every_token_has_a_label(tagger: Engine) -> None:
 
 
 def test_a_tagger_has_no_vectors(tagger: Engine) -> None:
-    with pytest.raises(UsageError, match=r"'tag', not for 'embed'; use tag\(\)"):
+    with pytest.raises(UsageError, match=r"'tag', not 'embed'; use tag\(\)"):
         tagger.embed("text")

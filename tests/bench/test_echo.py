@@ -71,7 +71,7 @@ def test_both_processes_end_together(
         worker.kill()
         _, said = process.communicate(timeout=10)
         assert process.returncode == 1
-        assert "the worker process ended" in said
+        assert "the worker process exited" in said
     else:
         process.kill()
         process.wait(10)

@@ -41,7 +41,7 @@ def test_the_plot_shows_the_figures_and_the_classes(tmp_path: Path, requests: in
     file, seen = tmp_path / "load.svg", stats(requests)
     figures = summary(seen)
     check_plot(file)
-    with mpl.rc_context({"svg.fonttype": "none"}):  # texts stay texts
+    with mpl.rc_context({"svg.fonttype": "none"}):  # keep text as text
         draw(file, "a heading", seen, figures)
     root = ElementTree.parse(file).getroot()
     words = "\n".join("".join(element.itertext()) for element in root.iter() if element.tag.endswith("text"))

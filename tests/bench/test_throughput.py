@@ -1,4 +1,4 @@
-"""The workers' own rate: the figures follow from the batches, and a real run with the fake backend adds up."""
+"""The throughput of workers: figures follow from the batches, and a real run with the fake backend is consistent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from launcher.bench.throughput import Batch, Measured, summary
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Costs of a fake backend must not get among the user's."""
+    """Costs of the fake backend must not be stored in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -56,12 +56,12 @@ def test_a_run_computes_every_text_once_at_the_rate_of_its_workers(queued: tuple
     assert 0 < figures["real_over_computed"] <= 1
     assert 0 < figures["busy"] <= 1
     computed = figures["tokens_per_second"] / figures["real_over_computed"]
-    assert computed <= 2 / seconds_per_token * 1.01, "faster than the backend may be"
+    assert computed <= 2 / seconds_per_token * 1.01, "faster than the backend can be"
     assert figures["prediction_error"] >= 0
 
 
 @pytest.mark.slow
-def test_costs_are_measured_once_and_anew_where_that_is_asked() -> None:
+def test_costs_are_measured_once_and_again_on_request() -> None:
     fake = ("--instances", "1", "--model", "random:tiny", "--backend", "fake", "--fake-seconds-per-token", "1e-5")
     runs = [forward(*fake, "-n", "50", "--json", *more) for more in ((), (), ("--measure",))]
     assert [json.loads(run.stdout)["costs"] for run in runs] == ["measured", "cached", "measured"]
@@ -80,7 +80,7 @@ def test_costs_are_measured_once_and_anew_where_that_is_asked() -> None:
         (("--model", "no-such-model"), 2, ["no-such-model"]),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_starts(
+def test_contradictory_options_are_refused_before_anything_starts(
     arguments: tuple[str, ...], status: int, words: list[str]
 ) -> None:
     done = forward(*arguments)
@@ -91,7 +91,7 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The worker processes of a command; not those that only tried a binding."""
+    """The worker processes of a command, without binding probes."""
     children = psutil.Process(pid).children()
     with contextlib.suppress(psutil.NoSuchProcess):
         return [child for child in children if "launcher.worker" in child.cmdline()]

@@ -1,4 +1,4 @@
-"""Runs the command line as a user does, without options of the environment in which the tests run."""
+"""Runs the command line as a user does, without options from the environment of the tests."""
 
 from __future__ import annotations
 

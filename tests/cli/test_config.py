@@ -28,7 +28,7 @@ def test_each_option_is_shown_with_its_value_and_source(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_what_is_printed_is_a_file_with_the_same_values(tmp_path: Path) -> None:
+def test_the_output_is_a_file_with_the_same_values(tmp_path: Path) -> None:
     given = ("--instances", "2", "--max-length", "64", "--model", 'a "b" \\ ü', "--no-strict", "--lengths", "x/y")
     first = launch("config", *given)
     file = tmp_path / "again.toml"
@@ -49,7 +49,7 @@ def test_the_json_form_has_all_options_of_serve() -> None:
     assert by_name["max-length"]["value"] is None
 
 
-def test_the_file_may_be_named_by_the_environment_and_a_flag_wins(tmp_path: Path) -> None:
+def test_the_environment_can_name_the_file_and_a_flag_takes_precedence(tmp_path: Path) -> None:
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
     one.write_text("port = 1")
     two.write_text("port = 2")
@@ -64,7 +64,7 @@ def test_the_file_may_be_named_by_the_environment_and_a_flag_wins(tmp_path: Path
         ("prot = 1", "{file}:1: unknown key 'prot'; did you mean 'port'?"),
         ("\n\nport = 99999", "{file}:3: port 99999: must be an integer from 0 to 65535"),
         ("port = ", "the configuration file {file} is not valid TOML: "),
-        ("[serve]\nport = 1", "{file}: [serve] is a table, and all options are keys at the top of the file"),
+        ("[serve]\nport = 1", "{file}: [serve] is a table; options must be keys at the top level of the file"),
         (None, "the configuration file {file} cannot be read: No such file or directory"),
     ],
 )

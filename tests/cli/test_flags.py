@@ -61,7 +61,7 @@ def test_bad_flags_are_refused(arguments: tuple[str, ...], message: str) -> None
     assert "Traceback" not in done.stderr
 
 
-def test_what_the_environment_switches_on_a_flag_switches_off() -> None:
+def test_a_flag_can_turn_off_what_the_environment_turns_on() -> None:
     def strict(*arguments: str) -> object:
         done = launch("config", "--json", *arguments, env={"LAUNCH_STRICT": "true"})
         return next(each for each in json.loads(done.stdout) if each["option"] == "strict")

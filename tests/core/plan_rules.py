@@ -48,7 +48,7 @@ def check_cores(machine: Machine, request: PlanRequest, plan: Plan) -> None:
     groups = [set(used), set(plan.reserved_cpus), set(plan.unused_cpus)]
     assert len(plan.reserved_cpus) == len(groups[1])
     assert len(plan.unused_cpus) == len(groups[2])
-    assert sum(map(len, groups)) == len(set().union(*groups)), "a core is used, reserved or unused, not two of them"
+    assert sum(map(len, groups)) == len(set().union(*groups)), "a core is exactly one of used, reserved and unused"
     assert set().union(*groups) == {core.cpus[0] for core in machine.cores}, "a core is missing"
     assert set().union(*groups) <= set(machine.allowed)
     for one in plan.instances:

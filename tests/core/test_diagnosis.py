@@ -1,4 +1,4 @@
-"""Each check of the diagnosis, both ways, with facts made up for it; and what holds for all of them."""
+"""Each check of the diagnosis, with constructed facts, fine and not fine; and rules for all checks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _machine(**changes: Any) -> Machine:
 
 
 def facts(here: Machine | None = None, **changes: Any) -> Facts:
-    """A machine on which all is well, changed."""
+    """The facts of a machine without problems, with changes."""
     here = here or _machine()
     plan = make_plan(here, PlanRequest())
     siblings = tuple(cpu for core in here.cores for cpu in core.cpus[1:])
@@ -137,7 +137,7 @@ def _software(**changes: Any) -> Software:
 
 
 def live(well: Facts, **changes: Any) -> Facts:
-    """The facts with other live ones."""
+    """The facts with other live facts."""
     assert well.live is not None
     return replace(well, live=replace(well.live, **changes))
 
@@ -151,7 +151,7 @@ def words(finding: Finding) -> str:
     return "\n".join([finding.title, *evidence, *(finding.fix or ())])
 
 
-def test_a_machine_on_which_all_is_well_has_nothing_to_fix() -> None:
+def test_a_machine_without_problems_has_nothing_to_fix() -> None:
     assert {finding.id: finding.severity for finding in diagnose(facts()) if finding.severity != "fine"} == {}
     assert all(finding.fix is None and not finding.needs_root for finding in diagnose(facts()))
 
@@ -165,14 +165,14 @@ def test_every_check_gives_one_finding_and_names_its_evidence() -> None:
     assert len({check.id for check in CHECKS}) == len(CHECKS)
 
 
-def test_what_was_not_read_is_unknown_and_never_fine() -> None:
-    """With nothing but a machine, the only checks that may be fine are those that the machine itself decides."""
+def test_missing_facts_are_unknown_and_never_fine() -> None:
+    """With only a machine, checks can be fine only if they depend on the machine alone."""
     bare = Facts(_machine(), make_plan(_machine(), PlanRequest()), siblings=None, quotas=None)
     decided = {finding.id for finding in diagnose(bare) if finding.severity != "unknown"}
     assert decided == {"memory-pressure", "nodes", "node-memory", "offline-cpus", "inconsistent-topology"}
 
 
-# -- each check, with what makes it speak ---------------------------------------------------------------------
+# -- each check, with facts that trigger it --------------------------------------------------------------------
 
 Case = tuple[str, Callable[[], Facts], str, list[str]]
 
@@ -564,7 +564,7 @@ CASES: list[Case] = [
 @pytest.mark.parametrize(
     ("name", "made", "severity", "expected"), CASES, ids=[f"{c[0]}-{n}" for n, c in enumerate(CASES)]
 )
-def test_each_check_speaks_when_it_should(
+def test_each_check_reports_its_problem(
     name: str, made: Callable[[], Facts], severity: str, expected: list[str]
 ) -> None:
     finding = found(name, made())
@@ -573,8 +573,8 @@ def test_each_check_speaks_when_it_should(
         assert word in words(finding)
 
 
-def test_every_check_is_tried_both_ways() -> None:
-    """``facts()`` has every check fine; the cases make each of them something else."""
+def test_every_check_has_a_case_that_is_fine_and_one_that_is_not() -> None:
+    """With ``facts()`` every check is fine; the cases change each of them."""
     other = {name for name, _, severity, _ in CASES if severity != "fine"}
     assert other == {check.id for check in CHECKS}
 
@@ -585,15 +585,15 @@ def test_problems_and_advice_have_a_fix() -> None:
             assert found(name, made()).fix, name
 
 
-# -- finer points ---------------------------------------------------------------------------------------------
+# -- details --------------------------------------------------------------------------------------------------
 
 
-def test_programs_move_to_cpus_that_are_not_planned_where_there_are_some() -> None:
+def test_programs_are_moved_to_cpus_outside_the_plan_if_there_are_any() -> None:
     here = live(facts(_machine(online=tuple(range(20)))), sample=_sample(busy=_busy(3), programs=(BUSY,)))
     assert found("busy-cpus", here).fix == ("taskset -a -p -c 16-19 42",)
 
 
-def test_priority_is_not_lowered_on_a_sibling_and_its_core_is_left_out_instead() -> None:
+def test_the_remedy_for_a_busy_sibling_is_a_plan_without_its_core_and_not_a_lower_priority() -> None:
     busy = found("busy-siblings", live(facts(), sample=_sample(busy=_busy(8), programs=(BUSY,))))
     assert busy.fix == ("# or stop these programs, or plan without their cores:", "taskset -c 1-7,9-15 launch")
     foreign = replace(
@@ -602,7 +602,7 @@ def test_priority_is_not_lowered_on_a_sibling_and_its_core_is_left_out_instead()
     assert found("busy-siblings", live(foreign, sample=_sample(busy=_busy(8)))).fix == ("# or stop these programs",)
 
 
-def test_nodes_with_fewer_usable_cores_are_not_poor() -> None:
+def test_nodes_with_fewer_usable_cores_do_not_count_as_short_of_memory() -> None:
     here = _machine()
     assert found("node-memory", facts(replace(here, cores=here.cores[:4] + here.cores[6:]))).severity == "fine"
     fewer = replace(_memory_of(64 * GIB, 32 * GIB), cores=here.cores[:6])
@@ -616,7 +616,7 @@ def test_another_users_program_needs_root() -> None:
     assert found("busy-cpus", theirs).needs_root
 
 
-def test_swap_is_not_emptied_into_memory_that_has_no_room_for_it() -> None:
+def test_swap_is_not_emptied_if_memory_has_no_room_for_it() -> None:
     here = facts(replace(_machine(), free_bytes=GIB), memory=_memory(swap_bytes=8 * GIB, swap_used=4 * GIB))
     assert "swapoff" not in words(found("swap", here))
 
@@ -634,7 +634,7 @@ def test_swap_is_not_emptied_into_memory_that_has_no_room_for_it() -> None:
         ("ATEN_CPU_CAPABILITY", "avx512", set()),
     ],
 )
-def test_a_limit_takes_what_comes_after_it(name: str, value: str, lost: set[str]) -> None:
+def test_an_isa_limit_disables_everything_above_it(name: str, value: str, lost: set[str]) -> None:
     assert disabled_by(name, value, (*AMX, *AVX512)) == lost
 
 
@@ -650,12 +650,12 @@ def test_releases_of_kernels_are_compared_as_numbers() -> None:
 
 @functools.cache
 def _all_findings() -> tuple[Finding, ...]:
-    """Findings of every kind, each as it comes from a case."""
+    """Findings of every kind, each from one of the cases."""
     return tuple(found(name, made()) for name, made, _, _ in CASES)
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 300])
-def test_the_text_stays_within_the_width_but_for_words_that_cannot_be_broken(width: int) -> None:
+def test_the_text_stays_within_the_width_except_for_words_that_cannot_be_broken(width: int) -> None:
     for line in findings_text(_machine(), _all_findings(), width).plain.splitlines():
         assert len(line) <= width or max(map(len, line.split())) > width - 20
         assert line == line.rstrip()
@@ -672,8 +672,8 @@ def test_the_text_has_every_finding_with_the_worst_first() -> None:
 _CASES_BY_NAME = {name: made for name, made, severity, _ in reversed(CASES) if severity == "advice"}
 
 
-def test_commands_of_the_text_can_be_pasted_into_a_shell() -> None:
-    """Broken lines end with a backslash, so that the shell reads the command as it stands in the document."""
+def test_commands_in_the_text_can_be_pasted_into_a_shell() -> None:
+    """Wrapped lines end with a backslash, so that the shell reads the same command as in the document."""
     finding = found("clock-limit", facts(clocks=_clocks(limit=_per("limit", ("2000000", ALL)))))
     lines = findings_text(_machine(), [finding], 50).plain.splitlines()
     start = next(index for index, line in enumerate(lines) if line.strip().startswith("fix"))

@@ -9,7 +9,7 @@ from tests.e2e.running import Launch, running
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What servers keep for the next start goes to a folder of this session, not to the user's."""
+    """Cost tables of servers go to a folder of this session, not to the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -1,4 +1,4 @@
-"""Real servers for the end-to-end tests: started as a user does it, watched through their JSON log."""
+"""Real servers for the end-to-end tests: started as a user does, observed through their JSON log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import psutil
 class Running:
     """A running ``launch``: its address, its log so far and its worker processes.
 
-    ``prefix`` goes before the command and must become it, as ``taskset`` and ``exec`` of a shell do.
+    ``prefix`` precedes the command and must exec it, as ``taskset`` does.
     """
 
     def __init__(self, *arguments: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
@@ -45,7 +45,7 @@ class Running:
         self._queue.put(None)
 
     def wait_for(self, event: str, *, seconds: float = 120.0, **fields: Any) -> dict[str, Any]:
-        """The next log record of this event with these fields; fails when the log or the time ends before."""
+        """The next log record of this event with these fields; fails if the log ends or the time runs out first."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -90,7 +90,7 @@ class Running:
         self.process.send_signal(number)
 
     def end(self, seconds: float = 60.0) -> int:
-        """Ask for the end and wait; the exit status."""
+        """Request shutdown and wait; returns the exit status."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
         return self.process.wait(seconds)
@@ -98,7 +98,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(*arguments: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> Iterator[Running]:
-    """A server that is gone, with its workers, whatever the test does."""
+    """A server that is stopped with its workers, whatever the test does."""
     server = Running(*arguments, env=env, prefix=prefix)
     try:
         yield server
@@ -114,7 +114,7 @@ Launch = Callable[..., contextlib.AbstractContextManager[Running]]
 
 
 def gone(pids: list[int], seconds: float = 5.0) -> bool:
-    """Whether none of these processes is there any more (zombies do not count), waiting that long for it."""
+    """Whether all of these processes exit within this time (zombies have exited)."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         alive = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]

@@ -1,4 +1,4 @@
-"""Plans for a machine that is not here, from the command line: saved, taken elsewhere, and never started."""
+"""Plans for another machine, from the command line: saved, used elsewhere, and never started."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def tree(tmp_path: Path) -> str:
     return str(build(tmp_path / "tree", regular(packages=2, cores=24)))
 
 
-def test_the_plan_from_a_saved_machine_is_the_one_made_there(tmp_path: Path) -> None:
+def test_the_plan_for_a_saved_machine_is_the_one_made_on_it(tmp_path: Path) -> None:
     there = ("--sysroot", str(recorded("dv-2xEPYC-7763")), "--instances", "4")
     file = tmp_path / "machine.json"
     saved = launch("topology", "--json", *there, "--save", str(file))
     assert saved.returncode == 0
-    assert saved.stderr == f"launch: the machine (128 usable cores) is written to {file}\n"
+    assert saved.stderr == f"launch: wrote the machine (128 usable cores) to {file}\n"
     assert report("--machine", str(file), "--instances", "4") == json.loads(saved.stdout)
 
 
-def test_this_machine_can_be_saved_and_is_then_another_one(tmp_path: Path) -> None:
+def test_this_machine_can_be_saved_and_its_file_counts_as_another_machine(tmp_path: Path) -> None:
     file = tmp_path / "machine.json"
     here = report("--instances", "1", "--save", str(file))
     there = report("--instances", "1", "--machine", str(file))
@@ -54,14 +54,14 @@ def test_this_machine_can_be_saved_and_is_then_another_one(tmp_path: Path) -> No
     assert sys.executable not in json.dumps(there)
 
 
-def test_the_machine_is_saved_also_where_it_cannot_have_the_plan(tree: str, tmp_path: Path) -> None:
+def test_the_machine_is_saved_even_if_the_plan_does_not_fit(tree: str, tmp_path: Path) -> None:
     file = tmp_path / "machine.json"
     done = launch("topology", "--sysroot", tree, "--instances", "100", "--save", str(file))
     assert done.returncode == 3
     assert len(json.loads(file.read_text())["machine"]["cores"]) == 48
 
 
-def test_nothing_of_this_machine_is_in_the_plan_for_another(tree: str, tmp_path: Path) -> None:
+def test_the_plan_for_another_machine_contains_no_fact_of_this_one(tree: str, tmp_path: Path) -> None:
     file = str(tmp_path / "machine.json")
     launch("topology", "--sysroot", tree, "--save", file)
     plain = report("--machine", file)
@@ -80,14 +80,14 @@ def test_nothing_of_this_machine_is_in_the_plan_for_another(tree: str, tmp_path:
     assert json.loads(done.stdout) == plain
 
 
-def test_lscpu_of_another_machine_comes_through_a_pipe() -> None:
+def test_output_of_lscpu_is_read_from_a_pipe() -> None:
     rows = "\n".join(f"{cpu},{cpu % 8},{cpu % 8 // 4},{cpu % 8 // 4}" for cpu in range(16))
     document = report("--machine", "-", "--instances", "2", stdin=f"# CPU,Core,Socket,Node\n{rows}\n")
     assert [one["cpus"] for one in document["plan"]["instances"]] == [[1, 2, 3], [4, 5, 6, 7]]
     assert document["machine"]["arch"] is None
 
 
-def test_a_known_machine_is_planned_by_its_name_and_listed() -> None:
+def test_known_machines_are_listed_and_planned_by_name() -> None:
     document = report("--machine", "c5.metal", "--instances", "4")
     assert [(len(one["cpus"]), one["nodes"]) for one in document["plan"]["instances"]] == [
         (11, [0]),
@@ -129,7 +129,7 @@ def test_the_dry_run_shows_the_plan_for_the_file_too(tree: str, tmp_path: Path) 
         (("--dry-run", "--save", "m.json"), ["--save"]),
     ],
 )
-def test_what_cannot_be_done_is_said_and_nothing_is_started(arguments: tuple[str, ...], words: list[str]) -> None:
+def test_impossible_requests_are_refused_and_nothing_is_started(arguments: tuple[str, ...], words: list[str]) -> None:
     done = launch(*arguments)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""What the command line says to good and to bad options, as a user sees it."""
+"""The responses of the command line to valid and invalid options, as a user sees them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cores() -> int:
         (("no-such-command",), 2, ["no-such-command"]),
     ],
 )
-def test_options_that_make_no_sense_are_refused_before_anything_starts(
+def test_bad_options_are_refused_before_anything_starts_on_the_command_line(
     arguments: tuple[str, ...], status: int, words: list[str]
 ) -> None:
     done = launch(*arguments, *(() if "--port" in arguments else ("--port", "0")), env={"HF_HUB_OFFLINE": "1"})
@@ -131,7 +131,7 @@ def test_a_plan_for_a_recorded_machine(name: str, tmp_path: Path) -> None:
     assert all(i["command"][:2] == ["numactl", "-C"] for i in instances)
 
 
-def test_a_picture_of_machine_and_plan_is_drawn(tmp_path: Path) -> None:
+def test_the_machine_and_the_plan_are_drawn_as_svg(tmp_path: Path) -> None:
     file = tmp_path / "plan.svg"
     done = launch("topology", "--instances", "1", "--svg", str(file))
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""Costs that are measured once: kept for the next start, measured anew where they do not hold, and shown."""
+"""Costs are measured once, reused by the next start, measured again if they do not apply, and shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAKE = ("--instances", "1", "--backend", "fake", "--fake-seconds-per-token", "0.
 
 
 def start(launch: Launch, cache: Path, *arguments: str, requests: int = 3) -> tuple[dict[str, Any], list[str]]:
-    """The instance in ``/info`` of a server that has answered a request, and what was said about costs."""
+    """The instance in ``/info`` of a server that has answered a request, and the log messages about costs."""
     with launch(*FAKE, *arguments, env={"XDG_CACHE_HOME": str(cache)}) as server:
         server.wait_serving()
         for _ in range(requests):
@@ -33,7 +33,7 @@ def table_in(cache: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_costs_are_measured_at_the_first_start_and_known_at_the_second(launch: Launch, tmp_path: Path) -> None:
+def test_costs_are_measured_at_the_first_start_and_reused_at_the_second(launch: Launch, tmp_path: Path) -> None:
     first, said = start(launch, tmp_path)
     assert first["cost"]["source"] == "measured"
     assert first["cost"]["per_token"] == pytest.approx(2e-5, rel=0.5)
@@ -52,7 +52,7 @@ def test_costs_are_measured_at_the_first_start_and_known_at_the_second(launch: L
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["another machine", "damaged"])
-def test_a_table_that_does_not_hold_here_is_said_and_measured_anew(launch: Launch, tmp_path: Path, fault: str) -> None:
+def test_a_table_that_does_not_apply_is_logged_and_measured_again(launch: Launch, tmp_path: Path, fault: str) -> None:
     start(launch, tmp_path)
     path = table_in(tmp_path)
     if fault == "damaged":
@@ -70,14 +70,14 @@ def test_a_table_that_does_not_hold_here_is_said_and_measured_anew(launch: Launc
 
 
 @pytest.mark.slow
-def test_costs_of_another_layout_are_kept_beside(launch: Launch, tmp_path: Path) -> None:
+def test_costs_of_another_layout_are_stored_separately(launch: Launch, tmp_path: Path) -> None:
     layouts = (("--layout", "auto"), ("--layout", "sorted"))
     sources = [start(launch, tmp_path, *layout)[0]["cost"]["source"] for layout in (*layouts, *layouts)]
     assert sources == ["measured", "measured", "cached", "cached"]
 
 
 @pytest.mark.slow
-def test_a_table_that_batches_contradict_is_corrected_at_the_next_start_and_that_is_said(
+def test_a_table_contradicted_by_batches_is_corrected_at_the_next_start_and_this_is_logged(
     launch: Launch, tmp_path: Path
 ) -> None:
     slower = ("--fake-seconds-per-token", "0.0001")
@@ -86,7 +86,7 @@ def test_a_table_that_batches_contradict_is_corrected_at_the_next_start_and_that
     table = json.loads(path.read_bytes())
     table["measured"] = [[*shape, 1.7 * seconds] for *shape, seconds in table["measured"]]
     path.write_text(json.dumps(table))
-    for _ in range(3):  # a run that was disturbed is not remembered
+    for _ in range(3):  # the drift of a disturbed run is not saved
         wrong, said = start(launch, tmp_path, *slower, requests=300)
         if json.loads(path.read_bytes())["runs"]:
             break
@@ -95,21 +95,21 @@ def test_a_table_that_batches_contradict_is_corrected_at_the_next_start_and_that
     assert corrected["worker"]["measured"] == table["measured"]
     assert corrected["cost"]["drift_at_start"] == pytest.approx(wrong["cost"]["drift"], rel=0.15)
     assert corrected["cost"]["drift_at_start"] < 0.95
-    assert any("times what was measured, as observed in earlier runs" in sentence for sentence in said)
+    assert any("times the measured ones, as observed in earlier runs" in sentence for sentence in said)
     assert start(launch, tmp_path, *slower, "--measure")[0]["cost"]["drift_at_start"] == 1.0
 
 
 @pytest.mark.slow
-def test_a_cache_that_cannot_be_written_is_said_and_keeps_nothing_from_starting(launch: Launch, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_logged_and_does_not_prevent_a_start(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "launcher").mkdir()
     (tmp_path / "launcher" / "costs").write_text("in the way")
     instance, said = start(launch, tmp_path)
     assert instance["cost"]["source"] == "measured"
-    assert any("cannot be written" in sentence and "measures again" in sentence for sentence in said)
+    assert any("cannot be written" in sentence and "will measure again" in sentence for sentence in said)
 
 
 @pytest.mark.slow
-def test_classes_chosen_by_prediction_are_served_and_said(launch: Launch, tmp_path: Path) -> None:
+def test_classes_chosen_by_prediction_are_served_and_logged(launch: Launch, tmp_path: Path) -> None:
     lengths = tmp_path / "lengths.txt"
     lengths.write_text("16 900\n40 60\n200 40\n")
     fake = ("--backend", "fake", "--classes", "auto", "--lengths", str(lengths))
@@ -120,7 +120,7 @@ def test_classes_chosen_by_prediction_are_served_and_said(launch: Launch, tmp_pa
         assert server.embed(["short", "many words " * 60]).status_code == 200
         assert server.end() == 0
     assert "--classes auto: " in said
-    assert "Lengths: those of lengths.txt, with estimated costs" in said
+    assert "Lengths: from lengths.txt, with estimated costs" in said
     classes = {(i["class"]["min_length"], i["class"]["max_length"]) if i["class"] else None for i in instances}
     assert (classes == {None}) == ("equal instance" in said.split(",")[0])
     if classes != {None}:

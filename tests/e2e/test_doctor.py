@@ -1,4 +1,4 @@
-"""``launch doctor`` as a user runs it: on a process that is hindered on purpose, in a pipe, and where nothing is."""
+"""``launch doctor`` as a user runs it: with provoked problems, in a pipe, and on a tree without a machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DENY = Path(__file__).parents[1] / "host" / "deny.py"
 SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 CPU_GROUPS = Path("/sys/fs/cgroup/cpu")
 
-# Runs its arguments while a program of low priority uses up what is left of the quota.
+# Runs its arguments while a program of low priority uses up the rest of the quota.
 BESIDE_A_SPINNER = """
 import subprocess, sys
 with subprocess.Popen(["nice", "-n", "19", "sh", "-c", "while :; do :; done"]) as spinner:
@@ -51,7 +51,7 @@ def text_of(finding: dict[str, Any]) -> str:
     return json.dumps(finding, ensure_ascii=False)
 
 
-def test_what_hinders_the_shell_it_is_run_from_is_found(tmp_path: Path) -> None:
+def test_problems_of_the_calling_shell_are_found(tmp_path: Path) -> None:
     """A bad environment, low priority, few files and no numactl, all at once."""
     env = {"GOMP_CPU_AFFINITY": "0", "ATEN_CPU_CAPABILITY": "default", "PATH": str(tmp_path)}
     limits = (shutil.which("prlimit") or "", "--nofile=512:512", shutil.which("nice") or "", "-n", "5")
@@ -65,7 +65,7 @@ def test_what_hinders_the_shell_it_is_run_from_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(platform.machine() not in SET_MEMPOLICY, reason="the number of set_mempolicy is not known here")
-def test_a_refused_memory_policy_is_found_by_trying() -> None:
+def test_a_refused_memory_policy_is_found_by_a_probe() -> None:
     denied = f"{SET_MEMPOLICY[platform.machine()]}:{errno.EPERM}"
     done = doctor("--json", before=(sys.executable, str(DENY), denied))
     if "no seccomp filter" in done.stderr:
@@ -90,7 +90,7 @@ def tenth_of_a_cpu() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_real_quota_is_found_with_its_file_and_with_what_it_stops(tenth_of_a_cpu: Path) -> None:
+def test_a_real_quota_is_found_with_its_file_and_its_throttling(tenth_of_a_cpu: Path) -> None:
     inside = (
         "sh",
         "-c",
@@ -117,7 +117,7 @@ def test_a_recorded_machine_is_diagnosed_in_a_pipe_without_colour(tmp_path: Path
     assert "echo 0 > /sys/devices/system/cpu/intel_pstate/no_turbo" in done.stdout
 
 
-def test_what_is_no_machine_is_refused(tmp_path: Path) -> None:
+def test_a_tree_without_a_machine_is_a_usage_error(tmp_path: Path) -> None:
     empty = doctor("--sysroot", str(tmp_path))
     assert empty.returncode == 2
     assert "not the root of a machine" in empty.stderr

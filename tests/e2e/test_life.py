@@ -146,7 +146,7 @@ def test_a_model_that_crashes_at_load_ends_the_server_with_its_reason(tmp_path, 
     assert "safetensors" in done.stderr
 
 
-def test_under_load_sigterm_loses_no_reply(launch: Launch) -> None:
+def test_sigterm_under_load_loses_no_response(launch: Launch) -> None:
     with launch("--model", "random:tiny", "--dtype", "fp32", "--instances", "2") as server:
         server.wait_serving()
         pids = [p.pid for p in server.workers()]

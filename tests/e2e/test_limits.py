@@ -1,4 +1,4 @@
-"""What is started obeys real limits: quotas without being stopped by the kernel, cpusets, memory limits."""
+"""Real limits are obeyed: quotas without throttling, cpusets, memory limits."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="needs two cpus")
 
 LOAD_SECONDS = 4.0
 CLIENTS = 16
-# A quota of whole cpus that are all busy is used up just when the kernel's timer renews it, and that may be late,
-# above all where a hypervisor takes cpus away: in loads of 4 s 0 to 8 of 43 periods were seen, 0 to 13 ms in all.
-# A program of the group that is busy on a cpu beside the quota has nearly every period cut short, by half of it.
+# If all cpus of a quota of whole cpus are busy, the quota is used up just when the kernel's timer renews it. The timer
+# may be late, above all if a hypervisor takes cpus away: in loads of 4 s, 0 to 8 of 43 periods were throttled, 0 to 13
+# ms in total. With a program in the group that is busy on one more cpu than the quota allows, nearly every period is
+# throttled for half of its length.
 LATE_TIMER = 0.3
 LATE_SECONDS = 0.02 * LOAD_SECONDS
 MEBIBYTE = 1 << 20
@@ -40,14 +41,14 @@ MEBIBYTE = 1 << 20
 
 @pytest.fixture
 def group() -> Iterator[Group]:
-    """A group without limits yet."""
+    """A group without limits so far."""
     with made(fresh_name()) as group:
         yield group
 
 
 @dataclass(frozen=True)
 class Load:
-    """What happened while requests were sent: seconds, seconds of cpu that the server used, and replies."""
+    """The result of sending requests: seconds, cpu seconds that the server used, and responses."""
 
     seconds: float
     cpu_seconds: float
@@ -55,7 +56,7 @@ class Load:
 
 
 def load(server: Running, seconds: float = LOAD_SECONDS) -> Load:
-    """Keep the server busy with the built-in workload for that long; every reply must be right."""
+    """Keep the server busy with the built-in workload for this long; every response must be correct."""
     texts = builtin_workload(512, seed=3).texts
     end = threading.Event()
 
@@ -98,7 +99,7 @@ def masks(server: Running) -> set[tuple[int, ...]]:
 
 @contextlib.contextmanager
 def spinning(group: Group, *cpus: int) -> Iterator[None]:
-    """A program of the group that uses all it gets of those cpus."""
+    """A program in the group that keeps these cpus busy."""
     command = [*group.prefix(), "taskset", "-c", ",".join(map(str, cpus)), sys.executable, "-S", "-c"]
     with subprocess.Popen([*command, "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE) as process:
         try:
@@ -133,7 +134,7 @@ def instances(server: Running) -> list[list[int]]:
 
 
 @two_cpus
-def test_under_a_quota_of_one_cpu_front_and_worker_share_it_and_are_not_stopped(group: Group, launch: Launch) -> None:
+def test_under_a_quota_of_one_cpu_front_and_worker_share_it_and_are_not_throttled(group: Group, launch: Launch) -> None:
     group.quota(1.0)
     with launch("--dtype", "fp32", prefix=group.prefix()) as server:
         server.wait_serving()
@@ -144,15 +145,16 @@ def test_under_a_quota_of_one_cpu_front_and_worker_share_it_and_are_not_stopped(
         share, seconds = stops(group, server, busy=0.85)
         assert share <= LATE_TIMER
         assert seconds <= LATE_SECONDS
-        # The same server with something busy on a cpu beside the quota: that being stopped is seen where it happens.
+        # The same server with a program that is busy on one more cpu than the quota allows: throttling is detected when
+        # it happens.
         with spinning(group, *set(CPUS) - set(cpus)):
-            share_beside, seconds_beside = stops(group, server)
-        assert share_beside > LATE_TIMER
-        assert seconds_beside > LATE_SECONDS
+            share_with_spinner, seconds_with_spinner = stops(group, server)
+        assert share_with_spinner > LATE_TIMER
+        assert seconds_with_spinner > LATE_SECONDS
 
 
 @two_cpus
-def test_under_a_quota_with_room_for_it_the_front_has_a_cpu_of_its_own_and_nothing_is_stopped(
+def test_under_a_quota_with_room_the_front_has_its_own_cpu_and_nothing_is_throttled(
     group: Group, launch: Launch
 ) -> None:
     group.quota(1.5)
@@ -168,7 +170,7 @@ def test_under_a_quota_with_room_for_it_the_front_has_a_cpu_of_its_own_and_nothi
 
 
 @two_cpus
-def test_in_a_cpuset_of_one_cpu_everything_runs_on_that_one(group: Group, launch: Launch) -> None:
+def test_in_a_cpuset_of_one_cpu_everything_runs_on_it(group: Group, launch: Launch) -> None:
     group.set("cpuset.cpus", str(CPUS[-1]))
     with launch("--dtype", "fp32", prefix=group.prefix()) as server:
         server.wait_serving()
@@ -188,7 +190,7 @@ def test_more_instances_than_the_cpuset_has_cores_are_refused(group: Group) -> N
 
 
 @two_cpus
-def test_nested_limits_are_all_obeyed(group: Group, launch: Launch) -> None:
+def test_all_nested_limits_are_obeyed(group: Group, launch: Launch) -> None:
     """The outer group has the quota, the inner one the smaller cpuset."""
     group.quota(1.0)
     with made(f"{group.name}/inner") as inner:
@@ -203,7 +205,7 @@ def test_nested_limits_are_all_obeyed(group: Group, launch: Launch) -> None:
 
 
 @two_cpus
-def test_a_worker_that_is_restarted_gets_its_cpus_though_the_front_has_bound_itself(launch: Launch) -> None:
+def test_a_restarted_worker_gets_its_cpus_although_the_front_is_bound(launch: Launch) -> None:
     with launch("--model", "random:tiny", "--backend", "fake", "--instances", "1", "--reserve-cores", "1") as server:
         server.wait_serving()
         info = server.info()
@@ -218,7 +220,7 @@ def test_a_worker_that_is_restarted_gets_its_cpus_though_the_front_has_bound_its
         assert set(os.sched_getaffinity(server.process.pid)) == set(front)
 
 
-def test_a_memory_limit_that_the_instances_do_not_fit_in_is_said_before_anything_starts(group: Group) -> None:
+def test_instances_that_exceed_a_memory_limit_are_refused_before_anything_starts(group: Group) -> None:
     group.set("memory.limit_in_bytes", str(200 * MEBIBYTE))
     status, said = _launch(group, "--instances", "1")
     assert status == 3
@@ -228,9 +230,7 @@ def test_a_memory_limit_that_the_instances_do_not_fit_in_is_said_before_anything
 
 
 @two_cpus
-def test_under_a_memory_limit_as_many_instances_start_as_fit_and_they_stay_within_it(
-    group: Group, launch: Launch
-) -> None:
+def test_under_a_memory_limit_as_many_instances_start_as_fit(group: Group, launch: Launch) -> None:
     limit = 900 * MEBIBYTE
     group.set("memory.limit_in_bytes", str(limit))
     status, said = _launch(group, "--instances", "2")
@@ -248,7 +248,7 @@ def test_under_a_memory_limit_as_many_instances_start_as_fit_and_they_stay_withi
 
 
 def _launch(group: Group, *arguments: str) -> tuple[int, str]:
-    """A launch that is to be refused: exit status and what was said."""
+    """A start that must be refused; returns exit status and message."""
     command = [*group.prefix(), sys.executable, "-m", "launcher", "--port", "0", "--log-json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr

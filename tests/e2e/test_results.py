@@ -23,7 +23,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 def sentences(count: int) -> list[str]:
-    """Real sentences, of 3 to some 200 words, from the texts that come with the repository."""
+    """Real sentences of 3 to about 200 words, from the documents of the repository."""
     text = " ".join((ROOT / name).read_text() for name in ("LICENSE", "CONTRIBUTING.md", "docs/glossary.md"))
     found = [" ".join(s.split()) for s in re.split(r"(?<=[.;:|])\s", text)]
     usable = [s for s in found if len(s.split()) >= 3]
@@ -33,7 +33,7 @@ def sentences(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Vectors]:
-    """What the model card's own code gives for each sentence alone, in fp32."""
+    """The result of the model card's own code for each sentence alone, in fp32."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -67,7 +67,9 @@ def lowest(server: Running) -> float:
     return LOWEST_COSINE[server.info()["model"]["dtype"]]
 
 
-def test_single_texts(client: openai.OpenAI, server: Running, reference: dict[str, Vectors]) -> None:
+def test_single_texts_match_the_reference(
+    client: openai.OpenAI, server: Running, reference: dict[str, Vectors]
+) -> None:
     for text in list(reference)[:20]:
         reply = client.embeddings.create(model="demo", input=text, encoding_format="float")
         assert np.dot(reply.data[0].embedding, reference[text]) >= lowest(server), text
@@ -117,14 +119,14 @@ def test_32_clients_with_random_batches_all_get_their_own_vectors(
     assert all(instance["restarts"] == 0 for instance in info["instances"])
 
 
-def test_every_instance_has_had_its_part(server: Running) -> None:
+def test_every_instance_has_computed_batches(server: Running) -> None:
     text = server.get("/metrics").text
     counts = [float(v) for v in re.findall(r"^launcher_batch_items_sum{.*} (\S+)$", text, re.M)]
     assert len(counts) == 2, text
     assert min(counts) > 0.2 * max(counts)
 
 
-def test_each_thread_and_each_page_is_where_the_plan_says(server: Running) -> None:
+def test_every_thread_and_page_is_where_it_was_planned(server: Running) -> None:
     for instance in server.info()["instances"]:
         planned = set(instance["cpus"])
         tasks = list(Path(f"/proc/{instance['pid']}/task").iterdir())
@@ -146,7 +148,7 @@ def test_each_thread_and_each_page_is_where_the_plan_says(server: Running) -> No
 def test_health_answers_while_all_cores_are_busy(server: Running) -> None:
     stop = threading.Event()
     texts = b'{"input": ["%b"]}' % b'", "'.join([b"a text that keeps the instances busy for a while " * 20] * 16)
-    too_long = b'{"input": [%b]}' % b",".join([b"5"] * 3_000_000)  # has to be read whole to be refused
+    too_long = b'{"input": [%b]}' % b",".join([b"5"] * 3_000_000)  # must be read completely to be refused
 
     def load(body: bytes, status: int) -> None:
         while not stop.is_set():
@@ -165,7 +167,8 @@ def test_health_answers_while_all_cores_are_busy(server: Running) -> None:
     for thread in threads:
         thread.join(120)
     print(f"/health: median {seconds[100]:.4f} s, p99 {seconds[197]:.4f} s, longest {seconds[-1]:.4f} s")
-    # The bound of the promise, and what another program on the same cores may add to the rarest ones.
+    # The documented bound, and a margin for the delay that another program on the same cores may add to the slowest
+    # responses.
     assert seconds[180] < 0.05
     assert seconds[197] < 0.1
     assert seconds[-1] < 0.5

@@ -34,7 +34,7 @@ def launch_run(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
 
 
 def two(*words: str) -> tuple[str, ...]:
-    """Two instances, also where there is one core."""
+    """Two instances, even on a machine with one core."""
     return ("--instances", "2", *(("--oversubscribe",) if len(CPUS) < 2 else ()), *words)
 
 
@@ -246,7 +246,7 @@ def test_with_restart_a_failed_program_is_restarted_up_to_the_limit(tmp_path: Pa
     done = launch_run(*two("--on-failure", "restart", "--", "sh", "-c", code))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "tries-1").read_text() == "try\n" * 2
-    assert "restarts on the same cores in 0.5 s (failure 1 of 5 in a row)" in done.stderr
+    assert "restarts on the same cores in 0.5 s (consecutive failure 1 of 5)" in done.stderr
     given_up = launch_run(
         "--instances", "1", "--on-failure", "restart", "--max-failures", "2", "--", "sh", "-c", "exit 6"
     )
@@ -340,7 +340,7 @@ def test_without_a_reader_the_run_ends_within_the_grace_period() -> None:
 
 # -- nothing is left over -----------------------------------------------------------------------------------------
 
-# A program that starts a child in its session, and a daemon that leaves session, parent and environment behind.
+# A program that starts a child in its session, and a daemon that leaves session, parent and environment.
 FAMILY = """
 import os, sys, time
 if os.fork() == 0:

@@ -16,7 +16,7 @@ from tests.e2e.running import Launch
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to make a library")
 
-# The C library's own allocator under another name, so that any program can live with it.
+# The C library's own allocator under another name, so that it works with any program.
 PASSING_ON = """
 #include <stddef.h>
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
@@ -47,7 +47,7 @@ def command_line(*words: str, env: dict[str, str]) -> subprocess.CompletedProces
 
 
 @needs_gcc
-def test_the_report_shows_what_is_preloaded_behind_the_user_s_own(library: Path, tmp_path: Path) -> None:
+def test_the_report_shows_preloaded_libraries_after_those_of_the_user(library: Path, tmp_path: Path) -> None:
     own = tmp_path / "libmine.so"
     subprocess.run(["gcc", "-shared", "-x", "c", "-", "-o", str(own)], input="int mine;", text=True, check=True)
     env = {**environment(library), "LD_PRELOAD": str(own)}
@@ -61,7 +61,7 @@ def test_the_report_shows_what_is_preloaded_behind_the_user_s_own(library: Path,
 
 
 @needs_gcc
-def test_a_program_really_has_it(library: Path) -> None:
+def test_the_library_is_mapped_in_a_program(library: Path) -> None:
     words = ("run", "--instances", "1", "--allocator", "jemalloc", "--", "cat", "/proc/self/maps")
     done = command_line(*words, env=environment(library))
     assert done.returncode == 0, done.stderr
@@ -69,13 +69,13 @@ def test_a_program_really_has_it(library: Path) -> None:
 
 
 @needs_gcc
-def test_a_program_has_nothing_that_was_not_asked_for(library: Path) -> None:
+def test_nothing_is_preloaded_into_a_program_by_default(library: Path) -> None:
     done = command_line("run", "--instances", "1", "--", "cat", "/proc/self/maps", env=environment(library))
     assert done.returncode == 0, done.stderr
     assert str(library) not in done.stdout
 
 
-def test_what_is_asked_for_and_absent_ends_with_3_before_anything_starts() -> None:
+def test_a_requested_library_that_is_missing_gives_exit_code_3_before_anything_starts() -> None:
     if find_libraries(("intel",), os.environ).searches[0].usable is not None:
         pytest.skip("this machine has Intel's runtime")
     done = command_line("--openmp", "intel", "--port", "0", env=dict(os.environ))
@@ -87,7 +87,7 @@ def test_what_is_asked_for_and_absent_ends_with_3_before_anything_starts() -> No
 
 @needs_gcc
 @pytest.mark.slow
-def test_a_worker_really_has_it(library: Path, launch: Launch) -> None:
+def test_the_library_is_mapped_in_a_worker(library: Path, launch: Launch) -> None:
     words = ("--instances", "1", "--backend", "fake", "--allocator", "jemalloc")
     with launch(*words, env=environment(library)) as server:
         server.wait_serving()

@@ -95,7 +95,7 @@ BAD: list[tuple[bytes, int]] = [
 ]
 
 
-def test_bad_bodies_get_a_clear_answer_and_harm_nothing(tiny: Running) -> None:
+def test_bad_bodies_get_a_clear_error_and_do_no_harm(tiny: Running) -> None:
     for body, status in BAD:
         reply = tiny.post("/v1/embeddings", content=body, headers={"Content-Type": "application/json"})
         assert reply.status_code == status, (body[:60], reply.text)
@@ -105,14 +105,14 @@ def test_bad_bodies_get_a_clear_answer_and_harm_nothing(tiny: Running) -> None:
     assert all(instance["restarts"] == 0 for instance in tiny.info()["instances"])
 
 
-def test_wrong_methods_types_and_paths(tiny: Running) -> None:
+def test_wrong_methods_types_and_paths_are_refused(tiny: Running) -> None:
     assert tiny.get("/v1/embeddings").status_code == 405
     assert tiny.post("/health").status_code == 405
     assert tiny.post("/v1/embeddings", content="x", headers={"Content-Type": "text/plain"}).status_code == 415
     assert tiny.get("/nothing/here").status_code == 404
 
 
-def test_what_is_no_http_at_all_is_answered_or_closed(tiny: Running) -> None:
+def test_data_that_is_not_http_is_answered_or_the_connection_closed(tiny: Running) -> None:
     host, port = tiny.address.removeprefix("http://").split(":")
     for garbage in (b"\x00\x01\x02\x03\r\n\r\n", b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: -5\r\n\r\n"):
         with socket.create_connection((host, int(port)), timeout=10) as connection:

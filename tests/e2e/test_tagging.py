@@ -36,8 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(folder: Path) -> dict[str, tuple[Tokens, Tokens]]:
-    """What transformers gives for each text alone in fp32: each real token with all its scores, and the entities of
-    its own pipeline."""
+    """The result of transformers for each text alone in fp32: each real token with all its scores, and the entities of
+    its own pipeline.
+    """
     import torch
     from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
@@ -78,7 +79,7 @@ def predict(server: Running, inputs: Any, **more: Any) -> Any:
 
 
 def check_tokens(text: str, found: Tokens, expected: Tokens, most: float) -> int:
-    """Compare the tokens of a text; how many of them have a label that rounding cannot change."""
+    """Compare the tokens of a text; returns how many of them have a label that rounding cannot change."""
     sure = 0
     assert [(token["start"], token["end"]) for token in found] == [(t["start"], t["end"]) for t in expected]
     for token, wanted in zip(found, expected, strict=True):
@@ -120,7 +121,7 @@ def test_entities_are_those_of_transformers_own_pipeline(server: Running, plain:
         assert all(text[e["start"] : e["end"]] == e["text"] for e in entities)
 
 
-def test_token_ids_give_what_their_text_gives(server: Running, plain: Any, folder: Path) -> None:
+def test_token_ids_give_the_same_result_as_their_text(server: Running, plain: Any, folder: Path) -> None:
     from tokenizers import Tokenizer
 
     most = TOLERANCE[server.info()["model"]["dtype"]]
@@ -136,7 +137,7 @@ def test_token_ids_give_what_their_text_gives(server: Running, plain: Any, folde
             assert entry["score"] == pytest.approx(wanted["scores"][LABELS.index(entry["label"])], abs=most)
 
 
-def test_what_is_too_long_is_refused_or_cut(server: Running) -> None:
+def test_inputs_that_are_too_long_are_refused_or_truncated(server: Running) -> None:
     text = "word " * 600
     assert server.post("/predict", json={"inputs": text}).json()["error"]["code"] == "too_long"
     answer = server.post("/predict", json={"inputs": ["a", text], "truncate": True, "aggregation": "none"})
@@ -146,7 +147,7 @@ def test_what_is_too_long_is_refused_or_cut(server: Running) -> None:
     assert [(token["start"], token["end"]) for token in cut] == [(5 * i, 5 * i + 4) for i in range(limit - 2)]
 
 
-def test_info_and_metrics_say_what_was_done(server: Running) -> None:
+def test_info_and_metrics_show_the_task_and_the_batches(server: Running) -> None:
     model = server.info()["model"]
     assert (model["task"], model["width"], model["labels"]) == ("tag", 9, list(LABELS))
     counts = [float(v) for v in re.findall(r"^launcher_batch_items_sum{.*} (\S+)$", server.get("/metrics").text, re.M)]
@@ -154,7 +155,7 @@ def test_info_and_metrics_say_what_was_done(server: Running) -> None:
     assert min(counts) > 0
 
 
-def test_a_server_without_a_model_tags_too(launch: Launch) -> None:
+def test_the_fake_backend_tags_too(launch: Launch) -> None:
     arguments = ("--model", "random:tiny", "--task", "tag", "--backend", "fake", "--instances", "1")
     with launch(*arguments) as server:
         server.wait_serving()

@@ -1,8 +1,8 @@
-"""The wheel has everything, and what is installed from it works away from the repository.
+"""The wheel is complete, and an installation from it works without the repository.
 
-The environment is a new one with the wheel really installed. Only what the wheel depends on is taken from the
-environment of the tests, since another torch would take minutes: a .pth file adds its folders to the path, and an
-editable install of the launcher is not found that way, because .pth files in such folders are not read.
+The environment is a new one with the wheel really installed. Only its dependencies come from the environment of the
+tests, since installing torch again would take minutes: a .pth file adds the folders to the path. An editable install of
+the launcher is not found that way, because .pth files in such folders are not read.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def test_the_metadata_has_version_license_and_readme(wheel: Path) -> None:
     assert (ROOT / "README.md").read_text().strip() in metadata
 
 
-def test_what_runs_is_what_was_installed(installed: Installed) -> None:
+def test_the_installed_package_is_the_one_that_runs(installed: Installed) -> None:
     where = installed.run("python", "-c", "import launcher; print(launcher.__file__)")
     assert Path(where.strip()).is_relative_to(installed.bin.parent)
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
@@ -131,7 +131,7 @@ def test_topology_plans_for_this_machine(installed: Installed) -> None:
     assert all(str(installed.bin) in " ".join(command) for command in commands)
 
 
-def test_serve_answers_and_ends(installed: Installed) -> None:
+def test_serve_answers_requests_and_shuts_down(installed: Installed) -> None:
     with serving(installed, "--instances", "1") as (process, address):
         body = {"model": "demo", "input": ["A bird in the hand", "is worth two in the bush"]}
         reply = httpx.post(f"{address}/v1/embeddings", json=body, timeout=300)
@@ -169,7 +169,7 @@ def serving(installed: Installed, *options: str) -> Iterator[tuple[subprocess.Po
 
 
 def wait_for_event(process: subprocess.Popen[bytes], log: Path, event: str) -> list[dict[str, str]]:
-    """The records of the log once it has one of this event."""
+    """Wait for a log record of this event; returns all records."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         lines = log.read_text().splitlines(keepends=True)

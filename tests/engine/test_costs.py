@@ -1,4 +1,4 @@
-"""Cost tables over several runs: kept apart, corrected by what was seen, dropped where they do not hold."""
+"""Cost tables over several runs: stored separately, corrected by observations, discarded if they do not apply."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from launcher.core.protocol.messages import Ready, Setup
 from launcher.engine.costs import Costs, cost_info
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
-from launcher.prepare.costs import CostSubject, basis_of
+from launcher.prepare.costs import CostKeyBase, basis_of
 from tests.core.by_hand import machine
 
 CARD = resolve(ModelOptions(model="random:tiny"))
-SUBJECT = CostSubject(machine(), CARD, "fp32", "eager", 2048, "auto")
+SUBJECT = CostKeyBase(machine(), CARD, "fp32", "eager", 2048, "auto")
 TRUTH = Coefficients(2e-3, 1e-4, 5e-8)
 SETUP = Setup(model_info=CARD, dtype="fp32", backend="eager", warmup=((1, 16),))
 
@@ -45,19 +45,19 @@ def instance(id_: int = 0, threads: int = 4) -> InstancePlan:
 
 
 def ready(costs: Costs, plan: InstancePlan, packed: bool = True, took: Any = MEASURED) -> tuple[Ready, float]:
-    """What a worker says that measures ``took`` unless it is told what is known, as workers do; and the drift."""
-    setup = costs.complete(SETUP, plan)
+    """The ``Ready`` message of a worker that measures ``took`` unless the measurements are known; and the drift."""
+    setup = costs.with_measurements(SETUP, plan)
     cached = bool(setup.known) and setup.known_packed == packed
     message = Ready(
         pid=1, threads=plan.threads, dtype="fp32", backend="eager", width=8, labels=(), torch_version="2",
         load_seconds=1.0, warmup_seconds=1.0, accuracy=None, packed=packed, cached=cached,
         measured=setup.known if cached else took,
     )  # fmt: skip
-    return message, costs.take(plan, message)
+    return message, costs.save_measurements(plan, message)
 
 
-def model_that_saw(ready_: Ready, factor: float, batches: int = SETTLED_BATCHES, drift: float = 1.0) -> CostModel:
-    """The cost model at the end of a run in which every batch took ``factor`` times what was measured."""
+def model_after_run(ready_: Ready, factor: float, batches: int = SETTLED_BATCHES, drift: float = 1.0) -> CostModel:
+    """The cost model at the end of a run in which every batch took ``factor`` times as long as measured."""
     model = CostModel(fit(ready_.measured), drift)
     for _ in range(batches):
         model.observe(Work(1, 200, 40000), factor * model.coefficients.seconds(200, 40000))
@@ -65,21 +65,23 @@ def model_that_saw(ready_: Ready, factor: float, batches: int = SETTLED_BATCHES,
 
 
 def run(folder: Path, *factors: float, batches: int = SETTLED_BATCHES, fresh: bool = False) -> tuple[Ready, float]:
-    """A whole run with an instance for each factor; what the first one's worker said, and the drift it began with."""
+    """A whole run with one instance per factor; the ``Ready`` message of the first worker, and its initial drift."""
     costs = Costs(SUBJECT, fresh=fresh, folder=folder)
     plans = [instance(number) for number in range(len(factors))]
     begun = [ready(costs, plan) for plan in plans]
     models = [
-        model_that_saw(said, factor, batches, drift) for (said, drift), factor in zip(begun, factors, strict=True)
+        model_after_run(said, factor, batches, drift) for (said, drift), factor in zip(begun, factors, strict=True)
     ]
-    costs.keep(zip(plans, models, strict=True))
+    costs.save_drift(zip(plans, models, strict=True))
     return begun[0]
 
 
-def measured_apart(costs: Costs, plan: InstancePlan, factor: float) -> Ready:
-    """What a worker says that was started before anything was known, and measured ``factor`` times the truth."""
+def measured_separately(costs: Costs, plan: InstancePlan, factor: float) -> Ready:
+    """The ``Ready`` message of a worker that was started without known costs and measured ``factor`` times the true
+    ones.
+    """
     message, _ = ready(Costs(SUBJECT, fresh=True, folder=costs._folder / "elsewhere"), plan, took=measured(factor))
-    costs.take(plan, message)
+    costs.save_measurements(plan, message)
     return message
 
 
@@ -94,7 +96,7 @@ def said(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list
 # ------------------------------------------------------------------------ kept
 
 
-def test_what_was_measured_is_known_at_the_next_start_and_to_the_next_of_its_size(tmp_path: Path) -> None:
+def test_measurements_are_reused_by_the_next_start_and_by_instances_of_the_same_size(tmp_path: Path) -> None:
     costs = Costs(SUBJECT, folder=tmp_path)
     assert not ready(costs, instance(0))[0].cached
     assert ready(costs, instance(1))[0].cached
@@ -104,16 +106,16 @@ def test_what_was_measured_is_known_at_the_next_start_and_to_the_next_of_its_siz
     assert (message.cached, message.measured, drift) == (True, MEASURED, 1.0)
 
 
-def test_of_instances_that_measure_at_the_same_time_the_shorter_times_are_kept(tmp_path: Path) -> None:
+def test_if_instances_measure_at_the_same_time_the_shorter_times_are_kept(tmp_path: Path) -> None:
     costs = Costs(SUBJECT, folder=tmp_path)
     slow = Ready(1, 4, "fp32", "eager", 8, (), "2", 1.0, 1.0, measured(1.5), None, packed=True)
-    costs.take(instance(0), slow)
-    costs.take(instance(1), msgspec.structs.replace(slow, measured=MEASURED))
-    costs.take(instance(2), slow)
+    costs.save_measurements(instance(0), slow)
+    costs.save_measurements(instance(1), msgspec.structs.replace(slow, measured=MEASURED))
+    costs.save_measurements(instance(2), slow)
     assert [table.measured for table in tables(tmp_path)] == [MEASURED]
 
 
-def test_packed_and_padded_tables_lie_side_by_side(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_packed_and_padded_tables_are_stored_separately(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     padded = replace(SUBJECT, layout="padded")
     for subject, packed in ((SUBJECT, True), (padded, False)):
         assert not ready(Costs(subject, folder=tmp_path), instance(), packed)[0].cached
@@ -123,7 +125,7 @@ def test_packed_and_padded_tables_lie_side_by_side(tmp_path: Path, caplog: pytes
     assert said(caplog) == []
 
 
-def test_a_model_that_packed_and_no_longer_does_is_measured_anew_and_that_is_said(
+def test_a_model_that_can_no_longer_be_packed_is_measured_again_and_this_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ready(Costs(SUBJECT, folder=tmp_path), instance())
@@ -132,7 +134,7 @@ def test_a_model_that_packed_and_no_longer_does_is_measured_anew_and_that_is_sai
     assert "items are packed there, padded here" in said(caplog)[0]
 
 
-def test_what_differs_is_said_and_measured_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_difference_is_logged_and_costs_are_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ready(Costs(SUBJECT, folder=tmp_path), instance())
     elsewhere = replace(SUBJECT, machine=replace(SUBJECT.machine, model="Another processor"))
     assert not ready(Costs(elsewhere, folder=tmp_path), instance())[0].cached
@@ -140,16 +142,18 @@ def test_what_differs_is_said_and_measured_anew(tmp_path: Path, caplog: pytest.L
     assert "'A processor made by hand' there, 'Another processor' here" in sentence
 
 
-def test_a_damaged_table_is_named_and_measured_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_table_is_named_and_costs_are_measured_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ready(Costs(SUBJECT, folder=tmp_path), instance())
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:50])
     assert not ready(Costs(SUBJECT, folder=tmp_path), instance())[0].cached
     assert str(path) in said(caplog)[0]
-    assert "measured again" in said(caplog)[0]
+    assert "measuring again" in said(caplog)[0]
 
 
-def test_a_folder_that_cannot_be_written_is_said_once_and_the_run_still_knows_what_it_measured(
+def test_an_unwritable_folder_is_logged_once_and_the_run_still_uses_its_measurements(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "costs").write_text("in the way")
@@ -157,36 +161,36 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_the_run_still_knows_wh
     first, _ = ready(costs, instance(0))
     ready(costs, instance(0, threads=2))
     assert ready(costs, instance(1))[0].cached
-    costs.keep([(instance(0), model_that_saw(first, 1.3))])
+    costs.save_drift([(instance(0), model_after_run(first, 1.3))])
     assert len([sentence for sentence in said(caplog) if "cannot be written" in sentence]) == 1
 
 
 # ------------------------------------------------------------------- corrected
 
 
-def test_a_table_that_was_measured_on_a_loaded_machine_is_corrected_by_the_first_run(
+def test_a_table_measured_on_a_loaded_machine_is_corrected_by_the_first_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     run(tmp_path, 0.7)
     message, drift = run(tmp_path, 0.7)
     assert message.cached
-    assert message.measured == MEASURED, "what was measured stays as it was"
+    assert message.measured == MEASURED, "the measurements do not change"
     assert drift == pytest.approx(0.7)
-    assert any("predicted as 0.70 times what was measured" in line for line in said(caplog, logging.INFO))
+    assert any("predicted costs are 0.70 times the measured ones" in line for line in said(caplog, logging.INFO))
     before = CostModel(fit(message.measured), drift)
     truth = 0.7 * TRUTH.seconds(200, 40000)
     assert before.seconds(200, 40000) == pytest.approx(truth, rel=0.01)
 
 
-def test_one_run_on_a_loaded_machine_changes_nothing_and_two_do(tmp_path: Path) -> None:
+def test_one_run_on_a_loaded_machine_does_not_change_the_drift_but_two_do(tmp_path: Path) -> None:
     run(tmp_path, 1.6)
     assert run(tmp_path, 1.6)[1] == 1.0
     assert run(tmp_path, 1.0)[1] == pytest.approx(1.6)
-    assert run(tmp_path, 1.0)[1] == pytest.approx(1.0), "and as many quiet ones undo it"
+    assert run(tmp_path, 1.0)[1] == pytest.approx(1.0), "as many undisturbed runs reverse it"
 
 
-def test_only_the_last_runs_are_remembered(tmp_path: Path) -> None:
+def test_only_the_last_runs_are_saved(tmp_path: Path) -> None:
     for number in range(8):
         run(tmp_path, 1.0 + number / 100)
     (table,) = tables(tmp_path)
@@ -194,32 +198,32 @@ def test_only_the_last_runs_are_remembered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batches", [0, SETTLED_BATCHES - 1])
-def test_a_run_of_few_batches_is_not_remembered(tmp_path: Path, batches: int) -> None:
+def test_a_run_of_few_batches_is_not_saved(tmp_path: Path, batches: int) -> None:
     run(tmp_path, 0.7, batches=batches)
     assert tables(tmp_path)[0].runs == ()
 
 
-def test_a_run_whose_batches_take_longer_at_its_end_is_not_remembered(tmp_path: Path) -> None:
+def test_a_run_whose_batches_slow_down_is_not_saved(tmp_path: Path) -> None:
     costs = Costs(SUBJECT, folder=tmp_path)
     message, _ = ready(costs, instance())
-    model = model_that_saw(message, 1.0, 1000)
+    model = model_after_run(message, 1.0, 1000)
     for _ in range(30):
         model.observe(Work(1, 200, 40000), 2 * model.coefficients.seconds(200, 40000))
-    costs.keep([(instance(), model)])
+    costs.save_drift([(instance(), model)])
     assert tables(tmp_path)[0].runs == ()
 
 
-def test_of_instances_of_the_same_size_a_disturbed_one_does_not_count(tmp_path: Path) -> None:
+def test_a_disturbed_instance_does_not_affect_the_drift_of_its_size(tmp_path: Path) -> None:
     run(tmp_path, 0.8, 1.9, 0.82)
     assert tables(tmp_path)[0].runs == pytest.approx((0.82,))
 
 
-def test_what_an_instance_saw_is_remembered_in_parts_of_the_table(tmp_path: Path) -> None:
-    """The first measured while it was disturbed; served, both took what the second measured, which the table has."""
+def test_the_drift_of_an_instance_is_saved_relative_to_the_table(tmp_path: Path) -> None:
+    """The first was disturbed while it measured; while serving, both took as long as the second measured."""
     costs = Costs(SUBJECT, fresh=False, folder=tmp_path)
     disturbed, clean = instance(0), instance(1)
-    slow, fast = measured_apart(costs, disturbed, 2.4), measured_apart(costs, clean, 1.0)
-    costs.keep([(disturbed, model_that_saw(slow, 1 / 2.4)), (clean, model_that_saw(fast, 1.0))])
+    slow, fast = measured_separately(costs, disturbed, 2.4), measured_separately(costs, clean, 1.0)
+    costs.save_drift([(disturbed, model_after_run(slow, 1 / 2.4)), (clean, model_after_run(fast, 1.0))])
 
     (table,) = tables(tmp_path)
     assert table.measured == MEASURED
@@ -227,7 +231,7 @@ def test_what_an_instance_saw_is_remembered_in_parts_of_the_table(tmp_path: Path
 
 
 @pytest.mark.parametrize(("factor", "runs"), [(0.4, 1), (2.5, 2)])
-def test_a_table_that_batches_contradict_is_measured_anew_and_that_is_said(
+def test_a_table_contradicted_by_batches_is_measured_again_and_this_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, factor: float, runs: int
 ) -> None:
     for number in range(runs):
@@ -235,38 +239,38 @@ def test_a_table_that_batches_contradict_is_measured_anew_and_that_is_said(
     message, drift = run(tmp_path, 1.0)
     assert (message.cached, drift) == (False, 1.0)
     assert f"batches took {factor:.2f} times" in said(caplog)[0]
-    assert tables(tmp_path)[0].runs == pytest.approx((1.0,)), "what was seen with the other one is gone"
+    assert tables(tmp_path)[0].runs == pytest.approx((1.0,)), "the drift of the other table is discarded"
 
 
-def test_measuring_anew_drops_what_was_seen(tmp_path: Path) -> None:
+def test_measuring_again_discards_the_observed_drift(tmp_path: Path) -> None:
     run(tmp_path, 0.7)
     message, drift = run(tmp_path, 0.7, batches=0, fresh=True)
     assert (message.cached, drift) == (False, 1.0)
     assert tables(tmp_path)[0].runs == ()
 
 
-def test_a_table_that_another_run_has_measured_anew_meanwhile_is_left_alone(tmp_path: Path) -> None:
+def test_a_table_that_another_run_has_measured_again_is_not_changed(tmp_path: Path) -> None:
     costs = Costs(SUBJECT, folder=tmp_path)
     message, _ = ready(costs, instance())
     other = Costs(SUBJECT, fresh=True, folder=tmp_path)
     ready(other, instance(), took=measured(1.1))
-    costs.keep([(instance(), model_that_saw(message, 0.7))])
+    costs.save_drift([(instance(), model_after_run(message, 0.7))])
     assert (tables(tmp_path)[0].measured, tables(tmp_path)[0].runs) == (measured(1.1), ())
 
 
 # ------------------------------------------------------------- shown, and used
 
 
-def test_info_tells_what_predictions_began_with_and_what_batches_take_by_now(tmp_path: Path) -> None:
+def test_info_shows_the_initial_drift_and_the_current_one(tmp_path: Path) -> None:
     run(tmp_path, 0.7)
     message, drift = run(tmp_path, 0.8)
-    shown = cost_info(message, model_that_saw(message, 0.8, 100, drift))
+    shown = cost_info(message, model_after_run(message, 0.8, 100, drift))
     assert (shown["source"], shown["drift_at_start"], shown["observed_batches"]) == ("cached", 0.7, 100)
     assert shown["drift"] == pytest.approx(0.8, rel=0.01)
     assert shown["per_token"] == pytest.approx(TRUTH.per_token, rel=0.01)
 
 
-def factors_of(folder: Path, monkeypatch: pytest.MonkeyPatch, subject: CostSubject) -> Sequence[float]:
+def factors_of(folder: Path, monkeypatch: pytest.MonkeyPatch, subject: CostKeyBase) -> Sequence[float]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parents[1]))
     basis = basis_of(subject)
     return [basis.of(4).seconds(200, 40000) / TRUTH.seconds(200, 40000)] if basis.measured else []

@@ -1,4 +1,4 @@
-"""The engine with real worker processes of the fake backend: losses, instances that are given up, drain, strictness."""
+"""The engine with real workers of the fake backend: lost and failed instances, drain, ``--strict``."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-class Told:
-    """An observer that writes down what it is told."""
+class RecordingObserver:
+    """An observer that records its notifications."""
 
     def __init__(self) -> None:
         self.ready = 0
@@ -71,7 +71,7 @@ def prepared_with(options: ServeOptions = OPTIONS, **broken: tuple[str, ...]) ->
 
 @contextlib.asynccontextmanager
 async def running(engine: InferenceEngine) -> AsyncIterator[InferenceEngine]:
-    """The engine while it runs; afterwards it has no worker left."""
+    """The engine while it runs; checks afterwards that no worker is left."""
     pids: set[int] = set()
     async with anyio.create_task_group() as group:
         group.start_soon(engine.run)
@@ -90,7 +90,7 @@ def workers_of(engine: InferenceEngine) -> list[int]:
 
 
 def suspend(engine: InferenceEngine) -> None:
-    """Have the workers compute nothing until they are continued; they can be killed all the same."""
+    """Stop the workers with SIGSTOP; they can still be killed."""
     for pid in workers_of(engine):
         os.kill(pid, signal.SIGSTOP)
 
@@ -104,8 +104,8 @@ async def until(condition: Callable[[], object]) -> None:
         await anyio.sleep(0.01)
 
 
-async def test_it_computes_and_ends_without_a_worker_left() -> None:
-    told = Told()
+async def test_it_computes_and_leaves_no_worker() -> None:
+    told = RecordingObserver()
     async with running(InferenceEngine(OPTIONS, prepared_with(), observer=told)) as engine:
         await engine.wait_ready()
         assert (told.ready, engine.is_ready()) == (1, True)
@@ -131,7 +131,7 @@ async def test_info_has_plan_binding_command_costs_and_verification_of_each_inst
 
 
 async def test_a_lost_instance_is_replaced_and_its_work_done() -> None:
-    told = Told()
+    told = RecordingObserver()
     async with running(InferenceEngine(OPTIONS, prepared_with(), observer=told)) as engine:
         await engine.wait_ready()
         suspend(engine)
@@ -146,8 +146,8 @@ async def test_a_lost_instance_is_replaced_and_its_work_done() -> None:
         assert engine.failure is None
 
 
-async def test_without_restart_the_first_loss_is_the_end() -> None:
-    told = Told()
+async def test_without_restarts_the_engine_fails_with_the_first_lost_instance() -> None:
+    told = RecordingObserver()
     settings = EngineSettings(restart=False)
     async with running(InferenceEngine(OPTIONS, prepared_with(), settings, told)) as engine:
         await engine.wait_ready()
@@ -159,25 +159,25 @@ async def test_without_restart_the_first_loss_is_the_end() -> None:
         assert [str(error) for error in told.failures] == [str(engine.failure)]
 
 
-async def test_when_every_instance_is_given_up_it_fails_with_the_reason() -> None:
-    told = Told()
+async def test_when_all_instances_have_failed_the_engine_fails_with_the_reason() -> None:
+    told = RecordingObserver()
     prepared = prepared_with(instance_0=ENDS_AT_ONCE, instance_1=ENDS_AT_ONCE)
     async with running(InferenceEngine(OPTIONS, prepared, observer=told)) as engine:
         with pytest.raises(InstanceError, match=r"no instance is left: .*nothing to serve"):
             await engine.wait_ready()
         await until(lambda: told.failures)
-        with pytest.raises(RequestError, match="given up last"):
+        with pytest.raises(RequestError, match="the last instance to fail was"):
             await engine.dispatcher.enqueue([tokens()])
 
 
-async def test_an_instance_that_is_given_up_leaves_the_work_to_the_others() -> None:
+async def test_if_one_instance_fails_permanently_the_others_do_its_work() -> None:
     async with running(InferenceEngine(OPTIONS, prepared_with(instance_1=ENDS_AT_ONCE))) as engine:
         await engine.wait_ready()
         assert (await engine.dispatcher.enqueue([tokens()])).instances == (0,)
         assert engine.states()["1"]["state"] == "failed"
 
 
-async def test_a_drain_finishes_what_was_admitted_and_refuses_what_comes() -> None:
+async def test_a_drain_finishes_admitted_requests_and_refuses_new_ones() -> None:
     async with running(InferenceEngine(OPTIONS, prepared_with())) as engine:
         await engine.wait_ready()
         suspend(engine)
@@ -194,13 +194,13 @@ async def test_a_drain_finishes_what_was_admitted_and_refuses_what_comes() -> No
         assert admitted.result().results.shape[0] == 1
 
 
-async def test_what_is_not_finished_in_the_time_of_the_drain_is_answered() -> None:
+async def test_requests_that_outlast_the_drain_timeout_are_answered_with_an_error() -> None:
     async with running(InferenceEngine(OPTIONS, prepared_with())) as engine:
         await engine.wait_ready()
         suspend(engine)
         admitted = engine.dispatcher.enqueue([tokens()])
         await engine.drain(0.05)
-        with pytest.raises(RequestError, match="time to finish is over"):
+        with pytest.raises(RequestError, match="graceful shutdown timeout has expired"):
             await admitted
 
 
@@ -214,15 +214,15 @@ async def test_a_drain_does_not_wait_for_workers_that_have_died() -> None:
             await until(lambda: engine.draining)
             for pid in workers_of(engine):
                 os.kill(pid, signal.SIGKILL)
-        # Both workers may have had the batch before the end of the second one is seen.
-        with pytest.raises(RequestError, match=r"the last instance ended|was lost while computing"):
+        # Both workers may have received the batch before the exit of the second one is noticed.
+        with pytest.raises(RequestError, match=r"the last instance exited|was lost while computing"):
             await admitted
 
 
-async def test_with_strict_an_instance_that_runs_elsewhere_is_given_up() -> None:
+async def test_with_strict_an_instance_that_runs_elsewhere_is_stopped() -> None:
     options = replace(OPTIONS, machine=replace(OPTIONS.machine, strict=True))
     prepared = prepare_workers(options, model_needed=True)
-    # The worker is bound as before; what is compared with is another plan.
+    # The worker is bound as before, but compared with another plan.
     elsewhere = [
         replace(one, plan=replace(one.plan, cpus=(max(psutil.Process().cpu_affinity() or [0]) + 1,)))
         for one in prepared.instances

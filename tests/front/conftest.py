@@ -1,4 +1,4 @@
-"""A front without processes: real channels over socket pairs, with workers whose answers the test decides."""
+"""A front without processes: real channels over socket pairs, with workers whose responses the test controls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture
 def vector_of() -> Callable[[Any], np.ndarray]:
-    """The result that the test workers give for token ids: of length 1, and different for different sums."""
+    """The result of the test workers for token ids: of length 1, and different for different sums."""
 
     def vector(ids: Any) -> np.ndarray:
         values = np.cos(np.arange(1, WIDTH + 1) * (float(np.sum(ids)) + 0.5)).astype(np.float32)
@@ -56,7 +56,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    # As published files often have them; the front must not follow them.
+    # Published files often contain these; the front must not apply them.
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=16)
     folder = tmp_path_factory.mktemp("model")
@@ -66,7 +66,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model_info(model_folder: Path) -> ModelInfo:
-    """An embedder with vectors of 8 values that takes 16 tokens."""
+    """An embedder with vectors of 8 values and a limit of 16 tokens."""
     return ModelInfo(
         name="words",
         asked="demo",
@@ -87,7 +87,7 @@ def model_info(model_folder: Path) -> ModelInfo:
 
 
 class Recorder:
-    """The listener: keeps what it is told."""
+    """A listener that records its notifications."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int, Any]] = []
@@ -110,7 +110,7 @@ class Recorder:
         self._add("lost", instance, reason)
 
     async def wait(self, kind: str, instance: int) -> Any:
-        """The value of the first such event, waited for."""
+        """Wait for the first such event; returns its value."""
 
         async def found() -> Any:
             while True:
@@ -170,7 +170,7 @@ class ScriptedWorker:
         return setup
 
     def results(self, run: Run, body: bytes) -> bytes:
-        """The right body of the answer to ``run``."""
+        """The correct body of the response to ``run``."""
         ids = np.frombuffer(body, dtype=np.int32)
         assert len(ids) == sum(run.lengths)
         items = np.split(ids, np.cumsum(run.lengths)[:-1])
@@ -199,7 +199,7 @@ class ScriptedWorker:
         await self.send(Failed(run.batch, reason))
 
     def close(self) -> None:
-        """As when the process ends."""
+        """Close the channel, as the end of the process does."""
         self._sock.close()
 
     async def end(self) -> None:
@@ -232,7 +232,7 @@ class Front:
         self._model_info, self._vector_of = model_info, vector_of
 
     async def attach(self, instance: int = 0) -> ScriptedWorker:
-        """Connect a worker that has not said anything yet."""
+        """Connect a worker that has not sent anything yet."""
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         worker = ScriptedWorker(theirs, self._vector_of)
@@ -241,7 +241,7 @@ class Front:
         return worker
 
     async def ready(self, instance: int = 0) -> ScriptedWorker:
-        """Connect a worker that is ready and answers nothing by itself."""
+        """Connect a worker that is ready and does not answer by itself."""
         worker = await self.attach(instance)
         await worker.become_ready(self._model_info.result_width)
         await self.listener.wait("ready", instance)
@@ -252,7 +252,7 @@ class Front:
         await until(lambda: sum(event[:2] == ("ready", instance) for event in self.listener.events) == 2)
 
     async def serving(self, instance: int = 0) -> ScriptedWorker:
-        """Connect a worker that answers everything."""
+        """Connect a worker that answers every batch."""
         worker = await self.ready(instance)
         worker.serve_in_background()
         return worker
@@ -283,7 +283,7 @@ async def until(condition: Callable[[], bool]) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + DEADLINE
     while not condition():
-        assert loop.time() < end, "the condition did not come about"
+        assert loop.time() < end, "the condition did not become true"
         await asyncio.sleep(0.001)
 
 

@@ -126,7 +126,7 @@ def error_type_of(answer: Any, status: int) -> str:
     return str(body["error_type"])
 
 
-async def test_it_is_served_beside_the_others(front: Any, client: Any, vector_of: Any) -> None:
+async def test_it_is_served_in_addition_to_the_others(front: Any, client: Any, vector_of: Any) -> None:
     await front.serving()
     for path in ("/embed", "/embed/"):
         answer = await client.post(path, json={"inputs": ["w1", "w2"]})

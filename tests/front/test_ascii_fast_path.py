@@ -1,4 +1,4 @@
-"""The ASCII fast path gives the same tokens as the tokenizer itself, and is only used where it does."""
+"""The ASCII fast path gives the same tokens as the tokenizer itself, and is used only if it does."""
 
 from __future__ import annotations
 
@@ -143,5 +143,5 @@ def test_the_fast_path_is_disabled_if_its_results_differ(
     monkeypatch.setattr("launcher.front.ascii_fast_path._PROBE", "the [MASK]")
     assert Encoder(card_in(model_info, folder), offsets=False)._fast is None
     monkeypatch.undo()
-    monkeypatch.setattr(Encoder, "_plain", lambda self, text: text)  # forgets the case
+    monkeypatch.setattr(Encoder, "_plain", lambda self, text: text)  # ignores the case
     assert Encoder(card_in(model_info, folder), offsets=False)._fast is None

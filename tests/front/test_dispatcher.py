@@ -207,7 +207,7 @@ async def test_items_of_a_lost_worker_are_computed_by_another(make_front: Any, v
     front = make_front(2)
     first, second = await front.ready(0), await front.ready(1)
     future = front.dispatcher.enqueue([ids(4, 5)])
-    loser, other = await _who_runs(first, second)
+    loser, other = await _running_worker(first, second)
     loser.close()
     other.serve_in_background()
     np.testing.assert_array_equal((await future).results, [vector_of([4, 5])])
@@ -216,7 +216,7 @@ async def test_items_of_a_lost_worker_are_computed_by_another(make_front: Any, v
     assert lost[0][2] == "the worker closed its connection"
 
 
-async def _who_runs(*workers: Any) -> Any:
+async def _running_worker(*workers: Any) -> Any:
     """The worker that received a batch (and does not answer it), and another one."""
     waiting = {asyncio.ensure_future(worker.receive()): worker for worker in workers}
     done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -121,7 +121,7 @@ async def test_the_served_model_is_listed_under_the_name_that_requests_may_use(c
     (model,) = (await client.get("/v1/models")).json()["data"]
     assert (model["id"], model["object"]) == ("words", "model")
     assert (await client.get("/v1/models/words")).json() == model
-    for name in ("words", "demo"):  # as the card names it, and as it was asked for
+    for name in ("words", "demo"):  # the name in the model info, and the value of --model
         assert (await client.post("/v1/embeddings", json={"input": "w1", "model": name})).status_code == 200
 
 

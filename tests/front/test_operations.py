@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def open_client(make_front: Any, make_client: Any, model_info: Any) -> Any:
-    """Opens a client; gives the front too."""
+    """Opens a client; returns the front too."""
 
     def open_(**changes: Any) -> Any:
         front = make_front(2)

@@ -112,7 +112,7 @@ async def test_interactive_requests_overtake_bulk(
             run, body = runs.pop() if runs else await worker.expect(Run)
             await worker.answer(run, body)
             sent += 1
-            assert sent <= 3, "one that ran, one that was ready, and its own"
+            assert sent <= 3, "the running batch, the ready one, and its own"
             await asyncio.sleep(0)
             if sent == 3:
                 await other
@@ -129,7 +129,7 @@ async def test_a_deadline_that_passes_in_the_queue_gets_504_and_the_time(
     worker = await front.ready()
     async with make_client(front.services(model_info, FrontOptions())) as client:
         running = [asyncio.ensure_future(client.post("/v1/embeddings", json=ONE)) for _ in range(2)]
-        runs = [await worker.expect(Run), await worker.expect(Run)]  # one runs, one is ready: what comes now waits
+        runs = [await worker.expect(Run), await worker.expect(Run)]  # running and ready: further requests wait
         refused = await client.post("/v1/embeddings", json=ONE, headers={DEADLINE: "80"})
         assert refused.status_code == 504
         assert body_of(refused)["code"] == "deadline_exceeded"
@@ -149,7 +149,7 @@ async def test_a_deadline_that_cannot_be_met_gets_504_at_once_with_the_predictio
     make_front: Any, make_client: Any, model_info: Any
 ) -> None:
     front = make_front()
-    await front.ready()  # timed with 1 ms for 16 tokens, and it never answers
+    await front.ready()  # measured as 1 ms for 16 tokens, but it never answers
     async with make_client(front.services(model_info, FrontOptions())) as client:
         headers = {PRIORITY: "bulk", DEADLINE: "20"}
         refused = await client.post("/v1/embeddings", json={"input": ["w1 w2 w3"] * 400}, headers=headers)
@@ -160,7 +160,7 @@ async def test_a_deadline_that_cannot_be_met_gets_504_at_once_with_the_predictio
 
 
 @pytest.mark.anyio
-async def test_bulk_requests_are_tokenized_one_at_a_time_beside_interactive_ones(
+async def test_bulk_requests_are_tokenized_one_at_a_time_while_interactive_ones_continue(
     make_front: Any, make_client: Any, model_info: Any, until: Any
 ) -> None:
     front = make_front(queue_items=10_000)

@@ -1,4 +1,4 @@
-"""The server on a real socket: connections, slow and odd clients, and the end."""
+"""The server on a real socket: connections, slow and misbehaving clients, and shutdown."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_the_official_openai_client_works(start: Any) -> None:
     await running.front.serving()
     async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
         texts = [" ".join(["w1"] * (1 + number % 12)) for number in range(100)]
-        many = await client.embeddings.create(model="words", input=texts)  # base64 is what this client asks for
+        many = await client.embeddings.create(model="words", input=texts)  # this client requests base64
         assert [entry.index for entry in many.data] == list(range(100))
         one = await client.embeddings.create(model="words", input="w1", encoding_format="float")
         assert one.data[0].embedding == pytest.approx(many.data[0].embedding)
@@ -168,7 +168,7 @@ async def test_a_request_is_cancelled_when_its_client_disconnects(start: Any, un
 async def test_a_request_with_a_large_body_is_cancelled_when_its_client_disconnects(
     start: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # uvicorn stops reading when this much has come that was not taken: here with the last piece.
+    # uvicorn stops reading when this much data has not been consumed: here with the last piece.
     monkeypatch.setattr("uvicorn.protocols.http.httptools_impl.HIGH_WATER_LIMIT", 100)
     running = start()
     worker = await running.front.ready()
@@ -200,7 +200,7 @@ async def test_pipelined_requests_are_dropped_when_their_client_disconnects(
     await until(lambda: running.front.dispatcher.in_flight == 0)
     await worker.answer(run, body)  # late: nobody waits
     with pytest.raises(asyncio.TimeoutError):  # Python 3.10 has two
-        await asyncio.wait_for(worker.receive(), 0.1)  # nothing of the others is computed
+        await asyncio.wait_for(worker.receive(), 0.1)  # the other requests are not computed
     assert caplog.records == []
 
 
@@ -339,7 +339,8 @@ async def test_waiting_and_idle_clients_are_not_slow(start: Any, until: Any) -> 
     run, body = await worker.expect(Run)
     slow_reader, slow_writer = await running.connect()
     ended = asyncio.ensure_future(slow_reader.read())
-    await sweep_until(running, ended.done, until)  # one that owes a request was disconnected meanwhile
+    # A client with an incomplete request was disconnected in the meantime.
+    await sweep_until(running, ended.done, until)
     await worker.answer(run, body)
     assert (await answer_of(reader))[0] == 200
     resting_writer.write(b"GET /health HTTP/1.1\r\nHost: front\r\n\r\n")
@@ -357,7 +358,7 @@ async def test_the_server_sweeps_slow_clients_itself(start: Any) -> None:
 
 
 async def unread(running: Any) -> socket.socket:
-    """A client with more replies than the system holds for it, of which it reads nothing."""
+    """A client that reads none of its responses, which exceed the buffers of the system."""
     running.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

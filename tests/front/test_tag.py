@@ -40,7 +40,7 @@ def score(word: int) -> float:
 
 @pytest.fixture
 def vector_of() -> Callable[[Any], np.ndarray]:
-    """What the test workers answer."""
+    """The result of the test workers."""
     return scores_of
 
 

@@ -87,6 +87,13 @@ async def test_unusual_characters_are_accepted(tokenizer: FrontTokenizer) -> Non
     assert all(len(item) >= 2 for item in found.items)
 
 
+@pytest.mark.parametrize("before", [1, 20_000])
+async def test_the_text_that_cannot_be_encoded_is_named(tokenizer: FrontTokenizer, before: int) -> None:
+    with pytest.raises(RequestError, match=rf"'input\[{before}\]' cannot be tokenized: character 2 is a lone") as error:
+        await tokenizer.texts(["w1 w2"] * before + ["w1\ud800", "w1"])
+    assert (error.value.code, error.value.param) == ("untokenizable", "input")
+
+
 async def test_token_ids_are_used_unchanged(tokenizer: FrontTokenizer) -> None:
     found = await tokenizer.ids([[5], [63, 0, 63]])
     assert as_lists(found) == [[5], [63, 0, 63]]

@@ -26,7 +26,7 @@ def filter_program(denied: dict[int, int]) -> bytes:
 
 
 def install(denied: dict[int, int]) -> None:
-    """Deny these calls to this process and all that it starts, for good."""
+    """Deny these calls to this process and everything it starts, permanently."""
     code = ctypes.create_string_buffer(filter_program(denied))
     program = struct.pack("@HP", (len(code) - 1) // 8, ctypes.addressof(code))
     libc = ctypes.CDLL(None, use_errno=True)

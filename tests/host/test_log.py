@@ -1,4 +1,4 @@
-"""The log, as people see it and as programs read it."""
+"""The log, as text for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_event_is_one_line_with_time_instance_and_sentence(people: io.StringI
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}  instance 2   ready after 3\.1 s\n", people.getvalue())
 
 
-def test_an_event_of_no_instance_names_its_part(people: io.StringIO) -> None:
+def test_an_event_without_an_instance_names_its_component(people: io.StringIO) -> None:
     logging.getLogger("launcher.supervisor").info("all workers are gone")
     logging.getLogger("launcher.front.http").info("listening")
     first, second = people.getvalue().splitlines()
@@ -56,7 +56,7 @@ def test_an_event_of_no_instance_names_its_part(people: io.StringIO) -> None:
     assert second[14:] == "front        listening"
 
 
-def test_what_is_wrong_says_so(people: io.StringIO) -> None:
+def test_warnings_and_errors_show_their_level(people: io.StringIO) -> None:
     logging.getLogger("launcher.x").warning("slow")
     logging.getLogger("launcher.x").error("lost")
     assert [line.split("  ")[-1].strip() for line in people.getvalue().splitlines()] == [
@@ -72,7 +72,7 @@ def test_every_line_of_a_longer_message_is_prefixed(people: io.StringIO) -> None
     assert len({line[:12] for line in lines}) == 1
 
 
-def test_a_worker_s_own_output_is_marked_and_cannot_move_the_cursor(people: io.StringIO) -> None:
+def test_the_output_of_a_worker_is_marked_and_cannot_move_the_cursor(people: io.StringIO) -> None:
     logging.getLogger("launcher.worker").info("\x1b[2Jgone\tsee", extra={"instance": 1, "event": "output"})
     assert people.getvalue()[14:] == "instance 1   | \\x1b[2Jgone\tsee\n"
 
@@ -96,7 +96,7 @@ def test_the_level_is_obeyed() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
-def test_json_is_one_object_a_line_with_the_extra_fields(programs: io.StringIO) -> None:
+def test_json_is_one_object_per_line_with_the_extra_fields(programs: io.StringIO) -> None:
     log = logging.getLogger("launcher.supervisor")
     log.warning(
         "restarts in %.1f s\nor so", 0.5, extra={"instance": 2, "event": "restarting", "path": os.sep, "n": None}
@@ -116,13 +116,13 @@ def test_json_is_one_object_a_line_with_the_extra_fields(programs: io.StringIO) 
     assert (second["message"], second["odd"]) == ("naïve", "{1}")
 
 
-def test_json_takes_text_that_is_no_unicode() -> None:
-    # Formatted here and not logged: what is logged goes into pytest's own reports, which must be UTF-8.
+def test_json_accepts_text_that_is_not_valid_unicode() -> None:
+    # Formatted here and not logged: log records go into pytest's own reports, which must be UTF-8.
     line = JsonFormatter().format(logging.makeLogRecord({"msg": "a name \udcff", "levelno": logging.INFO}))
     assert json.loads(line)["message"] == "a name \udcff"
 
 
-def test_json_carries_the_exception(programs: io.StringIO) -> None:
+def test_json_includes_the_exception(programs: io.StringIO) -> None:
     try:
         raise ValueError("broken")
     except ValueError:
@@ -131,7 +131,7 @@ def test_json_carries_the_exception(programs: io.StringIO) -> None:
     assert json.loads(line)["exception"].endswith("ValueError: broken")
 
 
-def test_uvicorn_goes_the_same_way_whatever_it_has_set_up_before() -> None:
+def test_uvicorn_uses_the_same_handler_whatever_it_has_configured_before() -> None:
     own = io.StringIO()
     for name in REROUTED:
         logging.getLogger(name).addHandler(logging.StreamHandler(own))
@@ -144,7 +144,7 @@ def test_uvicorn_goes_the_same_way_whatever_it_has_set_up_before() -> None:
     assert stream.getvalue()[14:] == "uvicorn      Application startup complete.\n"
 
 
-def test_warnings_of_libraries_go_the_same_way(people: io.StringIO) -> None:
+def test_warnings_of_libraries_use_the_same_handler(people: io.StringIO) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(True)
@@ -152,7 +152,7 @@ def test_warnings_of_libraries_go_the_same_way(people: io.StringIO) -> None:
     assert "old call" in people.getvalue()
 
 
-def test_setting_up_again_replaces_what_was_set_up(people: io.StringIO) -> None:
+def test_a_second_setup_replaces_the_first(people: io.StringIO) -> None:
     second = io.StringIO()
     set_up(LogOptions(), second)
     logging.getLogger("launcher.x").info("once")
@@ -169,7 +169,7 @@ logging.getLogger('launcher.x').error('lost', extra={'instance': 3})
 """
 
 
-def said_on_a_terminal(**env: str) -> str:
+def output_on_a_terminal(**env: str) -> str:
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as screen:
         command = [sys.executable, "-c", SAY]
@@ -179,8 +179,8 @@ def said_on_a_terminal(**env: str) -> str:
 
 
 def test_colour_is_used_on_a_terminal_and_nowhere_else() -> None:
-    assert "\x1b[31merror: lost" in said_on_a_terminal()
-    assert "\x1b" not in said_on_a_terminal(NO_COLOR="1")
-    assert "\x1b" not in said_on_a_terminal(TERM="dumb")
+    assert "\x1b[31merror: lost" in output_on_a_terminal()
+    assert "\x1b" not in output_on_a_terminal(NO_COLOR="1")
+    assert "\x1b" not in output_on_a_terminal(TERM="dumb")
     piped = subprocess.run([sys.executable, "-c", SAY], stderr=subprocess.PIPE, check=True, text=True, timeout=30)
     assert piped.stderr[14:] == "instance 3   error: lost\n"

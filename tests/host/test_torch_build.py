@@ -1,4 +1,4 @@
-"""The build of torch is told from its files, without importing it."""
+"""The build of torch is determined from its files, without importing it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from launcher.core.diagnosis.torch_build import TorchBuild, gpu_build_warning, parse_torch_build
 from launcher.host.torch_build import read_gpu_packages, read_torch_build, require_worker_packages
 
-# As torch 2.13.0 from the package index has it on x86-64.
+# As in torch 2.13.0 from the package index, on x86-64.
 CUDA_VERSION_PY = """from typing import Optional
 
 __all__ = ['__version__', 'debug', 'cuda', 'git_version', 'hip', 'rocm', 'xpu']
@@ -100,7 +100,7 @@ def test_nothing_is_raised_where_the_packages_are_installed() -> None:
 
 
 def test_missing_packages_are_named_with_the_commands_that_install_them() -> None:
-    """In a process of its own, in which nothing can be found any more."""
+    """In a process of its own, in which no package can be found."""
     code = (
         "import sys; from launcher.host.torch_build import require_worker_packages; from launcher.errors import *\n"
         "sys.path.clear()\n"

@@ -1,4 +1,4 @@
-"""No option without effect: each field is read somewhere outside the declarations."""
+"""Every option has an effect: each field is read somewhere outside the definitions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_each_option_of_a_command_is_read(command: Command) -> None:
     unread = [
         option.flag
         for option in command.options
-        # --config is read before there are options to build.
+        # --config is read before options are built.
         if option.name != "config" and not re.search(rf"\.{option.path[-1]}\b", SOURCE)
     ]
     assert unread == []

@@ -1,4 +1,4 @@
-"""Which source of a value wins, and what is said of variables and keys that mean nothing."""
+"""The precedence of sources, and the messages about unknown variables and keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def found(name: str, result: Resolved) -> tuple[Any, str, str]:
         ("model", ("a", "a"), ("b", "b"), ("c", "c"), "demo"),
     ],
 )
-def test_a_flag_wins_over_the_environment_that_over_the_file_and_that_over_the_default(
+def test_the_precedence_is_flag_environment_file_default(
     name: str, flag: tuple[Any, Any], variable: tuple[str, Any], key: tuple[Any, Any], default: Any
 ) -> None:
     option = next(each for each in options_of(ServeOptions) if each.name == name)
@@ -84,15 +84,17 @@ def test_keys_may_be_written_as_in_python() -> None:
         ({"prot": 1}, "a.toml:7: unknown key 'prot'; did you mean 'port'?"),
         ({"max_lenght": 1}, "a.toml:7: unknown key 'max_lenght'; did you mean 'max-length'?"),
         ({"dry-run": True}, "a.toml:7: unknown key 'dry-run'"),
-        ({"serve": {"port": 1}}, "a.toml:7: [serve] is a table, and all options are keys at the top of the file"),
-        ({"port": "80"}, "a.toml:7: port 80: must be an integer from 0 to 65535"),
+        ({"serve": {"port": 1}}, "a.toml:7: [serve] is a table; options must be keys at the top level of the file"),
+        ({"port": "80"}, "a.toml:7: port '80': must be an integer from 0 to 65535"),
         ({"port": True}, "a.toml:7: port true: must be an integer from 0 to 65535"),
         ({"port": -1}, "a.toml:7: port -1: must be an integer from 0 to 65535"),
         ({"dtype": "fp8"}, "a.toml:7: dtype fp8: must be one of auto, bf16, fp32, int8"),
         ({"instances": []}, "a.toml:7: instances []: must be an integer of at least 1, or 'auto'"),
     ],
 )
-def test_bad_keys_and_values_of_a_file_are_refused_with_their_place(file: Mapping[str, object], message: str) -> None:
+def test_bad_keys_and_values_of_a_file_are_refused_with_their_location(
+    file: Mapping[str, object], message: str
+) -> None:
     with pytest.raises(UsageError) as error:
         resolved({}, {}, file)
     assert str(error.value) == message
@@ -132,7 +134,7 @@ SERVICE = {
 }
 
 
-def test_what_kubernetes_sets_for_a_service_is_explained() -> None:
+def test_variables_that_kubernetes_sets_for_a_service_are_explained() -> None:
     with pytest.raises(UsageError, match=r"LAUNCH_PORT tcp://10\.0\.0\.1:80: .*enableServiceLinks: false") as error:
         resolved({}, SERVICE)
     assert "--port" in str(error.value)
@@ -141,7 +143,7 @@ def test_what_kubernetes_sets_for_a_service_is_explained() -> None:
     assert overridden.warnings == ()
 
 
-def test_programs_do_not_inherit_what_was_meant_for_the_command_that_starts_them() -> None:
+def test_programs_do_not_inherit_the_options_of_the_command_that_starts_them() -> None:
     environment = {
         "LAUNCH_INSTANCES": "4",
         "LAUNCH_GRACE_SECONDS": "1",

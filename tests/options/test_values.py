@@ -1,4 +1,4 @@
-"""Options by name: what a flat mapping builds, and what is said of names and values that no option has."""
+"""Options by name: building them from a flat mapping, and the errors for unknown names and invalid values."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_values_reach_the_fields_of_all_parts() -> None:
     assert options.model.measure is True
 
 
-def test_nothing_given_is_all_defaults() -> None:
+def test_without_values_all_options_have_their_defaults() -> None:
     assert from_flat(ServeOptions, {}) == ServeOptions()
     assert from_flat(RunOptions, {}, program=("true",)) == RunOptions(program=("true",))
 
 
-def test_defaults_of_a_part_hold_where_it_is_a_part() -> None:
+def test_defaults_of_a_part_apply_only_in_that_part() -> None:
     options = from_flat(RunOptions, {"instances": 3}, program=("true",))
     assert options.machine == MachineOptions(reserve_cores=0, instances=3)
     assert options.runtime == RuntimeOptions(allocator="system")
@@ -56,7 +56,7 @@ def test_flat_values_build_the_same_options_again(options: Any) -> None:
         ("lengths", Path("lengths.txt"), Path("lengths.txt")),
     ],
 )
-def test_values_that_are_accepted(name: str, value: object, expected: object) -> None:
+def test_valid_values_are_accepted(name: str, value: object, expected: object) -> None:
     found = to_flat(from_flat(ServeOptions, {name: value}))[name]
     assert (found, type(found)) == (expected, type(expected))
 
@@ -65,21 +65,22 @@ def test_values_that_are_accepted(name: str, value: object, expected: object) ->
     ("name", "value", "message"),
     [
         ("instances", 0, "instances 0: must be an integer of at least 1, or 'auto'"),
-        ("instances", "2", "instances 2: must be an integer of at least 1, or 'auto'"),
+        ("instances", "2", "instances '2': must be an integer of at least 1, or 'auto'"),
         ("instances", True, "instances true: must be an integer of at least 1, or 'auto'"),
         ("port", 65536, "port 65536: must be an integer from 0 to 65535"),
         ("port", 80.0, "port 80.0: must be an integer from 0 to 65535"),
         ("port", None, "port None: must be an integer from 0 to 65535"),
         ("dtype", "fp8", "dtype fp8: must be one of auto, bf16, fp32, int8"),
         ("strict", 1, "strict 1: must be true or false"),
+        ("strict", "true", "strict 'true': must be true or false"),
         ("drain_seconds", float("inf"), "drain_seconds inf: must be a number of at least 0"),
         ("drain_seconds", float("nan"), "drain_seconds nan: must be a number of at least 0"),
-        ("drain_seconds", "30", "drain_seconds 30: must be a number of at least 0"),
+        ("drain_seconds", "30", "drain_seconds '30': must be a number of at least 0"),
         ("sysroot", 1, "sysroot 1: must be a path"),
         ("model", 1, "model 1: must be text"),
     ],
 )
-def test_values_that_are_refused(name: str, value: object, message: str) -> None:
+def test_invalid_values_are_refused(name: str, value: object, message: str) -> None:
     with pytest.raises(UsageError) as error:
         from_flat(ServeOptions, {name: value})
     assert str(error.value) == message
@@ -99,7 +100,7 @@ def test_unknown_names_are_refused_with_the_nearest(name: str, message: str) -> 
     assert str(error.value) == message
 
 
-def test_options_that_a_part_lacks_are_unknown() -> None:
+def test_options_excluded_from_a_part_are_unknown() -> None:
     with pytest.raises(UsageError, match="unknown option 'classes'"):
         from_flat(RunOptions, {"classes": "auto"}, program=("true",))
 
@@ -125,7 +126,7 @@ def test_text_is_parsed_by_the_type_of_the_option(name: str, text: str, expected
 @pytest.mark.parametrize(
     ("name", "text"), [("instances", "1_0"), ("instances", ""), ("strict", "maybe"), ("drain_seconds", "30s")]
 )
-def test_text_that_is_no_value_is_refused_in_the_name_of_its_source(name: str, text: str) -> None:
+def test_text_that_is_not_a_value_is_refused_with_its_source(name: str, text: str) -> None:
     (option,) = (each for each in options_of(ServeOptions) if each.name == name)
     with pytest.raises(UsageError, match=f"{option.variable} {text}: must be "):
         parse(option, text, option.variable)

@@ -1,4 +1,4 @@
-"""What is prepared: one record per instance, for workers and for programs, here and for another machine."""
+"""Preparation: one record per instance, for workers and programs, on this machine and for another one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from launcher.core.machine.isa_limits import ISA_LIMITS
 from launcher.errors import UsageError
 from launcher.host.model.resolve import resolve
 from launcher.options import Backend, MachineOptions, ModelOptions, RunOptions, ServeOptions
-from launcher.prepare.costs import subject_of
-from launcher.prepare.machine import load_machine, refuse_elsewhere
+from launcher.prepare.costs import cost_key_base
+from launcher.prepare.machine import load_machine, require_this_machine
 from launcher.prepare.model import dtype_of
-from launcher.prepare.prepared_instances import without_repeats
+from launcher.prepare.prepared_instances import deduplicated
 from launcher.prepare.workers import prepare_workers
 from launcher.run.prepare import prepare_run
 
@@ -42,29 +42,29 @@ def test_each_instance_has_its_own_plan_binding_and_command(elsewhere: MachineOp
     assert prepared.commands == tuple(one.command for one in prepared.instances)
 
 
-def test_programs_are_bound_and_told_their_number_like_workers(elsewhere: MachineOptions) -> None:
+def test_programs_are_bound_and_numbered_like_workers(elsewhere: MachineOptions) -> None:
     prepared = prepare_run(RunOptions(program=("serve-it", "{instance}"), machine=elsewhere), live=False)
     assert [one.command.command[-2:] for one in prepared.instances] == [("serve-it", "0"), ("serve-it", "1")]
     assert [one.plan for one in prepared.instances] == list(prepared.plan.instances)
     assert (prepared.model_info, prepared.forecast) == (None, None)
 
 
-def test_a_plan_of_another_machine_has_nothing_of_this_one(elsewhere: MachineOptions) -> None:
+def test_a_plan_for_another_machine_contains_no_fact_of_this_one(elsewhere: MachineOptions) -> None:
     prepared = prepare_workers(ServeOptions(machine=elsewhere, model=TINY), model_needed=False)
     assert all(sys.executable not in one.command.command for one in prepared.instances)
     with pytest.raises(UsageError, match=r"--machine .* another machine"):
-        refuse_elsewhere(elsewhere)
+        require_this_machine(elsewhere)
 
 
 def test_warnings_that_all_instances_share_are_given_once() -> None:
-    assert without_repeats("a", "b", "a") == ("a", "b")
+    assert deduplicated("a", "b", "a") == ("a", "b")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (ServeOptions(machine=MachineOptions(classes="max:1", instances=2), model=TINY), "--classes"),
-        (ServeOptions(machine=MachineOptions(lengths=Path("x")), model=TINY), "--lengths x is for --classes auto"),
+        (ServeOptions(machine=MachineOptions(lengths=Path("x")), model=TINY), "--lengths x requires --classes auto"),
         (ServeOptions(model=ModelOptions(model="random:tiny", fake_seconds_per_token=1.0)), "--backend fake"),
         (
             ServeOptions(model=ModelOptions(model="random:tiny", backend="fake", fake_seconds_per_token=float("inf"))),
@@ -91,7 +91,7 @@ def cuda_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cuda_torch")
 @pytest.mark.parametrize(("backend", "warned"), [("eager", True), ("fake", False)])
-def test_a_cuda_build_of_torch_is_a_warning_where_workers_import_it(backend: Backend, warned: bool) -> None:
+def test_a_cuda_build_of_torch_gives_a_warning_if_workers_import_it(backend: Backend, warned: bool) -> None:
     model = replace(TINY, backend=backend)
     prepared = prepare_workers(ServeOptions(model=model), model_needed=True)
     assert any("torch 2.13.0+cu130 is a build for CUDA 13.0" in warning for warning in prepared.warnings) is warned
@@ -111,14 +111,14 @@ def test_a_limit_of_instructions_applies_to_the_dtype_and_to_cost_keys_here_and_
     model_info = resolve(TINY)
     for name in ISA_LIMITS:
         monkeypatch.delenv(name, raising=False)
-    free = subject_of(here, bf16, model_info)
+    free = cost_key_base(here, bf16, model_info)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert (dtype_of(here, bf16), dtype_of(there, bf16)) == ("fp32", "bf16")
-    limited = subject_of(here, bf16, model_info)
+    limited = cost_key_base(here, bf16, model_info)
     assert limited.dtype == "fp32"
     assert "ONEDNN_MAX_CPU_ISA=AVX2" in limited.key_of(1, 1, ()).isa
     assert limited.key_of(1, 1, ()).isa != free.key_of(1, 1, ()).isa
-    assert subject_of(there, bf16, model_info).key_of(1, 1, ()) == free.key_of(1, 1, ())
+    assert cost_key_base(there, bf16, model_info).key_of(1, 1, ()) == free.key_of(1, 1, ())
 
 
 def broken(folder: Path, config: str) -> str:
@@ -156,4 +156,4 @@ def test_a_model_that_is_not_here_is_a_warning_in_a_report(asked: str, elsewhere
     options = ServeOptions(machine=elsewhere, model=ModelOptions(model=asked))
     prepared = prepare_workers(options, model_needed=False)
     assert prepared.model_info is None
-    assert any(asked in warning and "without the model" in warning for warning in prepared.warnings)
+    assert any(asked in warning and "limits of the model" in warning for warning in prepared.warnings)

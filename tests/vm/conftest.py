@@ -1,4 +1,4 @@
-"""Guests and the vectors to compare with, made once for all tests."""
+"""Guests and reference vectors, created once for all tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLE = REPOSITORY / ".cache/vm/guests.md"
 
 @pytest.fixture(scope="session")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guests]:
-    """All guests, by the name of their shape. ``VM_KEEP=DIR`` keeps what they wrote.
+    """All guests, by the name of their shape. ``VM_KEEP=DIR`` keeps their output.
 
     At the end the table of those that booted is written to ``TABLE``, for the documentation.
     """

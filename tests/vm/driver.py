@@ -1,8 +1,8 @@
-"""Runs in the guest: carries out the steps it was given and writes down what it saw. It judges nothing.
+"""Runs in the guest: carries out steps and records the results. It does not judge them.
 
-One boot serves many checks, so a guest gets a list of steps (``$VM_RESULTS/steps.json``) and leaves one JSON file
-for each (``$VM_RESULTS/NAME.json``); the tests on the host compare. Only the standard library is imported: what the
-launcher says of itself is checked against what the kernel says here.
+One boot serves many checks, so a guest gets a list of steps (``$VM_RESULTS/steps.json``) and leaves one JSON file for
+each (``$VM_RESULTS/NAME.json``); the tests on the host compare. Only the standard library is imported: the reports of
+the launcher are checked against those of the kernel.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
 LAUNCH = [sys.executable, "-m", "launcher"]
 POLL_SECONDS = 0.5
-# A process moves itself before it becomes the program, so that all of its threads are inside from the start.
+# The process moves itself before it executes the program, so that all threads are inside from the start.
 ENTER = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
 
 Json = dict[str, Any]
 
 
 def offline(cpus: list[int]) -> Json:
-    """Switch cpus off; for each the error, None when it went."""
+    """Take cpus offline; the error of each, or None."""
     refused: dict[str, str | None] = {}
     for cpu in cpus:
         try:
@@ -45,7 +45,7 @@ def offline(cpus: list[int]) -> Json:
 
 
 def cgroup(path: str, files: dict[str, str]) -> Json:
-    """Make a cgroup and write its files; what they say afterwards, the effective sets included."""
+    """Create a cgroup and write its files; returns their contents afterwards, effective sets included."""
     folder = CGROUPS / path
     controllers = "+cpu +cpuset +memory"
     for parent in reversed(folder.relative_to(CGROUPS).parents):
@@ -59,7 +59,7 @@ def cgroup(path: str, files: dict[str, str]) -> Json:
 
 
 def topology(arguments: list[str], inside: str | None = None) -> Json:
-    """What ``launch topology --json`` says."""
+    """The output of ``launch topology --json``."""
     command = [*_enter(inside), *LAUNCH, "topology", "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     report = json.loads(done.stdout) if done.returncode == 0 else None
@@ -67,7 +67,7 @@ def topology(arguments: list[str], inside: str | None = None) -> Json:
 
 
 def serve(arguments: list[str], texts: list[str], port: int, seconds: float, inside: str | None = None) -> Json:
-    """Start the server, ask for vectors, look at its workers, end it. Raises when it is not ready in ``seconds``."""
+    """Start the server, request vectors, inspect its workers, stop it. Raises if it is not ready within ``seconds``."""
     address = f"http://127.0.0.1:{port}"
     before = _processes()
     log = RESULTS / "server.log"
@@ -102,7 +102,7 @@ def _until_ready(server: subprocess.Popen[bytes], address: str, log: Path, secon
             raise RuntimeError(f"the server ended with {server.returncode}: {log.read_text()}")
         try:
             instances = _get(f"{address}/info")["instances"]
-            if all(each["verification"] for each in instances):  # ready, and looked at by the launcher itself
+            if all(each["verification"] for each in instances):  # ready, and verified by the launcher itself
                 return time.monotonic() - started
         except (urllib.error.URLError, ConnectionError):
             pass
@@ -111,7 +111,7 @@ def _until_ready(server: subprocess.Popen[bytes], address: str, log: Path, secon
 
 
 def _ask(address: str, texts: list[str]) -> Json:
-    """The vectors of the texts, one request each and then all in one."""
+    """The vectors of the texts, in one request each and then all in one request."""
     started = time.monotonic()
     alone = [_embed(address, text)[0] for text in texts]
     between = time.monotonic()
@@ -142,7 +142,7 @@ def _fetch(url: str, body: bytes | None = None) -> bytes:
 
 
 def _look(pid: int) -> Json:
-    """What the kernel says of a process: the mask of every thread, the memory policy and pages of every mapping."""
+    """The kernel's facts about a process: the mask of every thread, the memory policy and pages of every mapping."""
     base = Path("/proc") / str(pid)
     threads = {task.name: _status(task)["Cpus_allowed_list"] for task in (base / "task").iterdir()}
     status = _status(base)
@@ -178,13 +178,13 @@ def _throttled(inside: str | None) -> Json:
 
 
 def _processes() -> dict[int, str]:
-    """The processes of the launcher, and all that are dead and not reaped, by id."""
+    """The processes of the launcher, and all zombies, by id."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_text().replace("\0", " ").strip()
             status = _status(folder)
-        except OSError:  # ended meanwhile
+        except OSError:  # exited in the meantime
             continue
         if "launcher" in command or status["State"].startswith("Z"):
             found[int(folder.name)] = f"{status['State']}: {command or status['Name']}"
@@ -200,14 +200,14 @@ STEPS: dict[str, Callable[..., Json]] = {
 
 
 def main() -> int:
-    """0 when every step could be carried out; what failed is in its file and on stderr."""
+    """0 if every step could be carried out; failures are in the file of the step and on stderr."""
     failed = 0
     for step in json.loads((RESULTS / "steps.json").read_text()):
         name, do = step.pop("name"), step.pop("do")
         started = time.monotonic()
         try:
             found = STEPS[do](**step)
-        except Exception:  # whatever it was: the host must see it, and the other steps are still of use
+        except Exception:  # any error: the host must see it, and the other steps are still useful
             found = {"error": traceback.format_exc()}
             print(f"{name}: {found['error']}", file=sys.stderr)
             failed = 1

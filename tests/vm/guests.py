@@ -1,6 +1,6 @@
-"""The guests that the tests need: which steps each carries out, and what it left.
+"""The guests that the tests need: the steps and the output of each.
 
-A guest boots once for all tests of its shape; the tests compare what it wrote down with what was asked.
+A guest boots once for all tests of its shape; the tests compare its output with its configuration.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EXIT_CANNOT = 3
 EXIT_NO_ANSWER = 125
 BOOT_SECONDS = 1200
 READY_SECONDS = 480.0
-# The small shapes of a warm-up are enough here, and an emulated machine takes its time with the large ones.
+# The small shapes of a warm-up are sufficient here; the large ones take long on an emulated machine.
 MODEL = ("--model", "random:tiny", "--dtype", "fp32", "--max-length", "64", "--batch-tokens", "128")
 TEXTS = (
     "a",
@@ -30,25 +30,25 @@ TEXTS = (
     " ".join(["one two three four five six seven"] * 7),
 )
 TWO = ("--instances", "2")
-# A sibling that is not the first of its core, both cpus of a core, the first of a core on the other node.
+# The second cpu of a core, both cpus of a core, and the first cpu of a core on the other node.
 OFF = (0, 5, 6, 7, 8)
 
 Step = dict[str, Any]
 
 
 def topology(name: str, *arguments: str, inside: str | None = None) -> Step:
-    """A step that asks for the report of the machine and the plan."""
+    """A step that runs the report of the machine and the plan."""
     return {"name": name, "do": "topology", "arguments": [*arguments, *MODEL[:-2]], "inside": inside}
 
 
 def serve(name: str, *arguments: str, inside: str | None = None, port: int = 8000) -> Step:
-    """A step that serves the model and looks at the workers."""
+    """A step that serves the model and inspects the workers."""
     options = {"texts": TEXTS, "port": port, "seconds": READY_SECONDS, "inside": inside}
     return {"name": name, "do": "serve", "arguments": [*arguments, *MODEL], **options}
 
 
 OUTER = {"cpuset.cpus": "1-13", "cpuset.mems": "0-1", "cpu.max": "450000 100000"}
-# The inner group asks for cpus that the outer one has not, and its quota is the tighter one.
+# The inner group requests cpus that the outer one does not have, and its quota is lower.
 INNER = {"cpuset.cpus": "2-11,15", "cpu.max": "320000 100000"}
 STEPS: dict[str, list[Step]] = {
     "two-sockets": [
@@ -74,14 +74,14 @@ STEPS: dict[str, list[Step]] = {
 
 @dataclass(frozen=True)
 class Guest:
-    """One guest that has ended: what QEMU was told, where its answers are, and what was said while it ran."""
+    """A guest that has ended: its QEMU configuration, the folder with its output, and the messages while it ran."""
 
     asked: dict[str, Any]
     results: Path
     said: str
 
     def failure(self, name: str) -> str | None:
-        """Why a step has no answer."""
+        """Why a step has no result."""
         path = self.results / f"{name}.json"
         if not path.exists():
             return f"the guest did not get to {name}: {self.said}"
@@ -89,7 +89,7 @@ class Guest:
         return error
 
     def step(self, name: str) -> dict[str, Any]:
-        """What the guest wrote down for a step; fails the test when the step failed."""
+        """The output of the guest for a step; fails the test if the step failed."""
         failure = self.failure(name)
         if failure is not None:
             pytest.fail(failure, pytrace=False)
@@ -98,7 +98,7 @@ class Guest:
 
 
 class Guests:
-    """Boots the guest of a shape when it is first asked for."""
+    """Boots the guest of a shape when it is first requested."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -119,7 +119,7 @@ class Guests:
         vm = [REPOSITORY / "scripts/vm", "run", shape, "--timeout", str(BOOT_SECONDS), "--results", results]
         command = [*map(str, vm), "--", sys.executable, str(DRIVER)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == EXIT_NO_ANSWER:  # the emulator hung, which says nothing of what runs in it
+        if done.returncode == EXIT_NO_ANSWER:  # the emulator hung, which says nothing about the guest
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == EXIT_CANNOT:
             self._refused = f"no guest can run here: {done.stderr.strip()}"

@@ -1,4 +1,4 @@
-"""The table of guests for the documentation: what was asked of QEMU, what the launcher found, where the pages are."""
+"""The table of guests for the documentation: the QEMU configuration, what the launcher found, where the pages are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from tests.vm.guests import STEPS, Guest
 
-HEAD = "| guest | asked of QEMU | found | instances (cpus; memory) | pages on planned nodes |\n|---|---|---|---|---|\n"
+COLUMNS = "| guest | requested from QEMU | found | instances (cpus; memory) | pages on planned nodes |"
+HEAD = f"{COLUMNS}\n|---|---|---|---|---|\n"
 
 Json = dict[str, Any]
 
@@ -15,7 +16,7 @@ Json = dict[str, Any]
 def private_pages(mappings: list[Json]) -> Counter[int]:
     """Pages by node of the mappings whose every page was written: heap, stacks, anonymous memory, written data.
 
-    Pages of files lie in the page cache, shared by all processes, on the node of whoever read them first.
+    Pages of files are in the page cache, shared by all processes, on the node of the process that read them first.
     """
     pages: Counter[int] = Counter()
     for mapping in mappings:
@@ -25,13 +26,13 @@ def private_pages(mappings: list[Json]) -> Counter[int]:
 
 
 def guest_table(guests: dict[str, Guest]) -> str:
-    """Markdown, one line for each plan that a guest made; a plan that was also served has its pages."""
+    """Markdown, one row for each plan that a guest made; with page counts if the plan was also served."""
     lines = [_line(shape, guest, step) for shape, guest in guests.items() for step in _plans(shape, guest)]
     return HEAD + "".join(lines)
 
 
 def _plans(shape: str, guest: Guest) -> list[str]:
-    """The plans of a guest; without those that failed, which the tests report."""
+    """The plans of a guest, without those that failed, which the tests report."""
     steps = {step["name"]: step["do"] for step in STEPS[shape]}
     failed = {name for name in steps if guest.failure(name)}
     return [name for name, do in steps.items() if do == "topology" and not failed & {name, _served(name)}]

@@ -1,6 +1,6 @@
-"""The launcher on emulated machines with a real kernel: it reads what QEMU was told, and what it plans is what runs.
+"""The launcher on emulated machines with a real kernel: it finds QEMU's configuration, and what runs matches the plan.
 
-The kernel's word (masks of threads, pages of mappings) is taken from the guest itself, not from the launcher.
+The kernel's facts (masks of threads, pages of mappings) are read in the guest itself, not taken from the launcher.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.xdist_group("vm")]
 Json = dict[str, Any]
 Core = tuple[tuple[int, ...], int, int]
 
-# Memory that the firmware and the kernel keep for themselves, most of it in the node of cpu 0.
+# Memory that firmware and kernel reserve, most of it in the node of cpu 0.
 KEPT_MEBIBYTES = 192
 LEAST_COSINE = 0.99999
-# Of the pages of an instance over two nodes, on each of them. Half at first; but khugepaged gathers small pages of
-# the heap into huge ones on the node that has most of them, whatever the policy (seen here: 64 to 36).
+# The share of pages of an instance on each of its two nodes. Half at first; but khugepaged collects small pages of the
+# heap into huge ones on the node that has most of them, whatever the policy (seen here: 64 to 36).
 LEAST_SPREAD = 0.1
-MOST_THROTTLED = 0.05  # of the periods of a quota; seen: 1 of 934
-# The plans that cannot have all cpus, and what is left to each: those still online, those of the inner cgroup.
+MOST_THROTTLED = 0.05  # fraction of the periods of a quota; observed: 1 of 934
+# The plans that cannot use all cpus, and the cpus left to each: those still online, those of the inner cgroup.
 ALL = frozenset(range(64))
 LIMITED = {
     ("two-sockets", "plan-offline"): ALL - set(OFF),
@@ -39,7 +39,7 @@ EVERY_SERVED = [(shape, step["name"]) for shape, steps in STEPS.items() for step
 
 
 @pytest.mark.parametrize(("shape", "step"), EVERY_PLAN)
-def test_the_cores_are_those_that_qemu_was_told(guests: Guests, shape: str, step: str) -> None:
+def test_the_cores_are_those_configured_in_qemu(guests: Guests, shape: str, step: str) -> None:
     guest, machine = guests[shape], _report(guests[shape], step)["machine"]
     allowed = LIMITED.get((shape, step), ALL)
     told = _cores(guest.asked["cores"], allowed)
@@ -57,7 +57,7 @@ def test_present_and_online_cpus_are_those_of_the_machine(guests: Guests, shape:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_nodes_are_those_that_qemu_was_told(guests: Guests, shape: str) -> None:
+def test_the_nodes_are_those_configured_in_qemu(guests: Guests, shape: str) -> None:
     guest, machine = guests[shape], _report(guests[shape], "plan")["machine"]
     told = {node["id"]: node for node in guest.asked["nodes"]}
     found = {node["id"]: node for node in machine["nodes"]}
@@ -70,7 +70,7 @@ def test_the_nodes_are_those_that_qemu_was_told(guests: Guests, shape: str) -> N
 
 
 @pytest.mark.parametrize(("shape", "step"), EVERY_PLAN)
-def test_no_contradiction_is_found_in_a_sound_machine(guests: Guests, shape: str, step: str) -> None:
+def test_no_contradiction_is_reported_for_a_consistent_machine(guests: Guests, shape: str, step: str) -> None:
     """Those warnings name the files that contradict each other."""
     warnings = _report(guests[shape], step)["warnings"]
     files = ("topology/", "cache/", "node*", "meminfo", "lscpu")
@@ -88,7 +88,7 @@ def test_every_usable_core_is_in_one_instance_reserved_or_unused(guests: Guests,
 
 
 @pytest.mark.parametrize("shape", ["two-sockets", "four-unequal-nodes", "odd-nodes"])
-def test_as_many_instances_as_nodes_sit_on_a_node_each_with_the_nearest_memory(guests: Guests, shape: str) -> None:
+def test_one_instance_per_node_gets_that_node_and_the_nearest_memory(guests: Guests, shape: str) -> None:
     guest = guests[shape]
     home = {cpu: core["node"] for core in guest.asked["cores"] for cpu in core["cpus"]}
     plan = _report(guest, "plan")["plan"]
@@ -99,12 +99,12 @@ def test_as_many_instances_as_nodes_sit_on_a_node_each_with_the_nearest_memory(g
         assert instance["nodes"] == [_nearest_memory(guest, next(iter(nodes)))]
 
 
-def test_cpus_are_switched_off_in_the_running_guest(guests: Guests) -> None:
+def test_cpus_taken_offline_in_the_running_guest_are_not_planned(guests: Guests) -> None:
     found = guests["two-sockets"].step("switched")
     assert {int(cpu) for cpu, error in found["refused"].items() if error is None} == set(OFF)
 
 
-def test_an_inner_cgroup_gets_what_the_outer_one_has_and_the_tighter_quota_counts(guests: Guests) -> None:
+def test_an_inner_cgroup_is_limited_by_the_outer_one_and_the_lower_quota_applies(guests: Guests) -> None:
     guest = guests["two-sockets"]
     effective = set(parse_cpu_list(guest.step("inner")["cpuset.cpus.effective"]))
     assert effective == set(range(2, 12)) - set(OFF)
@@ -126,7 +126,7 @@ def test_the_vectors_are_those_of_the_host(
 
 
 @pytest.mark.parametrize(("shape", "step"), EVERY_SERVED)
-def test_what_runs_is_what_was_planned(guests: Guests, shape: str, step: str) -> None:
+def test_the_running_instances_match_the_plan(guests: Guests, shape: str, step: str) -> None:
     plan = _report(guests[shape], step.replace("served", "plan"))["plan"]["instances"]
     found = guests[shape].step(step)
     running = found["info"]["instances"]
@@ -160,13 +160,13 @@ def test_every_written_page_is_on_the_planned_nodes(guests: Guests, shape: str, 
 
 
 @pytest.mark.parametrize(("shape", "step"), EVERY_SERVED)
-def test_the_server_ends_cleanly_and_leaves_nothing(guests: Guests, shape: str, step: str) -> None:
+def test_the_server_exits_cleanly_and_leaves_no_process(guests: Guests, shape: str, step: str) -> None:
     found = guests[shape].step(step)
     assert found["code"] == 0
     assert found["left"] == []
 
 
-def test_an_instance_that_spans_nodes_spreads_its_memory_over_the_two_that_are_near(guests: Guests) -> None:
+def test_an_instance_that_spans_nodes_interleaves_its_memory_over_the_two_nearest(guests: Guests) -> None:
     found = guests["four-unequal-nodes"].step("served-spanning")
     instances = found["info"]["instances"]
     assert [(instance["nodes"], instance["memory"]) for instance in instances] == [
@@ -183,8 +183,8 @@ def test_workers_stay_in_the_cgroup_they_were_started_in(guests: Guests) -> None
     assert {worker["cgroup"] for worker in workers.values()} == {"0::/outer/inner"}
 
 
-def test_what_runs_under_a_quota_is_hardly_ever_stopped_by_it(guests: Guests) -> None:
-    """A thread too many would be stopped in most periods; docs/decisions/0006 says why it is not none at all."""
+def test_instances_under_a_quota_are_hardly_ever_throttled(guests: Guests) -> None:
+    """One thread too many would be throttled in most periods; docs/decisions/0006 explains why it is not zero."""
     counted = guests["two-sockets"].step("served-limited")["throttled"]
     assert counted["nr_periods"] > 100
     assert counted["nr_throttled"] <= MOST_THROTTLED * counted["nr_periods"]
@@ -198,7 +198,7 @@ def _report(guest: Guest, step: str) -> Json:
 
 
 def _cores(cores: list[Json], allowed: AbstractSet[int]) -> list[Core]:
-    """Each core's allowed cpus, package and node; cores of which none is allowed are left out."""
+    """Each core's allowed cpus, package and node; cores without allowed cpus are omitted."""
     kept = [(tuple(cpu for cpu in core["cpus"] if cpu in allowed), core["package"], core["node"]) for core in cores]
     return [core for core in kept if core[0]]
 

@@ -1,4 +1,4 @@
-"""Shapes: what is described is what QEMU is told, and what makes no sense is refused with what would."""
+"""Shapes: descriptions become QEMU options, and invalid ones are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _load() -> ModuleType:
 shape = _load()
 
 
-def test_a_description_says_cpus_nodes_and_memory_to_qemu() -> None:
+def test_a_description_gives_the_cpus_nodes_and_memory_of_qemu() -> None:
     arguments = " ".join(shape.qemu_arguments(shape.parse_shape("2x2x2@2:1024+1:512+1:0+0:512")))
     assert "-smp 8,sockets=2,dies=1,cores=2,threads=2 -m 2048M" in arguments
     assert "memory-backend-ram,id=memory0,size=1024M -numa node,nodeid=0,cpus=0-3,memdev=memory0" in arguments
@@ -36,13 +36,13 @@ def test_a_description_says_cpus_nodes_and_memory_to_qemu() -> None:
     assert "-numa dist,src=3,dst=1,val=21" in arguments
 
 
-def test_without_nodes_qemu_is_told_nothing_of_numa_and_the_kernel_shows_one_node() -> None:
+def test_without_nodes_qemu_gets_no_numa_options_and_the_kernel_shows_one_node() -> None:
     plain = shape.parse_shape("1x3x1")
     assert "-numa" not in shape.qemu_arguments(plain)
     assert [node["cpus"] for node in shape.asked(plain)["nodes"]] == [[0, 1, 2]]
 
 
-def test_what_a_guest_must_show_names_every_core_with_its_cpus_package_node_and_cache() -> None:
+def test_the_expected_facts_of_a_guest_include_every_core_with_its_cpus_package_node_and_cache() -> None:
     cores = shape.asked(shape.parse_shape("1x2x2x2@3:1024+1:1024"))["cores"]
     assert [core["cpus"] for core in cores] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert [core["package"] for core in cores] == [0, 0, 0, 0]
@@ -51,7 +51,7 @@ def test_what_a_guest_must_show_names_every_core_with_its_cpus_package_node_and_
 
 
 @pytest.mark.parametrize("named", shape.NAMED.values(), ids=lambda named: str(named.name))
-def test_named_shapes_hold_together(named: object) -> None:
+def test_named_shapes_are_consistent(named: object) -> None:
     told = shape.asked(named)
     in_nodes = [cpu for node in told["nodes"] for cpu in node["cpus"]]
     assert sorted(in_nodes) == [cpu for core in told["cores"] for cpu in core["cpus"]]
@@ -64,22 +64,22 @@ def test_named_shapes_hold_together(named: object) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("nonsense", "named ones: two-sockets"),
+        ("nonsense", "must be one of two-sockets"),
         ("2x2", "SOCKETSx"),
-        ("2x2x2@2:1024", "the nodes hold 2 cores, the sockets have 4"),
-        ("1x2x1@0:1024+2:1024", "nodes without cores come last"),
-        ("8x8x2", "128 cpus; 1 to 64"),
-        ("1x1x1@1:128", "1024 to 6144 work"),
+        ("2x2x2@2:1024", "the nodes have 2 cores, but the sockets have 4"),
+        ("1x2x1@0:1024+2:1024", "nodes without cores must come last"),
+        ("8x8x2", "128 cpus; must be 1 to 64"),
+        ("1x1x1@1:128", "must be 1024 to 6144"),
         ("0x1x1", "0 cpus"),
     ],
 )
-def test_a_shape_that_makes_no_sense_is_refused_with_what_would(text: str, says: str) -> None:
+def test_an_invalid_shape_is_refused_with_a_remedy(text: str, says: str) -> None:
     with pytest.raises(shape.ShapeError, match=says):
         shape.parse_shape(text)
 
 
-def test_the_script_ends_with_the_status_of_a_usage_error_for_an_unknown_shape() -> None:
+def test_the_script_exits_with_a_usage_error_for_an_unknown_shape() -> None:
     script = Path(__file__).parents[2] / "scripts/vm"
     done = subprocess.run([script, "run", "nonsense", "--", "true"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "no shape 'nonsense'" in done.stderr
+    assert "unknown shape 'nonsense'" in done.stderr

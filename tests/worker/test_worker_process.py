@@ -178,7 +178,7 @@ def test_ignores_termination_signals(start, fake_setup, number) -> None:
         ([[1, 1000]], "token id 1000 is out of range; it must be from 0 to 999"),
         ([[-1]], "token id -1 is out of range"),
         ([[1], [2, 3]], "must be positive and in descending order"),
-        ([[1] * 129], "an item has 129 tokens; the model takes at most 128"),
+        ([[1] * 129], "an item has 129 tokens; the model accepts at most 128"),
     ],
 )
 def test_an_invalid_batch_fails_without_affecting_the_next(start, fake_setup, items, reason) -> None:

@@ -49,7 +49,7 @@ MAX_RATIO = 4.0
 SETTLED_BATCHES = 256
 # And only if the recent batches agree with that mean: by chance they differ by 3 %.
 SETTLED_WITHIN = 0.1
-# The part of a column's square that must be independent of the columns before it, so that rounding errors of 1e-16
+# The fraction of a column's square that must be independent of the columns before it, so that rounding errors of 1e-16
 # change a coefficient by less than 1e-8.
 WELL_CONDITIONED = 1e-8
 
@@ -66,7 +66,7 @@ class Coefficients:
         """Predicted duration of a batch."""
         return self.overhead + self.per_token * tokens + self.per_pair * pairs
 
-    def times(self, factor: float) -> Coefficients:
+    def scaled(self, factor: float) -> Coefficients:
         """The coefficients of batches that take ``factor`` times as long."""
         return Coefficients(self.overhead * factor, self.per_token * factor, self.per_pair * factor)
 

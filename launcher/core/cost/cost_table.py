@@ -48,7 +48,7 @@ class CostKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layout: str
     torch: str
     launcher: str
-    microarchitecture: str | None = None  # absent from tables of versions that did not name it; those do not fit
+    microarchitecture: str | None = None  # absent from tables of older versions, which do not apply
 
 
 class CostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,7 +78,7 @@ class CostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether the drift is so large that the table must be measured again."""
         return not 1 / MAX_DRIFT <= self.drift <= MAX_DRIFT
 
-    def after(self, run: float) -> CostTable:
+    def with_run(self, run: float) -> CostTable:
         """The table with the drift of one more run."""
         return msgspec.structs.replace(self, runs=(*self.runs, run)[-MAX_RUNS:])
 

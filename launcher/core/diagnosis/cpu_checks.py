@@ -21,7 +21,9 @@ SIBLINGS = f"{CPU}/cpu*/topology/core_cpus_list"
 
 
 def check_smt(facts: Facts) -> Verdict:
-    """Whether others may run on the second hardware threads of planned cores; the plan uses one thread per core."""
+    """Whether other programs may run on the second hardware threads of planned cores; the plan uses one thread per
+    core.
+    """
     control = evidence_of(facts.kernel.smt)
     if facts.siblings is None:
         return unknown("The kernel does not report which cpus share a core.", *control, Evidence(SIBLINGS, "not found"))

@@ -176,8 +176,8 @@ class Facts:
     """All facts that the checks use.
 
     ``plan`` is the default plan of ``launch``. ``siblings`` are the online cpus that share a core with a planned cpu
-    and are not planned themselves, None where siblings are unknown. ``cpuset`` has its cpus, None without a cpuset.
-    ``quotas`` is None where no control group with quotas is visible. ``live`` is None for a recorded machine.
+    and are not planned themselves, None if siblings are unknown. ``cpuset`` has its cpus, None without a cpuset.
+    ``quotas`` is None if no control group with quotas is visible. ``live`` is None for a recorded machine.
     """
 
     machine: Machine

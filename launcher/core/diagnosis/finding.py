@@ -1,7 +1,7 @@
 """The types of the diagnosis: evidence, verdict and finding, and the check that turns facts into a verdict.
 
-Every check produces exactly one finding on every machine, also when nothing is wrong or the facts are unknown. Which
-checks exist is not decided here.
+Every check produces exactly one finding on every machine, even if nothing is wrong or the facts are unknown. Individual
+checks do not belong here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ABSENT = "not found"
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A file or command, and its content or output."""
+    """A file or command, with its content or output."""
 
     source: str
     found: str
@@ -32,7 +32,7 @@ RECORDED = Evidence("--sysroot", "a recorded machine")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of a check. ``fix`` has shell commands, and comments (``# …``) for what no command can do."""
+    """The result of a check. ``fix`` holds shell commands, and comments (``# …``) for steps that are not commands."""
 
     severity: Severity
     title: str
@@ -52,7 +52,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding of the report. ``fix`` is None where nothing can be done; ``needs_root`` refers to ``fix``."""
+    """One finding of the report. ``fix`` is None if nothing can be done; ``needs_root`` refers to ``fix``."""
 
     id: str
     severity: Severity

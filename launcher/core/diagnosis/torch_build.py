@@ -1,7 +1,7 @@
-"""What the installed torch was built for, and what to say of a build for GPUs.
+"""What the installed torch was built for, and the warning about a build for GPUs.
 
 Used by the check of ``launch doctor`` and by the warning at the start of a server. ``host.torch_build`` reads the
-facts; no file and no package may be touched here.
+facts; no file or package is read here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own index of CPU
 
 # The fields of torch/version.py that name an accelerator (tools/generate_torch_version.py in PyTorch's sources).
 ACCELERATORS = {"cuda": "CUDA", "hip": "ROCm", "rocm": "ROCm", "xpu": "XPU"}
-# The local part of a version, where version.py does not say it: 2.13.0+cu130, 2.13.0+rocm7.1, 2.13.0+xpu.
+# The local part of a version, if version.py does not name the accelerator: 2.13.0+cu130, 2.13.0+rocm7.1, 2.13.0+xpu.
 _LOCAL = re.compile(r"\+(cu|rocm|xpu)([\d.]*)")
 _LOCAL_NAMES = {"cu": "CUDA", "rocm": "ROCm", "xpu": "XPU"}
 
@@ -31,13 +31,13 @@ class TorchBuild:
 
     @property
     def cpu_command(self) -> str:
-        """The command that replaces it by the CPU build of the same version."""
+        """The command that replaces it with the CPU build of the same version."""
         release = self.version.partition("+")[0]
         return f"pip install --force-reinstall --no-deps torch=={release} --index-url {CPU_INDEX}"
 
 
 def parse_torch_build(fields: Mapping[str, str], version: str) -> TorchBuild:
-    """The build that the fields of ``torch/version.py`` describe; the local part of the version where they do not."""
+    """The build that the fields of ``torch/version.py`` describe, or else the local part of the version."""
     for field, name in ACCELERATORS.items():
         if fields.get(field):
             return TorchBuild(version, f"{name} {fields[field]}")
@@ -46,7 +46,7 @@ def parse_torch_build(fields: Mapping[str, str], version: str) -> TorchBuild:
 
 
 def gpu_build_warning(build: TorchBuild | None) -> str | None:
-    """What to say of a build for GPUs, in one line; None for a CPU build."""
+    """The warning about a build for GPUs, in one line; None for a CPU build."""
     if build is None or build.accelerator is None:
         return None
     return (

@@ -1,6 +1,6 @@
 """The events that mean the same for a worker of a served instance and for a copy of ``launch run``.
 
-Those whose contents differ (``Exited``, ``StopRequested``) are defined beside the two tables.
+Events whose contents differ (``Exited``, ``StopRequested``) are defined next to each table.
 """
 
 from __future__ import annotations

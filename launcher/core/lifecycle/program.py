@@ -1,8 +1,8 @@
-"""The lifecycle of the copies of ``launch run``: when each starts and is told to stop, and the exit status of all.
+"""The lifecycle of the copies of ``launch run``: when each one starts and stops, and the exit status of the whole run.
 
-Separate from ``core.lifecycle.worker``: a worker that exits has failed, a program that exits with 0 has succeeded,
-and one program's failure can stop the others. `step` is the only function that changes the state of one program;
-`Job` has all programs of a run. Nothing is started or waited for in here; ``run.runner`` does that.
+Separate from ``core.lifecycle.worker``: a worker that exits has failed, a program that exits with 0 has succeeded, and
+one program's failure can stop the others. `step` is the only function that changes the state of one program; `Job` has
+all programs of a run. Nothing is started or waited for here; ``run.runner`` does that.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The program has to stop, because of a signal to the launcher or the failure of another program.
+    """The program must stop, because of a signal to the launcher or the failure of another program.
 
     It is sent ``signal``, and SIGKILL after ``grace`` seconds.
     """
@@ -82,9 +82,9 @@ STATES: Mapping[State, str] = MappingProxyType(
 GUARDS: Mapping[str, str] = MappingProxyType(
     {
         "exit status 0": "The program has exited with status 0.",
-        "may restart": "The policy restarts what fails, and the limit of failures in a row is not reached.",
-        "must not restart": "The policy does not restart, the limit is reached, or the failure is permanent.",
-        "shutting down": "The program was told to stop before.",
+        "may restart": "The policy restarts failed programs, and the limit of consecutive failures is not reached.",
+        "must not restart": "The policy does not restart programs, the limit is reached, or the failure is permanent.",
+        "shutting down": "The program has already been told to stop.",
     }
 )
 
@@ -120,10 +120,9 @@ FINAL = TRANSITIONS.final
 class ProgramStatus:
     """One instance and its program as they are now. Times are those of the caller's clock, in seconds.
 
-    ``pid`` is set while the process exists. ``failures`` counts failures in a row, ``starts`` all starts so far.
+    ``pid`` is set while the process exists. ``failures`` counts consecutive failures, ``starts`` all starts so far.
     ``exit_status`` is that of its last exit, ``deadline`` is when `timeout_event` has an event. ``reason`` is why it
-    failed where that is no exit status. ``permanent``: a restart would not help. ``shutting_down``: it was told to
-    stop.
+    failed, if not by its exit status. ``permanent``: a restart would not help. ``shutting_down``: it was told to stop.
     """
 
     instance: int
@@ -201,7 +200,7 @@ Step = tuple[ProgramStatus, tuple[Action, ...]]
 
 
 def step(before: ProgramStatus, event: Event, now: float, policy: Policy) -> Step:
-    """The status after ``event``, and what has to be done. Raises ``IllegalTransition`` and changes nothing."""
+    """The status after ``event``, and the actions to carry out. Raises ``IllegalTransition`` and changes nothing."""
     recorded = _record(before, event, now, policy)
     state = TRANSITIONS.next_state(before.state, type(event), _guard(recorded, policy))
     after = replace(recorded, state=state, since=now)
@@ -210,7 +209,7 @@ def step(before: ProgramStatus, event: Event, now: float, policy: Policy) -> Ste
 
 
 def _record(before: ProgramStatus, event: Event, now: float, policy: Policy) -> ProgramStatus:
-    """``before`` with the facts that the event brings; the state is still the old one."""
+    """``before`` with the facts of the event added; the state is still the old one."""
     if isinstance(event, StartRequested | BackoffElapsed):
         return replace(before, starts=before.starts + 1)
     if isinstance(event, Spawned):
@@ -250,7 +249,7 @@ def _deadline(after: ProgramStatus, event: Event, policy: Policy) -> float | Non
 
 
 def _actions(after: ProgramStatus, event: Event, policy: Policy) -> tuple[Action, ...]:
-    """What has to be done in the new state."""
+    """The actions to carry out in the new state."""
     if after.state == "starting":
         return (Spawn(after.instance),)
     if isinstance(event, StopRequested) and after.state == "stopping":
@@ -263,7 +262,7 @@ def _actions(after: ProgramStatus, event: Event, policy: Policy) -> tuple[Action
 
 
 def timeout_event(status: ProgramStatus, now: float) -> Event | None:
-    """The event that follows from the deadline having passed; None while it is ahead."""
+    """The event that occurs when the deadline passes; None before that."""
     if status.deadline is None or now < status.deadline:
         return None
     return BackoffElapsed() if status.state == "backoff" else GracePeriodElapsed()
@@ -275,7 +274,7 @@ def exit_code(exit_status: int) -> int:
 
 
 class Job:
-    """All programs of one run. Every method that changes something returns what has to be done, in order."""
+    """All programs of one run. Every method that changes the state returns the actions to carry out, in order."""
 
     def __init__(self, instances: Sequence[int], policy: Policy) -> None:
         self._policy = policy
@@ -296,22 +295,22 @@ class Job:
 
     @property
     def stopping(self) -> bool:
-        """Whether every program has been told to stop, so that nothing is started any more."""
+        """Whether every program has been told to stop, so that no more are started."""
         return self._stopping
 
     @property
     def exit_status(self) -> int:
-        """The exit status of the launcher: the exit code of the first program that failed for good, else 0."""
+        """The exit status of the launcher: the exit code of the first program that failed permanently, else 0."""
         return self._exit_status
 
     def next_deadline(self) -> float | None:
-        """When `tick` has something to do; None: not before another event."""
+        """When `tick` must be called next; None: not before the next event."""
         return min((one.deadline for one in self._programs.values() if one.deadline is not None), default=None)
 
     # -- events ---------------------------------------------------------------------------------------------------
 
     def start(self, instance: int, now: float) -> list[Action]:
-        """Start the program for the first time; does nothing when all were told to stop before its turn."""
+        """Start the program for the first time; does nothing if all programs were told to stop before its turn."""
         return [] if self._stopping else self._handle([instance], StartRequested(), now)
 
     def spawned(self, instance: int, pid: int, now: float) -> list[Action]:
@@ -327,7 +326,7 @@ class Job:
         return self._handle([instance], Exited(exit_status), now)
 
     def fail(self, instance: int, reason: str, now: float) -> list[Action]:
-        """Kill a program that must not go on here; does nothing when it does not run or stops already."""
+        """Kill a program that must not continue here; does nothing if it is not running or is already stopping."""
         if not TRANSITIONS.accepts(self._programs[instance].state, FailedPermanently):
             return []
         return self._handle([instance], FailedPermanently(reason), now)
@@ -359,7 +358,7 @@ class Job:
         return [one.instance for one in self._programs.values() if one.state not in states]
 
     def _handle(self, instances: Sequence[int], event: Event, now: float) -> list[Action]:
-        """The same event for these instances; where it is illegal for one of them, nothing is changed."""
+        """The same event for these instances; if it is illegal for one of them, nothing is changed."""
         steps = [step(self._programs[instance], event, now, self._policy) for instance in instances]
         actions: list[Action] = []
         for after, todo in steps:
@@ -374,13 +373,13 @@ class Job:
 
 
 def check(job: Job, policy: Policy) -> None:
-    """Raise ``AssertionError`` where a job contradicts itself; for tests after each event."""
+    """Raise ``AssertionError`` if a job is inconsistent; for tests, after each event."""
     for one in job.programs():
         _check_program(one, policy)
         if job.stopping:
             assert one.state not in ("planned", "starting", "running", "backoff"), f"{one}: it was not told to stop"
     codes = [one.exit_code for one in job.programs() if one.state in FINAL]
-    assert job.exit_status in ({0} if not any(codes) else set(codes) - {0}), "the exit status is that of a failure"
+    assert job.exit_status in ({0} if not any(codes) else set(codes) - {0}), "the exit status must be that of a failure"
 
 
 def _check_program(one: ProgramStatus, policy: Policy) -> None:
@@ -391,7 +390,7 @@ def _check_program(one: ProgramStatus, policy: Policy) -> None:
     limit = 1 if policy.restart is None else policy.restart.max_failures
     assert one.failures <= limit, f"{one}: more failures than the limit"
     assert one.starts > 0 or one.state in ("planned", "stopped"), f"{one}: it was never started"
-    assert one.state != "succeeded" or one.exit_status == 0, f"{one}: succeeded with another exit status than 0"
+    assert one.state != "succeeded" or one.exit_status == 0, f"{one}: succeeded with a nonzero exit status"
     assert one.state != "backoff" or policy.restart is not None, f"{one}: the policy does not restart"
     assert not one.permanent or one.state in ("killing", "failed"), f"{one}: a permanent failure is not retried"
-    assert one.state != "stopped" or one.shutting_down, f"{one}: nothing stops unless it is told to"
+    assert one.state != "stopped" or one.shutting_down, f"{one}: stopped without a request to stop"

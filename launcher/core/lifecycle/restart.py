@@ -1,4 +1,4 @@
-"""The restart policy of both lifecycles: how failures in a row are counted, and how long a restart is delayed."""
+"""The restart policy of both lifecycles: how consecutive failures are counted, and how long a restart is delayed."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from typing import Protocol
 
 
 class RestartPolicy(Protocol):
-    """What ``options.SuperviseOptions`` says about restarts. Core may not import options, which know files."""
+    """The part of ``options.SuperviseOptions`` that concerns restarts. Core must not import options."""
 
     @property
     def max_failures(self) -> int:
-        """After that many failures in a row there is no restart."""
+        """After this many consecutive failures there is no restart."""
 
     @property
     def backoff_seconds(self) -> float:
-        """The delay after the first failure; it doubles with each further one in a row."""
+        """The delay after the first failure; it doubles with each further consecutive failure."""
 
     @property
     def backoff_limit_seconds(self) -> float:
-        """The longest delay."""
+        """The maximum delay."""
 
     @property
     def settled_seconds(self) -> float:
-        """A process that was healthy for so long starts a new series of failures."""
+        """After a process was healthy for this long, earlier failures no longer count."""
 
 
 def count_failure(failures: int, healthy_seconds: float | None, policy: RestartPolicy) -> int:
-    """The failures in a row, with one more after ``failures``.
+    """The number of consecutive failures, after one more than ``failures``.
 
     ``healthy_seconds`` is how long the process served or ran before it failed; None: it never did.
     """
@@ -35,6 +35,6 @@ def count_failure(failures: int, healthy_seconds: float | None, policy: RestartP
 
 
 def restart_delay(failures: int, policy: RestartPolicy) -> float:
-    """Seconds to wait after that many failures in a row (1 = the first): exponential back-off with a limit."""
+    """Seconds to wait after this many consecutive failures (1 = the first): exponential back-off with a limit."""
     # The exponent is bounded because a float overflows at 2**1024.
     return min(policy.backoff_limit_seconds, policy.backoff_seconds * 2.0 ** min(failures - 1, 64))

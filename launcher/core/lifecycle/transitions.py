@@ -1,7 +1,7 @@
-"""A state machine as a table: which event leads from which state to which, and how the table is drawn.
+"""A state machine as a table: the transitions of each state, and how the table is drawn.
 
-Both lifecycles are such tables. What an event means for the rest of a record (counters, deadlines, actions) is decided
-beside each table and must not enter here.
+Both lifecycles are such tables. The effects of an event on the rest of a record (counters, deadlines, actions) are
+defined next to each table, not here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class IllegalTransition(LauncherError):
 
 @dataclass(frozen=True, slots=True)
 class TransitionTable(Generic[StateT]):
-    """All states and guards with a sentence each, and all transitions.
+    """All states and guards, each with a sentence, and all transitions.
 
-    ``rows`` has for each state the events that can happen in it. An event leads to one state, or, where that depends
+    ``rows`` holds, for each state, the events that can happen in it. An event leads to one state, or, if that depends
     on a guard, to one state per guard. The first state of ``states`` is the initial one; states without an event are
     final.
     """
@@ -35,12 +35,12 @@ class TransitionTable(Generic[StateT]):
 
     @property
     def initial(self) -> StateT:
-        """The state that every instance begins in."""
+        """The state in which every instance begins."""
         return next(iter(self.states))
 
     @property
     def final(self) -> frozenset[StateT]:
-        """The states that nothing leads out of."""
+        """The states without outgoing transitions."""
         return frozenset(state for state, row in self.rows.items() if not row)
 
     def accepts(self, state: StateT, event: type) -> bool:
@@ -48,9 +48,9 @@ class TransitionTable(Generic[StateT]):
         return event in self.rows[state]
 
     def next_state(self, state: StateT, event: type, guard: str) -> StateT:
-        """The state that follows; ``guard`` is the condition that holds now, of which only guarded events take note.
+        """The next state; ``guard`` is the condition that holds now, which matters only for guarded events.
 
-        Raises ``IllegalTransition`` where the table has no such transition.
+        Raises ``IllegalTransition`` if the table has no such transition.
         """
         targets = dict(self.targets(state, event))
         target = targets.get("", targets.get(guard))
@@ -63,7 +63,7 @@ class TransitionTable(Generic[StateT]):
         return target
 
     def targets(self, state: StateT, event: type) -> Iterator[tuple[str, StateT]]:
-        """The transitions of an event in a state, as (guard, next state); the guard is empty where there is none."""
+        """The transitions of an event in a state, as (guard, next state); the guard is empty if there is none."""
         target = self.rows[state].get(event)
         if isinstance(target, Mapping):
             yield from target.items()

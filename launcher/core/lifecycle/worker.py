@@ -1,7 +1,7 @@
 """The lifecycle of a served instance: its states as a table, and when its worker is restarted.
 
 `step` is the only function that changes a state: (status, event, now) gives the next status and the actions. The
-supervisor reports what it sees and carries out the actions; processes, clocks and logs must not enter here.
+supervisor reports what it observes and carries out the actions; processes, clocks and logs do not belong here.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class DrainStarted:
-    """The server drains: from now on nothing is started or restarted."""
+    """The server is draining: from now on nothing is started or restarted."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The worker has to stop. One that is ready has a grace period for it; any other is killed.
+    """The worker must stop. A ready worker has a grace period; any other is killed.
 
     ``grace`` is in seconds. The front tells a ready worker through its channel.
     """
@@ -83,21 +83,21 @@ STATES: Mapping[State, str] = MappingProxyType(
     {
         "planned": "The instance is in the plan; no worker has been started yet.",
         "starting": "The operating system is starting the worker process.",
-        "loading": "The worker process exists; it loads the model and warms up.",
+        "loading": "The worker process exists; it is loading the model and warming up.",
         "ready": "The worker computes batches.",
         "stopping": "The worker has been told to stop and finishes its batch within the grace period.",
         "killing": "The worker has been sent SIGKILL; its exit has not been seen yet.",
         "backoff": "The worker has failed; the next one starts on the same cores when the back-off is over.",
-        "stopped": "The server is shutting down, and this instance has no process any more.",
-        "failed": "The worker has failed and is not restarted: too many failures in a row, or a permanent one.",
+        "stopped": "The server is shutting down, and this instance no longer has a process.",
+        "failed": "The worker has failed and is not restarted: too many consecutive failures, or a permanent one.",
     }
 )
 
 GUARDS: Mapping[str, str] = MappingProxyType(
     {
         "may restart": "The worker is restarted after a delay.",
-        "must not restart": "The failure is permanent, or too many workers in a row never became ready.",
-        "shutting down": "The server drains or stops.",
+        "must not restart": "The failure is permanent, or too many consecutive workers never became ready.",
+        "shutting down": "The server is draining or stopping.",
     }
 )
 
@@ -164,21 +164,21 @@ FINAL = TRANSITIONS.final
 
 
 class WorkerPolicy(RestartPolicy, Protocol):
-    """What ``options.SuperviseOptions`` says about workers."""
+    """The part of ``options.SuperviseOptions`` that concerns workers."""
 
     @property
     def start_seconds(self) -> float:
-        """The time from the start of a worker until it has to be ready."""
+        """The time within which a worker must become ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """One instance and its worker as they are now. Times are those of the caller's clock, in seconds.
 
-    ``pid`` is set while a worker process exists. ``failures`` counts failures in a row, ``failed_starts`` those in a
-    row of workers that never became ready, ``starts`` all workers so far. ``deadline`` is when `timeout_event` has an
-    event; ``reason`` is why the last worker failed. ``permanent``: a restart would not help. ``shutting_down``:
-    nothing is restarted any more.
+    ``pid`` is set while a worker process exists. ``failures`` counts consecutive failures, ``failed_starts``
+    consecutive workers that never became ready, ``starts`` all workers so far. ``deadline`` is when `timeout_event` has
+    an event; ``reason`` is why the last worker failed. ``permanent``: a restart would not help. ``shutting_down``:
+    nothing is restarted.
     """
 
     instance: int
@@ -195,7 +195,7 @@ class WorkerStatus:
 
     @property
     def restarts(self) -> int:
-        """How many workers were started after the first."""
+        """The number of workers started after the first."""
         return max(0, self.starts - 1)
 
 
@@ -221,7 +221,7 @@ class AnnounceRestart:
 
 @dataclass(frozen=True, slots=True)
 class AnnounceFailure:
-    """Tell the operator and the listener that there will be no other worker."""
+    """Tell the operator and the listener that no other worker will be started."""
 
     reason: str
 
@@ -231,7 +231,7 @@ Step = tuple[WorkerStatus, tuple[Action, ...]]
 
 
 def step(before: WorkerStatus, event: Event, now: float, policy: WorkerPolicy) -> Step:
-    """The status after ``event``, and what has to be done. Raises ``IllegalTransition`` and changes nothing."""
+    """The status after ``event``, and the actions to carry out. Raises ``IllegalTransition`` and changes nothing."""
     recorded = _record(before, event, now, policy)
     state = TRANSITIONS.next_state(before.state, type(event), _guard(recorded, policy))
     if state == before.state:
@@ -242,7 +242,7 @@ def step(before: WorkerStatus, event: Event, now: float, policy: WorkerPolicy) -
 
 
 def _record(before: WorkerStatus, event: Event, now: float, policy: WorkerPolicy) -> WorkerStatus:
-    """``before`` with the facts that the event brings; the state is still the old one."""
+    """``before`` with the facts of the event added; the state is still the old one."""
     if isinstance(event, StartRequested | BackoffElapsed):
         return replace(before, starts=before.starts + 1, reason=None)
     if isinstance(event, Spawned):
@@ -251,10 +251,10 @@ def _record(before: WorkerStatus, event: Event, now: float, policy: WorkerPolicy
         return _count(replace(before, reason=event.reason), now, policy)
     if isinstance(event, FailedPermanently):
         failed = replace(before, reason=event.reason, permanent=True)
-        # In back-off the exit has been counted before the reason for it was heard.
+        # In back-off, the exit was counted before its reason arrived.
         return failed if before.state == "backoff" else _count(failed, now, policy)
     if isinstance(event, Exited):
-        # What has to be killed was counted then, with a reason that says more than SIGKILL does.
+        # A worker that had to be killed was counted then, with a reason that says more than SIGKILL does.
         gone = replace(before, pid=None, reason=before.reason or event.reason)
         return gone if before.state in ("stopping", "killing") else _count(gone, now, policy)
     if isinstance(event, DrainStarted | StopRequested | KillRequested):
@@ -263,7 +263,7 @@ def _record(before: WorkerStatus, event: Event, now: float, policy: WorkerPolicy
 
 
 def _count(status: WorkerStatus, now: float, policy: WorkerPolicy) -> WorkerStatus:
-    # What kills a worker that serves may be what it is asked to compute; only one that never becomes ready is hopeless.
+    # A worker that has served may have failed because of a request; only one that never becomes ready is hopeless.
     served = status.state == "ready"
     failures = count_failure(status.failures, now - status.since if served else None, policy)
     return replace(status, failures=failures, failed_starts=0 if served else status.failed_starts + 1)
@@ -287,7 +287,7 @@ def _deadline(after: WorkerStatus, event: Event, policy: WorkerPolicy) -> float 
 
 
 def _actions(after: WorkerStatus, event: Event, policy: WorkerPolicy) -> tuple[Action, ...]:
-    """What has to be done in the new state."""
+    """The actions to carry out in the new state."""
     if after.state == "starting":
         return (Spawn(),)
     if after.state == "killing":
@@ -309,11 +309,11 @@ def _reason_of_failure(status: WorkerStatus) -> str:
     reason = status.reason or "unknown reason"
     if status.permanent or status.failed_starts == 1:
         return reason
-    return f"{status.failed_starts} failures in a row, the last: {reason}"
+    return f"{status.failed_starts} consecutive failures, the last: {reason}"
 
 
 def timeout_event(status: WorkerStatus, now: float) -> Event | None:
-    """The event that follows from the deadline having passed; None while it is ahead."""
+    """The event that occurs when the deadline passes; None before that."""
     if status.deadline is None or now < status.deadline:
         return None
     if status.state == "backoff":
@@ -324,7 +324,7 @@ def timeout_event(status: WorkerStatus, now: float) -> Event | None:
 
 
 def check(status: WorkerStatus, policy: WorkerPolicy) -> None:
-    """Raise ``AssertionError`` where a status contradicts itself; for tests after each step."""
+    """Raise ``AssertionError`` if a status is inconsistent; for tests, after each step."""
     assert (status.pid is not None) == (status.state in WITH_PROCESS), f"{status}: process and state disagree"
     timed = status.state in ("starting", "loading", "backoff", "stopping")
     assert (status.deadline is not None) == timed, f"{status}: deadlines belong to states that wait for something"
@@ -335,8 +335,8 @@ def check(status: WorkerStatus, policy: WorkerPolicy) -> None:
         assert status.state in ("killing", "failed", "stopped"), f"{status}: a permanent failure is not retried"
     if status.state == "failed":
         assert status.permanent or status.failed_starts == policy.max_failures, f"{status}: failed too early"
-        assert not status.shutting_down, f"{status}: whoever shuts down has stopped"
+        assert not status.shutting_down, f"{status}: failed during a shutdown"
     if status.state in ("stopping", "stopped"):
-        assert status.shutting_down, f"{status}: nothing stops unless it is told to"
+        assert status.shutting_down, f"{status}: stopping without a request to stop"
     if status.shutting_down:
         assert status.state not in ("planned", "starting", "backoff"), f"{status}: nothing starts during a shutdown"

@@ -1,1 +1,1 @@
-"""What a machine is made of: cpus, cores, nodes, limits."""
+"""The structure of a machine: cpus, cores, nodes, limits."""

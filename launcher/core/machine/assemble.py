@@ -27,7 +27,7 @@ MAX_THREADS = 8  # of POWER8 to POWER10; no processor has more hardware threads 
 
 @dataclass(frozen=True, slots=True)
 class RawCpu:
-    """An online cpu: ``siblings`` share its core, ``l3`` lists the cpus that share its L3 cache; None where unknown."""
+    """An online cpu: ``siblings`` share its core, ``l3`` lists the cpus that share its L3 cache; None if unknown."""
 
     siblings: Cpus | None = None
     package: int | None = None
@@ -36,7 +36,7 @@ class RawCpu:
 
 @dataclass(frozen=True, slots=True)
 class KindHints:
-    """What tells performance and efficiency cores apart, in order of preference.
+    """Facts that distinguish performance and efficiency cores, in order of preference.
 
     ``efficiency_cpus``: from the performance counters of a hybrid machine. ``capacity``: the scheduler's, at most
     1024. ``max_khz`` and ``base_khz``: from cpufreq.
@@ -50,7 +50,7 @@ class KindHints:
 
 @dataclass(frozen=True, slots=True)
 class RawMachine:
-    """Everything that was read. ``cpuset`` and ``limits.affinity`` are None where there is no limit, or no record."""
+    """Everything that was read. ``cpuset`` and ``limits.affinity`` are None if there is no limit or it is unknown."""
 
     arch: str
     vendor: str | None
@@ -132,46 +132,50 @@ def _nothing_usable(raw: RawMachine, include_isolated: bool) -> str:
 def group_cores(cpus: Mapping[int, RawCpu], online: Cpus, anomalies: Anomalies) -> tuple[Cpus, ...]:
     """Online cpus grouped into physical cores, ordered by lowest cpu.
 
-    Two cpus share a core when each lists the other as a sibling, or one lists the other and that one has no list. A
-    claim that the other cpu contradicts is reported and ignored.
+    Two cpus share a core if each lists the other as a sibling, or if one lists the other and the other has no list. A
+    list that the other cpu contradicts is reported and ignored.
     """
-    claims = _claims(cpus, online)
+    sibling_lists = _sibling_lists(cpus, online)
     groups: list[Cpus] = []
-    unclear: list[int] = []
-    for cpu, claim in claims.items():
-        if claim is not None and all(claims[other] is claim or claims[other] == claim for other in claim):
-            if cpu == claim[0]:
-                groups.append(claim)
+    inconsistent: list[int] = []
+    for cpu, siblings in sibling_lists.items():
+        if siblings is not None and all(
+            sibling_lists[other] is siblings or sibling_lists[other] == siblings for other in siblings
+        ):
+            if cpu == siblings[0]:
+                groups.append(siblings)
         else:
-            unclear.append(cpu)
-    groups.extend(_group_unclear(unclear, claims, anomalies))
+            inconsistent.append(cpu)
+    groups.extend(_group_inconsistent(inconsistent, sibling_lists, anomalies))
     return tuple(sorted(groups))
 
 
-def _claims(cpus: Mapping[int, RawCpu], online: Cpus) -> dict[int, Cpus | None]:
+def _sibling_lists(cpus: Mapping[int, RawCpu], online: Cpus) -> dict[int, Cpus | None]:
     """The online siblings that each cpu lists, including itself; equal sets are the same object."""
     known = set(online)
     seen: dict[frozenset[int], Cpus] = {}
-    claims: dict[int, Cpus | None] = {}
+    sibling_lists: dict[int, Cpus | None] = {}
     for cpu in online:
         one = cpus.get(cpu)
         named = None if one is None or one.siblings is None else frozenset({cpu, *one.siblings} & known)
-        claims[cpu] = None if named is None else seen.setdefault(named, tuple(sorted(named)))
-    return claims
+        sibling_lists[cpu] = None if named is None else seen.setdefault(named, tuple(sorted(named)))
+    return sibling_lists
 
 
-def _group_unclear(unclear: list[int], claims: Mapping[int, Cpus | None], anomalies: Anomalies) -> list[Cpus]:
-    """Groups of cpus whose claims differ: those connected, directly or indirectly, by accepted claims."""
-    leader = {cpu: cpu for cpu in unclear}
+def _group_inconsistent(
+    inconsistent: list[int], sibling_lists: Mapping[int, Cpus | None], anomalies: Anomalies
+) -> list[Cpus]:
+    """Groups of cpus whose sibling lists differ: those connected, directly or indirectly, by accepted lists."""
+    leader = {cpu: cpu for cpu in inconsistent}
 
     def find(cpu: int) -> int:
         while leader[cpu] != cpu:
             cpu = leader[cpu]
         return cpu
 
-    for cpu in unclear:
-        others = [other for other in claims[cpu] or () if other != cpu]
-        accepted = [other for other in others if other in leader and _accepts(claims[other], cpu)]
+    for cpu in inconsistent:
+        others = [other for other in sibling_lists[cpu] or () if other != cpu]
+        accepted = [other for other in others if other in leader and _does_not_contradict(sibling_lists[other], cpu)]
         for other in accepted:
             first, second = sorted((find(cpu), find(other)))
             leader[second] = first
@@ -182,13 +186,13 @@ def _group_unclear(unclear: list[int], claims: Mapping[int, Cpus | None], anomal
                 f"cpu {cpu} lists {format_cpu_list(refused)}",
             )
     members: dict[int, list[int]] = defaultdict(list)
-    for cpu in unclear:
+    for cpu in inconsistent:
         members[find(cpu)].append(cpu)
     return [tuple(group) for group in members.values()]
 
 
-def _accepts(claim: Cpus | None, cpu: int) -> bool:
-    return claim is None or cpu in claim
+def _does_not_contradict(siblings: Cpus | None, cpu: int) -> bool:
+    return siblings is None or cpu in siblings
 
 
 def _cores(groups: Iterable[Cpus], usable: frozenset[int], raw: RawMachine) -> tuple[Core, ...]:
@@ -226,7 +230,7 @@ def _l3_ids(raw: RawMachine) -> dict[int, int]:
 
 
 def efficiency_cpus(kinds: KindHints, online: Cpus) -> frozenset[int]:
-    """The cpus of efficiency cores; empty where all cores are of one kind, or the kind is unknown."""
+    """The cpus of efficiency cores; empty if all cores are of one kind, or the kind is unknown."""
     if kinds.efficiency_cpus is not None:
         return frozenset(kinds.efficiency_cpus)
     by_capacity = _below_gap(kinds.capacity, online, CAPACITY_GAP)

@@ -1,9 +1,9 @@
-"""Known machines, described by their published facts, so that a plan can be made before one has the machine.
+"""Known machines, described by their published facts, so that a plan can be made without having the machine.
 
-Separate from ``topology``, which says what a machine is made of: this is data, one entry per machine, each with its
-source. ``machine_of`` builds a ``Machine`` from an entry by the same rules as from `/sys`. No file is opened here.
-To add a machine, add an entry; facts that differ between machines of one name, such as the memory size, are marked as
-typical in ``typical``.
+Separate from ``topology``, which defines the structure of a machine: this module is data, one entry per machine, each
+with its source. ``machine_of`` builds a ``Machine`` from an entry by the same rules as from `/sys`. No file is opened
+here. To add a machine, add an entry; facts that differ between machines of one name, such as the memory size, are
+marked as typical in ``typical``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NEAREST_NAMES = 3
 class Processor:
     """One package. ``nodes`` and ``l3`` have the number of cores in each NUMA node and in each L3 group, in order.
 
-    ``l3`` is empty where the kernel reports no L3 cache. ``efficiency_cores`` are the last of the cores; each has one
+    ``l3`` is empty if the kernel reports no L3 cache. ``efficiency_cores`` are the last of the cores; each has one
     hardware thread, the others ``threads``. ``vendor`` and ``model`` are as in `/proc/cpuinfo`, or, on Arm, the names
     of implementer and part; ``microarchitecture`` is archspec's name.
     """
@@ -330,13 +330,13 @@ def nearest_names(name: str) -> tuple[str, ...]:
 
 
 def catalogue_text() -> str:
-    """The names of all entries, each with its summary, one to a line."""
+    """The names of all entries with their summaries, one per line."""
     width = max(len(known.name) for known in CATALOGUE)
     return "\n".join(f"{known.name:<{width}}  {known.summary}" for known in CATALOGUE)
 
 
 def machine_of(known: KnownMachine) -> Machine:
-    """The machine of an entry, with all its cpus online and allowed. A warning names what is only typical of it."""
+    """The machine of an entry, with all cpus online and allowed. A warning names the facts that are only typical."""
     processor = known.processor
     cores = _core_cpus(known)
     nodes = list(_by_sizes(cores, processor.nodes * known.packages))

@@ -50,7 +50,7 @@ class Node:
     free_bytes: int | None = None
 
     def distance(self, other: int) -> int:
-        """SLIT distance to another node; 255, the largest, where the kernel reports none."""
+        """SLIT distance to another node; 255, the largest, if the kernel reports none."""
         return dict(self.distances).get(other, 10 if other == self.id else 255)
 
 
@@ -68,7 +68,7 @@ class Limits:
 class Machine:
     """A machine as this process may use it. ``cores`` has the usable ones only; ``warnings`` name anomalies.
 
-    ``memory_bytes`` and ``free_bytes`` are those of the whole machine, for use where it has no nodes.
+    ``memory_bytes`` and ``free_bytes`` are those of the whole machine, for use if it has no nodes.
     ``microarchitecture`` is archspec's name, such as ``zen4``.
     """
 

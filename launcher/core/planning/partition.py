@@ -1,4 +1,4 @@
-"""How many instances there are, of how many cores, and in which nodes: arithmetic on core counts.
+"""The number of instances, their sizes and their nodes: arithmetic on core counts.
 
 Separate from the plan because these rules can be stated and tested as arithmetic: proportional shares by largest
 remainder, sizes that differ by at most one, boundaries that coincide with those of L3 groups, bin packing. This module

@@ -119,7 +119,7 @@ def front_cores(kinds: Sequence[KindCores], count: int) -> tuple[tuple[Core, ...
     """The ``count`` cores that cost the instances least, as one or two alternatives: all in one node, and spread over
     the nodes.
 
-    Slow cores are preferred where the machine has any. Among nodes, and among the L3 groups of a node, the one with
+    Slow cores are preferred if the machine has any. Among nodes, and among the L3 groups of a node, the one with
     most cores left gives the next core, which keeps the sizes even. Inside a group the lowest cpu goes first: the
     kernel handles timers and interrupts on cpu 0 by default, and an instance is as fast as its slowest thread.
     """

@@ -36,9 +36,9 @@ MemoryPolicy = Literal["bind", "interleave", "local"]
 RESERVE_MIN_CORES = 8
 # The event loop is one thread and needs one core; from this many cores on, tokenizing keeps a second one busy.
 RESERVE_TWO_MIN_CORES = 64
-# The cpu time that a front needs, in cpus: a minimum, and an amount per core of the instances. Measured beside the
-# fastest worker, with a margin (docs/decisions/0006-front-under-a-quota.md). A quota that leaves this much has room
-# for the front.
+# The cpu time that a front needs, in cpus: a minimum, and an amount per core of the instances. Measured next to the
+# fastest worker, with a margin (docs/decisions/0006-front-under-a-quota.md). A quota that leaves this much has room for
+# the front.
 FRONT_MIN_CPUS, FRONT_CPUS_PER_CORE = 1 / 2, 1 / 3
 
 
@@ -159,8 +159,8 @@ def front_cpus(machine: Machine, plan: Plan) -> tuple[int, ...]:
     unused = [core for core in machine.cores if core.cpus[0] in set(plan.unused_cpus)]
     firsts = [core.cpus[0] for core in reserved or unused]
     siblings = [cpu for core in reserved or machine.cores for cpu in core.cpus[1:]]
-    beside = [*firsts, *siblings][: _room_for_front(quota, len(taken))]
-    return tuple(sorted(beside or taken))
+    own = [*firsts, *siblings][: _room_for_front(quota, len(taken))]
+    return tuple(sorted(own or taken))
 
 
 def _bounding_quota(machine: Machine) -> float | None:
@@ -372,12 +372,12 @@ class _Planner:
         request = self.request
         if request.classes:
             classes = resolve_classes(request.classes, request.length_limit)
-            asked = (f"--classes asks for {_number(spec.cores, 'core')}" for spec in request.classes)
+            asked = (f"--classes requests {_number(spec.cores, 'core')}" for spec in request.classes)
             return [
                 f"{text} for {_range_text(length_class)}" for text, length_class in zip(asked, classes, strict=True)
             ]
         if request.cores_per_instance is not None:
-            return [f"--cores-per-instance asks for {_number(len(cores), 'core')}" for cores in allocation.instances]
+            return [f"--cores-per-instance requests {_number(len(cores), 'core')}" for cores in allocation.instances]
         count = len(allocation.instances)
         if count > self.total - len(allocation.front):
             return _shared_reasons(allocation)
@@ -397,7 +397,7 @@ class _Planner:
         return " ".join(parts)
 
     def available_text(self) -> str:
-        """The cores there are, in words: ``48 usable cores in 2 nodes``."""
+        """The available cores, in words: ``48 usable cores in 2 nodes``."""
         text = _number(self.total, "usable core")
         nodes = {one.node for kind in self.kinds for one in kind}
         if len(nodes) > 1:
@@ -419,7 +419,7 @@ class _Planner:
         missing = f"but the machine has {self.available_text()}: {asked - room} too few"
         if self.request.classes:
             remedy = _fitting_classes(self.request.classes, room)
-            return f"--classes asks for {_number(asked, 'core')}, {missing}; {remedy}"
+            return f"--classes requests {_number(asked, 'core')}, {missing}; {remedy}"
         size = wanted[0]
         remedy = f"use --instances {room // size}" if room >= size else f"use --cores-per-instance {room} or less"
         return f"{len(wanted)} instances of {_number(size, 'core')} need {asked}, {missing}; {remedy}"
@@ -456,7 +456,7 @@ class _Planner:
         return quota is not None and _room_for_front(quota, used) > 0 and used < len(self.machine.cores)
 
     def warn_about_bound_front(self, used: int) -> None:
-        """Warn that ``front_cpus`` gives the front no cpu beside those of the instances, because of the quota."""
+        """Warn that ``front_cpus`` gives the front no cpu of its own, because of the quota."""
         quota = self.bounding_quota
         if quota is None or _room_for_front(quota, used):
             return

@@ -29,7 +29,7 @@ Library = Literal["tcmalloc", "jemalloc", "intel"]
 class LibraryKind:
     """One library that can be preloaded.
 
-    ``names`` matches its file names, including versioned ones (Debian ships no others), and ``shown`` is the readable
+    ``names`` matches its file names, including versioned ones (the only ones in Debian), and ``shown`` is the readable
     form; ``provides`` is a function that must resolve to it once it is loaded; ``install`` names the packages.
     """
 
@@ -98,7 +98,7 @@ class PreloadFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Runtimes:
+class Preload:
     """The decision. ``env`` holds the variables to set; ``LD_PRELOAD`` includes the user's entries. ``notes`` are
     sentences about libraries that were not found or not used."""
 
@@ -108,7 +108,7 @@ class Runtimes:
     notes: tuple[str, ...] = ()
 
 
-OWN_RUNTIMES = Runtimes("system", "own", {})
+NO_PRELOAD = Preload("system", "own", {})
 
 
 def wanted_libraries(allocator: Allocator, openmp: OpenMP) -> tuple[Library, ...]:
@@ -122,9 +122,9 @@ def wanted_libraries(allocator: Allocator, openmp: OpenMP) -> tuple[Library, ...
     return (*allocators[allocator], *(("intel",) if openmp == "intel" else ()))
 
 
-def choose_runtimes(
+def choose_preload(
     allocator: Allocator, openmp: OpenMP, facts: PreloadFacts | None, user_env: Mapping[str, str]
-) -> Runtimes:
+) -> Preload:
     """The allocator and the OpenMP runtime for all instances. ``facts`` None: planning for another machine.
 
     Raises ``MachineError`` if a library that was requested by name is missing or does not load, ``UsageError`` if the
@@ -143,7 +143,7 @@ def choose_runtimes(
     if added:
         # The user's entries come first: an interposer (a profiler, a checker) must be found first and forwards calls.
         env = {"LD_PRELOAD": ":".join((*mine, *added)), **env}
-    return Runtimes(taken, runtime, env, (*notes, *said))
+    return Preload(taken, runtime, env, (*notes, *said))
 
 
 def split_preload(value: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from launcher.core.planning.plan import InstancePlan
-from launcher.core.planning.preload import OWN_RUNTIMES, Runtimes, split_preload
+from launcher.core.planning.preload import NO_PRELOAD, Preload, split_preload
 from launcher.core.planning.program_placeholders import values_of
 from launcher.options.env_prefixes import RUN_PREFIX
 
@@ -44,7 +44,7 @@ DEFAULT_ENV = {
 def takes_threads(name: str, value: str, threads: int) -> bool:
     """Whether this variable makes OpenMP start fewer than ``threads`` threads, always or when the machine is busy.
 
-    An invalid value counts as taking none: both runtimes ignore it.
+    An invalid value counts as taking none: OpenMP runtimes ignore it.
     """
     text = value.strip().lower()
     if name == "OMP_THREAD_LIMIT":
@@ -53,7 +53,7 @@ def takes_threads(name: str, value: str, threads: int) -> bool:
 
 
 def worker_env(
-    instance: InstancePlan, user_env: Mapping[str, str], runtimes: Runtimes = OWN_RUNTIMES
+    instance: InstancePlan, user_env: Mapping[str, str], preload: Preload = NO_PRELOAD
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The variables to set for the instance's worker in addition to the user's environment, and notes about the
     user's own settings.
@@ -83,12 +83,12 @@ def worker_env(
     ]
     set_here = {**counts, **overridden}
     kept = {name: value for name, value in kept.items() if name not in set_here}
-    notes += _kept_notes(kept, runtimes, instance.threads)
-    return {**set_here, **added, **runtimes.env}, tuple(notes)
+    notes += _kept_notes(kept, preload, instance.threads)
+    return {**set_here, **added, **preload.env}, tuple(notes)
 
 
 def program_env(
-    instance: InstancePlan, instances: int, user_env: Mapping[str, str], runtimes: Runtimes
+    instance: InstancePlan, instances: int, user_env: Mapping[str, str], preload: Preload
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The variables to set for another program in addition to the user's environment, and notes about the user's own
     settings.
@@ -101,7 +101,7 @@ def program_env(
     kept = {name: value for name, value in user_env.items() if _is_library_variable(name) and counts.get(name) != value}
     place = {RUN_PREFIX + name.upper(): value for name, value in values_of(instance, instances).items()}
     wanted = {name: value for name, value in counts.items() if name not in kept}
-    return {**wanted, **place, **runtimes.env}, tuple(_kept_notes(kept, runtimes, instance.threads))
+    return {**wanted, **place, **preload.env}, tuple(_kept_notes(kept, preload, instance.threads))
 
 
 def _is_library_variable(name: str) -> bool:
@@ -109,18 +109,18 @@ def _is_library_variable(name: str) -> bool:
     return name.startswith(LIBRARY_PREFIXES) or name in LIBRARY_VARIABLES
 
 
-def _kept_notes(kept: Mapping[str, str], runtimes: Runtimes, threads: int) -> list[str]:
+def _kept_notes(kept: Mapping[str, str], preload: Preload, threads: int) -> list[str]:
     """One sentence for each variable that the user has set and that is kept."""
-    return [_kept_note(name, kept[name], runtimes, threads) for name in sorted(kept)]
+    return [_kept_note(name, kept[name], preload, threads) for name in sorted(kept)]
 
 
-def _kept_note(name: str, value: str, runtimes: Runtimes, threads: int) -> str:
+def _kept_note(name: str, value: str, preload: Preload, threads: int) -> str:
     note = f"{name}={value} in your environment is kept"
     if name == "GOMP_CPU_AFFINITY":
         return f"{note}, but it moves threads off the planned cores, possibly all of them to one core; unset it."
     if takes_threads(name, value, threads):
         return f"{note}, but with it OpenMP starts fewer than the {threads} planned threads; unset it."
-    if name == "LD_PRELOAD" and name in runtimes.env:
-        added = runtimes.env[name].split(":")[len(split_preload(value)) :]
+    if name == "LD_PRELOAD" and name in preload.env:
+        added = preload.env[name].split(":")[len(split_preload(value)) :]
         return f"{note} and precedes {', '.join(added)}."
     return f"{note}."

@@ -1,1 +1,1 @@
-"""The protocol between front and workers: frames, messages, model facts, batch shapes."""
+"""The protocol between front and workers: frames, messages, model info, batch shapes."""

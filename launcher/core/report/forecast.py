@@ -55,7 +55,7 @@ def forecast_lines(forecast: Forecast, width: int) -> list[Text]:
     return [*lines, *_instance_lines(found)]
 
 
-def grounds(found: Prediction) -> str:
+def describe_basis(found: Prediction) -> str:
     """The basis of a prediction, in a sentence."""
     return f"Lengths: {found.traffic}, {_SOURCES[found.source]}."
 
@@ -66,7 +66,7 @@ def _about(found: Prediction, forecast: Forecast) -> str:
         f"latencies are for random arrivals at {found.rate:,.0f} texts/s, {LOAD:.0%} of "
         f"{'the capacity of equal instances' if forecast.equal else 'the capacity'}"
     )
-    text = f"At most {found.capacity:,.0f} texts/s{equal}; {load}. {grounds(found)}"
+    text = f"At most {found.capacity:,.0f} texts/s{equal}; {load}. {describe_basis(found)}"
     return text if found.source == "measured" else f"{text[:-1]}; {forecast.measure} measures them."
 
 

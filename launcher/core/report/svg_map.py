@@ -46,13 +46,13 @@ class Box:
 
     width: float
     height: float
-    look: str = ""
+    css_class: str = ""
     head: str = ""
     core: Core | None = None
     inside: tuple[tuple[float, float, Box], ...] = ()
 
 
-def picture(machine: Machine, plan: Plan) -> str:
+def draw_svg(machine: Machine, plan: Plan) -> str:
     """An SVG document of the machine with the plan in it."""
     boxes = [_package_box(machine, package) for package in _packages(machine)]
     body = _flow([*boxes, *_nodes_without_cores(machine)], PAGE_WIDTH)
@@ -146,12 +146,14 @@ def _row_width(count: int) -> float:
     return columns * CELL + (columns - 1) * GAP
 
 
-def _framed(boxes: Sequence[Box], width: float, look: str, head: str) -> Box:
+def _framed(boxes: Sequence[Box], width: float, css_class: str, head: str) -> Box:
     """The boxes in rows, inside a frame with a heading."""
     body = _flow(boxes, width)
     above = HEAD if head else PAD
     least = len(head) * LETTER
-    return Box(max(body.width, least) + 2 * PAD, body.height + above + PAD, look, head, inside=((PAD, above, body),))
+    return Box(
+        max(body.width, least) + 2 * PAD, body.height + above + PAD, css_class, head, inside=((PAD, above, body),)
+    )
 
 
 def _flow(boxes: Sequence[Box], width: float) -> Box:
@@ -167,7 +169,7 @@ def _flow(boxes: Sequence[Box], width: float) -> Box:
     return Box(widest, y + row, inside=tuple(placed))
 
 
-# -- ink --------------------------------------------------------------------------------------------------------
+# -- drawing -----------------------------------------------------------------------------------------------------
 
 
 class _Fills:
@@ -200,10 +202,10 @@ def _draw(box: Box, x: float, y: float, fills: _Fills) -> Iterator[str]:
     if box.core is not None:
         yield from _draw_core(box.core, x, y, fills)
         return
-    if box.look:
-        yield f'<rect class="{box.look}" {_place(x, y, box.width, box.height)} rx="4"/>'
+    if box.css_class:
+        yield f'<rect class="{box.css_class}" {_place(x, y, box.width, box.height)} rx="4"/>'
     if box.head:
-        yield _text(x + PAD, y + HEAD - 6, box.head, "note" if box.look == "l3" else "head")
+        yield _text(x + PAD, y + HEAD - 6, box.head, "note" if box.css_class == "l3" else "head")
     for right, down, inner in box.inside:
         yield from _draw(inner, x + right, y + down, fills)
 
@@ -229,8 +231,8 @@ def _place(x: float, y: float, width: float, height: float) -> str:
     return f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
 
 
-def _text(x: float, y: float, words: str, look: str) -> str:
-    return f'<text class="{look}" x="{x:g}" y="{y:g}">{escape(words, quote=False)}</text>'
+def _text(x: float, y: float, words: str, css_class: str) -> str:
+    return f'<text class="{css_class}" x="{x:g}" y="{y:g}">{escape(words, quote=False)}</text>'
 
 
 # -- legend -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Text layout that the reports share: wrapped paragraphs, tables, shortened lists.
 
-Separate so that all reports look alike. What a report says does not belong here.
+Separate so that all reports look alike. The contents of reports do not belong here.
 """
 
 from __future__ import annotations

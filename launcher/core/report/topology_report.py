@@ -188,7 +188,7 @@ def _alike(instance: InstancePlan) -> tuple[object, ...]:
     return instance.threads, instance.nodes, instance.memory, instance.length_class, instance.why
 
 
-def _bundles(plan: Plan) -> list[list[InstancePlan]]:
+def _group_equal(plan: Plan) -> list[list[InstancePlan]]:
     """The instances one by one, or, if there are many, consecutive equal ones together."""
     if len(plan.instances) <= MAX_INSTANCES:
         return [[instance] for instance in plan.instances]
@@ -196,7 +196,7 @@ def _bundles(plan: Plan) -> list[list[InstancePlan]]:
 
 
 def _instance_lines(plan: Plan, width: int) -> list[Text]:
-    bundles = _bundles(plan)
+    bundles = _group_equal(plan)
     shown = bundles[:MAX_ROWS]
     classes = any(instance.length_class for instance in plan.instances)
     heads = ["instance", "cpus", "threads", "memory", *(["tokens"] if classes else [])]

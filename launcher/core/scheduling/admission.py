@@ -19,7 +19,7 @@ from launcher.core.scheduling.instance_state import Group, group_for, serving_in
 
 
 class Admission:
-    """See the module docstring. ``no_instances`` is the reason why no instance will come back, once that is so."""
+    """See the module docstring. ``no_instances`` is the reason why no instance will be restarted, once none is left."""
 
     def __init__(self, limits: SchedulerLimits, groups: Sequence[Group]) -> None:
         reserved = int(limits.queue_items * limits.interactive_share)

@@ -4,9 +4,9 @@ Items wait in buckets of similar length, each ordered by rank. A rank is a time:
 the cost of the items before it in its own request. A request of a thousand items therefore queues as if its client had
 sent them one after another, and does not hold up other requests. A rank never changes, so nothing starves.
 
-A packed batch takes items in rank order, whatever their lengths. A padded batch starts with the item of the lowest
-rank and adds items that need little padding beside it: first from its own bucket, then from neighbouring buckets as
-long as the padding costs less than another batch would. No operation scans a whole bucket.
+A packed batch takes items in rank order, whatever their lengths. A padded batch starts with the item of the lowest rank
+and adds items that need little padding next to it: first from its own bucket, then from neighbouring buckets as long as
+the padding costs less than another batch would. No operation scans a whole bucket.
 """
 
 from __future__ import annotations

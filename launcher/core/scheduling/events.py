@@ -38,8 +38,9 @@ class Cancelled(msgspec.Struct, frozen=True, gc=False):
 
 
 class InstanceReady(msgspec.Struct, frozen=True, gc=False):
-    """An instance has a warm worker that accepts batches; ``measured`` holds the timings of its warm-up, ``packed``
-    says whether it computes items concatenated, without padding."""
+    """An instance has a warmed-up worker that accepts batches; ``measured`` holds the timings of its warm-up,
+    ``packed`` says whether it computes items concatenated, without padding.
+    """
 
     instance: int
     measured: tuple[Measurement, ...] = ()
@@ -69,7 +70,7 @@ class BatchFailed(msgspec.Struct, frozen=True, gc=False):
 
 
 class NoInstancesLeft(msgspec.Struct, frozen=True, gc=False):
-    """No instance is left and none will come back: all waiting requests are rejected."""
+    """No instance is left and none will be restarted: all waiting requests are rejected."""
 
     reason: str
 

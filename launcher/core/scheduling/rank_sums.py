@@ -1,4 +1,4 @@
-"""Sums of queued work by rank: how much of it has a later rank than a given time, and so will not delay a request.
+"""Sums of queued work by rank: how much of it has a rank after a given time, and so will not delay a request.
 
 Separate from the queue because it is pure arithmetic. Work is counted in bins of ranks, and these in coarser bins
 (three levels), so that a sum over a thousand seconds reads about a hundred bins instead of ten thousand. Nothing here

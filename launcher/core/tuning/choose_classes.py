@@ -1,4 +1,4 @@
-"""``--classes auto``: chooses the length classes, and the cores of each, for a machine and a length histogram.
+"""``--classes auto``: chooses the length classes, and their cores, for a machine and a length histogram.
 
 A small number of candidates is planned by the planner and simulated (``core.tuning.simulation``) at the same load as
 equal instances. A candidate is scored by its p50 and p99 relative to those of equal instances, weighted by the number
@@ -116,7 +116,7 @@ def _why(chosen: _Candidate, best: _Candidate | None, planned: int, equal_plan: 
     if best is not None:
         return (
             f"--classes auto: {equal}, predicted to be about as fast as the best of {_plans(planned)} with classes "
-            f"(whose latencies are {best.ratio:.2f} times as long)."
+            f"(latencies {best.ratio:.2f} times as long)."
         )
     if planned:
         return (
@@ -192,7 +192,7 @@ def candidates(
 
 
 def _two_classes(bound: int, sizes: tuple[int, int], count: int, cores: int) -> tuple[ClassSpec, ...]:
-    """``count`` short instances, at least one, and as many long ones as fit beside them; empty if none fits."""
+    """``count`` short instances, at least one, and as many long ones as then fit; empty if none fits."""
     count = max(1, count)
     others = (cores - count * sizes[0]) // sizes[1]
     if others < 1:

@@ -47,7 +47,7 @@ LOAD = 0.6  # fraction of the plan's capacity at which latencies are predicted
 ITEMS = 4000
 # The fraction of the work over which capacity is measured: all instances are busy until then.
 SATURATION_COUNTED = 0.9
-# The minimal time step: a tick that changes nothing must not repeat forever at the same time.
+# The minimal time step: a tick that changes nothing must not repeat forever at one point in time.
 TICK_SECONDS = 1e-3
 # Shapes (tokens, pairs) from which a fit can determine all three coefficients.
 _SHAPES = ((1, 1), (8, 64), (64, 4096), (512, 4096), (512, 262144))
@@ -65,7 +65,7 @@ class CostBasis:
     def guessed(cls, weight_bytes: int | None) -> CostBasis:
         """Estimated costs, for a model that was never measured on this machine."""
         ratio = (weight_bytes or GUESS_WEIGHT_BYTES) / GUESS_WEIGHT_BYTES
-        return cls({1: GUESS.times(ratio)}, packed=True, measured=False)
+        return cls({1: GUESS.scaled(ratio)}, packed=True, measured=False)
 
     def of(self, threads: int) -> Coefficients:
         """The coefficients of an instance of this size, scaled from the nearest measured size if necessary."""
@@ -260,7 +260,7 @@ class _Simulation:
             arrival = arrivals[position][0] if position < coming else math.inf
             end = self._ends[0][0] if self._ends else math.inf
             deadline = self._scheduler.next_deadline()
-            # A deadline that does not move must not stop time.
+            # A deadline that does not advance must not stop time.
             wake = math.inf if deadline is None else deadline if deadline > now else now + TICK_SECONDS
             now = min(arrival, end, wake)
             if end == now:

@@ -1,7 +1,7 @@
 """Composes the API families into one ASGI application.
 
-It derives routing, documentation and error responses from the descriptions of the families; what a route does must
-not enter.
+It derives routing, documentation and error responses from the descriptions of the families; the behaviour of routes
+does not belong here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Decodes JSON bodies to the types of the API families, or to an error that names the field at fault.
 
-Large bodies are decoded by ``large_body_decoder``. Reading from the connection must not enter.
+Large bodies are decoded by ``large_body_decoder``. Reading from the connection does not belong here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads request bodies, with a limit for each and a limit for all that are held in memory together.
 
 Written on ASGI itself and not on Starlette's request: it reads the body of every request, and what Starlette adds
-(about 40 µs) is not needed. What the bodies mean must not enter.
+(about 40 µs) is not needed. The meaning of bodies does not belong here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ JSON = b"application/json"
 
 
 class BodyNotRead(RequestError):
-    """The request is refused before its whole body was read."""
+    """The request was refused before its whole body was read."""
 
 
 class BodyTooLarge(BodyNotRead):
-    """The body is larger than a body may be."""
+    """The body exceeds the limit of a single body."""
 
 
 class BodyMemoryFull(BodyNotRead):

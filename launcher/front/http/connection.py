@@ -1,7 +1,7 @@
 """One HTTP connection: uvicorn's protocol with limits on header size and slow clients, and with fewer system calls.
 
-Separate from the server because these are the defences against a single client, while the server is what its caller
-starts and stops. uvicorn itself limits neither the size of the headers nor the time that a request may take to arrive.
+Separate from the server because this module defends against a single client, while the server is started and stopped as
+a whole. uvicorn itself limits neither the size of the headers nor the time that a request may take to arrive.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 class CoalescingTransport:
     """A transport that sends the headers and the body of a response together.
 
-    uvicorn writes them separately, and each write would be a system call and a packet. Everything but writing and
-    closing is passed through.
+    uvicorn writes them separately, and each write would be a system call and a packet. All other calls are passed
+    through.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

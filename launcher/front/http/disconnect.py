@@ -1,7 +1,7 @@
 """Stops work for clients that have disconnected.
 
-In ASGI only ``receive`` tells that a client has disconnected, so that each wait would need a second task that receives.
-Our connections notify the wait itself instead, which costs less. How they detect it must not enter.
+In ASGI only ``receive`` reports that a client has disconnected, so each wait would need a second task that receives.
+Our connections notify the wait itself instead, which costs less. How they detect a disconnect does not belong here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Client:
         self._awaited: asyncio.Future[object] | None = None
 
     def disconnected(self) -> None:
-        """The client has closed its connection: cancel what is awaited for it now, and what will be."""
+        """The client has closed its connection: cancel the future awaited for it now, and any later one."""
         self._disconnected = True
         if self._awaited is not None:
             self._awaited.cancel()
@@ -55,6 +55,6 @@ class Client:
 
 
 def client_of(scope: Scope) -> Client:
-    """The client of a request; one that never disconnects where the server does not tell (as in tests)."""
+    """The client of a request; one that never disconnects if the server does not report disconnects (as in tests)."""
     client = scope.get("extensions", {}).get(EXTENSION)
     return client if isinstance(client, Client) else Client()

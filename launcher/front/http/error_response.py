@@ -1,7 +1,7 @@
 """Error responses: the shape in which an API family writes its errors, and the headers that come with them.
 
-Separate because a request can fail in many places (the connection, routing, its body, the scheduler) and the client
-must see one shape from all of them. Deciding what is an error must not enter.
+Separate because a request can fail in many places (the connection, routing, its body, the scheduler) and all of them
+must return the same shape to the client. What counts as an error is not decided here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ErrorResponse(NamedTuple):
-    """An error as it is sent: ``headers`` beside content type and length, ``body`` as JSON."""
+    """An error as it is sent: ``headers`` in addition to content type and length, ``body`` as JSON."""
 
     status: int
     body: bytes
@@ -30,9 +30,9 @@ class ErrorResponse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ErrorFormat:
-    """How an API family writes errors. ``body`` makes the value that is sent, of ``body_type``, from an error.
+    """How an API family writes errors. ``body`` converts an error to the value that is sent, of ``body_type``.
 
-    ``status`` chooses the HTTP status, for families that use other ones than ``RequestError`` has.
+    ``status`` returns the HTTP status, for families whose statuses differ from those of ``RequestError``.
     """
 
     body_type: type[Struct]
@@ -57,7 +57,7 @@ def internal_error() -> RequestError:
 
 
 class ErrorDetail(Struct, frozen=True):
-    """What went wrong: ``message`` for people, ``code`` for programs, ``param`` the field or header at fault."""
+    """The error: ``message`` for people, ``code`` for programs, ``param`` the field or header at fault."""
 
     message: str
     type: str

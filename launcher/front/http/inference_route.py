@@ -1,7 +1,7 @@
 """Routes that run the model: request body in, tokenize, wait for the workers, response out; timings, counters, errors.
 
 A family describes such a route with ``InferenceRoute`` and subclasses ``InferenceHandler`` to say how its bodies are
-read and its responses are written. Everything that must be the same for all of them is here, once.
+read and its responses are written. Everything that must be the same for all of them is here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ INFERENCE_ERRORS: Mapping[int, str] = {
     400: "The body is invalid: not JSON, a wrong type, token ids that are refused, an empty or too long input.",
     413: "The body or the number of inputs exceeds a limit; do not retry.",
     415: "The body is not plain application/json.",
-    429: "Overloaded; Retry-After says when to retry.",
+    429: "Overloaded; retry after the time in Retry-After.",
     500: "The inputs could not be computed, in two attempts.",
     503: "No instance is ready, or the server is shutting down.",
     504: "The deadline cannot be met (refused at once), or passed while inputs were queued.",
@@ -52,7 +52,7 @@ INFERENCE_ERRORS: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class InferenceContext:
-    """What the handler of a route gets: its description, the error format of its family, and the server."""
+    """The arguments of a route's handler: its description, the error format of its family, and the server."""
 
     route: InferenceRoute
     errors: ErrorFormat
@@ -63,7 +63,7 @@ class InferenceContext:
 class InferenceHandler(Generic[Body]):
     """An ASGI application for one route.
 
-    Subclasses name the field of the body that has the inputs, and implement the first methods.
+    Subclasses name the field of the body that holds the inputs, and implement the first methods.
     """
 
     inputs_field: str
@@ -91,14 +91,14 @@ class InferenceHandler(Generic[Body]):
         self._reply_seconds = stage("reply")
 
     def validate(self, body: Body) -> None:
-        """Raise ``RequestError`` for what the types alone cannot rule out."""
+        """Raise ``RequestError`` for errors that the types alone cannot exclude."""
 
     def inputs(self, body: Body) -> tuple[Any, bool]:
-        """The inputs as the body has them, and whether long ones are truncated."""
+        """The inputs of the body, and whether long ones are truncated."""
         raise NotImplementedError
 
     def postprocess(self, body: Body, results: Vectors) -> Vectors:
-        """The results as this request asks for them."""
+        """The results, converted as the request specifies."""
         return results
 
     def encode_results(self, body: Body, results: Vectors, first: int) -> list[bytes]:
@@ -169,7 +169,7 @@ class InferenceHandler(Generic[Body]):
         self._count.computed(len(tokenized.items), tokenized.tokens)
         payload = await self._encode(body, outcome.results, tokenized)
         self._reply_seconds(clock() - started)
-        return payload, _deviations(tokenized, ignored) if ignored or tokenized.truncated else ()
+        return payload, _deviation_headers(tokenized, ignored) if ignored or tokenized.truncated else ()
 
     async def _decode(self, raw: bytes, client: Client, priority: Priority) -> tuple[Body, Sequence[str]]:
         if len(raw) <= INLINE_BYTES:
@@ -247,8 +247,8 @@ async def _within(seconds: float, work: Awaitable[Result]) -> Result:
         ) from None
 
 
-def _deviations(tokenized: Tokenized, ignored: Sequence[str]) -> Headers:
-    """Response headers that tell the client what was not done as it may expect."""
+def _deviation_headers(tokenized: Tokenized, ignored: Sequence[str]) -> Headers:
+    """Response headers about deviations from what the client may expect."""
     headers = []
     if tokenized.truncated:
         headers.append((b"x-launcher-truncated-inputs", b"%d" % len(tokenized.truncated)))

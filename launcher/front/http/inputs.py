@@ -1,6 +1,6 @@
-"""The inputs of a request: texts or token ids, as all our APIs take them.
+"""The inputs of a request: texts or token ids, as all our APIs accept them.
 
-Separate from the decoders because API families give the field other names. Tokenizing must not enter.
+Separate from the decoders because the name of the field differs between API families. Tokenizing does not belong here.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Separate because the JSON decoder holds the interpreter lock during each call: decoding 8 MiB of tiny entries would stop
 the event loop for more than a second, whichever thread does it. So the inputs are first taken as raw JSON (2 ns per
-byte) and counted, and decoded only if they are not too many, token ids in chunks. To be called in a thread. What
-small bodies need must not enter.
+byte) and counted, and decoded only if they are not too many, token ids in chunks. To be called in a thread. Nothing
+that only small bodies need belongs here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from launcher.front.http.inputs import Inputs, too_many_inputs
 
 # Larger bodies are not decoded on the event loop; the worst case of this size takes 3 ms.
 INLINE_BYTES = 64 * 1024
-# The limit of everything but the inputs, where some of the fields are unknown.
+# The limit of everything but the inputs, if some of the fields are unknown.
 OTHER_FIELDS_BYTES = 64 * 1024
 # Decoded in one call: about 1 ms for token ids.
 CHUNK_BYTES = 32 * 1024

@@ -24,7 +24,7 @@ def listen(front: FrontOptions) -> socket.socket:
         sock.close()
         raise UsageError(
             f"cannot listen on {front.host} port {front.port}: {error.strerror or error}; "
-            "use another --port (0 takes a free one) or --host, or end the program that has it"
+            "use another --port (0 picks a free one) or --host, or stop the program that uses it"
         ) from error
     sock.setblocking(False)
     return sock

@@ -1,6 +1,6 @@
 """The OpenAPI document, derived from the descriptions of the routes and the types of their bodies.
 
-So it cannot differ from what the code does. Routes must not be listed here.
+So it cannot differ from the code. Routes must not be listed here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def openapi_document(families: Sequence[ApiFamily], model_info: ModelInfo, optio
             methods = paths.setdefault(_PARAMETER.sub(r"{\1}", route.path), {})
             methods[route.method.lower()] = _operation(route, family.errors, schemas)
     limits = (
-        f"The limits per request are {options.request_items} inputs and {options.body_bytes} bytes; the model takes "
+        f"The limits per request are {options.request_items} inputs and {options.body_bytes} bytes; the model accepts "
         f"{model_info.max_length} tokens per input. Paths may end with a slash."
     )
     return {

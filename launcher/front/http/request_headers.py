@@ -1,7 +1,7 @@
 """The request headers for priority and deadline.
 
-They are headers and not fields of the body, so that they are the same for every API family and clients of other servers
-can send them. What they lead to is up to the scheduler.
+They are headers and not fields of the body, so that they are the same for every API family and can be sent by clients
+written for other servers. Their effect is up to the scheduler.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sends JSON responses to clients, including those that read slowly or have not stopped sending.
 
-Written on ASGI itself and not on Starlette's responses: these send the response of every request. What the responses
-say must not enter.
+Written on ASGI itself and not on Starlette's responses: these send the response of every request. The content of
+responses does not belong here.
 """
 
 from __future__ import annotations

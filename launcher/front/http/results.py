@@ -1,6 +1,7 @@
 """The JSON of what the model computed: vectors and token counts, as several families use it.
 
-Separate from the families because these lines are written for every input. Paths and errors must not enter.
+Separate from the families because several of them write vectors and token counts in this form. Paths and errors do not
+belong here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Descriptions of routes and of API families: everything that serving a route and documenting it needs.
 
 Routing, ``/openapi.json`` and ``/docs`` are derived from these descriptions, so that a route is added in one place: the
-module of its family in ``api``. Serving must not enter.
+module of its family in ``api``. Serving does not belong here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launcher.front.http.error_response import DEFAULT_ERRORS, ErrorFormat
 
 @dataclass(frozen=True, slots=True)
 class ResponseSpec:
-    """A response as it is documented. ``type`` is that of its JSON; None means any object, or text that is not JSON."""
+    """The documentation of a response. ``type`` is that of its JSON; None: any object, or text that is not JSON."""
 
     description: str
     type: Any = None
@@ -26,7 +26,7 @@ class ResponseSpec:
 
 @dataclass(frozen=True, slots=True)
 class HeaderSpec:
-    """A request header as it is documented; ``schema`` is a JSON schema."""
+    """The documentation of a request header; ``schema`` is a JSON schema."""
 
     name: str
     description: str
@@ -73,8 +73,8 @@ class Route:
 class ApiFamily:
     """The routes of one API, and how it writes errors.
 
-    Errors of its routes have the shape ``errors``, whatever raises them. Unknown paths that begin with one of
-    ``prefixes`` are answered in this shape too.
+    All errors of its routes have the shape ``errors``. Unknown paths that begin with one of ``prefixes`` are answered
+    in this shape too.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The HTTP server on a bound socket: uvicorn without its signal handlers, logging and access log.
 
-Separate because uvicorn is made to own its process, and here the caller owns signals, logs and the order of shutdown.
-Single connections and routes must not enter.
+Separate because uvicorn is designed to own its process, whereas here the caller owns signals, logs and the order of
+shutdown. Connections and routes do not belong here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Server(uvicorn.Server):
         self._exit.set()
 
     async def main_loop(self) -> None:
-        """Wake once a second for the date header and the sweep, not ten times, and at once to exit."""
+        """Wake once a second, not ten times, for the date header and the sweep; exit immediately on request."""
         while not await self.on_tick(0):
             with anyio.move_on_after(1):
                 await self._exit.wait()

@@ -35,7 +35,7 @@ def package_version(name: str) -> str:
         return "none"
 
 
-def weights_mark(model_info: ModelInfo) -> str:
+def weights_fingerprint(model_info: ModelInfo) -> str:
     """A fingerprint of the model's files: its configuration, and the names, sizes and times of its weights."""
     digest = hashlib.sha256(repr((model_info.folder, model_info.shape)).encode())
     if model_info.shape is None:
@@ -57,7 +57,7 @@ def read_table(folder: Path, key: CostKey) -> CostTable | None:
     return _read(folder / file_name(key))
 
 
-def read_relatives(folder: Path, key: CostKey) -> tuple[CostTable, ...]:
+def read_related_tables(folder: Path, key: CostKey) -> tuple[CostTable, ...]:
     """All readable tables of the same model with the same settings, for any instance and any machine."""
     return tuple(_readable(sorted(folder.glob(f"{file_stem(key)}-*.json"))))
 

@@ -1,8 +1,8 @@
-"""Reads the facts of the diagnosis: kernel settings under any root, and a sample of the machine this runs on.
+"""Reads the facts of the diagnosis: kernel settings under any root, and a sample of this machine.
 
-Reading only: what the facts mean is decided in ``core.diagnosis``. Nothing is changed; the only processes started are
-the probes of bindings and allocators. Formats: ``Documentation/admin-guide/pm/cpufreq.rst``,
-``admin-guide/mm/transhuge.rst``, ``admin-guide/sysctl/``, ``admin-guide/hw-vuln/``.
+The facts are evaluated in ``core.diagnosis``. Nothing is changed; the only processes started are the probes of bindings
+and allocators. Formats: ``Documentation/admin-guide/pm/cpufreq.rst``, ``admin-guide/mm/transhuge.rst``,
+``admin-guide/sysctl/``, ``admin-guide/hw-vuln/``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SCHEDULING = {0: "SCHED_OTHER", 1: "SCHED_FIFO", 2: "SCHED_RR", 3: "SCHED_BATCH"
 
 
 def read_facts(options: DoctorOptions) -> Facts:
-    """The facts of the machine to examine; of the machine it runs on, including a sample of its activity.
+    """The facts of the machine to examine; of this machine, including a sample of its activity.
 
     Raises what ``read_machine`` raises.
     """
@@ -76,7 +76,7 @@ def read_facts(options: DoctorOptions) -> Facts:
 
 
 def _siblings(tree: Tree, planned: Cpus, online: Cpus) -> Cpus | None:
-    """The other online threads of the planned cores, allowed or not; None where siblings are unknown."""
+    """The other online threads of the planned cores, allowed or not; None if siblings are unknown."""
     found: set[int] = set()
     for cpu in planned:
         folder = f"{CPU}/cpu{cpu}/topology"
@@ -130,7 +130,7 @@ def _first(reading: PerCpu) -> str | None:
 
 
 def _per_cpu(tree: Tree, source: str, cpus: Cpus) -> PerCpu:
-    """The file of each cpu, or of its cpufreq policy where cpus have none."""
+    """The file of each cpu, or of its cpufreq policy if cpus have none."""
     head, _, tail = source.lstrip("/").partition("/cpu*/")
     texts = {cpu: tree.text(f"{head}/cpu{cpu}/{tail}") for cpu in cpus}
     if not any(texts.values()) and tail.startswith("cpufreq/"):

@@ -1,7 +1,7 @@
 """Reads small files of `/sys` and `/proc` under a root, and never outside it.
 
 Separate because a recorded machine may contain symbolic links with absolute targets: followed as they are, they would
-mix facts of this machine into the recorded one. The meaning of files must not enter.
+mix facts of this machine into the recorded one. The meaning of files does not belong here.
 """
 
 from __future__ import annotations

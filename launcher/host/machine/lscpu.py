@@ -2,7 +2,7 @@
 
 Separate because lscpu is another program with its own format: it may be missing, crash, hang or print blanks, and then
 there is nothing to compare with. Its CORE column is not unique (numbers repeat within a package on many machines), so
-two cores that it merges are reported only where the kernel numbers them differently. The columns are those of
+two cores that it merges are reported only if the kernel numbers them differently. The columns are those of
 ``lscpu -p`` (lscpu(1), "parsable format").
 """
 
@@ -43,8 +43,8 @@ class Row:
         return dict(self.caches).get(name)
 
 
-class SecondOpinion:
-    """A running lscpu, which is ended with the ``with`` block.
+class LscpuProcess:
+    """A running lscpu, terminated at the end of the ``with`` block.
 
     It starts before the files are read, so that both run at the same time.
     """
@@ -66,7 +66,7 @@ class SecondOpinion:
         except OSError:
             self._process = None
 
-    def __enter__(self) -> SecondOpinion:
+    def __enter__(self) -> LscpuProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +75,7 @@ class SecondOpinion:
             self._process.communicate()
 
     def rows(self) -> list[Row]:
-        """Its output; empty when lscpu is missing, fails, prints nothing or needs more than ``TIMEOUT`` seconds."""
+        """Its output; empty if lscpu is missing, fails, prints nothing or takes more than ``TIMEOUT`` seconds."""
         if self._process is None:
             return []
         try:
@@ -111,7 +111,7 @@ def _header(text: str) -> tuple[str, ...]:
 
 
 def _row(line: str, columns: tuple[str, ...]) -> Row | None:
-    """None for a blank row, which lscpu prints where it knows nothing."""
+    """None for a blank row, which lscpu prints if it knows nothing."""
     fields: dict[str, str] = {}
     for name, value in zip(columns, line.split(","), strict=False):
         fields[name] = value.strip()

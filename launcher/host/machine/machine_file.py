@@ -1,7 +1,7 @@
 """Finds the machine that ``--machine`` names: in a file, or in the catalogue; and writes such a file.
 
-Separate from the reading of `/sys`: the machine is another one, and a file may hold anything. What a machine is made of
-is decided in ``core.machine.topology``, ``core.machine.catalogue`` and ``host.machine.lscpu``.
+Separate from the reading of `/sys`: it is another machine, and a file may contain anything. Its format is defined in
+``core.machine.topology``, ``core.machine.catalogue`` and ``host.machine.lscpu``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from launcher.errors import UsageError
 from launcher.host.machine.lscpu import machine_from_lscpu_p
 
 STANDARD_INPUT = Path("-")
-LIST = Path("list")  # names no machine: `launch topology` lists the catalogue for it
+LIST = Path("list")  # not a machine: with it, `launch topology` lists the catalogue
 LIST_COMMAND = "`launch topology --machine list`"
 MAX_BYTES = 64 * 1024 * 1024  # a report of 65,536 cpus has about 10 MB
 
@@ -87,7 +87,7 @@ def _text(path: Path) -> str:
     if not data.strip():
         raise UsageError("it is empty")
     if len(data) > MAX_BYTES:
-        raise UsageError(f"it is larger than {MAX_BYTES} bytes, which no machine file is")
+        raise UsageError(f"it has more than {MAX_BYTES} bytes, too many for a machine file")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
 """Names the microarchitecture of a processor from facts of `/proc/cpuinfo`: ``zen4``, ``neoverse_v2``.
 
-Separate because the names and what each of them has are archspec's data. archspec's own detection reads this machine;
-the matching here follows the same rules for any machine, recorded ones included. No file is read here.
+Separate because the names and their features are archspec's data. archspec's own detection reads this machine; the
+matching here follows the same rules for any machine, recorded ones included. No file is read here.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from archspec.cpu import Microarchitecture
 
 FAMILIES = ("x86_64", "aarch64")
-# Hypervisors often hide these. No numeric kernel is selected by them, and a guest without them is no older processor.
+# Hypervisors often hide these. They select no numeric kernel, and a guest that lacks them is not an older processor.
 OFTEN_HIDDEN = frozenset({"pku", "flush_l1d", "waitpkg", "cldemote", "movdiri", "movdir64b", "serialize"})
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells a microarchitecture: ``flags`` in lower case, ``part`` as Arm's `CPU part` (``0xd4f``) or empty."""
+    """The facts that identify a microarchitecture: ``flags`` in lower case, ``part`` as Arm's `CPU part` (``0xd4f``) or
+    empty.
+    """
 
     arch: str
     vendor: str | None
@@ -43,7 +45,7 @@ def microarchitecture(identity: Identity) -> str | None:
         return None
     generic = _newest(one for one in compatible if one.vendor == "generic")
     same_part = [one for one in compatible if identity.part and one.cpu_part == identity.part]
-    # As archspec does: a processor that lacks some feature is not taken for one of a lower level.
+    # As in archspec: a processor that lacks some feature does not count as one of a lower level.
     named = [one for one in same_part or compatible if generic in one.ancestors]
     return str((_newest(named) if named else generic).name)
 
@@ -51,7 +53,7 @@ def microarchitecture(identity: Identity) -> str | None:
 def _compatible(identity: Identity, target: Microarchitecture) -> bool:
     """Whether the processor is of the target's vendor and has its features.
 
-    Arm's generic levels have no features, so that only the root of that family can be told.
+    Arm's generic levels have no features, so only the root of that family can be identified.
     """
     if target.vendor == "generic":
         return (not target.ancestors if identity.arch == "aarch64" else True) and _has(identity, target.features)

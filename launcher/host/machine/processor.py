@@ -1,7 +1,7 @@
 """Reads the processor (architecture, vendor, model, microarchitecture, relevant instruction sets) and the memory size.
 
 Separate from ``sysfs``, which reads how the cores are arranged. `/proc/cpuinfo` is read directly, because py-cpuinfo
-takes a second (it starts processes and runs CPUID); it is the fallback where that file has no data, on the machine this
+takes a second (it starts processes and runs CPUID); it is the fallback if that file has no data, on the machine this
 runs on.
 """
 
@@ -67,7 +67,7 @@ ARM = {"aarch64", "armv7l", "armv8l"}
 class Processor:
     """``arch`` as ``uname -m`` prints it, or ``unknown``; ``isa`` in the order of ``X86_ISA`` and the like.
 
-    ``microarchitecture`` is archspec's name, None where it has none.
+    ``microarchitecture`` is archspec's name, None if it has none.
     """
 
     arch: str

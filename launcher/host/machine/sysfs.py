@@ -46,7 +46,7 @@ def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -
             f"{sysroot} is not the root of a machine: it has no directory {CPU}. It must be a directory with a copy of "
             "/sys and /proc, or / for this machine"
         )
-    with lscpu.SecondOpinion(tree) as second_opinion:
+    with lscpu.LscpuProcess(tree) as second_opinion:
         raw = _read(tree)
         rows = second_opinion.rows()
     lscpu.compare(rows, raw, lambda cpu: tree.number(f"{CPU}/cpu{cpu}/topology/core_id"), tree.anomalies)
@@ -208,7 +208,7 @@ def _each(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
 
 
 def _clock(tree: Tree, online: tuple[int, ...], name: str) -> dict[int, int]:
-    """A frequency in kHz for each cpu, from the policies where cpus share them."""
+    """A frequency in kHz for each cpu, from the policies if cpus share them."""
     found: dict[int, int] = {}
     for policy in tree.numbered(f"{CPU}/cpufreq", "policy"):
         folder = f"{CPU}/cpufreq/policy{policy}"

@@ -58,8 +58,9 @@ def fetch(repo: str, *, with_code: bool, seconds: float, download: bool = True) 
 
 
 def _cached(repo: str) -> Path | None:
-    """The folder of the cached copy, complete or not. Looks at the file system only: other functions of the client
-    build request headers first, for which some versions use the network."""
+    """The folder of the cached copy, complete or not. Reads the file system only: other functions of the client build
+    request headers first, for which some versions use the network.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -59,7 +59,7 @@ def locate(folder: Path, root: Path, refuse: Callable[[str], UsageError]) -> Tok
     for place in (folder, root):
         if any((place / name).is_file() for name in VOCABULARIES):
             return _facts(_converted(place, refuse), place, refuse, converted=True)
-    raise refuse(f"{folder} has no tokenizer.json, and none of the files to make one from: {', '.join(VOCABULARIES)}")
+    raise refuse(f"{folder} has no tokenizer.json, and none of the files to convert to one: {', '.join(VOCABULARIES)}")
 
 
 def _facts(path: Path, folder: Path, refuse: Callable[[str], UsageError], *, converted: bool) -> TokenizerFacts:

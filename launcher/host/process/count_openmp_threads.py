@@ -1,9 +1,9 @@
 """Counts the threads that each OpenMP runtime has started in another process.
 
-A runtime that is only mapped does no harm: torch needs its own libgomp even where another runtime is preloaded and
+A runtime that is only mapped does no harm: torch needs its own libgomp even if another runtime is preloaded and
 provides all its functions. Two runtimes that have both started threads do harm. The kernel does not record who started
 a thread, but the base of the thread's stack contains a return address into the runtime's start function. So the stacks
-are read. ``host.process.verify_binding`` decides what follows from the counts.
+are read. ``host.process.verify_binding`` evaluates the counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from launcher.core.planning.preload import OPENMP_RUNTIMES
 # A waiting thread uses a few hundred bytes of its stack; its thread-local variables are above them.
 STACK_BYTES = 64 * 1024
 # The kernel does not report the stack pointer of a running thread. A worker's OpenMP threads block a few milliseconds
-# after a batch, so they are sampled until all have been seen blocked, or for so long.
+# after a batch, so they are sampled until all have been seen blocked, or for this long.
 SAMPLING_SECONDS, SAMPLING_INTERVAL_SECONDS = 1.0, 0.01
 
 
@@ -70,7 +70,7 @@ def _runtimes(regions: Sequence[Region]) -> dict[tuple[str, str], str]:
 def count_openmp_threads(base: Path) -> OpenMPThreads:
     """The threads of each OpenMP runtime in the process whose folder in /proc is ``base``.
 
-    The main thread belongs to none. Takes milliseconds, up to a second where threads do not block. Raises ``OSError``
+    The main thread belongs to none. Takes milliseconds, up to a second if threads do not block. Raises ``OSError``
     when the stacks cannot be read.
     """
     regions = parse_maps((base / "maps").read_text(errors="replace"))

@@ -1,6 +1,7 @@
-"""Binds itself and executes a program: ``python -I -S exec_bound.py [--cpus 0-3] [--memory bind --nodes 0] -- WORDS``.
+"""Binds itself, then executes a program: ``python -I -S exec_bound.py [--cpus 0-3] [--memory bind --nodes 0] --
+WORDS``.
 
-Some steps belong between fork and exec: the parent-death signal, and the binding where there is no numactl. The
+Some steps belong between fork and exec: the parent-death signal, and the binding if there is no numactl. The
 launcher cannot run Python code there safely, because it has threads by then. So this small program does it to itself
 and then calls exec. It runs isolated (-I -S), unaffected by the working directory and by the user's Python settings,
 which are meant for the program. With ``--parent PID`` it is killed when that process exits. Exit status when the
@@ -22,7 +23,7 @@ IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def main(words: Sequence[str]) -> int:
-    """Bind this process and replace it by the program; returns an exit status only when that fails."""
+    """Bind this process and replace it with the program; returns an exit status only if that fails."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C
     # An isolated Python does not search the launcher's folder; it comes last.

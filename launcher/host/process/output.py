@@ -59,7 +59,7 @@ class Output:
         async with self._lock:
             if self._closed or not data:
                 return
-            # Abandoned on cancellation: a reader that does not read must not delay the exit.
+            # The thread is abandoned on cancellation: a reader that does not read must not delay the exit.
             written = await anyio.to_thread.run_sync(_write_all, self._descriptor, data, abandon_on_cancel=True)
             if not written and not self._closed:
                 self._closed = True

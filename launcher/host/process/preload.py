@@ -1,8 +1,8 @@
 """Finds the libraries that can be preloaded, and tests each before any worker depends on it.
 
-A library may be built for another architecture, lack its own dependencies, or not be what its name says; ld.so then
-prints a line and continues without it. So each candidate is preloaded into a small process, which reports where the
-function that the library should provide comes from. ``core.planning.preload`` chooses among the libraries.
+A library may be built for another architecture, lack its own dependencies, or not be the one that its name suggests;
+ld.so then prints a line and continues without it. So each candidate is preloaded into a small process, which reports
+where the function that the library should provide comes from. ``core.planning.preload`` chooses among the libraries.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def search_paths(env: Mapping[str, str]) -> dict[str, tuple[Path, ...]]:
 
 
 def _from_cache() -> Iterator[Path]:
-    """The libraries in the loader's cache; none where there is no ldconfig (musl)."""
+    """The libraries in the loader's cache; none if there is no ldconfig (musl)."""
     program = shutil.which("ldconfig", path=f"{os.environ.get('PATH', os.defpath)}:/sbin:/usr/sbin")
     if program is None:
         return
@@ -123,7 +123,7 @@ def _files(place: Path, names: re.Pattern[str]) -> list[Path]:
     try:
         found = sorted(os.listdir(place))  # noqa: PTH208 - a Path for each of thousands of files takes too long
         return [place / name for name in found if names.fullmatch(name)]
-    except OSError:  # also when it is another file: most places are files that ldconfig knows
+    except OSError:  # even if it is a file with another name: most places are files listed by ldconfig
         return []
 
 
@@ -151,7 +151,7 @@ def check_preload(path: Path, provides: str, env: Mapping[str, str]) -> str | No
 def _error_of(path: Path, provides: str, done: subprocess.CompletedProcess[str]) -> str | None:
     complaint = re.search(rf"ld\.so: object '{re.escape(str(path))}' from LD_PRELOAD (.*)", done.stderr)
     if complaint:
-        return f"ld.so says that it {complaint[1].rstrip('.')}"
+        return f"ld.so reports that it {complaint[1].rstrip('.')}"
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         last = lines[-1] if lines else "no output"
@@ -165,7 +165,7 @@ def _error_of(path: Path, provides: str, done: subprocess.CompletedProcess[str])
 
 
 def read_huge_pages(root: Path = Path("/")) -> str | None:
-    """The mode of transparent huge pages: ``always``, ``madvise`` or ``never``; None where the kernel has none."""
+    """The mode of transparent huge pages: ``always``, ``madvise`` or ``never``; None if the kernel has none."""
     try:
         text = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text()
     except OSError:

@@ -86,7 +86,7 @@ def choose_bindings(
 
     Takes some tens of milliseconds per candidate, for all instances together; ``probe_seconds`` is the timeout of one
     probe. Raises ``MachineError`` when ``strict`` and an instance gets less than was requested; what its plan cannot
-    use (memory where the machine has no nodes) does not count as less.
+    use (memory if the machine has no nodes) does not count as less.
     """
     numactl = shutil.which("numactl") is not None
     trials: dict[int, list[Trial]] = {instance.id: [] for instance in plan.instances}
@@ -100,7 +100,7 @@ def choose_bindings(
                 del pending[instance.id]
     bindings = tuple(_binding(instance, requested, trials[instance.id], numactl) for instance in plan.instances)
     if strict:
-        _refuse_less(plan, bindings, requested)
+        _require_requested(plan, bindings, requested)
     return bindings
 
 
@@ -122,7 +122,7 @@ def _sentence(binding: Binding, ids: Sequence[int]) -> str:
 
 
 def requested_level(instance: InstancePlan, requested: Level) -> Level:
-    """The strictest level to request for this instance: no memory policy where its plan names no nodes."""
+    """The strictest level to request for this instance: no memory policy if its plan names no nodes."""
     can_bind_memory = instance.memory != "local" and instance.nodes
     return requested if can_bind_memory else max(requested, "cpus", key=LEVELS.index)
 
@@ -222,7 +222,7 @@ def _errors(trials: Sequence[Trial]) -> list[str]:
     return [f"{', '.join(failed)} by {tool}: {error}" for (tool, error), failed in levels.items()]
 
 
-def _refuse_less(plan: Plan, bindings: Sequence[Binding], requested: Level) -> None:
+def _require_requested(plan: Plan, bindings: Sequence[Binding], requested: Level) -> None:
     missed: dict[tuple[Level, Binding], list[str]] = {}
     for instance, binding in zip(plan.instances, bindings, strict=True):
         wanted = requested_level(instance, requested)

@@ -1,8 +1,8 @@
 """Starts the program of one ``launch run`` instance, relays its output, and describes how it exited.
 
-The counterpart of ``host.process.spawn_worker`` for programs that know nothing of the launcher: two separate outputs,
-no channel, and an exit status with a meaning. The program runs in its own session, so that a signal to the group
-reaches it and what it has started, and nothing else. No policy may enter here.
+The counterpart of ``host.process.spawn_worker`` for programs that know nothing about the launcher: two separate
+outputs, no channel, and an exit status with a meaning. The program runs in its own session, so that a signal to the
+group reaches it and what it has started, and nothing else. Policy does not belong here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ READ_BYTES = 65536
 # After the exit: how long a silent process that holds a pipe open may delay the report.
 OUTPUT_SECONDS = 0.5
 
-# Replaces itself by the program; shown in reports where it applies the binding.
+# Replaces itself with the program; shown in reports if it applies the binding.
 BINDER = (sys.executable, "-I", "-S", exec_bound.__file__)
 
 
@@ -53,7 +53,7 @@ class ProgramLaunch:
 
 
 class Program:
-    """A running program, as `start_program` made it."""
+    """A running program, created by `start_program`."""
 
     def __init__(self, launch: ProgramLaunch, process: subprocess.Popen[bytes], relay: Relay, oom: OomCount) -> None:
         self.instance = launch.instance
@@ -67,7 +67,7 @@ class Program:
         self._all_relayed = anyio.Event()
 
     def describe(self, status: int) -> str:
-        """A description of how it exited; mentions the OOM killer where its counter has grown."""
+        """A description of how it exited; mentions the OOM killer if its counter has grown."""
         text = describe_status(status)
         if status != -signal.SIGKILL or self._killed:
             return text
@@ -87,8 +87,9 @@ class Program:
             kill_group(self.pid)
 
     async def wait(self) -> int:
-        """Relay the output until the program exits; kill what it has left behind; reap it and return the exit status
-        as ``subprocess`` gives it."""
+        """Relay the output until the program exits; kill its remaining processes; reap it and return the exit status as
+        in ``subprocess``.
+        """
         async with anyio.create_task_group() as group:
             for stream, pipe in enumerate((self._process.stdout, self._process.stderr)):
                 assert pipe is not None

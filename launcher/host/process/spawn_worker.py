@@ -2,7 +2,7 @@
 
 Separate from the supervisor, which decides when to do so; this module deals with the operating system. A worker gets
 one end of a socket pair as standard input, a pipe for both outputs, its own session (so that Ctrl-C reaches only the
-front, and the whole process group can be killed) and no other descriptor. No policy may enter here.
+front, and the whole process group can be killed) and no other descriptor. Policy does not belong here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Launch:
 
 
 class Worker:
-    """A running worker process, as `start` made it. ``sock`` is the front's end of its channel."""
+    """A running worker process, created by `start`. ``sock`` is the front's end of its channel."""
 
     def __init__(self, launch: Launch, process: subprocess.Popen[bytes], sock: socket.socket, oom: OomCount) -> None:
         self.instance = launch.instance
@@ -61,13 +61,25 @@ class Worker:
         self._in_usage = False
 
     def kill(self, reason: str) -> None:
-        """Send SIGKILL to the worker and what it has started. Does nothing when it has been reaped already."""
+        """Send SIGKILL to the worker and everything it has started. Does nothing if it has been reaped."""
         if self._process.returncode is None:
             self._kill_reason = reason
             kill_group(self.pid)
 
     async def wait(self) -> str:
-        """Relay the output until the worker exits; reap it and return a description of how it exited."""
+        """Relay the output until the worker exits; reap it and return a description of how it exited.
+
+        Cancelling it kills the worker and reaps it.
+        """
+        try:
+            return self._describe(await self._wait())
+        except BaseException:
+            # The end of ``asyncio.run`` cancels all tasks, whatever anyio shields; a zombie would stay.
+            self.kill("nothing watches it any more")
+            self._process.wait()
+            raise
+
+    async def _wait(self) -> int:
         async with anyio.create_task_group() as group:
             relayed = anyio.Event()
             group.start_soon(self._relay, relayed)
@@ -78,7 +90,7 @@ class Worker:
             with anyio.move_on_after(OUTPUT_SECONDS):
                 await relayed.wait()
             group.cancel_scope.cancel()
-        return self._describe(status)
+        return status
 
     def _describe(self, status: int) -> str:
         if status == -signal.SIGKILL and self._kill_reason is not None:
@@ -87,7 +99,7 @@ class Worker:
         if status == -signal.SIGKILL:
             grown = self._oom.growth(read_oom_count(self._oom.cgroup))
             return f"{text} ({grown})" if grown else text
-        # After SIGKILL the last line has nothing to do with it; after any other failure it is usually the reason.
+        # After SIGKILL the last line is unrelated; after any other failure it is usually the reason.
         if status != 0 and self._last_line:
             text += f"; last output: {self._last_line!r}"
         return text
@@ -107,7 +119,7 @@ class Worker:
 
     def _log_lines(self, lines: list[bytes]) -> None:
         for line in (raw.decode("utf-8", "replace").rstrip() for raw in lines):
-            # numactl prints its usage after an error, in which the reason would be lost.
+            # numactl prints its usage after an error, which would hide the reason.
             self._in_usage = self._in_usage or line.startswith("usage: numactl")
             if line and not self._in_usage:
                 self._last_line = line
@@ -117,8 +129,8 @@ class Worker:
 def start(launch: Launch) -> Worker:
     """Start the worker now. Raises ``InstanceError`` with the command and the reason when that fails.
 
-    Blocks for the few milliseconds that the kernel needs. Must be called in the main thread: the worker asks for a
-    parent-death signal, and the kernel sends it when the thread that started the worker ends.
+    Blocks for the few milliseconds that the kernel needs. Must be called in a thread that outlives the worker: the
+    worker asks for a parent-death signal, and the kernel sends it when the thread that started the worker exits.
     """
     front_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     oom = read_oom_count(own_memory_cgroup())
@@ -149,7 +161,7 @@ def start(launch: Launch) -> Worker:
 def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
     """Give this thread that mask temporarily, because a process inherits the mask of the thread that starts it.
 
-    Where none of the cpus is allowed any more, the mask stays, and the command reports what it cannot have.
+    If none of the cpus is allowed any longer, the mask is unchanged, and the command reports the missing cpus.
     """
     if cpus is None:
         yield
@@ -166,7 +178,7 @@ def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
 
 def kill_group(pid: int) -> None:
     """Send SIGKILL to every process of this group; does nothing when there is none."""
-    # An empty group is the aim; a group of another user cannot be the worker's.
+    # An empty group is the goal; a group of another user cannot be the worker's.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
@@ -224,7 +236,7 @@ class OomCount:
 
 
 def read_oom_count(cgroup: Path | None) -> OomCount:
-    """The kernel's counters now; None where it has none."""
+    """The kernel's counters now; None if it has none."""
     in_cgroup = None
     if cgroup is not None:
         # The files of cgroup v2 and v1; the line is the same in both.

@@ -1,10 +1,11 @@
-"""Leaves no process behind, however a run ends: ``launch run`` is two processes, and each cleans up after the other.
+"""Leaves no process behind, however a run ends: ``launch run`` consists of two processes that clean up after each
+other.
 
 `fork_subreaper` forks. The child does the work. The parent, the subreaper, forwards signals to it, waits for it and
 exits with its status. Both adopt orphans (PR_SET_CHILD_SUBREAPER), so that even a program's daemon stays their
 descendant. When the subreaper is killed, the child reads end-of-file from a pipe and kills everything. When the child
-is killed, the kernel kills the programs (their parent-death signal), and the subreaper inherits and kills what they
-had started. Only when both are killed at once can a daemon survive. No policy may enter here.
+is killed, the kernel kills the programs (their parent-death signal), and the subreaper inherits and kills what they had
+started. Only when both are killed at once can a daemon survive. Policy does not belong here.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ USER_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 def not_ignored(numbers: Sequence[signal.Signals]) -> set[signal.Signals]:
-    """Those of the signals that are not ignored; under nohup, SIGHUP is, and has to stay so."""
+    """The signals that are not ignored; under nohup, SIGHUP is ignored and must remain so."""
     return {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
 
 
 def fork_subreaper() -> int:
-    """Returns in the child only: a descriptor that reads end-of-file when the subreaper is gone.
+    """Returns only in the child: a descriptor that reads end-of-file when the subreaper is gone.
 
-    The parent never returns; it exits with the child's status when the child has exited and no descendant is left.
-    Must be called before any thread exists. Raises ``MachineError`` where orphans cannot be adopted.
+    The parent never returns; it exits with the child's status once the child has exited and no descendant is left. Must
+    be called before any thread exists. Raises ``MachineError`` if orphans cannot be adopted.
     """
     adopt_orphans()
     for stream in (sys.stdout, sys.stderr):
@@ -43,8 +44,8 @@ def fork_subreaper() -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*forwarded, signal.SIGCHLD})
     child = os.fork()
     if child:
-        # Both processes do it, so that it is done whichever runs first. Ctrl-C then reaches the subreaper alone, and
-        # the child receives one signal instead of two.
+        # Both processes do this, because either may run first. Ctrl-C then reaches only the subreaper, and the child
+        # receives one signal instead of two.
         with contextlib.suppress(OSError):
             os.setpgid(child, child)
         os.close(lifeline)
@@ -84,7 +85,7 @@ def reap() -> Iterator[tuple[int, int]]:
 def kill_descendants() -> None:
     """Kill and reap every descendant of this process, which must adopt orphans; returns when none is left that this
     user may kill."""
-    while sum(_kill(pid) for pid in children()):  # sum(), not any(): all of them are signalled in each round
+    while sum(_kill(pid) for pid in children()):  # sum(), not any(): every round signals all of them
         # The children of a killed process are adopted, and killed in the next round.
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, 0)

@@ -1,8 +1,8 @@
 """Owns all worker processes: starts, watches, restarts and stops them.
 
 The shell around `core.lifecycle.worker`: every event goes through `_handle`, which makes the step and carries out its
-actions at once. It knows nothing of batches or of what is sent over a channel; what a worker reports arrives through
-`ready`, `unusable` and `kill`, which the composition root connects with the dispatcher.
+actions at once. It knows nothing about batches or the messages on a channel; reports of workers arrive through `ready`,
+`unusable` and `kill`, which the engine connects with the dispatcher.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FROM_OUTSIDE = (BecameReady, BecameUnhealthy, FailedPermanently, DrainStarted, S
 
 
 class Listener(Protocol):
-    """Is told what happens to workers. Called in the loop's thread, must not block; may call the supervisor back."""
+    """Notified of changes to workers. Called in the loop's thread; must not block; may call the supervisor back."""
 
     def started(self, instance: int, pid: int, sock: socket.socket) -> None:
         """A worker process exists. ``sock`` (non-blocking) is the front's end of its channel; close it when done."""
@@ -59,10 +59,10 @@ class Listener(Protocol):
         """The worker process has exited and is reaped; ``description`` says how."""
 
     def restarting(self, instance: int, delay: float) -> None:
-        """Another worker will be started in ``delay`` seconds."""
+        """Another worker starts in ``delay`` seconds."""
 
-    def given_up(self, instance: int, reason: str) -> None:
-        """There will be no other worker for this instance."""
+    def failed(self, instance: int, reason: str) -> None:
+        """No other worker will be started for this instance."""
 
 
 class InstanceState(TypedDict):
@@ -77,7 +77,7 @@ class InstanceState(TypedDict):
 
 
 class Supervisor:
-    """All instances' processes. `run` in one task; every other method from the same loop, at any time."""
+    """The processes of all instances. Call `run` in one task, and any other method from the same loop at any time."""
 
     def __init__(self, launches: Sequence[Launch], options: SuperviseOptions, listener: Listener) -> None:
         self._launches = {launch.instance: launch for launch in launches}
@@ -95,7 +95,7 @@ class Supervisor:
     async def run(self) -> None:
         """Start all instances and keep them running until `stop` or `stop_now`.
 
-        On every way out, cancellation included, all workers are killed and reaped before it returns.
+        However it ends, cancellation included, all workers are killed and reaped before it returns.
         """
         try:
             async with anyio.create_task_group() as group:
@@ -116,7 +116,7 @@ class Supervisor:
         self._post(instance, BecameReady(), pid)
 
     def unusable(self, instance: int, reason: str, pid: int | None = None) -> None:
-        """No worker of this instance can serve as it should: this one is killed and not restarted."""
+        """No worker of this instance can serve correctly: this one is killed and not restarted."""
         self._post(instance, FailedPermanently(reason), pid)
 
     def kill(self, instance: int, reason: str, pid: int | None = None) -> None:
@@ -176,7 +176,7 @@ class Supervisor:
         self._post(worker.instance, Exited(description), worker.pid)
 
     def _post(self, instance: int, event: Event, pid: int | None = None) -> None:
-        """Handle the event, after those that are being handled: listeners may call back while they are called."""
+        """Handle the event after those already being handled: listeners may call back from within a call."""
         self._inbox.append((instance, event, pid))
         if self._handling:
             return
@@ -212,12 +212,12 @@ class Supervisor:
         elif isinstance(action, Kill):
             self._workers[instance].kill(action.reason)
         elif isinstance(action, AnnounceRestart):
-            message = "restarts on the same cores in %.1f s (failure %d in a row)"
+            message = "restarts on the same cores in %.1f s (consecutive failure %d)"
             _log(logging.WARNING, status, "restarting", message, action.delay, action.failures)
             self._listener.restarting(instance, action.delay)
         elif isinstance(action, AnnounceFailure):
             _log(logging.ERROR, status, "failed", "failed and will not be restarted: %s", action.reason)
-            self._listener.given_up(instance, action.reason)
+            self._listener.failed(instance, action.reason)
 
     def _spawn(self, instance: int) -> None:
         assert self._group is not None, "workers are started inside run()"
@@ -227,12 +227,12 @@ class Supervisor:
             self._inbox.appendleft((instance, SpawnFailed(str(error)), None))
             return
         self._workers[instance] = worker
-        # First in the queue: what was requested meanwhile is meant for an instance that has this process.
+        # First in the queue: events that arrived meanwhile refer to an instance with this process.
         self._inbox.appendleft((instance, Spawned(worker.pid), None))
         self._group.start_soon(self._watch, worker, name=f"worker of instance {instance}")
 
     def _report(self, before: WorkerStatus, after: WorkerStatus, event: Event, now: float) -> None:
-        """Log the event and tell the listener; `_act` does so for what follows from it."""
+        """Log the event and notify the listener; `_act` does the same for the actions."""
         if isinstance(event, Spawned):
             _log(logging.INFO, after, "started", "started as pid %d", event.pid)
             self._listener.started(after.instance, event.pid, self._workers[after.instance].sock)

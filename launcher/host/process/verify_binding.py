@@ -1,8 +1,8 @@
 """Verifies from outside that a running process is placed as planned: cpus, memory, threads, OpenMP runtimes.
 
 A binding can fail silently: a library moves its threads, a memory policy is set after the pages were touched, a second
-OpenMP runtime starts a second set of threads. So the kernel is asked, not the process. Nothing is changed here; callers
-decide what follows from a miss.
+OpenMP runtime starts a second set of threads. So the facts come from the kernel, not from the process. Nothing is
+changed here; callers decide how to react to a miss.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LOCAL_SHARE = 0.95
 # the worker have a few more. Measured with torch 2.13: 7 threads for n = 4.
 THREADS_PER_PLANNED, EXTRA_THREADS = 3, 8
 
-# A thread counts as computing when it has used that much CPU time, and that share of the busiest thread besides the
-# main one. Threads of OpenBLAS spin for 0.1 s when they are created and are idle afterwards.
+# A thread counts as computing if it has used this much CPU time, and this share of that of the busiest thread besides
+# the main one. Threads of OpenBLAS spin for 0.1 s when they are created and are idle afterwards.
 COMPUTED_SECONDS, COMPUTED_SHARE = 0.25, 0.1
 
 
@@ -50,7 +50,7 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found, and each miss as a sentence; without a miss the process is placed as planned.
+    """The facts found, and each miss as a sentence; without a miss the process is placed as planned.
 
     ``private_local`` and ``file_local`` are the shares (0…1) of resident bytes on the planned nodes, None if unknown or
     if no node was planned. ``openmp`` are the OpenMP runtimes in the process; if there are several, ``openmp_threads``
@@ -73,7 +73,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was missed."""
+        """Whether there is no miss."""
         return not self.misses
 
     def to_json(self) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def check_openmp(threads: Mapping[str, int]) -> Iterator[str]:
 
 
 def _count_openmp_threads(base: Path, openmp: Sequence[str]) -> tuple[Mapping[str, int], tuple[str, ...]]:
-    """The threads of each runtime where there are several, and what could not be verified."""
+    """The threads of each runtime if there are several, and what could not be verified."""
     if len(openmp) < 2:
         return {}, ()
     what = f"which of {len(openmp)} OpenMP runtimes have threads"

@@ -1,8 +1,8 @@
 """The eager backend: transformers and torch, in fp32, bf16 or int8.
 
-Every step away from the plain model is checked when the model is loaded (``result_checks``): packing or padding,
-lower precision, and each optimization. Weights are loaded in fp32 and converted tensor by tensor, so that the checks
-need no second model in memory. The channel must not enter here.
+Every step away from the plain model is checked when the model is loaded (``result_checks``): packing or padding, lower
+precision, and each optimization. Weights are loaded in fp32 and converted tensor by tensor, so that the checks need no
+second model in memory. The channel does not belong here.
 """
 
 from __future__ import annotations

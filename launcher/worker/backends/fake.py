@@ -1,6 +1,6 @@
 """The fake backend, without a model: a fixed time per token, and results computed from the token ids alone.
 
-It exists to test and measure everything around the model, so it must start immediately: torch must not enter.
+It exists to test and measure everything around the model, so it must start immediately and must not import torch.
 """
 
 from __future__ import annotations

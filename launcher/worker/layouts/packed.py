@@ -31,7 +31,7 @@ def packed_layouts(model: Any, model_info: ModelInfo) -> Iterator[PackedLayout]:
     """
     task = create_task(model, model_info)
     if "position_ids" not in inspect.signature(task.encoder.forward).parameters:
-        raise PackingUnsupportedError("the model takes no position ids")
+        raise PackingUnsupportedError("the model accepts no position ids")
     attention = PackedAttention()
     try:
         model.set_attn_implementation(IMPLEMENTATION)

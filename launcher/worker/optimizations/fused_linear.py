@@ -1,4 +1,4 @@
-"""Replaces the ``nn.Linear`` modules of a model by modules that compute them in another way.
+"""Replaces the ``nn.Linear`` modules of a model with modules that compute them differently.
 
 Layers with the same input, such as query, key and value, are fused into one, and a GELU that follows a layer is fused
 into it where both form a block of their own, as in BERT. How a layer is computed is up to the caller
@@ -127,8 +127,9 @@ def _weight_and_bias(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | Non
 
 
 def _with_same_input(model: nn.Module, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """The ``nn.Linear`` modules that are called in a row with the very same tensor, and once each. Layers with an
-    activation to fuse are left out."""
+    """The ``nn.Linear`` modules that are called consecutively with the very same tensor, and once each. Layers with an
+    activation to fuse are excluded.
+    """
     alone = {parent.get_submodule("dense") for parent in model.modules() if _gelu_of(parent) is not None}
     calls = [(linear, states) for linear, states in record_inputs(model, run) if linear not in alone]
     times = Counter(linear for linear, _ in calls)

@@ -97,7 +97,8 @@ def _to_uint8(values: Tensor) -> Tensor:
 
 
 def quantize(model: nn.Module, run: Callable[[], object]) -> str | None:
-    """Replace every ``nn.Linear`` of a model in fp32 by its int8 form. Returns None, or the reason why that cannot be.
+    """Replace every ``nn.Linear`` of a model in fp32 with its int8 form. Returns None, or the reason why that is
+    impossible.
 
     ``run`` runs the model on texts like those that it will serve, for calibration.
     """

@@ -110,5 +110,5 @@ def test_the_drift_is_not_settled_while_batches_are_few_or_changing() -> None:
 
 def test_a_model_starts_with_its_initial_drift() -> None:
     assert (
-        CostModel(TRUE, 0.5).seconds(100, 1000) == 0.5 * TRUE.seconds(100, 1000) == TRUE.times(0.5).seconds(100, 1000)
+        CostModel(TRUE, 0.5).seconds(100, 1000) == 0.5 * TRUE.seconds(100, 1000) == TRUE.scaled(0.5).seconds(100, 1000)
     )

@@ -106,7 +106,7 @@ def test_the_drift_is_the_lower_median_of_the_runs_and_the_measurement(runs: tup
 def test_only_the_last_runs_are_kept_and_the_measurements_do_not_change(runs: list[float]) -> None:
     table = TABLE
     for run in runs:
-        table = table.after(run)
+        table = table.with_run(run)
     assert table.runs == tuple(runs[-5:])
     assert (table.measured, table.key) == (TABLE.measured, KEY)
     assert decode_table(encode_table(table)) == table

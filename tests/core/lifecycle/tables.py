@@ -1,4 +1,4 @@
-"""What holds for every transition table."""
+"""Checks that apply to every transition table."""
 
 from __future__ import annotations
 

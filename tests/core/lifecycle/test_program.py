@@ -45,7 +45,7 @@ def policy_of(on_failure: OnFailure, grace_seconds: float = 10.0) -> Policy:
 
 
 def started(on_failure: OnFailure, instances: int = 3) -> Job:
-    """A job all of whose programs run; the pid of instance N is 100 + N."""
+    """A job whose programs are all running; the pid of instance N is 100 + N."""
     job = Job(range(instances), policy_of(on_failure))
     for instance in range(instances):
         assert job.start(instance, 0.0) == [Spawn(instance)]
@@ -105,7 +105,7 @@ def test_stop_signals_the_others_and_kills_them_after_the_grace_period() -> None
     assert run.tick(12.0) == [Kill(2)]
     assert run.exited(2, -9, 12.1) == []
     assert run.finished
-    assert run.exit_status == 4, "that of the first failure, not of those that were told to stop"
+    assert run.exit_status == 4, "that of the first failure, not of programs that were told to stop"
 
 
 def test_the_last_one_to_fail_has_no_others_to_stop() -> None:
@@ -132,7 +132,7 @@ def test_restart_starts_again_with_growing_delays_up_to_the_limit() -> None:
     restart(run, 0, 1.5)
     assert run.exited(0, 1, 2.0) == [AnnounceRestart(0, 1.0, 2)]
     restart(run, 0, 3.0)
-    assert run.exited(0, 9, 4.0) == [], "three in a row are the limit"
+    assert run.exited(0, 9, 4.0) == [], "three consecutive failures are the limit"
     assert states(run) == ["failed", "running"]
     assert run.exited(1, 0, 5.0) == []
     assert run.exit_status == 9
@@ -155,7 +155,7 @@ def test_a_program_that_ran_for_a_while_starts_a_new_series_of_failures() -> Non
     assert states(run) == ["running"]
 
 
-def test_a_signal_is_forwarded_and_nothing_is_started_any_more() -> None:
+def test_a_signal_is_forwarded_and_nothing_more_is_started() -> None:
     run = started("restart")
     assert run.exited(0, 3, 1.0) == [AnnounceRestart(0, 0.5, 1)]
     assert run.stop(2, 1.2) == [Signal(1, 2), Signal(2, 2)]
@@ -190,11 +190,11 @@ def test_a_failure_after_the_signal_stops_no_others_again() -> None:
     assert run.exit_status == 1
 
 
-def test_a_permanent_failure_is_killed_and_counts_as_refused_by_the_machine() -> None:
+def test_a_permanent_failure_is_killed_and_gives_the_status_of_a_machine_error() -> None:
     run = started("restart", 2)
     assert run.fail(0, "its mask was missed", 1.0) == [Kill(0)]
     assert run.fail(0, "again", 1.1) == []
-    assert run.exited(0, -9, 1.2) == [], "another start would not help"
+    assert run.exited(0, -9, 1.2) == [], "a restart would not help"
     assert states(run) == ["failed", "running"]
     assert run.programs()[0].reason == "its mask was missed"
     run.exited(1, 0, 2.0)
@@ -213,7 +213,7 @@ def test_a_program_that_cannot_be_started_stops_the_others() -> None:
     assert (run.finished, run.exit_status) == (True, 1)
 
 
-def test_an_exit_that_cannot_be_is_refused_and_changes_nothing() -> None:
+def test_an_impossible_exit_is_refused_and_changes_nothing() -> None:
     run = started("stop", 1)
     run.exited(0, 0, 1.0)
     before = run.programs()
@@ -239,7 +239,7 @@ def test_codes_are_those_of_a_shell(status: int, code: int) -> None:
 
 
 class Processes:
-    """Carries the actions out as the runner does, and checks the job after each event."""
+    """Carries out the actions as the runner does, and checks the job after each event."""
 
     def __init__(self, job: Job, policy: Policy) -> None:
         self.job, self.policy = job, policy
@@ -263,7 +263,7 @@ class Processes:
 
     def _spawn(self, instance: int, now: float) -> list[Action]:
         assert instance not in self.alive, "never two programs of one instance"
-        assert not self.job.stopping, "nothing is started any more"
+        assert not self.job.stopping, "nothing more is started"
         if self.refuse_spawns:
             return self.job.spawn_failed(instance, "no process", now)
         self.alive.add(instance)

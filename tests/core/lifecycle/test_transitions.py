@@ -32,7 +32,7 @@ DOOR: TransitionTable[Literal["closed", "open", "gone"]] = TransitionTable(
 def test_a_guard_decides_where_an_event_leads() -> None:
     assert DOOR.next_state("closed", Pushed, "gently") == "open"
     assert DOOR.next_state("closed", Pushed, "hard") == "gone"
-    assert DOOR.next_state("open", Locked, "hard") == "closed", "an event without guards takes note of none"
+    assert DOOR.next_state("open", Locked, "hard") == "closed", "an event without guards ignores the guard"
     assert (DOOR.initial, DOOR.final) == ("closed", {"gone"})
 
 
@@ -44,7 +44,7 @@ def test_a_guard_decides_where_an_event_leads() -> None:
         ("closed", Pushed, "twice", r"Pushed \[twice\] is not possible .*; possible events: Locked, Pushed"),
     ],
 )
-def test_what_is_not_in_the_table_is_refused(state, event, guard, message) -> None:  # type: ignore[no-untyped-def]
+def test_a_transition_that_is_not_in_the_table_is_refused(state, event, guard, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(IllegalTransition, match=f"^{message}$"):
         DOOR.next_state(state, event, guard)
 

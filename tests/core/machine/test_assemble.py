@@ -1,4 +1,4 @@
-"""Assembling a machine: cores from claims that agree or not, kinds of cores, limits, and reported anomalies."""
+"""Assembling a machine: cores from consistent or contradictory sibling lists, kinds of cores, limits, and anomalies."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ def _reading(
     return RawMachine("x86_64", None, None, (), ALL, online, isolated, said, nodes, KindHints(), cpuset, limits)
 
 
-def _groups(claims: dict[int, Cpus | None]) -> tuple[tuple[Cpus, ...], tuple[str, ...]]:
+def _groups(sibling_lists: dict[int, Cpus | None]) -> tuple[tuple[Cpus, ...], tuple[str, ...]]:
     anomalies = Anomalies()
-    readings = {cpu: RawCpu(claim) for cpu, claim in claims.items()}
-    return group_cores(readings, tuple(sorted(claims)), anomalies), anomalies.sentences()
+    readings = {cpu: RawCpu(siblings) for cpu, siblings in sibling_lists.items()}
+    return group_cores(readings, tuple(sorted(sibling_lists)), anomalies), anomalies.sentences()
 
 
-def test_claims_that_agree_make_cores() -> None:
+def test_consistent_sibling_lists_make_cores() -> None:
     assert _groups({0: (0, 2), 1: (1, 3), 2: (0, 2), 3: (1, 3)}) == (((0, 2), (1, 3)), ())
 
 
-def test_a_claim_need_not_name_the_cpu_itself_nor_online_ones_only() -> None:
+def test_a_sibling_list_may_omit_the_cpu_itself_and_contain_offline_cpus() -> None:
     assert _groups({0: (2, 9), 1: (), 2: (0, 2, 7)}) == (((0, 2), (1,)), ())
 
 
-def test_who_says_nothing_joins_the_core_that_names_it() -> None:
+def test_a_cpu_without_a_list_joins_the_core_that_lists_it() -> None:
     assert _groups({0: (0, 1), 1: None, 2: None}) == (((0, 1), (2,)), ())
 
 
-def test_a_claim_against_the_others_word_is_not_followed_and_said() -> None:
+def test_a_contradicted_sibling_list_is_ignored_and_reported() -> None:
     groups, sentences = _groups({0: (0, 1, 2, 3), 1: (0, 1), 2: (2, 3), 3: (2, 3)})
     assert groups == ((0, 1), (2, 3))
     assert len(sentences) == 1
@@ -62,31 +62,31 @@ def test_a_claim_against_the_others_word_is_not_followed_and_said() -> None:
 
 
 @given(st.dictionaries(st.integers(0, 11), st.one_of(st.none(), st.lists(st.integers(0, 12)).map(tuple)), min_size=1))
-def test_whatever_is_claimed_the_cores_are_a_partition(claims: dict[int, Cpus | None]) -> None:
-    groups, _ = _groups(claims)
-    assert sorted(cpu for group in groups for cpu in group) == sorted(claims)
+def test_any_sibling_lists_give_a_partition_into_cores(sibling_lists: dict[int, Cpus | None]) -> None:
+    groups, _ = _groups(sibling_lists)
+    assert sorted(cpu for group in groups for cpu in group) == sorted(sibling_lists)
     assert list(groups) == sorted(groups)
     assert all(list(group) == sorted(group) for group in groups)
 
 
 @given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=4), max_size=10))
-def test_mutual_claims_are_always_one_core(parts: list[list[int]]) -> None:
+def test_cpus_that_list_each_other_are_always_one_core(parts: list[list[int]]) -> None:
     seen: set[int] = set()
     wanted = []
     for part in parts:
         fresh = tuple(sorted(set(part) - seen))
         seen.update(fresh)
         wanted.extend([fresh] if fresh else [])
-    claims: dict[int, Cpus | None] = {cpu: group for group in wanted for cpu in group}
-    assert _groups(claims) == (tuple(sorted(wanted)), ())
+    sibling_lists: dict[int, Cpus | None] = {cpu: group for group in wanted for cpu in group}
+    assert _groups(sibling_lists) == (tuple(sorted(wanted)), ())
 
 
-def test_more_siblings_than_any_core_has_are_said() -> None:
+def test_more_siblings_than_any_core_has_are_reported() -> None:
     machine = build_machine(_reading({cpu: RawCpu(tuple(range(9))) for cpu in range(9)}, online=tuple(range(9))))
     assert any("more siblings" in warning and "cpus 0-8" in warning for warning in machine.warnings)
 
 
-def test_usable_is_online_in_the_cpuset_in_the_mask_and_not_isolated() -> None:
+def test_usable_cpus_are_online_in_the_cpuset_in_the_mask_and_not_isolated() -> None:
     machine = build_machine(
         _reading(online=(0, 1, 2, 4, 5, 6), isolated=(1, 5), cpuset=(0, 1, 2, 3, 5), affinity=(0, 1, 3, 5, 7))
     )
@@ -94,7 +94,7 @@ def test_usable_is_online_in_the_cpuset_in_the_mask_and_not_isolated() -> None:
     assert [core.cpus for core in machine.cores] == [(0,)]
 
 
-def test_isolated_cpus_asked_for_need_not_be_in_the_mask_but_in_the_cpuset() -> None:
+def test_requested_isolated_cpus_must_be_in_the_cpuset_but_not_in_the_mask() -> None:
     reading = _reading(isolated=(2, 3, 6, 7), cpuset=(0, 1, 2, 4, 6), affinity=(0, 4))
     machine = build_machine(reading, include_isolated=True)
     assert machine.allowed == (0, 2, 4, 6)
@@ -106,12 +106,12 @@ def test_a_core_keeps_its_allowed_cpus_in_ascending_order() -> None:
     assert [(core.id, core.cpus) for core in machine.cores] == [(0, (1, 5)), (1, (4,)), (2, (7,))]
 
 
-def test_when_nothing_is_left_the_message_says_what_there_was_and_what_would_help() -> None:
+def test_if_no_cpu_is_usable_the_error_names_the_limits_and_a_remedy() -> None:
     with pytest.raises(MachineError, match=r"online 0-7; cpuset 0-3; affinity mask 4-7\. Widen"):
         build_machine(_reading(cpuset=(0, 1, 2, 3), affinity=(4, 5, 6, 7)))
 
 
-def test_level_3_groups_are_told_apart_by_their_cpus() -> None:
+def test_l3_groups_are_distinguished_by_their_cpus() -> None:
     said = {cpu: RawCpu((cpu,), 0, (0, 1, 2, 3) if cpu < 4 else (4, 5, 6, 7) if cpu < 7 else None) for cpu in ALL}
     machine = build_machine(_reading(said))
     assert [core.l3 for core in machine.cores] == [0, 0, 0, 0, 1, 1, 1, None]
@@ -130,7 +130,7 @@ def test_level_3_groups_are_told_apart_by_their_cpus() -> None:
         ({0: RawCpu((0,)), 1: RawCpu((1,))}, ((0, 1, 5), ()), ["list offline cpus", "node 0 cpus 5"]),
     ],
 )
-def test_each_contradiction_is_said_once_with_cpus_and_files(
+def test_each_contradiction_is_reported_once_with_cpus_and_files(
     said: dict[int, RawCpu], nodes: tuple[Cpus, ...], words: list[str]
 ) -> None:
     made = tuple(Node(index, cpus, None) for index, cpus in enumerate(nodes))
@@ -146,7 +146,7 @@ def test_each_contradiction_is_said_once_with_cpus_and_files(
         (KindHints(efficiency_cpus=(2, 3)), {2, 3}),
         (KindHints(efficiency_cpus=(), capacity={0: 1024, 1: 500, 2: 500, 3: 500}), set()),
         (KindHints(capacity={0: 1024, 1: 1024, 2: 485, 3: 485}), {2, 3}),
-        (KindHints(capacity={0: 1024, 1: 1024, 2: 485}), set()),  # not known of all
+        (KindHints(capacity={0: 1024, 1: 1024, 2: 485}), set()),  # not known for all cpus
         (KindHints(max_khz={0: 50, 1: 52, 2: 39, 3: 39}), {2, 3}),
         (KindHints(max_khz={0: 50, 1: 52, 2: 39, 3: 39}, base_khz={0: 19, 1: 19, 2: 14, 3: 14}), {2, 3}),
         (KindHints(max_khz={0: 50, 1: 50, 2: 39, 3: 39}, base_khz=dict.fromkeys(range(4), 20)), set()),

@@ -1,4 +1,4 @@
-"""The catalogue of known machines: every entry is sound, planned by the rules, and has the shape that is published."""
+"""The catalogue of known machines: every entry is consistent, planned by the rules, and has the published shape."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_names_are_unique_and_no_entry_lacks_its_source() -> None:
 
 
 @each_entry
-def test_an_entry_contradicts_itself_nowhere(known: KnownMachine) -> None:
+def test_every_entry_is_consistent(known: KnownMachine) -> None:
     processor = known.processor
     assert sum(processor.l3) in (0, processor.cores)
     assert not known.distances or len(known.distances) == len(processor.nodes) * known.packages
     found = machine_of(known)
-    # The only warning is the one that names typical values: the entry agrees with the rules for what `/sys` says.
+    # The only warning is the one about typical values: the entry is consistent by the rules for `/sys`.
     assert len(found.warnings) == (1 if known.typical else 0)
     assert all(known.name in warning for warning in found.warnings)
     assert len(found.cores) == processor.cores * known.packages
@@ -51,7 +51,7 @@ def test_an_entry_contradicts_itself_nowhere(known: KnownMachine) -> None:
 
 
 @each_entry
-def test_distances_are_symmetric_but_where_published_otherwise_and_least_to_the_node_itself(
+def test_distances_are_symmetric_unless_published_otherwise_and_smallest_to_the_node_itself(
     known: KnownMachine,
 ) -> None:
     nodes = machine_of(known).nodes
@@ -88,7 +88,7 @@ def plan_of(name: str, instances: int) -> list[tuple[str, int, tuple[int, ...]]]
     return [(format_cpu_list(one.cpus), one.threads, one.nodes) for one in plan.instances]
 
 
-def test_four_instances_on_the_article_s_machine_are_two_per_socket() -> None:
+def test_four_instances_on_the_machine_of_the_article_are_two_per_socket() -> None:
     assert plan_of("c5.metal", 4) == [
         ("0-11", 12, (0,)),
         ("12-23", 12, (0,)),
@@ -97,7 +97,7 @@ def test_four_instances_on_the_article_s_machine_are_two_per_socket() -> None:
     ]
 
 
-def test_three_instances_on_each_granite_rapids_socket_take_a_cluster_each() -> None:
+def test_three_instances_per_granite_rapids_socket_get_one_cluster_each() -> None:
     assert sorted(plan_of("xeon-6980p-2s-snc3", 6), key=lambda one: one[2]) == [
         ("0-42", 43, (0,)),
         ("43-85", 43, (1,)),
@@ -142,7 +142,7 @@ def test_cpus_are_numbered_as_lscpu_prints_them(name: str, node: int, cpus: str)
     assert format_cpu_list(found.cpus) == cpus
 
 
-def test_groups_of_azure_s_machine_are_those_that_its_host_leaves() -> None:
+def test_l3_groups_of_the_azure_machine_are_those_that_its_host_leaves() -> None:
     found = machine("HB176rs_v4")
     groups = [sum(core.l3 == group for core in found.cores) for group in range(24)]
     assert groups == [6, 8, 8] * 8

@@ -1,4 +1,4 @@
-"""Kernel lists and masks: both ways, every form the kernel writes, and refusal of everything else."""
+"""Kernel lists and masks: parsing and formatting, every form that the kernel writes, and errors for anything else."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ cpu_sets = st.sets(st.integers(0, 5000), max_size=200)
 @given(cpu_sets)
 @example(set())
 @example({0})
-def test_a_list_read_back_is_the_same_set(cpus: set[int]) -> None:
+def test_a_formatted_list_parses_to_the_same_set(cpus: set[int]) -> None:
     assert parse_cpu_list(format_cpu_list(cpus)) == tuple(sorted(cpus))
 
 
 @given(cpu_sets, st.integers(1, 6000))
-def test_a_mask_of_any_width_is_the_same_set(cpus: set[int], width: int) -> None:
+def test_a_mask_of_any_width_parses_to_the_same_set(cpus: set[int], width: int) -> None:
     assert parse_cpu_mask(mask(cpus, width)) == tuple(sorted(cpus))
 
 
@@ -48,7 +48,7 @@ def test_a_formatted_list_is_the_shortest(cpus: set[int]) -> None:
         ("          (null)\n", ()),
     ],
 )
-def test_lists_as_kernels_write_them(text: str, cpus: tuple[int, ...]) -> None:
+def test_lists_in_every_form_of_the_kernel_are_parsed(text: str, cpus: tuple[int, ...]) -> None:
     assert parse_cpu_list(text) == cpus
 
 
@@ -71,7 +71,7 @@ def test_lists_as_kernels_write_them(text: str, cpus: tuple[int, ...]) -> None:
         f"{MAX_ID + 1}",
     ],
 )
-def test_what_is_no_list_is_refused_with_its_text(text: str) -> None:
+def test_an_invalid_list_is_refused_with_its_text(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a cpu|largest supported"):
         parse_cpu_list(text)
 
@@ -87,16 +87,16 @@ def test_what_is_no_list_is_refused_with_its_text(text: str) -> None:
         ("", ()),
     ],
 )
-def test_masks_as_kernels_write_them(text: str, cpus: tuple[int, ...]) -> None:
+def test_masks_in_every_form_of_the_kernel_are_parsed(text: str, cpus: tuple[int, ...]) -> None:
     assert parse_cpu_mask(text) == cpus
 
 
 @pytest.mark.parametrize("text", ["g", "1,,2", "(null)", "0x1", "-1", "1_0", "ff,123456789", " 1 2"])
-def test_what_is_no_mask_is_refused(text: str) -> None:
+def test_an_invalid_mask_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a hex mask"):
         parse_cpu_mask(text)
 
 
-def test_an_endless_mask_is_refused_before_it_is_spelt_out() -> None:
+def test_an_oversized_mask_is_refused_before_it_is_expanded() -> None:
     with pytest.raises(ValueError, match="largest supported"):
         parse_cpu_mask(",".join(["ffffffff"] * (MAX_ID // 32 + 1)))

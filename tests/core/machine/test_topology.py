@@ -1,4 +1,4 @@
-"""A machine as JSON: the contract's shape, the way back, and refusal of files that are none."""
+"""A machine as JSON: the documented shape, reading it back, and errors for other files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MACHINE = Machine(
 )
 
 
-def test_the_json_is_that_of_the_contract() -> None:
+def test_the_json_has_the_documented_shape() -> None:
     assert MACHINE.to_json() == {
         "arch": "x86_64",
         "vendor": "GenuineIntel",
@@ -58,7 +58,7 @@ def test_the_json_is_that_of_the_contract() -> None:
     }
 
 
-def test_what_is_unknown_is_null() -> None:
+def test_unknown_facts_are_null() -> None:
     core = Core(0, (0,), None, None, None)
     bare = Machine("unknown", None, None, (), (0,), (0,), (0,), (), (core,), (), Limits())
     data = bare.to_json()
@@ -67,12 +67,12 @@ def test_what_is_unknown_is_null() -> None:
     assert Machine.from_json(json.loads(json.dumps(data))) == bare
 
 
-def test_a_machine_file_brings_the_machine_back() -> None:
+def test_a_machine_file_gives_the_same_machine() -> None:
     assert machine_from_json(json.loads(json.dumps(machine_to_json(MACHINE)))) == MACHINE
 
 
 @pytest.mark.parametrize(("warnings", "kept"), [(["of the plan"], (FROM_A_REPORT,)), ([], ())])
-def test_a_whole_report_is_a_machine_file_too_but_for_its_warnings(warnings: list[str], kept: tuple[str, ...]) -> None:
+def test_a_whole_report_is_also_a_machine_file_without_its_warnings(warnings: list[str], kept: tuple[str, ...]) -> None:
     report = {"schema": 1, "machine": MACHINE.to_json(), "plan": {"instances": []}, "warnings": warnings}
     machine = machine_from_json(json.loads(json.dumps(report)))
     assert (machine.cores, machine.warnings, machine.memory_bytes) == (MACHINE.cores, kept, None)
@@ -112,13 +112,15 @@ def _changed(path: list[str | int], value: Any) -> dict[str, Any]:
         (["cores", 1, "package"], -1, r"\$\.cores\[1\]\.package"),
     ],
 )
-def test_a_file_that_is_wrong_is_refused_with_the_place(path: list[str | int], value: Any, words: str) -> None:
+def test_an_invalid_file_is_refused_with_the_location_of_the_error(
+    path: list[str | int], value: Any, words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
         machine_from_json(_changed(path, value))
 
 
 @pytest.mark.parametrize("data", [None, [], "machine", 3, {}, {"machine": None}, {"machine": []}, {"plan": {}}])
-def test_what_is_no_machine_at_all_is_refused(data: object) -> None:
+def test_data_that_is_not_a_machine_is_refused(data: object) -> None:
     with pytest.raises(UsageError, match="launch topology --json"):
         machine_from_json(data)
 
@@ -136,7 +138,7 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from(sorted(MACHINE.to_json())), json_values)
-def test_any_other_value_is_taken_or_clearly_refused(key: str, value: object) -> None:
+def test_any_other_value_is_accepted_or_refused_with_an_error(key: str, value: object) -> None:
     try:
         machine = machine_from_json(_changed([key], value))
     except UsageError:
@@ -144,7 +146,7 @@ def test_any_other_value_is_taken_or_clearly_refused(key: str, value: object) ->
     assert machine_from_json(json.loads(json.dumps(machine_to_json(machine)))) == machine
 
 
-def test_a_distance_that_is_not_known_is_near_to_itself_and_far_from_others() -> None:
+def test_without_distances_a_node_is_near_itself_and_far_from_others() -> None:
     node = Node(3, (), None, ((3, 10), (4, 21)))
     assert (node.distance(4), node.distance(5)) == (21, 255)
     assert Node(3, (), None).distance(3) == 10

@@ -342,7 +342,7 @@ def test_a_warning_says_that_a_quota_has_no_room_for_the_front(
     [
         (None, {"instances": 4, "reserve_cores": 0}, ""),
         (96.0, {"instances": 48}, ""),
-        (50.0, {"instances": 48}, "48-49"),  # siblings, where no core is left and the quota has room
+        (50.0, {"instances": 48}, "48-49"),  # siblings, if no core is left and the quota has room
         (48.0, {"instances": 48}, "0-47"),
         (1.0, {}, "0"),
         (0.3, {}, "0"),
@@ -352,7 +352,7 @@ def test_a_warning_says_that_a_quota_has_no_room_for_the_front(
         (2.7, {}, "2"),
         (4.0, {"reserve_cores": 0}, "0-3"),
         (4.9, {}, "0-3"),
-        (4.0, {"reserve_cores": 1}, "0"),  # the sibling would be a cpu too many
+        (4.0, {"reserve_cores": 1}, "0"),  # the sibling would be one cpu too many
         (4.0, {"instances": 1, "cores_per_instance": 3}, "3"),
         (3.0, {"instances": 9, "oversubscribe": True}, "0-2"),
     ],

@@ -15,9 +15,9 @@ from launcher.core.planning.preload import (
     Library,
     LibrarySearch,
     OpenMP,
+    Preload,
     PreloadFacts,
-    Runtimes,
-    choose_runtimes,
+    choose_preload,
     split_preload,
     wanted_libraries,
 )
@@ -48,8 +48,8 @@ def facts(*there: Library, huge_pages: str | None = "never", **refused: str) -> 
 
 def choose(
     allocator: Allocator = "auto", openmp: OpenMP = "auto", machine: PreloadFacts | None = None, **env: str
-) -> Runtimes:
-    return choose_runtimes(allocator, openmp, machine, env)
+) -> Preload:
+    return choose_preload(allocator, openmp, machine, env)
 
 
 EVERYTHING = facts("tcmalloc", "jemalloc", "intel")
@@ -91,17 +91,17 @@ def test_a_missing_library_requested_by_name_is_refused_with_the_searched_places
     asked: tuple[Allocator, OpenMP], words: list[str]
 ) -> None:
     with pytest.raises(MachineError) as caught:
-        choose_runtimes(*asked, facts(), {})
+        choose_preload(*asked, facts(), {})
     for word in (*words, "ldconfig -p", "site-packages"):
         assert word in str(caught.value)
 
 
 def test_a_library_that_does_not_load_is_named_with_the_reason() -> None:
-    broken = facts(tcmalloc="ld.so says that it cannot be preloaded")
-    with pytest.raises(MachineError, match=r"libtcmalloc_minimal\.so\.4\.old cannot be used: ld\.so says"):
+    broken = facts(tcmalloc="ld.so reports that it cannot be preloaded")
+    with pytest.raises(MachineError, match=r"libtcmalloc_minimal\.so\.4\.old cannot be used: ld\.so reports"):
         choose("tcmalloc", machine=broken)
     notes = choose(machine=broken).notes
-    assert "/usr/lib/libtcmalloc_minimal.so.4.old was found but is not used: ld.so says" in notes[0]
+    assert "/usr/lib/libtcmalloc_minimal.so.4.old was found but is not used: ld.so reports" in notes[0]
     assert len(notes) == 2
 
 
@@ -163,7 +163,7 @@ def test_huge_pages_are_requested_where_the_kernel_grants_them(mode: str | None,
 
 
 def test_for_another_machine_nothing_is_preloaded_and_requests_are_noted() -> None:
-    assert choose() == Runtimes("system", "own", {})
+    assert choose() == Preload("system", "own", {})
     chosen = choose("jemalloc", "intel")
     assert "LD_PRELOAD" not in chosen.env
     assert [note.partition(":")[0] for note in chosen.notes] == ["--allocator jemalloc", "--openmp intel"]
@@ -198,7 +198,7 @@ def test_a_preload_list_is_read_as_the_loader_reads_it(entries: list[str], separ
 
 def test_a_worker_gets_the_decision_and_the_notes_say_what_was_kept() -> None:
     user = {"LD_PRELOAD": "/a/libprofiler.so", "MALLOC_CONF": "stats_print:true", "GLIBC_TUNABLES": "x=1"}
-    env, notes = worker_env(INSTANCE, user, choose_runtimes("jemalloc", "auto", EVERYTHING, user))
+    env, notes = worker_env(INSTANCE, user, choose_preload("jemalloc", "auto", EVERYTHING, user))
     assert env["LD_PRELOAD"] == f"/a/libprofiler.so:{PATHS['jemalloc']}"
     assert "MALLOC_CONF" not in env
     assert notes == (

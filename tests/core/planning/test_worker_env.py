@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.core.planning.plan import InstancePlan
-from launcher.core.planning.preload import OWN_RUNTIMES
+from launcher.core.planning.preload import NO_PRELOAD
 from launcher.core.planning.worker_env import program_env, worker_env
 
 
@@ -68,7 +68,7 @@ def test_limits_that_take_threads_from_a_worker_are_overridden_and_noted(name: s
     assert f"{name}={value}" in note
     assert "ignored" in note
     assert "fewer than its 12 threads" in note
-    env, (note,) = program_env(instance(), 1, {name: value}, OWN_RUNTIMES)
+    env, (note,) = program_env(instance(), 1, {name: value}, NO_PRELOAD)
     assert name not in env
     assert "fewer than the 12 planned threads; unset it" in note
 

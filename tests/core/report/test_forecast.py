@@ -11,7 +11,7 @@ from launcher.core.tuning.choose_classes import Choice, choose_classes
 from launcher.core.tuning.simulation import GUESS, CostBasis, Traffic
 from tests.core.by_hand import machine
 
-MIXED = Traffic(Histogram(((16, 900), (40, 60), (400, 40))), "those of mine", 2048)
+MIXED = Traffic(Histogram(((16, 900), (40, 60), (400, 40))), "from mine", 2048)
 EIGHT = machine(((8,),))
 
 
@@ -35,7 +35,7 @@ def test_latencies_of_classes_are_shown_beside_those_of_equal_instances(width: i
     choice = chosen(measured=True)
     forecast = Forecast(choice.predicted, "`launch`", choice.equal, choice.why)
     text = words(forecast, width)
-    for word in ("Predicted", "p50 equal", "p99 equal", "those of mine", "60% of the capacity of equal instances"):
+    for word in ("Predicted", "p50 equal", "p99 equal", "from mine", "60% of the capacity of equal instances"):
         assert word in text
     assert choice.why.rstrip(".") in text
     assert all(len(line.plain) <= width for line in forecast_lines(forecast, width))

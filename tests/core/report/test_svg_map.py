@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.length_classes import parse_classes
 from launcher.core.planning.plan import Plan, PlanRequest, make_plan
-from launcher.core.report.svg_map import fill_of, picture
+from launcher.core.report.svg_map import draw_svg, fill_of
 from launcher.host.machine.sysfs import read_machine
 from tests.core.by_hand import machine, machines
 from tests.machines import each_recorded, recorded
@@ -29,7 +29,7 @@ def read(name: str) -> Machine:
 
 
 def check_picture(on: Machine, plan: Plan) -> None:
-    root = ElementTree.fromstring(picture(on, plan))
+    root = ElementTree.fromstring(draw_svg(on, plan))
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
     for shape in root.iter(f"{SVG}rect"):
         x, y = float(shape.get("x", 0)), float(shape.get("y", 0))
@@ -38,7 +38,7 @@ def check_picture(on: Machine, plan: Plan) -> None:
     cores = root.findall(f"{SVG}g")
     assert len(cores) == len(on.cores)
     squares = {(core[1].get("x"), core[1].get("y")) for core in cores}
-    assert len(squares) == len(on.cores), "one core lies on another"
+    assert len(squares) == len(on.cores), "two cores overlap"
     labels = Counter(label.text for label in root.iter(f"{SVG}text") if label.get("class") == "core")
     assert labels["front"] == len(plan.reserved_cpus)
     if not any(text and text.endswith("+") for text in labels):
@@ -58,18 +58,18 @@ def test_any_machine_can_be_drawn(on: Machine) -> None:
 
 def test_shared_cores_show_the_first_instance_and_a_plus_sign() -> None:
     on = machine(((2,),))
-    assert ">0+<" in picture(on, make_plan(on, PlanRequest(instances=3, oversubscribe=True)))
+    assert ">0+<" in draw_svg(on, make_plan(on, PlanRequest(instances=3, oversubscribe=True)))
 
 
 def test_special_characters_in_names_are_escaped() -> None:
     on = dataclasses.replace(LAPTOP, model="<Core> & 'more'")
-    root = ElementTree.fromstring(picture(on, make_plan(on, PlanRequest())))
+    root = ElementTree.fromstring(draw_svg(on, make_plan(on, PlanRequest())))
     assert root.findtext(f"{SVG}title") == "<Core> & 'more' (x86_64)"
 
 
 def test_the_legend_names_cpus_memory_and_classes() -> None:
     on = machine(((24,), (24,)))
-    text = picture(on, make_plan(on, PlanRequest(classes=parse_classes("32:8,max:24"), length_limit=512)))
+    text = draw_svg(on, make_plan(on, PlanRequest(classes=parse_classes("32:8,max:24"), length_limit=512)))
     assert "0: cpus 24-31, memory on node 1, 1-32 tokens" in text
     assert "1: cpus 0-23, memory on node 0, 33-512 tokens" in text
     assert "front: cpus 32" in text
@@ -78,7 +78,7 @@ def test_the_legend_names_cpus_memory_and_classes() -> None:
 
 def test_memory_only_nodes_are_drawn() -> None:
     on = machine(((4,),), memory_only=(1 << 34,))
-    assert "node 1, 16.0 GiB, no usable cores" in picture(on, make_plan(on, PlanRequest()))
+    assert "node 1, 16.0 GiB, no usable cores" in draw_svg(on, make_plan(on, PlanRequest()))
 
 
 def test_neighbouring_instances_have_different_colours() -> None:
@@ -89,4 +89,4 @@ def test_neighbouring_instances_have_different_colours() -> None:
 
 def test_drawing_is_deterministic() -> None:
     plan = make_plan(LAPTOP, PlanRequest())
-    assert picture(LAPTOP, plan) == picture(LAPTOP, plan)
+    assert draw_svg(LAPTOP, plan) == draw_svg(LAPTOP, plan)

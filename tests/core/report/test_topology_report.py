@@ -98,7 +98,7 @@ def check_readable(text: str, width: int) -> None:
     assert not CONTROL.search(text)
     for line in text.split("\n"):
         assert line == line.rstrip(), f"spaces at the end of {line!r}"
-        # A cpu list or a path is never broken: it would differ from what is started.
+        # A cpu list or a path is never wrapped: the printed command would differ from the one that is started.
         longest_word = max(map(len, line.split(" ")), default=0)
         assert len(line) <= width or longest_word > width - 24, f"{len(line)} columns: {line}"
 

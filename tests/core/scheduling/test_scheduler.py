@@ -256,7 +256,7 @@ def test_the_ready_batch_of_a_lost_instance_is_not_suspect() -> None:
     scheduler.handle(InstanceLost(0), 0.01)
     scheduler.check()
     again = sends(scheduler.handle(InstanceReady(0, MEASURED), 1.0))
-    assert [i.request for i in again[0].items] == [1], "what was running is tried alone, before anything else"
+    assert [i.request for i in again[0].items] == [1], "items of the running batch are retried alone, and first"
     (reject,) = scheduler.handle(InstanceLost(0), 1.1)
     assert isinstance(reject, Reject)
     assert reject.request == 1
@@ -350,7 +350,7 @@ def test_a_large_request_does_not_delay_small_ones() -> None:
     while not any(item.request == 2 for send in running for item in send.items):
         send, batches, now = running.pop(0), batches + 1, now + 0.1
         running += sends(scheduler.handle(BatchDone(send.instance, send.batch, 0.1), now))
-    assert batches <= 4, "it waits for what runs and what is ready, not for the large request"
+    assert batches <= 4, "it waits for the running and the ready batch, not for the large request"
 
 
 def test_an_endless_stream_of_small_requests_does_not_starve_a_large_one() -> None:
@@ -358,7 +358,7 @@ def test_an_endless_stream_of_small_requests_does_not_starve_a_large_one() -> No
     running = sends(scheduler.handle(Arrived(1, (100,) * 20), now))
     request, finished = 1, False
     while not finished:
-        for _ in range(10):  # more than the instance can do
+        for _ in range(10):  # more than the instance can compute
             request += 1
             running += sends(scheduler.handle(Arrived(request, (100,)), now))
         now += 0.06
@@ -463,7 +463,7 @@ class Histories(RuleBasedStateMachine):
         for action in actions:
             if isinstance(action, Send):
                 assert action.instance in self.ready
-                assert all(item.request in self.open for item in action.items), "of one that is answered"
+                assert all(item.request in self.open for item in action.items), "of a request that is answered"
                 self.running[action.instance].append(action)
             elif isinstance(action, Finish | Reject):
                 assert self.open.pop(action.request) is not None
@@ -540,7 +540,7 @@ class Histories(RuleBasedStateMachine):
         for request, record in self.scheduler._requests.items():
             if record.has_waiting and request in self.deadlines:
                 due = self.scheduler.next_deadline()
-                assert due is not None, "nobody will look at a deadline"
+                assert due is not None, "a deadline would not be checked"
                 assert due <= self.deadlines[request]
 
     def teardown(self) -> None:
@@ -598,7 +598,7 @@ def test_a_bulk_batch_is_short_or_a_single_item(packed: bool) -> None:
         running += sends(scheduler.handle(BatchDone(send.instance, send.batch, send.predicted), now))
         scheduler.check()
     assert sum(counts) == 122
-    assert max(counts) > 3, "what fits goes together"
+    assert max(counts) > 3, "items that fit are sent together"
 
 
 def test_bulk_is_cut_only_when_no_interactive_item_waits() -> None:
@@ -658,7 +658,7 @@ def test_an_interactive_item_waits_for_one_or_two_short_batches_however_much_bul
         take(scheduler.handle(Arrived(request, (20,)), now))
         if request % 10 == 0:
             scheduler.check()
-    assert worst < 0.05 + 0.01, "what runs and what is just ready: a batch and a little, and its own time"
+    assert worst < 0.05 + 0.01, "it waits for the running and the ready batch, then takes its own time"
 
 
 def test_part_of_the_queue_is_reserved_for_interactive_requests() -> None:
@@ -737,7 +737,7 @@ def test_a_small_request_is_not_rejected_because_of_a_large_one_that_it_overtake
     (refused,) = scheduler.handle(Arrived(3, (100,) * 500, deadline=2.5), 0.19)
     assert refused.code == "deadline_unreachable"
     refused = scheduler.handle(Arrived(4, (100,) * 500, deadline=62.5), 60.0)[0]
-    assert (refused.request, refused.code) == (4, "deadline_unreachable"), "known also when all hang"
+    assert (refused.request, refused.code) == (4, "deadline_unreachable"), "known even if all instances hang"
 
 
 def test_predictions_put_bulk_after_all_interactive_work_and_never_the_reverse() -> None:
@@ -831,7 +831,7 @@ def test_a_slow_instance_leaves_an_item_to_a_faster_one_that_is_nearly_done() ->
     (second,) = sends(scheduler.tick(deadline))
     assert second.instance == 0
     scheduler.handle(Arrived(3, (256,) * 60), deadline)
-    assert any(b.items for b in scheduler._instances[1].batches), "with much to do it takes its part"
+    assert any(b.items for b in scheduler._instances[1].batches), "with much work it takes its share"
 
 
 def test_an_instance_starts_with_its_initial_drift_each_time_it_becomes_ready() -> None:

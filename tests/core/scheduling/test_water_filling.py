@@ -118,7 +118,7 @@ def test_parts_on_idle_instances_of_any_speed_finish_together(
     slack = max(1e-6, unevenness(models, lengths) * max(found.values()))
     assert max(found.values()) - min(found.values()) <= item + SHARE_OVER_OVERHEAD * overhead + slack
     alone = min(o + sum(t * x + p * x * x for x in lengths) for o, t, p in models)
-    assert max(found.values()) <= alone + item + overhead + slack, "a split is slower than the fastest alone"
+    assert max(found.values()) <= alone + item + overhead + slack, "a split is slower than the fastest instance alone"
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 3, 8])
@@ -147,4 +147,4 @@ def test_a_share_is_kept_for_an_instance_that_is_about_to_be_free() -> None:
         scheduler.handle(InstanceReady(instance, measured(1e-3, 1e-4, 0), packed=True), 0.0)
     scheduler.handle(Arrived(1, (200,)), 0.0)  # 21 ms
     (send,) = [a for a in scheduler.handle(Arrived(2, (40,) * 64), 0.016) if isinstance(a, Send)]
-    assert len(send.items) == pytest.approx(33, abs=1), "the other has half of it too, 5 ms later"
+    assert len(send.items) == pytest.approx(33, abs=1), "the other one has half of the work too, 5 ms later"

@@ -105,4 +105,4 @@ def test_the_built_in_lengths_match_short_real_texts() -> None:
     histogram = Histogram(tuple(builtin_lengths().items()))
     assert histogram.total == pytest.approx(1)
     assert [histogram.percentile(percent) for percent in (50, 90)] == [26, 91]
-    assert histogram.mean == pytest.approx(41, abs=2)  # 43 before the longest are cut
+    assert histogram.mean == pytest.approx(41, abs=2)  # 43 before truncation

@@ -10,7 +10,13 @@ import pytest
 
 from launcher.core.cost.cost_table import SCHEMA, CostKey, CostTable, file_name
 from launcher.errors import UsageError
-from launcher.host.files.cost_tables import cost_folder, read_relatives, read_table, weights_mark, write_table
+from launcher.host.files.cost_tables import (
+    cost_folder,
+    read_related_tables,
+    read_table,
+    weights_fingerprint,
+    write_table,
+)
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 
@@ -36,7 +42,7 @@ def test_tables_of_other_sizes_are_relatives_and_damaged_ones_are_skipped(tmp_pa
         write_table(tmp_path, msgspec.structs.replace(TABLE, key=msgspec.structs.replace(KEY, threads=threads)))
     (tmp_path / file_name(msgspec.structs.replace(KEY, threads=2))).write_text("{")
     write_table(tmp_path, msgspec.structs.replace(TABLE, key=msgspec.structs.replace(KEY, model="c/d")))
-    assert sorted(table.key.threads for table in read_relatives(tmp_path, KEY)) == [1, 4]
+    assert sorted(table.key.threads for table in read_related_tables(tmp_path, KEY)) == [1, 4]
 
 
 def test_the_error_names_a_damaged_file(tmp_path: Path) -> None:
@@ -68,11 +74,11 @@ def test_the_fingerprint_of_a_model_changes_with_its_files(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text("{}")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1234")
-    first = weights_mark(model_info)
-    assert weights_mark(model_info) == first
+    first = weights_fingerprint(model_info)
+    assert weights_fingerprint(model_info) == first
     os.utime(weights, (1, 1))
-    touched = weights_mark(model_info)
+    touched = weights_fingerprint(model_info)
     (tmp_path / "config.json").write_text("{ }")
-    assert len({first, touched, weights_mark(model_info)}) == 3
+    assert len({first, touched, weights_fingerprint(model_info)}) == 3
     (tmp_path / "README.md").write_text("words")
-    assert weights_mark(model_info) == weights_mark(model_info)
+    assert weights_fingerprint(model_info) == weights_fingerprint(model_info)

@@ -1,4 +1,4 @@
-"""Limits of cgroups: every layout as a tree, and real groups of this machine with a child process in them."""
+"""Limits of cgroups: every layout as a tree, and real groups of this machine with a child process inside."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _v2(own: str, files: dict[str, str], mounts: str = V2_MOUNT) -> dict[str, st
     }
 
 
-def test_without_any_record_nothing_is_known_to_limit(tmp_path: Path) -> None:
+def test_without_cgroup_files_no_limit_is_known(tmp_path: Path) -> None:
     assert read_bounds(Tree(tmp_path)).limits == Limits()
     assert read_throttling(tmp_path) is None
 
@@ -65,9 +65,7 @@ def test_without_any_record_nothing_is_known_to_limit(tmp_path: Path) -> None:
         ({"a/other/cpu.max": "1000 100000"}, None),
     ],
 )
-def test_the_tightest_quota_of_all_groups_above_counts(
-    tmp_path: Path, files: dict[str, str], quota: float | None
-) -> None:
+def test_the_lowest_quota_of_all_ancestors_applies(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
     (tmp_path / "sys/fs/cgroup/a/b").mkdir(parents=True)
     assert read_bounds(_tree(tmp_path, _v2("/a/b", files))).limits.cpu_quota == quota
 
@@ -76,7 +74,7 @@ def test_the_tightest_quota_of_all_groups_above_counts(
     ("own", "above", "quota"),
     [(-1, -1, None), (50000, -1, 0.5), (-1, 150000, 1.5), (300000, 200000, 2.0), (0, -1, None)],
 )
-def test_quotas_of_version_1_nest_too(tmp_path: Path, own: int, above: int, quota: float | None) -> None:
+def test_quotas_of_version_1_are_nested_too(tmp_path: Path, own: int, above: int, quota: float | None) -> None:
     folder = "sys/fs/cgroup/cpu,cpuacct"
     tree = _tree(
         tmp_path,
@@ -98,12 +96,12 @@ def test_quotas_of_version_1_nest_too(tmp_path: Path, own: int, above: int, quot
         ("/docker/abc", "/docker/abc", ""),  # the host's path, with only the container's part mounted
         ("/docker/abc/sub", "/docker/abc", "sub/"),
         ("/", "/", ""),  # a cgroup namespace
-        ("/docker/abc", "/", ""),  # the host's path, of which nothing is to be seen
+        ("/docker/abc", "/", ""),  # the host's path, which is not visible
         ("/sub", "/", "sub/"),
-        ("/", "/../..", ""),  # mounted from above the own namespace
+        ("/", "/../..", ""),  # mounted from above the namespace of the process
     ],
 )
-def test_the_own_group_is_found_where_only_part_of_the_hierarchy_is_visible(
+def test_the_group_of_the_process_is_found_if_only_part_of_the_hierarchy_is_visible(
     tmp_path: Path, own: str, top: str, folder: str
 ) -> None:
     mounts = V2_MOUNT.replace(" / ", f" {top} ", 1)
@@ -112,13 +110,13 @@ def test_the_own_group_is_found_where_only_part_of_the_hierarchy_is_visible(
 
 
 @pytest.mark.parametrize(("own", "top"), [("/mine", "/other"), ("/mine2", "/mine"), ("/../other", "/")])
-def test_another_groups_limits_do_not_count(tmp_path: Path, own: str, top: str) -> None:
+def test_limits_of_other_groups_do_not_apply(tmp_path: Path, own: str, top: str) -> None:
     mounts = V2_MOUNT.replace(" / ", f" {top} ", 1)
     tree = _tree(tmp_path, _v2(own, {"cpu.max": "50000 100000"}, mounts))
     assert read_bounds(tree).limits.cpu_quota is None
 
 
-def test_with_both_versions_mounted_each_controller_is_read_where_it_is(tmp_path: Path) -> None:
+def test_with_both_versions_mounted_each_controller_is_read_from_its_own_hierarchy(tmp_path: Path) -> None:
     mounts = "\n".join(
         [_v1_mount("cpu"), _v1_mount("cpuset"), V2_MOUNT.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified")]
     )
@@ -158,7 +156,7 @@ def test_a_mount_point_with_a_space_is_found(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_the_cpuset_in_effect_is_the_nearest_one_within_those_above(
+def test_the_effective_cpuset_is_the_nearest_one_restricted_by_its_ancestors(
     tmp_path: Path, files: dict[str, str], cpus: tuple[int, ...] | None
 ) -> None:
     (tmp_path / "sys/fs/cgroup/a/b").mkdir(parents=True)
@@ -200,7 +198,7 @@ def test_memory_limits_of_version_1(tmp_path: Path, limit: str, stat: str, size:
     assert read_bounds(tree).limits.memory_bytes == size
 
 
-def test_mems_allowed_and_cpuset_and_memory_of_the_nodes_bound_the_memory_nodes(tmp_path: Path) -> None:
+def test_memory_nodes_are_limited_by_mems_allowed_the_cpuset_and_node_memory(tmp_path: Path) -> None:
     described = regular(packages=4, cores=1, threads=1)
     memory = {**described.memory, 2: 0}
     root = build(tmp_path, type(described)(described.cpus, memory))
@@ -212,7 +210,7 @@ def test_mems_allowed_and_cpuset_and_memory_of_the_nodes_bound_the_memory_nodes(
     assert machine.limits.affinity == machine.allowed == (1, 2, 3)
 
 
-def test_an_empty_cpuset_leaves_no_machine(tmp_path: Path) -> None:
+def test_an_empty_cpuset_is_a_machine_error(tmp_path: Path) -> None:
     root = build(tmp_path, regular(cores=2, threads=1))
     _tree(root, _v2("/", {"cpuset.cpus.effective": ""}))
     with pytest.raises(MachineError, match=r"online 0-1; cpuset empty.*Widen the cpuset"):
@@ -236,7 +234,7 @@ def test_recorded_cpusets_of_each_kind_are_read(name: str, cpuset: tuple[int, ..
     assert (bounds.cpuset, bounds.limits.memory_nodes) == (cpuset, nodes)
 
 
-def test_throttling_adds_up_over_the_groups_above(tmp_path: Path) -> None:
+def test_throttling_is_summed_over_all_ancestors(tmp_path: Path) -> None:
     (tmp_path / "sys/fs/cgroup/a").mkdir(parents=True)
     stat = "usage_usec 9\nnr_periods {}\nnr_throttled {}\nthrottled_usec {}"
     files = {"a/cpu.stat": stat.format(10, 2, 1_500_000), "cpu.stat": stat.format(100, 1, 500_000)}
@@ -246,7 +244,7 @@ def test_throttling_adds_up_over_the_groups_above(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Group:
-    """A real group of version 1 for each controller, named alike in each."""
+    """A real group of version 1 in each controller, with the same name."""
 
     name: str
 
@@ -257,7 +255,7 @@ class _Group:
         (self.folder(file.partition(".")[0]) / file).write_text(value)
 
     def run(self, code: str, *, prefix: str = "") -> str:
-        """Run Python in the group: a shell enters it first, so that everything of the program is inside."""
+        """Run Python in the group: a shell enters it first, so that the whole program is inside."""
         enter = "; ".join(f"echo $$ > {self.folder(one)}/cgroup.procs" for one in CONTROLLERS)
         script = f'set -e; {enter}; {prefix} "$0" -c "$1"'
         command = ["sh", "-c", script, sys.executable, code]
@@ -309,7 +307,7 @@ def test_a_real_cpuset_quota_and_memory_limit_are_obeyed(group: _Group) -> None:
     assert machine["limits"]["memory_nodes"] == "0"
 
 
-def test_a_real_nested_quota_counts_when_it_is_the_tighter_one(group: _Group) -> None:
+def test_a_real_nested_quota_applies_if_it_is_lower(group: _Group) -> None:
     group.set("cpu.cfs_quota_us", "120000")
     inner = _Group(f"{group.name}/inner")
     inner.folder("cpu").mkdir()
@@ -333,12 +331,12 @@ def test_real_throttling_is_counted(group: _Group) -> None:
     assert float(seconds) > 0
 
 
-def test_in_a_real_cgroup_namespace_the_limit_of_the_own_root_is_found(group: _Group, tmp_path: Path) -> None:
+def test_in_a_real_cgroup_namespace_the_limit_of_the_namespace_root_is_found(group: _Group, tmp_path: Path) -> None:
     group.set("cpu.cfs_quota_us", "70000")
     probe = subprocess.run(["unshare", "--cgroup", "--mount", "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         pytest.skip(f"no namespaces can be made here: {probe.stderr.strip()}")
-    # As container engines do: the hierarchy is mounted again inside, so that only the own part is to be seen.
+    # As container engines do: the hierarchy is mounted again inside, so that only the container's own part is visible.
     inside = f'mount -t cgroup -o cpu none {tmp_path}; exec "$0" "$@"'
     code = f"{READ_BOUNDS}; print(open('/proc/self/cgroup').read(), bounds.limits.cpu_quota)"
     output = group.run(code, prefix=f"exec unshare --cgroup --mount sh -c '{inside}'")

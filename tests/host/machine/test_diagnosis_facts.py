@@ -1,4 +1,4 @@
-"""What the doctor reads: from trees that are built, of all recorded machines, and of the machine the tests run on."""
+"""The facts of the doctor: from constructed trees, all recorded machines, and this machine."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _finding(facts: Facts, name: str) -> Finding:
     return next(finding for finding in diagnose(facts) if finding.id == name)
 
 
-def test_settings_are_read_with_the_file_that_has_them(tmp_path: Path) -> None:
+def test_settings_are_read_with_their_file_as_evidence(tmp_path: Path) -> None:
     facts = _read(
         tmp_path,
         **{
@@ -80,7 +80,7 @@ def test_settings_are_read_with_the_file_that_has_them(tmp_path: Path) -> None:
     assert {severities[name] for name in ("governor", "thermal-throttling", "throttling", "cpu-quota")} == {"unknown"}
 
 
-def test_files_of_each_cpu_are_grouped_by_what_they_say(tmp_path: Path) -> None:
+def test_per_cpu_files_are_grouped_by_value(tmp_path: Path) -> None:
     values = {
         f"{CPU}/cpu{cpu}/cpufreq/scaling_governor": "powersave" if cpu == 3 else "performance" for cpu in range(16)
     }
@@ -89,7 +89,7 @@ def test_files_of_each_cpu_are_grouped_by_what_they_say(tmp_path: Path) -> None:
     assert "cpu 3" in _finding(facts, "governor").title
 
 
-def test_policies_stand_for_their_cpus(tmp_path: Path) -> None:
+def test_cpufreq_policies_apply_to_their_cpus(tmp_path: Path) -> None:
     folder = f"{CPU}/cpufreq/policy0"
     files = {"related_cpus": "0 1 2 x 3", "scaling_max_freq": "1000000", "cpuinfo_max_freq": "2000000"}
     facts = _read(tmp_path, **{f"{folder}/{name}": text for name, text in files.items()})
@@ -136,13 +136,13 @@ def test_siblings_outside_the_cpuset_belong_to_others(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_a_virtual_machine_is_told_by_what_shows_it(
+def test_a_virtual_machine_is_recognized_with_the_evidence(
     tmp_path: Path, files: dict[str, str], virtual: bool | None
 ) -> None:
     assert _read(tmp_path, **files).kernel.virtual is virtual
 
 
-def test_files_that_make_no_sense_are_no_evidence(tmp_path: Path) -> None:
+def test_malformed_files_are_not_evidence(tmp_path: Path) -> None:
     names = (
         "proc/meminfo", "proc/cpuinfo", "proc/cmdline", "proc/sys/kernel/osrelease", "proc/sys/vm/swappiness",
         f"{CPU}/smt/control", f"{CPU}/cpufreq/boost", f"{CPU}/cpu0/cpufreq/scaling_max_freq",
@@ -199,7 +199,7 @@ def test_every_recorded_machine_is_diagnosed(name: str) -> None:
         ("hw-8em64t-2s2ca2c-buggynuma", "inconsistent-topology", "advice", "inconsistent"),
     ],
 )
-def test_recorded_machines_show_what_is_known_of_them(name: str, check: str, severity: str, words: str) -> None:
+def test_findings_for_recorded_machines_match_the_known_facts(name: str, check: str, severity: str, words: str) -> None:
     finding = _finding(facts_of(recorded(name)), check)
     assert finding.severity == severity
     assert words in finding.title
@@ -210,7 +210,7 @@ def test_a_tree_without_a_machine_is_refused(tmp_path: Path) -> None:
         facts_of(tmp_path)
 
 
-def test_a_machine_of_which_nothing_may_be_used_is_refused(tmp_path: Path) -> None:
+def test_a_machine_without_usable_cpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="No cpu of this machine is usable"):
         _read(tmp_path, **{"proc/self/status": "Cpus_allowed_list: 99"})
 
@@ -252,8 +252,8 @@ def test_a_program_that_spins_is_seen_with_its_share_and_its_cpus() -> None:
     assert seen.front is None
 
 
-def test_an_idle_program_is_seen_only_where_it_is_pinned() -> None:
-    """``_seen`` pretends one more cpu to be online, so that everything on this machine is pinned."""
+def test_an_idle_program_is_reported_only_if_it_is_pinned() -> None:
+    """``_seen`` pretends that one more cpu is online, so that every program on this machine is pinned."""
     with _running("sleep", "60") as process:
         deadline = time.monotonic() + 10
         while (seen := _seen(process.pid, 0.0)) is None or seen.name != "sleep":
@@ -263,14 +263,14 @@ def test_an_idle_program_is_seen_only_where_it_is_pinned() -> None:
     assert not [one for one in sample.programs if one.pid == process.pid]
 
 
-def test_this_process_and_those_above_it_are_no_others() -> None:
+def test_this_process_and_its_ancestors_are_not_other_programs() -> None:
     sample = take_sample(Tree(Path("/")), (*_online(), max(_online()) + 1), 0.0)
     assert not {os.getpid(), os.getppid()} & {one.pid for one in sample.programs}
     assert sample.swapped is not None
     assert {cpu for cpu, _ in sample.busy} >= set(_online())
 
 
-def test_a_worker_of_another_launcher_is_known_by_its_command() -> None:
+def test_a_worker_of_another_launcher_is_recognized_by_its_command() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, _running(
         sys.executable, "-m", "launcher.worker", "--instance", "0", "--threads", "1", stdin=theirs
@@ -297,7 +297,7 @@ def test_programs_are_named_without_their_arguments(words: list[str], name: str)
     assert describe(words, "kworker") == name
 
 
-def test_on_the_machine_itself_bindings_are_tried_and_nothing_is_left_out() -> None:
+def test_on_this_machine_bindings_are_tried_and_no_fact_is_missing() -> None:
     facts = facts_of(Path("/"))
     assert facts.live is not None
     assert len(facts.live.bindings) == len(facts.plan.instances)

@@ -1,4 +1,4 @@
-"""lscpu as second opinion and as only source: real output, and programs that fail in every way."""
+"""lscpu for comparison and as the only source: real output, and programs that fail in every way."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_offline_cpus_are_present_and_not_used() -> None:
     assert [core.cpus for core in machine.cores] == [(0,), (2,)]
 
 
-def test_columns_in_any_order_and_caches_in_one_column_are_understood() -> None:
+def test_columns_in_any_order_and_caches_in_one_column_are_parsed() -> None:
     text = "# Socket,CPU,L1d:L1i:L2:L3\n0,0,0:0:0:0\n0,1,0:0:0:0\n0,2,1:1:1:0\n1,3,2:2:2:1\n"
     machine = machine_from_lscpu_p(text)
     assert [(core.cpus, core.package, core.l3) for core in machine.cores] == [
@@ -87,12 +87,12 @@ def test_columns_in_any_order_and_caches_in_one_column_are_understood() -> None:
     assert machine.nodes == ()
 
 
-def test_cores_of_one_number_in_a_package_are_told_apart_by_their_caches() -> None:
+def test_cores_with_equal_numbers_in_a_package_are_distinguished_by_their_caches() -> None:
     text = "# CPU,Core,Socket,Node,,L1d,L1i,L2,L3\n0,0,0,0,,0,0,0,0\n1,0,0,0,,1,1,1,0\n"
     assert [core.cpus for core in machine_from_lscpu_p(text).cores] == [(0,), (1,)]
 
 
-def test_cores_told_by_their_number_alone_are_said_to_be_unsure() -> None:
+def test_cores_identified_by_number_alone_are_reported_as_uncertain() -> None:
     machine = machine_from_lscpu_p("# CPU,Core,Socket\n0,0,0\n1,0,0\n2,1,0\n")
     assert [core.cpus for core in machine.cores] == [(0, 1), (2,)]
     assert any("CORE alone" in warning and "cpus 0-1" in warning for warning in machine.warnings)
@@ -105,12 +105,12 @@ def test_a_file_without_cpus_is_refused_with_the_command_that_makes_one(text: st
 
 
 @pytest.mark.parametrize("text", ['{"cpus": []}', "CPU(s): 8", "# CPU,Core\n0,one", "0,-1", "# CPU,Core\n99999999,0"])
-def test_a_file_that_is_something_else_is_refused_with_the_line(text: str) -> None:
+def test_a_file_in_another_format_is_refused_with_the_line(text: str) -> None:
     with pytest.raises(UsageError, match="is not a row of `lscpu -p`"):
         machine_from_lscpu_p(text)
 
 
-def test_the_default_columns_are_taken_where_no_comment_names_them() -> None:
+def test_the_default_columns_are_assumed_if_no_comment_names_them() -> None:
     assert parse_rows("0,0,0,\n1,1,0,0") == [Row(0, 0, 0, None), Row(1, 1, 0, 0)]
 
 
@@ -147,7 +147,7 @@ def test_a_real_disagreement_is_named_with_its_cpus(name: str, words: str) -> No
 
 @needs_lscpu
 @each_recorded()
-def test_numbers_of_cores_that_repeat_are_no_disagreement(name: str) -> None:
+def test_repeated_core_numbers_are_not_a_disagreement(name: str) -> None:
     known = truth(name)
     warnings = [
         one for one in read_machine(recorded(name)).warnings if "lscpu" in one and "core" in one.split("lscpu")[1]
@@ -165,7 +165,7 @@ def test_each_kind_of_disagreement_is_named(tmp_path: Path, monkeypatch: pytest.
     assert "nodes that differ between lscpu and node*/cpumap: 0 of cpus 0-1,4-5" in text
 
 
-def test_an_opinion_that_agrees_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_lscpu_that_agrees_gives_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [f"{cpu},{cpu % 4},{cpu % 4 // 2},{cpu % 4 // 2},Y" for cpu in range(8)]
     _fake(tmp_path, monkeypatch, "\n".join(f"echo {row}" for row in rows))
     assert _read(tmp_path).warnings == ()
@@ -198,24 +198,24 @@ def test_an_opinion_that_agrees_is_silent(tmp_path: Path, monkeypatch: pytest.Mo
         "short",
     ],
 )
-def test_an_lscpu_that_fails_is_no_opinion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+def test_an_lscpu_that_fails_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     _fake(tmp_path, monkeypatch, script)
     machine = _read(tmp_path)
     assert len(machine.cores) == 4
     assert machine.warnings == ()
 
 
-def test_a_missing_lscpu_is_no_opinion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_lscpu_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert (len(_read(tmp_path).cores), _read(tmp_path).warnings) == (4, ())
 
 
-def test_an_lscpu_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_lscpu_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lscpu, "TIMEOUT", 0.1)
     _fake(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
     start = time.monotonic()
     assert len(_read(tmp_path).cores) == 4
     assert time.monotonic() - start < 20
     pid_file = tmp_path / "pid"
-    if pid_file.exists():  # killed before it could even say so otherwise
+    if pid_file.exists():  # otherwise killed before it could print anything
         assert not Path(f"/proc/{pid_file.read_text().strip()}").exists()

@@ -1,4 +1,4 @@
-"""Machine files: written and read back, taken in each form that there is, and refused with a reason otherwise."""
+"""Machine files: written and read back, accepted in every format, and otherwise refused with a reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tree(tmp_path: Path) -> Path:
     return build(tmp_path / "tree", regular(packages=2, cores=4))
 
 
-def test_a_file_that_was_written_gives_the_same_machine(tree: Path, tmp_path: Path) -> None:
+def test_a_written_file_gives_the_same_machine(tree: Path, tmp_path: Path) -> None:
     machine = read_machine(tree)
     file = tmp_path / "machine.json"
     write_machine_file(file, machine)
@@ -40,13 +40,13 @@ def test_a_file_that_was_written_gives_the_same_machine(tree: Path, tmp_path: Pa
 
 
 @each_recorded()
-def test_the_plan_for_the_file_of_a_recorded_machine_is_the_one_for_the_machine(name: str, tmp_path: Path) -> None:
+def test_the_file_of_a_recorded_machine_gives_the_same_plan_as_the_machine(name: str, tmp_path: Path) -> None:
     machine = read_machine(recorded(name))
     write_machine_file(tmp_path / "machine.json", machine)
     assert make_plan(read_machine_file(tmp_path / "machine.json"), PlanRequest()) == make_plan(machine, PlanRequest())
 
 
-def test_a_file_that_is_there_is_written_anew_and_a_link_is_followed(tree: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_and_a_link_is_followed(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "long.json").write_text("x" * 1_000_000)
     (tmp_path / "link.json").symlink_to(tmp_path / "long.json")
     write_machine_file(tmp_path / "link.json", read_machine(tree))
@@ -55,12 +55,12 @@ def test_a_file_that_is_there_is_written_anew_and_a_link_is_followed(tree: Path,
 
 
 @pytest.mark.parametrize("place", [".", "no/such/folder/machine.json", "-"])
-def test_where_nothing_can_be_written_is_said(tree: Path, place: str) -> None:
+def test_a_path_that_cannot_be_written_is_an_error(tree: Path, place: str) -> None:
     with pytest.raises(UsageError, match=f"--save {place}"):
         write_machine_file(Path(place), read_machine(tree))
 
 
-def test_a_whole_report_is_taken(tree: Path, tmp_path: Path) -> None:
+def test_a_whole_report_is_accepted(tree: Path, tmp_path: Path) -> None:
     machine = read_machine(tree)
     plan = make_plan(machine, PlanRequest(instances=2))
     commands = [Command(("program",), {})] * 2
@@ -73,7 +73,7 @@ def test_a_whole_report_is_taken(tree: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [LSCPU, "\ufeff" + LSCPU, LSCPU.replace("\n", "\r\n"), f"\n{LSCPU}\n\n"])
-def test_output_of_lscpu_is_taken(tmp_path: Path, text: str) -> None:
+def test_output_of_lscpu_is_accepted(tmp_path: Path, text: str) -> None:
     (tmp_path / "lscpu.txt").write_bytes(text.encode())
     machine = read_machine_file(tmp_path / "lscpu.txt")
     assert [(core.cpus, core.package, core.node) for core in machine.cores] == [((0, 2), 0, 0), ((1,), 1, 1)]
@@ -107,7 +107,7 @@ def test_standard_input_is_read_for_a_dash(monkeypatch: pytest.MonkeyPatch) -> N
         (b"# CPU,Core,Socket,Node\n0,0,0,99999999\n", "largest supported"),
     ],
 )
-def test_what_is_no_machine_is_refused_with_what_it_is_and_what_works(
+def test_a_file_without_a_machine_is_refused_with_the_reason_and_the_accepted_formats(
     tmp_path: Path, content: bytes, words: str
 ) -> None:
     file = tmp_path / "machine.json"
@@ -127,7 +127,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 def test_an_endless_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.host.machine.machine_file.MAX_BYTES", 1 << 20)
-    with pytest.raises(UsageError, match="larger than 1048576 bytes"):
+    with pytest.raises(UsageError, match="more than 1048576 bytes"):
         read_machine_file(Path("/dev/zero"))
 
 

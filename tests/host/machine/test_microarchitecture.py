@@ -1,4 +1,4 @@
-"""Names of microarchitectures: as archspec's own recorded processors have them, and of guests and unknown ones."""
+"""Names of microarchitectures: of archspec's own recorded processors, of guests, and of unknown processors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ZEN4 = RECORDED / "linux-rocky8.5-zen4"
 
 
 def recorded_processors() -> list[Path]:
-    """archspec's copies of `/proc/cpuinfo` that are of a family which is named, by the name that is expected."""
+    """archspec's copies of `/proc/cpuinfo`, of families that get names, by expected name."""
     return sorted(path for path in RECORDED.glob("linux-*") if "flags" in _first_keys(path) or _is_arm(path))
 
 
@@ -35,7 +35,7 @@ def _is_arm(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("path", recorded_processors(), ids=lambda path: path.name)
-def test_processors_that_archspec_recorded_get_the_name_that_it_gives_them(path: Path, tmp_path: Path) -> None:
+def test_processors_recorded_by_archspec_get_its_name_for_them(path: Path, tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(path.read_text())
     assert read_processor(Tree(tmp_path)).microarchitecture == path.name.split("-", 2)[2]
@@ -45,7 +45,7 @@ def test_there_are_recorded_processors() -> None:
     assert len(recorded_processors()) > 25
 
 
-def test_a_guest_without_the_flags_that_hypervisors_hide_keeps_its_name() -> None:
+def test_a_guest_lacking_the_flags_that_hypervisors_hide_keeps_its_name() -> None:
     guest = flags_of(ZEN4) - {"pku", "ospke", "flush_l1d"}
     assert microarchitecture(Identity("x86_64", "AuthenticAMD", guest)) == "zen4"
     assert microarchitecture(Identity("x86_64", "AuthenticAMD", guest - {"avx512_bf16"})) == "x86_64_v4"
@@ -59,12 +59,12 @@ def test_a_processor_of_an_unknown_vendor_gets_the_level_of_its_features() -> No
 @pytest.mark.parametrize(
     "identity", [Identity("s390x", "IBM/S390", frozenset({"vx"})), Identity("x86_64", None, frozenset())]
 )
-def test_what_archspec_cannot_tell_has_no_name(identity: Identity) -> None:
+def test_a_processor_that_archspec_cannot_identify_has_no_name(identity: Identity) -> None:
     assert microarchitecture(identity) is None
 
 
 @pytest.mark.parametrize("known", CATALOGUE, ids=lambda known: known.name)
-def test_known_machines_have_names_and_instruction_sets_as_they_would_be_read(known: KnownMachine) -> None:
+def test_known_machines_have_the_names_and_instruction_sets_that_would_be_read(known: KnownMachine) -> None:
     from archspec.cpu import TARGETS
 
     processor = known.processor

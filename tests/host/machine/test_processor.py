@@ -1,4 +1,4 @@
-"""What cores are: architecture, names and instruction sets, of recorded machines and of this one."""
+"""The processor: architecture, names and instruction sets, of recorded machines and of this one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _processor(root: Path, cpuinfo: str) -> tuple[str, tuple[str, ...]]:
     return processor.arch, processor.isa
 
 
-def test_instruction_sets_of_a_xeon_are_named_best_first(tmp_path: Path) -> None:
+def test_instruction_sets_of_a_xeon_are_listed_best_first(tmp_path: Path) -> None:
     flags = "fpu lm fma avx avx2 avx512f avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16 f16c sse4_2"
     assert _processor(tmp_path, f"vendor_id : GenuineIntel\nflags : {flags}\n") == (
         "x86_64",
@@ -60,7 +60,7 @@ def test_instruction_sets_of_a_xeon_are_named_best_first(tmp_path: Path) -> None
     )
 
 
-def test_memory_encryption_of_amd_is_no_matrix_instruction_of_arm(tmp_path: Path) -> None:
+def test_memory_encryption_of_amd_is_not_mistaken_for_matrix_instructions_of_arm(tmp_path: Path) -> None:
     assert _processor(tmp_path, "vendor_id : AuthenticAMD\nflags : lm sme avx2 bf16\n") == ("x86_64", ("avx2",))
 
 
@@ -78,7 +78,7 @@ def test_meminfo_of_machine_and_node_is_in_bytes() -> None:
     assert meminfo("Node 12 MemTotal:  2 kB\nNode 12 Active(file): 1 kB") == {"MemTotal": 2048, "Active(file)": 1024}
 
 
-def test_memory_of_a_recorded_machine_is_its_own(tmp_path: Path) -> None:
+def test_memory_of_a_recorded_machine_is_not_that_of_this_one(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 8 kB\nMemFree: 2 kB\nMemAvailable: 5 kB\n")
     assert read_memory(Tree(tmp_path)) == (8192, 5120)

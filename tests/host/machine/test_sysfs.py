@@ -54,7 +54,7 @@ def _has_level_3(root: Path) -> bool:
 
 
 @each_recorded()
-def test_cores_are_those_the_kernel_states_and_may_be_used(name: str) -> None:
+def test_cores_are_the_usable_ones_reported_by_the_kernel(name: str) -> None:
     known = truth(name)
     machine = _read(name, include_isolated=True)
     allowed = set(known["cpus_allowed"])
@@ -68,7 +68,7 @@ def test_cores_are_those_the_kernel_states_and_may_be_used(name: str) -> None:
 
 
 @each_recorded()
-def test_cpus_are_online_allowed_and_isolated_as_stated(name: str) -> None:
+def test_online_allowed_and_isolated_cpus_match_the_ground_truth(name: str) -> None:
     known = truth(name)
     machine = _read(name)
     assert list(machine.online) == known["kernel_online"]
@@ -79,7 +79,7 @@ def test_cpus_are_online_allowed_and_isolated_as_stated(name: str) -> None:
 
 
 @each_recorded()
-def test_packages_and_nodes_are_those_the_kernel_states(name: str) -> None:
+def test_packages_and_nodes_are_those_reported_by_the_kernel(name: str) -> None:
     known = truth(name)
     machine = _read(name, include_isolated=True)
     allowed = set(known["cpus_allowed"])
@@ -96,17 +96,17 @@ def test_packages_and_nodes_are_those_the_kernel_states(name: str) -> None:
 
 
 @each_recorded()
-def test_level_3_groups_are_those_of_the_truth_where_the_kernel_shows_such_caches(name: str) -> None:
+def test_l3_groups_match_the_ground_truth_if_the_kernel_reports_l3_caches(name: str) -> None:
     known = truth(name)
     root = recorded(name)
     machine = _read(name, include_isolated=True)
-    # Where the kernel shows none, the truth may still have the memory-side caches of Xeon Phi.
+    # If the kernel shows none, the ground truth may still have the memory-side caches of Xeon Phi.
     stated = [group["cpus"] for group in known["l3_groups"]] if _has_level_3(root) else []
     assert sorted(_groups(machine.cores, "l3").values()) == _limited(stated, set(known["cpus_allowed"]))
 
 
 @each_recorded()
-def test_kinds_are_those_of_the_kernel_or_else_of_the_truth(name: str) -> None:
+def test_kinds_match_the_kernel_or_else_the_ground_truth(name: str) -> None:
     known = truth(name)
     root = recorded(name)
     machine = _read(name, include_isolated=True)
@@ -168,7 +168,7 @@ def test_a_sound_machine_has_no_warnings(name: str) -> None:
     assert _read(name).warnings == ()
 
 
-def test_isolated_cpus_are_used_only_when_asked_for() -> None:
+def test_isolated_cpus_are_used_only_on_request() -> None:
     root = recorded("nri-server")
     without, with_them = read_machine(root), read_machine(root, include_isolated=True)
     isolated = set(without.isolated)
@@ -179,7 +179,7 @@ def test_isolated_cpus_are_used_only_when_asked_for() -> None:
 
 @st.composite
 def described_machines(draw: st.DrawFn) -> Described:
-    """Machines with packages, nodes, caches and cores of unequal sizes, numbered at random, some offline."""
+    """Machines with packages, nodes, caches and cores of unequal sizes, numbered at random, some cpus offline."""
     labels = iter(range(10_000))
     shape: list[tuple[int, int | None, int | None, int | None]] = []
     with_nodes = draw(st.booleans())
@@ -227,7 +227,7 @@ def test_a_described_machine_is_read_as_described(described: Described) -> None:
     assert [one for one in machine.warnings if "memory" not in one] == []
 
 
-def test_efficiency_cores_of_a_hybrid_machine_are_told_by_its_counter_devices(tmp_path: Path) -> None:
+def test_efficiency_cores_of_a_hybrid_machine_are_recognized_by_its_pmu_devices(tmp_path: Path) -> None:
     machine = read_machine(build(tmp_path, regular(cores=4, threads=1, efficiency=(2, 3))))
     assert [core.kind for core in machine.cores] == ["performance", "performance", "efficiency", "efficiency"]
 
@@ -236,13 +236,14 @@ def test_efficiency_cores_of_a_hybrid_machine_are_told_by_its_counter_devices(tm
     ("file", "values", "slow"),
     [
         ("cpu_capacity", [1024, 1024, 485, 485], [2, 3]),
-        ("cpu_capacity", [1024, 871, 871, 350], [3]),  # a phone's three sizes: only the small one is of another kind
+        # The three core sizes of a phone: only the small one is another kind.
+        ("cpu_capacity", [1024, 871, 871, 350], [3]),
         ("cpu_capacity", [1024, 1024, 1000, 1000], []),
         ("cpufreq/cpuinfo_max_freq", [5000000, 5200000, 3900000, 3900000], [2, 3]),
         ("cpufreq/cpuinfo_max_freq", [5200000, 5000000, 5000000, 5000000], []),  # turbo bins
     ],
 )
-def test_kinds_come_from_capacity_or_clock_where_the_gap_is_wide(
+def test_kinds_come_from_capacity_or_clock_if_the_gap_is_wide(
     tmp_path: Path, file: str, values: list[int], slow: list[int]
 ) -> None:
     files = {f"{CPU}/cpu{cpu}/{file}": str(value) for cpu, value in enumerate(values)}
@@ -250,21 +251,21 @@ def test_kinds_come_from_capacity_or_clock_where_the_gap_is_wide(
     assert [core.id for core in machine.cores if core.kind == "efficiency"] == slow
 
 
-def test_base_clocks_that_differ_alone_make_no_kinds(tmp_path: Path) -> None:
+def test_a_difference_in_base_clocks_alone_does_not_make_kinds(tmp_path: Path) -> None:
     files = {f"{CPU}/cpu{cpu}/cpufreq/cpuinfo_max_freq": "3900000" for cpu in range(4)}
     files |= {f"{CPU}/cpu{cpu}/cpufreq/base_frequency": str(2_800_000 - 700_000 * (cpu > 1)) for cpu in range(4)}
     machine = read_machine(build(tmp_path, regular(cores=4, threads=1, files=files)))
     assert {core.kind for core in machine.cores} == {"performance"}
 
 
-def test_siblings_of_which_only_one_names_the_other_are_two_cores_and_said(tmp_path: Path) -> None:
+def test_siblings_of_which_only_one_lists_the_other_are_two_cores_and_reported(tmp_path: Path) -> None:
     files = {f"{CPU}/cpu0/topology/thread_siblings{form}": text for form, text in (("", "5"), ("_list", "0,2"))}
     machine = read_machine(build(tmp_path, regular(cores=4, threads=1, files=files)))
     assert [core.cpus for core in machine.cores] == [(0,), (1,), (2,), (3,)]
     assert any("cpu 0 lists 2" in warning for warning in machine.warnings)
 
 
-def test_a_cpu_without_files_joins_those_that_name_it(tmp_path: Path) -> None:
+def test_a_cpu_without_files_joins_the_cpus_that_list_it(tmp_path: Path) -> None:
     build(tmp_path, regular(cores=2, threads=2))
     for file in (tmp_path / CPU / "cpu2/topology").iterdir():
         file.unlink()
@@ -285,7 +286,7 @@ def test_cpus_without_any_topology_are_cores_of_their_own(tmp_path: Path) -> Non
     assert machine.to_json()["arch"] is None
 
 
-def test_without_a_list_of_online_cpus_each_cpu_is_asked(tmp_path: Path) -> None:
+def test_without_a_list_of_online_cpus_the_file_of_each_cpu_is_read(tmp_path: Path) -> None:
     described = regular(cores=4, threads=1)
     cpus = {cpu: replace(one, online=cpu != 1) for cpu, one in described.cpus.items()}
     build(tmp_path, replace(described, cpus=cpus))
@@ -296,14 +297,14 @@ def test_without_a_list_of_online_cpus_each_cpu_is_asked(tmp_path: Path) -> None
     assert machine.present == (0, 1, 2, 3)
 
 
-def test_an_offline_cpu0_and_an_offline_sibling_leave_the_core_its_other_cpu(tmp_path: Path) -> None:
+def test_a_core_with_an_offline_cpu_keeps_the_other_one(tmp_path: Path) -> None:
     described = regular(cores=4, threads=2)
     cpus = {cpu: replace(one, online=cpu not in (0, 6)) for cpu, one in described.cpus.items()}
     machine = read_machine(build(tmp_path, replace(described, cpus=cpus)))
     assert [core.cpus for core in machine.cores] == [(1, 5), (2,), (3, 7), (4,)]
 
 
-def test_files_that_make_no_sense_are_ignored_and_named(tmp_path: Path) -> None:
+def test_malformed_files_are_ignored_and_reported(tmp_path: Path) -> None:
     files = {
         f"{CPU}/isolated": "(null)",
         f"{CPU}/cpu0/topology/physical_package_id": "many",
@@ -319,7 +320,7 @@ def test_files_that_make_no_sense_are_ignored_and_named(tmp_path: Path) -> None:
         assert sign in text
 
 
-def test_a_level_3_cache_over_whole_nodes_is_sound_and_one_that_cuts_a_node_is_said(tmp_path: Path) -> None:
+def test_an_l3_cache_over_whole_nodes_is_plausible_and_one_that_splits_a_node_is_reported(tmp_path: Path) -> None:
     clusters = regular(nodes=2, cores=4, threads=1)
     whole = replace(clusters, cpus={cpu: replace(one, l3=0) for cpu, one in clusters.cpus.items()})
     assert read_machine(build(tmp_path / "whole", whole)).warnings == ()
@@ -337,13 +338,13 @@ def test_the_only_node_has_all_memory_of_the_machine(tmp_path: Path) -> None:
     assert any("16.0 GiB and 64.0 GiB" in warning for warning in machine.warnings)
 
 
-def test_free_memory_of_a_node_counts_what_only_caches_files(tmp_path: Path) -> None:
+def test_free_memory_of_a_node_includes_the_page_cache(tmp_path: Path) -> None:
     machine = read_machine(build(tmp_path, regular()))
     assert machine.nodes[0].free_bytes == (16 << 30) * 5 // 8
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file", "proc only"])
-def test_a_root_that_is_no_machine_is_refused_with_what_was_looked_for(tmp_path: Path, kind: str) -> None:
+def test_a_root_without_a_machine_is_refused_with_the_missing_directory(tmp_path: Path, kind: str) -> None:
     root = tmp_path / "root"
     if kind == "file":
         root.write_text("no tree")
@@ -353,7 +354,7 @@ def test_a_root_that_is_no_machine_is_refused_with_what_was_looked_for(tmp_path:
         read_machine(root)
 
 
-def test_a_machine_of_which_nothing_is_left_is_refused_with_what_there_was(tmp_path: Path) -> None:
+def test_a_machine_without_usable_cpus_is_refused_with_its_limits(tmp_path: Path) -> None:
     build(tmp_path, regular(cores=2, threads=1, isolated=(0, 1)))
     with pytest.raises(MachineError, match=r"online 0-1.*isolated 0-1.*include the isolated"):
         read_machine(tmp_path)
@@ -380,7 +381,7 @@ def test_links_inside_the_root_are_followed(tmp_path: Path) -> None:
     assert len(read_machine(root).cores) == 2
 
 
-def test_nothing_of_this_machine_gets_into_another_ones_reading(tmp_path: Path) -> None:
+def test_no_fact_of_this_machine_is_read_for_another_one(tmp_path: Path) -> None:
     machine = read_machine(build(tmp_path, regular(cores=2, threads=1)))
     assert (machine.arch, machine.model, machine.isa) == ("unknown", None, ())
     assert (machine.memory_bytes, machine.free_bytes) == (None, None)
@@ -404,7 +405,7 @@ def test_the_affinity_mask_limits_what_is_usable() -> None:
     assert [core.cpus for core in machine.cores] == [(cpu,)]
 
 
-def test_where_sys_is_hidden_each_cpu_of_the_mask_is_a_core() -> None:
+def test_if_sys_is_hidden_each_cpu_of_the_mask_is_a_core() -> None:
     code = (
         "from launcher.host.machine.sysfs import read_machine as r; m = r(); print(len(m.cores), m.nodes, m.warnings)"
     )
@@ -454,7 +455,7 @@ garbage = st.one_of(
 
 @settings(max_examples=15, deadline=None)
 @given(st.data())
-def test_whatever_the_files_hold_there_is_a_machine_or_a_clear_refusal(data: st.DataObject) -> None:
+def test_any_file_contents_give_a_machine_or_a_clear_error(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
         root = build(Path(folder), SMALL)
         files = sorted(path for path in root.rglob("*") if path.is_file())
@@ -466,14 +467,14 @@ def test_whatever_the_files_hold_there_is_a_machine_or_a_clear_refusal(data: st.
         try:
             machine = read_machine(root)
         except MachineError:
-            return  # the garbage forbids every cpu
+            return  # the garbage excludes every cpu
         cpus = [cpu for core in machine.cores for cpu in core.cpus]
         assert len(cpus) == len(set(cpus))
         assert set(cpus) <= set(machine.allowed) <= set(machine.online) <= set(machine.present)
         assert {core.node for core in machine.cores} - {None} <= {node.id for node in machine.nodes}
 
 
-def test_the_reader_does_not_import_what_makes_a_start_slow() -> None:
+def test_the_reader_imports_no_slow_module() -> None:
     slow = "print([one for one in ('torch', 'cpuinfo', 'numpy') if one in sys.modules])"
     code = f"import sys, launcher.host.machine.sysfs; {slow}"
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
@@ -492,14 +493,14 @@ def test_4096_cpus_are_read_in_two_seconds_of_cpu_time(tmp_path: Path) -> None:
     assert seconds < 2, f"{seconds:.2f} s"
 
 
-def test_each_recorded_machine_says_what_it_is_made_of() -> None:
+def test_the_processor_of_a_recorded_machine_is_read() -> None:
     machine: Any = read_machine(recorded("ul-x86_64-64cpu-linux6.2"))
     assert (machine.arch, machine.vendor) == ("x86_64", "GenuineIntel")
     assert machine.model == "11th Gen Intel(R) Core(TM) i7-1165G7 @ 2.80GHz"
     assert machine.isa == ("avx512_vnni", "avx512f", "avx2", "avx", "fma", "f16c", "sse4_2")
 
 
-def test_another_system_than_linux_is_refused_with_what_works_there() -> None:
+def test_systems_other_than_linux_are_refused_with_what_is_possible_there() -> None:
     """In a process of its own, in which Python says that it runs on macOS."""
     code = (
         "import sys; from launcher.host.machine.sysfs import read_machine; from launcher.errors import MachineError\n"

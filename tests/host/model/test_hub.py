@@ -113,7 +113,7 @@ except UsageError as error:
 """
 
 
-def resolve_apart(repo: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def resolve_in_subprocess(repo: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """In a separate process, because the client reads its environment when it is imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return subprocess.run(
@@ -129,7 +129,7 @@ def resolve_apart(repo: str, cache: Path, **environment: str) -> subprocess.Comp
 @pytest.mark.slow
 def test_a_hub_model_is_downloaded_once_with_the_needed_files(hub, tmp_path) -> None:
     address, asked = hub
-    first = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
+    first = resolve_in_subprocess(REPO, tmp_path, HF_ENDPOINT=address)
     assert first.returncode == 0, first.stderr
     model_info = json.loads(first.stdout)
     assert (model_info["name"], model_info["pooling"], model_info["weight_bytes"]) == (REPO, "cls", 1600)
@@ -139,11 +139,11 @@ def test_a_hub_model_is_downloaded_once_with_the_needed_files(hub, tmp_path) -> 
     }  # fmt: skip
 
     asked.clear()
-    second = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
+    second = resolve_in_subprocess(REPO, tmp_path, HF_ENDPOINT=address)
     assert json.loads(second.stdout) == model_info
     assert asked == []
 
-    offline = resolve_apart(REPO, tmp_path, HF_HUB_OFFLINE="1")
+    offline = resolve_in_subprocess(REPO, tmp_path, HF_HUB_OFFLINE="1")
     assert json.loads(offline.stdout) == model_info
 
 
@@ -151,28 +151,28 @@ def test_a_hub_model_is_downloaded_once_with_the_needed_files(hub, tmp_path) -> 
 def test_a_cached_copy_without_sentence_files_is_completed_or_its_use_is_noted(hub, tmp_path) -> None:
     """transformers caches only its own files; without the others, vectors would be pooled differently."""
     address, _ = hub
-    resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
+    resolve_in_subprocess(REPO, tmp_path, HF_ENDPOINT=address)
     (snapshot,) = tmp_path.glob(f"hub/models--*/snapshots/{COMMIT}")
     (snapshot / "modules.json").unlink()
     (snapshot / "1_Pooling/config.json").unlink()
 
-    alone = resolve_apart(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    alone = resolve_in_subprocess(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert "the cached copy was used, the hub could not be reached" in json.loads(alone.stdout)["notes"][0]
 
-    completed = resolve_apart(REPO, tmp_path, HF_ENDPOINT=address)
+    completed = resolve_in_subprocess(REPO, tmp_path, HF_ENDPOINT=address)
     assert json.loads(completed.stdout)["pooling"] == "cls"
 
 
 def test_the_error_for_an_unknown_model_says_where_it_was_searched(hub, tmp_path) -> None:
     address, _ = hub
-    made = resolve_apart("someone/nothing", tmp_path, HF_ENDPOINT=address)
+    made = resolve_in_subprocess("someone/nothing", tmp_path, HF_ENDPOINT=address)
 
     assert made.returncode == 1
     assert f"and at {address}, where it does not exist or is private" in made.stderr
 
 
 def test_offline_mode_is_named_as_the_reason(tmp_path) -> None:
-    made = resolve_apart(REPO, tmp_path, HF_HUB_OFFLINE="1")
+    made = resolve_in_subprocess(REPO, tmp_path, HF_HUB_OFFLINE="1")
 
     assert made.returncode == 1
     assert "HF_HUB_OFFLINE is set" in made.stderr
@@ -180,7 +180,7 @@ def test_offline_mode_is_named_as_the_reason(tmp_path) -> None:
 
 
 def test_a_hub_that_refuses_connections_is_an_immediate_error(tmp_path) -> None:
-    made = resolve_apart(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    made = resolve_in_subprocess(REPO, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
 
     assert made.returncode == 1
     assert "could not be reached" in made.stderr
@@ -191,7 +191,7 @@ def test_a_hub_that_refuses_connections_is_an_immediate_error(tmp_path) -> None:
 def test_a_hub_that_never_responds_is_an_error_after_the_timeout(tmp_path) -> None:
     silent = socket.create_server(("127.0.0.1", 0))
     start = time.monotonic()
-    made = resolve_apart(REPO, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    made = resolve_in_subprocess(REPO, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
     silent.close()
 
     assert made.returncode == 1
@@ -200,7 +200,7 @@ def test_a_hub_that_never_responds_is_an_error_after_the_timeout(tmp_path) -> No
 
 
 def test_an_invalid_hub_id_is_an_error(tmp_path) -> None:
-    assert "nor a valid Hub id" in resolve_apart("some--one/..", tmp_path).stderr
+    assert "nor a valid Hub id" in resolve_in_subprocess("some--one/..", tmp_path).stderr
 
 
 def test_only_torch_weights_of_one_format_are_downloaded() -> None:

@@ -17,7 +17,7 @@ from launcher.host.process.verify_binding import verify
 
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
 
-# Loads libraries, or runs a parallel region of one, as compiled programs do.
+# Loads libraries, or runs a parallel region, as compiled programs do.
 PROGRAM = """
 import ctypes, sys
 body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
@@ -61,7 +61,7 @@ def test_the_threads_of_each_runtime_are_counted(two_runtimes: tuple[str, str]) 
     first, second = two_runtimes
     with process(f"use:{first}", f"load:{second}") as pid:
         counts = count_openmp_threads(Path(f"/proc/{pid}"))
-    assert counts.by_runtime == {first: 2, second: 0}, "of three that work, the main thread is one"
+    assert counts.by_runtime == {first: 2, second: 0}, "one of the three computing threads is the main thread"
     assert counts.never_blocked == 0
 
 

@@ -41,7 +41,7 @@ def test_the_pid_is_kept_and_sigpipe_terminates_the_program() -> None:
         status = dict(line.split(":\t", 1) for line in running.stdout.read().splitlines())
     assert status["Name"] == "cat"
     assert int(status["Pid"]) == running.pid
-    assert int(status["SigIgn"], 16) & (1 << signal.SIGPIPE - 1) == 0, "Python ignores it, a program must not"
+    assert int(status["SigIgn"], 16) & (1 << signal.SIGPIPE - 1) == 0, "Python ignores it, but a program must not"
     assert int(status["SigBlk"], 16) == 0
 
 

@@ -154,7 +154,7 @@ async def test_a_write_to_a_reader_that_never_reads_can_be_cancelled() -> None:
     with anyio.move_on_after(0.2) as waited:
         await pipe.output.write(b"x" * 1_000_000)
     assert waited.cancelled_caught
-    os.close(pipe.read_end)  # ends the thread that still writes
+    os.close(pipe.read_end)  # ends the thread that is still writing
 
 
 async def test_a_non_blocking_output_loses_nothing() -> None:

@@ -98,7 +98,7 @@ def test_a_library_that_fails_is_skipped_with_the_reason(tmp_path: Path) -> None
     assert usable == str(good)
     (text, text_reason), (needy, needy_reason) = refused
     assert (text, needy) == (str(first / "libjemalloc.so.2"), str(second / "libjemalloc.so.2"))
-    assert "ld.so says that it cannot be preloaded (" in text_reason
+    assert "ld.so reports that it cannot be preloaded (" in text_reason
     assert "nobody_has_this" in needy_reason
 
 
@@ -162,7 +162,7 @@ def test_without_wanted_libraries_nothing_is_searched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("library", ["tcmalloc", "jemalloc", "intel"])
-def test_the_libraries_of_this_machine_work(library: Library) -> None:
+def test_the_installed_libraries_of_this_machine_pass_the_test(library: Library) -> None:
     (search,) = find_libraries((library,), environment()).searches
     if search.usable is None:
         pytest.skip(f"no {KINDS[library].shown} on this machine")

@@ -198,7 +198,7 @@ MBIND, SET_MEMPOLICY, GET_MEMPOLICY = 0, 1, 2
 def test_with_set_mempolicy_refused_cpus_are_still_bound() -> None:
     (binding,) = in_child([instance()], before=denying(SET_MEMPOLICY, MBIND))
     assert (binding["level"], binding["tool"]) == ("cpus", "numactl")
-    assert "bind, preferred by numactl" not in binding["reason"], "the two levels are refused in different words"
+    assert "bind, preferred by numactl" not in binding["reason"], "the two levels are refused with different messages"
     assert "set_mempolicy: Operation not permitted; setting membind: Operation not permitted" in binding["reason"]
     assert "bind by syscalls: memory bind on node" in binding["reason"]
 

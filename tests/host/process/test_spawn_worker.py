@@ -95,7 +95,7 @@ channel.sendall(json.dumps(facts).encode())
     worker.sock.setblocking(True)
     with worker.sock:
         facts = json.loads(worker.sock.recv(65536))
-    # The listing itself holds a descriptor while it is made, and that one is closed again.
+    # Listing the folder itself uses a descriptor, which is closed afterwards.
     assert facts["fds"] == [0, 1, 2]
     assert facts["family"] == "AF_UNIX"
     assert facts["session"], "Ctrl-C in the terminal must not reach it"

@@ -43,7 +43,7 @@ def python(code: str, instance: int = 0) -> Launch:
 
 
 class Front:
-    """Takes the place of the dispatcher: keeps the channels and reports that a worker is ready."""
+    """Takes the place of the dispatcher: holds the channels and reports when a worker is ready."""
 
     def __init__(self) -> None:
         self.story: list[tuple[object, ...]] = []
@@ -62,8 +62,8 @@ class Front:
     def restarting(self, instance: int, delay: float) -> None:
         self._tell("restarting", instance, delay)
 
-    def given_up(self, instance: int, reason: str) -> None:
-        self._tell("given_up", instance, reason)
+    def failed(self, instance: int, reason: str) -> None:
+        self._tell("failed", instance, reason)
 
     def told(self, *beginning: object) -> list[tuple[object, ...]]:
         return [event for event in self.story if event[: len(beginning)] == beginning]
@@ -117,7 +117,7 @@ async def supervised(*codes: str | Launch, options: SuperviseOptions = QUICK) ->
         front.supervisor.stop_now()
     pids = [event[2] for event in front.told("started")]
     assert not [pid for pid in pids if exists(pid)], "a worker is left or was not reaped"
-    assert len(front.told("exited")) == len(pids), "each start has its end"
+    assert len(front.told("exited")) == len(pids), "every start is followed by an exit"
     assert not front.channels
 
 
@@ -181,7 +181,7 @@ async def test_a_killed_idle_worker_is_restarted_and_the_others_are_unaffected(
     assert any(
         re.fullmatch(rf"worker, pid {first}, exited after .* s in state ready: {described}.*", line) for line in said
     )
-    assert "restarts on the same cores in 0.0 s (failure 1 in a row)" in said
+    assert "restarts on the same cores in 0.0 s (consecutive failure 1)" in said
 
 
 async def test_the_next_worker_gets_the_same_command_and_environment() -> None:
@@ -214,22 +214,22 @@ async def test_a_worker_that_exits_with_status_0_unasked_is_restarted() -> None:
 async def test_a_crash_at_load_is_retried_up_to_the_limit_and_no_further() -> None:
     async with supervised("raise SystemExit('no weights')", GOOD) as front:
         await front.warm(1)
-        gave_up = await front.until("given_up", 0)
-        assert gave_up[2] == "3 failures in a row, the last: exit status 1; last output: 'no weights'"
+        failure = await front.until("failed", 0)
+        assert failure[2] == "3 consecutive failures, the last: exit status 1; last output: 'no weights'"
         assert [delay for *_, delay in front.told("restarting", 0)] == [0.01, 0.02]
         assert len(front.told("started", 0)) == 3
         assert front.state(0) == "failed"
         assert front.state(1) == "ready", "one broken instance must not end the others"
         os.kill(front.pid(1), signal.SIGKILL)
         await front.until("started", 1, times=2)
-        assert len(front.told("started", 0)) == 3, "it stays given up while others are restarted"
+        assert len(front.told("started", 0)) == 3, "it stays failed while others are restarted"
 
 
 async def test_a_command_that_cannot_be_executed_fails_with_its_reason() -> None:
     async with supervised(Launch(0, ("/no/such/program",), {})) as front:
-        reason = (await front.until("given_up", 0))[2]
+        reason = (await front.until("failed", 0))[2]
         assert "/no/such/program" in str(reason)
-        assert "3 failures in a row" in str(reason)
+        assert "3 consecutive failures" in str(reason)
         assert not front.told("started")
 
 
@@ -237,7 +237,7 @@ async def test_a_permanently_failed_worker_is_not_restarted() -> None:
     async with supervised(SLOW) as front:
         await front.until("started", 0)
         front.supervisor.unusable(0, "the model has no safetensors file", front.pid())
-        assert await front.until("given_up", 0) == ("given_up", 0, "the model has no safetensors file")
+        assert await front.until("failed", 0) == ("failed", 0, "the model has no safetensors file")
         assert len(front.told("started")) == 1
 
 
@@ -266,8 +266,8 @@ async def test_reports_of_an_earlier_worker_are_ignored() -> None:
 async def test_a_worker_that_is_not_ready_in_time_is_killed_and_counted() -> None:
     options = SuperviseOptions(start_seconds=0.05, max_failures=2, backoff_seconds=0.01)
     async with supervised(SLOW, options=options) as front:
-        reason = (await front.until("given_up", 0))[2]
-        assert re.fullmatch(r"2 failures in a row, the last: not ready after 0\.\d s", str(reason))
+        reason = (await front.until("failed", 0))[2]
+        assert re.fullmatch(r"2 consecutive failures, the last: not ready after 0\.\d s", str(reason))
         assert all(str(event[2]).startswith("killed: not ready after") for event in front.told("exited", 0))
 
 
@@ -379,7 +379,7 @@ async def test_restarts_leak_no_descriptor() -> None:
         await front.until("exited", 0, times=3)
         before = count_descriptors()
         await front.until("exited", 0, times=25)
-        # A worker that is just being started has its channel, its pipe and its pidfd.
+        # A worker that is being started has a channel, a pipe and a pidfd.
         assert count_descriptors() <= before + 6
 
 
@@ -413,7 +413,7 @@ class Silent:
         print(pid, flush=True)
     def exited(self, instance, pid, description): pass
     def restarting(self, instance, delay): pass
-    def given_up(self, instance, reason): pass
+    def failed(self, instance, reason): pass
 
 command = (sys.executable, "-m", "launcher.worker", "--instance", "0", "--threads", "1")
 launches = [Launch(instance, command, dict(os.environ)) for instance in range(3)]
@@ -437,6 +437,6 @@ def test_when_the_front_is_killed_no_worker_is_left_within_a_second(stopped: boo
 
 
 def has_death_signal_set(pid: int) -> bool:
-    """Judged from outside: the worker asks for the signal before it starts its second thread."""
+    """Judged from outside: the worker requests the signal before it starts its second thread."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"^Threads:\t(\d+)", status, re.MULTILINE)[1]) > 1  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Verification of real processes; each kind of miss is provoked and has to be reported."""
+"""Verification of real processes; each kind of miss is provoked and must be reported."""
 
 from __future__ import annotations
 
@@ -173,8 +173,8 @@ def test_the_verification_as_json() -> None:
     assert {"pid", "level", "cpus", "threads", "private_bytes", "private_local", "openmp"} <= set(fields)
 
 
-# As a worker on node 1 of a two-node machine leaves it: heap and stack there, a library and the weights of a file
-# where they were read first, one mapping of 2 MiB pages. Written by hand after numa(7).
+# A worker on node 1 of a two-node machine: heap and stack there, a library and the weights of a file on the node that
+# read them first, one mapping with 2 MiB pages. Written by hand, following numa(7).
 NUMA_MAPS = """\
 00400000 bind:1 file=/usr/bin/python3.11 mapped=300 active=0 N0=300 kernelpagesize_kB=4
 00a00000 bind:1 file=/usr/bin/python3.11 anon=20 dirty=20 mapped=21 N0=1 N1=20 kernelpagesize_kB=4
@@ -233,8 +233,8 @@ def threads(*seconds: float, cpus: Callable[[int], tuple[int, ...]] = lambda _: 
         ((0.0,), 1),
         ((9.0, 0.0, 0.0), 1),
         ((9.0, 3.0, 3.1, 0.0), 3),
-        ((9.0, 3.0, 0.1), 2),  # an idle pool's thread that spun while it was created
-        ((0.0, 0.1, 0.1), 1),  # spinning while they are made
+        ((9.0, 3.0, 0.1), 2),  # a thread of an idle pool, which spun while it was created
+        ((0.0, 0.1, 0.1), 1),  # spinning while they are created
     ],
 )
 def test_computing_threads_are_distinguished_from_idle_ones(seconds: tuple[float, ...], computing: int) -> None:

@@ -1,7 +1,7 @@
 """The API families that the server has, one module each.
 
 To add a route, describe it in the module of its family; to add a family, list it here. Routing, ``/openapi.json`` and
-``/docs`` follow from the descriptions. What several families use must not enter; it belongs beside this package.
+``/docs`` follow from the descriptions. Code shared by several families belongs in the parent package.
 """
 
 from __future__ import annotations

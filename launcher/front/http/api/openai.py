@@ -24,7 +24,7 @@ from launcher.front.tokenizer import Tokenized
 from launcher.options.choices import VectorEncoding
 
 _encode = msgspec.json.Encoder().encode
-_MODEL_NOT_FOUND = {404: "The model is not the one that is served."}
+_MODEL_NOT_FOUND = {404: "This model is not served here."}
 
 
 class EmbeddingsRequest(Struct, frozen=True):
@@ -45,7 +45,7 @@ class EmbeddingsRequest(Struct, frozen=True):
 
 
 class Embedding(Struct, frozen=True):
-    """One vector: a list of numbers, or a string if base64 was asked for."""
+    """One vector: a list of numbers, or a string if base64 was requested."""
 
     object: Literal["embedding"]
     index: int

@@ -1,4 +1,4 @@
-"""The routes for those who operate the server: health, readiness, metrics and documentation.
+"""The routes for operators: health, readiness, metrics and documentation.
 
 None of them waits for a worker.
 """
@@ -42,7 +42,7 @@ class Operations:
         self._services = services
 
     async def health(self, request: Request) -> Response:
-        """That the HTTP server is alive."""
+        """Report that the HTTP server is alive."""
         return _json(_HEALTH)
 
     async def ready(self, request: Request) -> Response:
