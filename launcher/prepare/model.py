@@ -45,8 +45,8 @@ def check_worker_packages(options: ModelOptions) -> tuple[str, ...]:
 
 
 def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo | None, tuple[str, ...]]:
-    """The model's metadata, and notes. Without ``needed`` nothing is downloaded, and a model that is not on this machine
-    gives None and a warning; otherwise it raises, as for every model that cannot be served.
+    """The model's metadata, and notes. Without ``needed`` nothing is downloaded, and a model that is not on this
+    machine gives None and a warning; otherwise it raises, as for every model that cannot be served.
     """
     try:
         model_info = resolve(options, download=needed)
