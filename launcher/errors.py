@@ -19,6 +19,10 @@ class UsageError(LauncherError):
     exit_code = 2
 
 
+class ModelAbsentError(UsageError):
+    """The model is not on this machine. A server cannot start without it; a report can be made."""
+
+
 class MachineError(LauncherError):
     """The machine cannot satisfy the request; use another machine or request less."""
 

@@ -19,6 +19,7 @@ from launcher.options.choices import (
     OnFailure,
     OpenMP,
     TaskChoice,
+    TokenIdsPolicy,
 )
 from launcher.options.option import argument, option, part
 
@@ -163,6 +164,11 @@ class FrontOptions:
     )
     drain_seconds: float = option(
         30.0, "Graceful shutdown timeout for admitted requests.", group=HTTP, minimum=0.0, metavar="SECONDS"
+    )
+    token_ids: TokenIdsPolicy = option(
+        "refuse",
+        "Token ids as inputs; accept only if all clients use the tokenizer of the model.",
+        group=HTTP,
     )
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
     header_bytes: int = option(

@@ -6,22 +6,27 @@ selects the tables that are valid for these options. Measuring and writing belon
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.core.cost.cost_model import fit
 from launcher.core.cost.cost_table import CostKey, differences
+from launcher.core.machine.isa_limits import limits_in
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.plan import InstancePlan
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.tuning.simulation import CostBasis
 from launcher.host.files import cost_tables
 from launcher.options import ServeOptions
+from launcher.prepare.machine import environment_of
 from launcher.prepare.model import dtype_of
 
 
 @dataclass(frozen=True, slots=True)
 class CostKeyBase:
-    """The part of a cost key that all instances of a run share."""
+    """The part of a cost key that all instances of a run share.
+
+    The instruction sets of ``machine`` are followed by the variables that keep libraries from using some of them.
+    """
 
     machine: Machine
     model_info: ModelInfo
@@ -81,6 +86,8 @@ def cost_key_base(options: ServeOptions, machine: Machine, model_info: ModelInfo
     # FIFO and sorted batches are both padded and cost the same; whether items are packed is known only when the model
     # is loaded.
     layout = "auto" if options.model.layout == "auto" else "padded"
+    limits = limits_in(environment_of(options.machine), machine.isa)
+    limited = replace(machine, isa=(*machine.isa, *limits))
     return CostKeyBase(
-        machine, model_info, dtype_of(options, machine), backend, options.scheduling.batch_tokens, layout
+        limited, model_info, dtype_of(options, machine), backend, options.scheduling.batch_tokens, layout
     )

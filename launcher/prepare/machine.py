@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.core.machine.topology import Machine
@@ -24,6 +26,11 @@ def load_machine(options: MachineOptions) -> Machine:
 def is_this_machine(options: MachineOptions) -> bool:
     """Whether the machine is the one that this process runs on. Only then may a plan contain facts about it."""
     return options.machine_file is None and options.sysroot.resolve() == HERE
+
+
+def environment_of(options: MachineOptions) -> Mapping[str, str]:
+    """The environment that workers on this machine inherit; empty for another machine, whose environment is unknown."""
+    return os.environ if is_this_machine(options) else {}
 
 
 def require_this_machine(options: MachineOptions) -> None:

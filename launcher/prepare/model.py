@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
+from launcher.core.machine.isa_limits import usable_isa
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.footprint import choose_dtype, mixed_batches, warmup_shapes
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import SchedulerLimits
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import ModelAbsentError, UsageError
 from launcher.host.model.resolve import resolve
 from launcher.options import FIFO_BATCH_ITEMS, ModelOptions, ServeOptions
 from launcher.options.choices import RunDtype
+from launcher.prepare.machine import environment_of
 
 
 def check_backend(options: ModelOptions) -> None:
@@ -43,12 +45,12 @@ def check_worker_packages(options: ModelOptions) -> tuple[str, ...]:
 
 
 def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo | None, tuple[str, ...]]:
-    """The model's metadata, and notes. Without ``needed`` nothing is downloaded, and a model that cannot be resolved
-    gives None and a warning; otherwise it raises.
+    """The model's metadata, and notes. Without ``needed`` nothing is downloaded, and a model that is not on this
+    machine gives None and a warning; otherwise it raises, as for every model that cannot be served.
     """
     try:
         model_info = resolve(options, download=needed)
-    except LauncherError as error:
+    except ModelAbsentError as error:
         if needed:
             raise
         return None, (f"The plan does not take the limits of the model into account: {error}",)
@@ -56,8 +58,8 @@ def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo |
 
 
 def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
-    """The dtype to run in on this machine."""
-    return choose_dtype(options.model.dtype, machine.isa)
+    """The dtype to run in on this machine, as far as the environment lets libraries use its instructions."""
+    return choose_dtype(options.model.dtype, usable_isa(machine.isa, environment_of(options.machine)))
 
 
 def limits_of(options: ServeOptions) -> SchedulerLimits:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from launcher.core.cost.length_histogram import Histogram
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding, worker_command
-from launcher.core.planning.footprint import instance_bytes
+from launcher.core.planning.footprint import dtype_notes, instance_bytes
 from launcher.core.planning.length_classes import builtin_lengths, parse_classes
 from launcher.core.planning.plan import InstancePlan, PlanRequest, make_plan
 from launcher.core.planning.worker_env import worker_env
@@ -23,7 +23,7 @@ from launcher.errors import UsageError
 from launcher.host.files.length_histogram import read_histogram
 from launcher.options import ServeOptions
 from launcher.prepare.costs import basis_of, cost_key_base
-from launcher.prepare.machine import is_this_machine, load_machine
+from launcher.prepare.machine import environment_of, is_this_machine, load_machine
 from launcher.prepare.model import check_backend, check_worker_packages, load_model_info
 from launcher.prepare.prepared_instances import (
     CommandContext,
@@ -58,7 +58,8 @@ def prepare_workers(options: ServeOptions, *, model_needed: bool, machine: Machi
     plan = make_plan(machine, request)
     live = is_this_machine(options.machine)
     instances, notes = prepare_instances(plan, options.machine, options.runtime, _worker_command, live=live)
-    warnings = deduplicated(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *notes)
+    limited = dtype_notes(options.model.dtype, machine.isa, environment_of(options.machine))
+    warnings = deduplicated(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *limited, *notes)
     return Prepared(machine, model_info, plan, instances, warnings, forecast)
 
 

@@ -29,8 +29,9 @@ from launcher.core.diagnosis.facts import (
 )
 from launcher.core.diagnosis.finding import SEVERITIES, Finding
 from launcher.core.diagnosis.findings_report import findings_json, findings_text
-from launcher.core.diagnosis.software_checks import disabled_by, parse_release
+from launcher.core.diagnosis.software_checks import parse_release
 from launcher.core.diagnosis.torch_build import TorchBuild
+from launcher.core.machine.isa_limits import disabled_by
 from launcher.core.machine.topology import Limits, Machine
 from launcher.core.planning.binding import Binding
 from launcher.core.planning.plan import PlanRequest, make_plan
@@ -349,6 +350,9 @@ CASES: list[Case] = [
         ["unset OMP_PROC_BIND KMP_AFFINITY"],
     ),
     ("thread-environment", _in_environment(OMP_NUM_THREADS="48"), "fine", ["OMP_NUM_THREADS=48", "the plan sets"]),
+    ("thread-environment", _in_environment(OMP_THREAD_LIMIT="1"), "advice", ["=1", "unset OMP_THREAD_LIMIT"]),
+    ("thread-environment", _in_environment(OMP_DYNAMIC="true"), "advice", ["=true", "unset OMP_DYNAMIC"]),
+    ("thread-environment", _in_environment(OMP_THREAD_LIMIT="999"), "fine", ["OMP_THREAD_LIMIT=999"]),
     ("thread-environment", _in_environment(KMP_AFFINITY="disabled"), "fine", ["KMP_AFFINITY=disabled"]),
     (
         "memory-policy",

@@ -18,7 +18,7 @@ TINY = ("--model", "random:tiny", "--dtype", "fp32")
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Running]:
-    with running(*TINY, "--instances", "2") as server:
+    with running(*TINY, "--instances", "2", "--token-ids", "accept") as server:
         yield server.wait_serving()
 
 

@@ -64,7 +64,8 @@ def plain(folder: Path) -> dict[str, tuple[Tokens, Tokens]]:
 @pytest.fixture(scope="module", params=[("fp32", "auto"), ("fp32", "sorted"), ("bf16", "auto"), ("bf16", "sorted")])
 def server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Running]:
     dtype, layout = request.param
-    with running("--model", str(folder), "--instances", "2", "--dtype", dtype, "--layout", layout) as started:
+    options = ("--instances", "2", "--dtype", dtype, "--layout", layout, "--token-ids", "accept")
+    with running("--model", str(folder), *options) as started:
         started.wait_serving()
         packed = [instance["worker"]["packed"] for instance in started.info()["instances"]]
         assert packed == [layout == "auto"] * 2

@@ -24,7 +24,7 @@ JSON = {"content-type": "application/json"}
 async def client(make_front: Any, make_client: Any, model_info: Any) -> Any:
     front = make_front()
     await front.serving()
-    options = FrontOptions(body_bytes=20_000, request_items=50, text_characters=2_000)
+    options = FrontOptions(body_bytes=20_000, request_items=50, text_characters=2_000, token_ids="accept")
     async with make_client(front.services(model_info, options)) as client:
         yield client
         # Whatever the test did, the server is unharmed.

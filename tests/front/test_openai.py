@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 async def client(make_front: Any, make_client: Any, model_info: Any) -> Any:
     front = make_front()
     await front.serving()
-    async with make_client(front.services(model_info, FrontOptions())) as client:
+    async with make_client(front.services(model_info, FrontOptions(token_ids="accept"))) as client:
         yield client
 
 

@@ -58,3 +58,23 @@ async def test_a_single_text_gives_a_list_of_one(make_front: Any, make_client: A
 def test_equal_scores_keep_the_order_of_the_labels() -> None:
     entries = ranked_labels(np.array([0.5, 0.1, 0.5], dtype=np.float32), ("a", "b", "c"))
     assert [(entry.label, entry.score) for entry in entries] == [("a", 0.5), ("c", 0.5), ("b", 0.1)]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/predict", "inputs"), ("/v1/embeddings", "input")])
+@pytest.mark.parametrize(
+    "ids", [[5, 6], [[5], [6, 7]], [100_256], [[5] * 16] * 2000], ids=["one", "lists", "tiktoken", "large body"]
+)
+async def test_token_ids_are_refused_by_default_with_both_ways_out(
+    path: str, field: str, ids: Any, make_front: Any, make_client: Any, model_info: Any
+) -> None:
+    front = make_front()
+    worker = await front.serving()
+    async with make_client(front.services(model_info, FrontOptions())) as client:
+        answer = await client.post(path, json={field: ids})
+        assert (await client.post(path, json={field: "w1"})).status_code == 200
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert (error["code"], error["param"]) == ("token_ids_refused", field)
+    assert "--token-ids accept" in error["message"]
+    assert "check_embedding_ctx_length=False" in error["message"]
+    assert worker.batches == [(3,)]

@@ -53,7 +53,7 @@ def tagger(model_info: ModelInfo) -> ModelInfo:
 async def client(make_front: Any, make_client: Any, tagger: ModelInfo) -> AsyncIterator[Any]:
     front = make_front(model_info=tagger)
     await front.serving()
-    async with make_client(front.services(tagger, FrontOptions())) as client:
+    async with make_client(front.services(tagger, FrontOptions(token_ids="accept"))) as client:
         yield client
 
 
@@ -179,7 +179,7 @@ async def test_a_request_that_is_split_over_instances_comes_back_in_order(
     front = make_front(3, model_info=tagger, batch_tokens=32)
     workers = [await front.serving(instance) for instance in range(3)]
     texts = [" ".join(f"w{(i + j) % 60}" for j in range(1 + i % 12)) for i in range(200)]
-    async with make_client(front.services(tagger, FrontOptions())) as client:
+    async with make_client(front.services(tagger, FrontOptions(token_ids="accept"))) as client:
         found = await predictions(client, texts, aggregation="none")
         ids = await predictions(client, [[4 + (i * j) % 60 for j in range(1, 2 + i % 9)] for i in range(100)])
 

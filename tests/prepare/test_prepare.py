@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from launcher.core.machine.isa_limits import ISA_LIMITS
 from launcher.errors import UsageError
+from launcher.host.model.resolve import resolve
 from launcher.options import Backend, MachineOptions, ModelOptions, RunOptions, ServeOptions
-from launcher.prepare.machine import require_this_machine
+from launcher.prepare.costs import cost_key_base
+from launcher.prepare.machine import load_machine, require_this_machine
+from launcher.prepare.model import dtype_of
 from launcher.prepare.prepared_instances import deduplicated
 from launcher.prepare.workers import prepare_workers
 from launcher.run.prepare import prepare_run
@@ -96,3 +100,60 @@ def test_a_cuda_build_of_torch_gives_a_warning_if_workers_import_it(backend: Bac
 def test_the_cpu_build_of_torch_gives_no_warning() -> None:
     prepared = prepare_workers(ServeOptions(model=TINY), model_needed=True)
     assert not any("is a build for" in warning for warning in prepared.warnings)
+
+
+def test_a_limit_of_instructions_applies_to_the_dtype_and_to_cost_keys_here_and_not_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: MachineOptions
+) -> None:
+    here = ServeOptions(model=TINY)
+    there = replace(here, machine=elsewhere)
+    bf16 = replace(load_machine(elsewhere), isa=("avx2", "avx512f", "avx512_bf16"))
+    model_info = resolve(TINY)
+    for name in ISA_LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    free = cost_key_base(here, bf16, model_info)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert (dtype_of(here, bf16), dtype_of(there, bf16)) == ("fp32", "bf16")
+    limited = cost_key_base(here, bf16, model_info)
+    assert limited.dtype == "fp32"
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in limited.key_of(1, 1, ()).isa
+    assert limited.key_of(1, 1, ()).isa != free.key_of(1, 1, ()).isa
+    assert cost_key_base(there, bf16, model_info).key_of(1, 1, ()) == free.key_of(1, 1, ())
+
+
+def broken(folder: Path, config: str) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    return str(folder)
+
+
+@pytest.mark.parametrize("needed", [True, False], ids=["serve", "report"])
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{", "not valid JSON"),
+        ('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}', "only encoder models"),
+        ('{"model_type": "bert", "architectures": ["BertModel"]}', "has no weights"),
+    ],
+)
+def test_a_bad_model_folder_is_refused_by_reports_as_by_a_start(
+    config: str, words: str, needed: bool, tmp_path: Path
+) -> None:
+    options = ServeOptions(model=ModelOptions(model=broken(tmp_path / "model", config)))
+    with pytest.raises(UsageError, match=words):
+        prepare_workers(options, model_needed=needed)
+
+
+@pytest.mark.parametrize("needed", [True, False], ids=["serve", "report"])
+def test_a_shape_or_a_limit_that_no_model_has_is_refused_by_reports_too(needed: bool) -> None:
+    for model in (ModelOptions(model="random:huge"), ModelOptions(model="random:tiny", max_length=100_000)):
+        with pytest.raises(UsageError, match=r"--model random:huge|--max-length 100000"):
+            prepare_workers(ServeOptions(model=model), model_needed=needed)
+
+
+@pytest.mark.parametrize("asked", ["./absent-folder", "nobody/no-such-model"])
+def test_a_model_that_is_not_here_is_a_warning_in_a_report(asked: str, elsewhere: MachineOptions) -> None:
+    options = ServeOptions(machine=elsewhere, model=ModelOptions(model=asked))
+    prepared = prepare_workers(options, model_needed=False)
+    assert prepared.model_info is None
+    assert any(asked in warning and "limits of the model" in warning for warning in prepared.warnings)

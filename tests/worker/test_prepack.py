@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from launcher.worker.optimizations import prepack as prepack_module
 from launcher.worker.optimizations.fused_linear import FusedLinear
 from launcher.worker.optimizations.prepack import PrepackedLinear, prepack, prepack_if_faster
 
@@ -76,3 +77,15 @@ def test_plain_weights_are_restored_if_the_results_differ() -> None:
 
     assert prepack_if_faster(model, TOKENS, lambda: model(states), lambda: False) == "the results differ"
     assert all(type(model.get_submodule(name)) is nn.Linear for name in ("query", "key", "value", "out", "again"))
+
+
+def test_a_dtype_that_onednn_refuses_leaves_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> PrepackedLinear:
+        raise RuntimeError("bf16 path needs the cpu support avx512bw\nstack")
+
+    monkeypatch.setattr(prepack_module, "PrepackedLinear", refuse)
+    model, states = SelfAttention(), torch.randn(TOKENS, WIDTH)
+    before = dict(model.named_modules())
+    reason = prepack_if_faster(model, TOKENS, lambda: model(states), lambda: True)
+    assert reason == "oneDNN refused (bf16 path needs the cpu support avx512bw)"
+    assert dict(model.named_modules()) == before

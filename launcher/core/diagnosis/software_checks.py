@@ -18,7 +18,9 @@ from launcher.core.diagnosis.finding import (
 )
 from launcher.core.diagnosis.torch_build import CPU_INDEX
 from launcher.core.machine.cpuset import format_cpu_list
+from launcher.core.machine.isa_limits import ISA_LIMITS, disabled_by
 from launcher.core.planning.footprint import BF16_FLAGS
+from launcher.core.planning.worker_env import takes_threads
 
 # Models of x86 processors (kernel: arch/x86/include/asm/intel-family.h, arch/x86/kernel/cpu/amd.c), and the instruction
 # sets that all of them have. By number, because a hypervisor may report any name.
@@ -41,30 +43,13 @@ ARM_CORES = {
 AMX_KERNEL = (5, 16)
 PREFERRED_MANY_KERNEL = (5, 15)
 
-# What each value of ONEDNN_MAX_CPU_ISA adds to the previous ones; AVX2_VNNI and AVX2_VNNI_2 are without AVX-512.
-ONEDNN_STEPS = (
-    ("AVX512_CORE", {"avx512f"}),
-    ("AVX512_CORE_VNNI", {"avx512_vnni"}),
-    ("AVX512_CORE_BF16", {"avx512_bf16"}),
-    ("AVX512_CORE_FP16", {"avx512_fp16"}),
-    ("AVX512_CORE_AMX", {"amx_tile", "amx_bf16", "amx_int8"}),
-    ("AVX512_CORE_AMX_FP16", {"amx_fp16"}),
-)
-ONEDNN_SAME = {
-    "AVX10_1_512": "AVX512_CORE_FP16",
-    "AVX10_1_512_AMX": "AVX512_CORE_AMX",
-    "AVX10_1_512_AMX_FP16": "AVX512_CORE_AMX_FP16",
-}
-ONEDNN_BELOW = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
-ONEDNN_NAMES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-
 SLOW_CLOCKS = ("hpet", "acpi_pm", "pit", "jiffies", "refined-jiffies", "hyperv_clocksource_msr")
 FAST_CLOCKS = ("tsc", "tsc-early", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "timebase", "tod")
 
 PLACING = ("OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "KMP_HW_SUBSET")
 PLACES_NOTHING = ("false", "disabled", "none")
-COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_THREAD_LIMIT")
-ENVIRONMENT = (*COUNTS, *PLACING, "GOMP_CPU_AFFINITY", *ONEDNN_NAMES, "ATEN_CPU_CAPABILITY")
+COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_DYNAMIC")
+ENVIRONMENT = (*COUNTS, *PLACING, "GOMP_CPU_AFFINITY", *ISA_LIMITS)
 
 PACKAGES = {
     "numactl": {"debian": "numactl", "fedora": "numactl", "suse": "numactl", "arch": "numactl", "alpine": "numactl"},
@@ -189,6 +174,11 @@ def check_thread_environment(facts: Facts) -> Verdict:
     if placing:
         fix = (f"unset {' '.join(placing)}",)
         return advice(f"{', '.join(placing)} may change the placement of threads.", *evidence, fix=fix)
+    most = max((instance.threads for instance in facts.plan.instances), default=0)
+    fewer = [name for name, value in found.items() if takes_threads(name, value, most)]
+    if fewer:
+        title = f"{', '.join(fewer)} takes threads from programs of launch run; launch serve overrides it."
+        return advice(title, *evidence, fix=(f"unset {' '.join(fewer)}",))
     if found:
         return fine(
             "The environment does not change the placement of threads; the plan sets their number.",
@@ -207,36 +197,19 @@ def check_instruction_limit(facts: Facts) -> Verdict:
     environment = dict(facts.live.software.environment)
     evidence: list[Evidence] = []
     lost: set[str] = set()
-    for name in (*ONEDNN_NAMES, "ATEN_CPU_CAPABILITY"):
+    for name in ISA_LIMITS:
         value = environment.get(name)
         if value:
             evidence.append(Evidence("environment", f"{name}={value}"))
             lost |= disabled_by(name, value, facts.machine.isa)
     if not evidence:
-        none = Evidence("environment", f"none of {', '.join((*ONEDNN_NAMES, 'ATEN_CPU_CAPABILITY'))}")
+        none = Evidence("environment", f"none of {', '.join(ISA_LIMITS)}")
         return fine("The environment does not limit instruction sets.", none)
     if not lost:
         return fine("The environment limits instruction sets, but disables none that this processor has.", *evidence)
-    names = " ".join(name for name in (*ONEDNN_NAMES, "ATEN_CPU_CAPABILITY") if environment.get(name))
+    names = " ".join(name for name in ISA_LIMITS if environment.get(name))
     title = f"The environment disables {_listed(lost)}."
     return problem(title, *evidence, fix=(f"unset {names}",))
-
-
-def disabled_by(name: str, value: str, isa: Iterable[str]) -> set[str]:
-    """The instruction sets of ``isa`` that libraries do not use when the variable has this value."""
-    have = set(isa)
-    if name == "ATEN_CPU_CAPABILITY":
-        wide = {one for one in have if one.startswith("avx512")}
-        narrow = wide | (have & {"avx2"})
-        return {"default": narrow, "avx2": wide}.get(value.lower(), set())
-    level = ONEDNN_SAME.get(value.upper(), value.upper())
-    if level in ONEDNN_BELOW:
-        lost = {flag for _, flags in ONEDNN_STEPS for flag in flags}
-        return have & (lost | ({"avx2"} if level in ("SSE41", "AVX") else set()))
-    names = [step for step, _ in ONEDNN_STEPS]
-    if level not in names:
-        return set()  # ALL, DEFAULT, and values that oneDNN ignores
-    return have & {flag for _, flags in ONEDNN_STEPS[names.index(level) + 1 :] for flag in flags}
 
 
 def check_instruction_sets(facts: Facts) -> Verdict:

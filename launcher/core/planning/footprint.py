@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+from launcher.core.machine.isa_limits import limits_in, usable_isa
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.options.choices import Dtype, RunDtype
 
@@ -19,10 +20,26 @@ MIN_WARMUP_WIDTH = 16
 
 
 def choose_dtype(asked: Dtype, isa: Collection[str]) -> RunDtype:
-    """The dtype to run in: as asked, or for ``auto`` bf16 if the machine has instructions for it."""
+    """The dtype to run in: as asked, or for ``auto`` bf16 if ``isa``, which libraries may use, has it."""
     if asked != "auto":
         return asked
     return "bf16" if BF16_FLAGS.intersection(isa) else "fp32"
+
+
+def dtype_notes(asked: Dtype, isa: Collection[str], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """A note if ``environment`` takes away the instructions for bf16, and with them the dtype or its speed."""
+    if asked not in ("auto", "bf16") or not BF16_FLAGS.intersection(isa):
+        return ()
+    if BF16_FLAGS.intersection(usable_isa(isa, environment)):
+        return ()
+    limits = {setting: lost & BF16_FLAGS for setting, lost in limits_in(environment, isa).items() if lost & BF16_FLAGS}
+    settings, lost = " and ".join(limits), ", ".join(sorted(set().union(*limits.values())))
+    if asked == "auto":
+        return (f"{settings} in your environment disables {lost}, so --dtype auto is fp32; unset it to run in bf16.",)
+    return (
+        f"{settings} in your environment disables {lost}, so --dtype bf16 can be slower than fp32; unset it, "
+        "or omit --dtype bf16.",
+    )
 
 
 def instance_bytes(model_info: ModelInfo) -> int:

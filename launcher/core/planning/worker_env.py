@@ -1,7 +1,7 @@
 """Builds the environment of workers and of the programs of ``launch run``: ``OMP_*``, ``MKL_*``, allocator, caches.
 
 Separate from ``core.planning.binding``, which builds the command. A variable that the user has set is kept and
-reported, except for the number of threads of a worker, which follows from the plan.
+reported, except for what sets or limits the number of threads of a worker, which follows from the plan.
 """
 
 from __future__ import annotations
@@ -41,16 +41,33 @@ DEFAULT_ENV = {
 }
 
 
+def takes_threads(name: str, value: str, threads: int) -> bool:
+    """Whether this variable makes OpenMP start fewer than ``threads`` threads, always or when the machine is busy.
+
+    An invalid value counts as taking none: OpenMP runtimes ignore it.
+    """
+    text = value.strip().lower()
+    if name == "OMP_THREAD_LIMIT":
+        return text.isdecimal() and 0 < int(text) < threads
+    return name == "OMP_DYNAMIC" and text in ("true", "1", "yes", "on", "t", "y", ".true.")
+
+
 def worker_env(
     instance: InstancePlan, user_env: Mapping[str, str], preload: Preload = NO_PRELOAD
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The variables to set for the instance's worker in addition to the user's environment, and notes about the
     user's own settings.
 
-    The number of threads always follows the plan. Any other variable that the user sets for these libraries is kept.
+    The number of threads always follows the plan, so limits below it are overridden. Any other variable that the user
+    sets for these libraries is kept.
     """
     threads = str(instance.threads)
     counts = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    overridden = {
+        name: value
+        for name, value in (("OMP_THREAD_LIMIT", threads), ("OMP_DYNAMIC", "false"))
+        if takes_threads(name, user_env.get(name, ""), instance.threads)
+    }
     kept = {name: value for name, value in user_env.items() if _is_library_variable(name) or name in DEFAULT_ENV}
     added = {name: value for name, value in DEFAULT_ENV.items() if name not in kept}
     notes = [
@@ -59,8 +76,15 @@ def worker_env(
         for name, value in counts.items()
         if user_env.get(name, value) != value
     ]
-    notes += _kept_notes({name: value for name, value in kept.items() if name not in counts}, preload)
-    return {**counts, **added, **preload.env}, tuple(notes)
+    notes += [
+        f"{name}={user_env[name]} in your environment is ignored: an instance would run on fewer than its {threads} "
+        "threads."
+        for name in overridden
+    ]
+    set_here = {**counts, **overridden}
+    kept = {name: value for name, value in kept.items() if name not in set_here}
+    notes += _kept_notes(kept, preload, instance.threads)
+    return {**set_here, **added, **preload.env}, tuple(notes)
 
 
 def program_env(
@@ -77,7 +101,7 @@ def program_env(
     kept = {name: value for name, value in user_env.items() if _is_library_variable(name) and counts.get(name) != value}
     place = {RUN_PREFIX + name.upper(): value for name, value in values_of(instance, instances).items()}
     wanted = {name: value for name, value in counts.items() if name not in kept}
-    return {**wanted, **place, **preload.env}, tuple(_kept_notes(kept, preload))
+    return {**wanted, **place, **preload.env}, tuple(_kept_notes(kept, preload, instance.threads))
 
 
 def _is_library_variable(name: str) -> bool:
@@ -85,15 +109,17 @@ def _is_library_variable(name: str) -> bool:
     return name.startswith(LIBRARY_PREFIXES) or name in LIBRARY_VARIABLES
 
 
-def _kept_notes(kept: Mapping[str, str], preload: Preload = NO_PRELOAD) -> list[str]:
+def _kept_notes(kept: Mapping[str, str], preload: Preload, threads: int) -> list[str]:
     """One sentence for each variable that the user has set and that is kept."""
-    return [_kept_note(name, kept[name], preload) for name in sorted(kept)]
+    return [_kept_note(name, kept[name], preload, threads) for name in sorted(kept)]
 
 
-def _kept_note(name: str, value: str, preload: Preload) -> str:
+def _kept_note(name: str, value: str, preload: Preload, threads: int) -> str:
     note = f"{name}={value} in your environment is kept"
     if name == "GOMP_CPU_AFFINITY":
         return f"{note}, but it moves threads off the planned cores, possibly all of them to one core; unset it."
+    if takes_threads(name, value, threads):
+        return f"{note}, but with it OpenMP starts fewer than the {threads} planned threads; unset it."
     if name == "LD_PRELOAD" and name in preload.env:
         added = preload.env[name].split(":")[len(split_preload(value)) :]
         return f"{note} and precedes {', '.join(added)}."

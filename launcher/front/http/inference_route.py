@@ -22,7 +22,7 @@ from launcher.front.http.body_decoder import Body, BodyDecoder
 from launcher.front.http.body_reader import BodyMemory, BodyNotRead, BodyReader
 from launcher.front.http.disconnect import Client, ClientDisconnected, client_of
 from launcher.front.http.error_response import ErrorFormat, internal_error
-from launcher.front.http.inputs import texts_or_token_ids
+from launcher.front.http.inputs import texts_or_token_ids, token_ids_refused
 from launcher.front.http.large_body_decoder import INLINE_BYTES, LargeBodyDecoder
 from launcher.front.http.request_headers import HEADERS, parse_request_headers
 from launcher.front.http.responses import Headers, send_json, send_json_and_close, with_connection_close
@@ -40,7 +40,7 @@ DEADLINE_STATUS = 504
 RESULTS_PER_TURN = 256
 
 INFERENCE_ERRORS: Mapping[int, str] = {
-    400: "The body is invalid: not JSON, a wrong type, an empty input, or an input that is too long.",
+    400: "The body is invalid: not JSON, a wrong type, token ids that are refused, an empty or too long input.",
     413: "The body or the number of inputs exceeds a limit; do not retry.",
     415: "The body is not plain application/json.",
     429: "Overloaded; retry after the time in Retry-After.",
@@ -190,6 +190,8 @@ class InferenceHandler(Generic[Body]):
         value, truncate = self.inputs(body)
         field = self.inputs_field
         texts, ids = texts_or_token_ids(value, field, self._options.request_items)
+        if ids is not None and self._options.token_ids == "refuse":
+            raise token_ids_refused(field)
         # Before tokenizing, so that no work is done for a request that will be refused.
         count = len(texts or ids or ())
         self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)

@@ -15,7 +15,8 @@ Inputs = Annotated[
     str | list[str | int | list[int]],
     Meta(
         description="A text, a list of texts, the token ids of one text, or a list of lists of token ids. The model's "
-        "special tokens are added to texts, but not to token ids."
+        "special tokens are added to texts, but not to token ids. Token ids are refused unless the server runs with "
+        "--token-ids accept."
     ),
 ]
 Truncate = Annotated[
@@ -46,6 +47,17 @@ def texts_or_token_ids(value: Any, field: str, limit: int) -> tuple[list[str], N
     if kind is int:
         return None, [value]
     return (value, None) if kind is str else (None, value)
+
+
+def token_ids_refused(field: str) -> RequestError:
+    """The error for token ids if the server takes only texts: ids of another tokenizer cannot be recognized."""
+    return RequestError(
+        f"'{field}' has token ids, and this server takes texts: ids of another tokenizer, such as tiktoken's, would "
+        "give meaningless results. Send texts (in LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)); or, "
+        "if the ids are those of this model's tokenizer, start the server with --token-ids accept",
+        code="token_ids_refused",
+        param=field,
+    )
 
 
 def too_many_inputs(field: str, found: str, limit: int) -> RequestError:

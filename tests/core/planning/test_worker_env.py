@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from launcher.core.planning.plan import InstancePlan
-from launcher.core.planning.worker_env import worker_env
+from launcher.core.planning.preload import NO_PRELOAD
+from launcher.core.planning.worker_env import program_env, worker_env
 
 
 def instance(threads: int = 12) -> InstancePlan:
@@ -54,3 +55,28 @@ def test_the_planned_number_of_threads_in_the_environment_gives_no_note() -> Non
 def test_a_variable_that_collapses_threads_onto_one_core_is_kept_with_a_warning() -> None:
     _, notes = worker_env(instance(), {"GOMP_CPU_AFFINITY": "0-11"})
     assert any("unset it" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [("OMP_THREAD_LIMIT", "1", "12"), ("OMP_THREAD_LIMIT", "11", "12"), ("OMP_DYNAMIC", "TRUE", "false")],
+)
+def test_limits_that_take_threads_from_a_worker_are_overridden_and_noted(name: str, value: str, wanted: str) -> None:
+    env, notes = worker_env(instance(), {name: value})
+    assert env[name] == wanted
+    (note,) = notes
+    assert f"{name}={value}" in note
+    assert "ignored" in note
+    assert "fewer than its 12 threads" in note
+    env, (note,) = program_env(instance(), 1, {name: value}, NO_PRELOAD)
+    assert name not in env
+    assert "fewer than the 12 planned threads; unset it" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OMP_THREAD_LIMIT", "12"), ("OMP_THREAD_LIMIT", "many"), ("OMP_DYNAMIC", "false")]
+)
+def test_limits_that_take_no_threads_are_kept(name: str, value: str) -> None:
+    env, (note,) = worker_env(instance(), {name: value})
+    assert name not in env
+    assert note == f"{name}={value} in your environment is kept."
