@@ -16,13 +16,13 @@ class EngineKeywords(TypedDict, total=False):
     """Physical cores per instance. Default: None."""
 
     classes: str | None
-    """Length classes as TOKENS:CORES, e.g. 32:8,384:16,max:24; auto picks by simulation. Default: None."""
+    """Length classes as TOKENS:CORES, e.g. 32:8,384:16,max:24; auto simulates plans. Default: None."""
 
     lengths: str | Path | None
     """Length histogram for --classes auto and predictions; lines of "tokens count". Default: None."""
 
     reserve_cores: int | Literal["auto"] | None
-    """Cores reserved for the front end. Default: auto."""
+    """Cores reserved for the front. Default: auto."""
 
     oversubscribe: bool
     """Allow more instances than cores. Default: False."""
@@ -58,7 +58,7 @@ class EngineKeywords(TypedDict, total=False):
     """Data type; auto is bf16 if the CPU supports it; int8 is faster and less accurate. Default: auto."""
 
     backend: Literal["eager", "compile", "fake"]
-    """Execution backend; compile starts about 10 s slower; fake computes nothing. Default: eager."""
+    """Execution backend; compile takes 10 to 20 s longer to start; fake computes nothing. Default: eager."""
 
     layout: Literal["auto", "sorted", "fifo"]
     """Batch layout; auto packs if possible, sorted pads by length, fifo pads in arrival order. Default: auto."""
@@ -97,7 +97,7 @@ class EngineKeywords(TypedDict, total=False):
     """Minimum duration of a batch before its worker is replaced. Default: 30.0."""
 
     max_attempts: int
-    """Number of workers an input is tried on before it fails. Default: 2."""
+    """Number of attempts to compute an input, each on another worker. Default: 2."""
 
     start_seconds: float
     """Time for a worker to become ready. Default: 600.0."""

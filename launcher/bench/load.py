@@ -107,7 +107,7 @@ async def _first_model(options: LoadOptions) -> str:
         return str(msgspec.json.decode(await anyio.to_thread.run_sync(fetch))["data"][0]["id"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise LauncherError(
-            f"cannot read the name of a model from {base}/v1/models ({error!r}); check that a server is running there, "
+            f"cannot read the name of a model from {base}/v1/models ({error}); check that a server is running there, "
             "or set --model"
         ) from error
 

@@ -54,7 +54,7 @@ class MachineOptions:
     cores_per_instance: int | None = option(None, "Physical cores per instance.", group=PLAN, minimum=1, metavar="N")
     classes: str | None = option(
         None,
-        "Length classes as TOKENS:CORES, e.g. 32:8,384:16,max:24; auto picks by simulation.",
+        "Length classes as TOKENS:CORES, e.g. 32:8,384:16,max:24; auto simulates plans.",
         group=PLAN,
         metavar="SPEC|auto",
     )
@@ -65,7 +65,7 @@ class MachineOptions:
         metavar="FILE",
     )
     reserve_cores: int | None = option(
-        None, "Cores reserved for the front end.", group=PLAN, minimum=0, metavar="N|auto", none="auto"
+        None, "Cores reserved for the front.", group=PLAN, minimum=0, metavar="N|auto", none="auto"
     )
     oversubscribe: bool = option(False, "Allow more instances than cores.", group=PLAN)
     mix_kinds: bool = option(False, "Allow performance and efficiency cores in one instance.", group=PLAN)
@@ -123,7 +123,7 @@ class ModelOptions:
         "auto", "Data type; auto is bf16 if the CPU supports it; int8 is faster and less accurate.", group=EXECUTION
     )
     backend: Backend = option(
-        "eager", "Execution backend; compile starts about 10 s slower; fake computes nothing.", group=EXECUTION
+        "eager", "Execution backend; compile takes 10 to 20 s longer to start; fake computes nothing.", group=EXECUTION
     )
     layout: Layout = option(
         "auto",
@@ -258,7 +258,7 @@ class SchedulingOptions:
         metavar="SECONDS",
     )
     max_attempts: int = option(
-        2, "Number of workers an input is tried on before it fails.", group=SCHEDULING, minimum=1, metavar="N"
+        2, "Number of attempts to compute an input, each on another worker.", group=SCHEDULING, minimum=1, metavar="N"
     )
 
 
@@ -325,7 +325,7 @@ class ServeOptions:
 class RunOptions:
     """All options of ``launch run``. ``program`` is started once per instance.
 
-    By default no core is reserved, since there is no front end, and nothing is preloaded, since the program can be
+    By default no core is reserved, since there is no front, and nothing is preloaded, since the program can be
     anything. ``grace_seconds`` is the time between the signal to stop and SIGKILL.
     """
 

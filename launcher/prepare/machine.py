@@ -47,7 +47,8 @@ def require_this_machine(options: MachineOptions) -> None:
 def _check(options: MachineOptions) -> None:
     if options.machine_file is not None and options.sysroot != HERE:
         raise UsageError(
-            f"--machine {options.machine_file} and --sysroot {options.sysroot} each name a machine; use one of them"
+            f"--machine {options.machine_file} and --sysroot {options.sysroot} both select a machine; "
+            "use only one of them"
         )
     if options.classes and (options.instances or options.cores_per_instance):
         raise UsageError(

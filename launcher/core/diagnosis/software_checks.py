@@ -328,5 +328,5 @@ def check_inconsistent_topology(facts: Facts) -> Verdict:
     if not warnings:
         return fine("The topology data is consistent.", Evidence("launch topology", "no warnings"))
     evidence = tuple(Evidence("launch topology", warning) for warning in warnings)
-    fix = ("launch topology  # shows how the plan resolves them",)
+    fix = ("launch topology  # shows how the plan resolves the contradictions",)
     return advice("The topology data is inconsistent.", *evidence, fix=fix)

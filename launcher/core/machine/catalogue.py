@@ -360,7 +360,10 @@ def machine_of(known: KnownMachine) -> Machine:
     machine = build_machine(raw)
     if not known.typical:
         return machine
-    warning = f"{known.name} is an entry of the built-in catalogue. Typical rather than fixed: {known.typical}."
+    warning = (
+        f"{known.name} is an entry of the built-in catalogue. These values are typical and may differ on your machine: "
+        f"{known.typical}."
+    )
     return replace(machine, warnings=(*machine.warnings, warning))
 
 

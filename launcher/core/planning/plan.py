@@ -445,7 +445,7 @@ class _Planner:
             fewer = "fewer instances and " if (self.request.instances or 0) >= self.total else ""
             reason = (
                 f"with fewer than {RESERVE_MIN_CORES} cores ({self.total} here), reserving one costs the instances "
-                f"more than sharing; {fewer}--reserve-cores 1 reserves one anyway"
+                f"more than sharing; to reserve one anyway, use {fewer}--reserve-cores 1"
             )
         self.warnings.append(f"The front shares the cores of the instances: {reason}.")
         self.warn_about_bound_front(used)

@@ -232,8 +232,8 @@ def _absent(search: LibrarySearch, asked: str, otherwise: str) -> str:
 def _neither(searches: Sequence[LibrarySearch]) -> str:
     names = " or ".join(one.library for one in searches)
     return (
-        f"No {names} was found, so the C library's allocator is used: as fast for short texts, slower for long texts "
-        f"on many cores. To get one, install {KINDS['tcmalloc'].install}."
+        f"No {names} was found, so the C library's allocator is used, which is equally fast for short texts but "
+        f"slower for long texts on many cores. To get one, install {KINDS['tcmalloc'].install}."
     )
 
 

@@ -16,7 +16,8 @@ INDENT = "  "
 _SOURCES: dict[Source, str] = {
     "measured": "with costs measured on this machine",
     "scaled": "with costs scaled from instances of another size on this machine",
-    "guessed": "with estimated costs, as none were measured here: it shows which plan is faster, not how fast it is",
+    "guessed": "with estimated costs, because none were measured here: they show which plan is faster, not how fast "
+    "it is",
 }
 
 

@@ -8,7 +8,6 @@ and the result is kept in the user's cache folder. Only the few facts that ``Mod
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -156,7 +155,9 @@ def _converted(folder: Path, what: str, refuse: Callable[[str], UsageError]) -> 
 
 def _fingerprint(folder: Path) -> str:
     """A fingerprint of the files from which a tokenizer is converted, and of the version that converts them."""
-    digest = hashlib.sha256(importlib.metadata.version("transformers").encode())
+    from importlib.metadata import version  # slow to import, and few models need it
+
+    digest = hashlib.sha256(version("transformers").encode())
     for name in (*VOCABULARIES, *COMPANIONS):
         path = folder / name
         if path.is_file():

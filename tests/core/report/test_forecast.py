@@ -44,7 +44,7 @@ def test_latencies_of_classes_are_shown_beside_those_of_equal_instances(width: i
 def test_estimated_costs_are_marked() -> None:
     choice = chosen(measured=False)
     text = words(Forecast(choice.predicted, "`launch`", choice.equal, choice.why))
-    assert "with estimated costs, as none were measured here" in text
+    assert "with estimated costs, because none were measured here" in text
     assert "`launch` measures them" in text
     assert "measured on this machine" not in text
 
