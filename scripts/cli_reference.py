@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
 from itertools import groupby
 
-from launcher.cli.app import BENCH_COMMANDS, COMMANDS
+from launcher.cli.commands import BENCH_COMMANDS, COMMANDS
 from launcher.cli.flags import Command
 from launcher.options import ServeOptions
 from launcher.options.bench import WORKLOAD, ThroughputCommandOptions

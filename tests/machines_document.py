@@ -14,7 +14,7 @@ from launcher.core.machine.catalogue import CATALOGUE, KnownMachine, machine_of
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.plan import InstancePlan, PlanRequest, make_plan
-from launcher.core.report.text_layout import shorten
+from launcher.core.report.text_format import shorten
 from launcher.errors import MachineError
 from launcher.host.machine.sysfs import read_machine
 from tests.machines import recorded, recorded_names, truth

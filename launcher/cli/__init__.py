@@ -19,7 +19,7 @@ def main() -> None:
 
         print(f"launch {version('launcher')}")
         return
-    from launcher.cli.app import app
+    from launcher.cli.commands import app
 
     try:
         app(standalone_mode=True)

@@ -21,7 +21,7 @@ from launcher.core.protocol.messages import Ready, Setup
 from launcher.errors import UsageError
 from launcher.front.metrics import FrontMetrics
 from launcher.host.files import cost_tables
-from launcher.prepare.costs import CostKeyBase
+from launcher.prepare.cost_basis import CostKeyBase
 
 log = logging.getLogger("launcher.engine")
 

@@ -37,7 +37,7 @@ from launcher.host.process.spawn_worker import Launch
 from launcher.host.process.supervisor import Supervisor
 from launcher.host.process.verify_binding import verify
 from launcher.options import ServeOptions
-from launcher.prepare.costs import cost_key_base
+from launcher.prepare.cost_basis import cost_key_base
 from launcher.prepare.model import limits_of, setup_of
 from launcher.prepare.prepared_instances import Prepared
 

@@ -22,7 +22,7 @@ from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.errors import UsageError
 from launcher.host.files.length_histogram import read_histogram
 from launcher.options import ServeOptions
-from launcher.prepare.costs import basis_of, cost_key_base
+from launcher.prepare.cost_basis import basis_of, cost_key_base
 from launcher.prepare.machine import environment_of, is_this_machine, load_machine
 from launcher.prepare.model import check_backend, check_worker_packages, load_model_info
 from launcher.prepare.prepared_instances import (

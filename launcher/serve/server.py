@@ -19,8 +19,8 @@ from launcher.core.report.forecast import describe_basis
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError
 from launcher.front.http.app import Services, create_app
+from launcher.front.http.http_server import HttpServer
 from launcher.front.http.listening_socket import listen
-from launcher.front.http.server import HttpServer
 from launcher.host import log as logs
 from launcher.options import ServeOptions
 from launcher.prepare.machine import require_this_machine

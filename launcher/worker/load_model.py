@@ -14,7 +14,7 @@ from transformers import BertConfig
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import SHAPES, ModelInfo
 from launcher.worker.interfaces import ModelError
-from launcher.worker.tasks.create import TASKS, Task
+from launcher.worker.tasks.create_task import TASKS, Task
 
 SEED = 0  # of random weights: every instance must have the same ones
 

@@ -18,7 +18,7 @@ import numpy as np
 from launcher.core.protocol.frames import FrameError
 from launcher.core.protocol.messages import Done, Failed, Loading, LoadStage, Ready, Run, Setup, Stop, Unusable
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.backends.create import create_backend
+from launcher.worker.backends.create_backend import create_backend
 from launcher.worker.channel import Channel, ChannelClosed
 from launcher.worker.interfaces import Backend, ModelError, ReportProgress, Results, TokenIds
 from launcher.worker.warmup import run_warmup

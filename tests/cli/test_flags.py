@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from launcher.cli.app import app
+from launcher.cli.commands import app
 from launcher.cli.flags import ROOTS
 from launcher.options.option import options_of
 from tests.cli.running import launch

@@ -18,7 +18,7 @@ from launcher.core.protocol.messages import Ready, Setup
 from launcher.engine.costs import Costs, cost_info
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
-from launcher.prepare.costs import CostKeyBase, basis_of
+from launcher.prepare.cost_basis import CostKeyBase, basis_of
 from tests.core.by_hand import machine
 
 CARD = resolve(ModelOptions(model="random:tiny"))

@@ -20,7 +20,7 @@ from launcher.front.http.app import create_app
 from launcher.front.http.error_response import ErrorFormat
 from launcher.front.http.inference_route import INFERENCE_ERRORS, InferenceHandler, InferenceRoute
 from launcher.front.http.inputs import Inputs
-from launcher.front.http.results import vector_json
+from launcher.front.http.json_results import vector_json
 from launcher.front.http.route import ApiFamily, ResponseSpec, Route
 from launcher.options import FrontOptions
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from launcher.front.http.results import truncate_dimensions
+from launcher.front.http.json_results import truncate_dimensions
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio

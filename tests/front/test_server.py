@@ -15,7 +15,7 @@ import pytest
 
 from launcher.core.protocol.messages import Run
 from launcher.front.http.app import create_app
-from launcher.front.http.server import HttpServer
+from launcher.front.http.http_server import HttpServer
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.app import BENCH_COMMANDS, COMMANDS
+from launcher.cli.commands import BENCH_COMMANDS, COMMANDS
 from launcher.cli.flags import Command
 
 PACKAGE = Path(__file__).parents[2] / "launcher"

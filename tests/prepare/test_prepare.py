@@ -12,7 +12,7 @@ from launcher.core.machine.isa_limits import ISA_LIMITS
 from launcher.errors import UsageError
 from launcher.host.model.resolve import resolve
 from launcher.options import Backend, MachineOptions, ModelOptions, RunOptions, ServeOptions
-from launcher.prepare.costs import cost_key_base
+from launcher.prepare.cost_basis import cost_key_base
 from launcher.prepare.machine import load_machine, require_this_machine
 from launcher.prepare.model import dtype_of
 from launcher.prepare.prepared_instances import deduplicated

@@ -19,7 +19,7 @@ from launcher.core.protocol.messages import Done, Ready, Run, Setup, Stop, Unusa
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
-from launcher.worker.backends.create import BACKENDS
+from launcher.worker.backends.create_backend import BACKENDS
 from launcher.worker.interfaces import (
     BatchOutput,
     BatchRunner,

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from launcher.core.diagnosis.finding import RECORDED, SEVERITIES, Evidence, Finding, Severity, count
 from launcher.core.machine.topology import Machine
-from launcher.core.report.text_layout import wrap, wrap_lines
+from launcher.core.report.text_format import wrap, wrap_lines
 
 SCHEMA = 1
 WIDEST = 110  # columns; longer lines are hard to read

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-from launcher.core.lifecycle.events import (
+from launcher.core.lifecycle.process_events import (
     BackoffElapsed,
     FailedPermanently,
     GracePeriodElapsed,

@@ -15,7 +15,7 @@ from rich.text import Text
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Core, Machine
 from launcher.core.planning.plan import Plan
-from launcher.core.report.text_layout import shorten, table
+from launcher.core.report.text_format import shorten, table
 
 RESERVED, UNUSED, SHARED = "r", ".", "+"
 # `r` means reserved and is not a symbol of an instance.

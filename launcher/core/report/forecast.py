@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from launcher.core.report.text_layout import table, wrap
+from launcher.core.report.text_format import table, wrap
 from launcher.core.tuning.simulation import LOAD, Latency, Prediction, Source
 
 MAX_INSTANCES = 16  # listed one by one

@@ -17,7 +17,7 @@ from launcher.core.machine.topology import Core, Machine
 from launcher.core.planning.memory_check import gib
 from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.core.report.ascii_map import or_last
-from launcher.core.report.text_layout import shorten
+from launcher.core.report.text_format import shorten
 
 CELL, GAP, PAD, HEAD = 26.0, 4.0, 8.0, 20.0
 CORES_IN_ROW = 8

@@ -20,7 +20,7 @@ from launcher.core.planning.memory_check import gib
 from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.core.report.ascii_map import RESERVED, Mark, draw_cores, legend, mark_of
 from launcher.core.report.forecast import Forecast, forecast_lines
-from launcher.core.report.text_layout import shorten, table, wrap
+from launcher.core.report.text_format import shorten, table, wrap
 
 SCHEMA = 1
 MIN_WIDTH = 72

@@ -18,7 +18,13 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from launcher.core.lifecycle.events import FailedPermanently, KillRequested, Spawned, SpawnFailed, StartRequested
+from launcher.core.lifecycle.process_events import (
+    FailedPermanently,
+    KillRequested,
+    Spawned,
+    SpawnFailed,
+    StartRequested,
+)
 from launcher.core.lifecycle.worker import (
     FINAL,
     TRANSITIONS,

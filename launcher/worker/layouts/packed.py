@@ -20,7 +20,7 @@ from launcher.worker.batches import PackedBatch, pack
 from launcher.worker.interfaces import BatchOutput, PackingUnsupportedError, TokenIds
 from launcher.worker.layouts.packed_attention import IMPLEMENTATION, PackedAttention
 from launcher.worker.optimizations.torchscript import TracedEncoder
-from launcher.worker.tasks.create import Task, create_task
+from launcher.worker.tasks.create_task import Task, create_task
 
 
 def packed_layouts(model: Any, model_info: ModelInfo) -> Iterator[PackedLayout]:

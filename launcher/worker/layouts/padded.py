@@ -13,7 +13,7 @@ import torch
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.batches import pad
 from launcher.worker.interfaces import BatchOutput, TokenIds
-from launcher.worker.tasks.create import create_task
+from launcher.worker.tasks.create_task import create_task
 
 
 class PaddedLayout:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.core.lifecycle.events import Spawned
+from launcher.core.lifecycle.process_events import Spawned
 from launcher.core.lifecycle.program import (
     FINAL,
     TRANSITIONS,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.lifecycle.events import (
+from launcher.core.lifecycle.process_events import (
     BackoffElapsed,
     FailedPermanently,
     GracePeriodElapsed,

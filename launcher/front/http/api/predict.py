@@ -16,7 +16,7 @@ from launcher.front.http.body_decoder import Body
 from launcher.front.http.disconnect import Client
 from launcher.front.http.inference_route import InferenceContext, InferenceHandler, InferenceRoute
 from launcher.front.http.inputs import Inputs, Truncate
-from launcher.front.http.results import Usage, usage, vector_json
+from launcher.front.http.json_results import Usage, usage, vector_json
 from launcher.front.http.route import ApiFamily, ResponseSpec
 from launcher.front.http.services import Services
 from launcher.front.label_scores import LabelScore, ranked_labels
