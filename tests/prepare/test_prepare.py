@@ -70,7 +70,7 @@ def test_warnings_that_all_instances_share_are_given_once() -> None:
             ServeOptions(model=ModelOptions(model="random:tiny", backend="fake", fake_seconds_per_token=float("inf"))),
             "finite number of seconds",
         ),
-        (ServeOptions(machine=MachineOptions(sysroot=Path("/x"), machine_file=Path("y")), model=TINY), "use one"),
+        (ServeOptions(machine=MachineOptions(sysroot=Path("/x"), machine_file=Path("y")), model=TINY), "use only one"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: ServeOptions, words: str) -> None:
