@@ -47,6 +47,14 @@ def kill_permanently(info: Callable[[], dict[str, Any]]) -> None:
         time.sleep(0.01)
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Poll until ``condition`` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def children() -> set[int]:
     """The worker processes of this process."""
     found = set()

@@ -9,7 +9,6 @@ import os
 import pickle
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pytest
 from launcher import AsyncEngine, Engine
 from launcher.engine.streaming import chunk_limit
 from launcher.errors import InstanceError, LauncherError, RequestError, UsageError
-from tests.api.conftest import FAKE, children, kill_permanently, worker_pids
+from tests.api.conftest import FAKE, children, kill_permanently, wait_until, worker_pids
 from tests.e2e.running import gone
 from tests.e2e.test_results import sentences
 
@@ -226,8 +225,7 @@ def test_close_finishes_what_another_thread_has_begun() -> None:
     results: list[object] = []
     thread = threading.Thread(target=lambda: results.append(engine.embed("begun")))
     thread.start()
-    while not engine._thread.session.engine.dispatcher.in_flight:
-        pass
+    wait_until(lambda: engine._thread.session.engine.dispatcher.in_flight > 0)
     closing = threading.Thread(target=engine.close)
     closing.start()
     for pid in worker_pids(engine.info()):
@@ -239,10 +237,10 @@ def test_close_finishes_what_another_thread_has_begun() -> None:
 
 def test_close_can_be_interrupted_and_called_again() -> None:
     before = children()
-    engine = Engine("random:tiny", fake_seconds_per_token=0.0005, **FAKE)
+    engine = Engine("random:tiny", fake_seconds_per_token=0.002, **FAKE)
     call = threading.Thread(target=lambda: engine.embed([f"text {number}" for number in range(1000)]))
     call.start()
-    time.sleep(0.1)
+    wait_until(lambda: engine._thread.session.engine.dispatcher.in_flight > 0)
     interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
