@@ -54,7 +54,7 @@ def reference() -> dict[str, Vectors]:
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def server(request: pytest.FixtureRequest) -> Iterator[Running]:
-    with running("--instances", "2", "--dtype", request.param) as started:
+    with running("--instances", "2", "--dtype", request.param, "--token-ids", "accept") as started:
         yield started.wait_serving()
 
 
