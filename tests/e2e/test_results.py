@@ -145,6 +145,7 @@ def test_every_thread_and_page_is_where_it_was_planned(server: Running) -> None:
         assert instance["verification"]["ok"], instance["verification"]["misses"]
 
 
+@pytest.mark.serial
 def test_health_answers_while_all_cores_are_busy(server: Running) -> None:
     stop = threading.Event()
     texts = b'{"input": ["%b"]}' % b'", "'.join([b"a text that keeps the instances busy for a while " * 20] * 16)

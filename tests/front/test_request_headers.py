@@ -144,6 +144,7 @@ async def test_a_deadline_that_passes_in_the_queue_gets_504_and_the_time(
     assert sample(front, "launcher_deadlines_missed_total", priority="interactive", kind="expired") == 1
 
 
+@pytest.mark.serial
 @pytest.mark.anyio
 async def test_a_deadline_that_cannot_be_met_gets_504_at_once_with_the_prediction(
     make_front: Any, make_client: Any, model_info: Any
