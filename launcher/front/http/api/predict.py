@@ -11,7 +11,6 @@ from msgspec import Meta, Struct
 from launcher.core.protocol.model_info import FLOAT32_BYTES
 from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
-from launcher.front.dispatcher import Vectors
 from launcher.front.http.body_decoder import Body
 from launcher.front.http.disconnect import Client
 from launcher.front.http.inference_route import InferenceContext, InferenceHandler, InferenceRoute
@@ -20,6 +19,7 @@ from launcher.front.http.json_results import Usage, usage, vector_json
 from launcher.front.http.route import ApiFamily, ResponseSpec
 from launcher.front.http.services import Services
 from launcher.front.label_scores import LabelScore, ranked_labels
+from launcher.front.request_results import Vectors
 from launcher.front.token_labels import TokenLabel, TokenLabeler
 from launcher.front.tokenizer import Tokenized
 
