@@ -14,7 +14,7 @@ from launcher.options.choices import Task
 
 Pooling = Literal["mean", "cls", "max"]
 Scores = Literal["softmax", "sigmoid", "raw"]
-Rows = Literal["item", "token", "varying"]
+Rows = Literal["item", "token", "varying", "bytes"]
 
 FLOAT32_BYTES = 4
 
@@ -25,8 +25,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
     ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
     to use (empty: the one in ``folder``). ``max_length`` is in tokens, including special tokens. ``weight_bytes`` is
-    the size of all parameters in fp32. ``scores`` is how the logits of a classifier or tagger become scores. ``notes``
-    are messages for the user about how these values were found.
+    the size of all parameters in fp32. ``scores`` is how the logits of a classifier or tagger become scores.
+    ``custom_class`` is the ``module:Class`` of a task of the user's own; its ``max_length`` is a size. ``notes`` are
+    messages for the user about how these values were found.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     weight_bytes: int
     tokenizer_file: str = ""
     scores: Scores = "softmax"
+    custom_class: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -56,13 +58,17 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def result_width(self) -> int:
         """The number of float32 values in a row of results."""
+        if self.task == "custom":
+            return 1
         return self.hidden_size if self.task == "embed" else len(self.labels)
 
     @property
     def rows(self) -> Rows:
         """The rows of an item's result: ``item``: a single one; ``token``: one per token, including special tokens;
-        ``varying``: a number that the worker decides.
+        ``varying``: a number that the worker decides; ``bytes``: likewise, and a row is a byte instead of numbers.
         """
+        if self.task == "custom":
+            return "bytes"
         return "token" if self.task == "tag" else "item"
 
 

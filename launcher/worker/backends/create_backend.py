@@ -35,9 +35,17 @@ def _compile(setup: Setup, threads: int) -> Backend:
     return CompileBackend(setup)
 
 
+def _custom(setup: Setup, threads: int) -> Backend:
+    from launcher.worker.backends.custom import CustomBackend
+
+    return CustomBackend(setup, threads)
+
+
 BACKENDS: dict[choices.Backend, Callable[[Setup, int], Backend]] = {"eager": _eager, "compile": _compile, "fake": _fake}
 
 
 def create_backend(setup: Setup, threads: int) -> Backend:
     """The backend that ``setup`` names, without a model yet; its libraries are imported and configured."""
+    if setup.model_info.task == "custom":
+        return _custom(setup, threads)
     return BACKENDS[setup.backend](setup, threads)

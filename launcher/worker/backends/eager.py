@@ -95,6 +95,10 @@ class EagerBackend:
             packed=selected.not_packed is None,
         )
 
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        """See ``Backend.sample_batch``."""
+        return synthetic_batch(lengths, self._setup.model_info)
+
     def run(self, batch: ItemBatch) -> BatchOutput:
         """See ``BatchRunner.run``."""
         return self.layout.run(batch)
@@ -123,7 +127,7 @@ class EagerBackend:
         model_info = self._setup.model_info
         converted = Reference.as_batch(self, model_info, items)
         lengths = mixed_batches(model_info.max_length, TIMED_TOKENS)[0]
-        batch = synthetic_batch(lengths, model_info)
+        batch = self.sample_batch(lengths)
         return self.optimize(lambda: self.run(batch), lambda: results_unchanged(converted, self))
 
     def _quantize(self, items: Sequence[Item]) -> None:
@@ -158,7 +162,7 @@ class EagerBackend:
         model_info = self._setup.model_info
         try:
             lengths = [min(TRACED_LENGTH, model_info.max_length), 3, 3]
-            layout.trace(synthetic_batch(lengths, model_info))
+            layout.trace(self.sample_batch(lengths))
             if unchanged():
                 return None
             reason = "the results differ"
