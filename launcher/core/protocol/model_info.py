@@ -24,10 +24,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
     ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
-    to use (empty: the one in ``folder``). ``max_length`` is in tokens, including special tokens. ``weight_bytes`` is
-    the size of all parameters in fp32. ``scores`` is how the logits of a classifier or tagger become scores.
-    ``custom_class`` is the ``module:Class`` of a task of the user's own; its ``max_length`` is a size. ``notes`` are
-    messages for the user about how these values were found.
+    to use (empty: the one in ``folder``), ``tokenizer_check`` the file to create once a worker has compared it with the
+    tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including special
+    tokens. ``weight_bytes`` is the size of all parameters in fp32. ``scores`` is how the logits of a classifier or
+    tagger become scores. ``custom_class`` is the ``module:Class`` of a task of the user's own; its ``max_length`` is a
+    size. ``notes`` are messages for the user about how these values were found.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     weight_bytes: int
     tokenizer_file: str = ""
+    tokenizer_check: str = ""
     scores: Scores = "softmax"
     custom_class: str = ""
     notes: tuple[str, ...] = ()
