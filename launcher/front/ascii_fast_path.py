@@ -39,6 +39,7 @@ class Encoder:
         self._regular = _load(model_info)
         self._added = [token.content.lower() for token in self._regular.get_added_tokens_decoder().values()]
         self._offsets = offsets
+        self._special_tokens = model_info.special_tokens
         self._lowers = False
         self._fast: Tokenizer | None = None
         normalizer = self._regular.normalizer
@@ -64,7 +65,8 @@ class Encoder:
         return [next(regular if p is None else fast) for p in plain]
 
     def _call(self, tokenizer: Tokenizer, texts: Sequence[str | None]) -> list[Encoding]:
-        return tokenizer.encode_batch(texts) if self._offsets else tokenizer.encode_batch_fast(texts)
+        encode = tokenizer.encode_batch if self._offsets else tokenizer.encode_batch_fast
+        return encode(texts, add_special_tokens=self._special_tokens)
 
     def _plain(self, text: str) -> str | None:
         """The normalized text; None if normalizing could change more than the case.

@@ -91,6 +91,7 @@ class FrontTokenizer:
         self._max_length = model_info.max_length
         self._vocab_size = model_info.vocab_size
         self._text_characters = text_characters
+        self._default_prompt = model_info.default_prompt
         (added,) = self._encoder.encode(["a"])
         self._closing_tokens = _closing_tokens(added)
         self.special_ids = frozenset(
@@ -121,14 +122,21 @@ class FrontTokenizer:
         *,
         truncate: bool = False,
         field: str | InputNames = "input",
+        prompt: str | None = None,
         wait: Wait = _await,
     ) -> Tokenized:
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
+
+        ``prompt`` is prepended to each text; without one, the model's default prompt is.
 
         A text of more tokens than the model accepts is rejected, or with ``truncate`` cut at its end, keeping the
         special tokens, and reported. ``wait`` awaits the work of a thread and may cancel it.
         """
         characters = self._check_texts(texts, field)
+        prompt = self._default_prompt if prompt is None else prompt
+        if prompt:
+            characters += len(prompt) * len(texts)
+            texts = [prompt + text for text in texts]
         if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
             return self._tokenize(texts, truncate, field)
         stop = threading.Event()

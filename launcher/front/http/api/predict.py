@@ -14,8 +14,8 @@ from launcher.errors import RequestError
 from launcher.front.dispatcher import Vectors
 from launcher.front.http.body_decoder import Body
 from launcher.front.http.disconnect import Client
-from launcher.front.http.inference_route import InferenceContext, InferenceHandler, InferenceRoute
-from launcher.front.http.inputs import Inputs, Truncate
+from launcher.front.http.inference_route import InferenceContext, InferenceHandler, InferenceRoute, chosen_prompt
+from launcher.front.http.inputs import Inputs, Prompt, PromptName, Truncate
 from launcher.front.http.json_results import Usage, usage, vector_json
 from launcher.front.http.route import ApiFamily, ResponseSpec
 from launcher.front.http.services import Services
@@ -31,6 +31,8 @@ class PredictRequest(Struct, frozen=True):
 
     inputs: Inputs
     truncate: Truncate = False
+    prompt_name: PromptName = None
+    prompt: Prompt = None
 
 
 class PredictResponse(Struct, frozen=True):
@@ -93,6 +95,10 @@ class _TaskHandler(InferenceHandler[Body]):
 
 class PredictHandler(_TaskHandler[PredictRequest]):
     """Embeds or classifies the inputs."""
+
+    def prompt(self, body: PredictRequest) -> str | None:
+        """See the base class."""
+        return chosen_prompt(self._model_info, body.prompt, body.prompt_name)
 
     def encode_results(self, body: PredictRequest, results: Vectors, first: int) -> list[bytes]:
         """See the base class."""
