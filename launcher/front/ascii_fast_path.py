@@ -30,16 +30,19 @@ _PROBE = " ".join(f"{c} {c}{c} a{c}b" for c in _PRINTABLE)
 
 
 class Encoder:
-    """Encodes texts for one model, without truncation or padding. ``offsets``: whether encodings include them.
+    """Encodes texts for one model, without truncation or padding. ``offsets``: whether encodings include them. ``special_ids``: those of
+    the special tokens.
 
     Raises ``UsageError`` if there is no tokenizer or it cannot be read.
     """
 
     def __init__(self, model_info: ModelInfo, *, offsets: bool) -> None:
         self._regular = _load(model_info)
-        self._added = [token.content.lower() for token in self._regular.get_added_tokens_decoder().values()]
         self._offsets = offsets
         self._special_tokens = model_info.special_tokens
+        added = self._regular.get_added_tokens_decoder()
+        self._added = [token.content.lower() for token in added.values()]
+        self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self._lowers = False
         self._fast: Tokenizer | None = None
         normalizer = self._regular.normalizer

@@ -12,7 +12,8 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from typing import ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ from tokenizers import Encoding
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
+from launcher.front.item_details import ItemDetails
 from launcher.options import FrontOptions
 
 # About 2 ms of work: 0.27 µs per character, measured for English text with a WordPiece vocabulary.
@@ -33,6 +35,8 @@ INPUT_OVERHEAD = 20
 INLINE_IDS = 16_000
 # Tokenized in one call; freeing the result holds the GIL for about 1 ms.
 CHUNK_CHARACTERS = 32_000
+# Prompts whose length is kept; it is the same for every text.
+KNOWN_PROMPTS = 64
 DEFAULT_THREADS = FrontOptions().tokenizer_threads
 
 Parameters = ParamSpec("Parameters")
@@ -47,12 +51,15 @@ class Tokenized:
 
     For taggers, ``spans`` holds the character offsets of each text's tokens: int32, tokens × 2, start and end in code
     points, end exclusive; -1 for added special tokens. Empty for other tasks, and for inputs of ids.
+
+    ``details`` is what the items have besides their ids.
     """
 
     items: list[npt.NDArray[np.int32]]
     tokens: int
     truncated: tuple[int, ...] = ()
     spans: Sequence[npt.NDArray[np.int32]] = ()
+    details: ItemDetails | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,8 @@ class FrontTokenizer:
         self._vocab_size = model_info.vocab_size
         self._text_characters = text_characters
         self._default_prompt = model_info.default_prompt
+        self._pools_prompt = model_info.include_prompt
+        self._prompt_length = lru_cache(KNOWN_PROMPTS)(self._count_prompt)
         (added,) = self._encoder.encode(["a"])
         self._closing_tokens = _closing_tokens(added)
         self.special_ids = frozenset(
@@ -138,11 +147,23 @@ class FrontTokenizer:
             characters += len(prompt) * len(texts)
             texts = [prompt + text for text in texts]
         if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
-            return self._tokenize(texts, truncate, field)
-        stop = threading.Event()
-        future = self.in_thread(len(texts), self._tokenize, texts, truncate, field, stop)
-        future.add_done_callback(lambda _: stop.set())
-        return await wait(future)
+            tokenized = self._tokenize(texts, truncate, field)
+        else:
+            stop = threading.Event()
+            future = self.in_thread(len(texts), self._tokenize, texts, truncate, field, stop)
+            future.add_done_callback(lambda _: stop.set())
+            tokenized = await wait(future)
+        if not prompt or self._pools_prompt:
+            return tokenized
+        lengths = (self._prompt_length(prompt),) * len(texts)
+        return replace(tokenized, details=ItemDetails(prompt_lengths=lengths))
+
+    def _count_prompt(self, prompt: str) -> int:
+        """The number of leading tokens that pooling ignores: as in sentence-transformers 6, those of the prompt alone,
+        cut like a text, without a special token at its end."""
+        (encoding,) = self._encoder.encode([prompt])
+        ids = encoding.ids if len(encoding) <= self._max_length else self._cut(encoding.ids)
+        return len(ids) - (bool(ids) and ids[-1] in self._encoder.special_ids)
 
     async def ids(
         self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = _await

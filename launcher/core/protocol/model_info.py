@@ -15,6 +15,7 @@ from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
 Scores = Literal["softmax", "sigmoid", "raw"] | Activation
+Rows = Literal["item", "token", "varying"]
 
 FLOAT32_BYTES = 4
 
@@ -87,9 +88,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
         return self.layers == 0
 
     @property
-    def row_per_token(self) -> bool:
-        """Whether an item's result has one row per token, including special tokens, instead of a single row."""
-        return self.task == "tag"
+    def rows(self) -> Rows:
+        """The rows of an item's result: ``item``: a single one; ``token``: one per token, including special tokens;
+        ``varying``: a number that the worker decides.
+        """
+        return "token" if self.task == "tag" else "item"
 
 
 class Shape(msgspec.Struct, frozen=True):

@@ -19,7 +19,6 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.events import Priority
 from launcher.core.tasks.prompts import choose_prompt
 from launcher.errors import RequestError, UsageError
-from launcher.front.dispatcher import Vectors
 from launcher.front.http.body_decoder import Body, BodyDecoder
 from launcher.front.http.body_reader import BodyMemory, BodyNotRead, BodyReader
 from launcher.front.http.disconnect import Client, ClientDisconnected, client_of
@@ -30,6 +29,7 @@ from launcher.front.http.request_headers import HEADERS, parse_request_headers
 from launcher.front.http.responses import Headers, send_json, send_json_and_close, with_connection_close
 from launcher.front.http.route import HeaderSpec, Route
 from launcher.front.http.services import Services
+from launcher.front.request_results import Vectors
 from launcher.front.tokenizer import Tokenized
 
 Result = TypeVar("Result")
@@ -166,7 +166,9 @@ class InferenceHandler(Generic[Body]):
         self._parse_seconds(parsed - started)
         self._tokenize_seconds(done - parsed)
 
-        future = self._dispatcher.enqueue(tokenized.items, priority=priority, deadline=deadline)
+        future = self._dispatcher.enqueue(
+            tokenized.items, details=tokenized.details, priority=priority, deadline=deadline
+        )
         outcome = await client.wait(future)
 
         started = clock()
@@ -260,8 +262,6 @@ def chosen_prompt(model_info: ModelInfo, prompt: str | None, prompt_name: str | 
     """The prompt that a request chooses; None if it leaves that to the model. Raises ``RequestError``."""
     if prompt is None and prompt_name is None:
         return None
-    if model_info.task != "embed":
-        raise RequestError("a prompt applies to models with embeddings only; omit it", code="invalid_prompt")
     try:
         return choose_prompt(model_info, prompt, prompt_name)
     except UsageError as error:

@@ -6,7 +6,6 @@ StaticEmbedding of sentence-transformers 6, or of model2vec, folded into one tab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from launcher.core.protocol.messages import Setup
-from launcher.worker.interfaces import BatchOutput, LoadedModel, ModelError, ReportProgress, TokenIds
+from launcher.worker.interfaces import BatchOutput, ItemBatch, LoadedModel, ModelError, ReportProgress
 from launcher.worker.result_checks import Reference, check_accuracy, check_padding
 from launcher.worker.sample_inputs import check_items
 from launcher.worker.tasks.embed import Finish
@@ -56,12 +55,12 @@ class StaticBackend:
         )
 
     @torch.inference_mode()
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
+    def run(self, batch: ItemBatch) -> BatchOutput:
         """See ``BatchRunner.run``."""
-        offsets = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
-        tokens = torch.from_numpy(ids.astype(np.int64))
+        offsets = np.cumsum([0, *batch.lengths[:-1]], dtype=np.int64)
+        tokens = torch.from_numpy(batch.ids.astype(np.int64))
         vectors = embedding_bag(tokens, self._table, torch.from_numpy(offsets), mode="mean")
-        return BatchOutput(self._finish(vectors.float()).numpy(), len(ids))
+        return BatchOutput(self._finish(vectors.float()).numpy(), len(batch.ids))
 
 
 def fold(weights: dict[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.batches import PackedBatch, PaddedBatch
+from launcher.worker.interfaces import ItemBatch
 from launcher.worker.tasks.embedding_modules import apply, load_modules
 from launcher.worker.tasks.pooling import TokenEmbeddings, pool
 
@@ -28,20 +29,27 @@ class Embed:
 
     def from_padded(self, output: Any, batch: PaddedBatch) -> Tensor:
         """Vectors, items × result width."""
-        hidden = self._tokens(output.last_hidden_state)
-        return self._finish(pool(TokenEmbeddings(hidden, batch.lengths, batch.mask), self._pooling))
+        hidden, prompts = self._tokens(output.last_hidden_state), _prompts(batch.items)
+        return self._finish(pool(TokenEmbeddings(hidden, batch.lengths, batch.mask, prompts), self._pooling))
 
     def from_packed(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Vectors, items × result width; items of equal length are pooled together."""
-        hidden = self._tokens(hidden)
-        vectors = []
+        hidden, prompts = self._tokens(hidden), _prompts(batch.items)
+        vectors, first = [], 0
         for group in batch.groups:
             lengths = torch.full((group.items,), group.length)
-            vectors.append(pool(TokenEmbeddings(group.of(hidden), lengths, None), self._pooling))
+            own = None if prompts is None else prompts[first : first + group.items]
+            vectors.append(pool(TokenEmbeddings(group.of(hidden), lengths, None, own), self._pooling))
+            first += group.items
         return self._finish(torch.cat(vectors))
 
     def _tokens(self, hidden: Tensor) -> Tensor:
         return apply(self._token_modules, hidden.float()) if self._token_modules else hidden
+
+
+def _prompts(batch: ItemBatch) -> Tensor | None:
+    """The number of leading tokens that pooling ignores, int64, of each item; None if there are none."""
+    return torch.tensor(batch.prompt_lengths) if batch.prompt_lengths else None
 
 
 class Finish:

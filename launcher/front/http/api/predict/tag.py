@@ -1,0 +1,100 @@
+"""``POST /predict`` for taggers: the entities or tokens of each input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from launcher.core.protocol.model_info import FLOAT32_BYTES
+from launcher.core.scheduling.events import Priority
+from launcher.errors import RequestError
+from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
+from launcher.front.http.disconnect import Client
+from launcher.front.http.inference_route import InferenceContext
+from launcher.front.http.inputs import Inputs, Truncate
+from launcher.front.http.json_results import Usage
+from launcher.front.request_results import Vectors
+from launcher.front.tasks.token_labels import TokenLabel, TokenLabeler
+from launcher.front.tokenizer import Tokenized
+
+
+class TagRequest(Struct, frozen=True):
+    """Body of ``POST /predict`` if the served model tags tokens."""
+
+    inputs: Inputs
+    truncate: Truncate = False
+    aggregation: Annotated[
+        Literal["simple", "none"] | None,
+        Meta(
+            description="simple (only for texts, and their default): adjacent tokens of one entity are joined, and "
+            "tokens outside of entities are omitted. none: every token with its best label; always used for token ids."
+        ),
+    ] = None
+
+
+class TagResponse(Struct, frozen=True):
+    """Response of ``POST /predict`` if the served model tags tokens: one list per input, in order.
+
+    Special tokens are omitted, whether they were added to a text or are among the token ids.
+    """
+
+    model: str
+    task: Literal["tag"]
+    predictions: list[list[TokenLabel]]
+    usage: Usage
+
+
+class TagHandler(TaskHandler[TagRequest]):
+    """Tags the tokens of the inputs."""
+
+    def __init__(self, context: InferenceContext) -> None:
+        super().__init__(context)
+        self._labeler = TokenLabeler(self._model_info.labels, self._tokenizer.special_ids)
+
+    def validate(self, body: TagRequest) -> None:
+        """See the base class."""
+        if body.aggregation == "simple" and body.inputs and _texts(body.inputs) is None:
+            raise RequestError(
+                "token ids are labelled token by token; omit 'aggregation', or send texts to have tokens joined",
+                code="invalid_aggregation",
+                param="aggregation",
+            )
+
+    async def _tokenize(
+        self, body: TagRequest, client: Client, priority: Priority, deadline: float | None
+    ) -> Tokenized:
+        tokenized = await super()._tokenize(body, client, priority, deadline)
+        # Results of other tasks are limited by the number of inputs.
+        limit = self._options.result_bytes // (FLOAT32_BYTES * self._model_info.result_width)
+        if tokenized.tokens > limit:
+            raise RequestError(
+                f"'inputs' have {tokenized.tokens} tokens together, the limit is {limit} per request for this model; "
+                "send several requests",
+                status=413,
+                code="too_many_tokens",
+                param="inputs",
+            )
+        return tokenized
+
+    async def encode_all_results(self, body: TagRequest, results: Vectors, tokenized: Tokenized) -> list[bytes]:
+        """See the base class."""
+        aggregate = body.aggregation != "none"
+        return await self._labeler.encode(results, tokenized, _texts(body.inputs), aggregate=aggregate)
+
+
+def _texts(inputs: Any) -> Sequence[str] | None:
+    """The texts of a request; None if its inputs are token ids."""
+    if isinstance(inputs, str):
+        return [inputs]
+    return inputs if inputs and isinstance(inputs[0], str) else None
+
+
+TAG = TaskRoute(
+    handler=TagHandler,
+    request=TagRequest,
+    response=TagResponse,
+    example={"inputs": ["What is a core?"]},
+    returns="One list of entities or tokens per input, in order.",
+)
