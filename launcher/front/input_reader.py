@@ -63,6 +63,7 @@ class InputReader:
         *,
         truncate: bool = False,
         field: str | InputNames = "input",
+        prompt: str | None = None,
         wait: Wait = await_future,
     ) -> Tokenized:
         """See ``FrontTokenizer.texts``."""
