@@ -17,60 +17,12 @@ import msgspec
 from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
+from launcher.host.model.architectures import POSITIONS_AFTER_PADDING, check_positions, read_architecture
 from launcher.host.model.heads import labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, inventory, read_object
 from launcher.host.model.sentence_files import MODULES, SentenceFiles, read_sentence_files
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
-
-# Encoders of transformers whose results do not depend on padding. Excluded after measurement: convbert, fnet,
-# nystromformer and yoso mix padding into their results (cosine similarity 0.37 to 0.97 between alone and padded).
-ENCODERS = frozenset(
-    {
-        "albert",
-        "bert",
-        "camembert",
-        "data2vec-text",
-        "deberta",
-        "deberta-v2",
-        "distilbert",
-        "electra",
-        "ernie",
-        "eurobert",
-        "gte",
-        "ibert",
-        "megatron-bert",
-        "mobilebert",
-        "modernbert",
-        "mpnet",
-        "nomic_bert",
-        "rembert",
-        "roberta",
-        "roberta-prelayernorm",
-        "roformer",
-        "squeezebert",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-    }
-)
-
-# Their first token has position padding_idx + 1, so that many entries of the position table are unusable.
-POSITIONS_AFTER_PADDING = frozenset(
-    {
-        "camembert",
-        "data2vec-text",
-        "ibert",
-        "mpnet",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-    }
-)
-
-# Rotary positions whose frequencies are chosen by the length of the longest text in a batch
-# (transformers/modeling_rope_utils.py, dynamic_rope_update). "su" is the former name of longrope.
-BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
 
 NO_LIMIT = 1_000_000  # tokenizers without a limit state 10**30
 
@@ -84,8 +36,9 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     refuse = ModelErrors(options.model)
     sentence = read_sentence_files(folder, refuse)
     config = read_object(sentence.folder / "config.json", refuse)
-    architecture = _architecture(config, options, refuse)
-    _check_weights_and_positions(sentence.folder, config, refuse)
+    architecture = read_architecture(config, options, refuse)
+    check_positions(config, refuse)
+    _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
     weight_bytes = _weight_bytes(sentence.folder, config, refuse)
     tokenizer = tokenizer_files.locate(sentence.folder, folder, config, refuse)
@@ -149,31 +102,6 @@ def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:
     raise refuse(f"config.json has no {keys[0]}; it must be a positive integer")
 
 
-# --- architecture
-
-
-def _architecture(config: Json, options: ModelOptions, refuse: ModelErrors) -> str:
-    """The architecture named in config.json, or else its model type, if it is a supported encoder."""
-    kind = str(config.get("model_type", "nothing"))
-    architectures = config.get("architectures") or [kind]
-    architecture = str(architectures[0])
-    own_code = "auto_map" in config
-    generates = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-    if generates or config.get("is_decoder") or config.get("is_encoder_decoder"):
-        raise refuse(f"a {kind} model ({architecture}) generates text; only encoder models can be served")
-    if kind in ENCODERS or (own_code and options.trust_remote_code):
-        return architecture
-    if own_code:
-        raise refuse(
-            f"a {kind} model ({architecture}) contains its own code, which runs only with --trust-remote-code; "
-            "review it first"
-        )
-    raise refuse(
-        f"config.json has the model_type {kind} ({architecture}), which is not supported; text encoders of these types "
-        f"can be served: {', '.join(sorted(ENCODERS))}"
-    )
-
-
 def _pad_id(config: Json, of_tokenizer: int | None) -> int:
     """The id of the padding token. Defaults to 0: padding is masked, so any id of the vocabulary works."""
     stated = config.get("pad_token_id")
@@ -182,28 +110,13 @@ def _pad_id(config: Json, of_tokenizer: int | None) -> int:
     return of_tokenizer or 0
 
 
-def _check_weights_and_positions(folder: Path, config: Json, refuse: ModelErrors) -> None:
-    """Raise ``UsageError`` for an adapter, and for positions that depend on the other texts of a batch."""
+def _check_adapter(folder: Path, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` for an adapter."""
     if (folder / "adapter_config.json").is_file():
         raise refuse(
             f"{folder / 'adapter_config.json'} describes a PEFT adapter, which transformers would add to the weights "
             "and which is not supported; merge it (merge_and_unload) and save the model without it"
         )
-    for key in ("rope_scaling", "rope_parameters"):
-        for kind in _rope_types(config.get(key)):
-            if kind in BATCH_DEPENDENT_ROPE:
-                raise refuse(
-                    f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of a "
-                    "batch, so that a text would have different results alone and in a batch; this is not supported"
-                )
-
-
-def _rope_types(value: Any) -> list[str]:
-    """The types in ``rope_scaling`` or ``rope_parameters``; the latter may have one object per type of layer."""
-    if not isinstance(value, dict):
-        return []
-    own = value.get("rope_type", value.get("type"))
-    return [str(own)] * (own is not None) + [kind for part in value.values() for kind in _rope_types(part)]
 
 
 # --- maximum length
