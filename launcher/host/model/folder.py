@@ -17,7 +17,12 @@ import msgspec
 from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
-from launcher.host.model.architectures import POSITIONS_AFTER_PADDING, check_positions, read_architecture
+from launcher.host.model.architectures import (
+    ENCODER_DECODERS,
+    POSITIONS_AFTER_PADDING,
+    check_positions,
+    read_architecture,
+)
 from launcher.host.model.heads import labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, inventory, read_object
 from launcher.host.model.sentence_files import MODULES, SentenceFiles, read_sentence_files
@@ -36,7 +41,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     refuse = ModelErrors(options.model)
     sentence = read_sentence_files(folder, refuse)
     config = read_object(sentence.folder / "config.json", refuse)
-    architecture = read_architecture(config, options, refuse)
+    architecture = read_architecture(config, options, refuse, embedder=sentence.kind == "SentenceTransformer")
     check_positions(config, refuse)
     _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
@@ -66,8 +71,8 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         folder=str(sentence.folder),
         shape=None,
         architecture=architecture,
-        hidden_size=_number(config, refuse, "hidden_size", "dim"),
-        layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer"),
+        hidden_size=_number(config, refuse, "hidden_size", "dim", "d_model"),
+        layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
         vocab_size=vocab_size,
         max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
         pad_id=pad_id,
@@ -137,13 +142,18 @@ def _max_length(
     """
     stated = of_tokenizer if sentence.max_length is None else sentence.max_length
     limits = [stated] if stated is not None and stated < NO_LIMIT else []
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    # T5 has relative positions and no table of them; its n_positions has no effect.
+    positions = None if config.get("model_type") in ENCODER_DECODERS else _positions(config)
     if isinstance(positions, int) and positions > 0:
         after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
         limits.append(positions - after_padding)
     if not limits and options.max_length is None:
         raise refuse("none of its files states the maximum number of tokens; set --max-length")
     return lower_limit(min(limits, default=NO_LIMIT), options)
+
+
+def _positions(config: Json) -> Any:
+    return config.get("max_position_embeddings", config.get("n_positions"))
 
 
 def lower_limit(limit: int, options: ModelOptions) -> int:
