@@ -17,7 +17,7 @@ from launcher.core.planning.plan import Plan
 from launcher.engine.session import CLOSED, Computed, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
-from launcher.front.label_scores import LabelScore
+from launcher.front.tasks.label_scores import LabelScore
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

@@ -16,7 +16,7 @@ from launcher.core.planning.plan import Plan
 from launcher.engine.session import Chunk, Computed
 from launcher.engine.streaming import Chunker, chunk_limit, in_order
 from launcher.engine.thread import SessionThread
-from launcher.front.label_scores import LabelScore
+from launcher.front.tasks.label_scores import LabelScore
 
 if TYPE_CHECKING:
     import concurrent.futures

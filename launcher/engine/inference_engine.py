@@ -118,7 +118,7 @@ class InferenceEngine:
         self.metrics.watch_queue(sorted(set(names.values())), self.scheduler.queued_by_class)
         watch_costs(self.metrics, self.scheduler.cost)
         self.dispatcher = Dispatcher(
-            self.scheduler, self, self.metrics, width=model_info.result_width, row_per_token=model_info.row_per_token
+            self.scheduler, self, self.metrics, width=model_info.result_width, rows=model_info.rows
         )
         self.metrics.watch_in_flight(lambda: self.dispatcher.in_flight)
         launches = [

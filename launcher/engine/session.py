@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from launcher.engine.inference_engine import InferenceEngine
 from launcher.errors import InstanceError, RequestError, UsageError
-from launcher.front.dispatcher import Vectors
+from launcher.front.request_results import Vectors
 from launcher.front.tokenizer import InputNames, Tokenized
 from launcher.options import ServeOptions
 from launcher.prepare.prepared_instances import Prepared
@@ -134,7 +134,7 @@ class Session:
         while True:
             self._check_open()
             try:
-                outcome = await self.engine.dispatcher.enqueue(tokenized.items)
+                outcome = await self.engine.dispatcher.enqueue(tokenized.items, details=tokenized.details)
             except RequestError as error:
                 if error.code != "not_ready":
                     raise

@@ -23,6 +23,7 @@ from tokenizers import Encoding
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
+from launcher.front.item_details import ItemDetails
 from launcher.options import FrontOptions
 
 # About 2 ms of work: 0.27 µs per character, measured for English text with a WordPiece vocabulary.
@@ -47,12 +48,15 @@ class Tokenized:
 
     For taggers, ``spans`` holds the character offsets of each text's tokens: int32, tokens × 2, start and end in code
     points, end exclusive; -1 for added special tokens. Empty for other tasks, and for inputs of ids.
+
+    ``details`` is what the items have besides their ids.
     """
 
     items: list[npt.NDArray[np.int32]]
     tokens: int
     truncated: tuple[int, ...] = ()
     spans: Sequence[npt.NDArray[np.int32]] = ()
+    details: ItemDetails | None = None
 
 
 @dataclass(frozen=True, slots=True)

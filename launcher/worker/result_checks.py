@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.interfaces import BatchRunner, ModelError, PackingUnsupportedError, Results, TokenIds
+from launcher.worker.interfaces import BatchRunner, Item, ItemBatch, ModelError, PackingUnsupportedError, Results
 from launcher.worker.numerics import changed_labels, largest_relative_error, lowest_cosine, rows_of
 from launcher.worker.sample_inputs import check_batches
 
@@ -28,17 +28,17 @@ class Reference:
     """The expected results of check items, longest first; ``results`` has the rows of all items in order."""
 
     model_info: ModelInfo
-    items: Sequence[TokenIds]
+    items: Sequence[Item]
     results: Results
 
     @classmethod
-    def one_by_one(cls, runner: BatchRunner, model_info: ModelInfo, items: Sequence[TokenIds]) -> Reference:
+    def one_by_one(cls, runner: BatchRunner, model_info: ModelInfo, items: Sequence[Item]) -> Reference:
         """The results of each item in a batch of its own."""
         results = np.concatenate([run_items(runner, [item]) for item in items])
         return cls(model_info, items, results)
 
     @classmethod
-    def as_batch(cls, runner: BatchRunner, model_info: ModelInfo, items: Sequence[TokenIds]) -> Reference:
+    def as_batch(cls, runner: BatchRunner, model_info: ModelInfo, items: Sequence[Item]) -> Reference:
         """The results of all items as one batch."""
         return cls(model_info, items, run_items(runner, items))
 
@@ -59,7 +59,7 @@ class Comparison:
     """The expected and actual results of one batch."""
 
     model_info: ModelInfo
-    items: Sequence[TokenIds]
+    items: Sequence[Item]
     expected: Results
     actual: Results
 
@@ -72,9 +72,9 @@ class Comparison:
         return lowest_cosine(self.expected, self.actual, self.items, self.model_info)
 
 
-def run_items(runner: BatchRunner, items: Sequence[TokenIds]) -> Results:
+def run_items(runner: BatchRunner, items: Sequence[Item]) -> Results:
     """The results of ``items``, longest first, as one batch."""
-    return runner.run(np.concatenate(items), [len(item) for item in items]).values
+    return runner.run(ItemBatch.of(items)).values
 
 
 Runner = TypeVar("Runner", bound=BatchRunner)

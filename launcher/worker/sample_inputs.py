@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.interfaces import TokenIds
+from launcher.worker.interfaces import Item, ItemBatch, TokenIds
 
 CHECK_TEXTS = (
     "yes",
@@ -31,29 +31,34 @@ LONG_BATCH = 512
 _STRIDE = 7919  # a prime: ids of adjacent tokens are far apart, as in text
 
 
-def check_items(model_info: ModelInfo) -> list[TokenIds]:
-    """Token ids of the check texts and of a long one, longest first, truncated to what the model takes."""
+def check_items(model_info: ModelInfo) -> list[Item]:
+    """The check texts and of a long one, longest first, truncated to what the model takes."""
     tokenizer = Tokenizer.from_file(model_info.tokenizer_path)
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(model_info.max_length, LONGEST_ITEM))
     texts = [*CHECK_TEXTS, " ".join(CHECK_TEXTS * 3)]
-    items = [np.array(encoding.ids, dtype=np.int32) for encoding in tokenizer.encode_batch(texts)]
+    items = [Item(np.array(encoding.ids, dtype=np.int32)) for encoding in tokenizer.encode_batch(texts)]
     return sorted(items, key=len, reverse=True)
 
 
-def check_batches(items: Sequence[TokenIds], max_length: int) -> tuple[list[int], ...]:
+def check_batches(items: Sequence[Item], max_length: int) -> tuple[list[int], ...]:
     """Batches to compare, as indices of ``items``, longest item first: all of them; a batch with repetitions that has
     more tokens than the model has positions; and a short item alone."""
     return list(range(len(items))), _long_batch(items, max_length), [len(items) - 2]
 
 
-def _long_batch(items: Sequence[TokenIds], max_length: int) -> list[int]:
+def _long_batch(items: Sequence[Item], max_length: int) -> list[int]:
     indices: list[int] = []
     tokens, wanted = 0, min(max_length, LONG_BATCH) + 1
     while tokens < wanted:
         indices.append(len(indices) % len(items))
         tokens += len(items[indices[-1]])
     return sorted(indices)
+
+
+def synthetic_batch(lengths: Sequence[int], model_info: ModelInfo) -> ItemBatch:
+    """A batch of items of these lengths, longest first, with ``synthetic_ids``."""
+    return ItemBatch(synthetic_ids(sum(lengths), model_info), lengths)
 
 
 def synthetic_ids(tokens: int, model_info: ModelInfo) -> TokenIds:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.worker.batches import pad
+from launcher.worker.interfaces import ItemBatch
 from launcher.worker.tasks.classify import score
 from launcher.worker.tasks.embed import pool
 
@@ -24,7 +25,7 @@ def test_each_item_is_a_row_and_its_padding_is_masked(lengths) -> None:
     ids = ids_of(lengths)
     ids.flags.writeable = False  # as received
 
-    batch = pad(ids, lengths, pad_id=-7)
+    batch = pad(ItemBatch(ids, lengths), pad_id=-7)
 
     assert batch.input_ids.dtype == torch.int64
     assert batch.input_ids.shape == (len(lengths), lengths[0])
@@ -54,7 +55,7 @@ def pool_by_loop(hidden: torch.Tensor, lengths: list[int], pooling: str, normali
 def test_pooling_uses_only_real_tokens(lengths, pooling, normalize, dtype) -> None:
     torch.manual_seed(len(lengths))
     hidden = torch.randn(len(lengths), lengths[0], 16).to(dtype)
-    batch = pad(ids_of(lengths), lengths, 0)
+    batch = pad(ItemBatch(ids_of(lengths), lengths), 0)
     for row, length in enumerate(lengths):
         hidden[row, length:] = 1000.0  # would change the result
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.interfaces import BatchOutput, LoadedModel, ModelError, ReportProgress, TokenIds
+from launcher.worker.interfaces import BatchOutput, ItemBatch, LoadedModel, ModelError, ReportProgress
 from launcher.worker.warmup import MAX_TIMED_RUNS, run_warmup
 
 BATCHES = ((16,), (8, 8, 8), (40, 7, 3))
@@ -24,10 +24,10 @@ class Counting:
     def load(self, report: ReportProgress) -> LoadedModel:
         return LoadedModel("none", 1)
 
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
-        assert len(ids) == sum(lengths)
-        self.runs[tuple(lengths)] += 1
-        return BatchOutput(np.zeros((len(lengths), 1), np.float32), len(ids))
+    def run(self, batch: ItemBatch) -> BatchOutput:
+        assert len(batch.ids) == sum(batch.lengths)
+        self.runs[tuple(batch.lengths)] += 1
+        return BatchOutput(np.zeros((len(batch.lengths), 1), np.float32), len(batch.ids))
 
 
 def quiet(stage: str, done: float, detail: str) -> None:

@@ -14,6 +14,7 @@ from launcher.options.choices import Task
 
 Pooling = Literal["mean", "cls", "max"]
 Scores = Literal["softmax", "sigmoid", "raw"]
+Rows = Literal["item", "token", "varying"]
 
 FLOAT32_BYTES = 4
 
@@ -58,9 +59,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
         return self.hidden_size if self.task == "embed" else len(self.labels)
 
     @property
-    def row_per_token(self) -> bool:
-        """Whether an item's result has one row per token, including special tokens, instead of a single row."""
-        return self.task == "tag"
+    def rows(self) -> Rows:
+        """The rows of an item's result: ``item``: a single one; ``token``: one per token, including special tokens;
+        ``varying``: a number that the worker decides.
+        """
+        return "token" if self.task == "tag" else "item"
 
 
 class Shape(msgspec.Struct, frozen=True):

@@ -17,7 +17,6 @@ from starlette.types import Receive, Scope, Send
 
 from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
-from launcher.front.dispatcher import Vectors
 from launcher.front.http.body_decoder import Body, BodyDecoder
 from launcher.front.http.body_reader import BodyMemory, BodyNotRead, BodyReader
 from launcher.front.http.disconnect import Client, ClientDisconnected, client_of
@@ -28,6 +27,7 @@ from launcher.front.http.request_headers import HEADERS, parse_request_headers
 from launcher.front.http.responses import Headers, send_json, send_json_and_close, with_connection_close
 from launcher.front.http.route import HeaderSpec, Route
 from launcher.front.http.services import Services
+from launcher.front.request_results import Vectors
 from launcher.front.tokenizer import Tokenized
 
 Result = TypeVar("Result")
@@ -160,7 +160,9 @@ class InferenceHandler(Generic[Body]):
         self._parse_seconds(parsed - started)
         self._tokenize_seconds(done - parsed)
 
-        future = self._dispatcher.enqueue(tokenized.items, priority=priority, deadline=deadline)
+        future = self._dispatcher.enqueue(
+            tokenized.items, details=tokenized.details, priority=priority, deadline=deadline
+        )
         outcome = await client.wait(future)
 
         started = clock()

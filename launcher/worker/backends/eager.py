@@ -16,12 +16,13 @@ from launcher.core.planning.footprint import mixed_batches
 from launcher.core.protocol.messages import Setup
 from launcher.worker.interfaces import (
     BatchOutput,
+    Item,
+    ItemBatch,
     Layout,
     LoadedModel,
     ModelError,
     PackingUnsupportedError,
     ReportProgress,
-    TokenIds,
 )
 from launcher.worker.layouts.packed import PackedLayout, packed_layouts
 from launcher.worker.layouts.padded import PaddedLayout
@@ -37,7 +38,7 @@ from launcher.worker.result_checks import (
     run_items,
     select_runner,
 )
-from launcher.worker.sample_inputs import check_items, synthetic_ids
+from launcher.worker.sample_inputs import check_items, synthetic_batch
 from launcher.worker.timing import keep_if_not_slower
 
 TRACED_LENGTH = 48  # tokens of the longest item that the model is traced with; other lengths are checked
@@ -94,9 +95,9 @@ class EagerBackend:
             packed=selected.not_packed is None,
         )
 
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
+    def run(self, batch: ItemBatch) -> BatchOutput:
         """See ``BatchRunner.run``."""
-        return self.layout.run(ids, lengths)
+        return self.layout.run(batch)
 
     def _select_layout(self, reference: Reference, padded: PaddedLayout) -> Selection[Layout]:
         attention = _attention_of(self._model)
@@ -113,7 +114,7 @@ class EagerBackend:
 
         return select_runner(reference, candidates(), restore_padded)
 
-    def _convert(self, items: Sequence[TokenIds]) -> tuple[str, ...]:
+    def _convert(self, items: Sequence[Item]) -> tuple[str, ...]:
         """Convert the model to its dtype and optimize it; returns notes."""
         if self._setup.dtype == "bf16":
             self._model.to(torch.bfloat16)
@@ -122,10 +123,10 @@ class EagerBackend:
         model_info = self._setup.model_info
         converted = Reference.as_batch(self, model_info, items)
         lengths = mixed_batches(model_info.max_length, TIMED_TOKENS)[0]
-        ids = synthetic_ids(sum(lengths), model_info)
-        return self.optimize(lambda: self.run(ids, lengths), lambda: results_unchanged(converted, self))
+        batch = synthetic_batch(lengths, model_info)
+        return self.optimize(lambda: self.run(batch), lambda: results_unchanged(converted, self))
 
-    def _quantize(self, items: Sequence[TokenIds]) -> None:
+    def _quantize(self, items: Sequence[Item]) -> None:
         """Raises ``ModelError``."""
         try:
             reason = quantize(self._model, lambda: run_items(self, items))
@@ -157,7 +158,7 @@ class EagerBackend:
         model_info = self._setup.model_info
         try:
             lengths = [min(TRACED_LENGTH, model_info.max_length), 3, 3]
-            layout.trace(synthetic_ids(sum(lengths), model_info), lengths)
+            layout.trace(synthetic_batch(lengths, model_info))
             if unchanged():
                 return None
             reason = "the results differ"

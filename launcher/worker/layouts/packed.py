@@ -9,7 +9,7 @@ check their results (``result_checks``).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.batches import PackedBatch, pack
-from launcher.worker.interfaces import BatchOutput, PackingUnsupportedError, TokenIds
+from launcher.worker.interfaces import BatchOutput, ItemBatch, PackingUnsupportedError
 from launcher.worker.layouts.packed_attention import IMPLEMENTATION, PackedAttention
 from launcher.worker.optimizations.torchscript import TracedEncoder
 from launcher.worker.tasks.create_task import Task, create_task
@@ -59,24 +59,27 @@ class PackedLayout:
         """See ``Layout.wrap_module``; the module is the encoder."""
         self._call = wrapper(self._task.encoder) if wrapper else self._task.encoder
 
-    def trace(self, ids: TokenIds, lengths: Sequence[int]) -> None:
-        """Trace the encoder over these items and run the TorchScript graph from now on; ``wrap_module(None)`` undoes
+    def trace(self, batch: ItemBatch) -> None:
+        """Trace the encoder over this batch and run the TorchScript graph from now on; ``wrap_module(None)`` undoes
         it."""
-        inputs = self._inputs(self._pack(ids, lengths))
+        inputs = self._inputs(self._pack(batch))
         self.wrap_module(lambda encoder: TracedEncoder(encoder, inputs))
 
     @torch.inference_mode()
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
+    def run(self, batch: ItemBatch) -> BatchOutput:
         """See ``BatchRunner.run``."""
-        batch = self._pack(ids, lengths)
-        hidden = self._call(**self._inputs(batch))[0][0]
-        return BatchOutput(self._task.from_packed(hidden, batch).numpy(), batch.input_ids.numel())
+        packed = self._pack(batch)
+        hidden = self._call(**self._inputs(packed))[0][0]
+        return BatchOutput(self._task.from_packed(hidden, packed).numpy(), packed.input_ids.numel())
 
-    def _pack(self, ids: TokenIds, lengths: Sequence[int]) -> PackedBatch:
-        return pack(ids, lengths, self._pad_id, self._first_position)
+    def _pack(self, batch: ItemBatch) -> PackedBatch:
+        return pack(batch, self._pad_id, self._first_position)
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Tensor]:
         """The inputs of the encoder by name; the groups go to its attention."""
         self._attention.groups = batch.attention_groups()
-        token_types = {"token_type_ids": torch.zeros_like(batch.input_ids)} if self._takes_token_types else {}
-        return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, **token_types}
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        if self._takes_token_types:
+            token_types = batch.token_type_ids
+            inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if token_types is None else token_types
+        return inputs

@@ -30,7 +30,7 @@ class Classify:
     def from_packed(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Scores, items × labels. The head gets padded items: it is a small part of the work, and heads that pool
         over an item need rows."""
-        padded = pad(batch.ids, batch.lengths, self._pad_id)
+        padded = pad(batch.items, self._pad_id)
         output = run_head(
             self._model,
             batch.to_padded(hidden),

@@ -141,7 +141,7 @@ def test_a_random_tagger_has_the_labels_of_named_entities() -> None:
         9,
     )
     assert model_info.labels[:3] == ("O", "B-PER", "I-PER")
-    assert model_info.row_per_token
+    assert model_info.rows == "token"
 
 
 def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
@@ -421,7 +421,7 @@ def test_a_tagger_is_recognized_by_its_head_and_uses_softmax(folder) -> None:
     model_info = model_info_of(folder)
 
     assert (model_info.task, model_info.labels, model_info.scores) == ("tag", ("O", "B-PER"), "softmax")
-    assert (model_info.row_per_token, model_info.result_width) == (True, 2)
+    assert (model_info.rows, model_info.result_width) == ("token", 2)
     assert model_info_of(folder, task="embed").task == "embed"
     assert "classification head, but this is a BertForTokenClassification" in refusal(folder, task="classify")
 

@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
-from launcher.front.dispatcher import Vectors
 from launcher.front.http.error_response import DEFAULT_ERRORS
 from launcher.front.http.inference_route import INFERENCE_ERRORS, InferenceContext, InferenceHandler, InferenceRoute
 from launcher.front.http.inputs import Inputs, Truncate
 from launcher.front.http.json_results import Usage, truncate_dimensions, usage, vector_json
 from launcher.front.http.route import ApiFamily, ResponseSpec, Route
 from launcher.front.http.services import Services
+from launcher.front.request_results import Vectors
 from launcher.front.tokenizer import Tokenized
 from launcher.options.choices import VectorEncoding
 
