@@ -12,8 +12,8 @@ import numpy.typing as npt
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.engine.session import Computed
 from launcher.errors import UsageError
-from launcher.front.label_scores import LabelScore, ranked_labels
-from launcher.front.token_labels import TokenLabeler
+from launcher.front.tasks.label_scores import LabelScore, ranked_labels
+from launcher.front.tasks.token_labels import TokenLabeler
 from launcher.options.choices import Task
 
 Vectors = npt.NDArray[np.float32]

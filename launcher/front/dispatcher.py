@@ -12,16 +12,16 @@ import math
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, ToFront, Unusable
+from launcher.core.protocol.model_info import Rows
 from launcher.core.scheduling.batching import Item
 from launcher.core.scheduling.scheduler import (
     Action,
@@ -43,12 +43,10 @@ from launcher.core.scheduling.scheduler import (
 )
 from launcher.errors import RequestError
 from launcher.front.channel import Channel
+from launcher.front.item_details import ItemDetails, Tokens, with_details
 from launcher.front.metrics import FrontMetrics, InstanceMetrics
+from launcher.front.request_results import DTYPES, RequestResults, Vectors, make_results
 
-Tokens = npt.NDArray[np.int32]
-Vectors = npt.NDArray[np.float32]
-
-FLOAT32_BYTES = 4
 # uvloop's timers have a resolution of 1 ms; a deadline this close counts as reached.
 TIMER_RESOLUTION = 1e-3
 
@@ -74,6 +72,7 @@ class Outcome:
     """The results of one request: float32 of shape (items, width) in the order of the request, or (tokens, width) if
     items have one row per token.
 
+    ``rows`` is the number of rows of each item if that varies, and empty otherwise.
     ``queue_seconds`` is the time until its first batch started, ``compute_seconds`` the time from then until its last
     batch was done; ``instances`` are the instances that computed it.
     """
@@ -82,13 +81,14 @@ class Outcome:
     queue_seconds: float
     compute_seconds: float
     instances: tuple[int, ...]
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class _Request:
     items: Sequence[Tokens]
-    results: Vectors
-    rows_of: Sequence[int] | Sequence[slice]  # the rows of each item in the results
+    details: ItemDetails | None
+    results: RequestResults
     future: asyncio.Future[Outcome]
     arrived: float
     began: float = math.inf
@@ -119,8 +119,8 @@ class _Worker:
 class Dispatcher:
     """See the module docstring. Must only be used from the thread of the running event loop.
 
-    ``width`` is the number of float32 values in a row of results; an item has one row, or with ``row_per_token`` one
-    per token. ``clock`` returns monotonic seconds.
+    ``width`` is the number of float32 values in a row of results, and ``rows`` tells how many rows an item has.
+    ``clock`` returns monotonic seconds.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class Dispatcher:
         metrics: FrontMetrics,
         *,
         width: int,
-        row_per_token: bool = False,
+        rows: Rows = "item",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
         self._listener = listener
         self._metrics = metrics
         self._width = width
-        self._row_per_token = row_per_token
+        self._rows: Rows = rows
         self._clock = clock
         self._now = clock()
         self.draining = False
@@ -203,27 +203,36 @@ class Dispatcher:
 
     def _done(self, worker: _Worker, message: Done, body: bytes) -> None:
         sent = worker.sent.popleft() if worker.sent else None
-        mismatch = _mismatch(sent, message, len(body), self._width, self._row_per_token)
+        mismatch = _mismatch(sent, message, len(body), self._width, self._rows)
         if sent is None or mismatch:
             worker.channel.fail(f"the worker's results do not match the batch it was sent: {mismatch}")
             return
-        rows = np.frombuffer(body, dtype=np.float32).reshape(-1, message.width)
+        rows = np.frombuffer(body, dtype=DTYPES[self._rows]).reshape(-1, message.width)
         if not np.isfinite(rows).all():
             worker.metrics.batch_failed()
             self._feed(BatchFailed(worker.instance, sent.batch, "the results contain values that are not finite"))
             return
         worker.metrics.batch_done(message.items, sent.tokens, message.computed_tokens, message.seconds)
-        self._store_results(worker.instance, sent.items, rows, self._clock() - message.seconds)
+        self._store_results(worker.instance, sent.items, self._by_item(rows, sent, message), message.seconds)
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
 
-    def _store_results(self, instance: int, items: tuple[Item, ...], rows: Vectors, began: float) -> None:
+    def _by_item(self, rows: Vectors, sent: _Sent, done: Done) -> Iterable[Vectors]:
+        """The rows of each item of a batch."""
+        if self._rows == "item":
+            return rows
+        counts = done.rows or [item.length for item in sent.items]
+        return np.split(rows, list(accumulate(counts))[:-1])
+
+    def _store_results(
+        self, instance: int, items: tuple[Item, ...], results: Iterable[Vectors], seconds: float
+    ) -> None:
         """Write each item's rows to the results of its request, unless the request is gone."""
-        results = np.split(rows, _ends(items)[:-1]) if self._row_per_token else rows
+        began = self._clock() - seconds
         for result, item in zip(results, items, strict=True):
             request = self._requests.get(item.request)
             if request is None:
                 continue
-            request.results[request.rows_of[item.index]] = result
+            request.results.put(item.index, result)
             request.began = min(request.began, began)
             if instance not in request.instances:
                 request.instances += (instance,)
@@ -252,7 +261,12 @@ class Dispatcher:
         return len(self._requests)
 
     def enqueue(
-        self, items: Sequence[Tokens], *, priority: Priority = "interactive", deadline: float | None = None
+        self,
+        items: Sequence[Tokens],
+        *,
+        details: ItemDetails | None = None,
+        priority: Priority = "interactive",
+        deadline: float | None = None,
     ) -> asyncio.Future[Outcome]:
         """Submit ``items`` (token ids, including special tokens); returns a future of the results or a
         ``RequestError``.
@@ -263,10 +277,10 @@ class Dispatcher:
         request_id = self._next_request
         self._next_request += 1
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        lengths = tuple(map(len, items))
-        rows, rows_of = _row_slices(lengths) if self._row_per_token else (len(items), range(len(items)))
-        results = np.empty((rows, self._width), dtype=np.float32)
-        self._requests[request_id] = _Request(items, results, rows_of, future, self._clock())
+        lengths = tuple(details.sizes if details and details.sizes else map(len, items))
+        self._requests[request_id] = _Request(
+            items, details, make_results(self._rows, lengths, self._width), future, self._clock()
+        )
         future.add_done_callback(lambda done: self._on_future_done(request_id, done))
         for length in lengths:
             self.lengths[length] += 1
@@ -338,19 +352,22 @@ class Dispatcher:
         worker = self._workers[action.instance]
         lengths = tuple([item.length for item in action.items])
         worker.sent.append(_Sent(action.batch, action.items, sum(lengths)))
-        body = b"".join([self._tokens(item) for item in action.items])
-        worker.channel.send(Run(action.batch, lengths), body)
-
-    def _tokens(self, item: Item) -> Any:
+        requests = [self._requests[item.request] for item in action.items]
         # An array is a buffer, which `join` accepts; typeshed cannot express that before Python 3.12.
-        return self._requests[item.request].items[item.index]
+        parts: list[Any] = [request.items[item.index] for request, item in zip(requests, action.items, strict=True)]
+        run = Run(action.batch, lengths)
+        if any(request.details is not None for request in requests):
+            details = [(request.details, item.index) for request, item in zip(requests, action.items, strict=True)]
+            run = with_details(run, details, parts)
+        worker.channel.send(run, b"".join(parts))
 
     def _finish(self, request_id: int) -> None:
         request = self._close(request_id)
         if request is not None and not request.future.done():
             now = self._clock()
             began = min(max(request.began, request.arrived), now)
-            request.future.set_result(Outcome(request.results, began - request.arrived, now - began, request.instances))
+            values, rows = request.results.outcome()
+            request.future.set_result(Outcome(values, began - request.arrived, now - began, request.instances, rows))
 
     def _reject(self, action: Reject) -> None:
         request = self._close(action.request)
@@ -387,17 +404,7 @@ def _error(rejection: Reject) -> RequestError:
     )
 
 
-def _ends(items: Sequence[Item]) -> list[int]:
-    return list(accumulate(item.length for item in items))
-
-
-def _row_slices(lengths: Sequence[int]) -> tuple[int, Sequence[slice]]:
-    """The total number of rows of items of these lengths, one per token, and the rows of each."""
-    ends = list(accumulate(lengths, initial=0))
-    return ends[-1], [slice(start, end) for start, end in pairwise(ends)]
-
-
-def _mismatch(sent: _Sent | None, done: Done, body_bytes: int, width: int, row_per_token: bool) -> str | None:
+def _mismatch(sent: _Sent | None, done: Done, body_bytes: int, width: int, rows: Rows) -> str | None:
     """How a result contradicts the batch that was sent; None if it does not."""
     if sent is None:
         return f"batch {done.batch} arrived, none was expected"
@@ -409,7 +416,10 @@ def _mismatch(sent: _Sent | None, done: Done, body_bytes: int, width: int, row_p
         return f"{done.seconds} s for {done.computed_tokens} computed tokens, {sent.tokens} were sent"
     if done.width != width:
         return f"{done.width} values in a row instead of {width}"
-    expected = (sent.tokens if row_per_token else done.items) * width * FLOAT32_BYTES
+    if len(done.rows) != (done.items if rows in ("varying", "bytes") else 0) or any(count < 0 for count in done.rows):
+        return f"numbers of rows {done.rows} for {done.items} items"
+    total = {"item": done.items, "token": sent.tokens}.get(rows, sum(done.rows))
+    expected = total * width * np.dtype(DTYPES[rows]).itemsize
     if body_bytes != expected:
         return f"{body_bytes} bytes of results instead of {expected}"
     return None

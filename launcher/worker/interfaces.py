@@ -19,6 +19,7 @@ ReportProgress = Callable[[LoadStage, float, str], None]
 """Takes a stage of the start, the fraction of it that is done (0 to 1) and a short description."""
 
 TokenIds = NDArray[np.int32]
+TypeIds = NDArray[np.uint8]
 Results = NDArray[np.float32]
 
 
@@ -28,6 +29,53 @@ class ModelError(Exception):
 
 class PackingUnsupportedError(Exception):
     """The model or the backend cannot process packed sequences. The message is a clause that gives the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sequence of tokens. ``type_ids`` has the segment of each token, and None means that all are in segment 0.
+    ``prompt_length`` is the number of leading tokens that pooling ignores.
+    """
+
+    ids: TokenIds
+    type_ids: TypeIds | None = None
+    prompt_length: int = 0
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemBatch:
+    """The items of a batch, longest first: their lengths in tokens, and their token ids, concatenated.
+
+    ``type_ids`` is parallel to ``ids``; None means that all tokens are in segment 0. ``prompt_lengths`` is parallel to
+    ``lengths``; empty means that no item has a prompt that pooling ignores. For a task of the user's own there are no
+    ids: ``payloads`` has the JSON of each item, and ``lengths`` are sizes.
+    """
+
+    ids: TokenIds
+    lengths: Sequence[int]
+    type_ids: TypeIds | None = None
+    prompt_lengths: Sequence[int] = ()
+    payloads: Sequence[bytes] = ()
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> ItemBatch:
+        """The batch of these items, longest first."""
+        type_ids = None
+        if any(item.type_ids is not None for item in items):
+            type_ids = np.concatenate(
+                [np.zeros(len(item), np.uint8) if item.type_ids is None else item.type_ids for item in items]
+            )
+        prompts = tuple(item.prompt_length for item in items)
+        return cls(
+            np.concatenate([item.ids for item in items]),
+            tuple(map(len, items)),
+            type_ids,
+            prompts if any(prompts) else (),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +93,21 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class BatchOutput:
-    """Results of a batch: float32, rows × width, in the order of the items. ``computed_tokens`` includes padding.
+    """Results of a batch: rows × width, in the order of the items. ``computed_tokens`` includes padding.
 
-    An item has one row, or one row per token if ``ModelInfo.row_per_token`` is set.
+    ``rows`` is the number of rows of each item if ``ModelInfo.rows`` is ``varying`` or ``bytes``, and empty otherwise.
     """
 
-    values: Results
+    values: NDArray[Any]
     computed_tokens: int
+    rows: Sequence[int] = ()
 
 
 class BatchRunner(Protocol):
     """Computes the results of batches. The checks in ``result_checks`` need no more than this of a backend."""
 
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
-        """Results of items of ``lengths`` tokens, longest first; ``ids`` holds their token ids, concatenated."""
+    def run(self, batch: ItemBatch) -> BatchOutput:
+        """The results of a batch."""
         ...
 
 
@@ -67,6 +116,11 @@ class Backend(BatchRunner, Protocol):
 
     def load(self, report: ReportProgress) -> LoadedModel:
         """Load the model and check its results. Raises ``ModelError``, or whatever the libraries below raise."""
+        ...
+
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        """A batch of items of these lengths, or the nearest ones that items can have, longest first, to warm up and
+        measure with."""
         ...
 
 

@@ -12,6 +12,8 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -20,13 +22,14 @@ from launcher.core.protocol.messages import Done, Failed, Loading, LoadStage, Re
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.backends.create_backend import create_backend
 from launcher.worker.channel import Channel, ChannelClosed
-from launcher.worker.interfaces import Backend, ModelError, ReportProgress, Results, TokenIds
+from launcher.worker.interfaces import Backend, BatchOutput, ItemBatch, ModelError, ReportProgress, TokenIds
 from launcher.worker.warmup import run_warmup
 
 EXIT_UNUSABLE = 4
 EXIT_BROKEN_CHANNEL = 6
 
 REASON_CHARACTERS = 400
+TOKEN_BYTES = 4
 
 
 class BatchError(Exception):
@@ -123,9 +126,8 @@ def run_batches(channel: Channel, backend: Backend, model_info: ModelInfo) -> in
 def _run_batch(channel: Channel, backend: Backend, model_info: ModelInfo, run: Run, body: bytes) -> None:
     start = time.perf_counter()
     try:
-        ids = checked_ids(run, body, model_info)
-        output = backend.run(ids, run.lengths)
-        check_values(output.values, run, model_info)
+        output = backend.run(checked_batch(run, body, model_info))
+        check_output(output, run, model_info)
     except BatchError as error:
         channel.send(Failed(run.batch, str(error)))
     except Exception as error:  # one bad batch must not affect the next
@@ -134,43 +136,62 @@ def _run_batch(channel: Channel, backend: Backend, model_info: ModelInfo, run: R
     else:
         values = np.ascontiguousarray(output.values)
         seconds = time.perf_counter() - start
-        done = Done(run.batch, len(run.lengths), values.shape[1], seconds, output.computed_tokens)
+        done = Done(run.batch, len(run.lengths), values.shape[1], seconds, output.computed_tokens, tuple(output.rows))
         channel.send(done, values.data)
 
 
-def checked_ids(run: Run, body: bytes, model_info: ModelInfo) -> TokenIds:
-    """The token ids of a batch, as a view of ``body``. Raises ``BatchError`` if they do not match ``run`` or the
-    model."""
+def checked_batch(run: Run, body: bytes, model_info: ModelInfo) -> ItemBatch:
+    """The items of a batch, as views of ``body``. Raises ``BatchError`` if they do not match ``run`` or the model."""
     if not run.lengths or run.lengths[-1] < 1 or any(a < b for a, b in zip(run.lengths, run.lengths[1:], strict=False)):
         raise BatchError(f"lengths must be positive and in descending order, got {_abbreviate(run.lengths)}")
     if run.lengths[0] > model_info.max_length:
         raise BatchError(f"an item has {run.lengths[0]} tokens; the model accepts at most {model_info.max_length}")
-    if len(body) != 4 * sum(run.lengths):
-        raise BatchError(
-            f"expected {4 * sum(run.lengths)} bytes of token ids for {sum(run.lengths)} tokens, got {len(body)}"
-        )
-    ids: TokenIds = np.frombuffer(body, dtype="<i4")
+    if model_info.task == "custom":
+        return _custom_batch(run, body)
+    tokens = sum(run.lengths)
+    expected = (TOKEN_BYTES + run.typed) * tokens
+    if len(body) != expected:
+        raise BatchError(f"expected {expected} bytes of token ids for {tokens} tokens, got {len(body)}")
+    ids: TokenIds = np.frombuffer(body, dtype="<i4", count=tokens)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= model_info.vocab_size:
         raise BatchError(
             f"token id {low if low < 0 else high} is out of range; it must be from 0 to {model_info.vocab_size - 1}"
         )
-    return ids
+    type_ids = np.frombuffer(body, dtype=np.uint8, offset=TOKEN_BYTES * tokens) if run.typed else None
+    return ItemBatch(ids, run.lengths, type_ids, run.prompt_lengths)
 
 
-def check_values(values: Results, run: Run, model_info: ModelInfo) -> None:
+def _custom_batch(run: Run, body: bytes) -> ItemBatch:
+    """The items of a batch for a task of the user's own. Raises ``BatchError`` if they do not match ``run``."""
+    if len(run.payload_bytes) != len(run.lengths) or min(run.payload_bytes) < 0 or sum(run.payload_bytes) != len(body):
+        raise BatchError(f"expected {len(run.lengths)} items in {len(body)} bytes, got sizes of {run.payload_bytes}")
+    ends = accumulate(run.payload_bytes, initial=0)
+    payloads = [body[start:end] for start, end in pairwise(ends)]
+    return ItemBatch(np.empty(0, np.int32), run.lengths, payloads=payloads)
+
+
+def check_output(output: BatchOutput, run: Run, model_info: ModelInfo) -> None:
     """Raise ``BatchError`` if results are missing or not finite: they must not be returned to a client."""
-    expected = (sum(run.lengths) if model_info.row_per_token else len(run.lengths), model_info.result_width)
-    if values.shape != expected:
+    values, counts = output.values, _row_counts(output, run, model_info)
+    expected = (sum(counts), model_info.result_width)
+    if len(counts) != len(run.lengths) or values.shape != expected:
         raise BatchError(f"expected results of shape {expected} from the model, got {values.shape}")
     if not np.isfinite(values).all():
-        items = np.split(values, np.cumsum(run.lengths)[:-1]) if model_info.row_per_token else values
+        items = np.split(values, np.cumsum(counts)[:-1])
         broken = [index for index, item in enumerate(items) if not np.isfinite(item).all()]
         first = broken[0]
         raise BatchError(
             f"the results have NaN or infinite values for {len(broken)} of {len(items)} items, "
             f"the first is item {first} with {run.lengths[first]} tokens"
         )
+
+
+def _row_counts(output: BatchOutput, run: Run, model_info: ModelInfo) -> Sequence[int]:
+    """The number of rows that the result of each item must have."""
+    if model_info.rows in ("varying", "bytes"):
+        return output.rows
+    return run.lengths if model_info.rows == "token" else [1] * len(run.lengths)
 
 
 def _one_line(error: Exception) -> str:

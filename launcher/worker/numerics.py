@@ -8,12 +8,12 @@ from itertools import accumulate
 import numpy as np
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.interfaces import Results, TokenIds
+from launcher.worker.interfaces import Item, Results
 
 
-def rows_of(items: Sequence[TokenIds], indices: Sequence[int], model_info: ModelInfo) -> Sequence[int]:
+def rows_of(items: Sequence[Item], indices: Sequence[int], model_info: ModelInfo) -> Sequence[int]:
     """The rows that belong to the items at ``indices`` among the results of all ``items``."""
-    if not model_info.row_per_token:
+    if model_info.rows != "token":
         return indices
     ends = list(accumulate(map(len, items)))
     return [row for index in indices for row in range(ends[index] - len(items[index]), ends[index])]
@@ -25,7 +25,7 @@ def largest_relative_error(expected: Results, actual: Results) -> float:
     return float(np.max(distances / np.maximum(np.linalg.norm(expected, axis=1), 1e-12)))
 
 
-def lowest_cosine(expected: Results, actual: Results, items: Sequence[TokenIds], model_info: ModelInfo) -> float:
+def lowest_cosine(expected: Results, actual: Results, items: Sequence[Item], model_info: ModelInfo) -> float:
     """The lowest cosine similarity between the two results of an item, all its rows as one vector; NaN if a result is
     zero or not finite.
 
@@ -39,7 +39,7 @@ def lowest_cosine(expected: Results, actual: Results, items: Sequence[TokenIds],
     if expected.shape[1] == 1:
         distance = np.max(np.abs(expected - actual)) / max(float(np.max(np.abs(expected))), 1e-12)
         return float(1 - distance * distance / 2)
-    starts = list(accumulate(map(len, items[:-1]), initial=0)) if model_info.row_per_token else range(len(items))
+    starts = list(accumulate(map(len, items[:-1]), initial=0)) if model_info.rows == "token" else range(len(items))
 
     def dot(one: Results, other: Results) -> Results:
         sums: Results = np.add.reduceat(np.sum(one * other, axis=1), starts)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from launcher.core.cost.cost_model import Measurement, work_of
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.interfaces import Backend, ModelError, ReportProgress, TokenIds
-from launcher.worker.sample_inputs import synthetic_ids
+from launcher.worker.interfaces import Backend, ItemBatch, ModelError, ReportProgress
 
 # A batch is timed up to this many times, or until its runs add up to this many seconds. The shortest run counts: other
 # load on the machine can only make a run longer.
@@ -40,25 +39,25 @@ def run_warmup(
     for number, lengths in enumerate(batches):
         report("warmup", number / len(batches), _describe(lengths))
         _check(lengths, model_info)
-        ids = synthetic_ids(sum(lengths), model_info)
-        first = _time(backend, ids, lengths)
+        batch = backend.sample_batch(lengths)
+        first = _time(backend, batch)
         if measure:
-            shortest = first if first >= LONG_RUN_SECONDS else _shortest_run(backend, ids, lengths)
-            measured.append((*work_of(lengths, packed=packed), shortest))
+            shortest = first if first >= LONG_RUN_SECONDS else _shortest_run(backend, batch)
+            measured.append((*work_of(batch.lengths, packed=packed), shortest))
     report("warmup", 1.0, f"{len(batches)} batches {'measured' if measure else 'run once, cost from the cache'}")
     return tuple(measured)
 
 
-def _shortest_run(backend: Backend, ids: TokenIds, lengths: Sequence[int]) -> float:
+def _shortest_run(backend: Backend, batch: ItemBatch) -> float:
     runs: list[float] = []
     while len(runs) < MAX_TIMED_RUNS and sum(runs) < MAX_TIMED_SECONDS:
-        runs.append(_time(backend, ids, lengths))
+        runs.append(_time(backend, batch))
     return min(runs)
 
 
-def _time(backend: Backend, ids: TokenIds, lengths: Sequence[int]) -> float:
+def _time(backend: Backend, batch: ItemBatch) -> float:
     start = time.perf_counter()
-    backend.run(ids, lengths)
+    backend.run(batch)
     return time.perf_counter() - start
 
 

@@ -225,7 +225,7 @@ class Front:
             self.listener,
             self.metrics,
             width=model_info.result_width,
-            row_per_token=model_info.row_per_token,
+            rows=model_info.rows,
         )
         self.setup = Setup(model_info=model_info, dtype="fp32", backend="fake", warmup=((1, 16),))
         self.workers: list[ScriptedWorker] = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from launcher.core.protocol.messages import Done, Run
-from launcher.front.label_scores import ranked_labels
+from launcher.front.tasks.label_scores import ranked_labels
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio

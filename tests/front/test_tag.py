@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from launcher.core.protocol.messages import Run
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.front.token_labels import TokenLabeler, label_span
+from launcher.front.tasks.token_labels import TokenLabeler, label_span
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 
@@ -234,7 +234,7 @@ async def test_the_openapi_document_has_the_types_of_a_tagger(client: Any) -> No
     assert body == {"$ref": "#/components/schemas/TagRequest"}
     assert set(schemas["TagRequest"]["properties"]) == {"inputs", "truncate", "aggregation"}
     assert schemas["TokenLabel"]["required"] == ["label", "score"]
-    assert "PredictRequest" not in schemas
+    assert "EmbedRequest" not in schemas
     page = (await client.get("/docs")).text
     assert "aggregation" in page
 

@@ -17,9 +17,10 @@ import pytest
 from launcher.bench.workload import builtin_workload
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.host.model.folder import ENCODERS, POSITIONS_AFTER_PADDING
+from launcher.host.model.architectures import ENCODERS, POSITIONS_AFTER_PADDING
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
+from launcher.worker.interfaces import ItemBatch
 
 pytestmark = pytest.mark.slow
 
@@ -310,7 +311,7 @@ def test_each_kind_of_encoder_gives_the_same_vectors_alone_and_in_a_batch_up_to_
     lengths = (model_info.max_length, 60, 17, 17, 1)
     ids = 5 + np.arange(sum(lengths), dtype=np.int32) * 31 % 190
 
-    output = backend.run(ids, lengths)
+    output = backend.run(ItemBatch(ids, lengths))
     plain = AutoModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         alone = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from launcher.worker.batches import LengthGroup, group_by_length, pack
-from launcher.worker.interfaces import PackingUnsupportedError
+from launcher.worker.interfaces import ItemBatch, PackingUnsupportedError
 from launcher.worker.layouts.packed_attention import PackedAttention
 
 
@@ -18,7 +18,7 @@ from launcher.worker.layouts.packed_attention import PackedAttention
 def test_each_item_is_in_the_packed_batch_once_with_its_own_positions(lengths: list[int], first: int) -> None:
     lengths = sorted(lengths, reverse=True)
     ids = np.arange(100, 100 + sum(lengths), dtype=np.int32)
-    batch = pack(ids, lengths, 7, first)
+    batch = pack(ItemBatch(ids, lengths), 7, first)
 
     assert batch.input_ids[0, : len(ids)].tolist() == ids.tolist()
     assert (batch.input_ids[0, len(ids) :] == 7).all()

@@ -23,8 +23,9 @@ class Misbehaving:
     def load(self, report):
         raise NotImplementedError
 
-    def run(self, ids, lengths):
-        values = np.zeros((len(lengths), self._width), dtype=np.float32)
+    def run(self, batch):
+        ids = batch.ids
+        values = np.zeros((len(batch.lengths), self._width), dtype=np.float32)
         if ids[0] == 1:
             raise RuntimeError("the kernel of this\n  shape is broken")
         if ids[0] == 2:

@@ -11,7 +11,7 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.backends.eager import EagerBackend
-from launcher.worker.interfaces import ModelError
+from launcher.worker.interfaces import ItemBatch, ModelError
 from launcher.worker.optimizations.quantize import QuantizedLinear, quantize
 from launcher.worker.sample_inputs import check_items
 
@@ -147,7 +147,7 @@ def test_the_demo_model_in_int8_is_close_to_fp32_reports_its_accuracy_and_ignore
     backend, accuracy, notes = load(model_info, "int8", pack=pack)
     items = check_items(model_info)
 
-    alone = np.concatenate([backend.run(item, [len(item)]).values for item in items])
+    alone = np.concatenate([backend.run(ItemBatch(item, [len(item)])).values for item in items])
     expected = np.concatenate([exact.run(item, [len(item)]).values for item in items])
     together = backend.run(np.concatenate(items), [len(item) for item in items]).values
     assert accuracy is not None

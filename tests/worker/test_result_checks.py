@@ -23,11 +23,12 @@ from launcher.worker.backends.create_backend import BACKENDS
 from launcher.worker.interfaces import (
     BatchOutput,
     BatchRunner,
+    Item,
+    ItemBatch,
     LoadedModel,
     ModelError,
     PackingUnsupportedError,
     ReportProgress,
-    TokenIds,
 )
 from launcher.worker.loop import work
 from launcher.worker.result_checks import (
@@ -37,7 +38,7 @@ from launcher.worker.result_checks import (
     results_unchanged,
     select_runner,
 )
-from launcher.worker.sample_inputs import check_items
+from launcher.worker.sample_inputs import check_items, synthetic_batch
 
 WIDTH = 16
 MODEL_INFO = msgspec.structs.replace(
@@ -70,9 +71,9 @@ class TinyRunner:
         self._compute = compute
 
     @torch.inference_mode()
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
-        items = list(torch.from_numpy(ids.astype(np.int64)).split(list(lengths)))
-        return BatchOutput(torch.stack(self._compute(items)).float().numpy(), len(ids))
+    def run(self, batch: ItemBatch) -> BatchOutput:
+        items = list(torch.from_numpy(batch.ids.astype(np.int64)).split(list(batch.lengths)))
+        return BatchOutput(torch.stack(self._compute(items)).float().numpy(), len(batch.ids))
 
 
 def packed(model: nn.Module) -> TinyRunner:
@@ -219,8 +220,8 @@ def test_an_optimization_that_is_wrong_for_some_batch_sizes_is_found(reference, 
     right, wrong = packed(TinyModel()), leaking(with_rounded_weights(3))
 
     class Optimized:
-        def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
-            return (wrong if len(ids) in tokens else right).run(ids, lengths)
+        def run(self, batch: ItemBatch) -> BatchOutput:
+            return (wrong if len(batch.ids) in tokens else right).run(batch)
 
     assert not results_unchanged(reference, Optimized())
 
@@ -249,8 +250,11 @@ class TinyBackend:
         report("check", 1.0, "checked")
         return LoadedModel("none", 1, accuracy, notes, packed=selection.not_packed is None)
 
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
-        return self._runner.run(ids, lengths)
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        return synthetic_batch(lengths, self._setup.model_info)
+
+    def run(self, batch: ItemBatch) -> BatchOutput:
+        return self._runner.run(batch)
 
 
 ITEMS = [[101, 2023, 2003, 102], [7, 8, 9], [101, 102]]
@@ -299,20 +303,21 @@ def test_another_backend_whose_accuracy_is_too_low_is_not_served(monkeypatch) ->
 def test_the_reference_takes_the_facts_of_any_model(model_info: Callable[..., ModelInfo]) -> None:
     """Token classifiers have a row per token, which each batch must be compared with."""
     tagger = model_info(task="tag", labels=("O", "X"))
-    items = [np.arange(length, dtype=np.int32) for length in (5, 3, 2)]
+    items = [Item(np.arange(length, dtype=np.int32)) for length in (5, 3, 2)]
 
     class Rows:
-        def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
+        def run(self, batch: ItemBatch) -> BatchOutput:
+            ids = batch.ids
             return BatchOutput(np.stack([ids, ids + 1], axis=1).astype(np.float32), len(ids))
 
     class Shifted(Rows):
         """Gives the first token of every item after the first one the result of the token before it."""
 
-        def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
-            values = super().run(ids, lengths).values.copy()
-            for start in np.cumsum(lengths)[:-1]:
+        def run(self, batch: ItemBatch) -> BatchOutput:
+            values = super().run(batch).values.copy()
+            for start in np.cumsum(batch.lengths)[:-1]:
                 values[start] = values[start - 1]
-            return BatchOutput(values, len(ids))
+            return BatchOutput(values, len(batch.ids))
 
     reference = Reference.one_by_one(Rows(), tagger, items)
     assert reference.results.shape == (10, 2)

@@ -18,7 +18,8 @@ from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.backends.fake import fake_result
 from launcher.worker.batches import pad
-from launcher.worker.loop import BatchError, check_values
+from launcher.worker.interfaces import BatchOutput, ItemBatch
+from launcher.worker.loop import BatchError, check_output
 from launcher.worker.numerics import changed_labels, lowest_cosine, rows_of
 from launcher.worker.tasks.tag import Tag, token_scores
 from tests.worker.taggers import LABELS, save_tagger
@@ -40,7 +41,7 @@ TEXTS = (
 def test_rows_of_padding_are_removed_and_the_others_keep_their_order(lengths: list[int]) -> None:
     lengths = sorted(lengths, reverse=True)
     ids = np.arange(1, sum(lengths) + 1, dtype=np.int32)
-    batch = pad(ids, lengths, pad_id=0)
+    batch = pad(ItemBatch(ids, lengths), pad_id=0)
     logits = torch.stack([batch.input_ids, torch.zeros_like(batch.input_ids)], dim=2).to(torch.bfloat16)
 
     scores = token_scores(logits, batch.mask)
@@ -80,13 +81,13 @@ def test_results_of_a_tagger_are_compared_by_item_and_a_wrong_token_is_detected(
 def test_the_loop_accepts_one_row_per_token_and_no_other_shape(model_info) -> None:
     tagger = model_info(task="tag", labels=("O", "X"))
     run = Run(1, (3, 1))
-    check_values(np.zeros((4, 2), dtype=np.float32), run, tagger)
+    check_output(BatchOutput(np.zeros((4, 2), dtype=np.float32), 4), run, tagger)
     with pytest.raises(BatchError, match=r"expected results of shape \(4, 2\) from the model, got \(2, 2\)"):
-        check_values(np.zeros((2, 2), dtype=np.float32), run, tagger)
+        check_output(BatchOutput(np.zeros((2, 2), dtype=np.float32), 4), run, tagger)
     broken = np.zeros((4, 2), dtype=np.float32)
     broken[3, 1] = np.inf
     with pytest.raises(BatchError, match="1 of 2 items, the first is item 1 with 1 tokens"):
-        check_values(broken, run, tagger)
+        check_output(BatchOutput(broken, 4), run, tagger)
 
 
 def test_fake_scores_of_a_token_depend_on_its_item(model_info) -> None:
@@ -131,7 +132,7 @@ def test_a_tagger_matches_transformers_for_single_items_and_in_a_batch(
 ) -> None:
     save_tagger(tmp_path, demo_folder)
     model_info = resolve(ModelOptions(model=str(tmp_path)))
-    assert (model_info.task, model_info.labels, model_info.row_per_token) == ("tag", LABELS, True)
+    assert (model_info.task, model_info.labels, model_info.rows) == ("tag", LABELS, "token")
     worker = start()
     worker.send(Setup(model_info, dtype, "eager", ((2, 16),), pack=pack))
     ready = worker.ready()
@@ -185,7 +186,7 @@ def test_heads_of_other_kinds_give_the_same_scores_when_packed(kind, tmp_path) -
     lengths = (120, 60, 17, 17, 1)
     ids = 5 + np.arange(sum(lengths), dtype=np.int32) * 31 % 190
 
-    found = backend.run(ids, lengths).values
+    found = backend.run(ItemBatch(ids, lengths)).values
 
     plain = plain_scores(tmp_path, [item.tolist() for item in np.split(ids, np.cumsum(lengths)[:-1])])
     np.testing.assert_allclose(found, np.concatenate(plain), atol=1e-4)
@@ -218,8 +219,8 @@ def test_a_head_that_mixes_tokens_is_not_packed_and_a_note_says_so(tmp_path, dem
     assert any("not packed: packed results differ from those of single items by" in note for note in loaded.notes)
     lengths = (9, 4, 4)
     ids = np.arange(1000, 1000 + sum(lengths), dtype=np.int32)
-    together = backend.run(ids, lengths).values
-    alone = [backend.run(item, [len(item)]).values for item in np.split(ids, np.cumsum(lengths)[:-1])]
+    together = backend.run(ItemBatch(ids, lengths)).values
+    alone = [backend.run(ItemBatch(item, [len(item)])).values for item in np.split(ids, np.cumsum(lengths)[:-1])]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
 
 

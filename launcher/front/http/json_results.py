@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 from msgspec import Meta, Struct
 
-from launcher.front.dispatcher import Vectors
+from launcher.front.request_results import Vectors
 from launcher.front.tokenizer import Tokenized
 
 

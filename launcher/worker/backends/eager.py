@@ -17,16 +17,17 @@ from launcher.core.protocol.messages import Setup
 from launcher.worker.compare_tokenizers import check_tokenizer
 from launcher.worker.interfaces import (
     BatchOutput,
+    Item,
+    ItemBatch,
     Layout,
     LoadedModel,
     ModelError,
     PackingUnsupportedError,
     ReportProgress,
-    TokenIds,
 )
 from launcher.worker.layouts.packed import PackedLayout, packed_layouts
 from launcher.worker.layouts.padded import PaddedLayout
-from launcher.worker.load_model import copy_from_file_cache, load_model
+from launcher.worker.load_model import attention_windows, convert_model, copy_from_file_cache, load_model
 from launcher.worker.optimizations.prepack import prepack_if_faster
 from launcher.worker.optimizations.quantize import quantize
 from launcher.worker.result_checks import (
@@ -38,7 +39,7 @@ from launcher.worker.result_checks import (
     run_items,
     select_runner,
 )
-from launcher.worker.sample_inputs import check_items, synthetic_ids
+from launcher.worker.sample_inputs import check_items, synthetic_batch
 from launcher.worker.timing import keep_if_not_slower
 
 TRACED_LENGTH = 48  # tokens of the longest item that the model is traced with; other lengths are checked
@@ -76,7 +77,8 @@ class EagerBackend:
         report("load", 1.0, model_info.asked)
         report("check", 0.0, "computing reference results in fp32")
         padded = PaddedLayout(self._model, model_info)
-        reference = Reference.one_by_one(padded, model_info, check_items(model_info))
+        items = check_items(model_info, attention_windows(self._model))
+        reference = Reference.one_by_one(padded, model_info, items)
         notes = [f"attention: {_attention_of(self._model) or 'built into the model'}"]
         report("check", 0.2, "checking packed results")
         selected = self._select_layout(reference, padded)
@@ -96,9 +98,13 @@ class EagerBackend:
             packed=selected.not_packed is None,
         )
 
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        """See ``Backend.sample_batch``."""
+        return synthetic_batch(lengths, self._setup.model_info)
+
+    def run(self, batch: ItemBatch) -> BatchOutput:
         """See ``BatchRunner.run``."""
-        return self.layout.run(ids, lengths)
+        return self.layout.run(batch)
 
     def _select_layout(self, reference: Reference, padded: PaddedLayout) -> Selection[Layout]:
         attention = _attention_of(self._model)
@@ -115,19 +121,19 @@ class EagerBackend:
 
         return select_runner(reference, candidates(), restore_padded)
 
-    def _convert(self, items: Sequence[TokenIds]) -> tuple[str, ...]:
+    def _convert(self, items: Sequence[Item]) -> tuple[str, ...]:
         """Convert the model to its dtype and optimize it; returns notes."""
         if self._setup.dtype == "bf16":
-            self._model.to(torch.bfloat16)
+            convert_model(self._model, torch.bfloat16)
         elif self._setup.dtype == "int8":
             self._quantize(items)
         model_info = self._setup.model_info
         converted = Reference.as_batch(self, model_info, items)
         lengths = mixed_batches(model_info.max_length, TIMED_TOKENS)[0]
-        ids = synthetic_ids(sum(lengths), model_info)
-        return self.optimize(lambda: self.run(ids, lengths), lambda: results_unchanged(converted, self))
+        batch = self.sample_batch(lengths)
+        return self.optimize(lambda: self.run(batch), lambda: results_unchanged(converted, self, self._setup.dtype))
 
-    def _quantize(self, items: Sequence[TokenIds]) -> None:
+    def _quantize(self, items: Sequence[Item]) -> None:
         """Raises ``ModelError``."""
         try:
             reason = quantize(self._model, lambda: run_items(self, items))
@@ -159,7 +165,7 @@ class EagerBackend:
         model_info = self._setup.model_info
         try:
             lengths = [min(TRACED_LENGTH, model_info.max_length), 3, 3]
-            layout.trace(synthetic_ids(sum(lengths), model_info), lengths)
+            layout.trace(self.sample_batch(lengths))
             if unchanged():
                 return None
             reason = "the results differ"

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.interfaces import BatchOutput, LoadedModel, ReportProgress, Results, TokenIds
+from launcher.worker.interfaces import BatchOutput, ItemBatch, LoadedModel, ReportProgress, Results, TokenIds
+from launcher.worker.sample_inputs import synthetic_batch
 
 _STEP = 2654435761  # Knuth's multiplicative hashing: 2**32 divided by the golden ratio
 _RADIANS = np.float32(2 * np.pi / 2**32)
@@ -34,7 +35,7 @@ def fake_result(ids: TokenIds, model_info: ModelInfo) -> Results:
     one row of scores per token.
     """
     seed = np.uint32(zlib.crc32(np.ascontiguousarray(ids, dtype="<i4").tobytes()))
-    seeds = seed + ids.astype(np.uint32)[:, None] if model_info.row_per_token else seed
+    seeds = seed + ids.astype(np.uint32)[:, None] if model_info.rows == "token" else seed
     raw: Results = np.cos((seeds + _steps(model_info.result_width)).astype(np.float32) * _RADIANS)
     if model_info.task == "embed":
         vector: Results = raw / np.sqrt(raw.dot(raw))
@@ -57,11 +58,15 @@ class FakeBackend:
         notes = ("fake backend: results are meaningless",)
         return LoadedModel(torch_version="none", threads=self._threads, notes=notes, packed=True)
 
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        """See ``Backend.sample_batch``."""
+        return synthetic_batch(lengths, self._model_info)
+
+    def run(self, batch: ItemBatch) -> BatchOutput:
         """``fake_result`` of each item, after the fixed time per token; nothing is padded."""
-        tokens = sum(lengths)
+        ids, tokens = batch.ids, len(batch.ids)
         deadline = time.monotonic() + tokens * self._seconds_per_token
-        bounds = pairwise(accumulate(lengths, initial=0))
+        bounds = pairwise(accumulate(batch.lengths, initial=0))
         values = np.concatenate([np.atleast_2d(fake_result(ids[start:end], self._model_info)) for start, end in bounds])
         remaining = deadline - time.monotonic()
         if remaining > 0:

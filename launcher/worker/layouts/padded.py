@@ -1,18 +1,21 @@
 """Items as rows of one width, that of the longest: works with every model, but every row costs as much as the longest.
 
-The mask marks real tokens. It is omitted when all items have the same length, which is faster.
+The mask marks real tokens. It is passed even if there is no padding, as sentence-transformers does: without it, some
+models take the padding id in a text for padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.batches import pad
-from launcher.worker.interfaces import BatchOutput, TokenIds
+from launcher.worker.batches import PaddedBatch, pad
+from launcher.worker.interfaces import BatchOutput, ItemBatch
 from launcher.worker.tasks.create_task import create_task
 
 
@@ -23,14 +26,23 @@ class PaddedLayout:
         self._model, self._pad_id = model, model_info.pad_id
         self._task = create_task(model, model_info)
         self._call: Any = model
+        self._takes_token_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
     def wrap_module(self, wrapper: Callable[[Any], Any] | None) -> None:
         """See ``Layout.wrap_module``; the module is the whole model."""
         self._call = wrapper(self._model) if wrapper else self._model
 
     @torch.inference_mode()
-    def run(self, ids: TokenIds, lengths: Sequence[int]) -> BatchOutput:
+    def run(self, batch: ItemBatch) -> BatchOutput:
         """See ``BatchRunner.run``."""
-        batch = pad(ids, lengths, self._pad_id)
-        output = self._call(input_ids=batch.input_ids, attention_mask=batch.attention_mask())
-        return BatchOutput(self._task.from_padded(output, batch).numpy(), batch.input_ids.numel())
+        padded = pad(batch, self._pad_id)
+        output = self._call(**self._inputs(padded))
+        return BatchOutput(self._task.from_padded(output, padded).numpy(), padded.input_ids.numel())
+
+    def _inputs(self, batch: PaddedBatch) -> dict[str, Tensor]:
+        mask = batch.attention_mask()
+        inputs = {"input_ids": batch.input_ids}
+        inputs["attention_mask"] = torch.ones_like(batch.input_ids) if mask is None else mask
+        if batch.token_type_ids is not None and self._takes_token_types:
+            inputs["token_type_ids"] = batch.token_type_ids
+        return inputs

@@ -31,7 +31,7 @@ class Tag:
         """Scores, tokens × labels. The head runs on the packed sequence; the checks at load reject a head that mixes
         tokens."""
         output = run_head(self._model, hidden[None], input_ids=batch.input_ids)
-        return token_scores(output.logits[:, : len(batch.ids)], None)
+        return token_scores(output.logits[:, : len(batch.items.ids)], None)
 
 
 def token_scores(logits: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ import orjson
 from msgspec import UNSET, Struct, UnsetType
 
 from launcher.core.tasks.entities import OUTSIDE, join
-from launcher.front.dispatcher import Vectors
+from launcher.front.request_results import Vectors
 from launcher.front.tokenizer import Tokenized
 
 _encode = msgspec.json.Encoder().encode

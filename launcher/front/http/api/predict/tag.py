@@ -1,49 +1,23 @@
-"""Our own API for every task: ``POST /predict``. The task of the served model decides what it returns."""
+"""``POST /predict`` for taggers: the entities or tokens of each input."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from launcher.core.protocol.model_info import FLOAT32_BYTES
 from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
-from launcher.front.dispatcher import Vectors
-from launcher.front.http.body_decoder import Body
+from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
 from launcher.front.http.disconnect import Client
-from launcher.front.http.inference_route import InferenceContext, InferenceHandler, InferenceRoute
+from launcher.front.http.inference_route import InferenceContext
 from launcher.front.http.inputs import Inputs, Truncate
-from launcher.front.http.json_results import Usage, usage, vector_json
-from launcher.front.http.route import ApiFamily, ResponseSpec
-from launcher.front.http.services import Services
-from launcher.front.label_scores import LabelScore, ranked_labels
-from launcher.front.token_labels import TokenLabel, TokenLabeler
+from launcher.front.http.json_results import Usage
+from launcher.front.request_results import Vectors
+from launcher.front.tasks.token_labels import TokenLabel, TokenLabeler
 from launcher.front.tokenizer import Tokenized
-
-_encode = msgspec.json.Encoder().encode
-
-
-class PredictRequest(Struct, frozen=True):
-    """Body of ``POST /predict``."""
-
-    inputs: Inputs
-    truncate: Truncate = False
-
-
-class PredictResponse(Struct, frozen=True):
-    """Response of ``POST /predict``: one prediction per input, in order.
-
-    For a classifier a prediction is a list of all labels with their scores, best first; for an embedder it is the
-    vector.
-    """
-
-    model: str
-    task: Literal["embed", "classify"]
-    predictions: list[list[LabelScore | float]]
-    usage: Usage
 
 
 class TagRequest(Struct, frozen=True):
@@ -72,36 +46,7 @@ class TagResponse(Struct, frozen=True):
     usage: Usage
 
 
-class _TaskHandler(InferenceHandler[Body]):
-    """What the handlers of all tasks have in common."""
-
-    inputs_field = "inputs"
-
-    def __init__(self, context: InferenceContext) -> None:
-        super().__init__(context)
-        names = _encode({"model": self._model_info.name, "task": self._model_info.task})
-        self._before_predictions = names[:-1] + b',"predictions":['
-
-    def inputs(self, body: Any) -> tuple[Any, bool]:
-        """See the base class."""
-        return body.inputs, body.truncate
-
-    def envelope(self, body: Any, tokenized: Tokenized) -> tuple[bytes, bytes]:
-        """See the base class."""
-        return self._before_predictions, b'],"usage":%b}' % _encode(usage(tokenized))
-
-
-class PredictHandler(_TaskHandler[PredictRequest]):
-    """Embeds or classifies the inputs."""
-
-    def encode_results(self, body: PredictRequest, results: Vectors, first: int) -> list[bytes]:
-        """See the base class."""
-        if self._model_info.task == "classify":
-            return [_encode(ranked_labels(row, self._model_info.labels)) for row in results]
-        return [vector_json(row) for row in results]
-
-
-class TagHandler(_TaskHandler[TagRequest]):
+class TagHandler(TaskHandler[TagRequest]):
     """Tags the tokens of the inputs."""
 
     def __init__(self, context: InferenceContext) -> None:
@@ -146,20 +91,10 @@ def _texts(inputs: Any) -> Sequence[str] | None:
     return inputs if inputs and isinstance(inputs[0], str) else None
 
 
-def family(services: Services) -> ApiFamily:
-    """The route for the task of the served model."""
-    handler: type[InferenceHandler[Any]] = PredictHandler
-    request: type[Struct] = PredictRequest
-    response = ResponseSpec("One prediction per input, in order.", PredictResponse)
-    if services.model_info.task == "tag":
-        handler, request = TagHandler, TagRequest
-        response = ResponseSpec("One list of entities or tokens per input, in order.", TagResponse)
-    route = InferenceRoute(
-        path="/predict",
-        summary="The result of the model's task",
-        handler=handler,
-        request=request,
-        example={"inputs": ["What is a core?"]},
-        responses={200: response},
-    )
-    return ApiFamily("predict", (route,))
+TAG = TaskRoute(
+    handler=TagHandler,
+    request=TagRequest,
+    response=TagResponse,
+    example={"inputs": ["What is a core?"]},
+    returns="One list of entities or tokens per input, in order.",
+)

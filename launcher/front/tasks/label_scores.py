@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from msgspec import Struct
 
-from launcher.front.dispatcher import Vectors
+from launcher.front.request_results import Vectors
 
 
 class LabelScore(Struct, frozen=True):
