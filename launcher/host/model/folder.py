@@ -49,7 +49,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     tokenizer = tokenizer_files.locate(
         sentence.folder,
         config,
-        tokenizer_files.TokenizerRequest(trust_remote_code=options.trust_remote_code),
+        tokenizer_files.TokenizerRequest(sentence.tokenizer_arguments, sentence.lower_case, options.trust_remote_code),
         refuse,
     )
     vocab_size = _number(config, refuse, "vocab_size")
@@ -57,11 +57,6 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         raise refuse(
             f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
             f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
-        )
-    if sentence.lower_case_file and not tokenizer.lower_cases:
-        raise refuse(
-            f"{sentence.lower_case_file} requests lower-casing (do_lower_case true), but tokenizer.json does not "
-            "lower-case, and this is not supported"
         )
     hidden_size = _number(config, refuse, "hidden_size", "dim", "d_model")
     if task == "embed" and sentence.chain is not None:
