@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (CASED, True),
         ({"processor_kwargs": {"strip_accents": False, "tokenize_chinese_chars": False}}, True),
-        ({**CASED, "do_lower_case": True}, False),
+        ({**CASED, "do_lower_case": True}, True),
         ({"do_lower_case": True}, False),
         ({"tokenizer_args": {"cls_token": "[MASK]"}}, True),
         ({"tokenizer_args": {}, "processor_kwargs": {"do_lower_case": False}}, False),
