@@ -122,8 +122,8 @@ def _download(repo: str, seconds: float, *, with_code: bool) -> Path:
 
 
 def wanted_files(names: Sequence[str], *, with_code: bool) -> list[str]:
-    """The files of a model that are needed: weights of each folder in one format, JSON and vocabularies of the model and of its
-    sentence-transformers modules, code only ``with_code``; no copies for other runtimes."""
+    """The files of a model that are needed: the weights of each folder in one format, JSON and vocabularies of the
+    model and of its sentence-transformers modules, code only ``with_code``; no copies for other runtimes."""
     parts = [name for name in names if name.count("/") <= 1 and not name.startswith(("onnx/", "openvino/"))]
     weights = [name for name in parts if _WEIGHTS.fullmatch(name.rpartition("/")[2])]
     safe = {name.rpartition("/")[0] for name in weights if ".safetensors" in name}
