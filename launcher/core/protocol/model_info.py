@@ -15,7 +15,7 @@ from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
 Scores = Literal["softmax", "sigmoid", "raw"] | Activation
-Rows = Literal["item", "token", "varying"]
+Rows = Literal["item", "token", "varying", "bytes"]
 
 FLOAT32_BYTES = 4
 
@@ -25,9 +25,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
     ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
-    to use (empty: the one in ``folder``). ``max_length`` is in tokens, including special tokens. ``weight_bytes`` is
-    the size of all parameters in fp32. ``scores`` is how the logits of a classifier or tagger become scores. ``notes``
-    are messages for the user about how these values were found.
+    to use (empty: the one in ``folder``), ``tokenizer_check`` the file to create once a worker has compared it with the
+    tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including special
+    tokens. ``weight_bytes`` is the size of all parameters in fp32. ``scores`` is how the logits of a classifier or
+    tagger become scores. ``custom_class`` is the ``module:Class`` of a task of the user's own; its ``max_length`` is a
+    size. ``notes`` are messages for the user about how these values were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
     modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
@@ -53,7 +55,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     weight_bytes: int
     tokenizer_file: str = ""
+    tokenizer_check: str = ""
     scores: Scores = "softmax"
+    custom_class: str = ""
     notes: tuple[str, ...] = ()
     include_prompt: bool = True
     token_modules: tuple[EmbeddingModule, ...] = ()
@@ -71,6 +75,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def result_width(self) -> int:
         """The number of float32 values in a row of results."""
+        if self.task == "custom":
+            return 1
         if self.task != "embed":
             return len(self.labels)
         modes = 1 if isinstance(self.pooling, str) else len(self.pooling)
@@ -85,13 +91,15 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def static(self) -> bool:
         """Whether the model has fixed embeddings of tokens, and no encoder."""
-        return self.layers == 0
+        return self.layers == 0 and self.task != "custom"
 
     @property
     def rows(self) -> Rows:
         """The rows of an item's result: ``item``: a single one; ``token``: one per token, including special tokens;
-        ``varying``: a number that the worker decides.
+        ``varying``: a number that the worker decides; ``bytes``: likewise, and a row is a byte instead of numbers.
         """
+        if self.task == "custom":
+            return "bytes"
         return "token" if self.task == "tag" else "item"
 
 

@@ -17,6 +17,7 @@ from launcher.host.model.sentence_modules import ACTIVATIONS_HINT, activation_of
 from launcher.host.model.sentence_settings import SETTINGS
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
+from launcher.options.option import ClassPath
 
 HEADS: Mapping[Task, str] = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}
 OTHER_HEAD = re.compile(r"For[A-Z]\w*|With\w*Head\w*")
@@ -40,6 +41,7 @@ def task_of(
         if options.task not in ("embed", head):
             name = "token classification" if options.task == "tag" else "classification"
             raise refuse(f"--task {options.task} needs a model with a {name} head, but this is a {architecture}")
+        assert not isinstance(options.task, ClassPath), "a class of the user's own is not read from a folder"
         return options.task
     if sentence.kind == "SentenceTransformer":
         return "embed"  # its library ignores the head
