@@ -32,7 +32,7 @@ LIMIT_FILES = (
 LIMIT_KEYS = frozenset(
     {
         "max_seq_length",  # implemented
-        "do_lower_case",  # implemented: compared with the tokenizer
+        "do_lower_case",  # implemented
         "unpad_inputs",  # selects how batches are computed, not the result
         "backend",  # the library replaces it by that of its caller
     }
@@ -70,6 +70,9 @@ HARMLESS_ARGUMENTS = frozenset(
     }
 )  # fmt: skip
 
+# Arguments of the tokenizer that need no other tokenizer: the front applies the limit.
+KNOWN_TOKENIZER_ARGUMENTS = HARMLESS_ARGUMENTS | {"model_max_length"}
+
 # The library sets include_prompt of these to false, whatever their files say.
 INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
 
@@ -79,14 +82,15 @@ class SentenceFiles:
     """The settings in the files of sentence-transformers; the defaults apply if there are none.
 
     ``folder`` is that of the first module. ``chain`` has the modules, and is ``None`` without these files; then
-    ``kind`` is an empty string, and otherwise the class that saved the model. ``lower_case_file`` is the file that
-    requests lower-casing, if one does.
+    ``kind`` is an empty string, and otherwise the class that saved the model. ``tokenizer_arguments`` are arguments of
+    ``from_pretrained`` of the tokenizer; ``lower_case`` is whether texts are lower-cased first.
     """
 
     folder: Path
     chain: ModuleChain | None = None
     max_length: int | None = None
-    lower_case_file: str = ""
+    tokenizer_arguments: Json = field(default_factory=dict)
+    lower_case: bool = False
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -111,12 +115,15 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
         _check_cross_encoder(folder, chain, settings, refuse)
     if chain.static:
         return SentenceFiles(chain.input, chain, settings=settings)
-    limits_path, limits = _limits(chain.input, settings.kind, refuse)
+    limits = _limits(chain.input, settings.kind, refuse)
+    arguments = _tokenizer_arguments(limits)
     return SentenceFiles(
         folder=chain.input,
         chain=chain,
-        max_length=_stated_length(limits),
-        lower_case_file=limits_path.name if limits.get("do_lower_case") else "",
+        # As in the library, the argument of the tokenizer replaces max_seq_length.
+        max_length=arguments.get("model_max_length", limits.get("max_seq_length")),
+        tokenizer_arguments={name: arguments[name] for name in sorted(arguments.keys() - KNOWN_TOKENIZER_ARGUMENTS)},
+        lower_case=bool(limits.get("do_lower_case")),
         settings=settings,
     )
 
@@ -133,14 +140,14 @@ def _check_cross_encoder(folder: Path, chain: ModuleChain, settings: Settings, r
         )
 
 
-def _limits(encoder: Path, kind: str, refuse: ModelErrors) -> tuple[Path, Json]:
-    """The first file of LIMIT_FILES that is not empty, and its settings."""
+def _limits(encoder: Path, kind: str, refuse: ModelErrors) -> Json:
+    """The settings in the first file of LIMIT_FILES that is not empty."""
     for path in (encoder / name for name in LIMIT_FILES):
         limits = read_object(path, refuse) if path.is_file() else {}
         if limits:
             _check_limits(path, limits, LIMIT_DEFAULTS[kind], refuse)
-            return path, limits
-    return encoder / LIMIT_FILES[0], {}
+            return limits
+    return {}
 
 
 def _check_limits(path: Path, limits: Json, defaults: Json, refuse: ModelErrors) -> None:
@@ -158,11 +165,12 @@ def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) 
         if arguments is not None:
             raise refuse(f"{path} sets {key} to {arguments!r}, but it must be an object")
         return
-    known = HARMLESS_ARGUMENTS | ({"model_max_length"} if key in TOKENIZER_ARGUMENTS else set())
-    if others := {name: value for name, value in arguments.items() if name not in known}:
+    if key in TOKENIZER_ARGUMENTS:
+        if "model_max_length" in arguments:
+            _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
+        return
+    if others := {name: value for name, value in arguments.items() if name not in HARMLESS_ARGUMENTS}:
         raise refuse(f"{path} sets {key} to {others!r}, which is not supported; remove these arguments")
-    if "model_max_length" in arguments:
-        _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
 
 
 def _check_length(path: Path, key: str, length: Any, refuse: ModelErrors) -> None:
@@ -170,10 +178,9 @@ def _check_length(path: Path, key: str, length: Any, refuse: ModelErrors) -> Non
         raise refuse(f"{path} sets {key} to {length!r}, but it must be a positive integer or null")
 
 
-def _stated_length(limits: Json) -> int | None:
-    """The maximum number of tokens. As in the library, ``model_max_length`` among the arguments of the tokenizer
-    replaces ``max_seq_length``, and the former name of the arguments the current one."""
+def _tokenizer_arguments(limits: Json) -> Json:
+    """The arguments of the tokenizer. As in the library, those under the former name replace those under the current
+    one."""
     current, former = TOKENIZER_ARGUMENTS
-    arguments = limits[former] if former in limits else limits.get(current)
-    length: int | None = (arguments or {}).get("model_max_length")
-    return limits.get("max_seq_length") if length is None else length
+    arguments: Json | None = limits[former] if former in limits else limits.get(current)
+    return arguments or {}

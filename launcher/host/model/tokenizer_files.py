@@ -73,7 +73,6 @@ class TokenizerFacts:
     path: Path
     max_length: int | None
     pad_id: int | None
-    lower_cases: bool
     converted: str
     check: str
     largest_id: int
@@ -132,7 +131,6 @@ def _facts_as_it_is(
         path=path,
         max_length=int(limit) if isinstance(limit, int | float) and limit >= 1 else None,
         pad_id=_id(parts, names.get("pad_token")) if isinstance(names, dict) else None,
-        lower_cases=_lower_cases(parts.normalizer),
         converted="",
         check="" if marker.is_file() else str(marker),
         largest_id=_largest_id(parts),
@@ -154,7 +152,6 @@ def _facts_converted(
         path=path,
         max_length=built.max_length,
         pad_id=built.pad_id,
-        lower_cases=_lower_cases(parts.normalizer),
         converted=reason,
         check="",
         largest_id=_largest_id(parts),
@@ -234,14 +231,6 @@ def _check_segments(path: Path, parts: TokenizerParts, segment_ids: bool, refuse
             f"the post_processor in {path} gives tokens of a single text the segment ids {others}, which is not "
             "supported; they must be 0"
         )
-
-
-def _lower_cases(normalizer: Json | None) -> bool:
-    if normalizer is None:
-        return False
-    if normalizer.get("type") == "Sequence":
-        return any(_lower_cases(part) for part in normalizer.get("normalizers", []))
-    return normalizer.get("type") == "Lowercase" or bool(normalizer.get("lowercase"))
 
 
 # --- conversion

@@ -255,19 +255,6 @@ def test_pooling_that_leaves_prompts_out_is_known(folder) -> None:
     assert not model_info_of(folder).include_prompt
 
 
-def test_lower_casing_is_accepted_only_if_the_tokenizer_does_it(folder) -> None:
-    write_json(folder / "modules.json", [TRANSFORMER, POOLING])
-    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean"})
-    write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
-    write_json(folder / "tokenizer_config.json", {**TOKENIZER_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"})
-    write_json(folder / "tokenizer.json", {**TOKENIZER, "normalizer": None})
-    assert "lower-casing" in refusal(folder)
-
-    nested = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
-    write_json(folder / "tokenizer.json", {**TOKENIZER, "normalizer": nested})
-    assert model_info_of(folder).task == "embed"
-
-
 # --- limits
 
 
