@@ -137,7 +137,7 @@ class FrontTokenizer(InputReader):
         cut like a text, without a special token at its end."""
         (encoding,) = self._encoder.encode([prompt])
         ids = encoding.ids if len(encoding) <= self._max_length else self._cut(encoding.ids)
-        return len(ids) - (bool(ids) and ids[-1] in self._encoder.special_ids)
+        return len(ids) - (bool(ids) and ids[-1] in self.special_ids | self._encoder.special_ids)
 
     async def ids(
         self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = await_future
