@@ -26,10 +26,12 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
     ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
     to use (empty: the one in ``folder``), ``tokenizer_check`` the file to create once a worker has compared it with the
-    tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including special
-    tokens. ``weight_bytes`` is the size of all parameters in fp32. ``scores`` is how the logits of a classifier or
-    tagger become scores. ``custom_class`` is the ``module:Class`` of a task of the user's own; its ``max_length`` is a
-    size. ``notes`` are messages for the user about how these values were found.
+    tokenizer that transformers builds (empty: not to be compared). ``type_ids`` is whether that tokenizer returns token
+    type ids, so that those of a pair are passed to the model; without them all are 0, whatever ``tokenizer_file`` says.
+    ``max_length`` is in tokens, including special tokens. ``weight_bytes`` is the size of all parameters in fp32.
+    ``scores`` is how the logits of a classifier or tagger become scores. ``custom_class`` is the ``module:Class`` of a
+    task of the user's own; its ``max_length`` is a size. ``notes`` are messages for the user about how these values
+    were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
     modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
@@ -66,6 +68,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     prompts: dict[str, str] = {}
     default_prompt: str = ""
     special_tokens: bool = True
+    type_ids: bool = True
 
     @property
     def tokenizer_path(self) -> str:

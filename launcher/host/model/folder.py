@@ -87,6 +87,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         weight_bytes=weight_bytes(sentence.folder, config, refuse),
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
+        type_ids=tokenizer.type_ids,
         scores=scores_of(task, config, sentence, refuse),
         notes=_notes(task, sentence, config, tokenizer),
     )
