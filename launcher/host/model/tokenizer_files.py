@@ -261,7 +261,7 @@ def _fingerprint(folder: Path, request: TokenizerRequest) -> str:
     """A fingerprint of all that a tokenizer depends on, and of the texts that it is checked with."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import
 
-    digest = hashlib.sha256(repr((request, check_texts(()))).encode())
+    digest = hashlib.sha256(repr((request, check_texts(()), BuiltTokenizer.__struct_fields__)).encode())
     for package in BUILDERS:
         try:
             digest.update(f"{package} {version(package)}\n".encode())
