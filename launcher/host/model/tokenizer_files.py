@@ -300,6 +300,14 @@ def _writable(fingerprint: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder for data that this program can recreate, according to the XDG base directory specification."""
+    """The folder for data that this program can recreate, according to the XDG base directory specification.
+
+    For a user without a home, as in some containers, this is a path at which no folder can be made.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "launcher"
+    if base.startswith("/"):
+        return Path(base) / "launcher"
+    try:
+        return Path.home() / ".cache" / "launcher"
+    except RuntimeError:
+        return Path(os.devnull) / "launcher"
