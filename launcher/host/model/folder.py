@@ -49,9 +49,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     tokenizer = tokenizer_files.locate(
         sentence.folder,
         config,
-        tokenizer_files.TokenizerRequest(
-            sentence.tokenizer_arguments, sentence.lower_case, trust_remote_code=options.trust_remote_code
-        ),
+        tokenizer_files.TokenizerRequest(sentence.tokenizer_arguments, sentence.lower_case, options.trust_remote_code),
         refuse,
     )
     vocab_size = _number(config, refuse, "vocab_size")
