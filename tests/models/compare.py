@@ -47,8 +47,10 @@ class Served:
             self.loaded = self._backend.load(lambda stage, done, detail: None)
         self._tokenizer = FrontTokenizer(self.model_info, text_characters=100_000)
 
-    def close(self) -> None:
-        """End the threads of the tokenizer."""
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._tokenizer.close()
 
     def items(self, inputs: Sequence[Any]) -> list[Item]:
