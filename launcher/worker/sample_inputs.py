@@ -49,7 +49,8 @@ def check_items(model_info: ModelInfo, windows: Sequence[int] = ()) -> list[Item
     long_text = " ".join(CHECK_TEXTS * 3)
     repeats = 1 + longest // LONGEST_ITEM
     texts = [*CHECK_TEXTS, " ".join([long_text] * repeats)]
-    items = [Item(np.array(encoding.ids, dtype=np.int32)) for encoding in tokenizer.encode_batch(texts)]
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
+    items = [Item(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
     items.append(Item(_with_special_tokens(items[2].ids, tokenizer, model_info)))
     return sorted(items, key=len, reverse=True)
 

@@ -14,6 +14,7 @@ import transformers
 
 from launcher.core.planning.footprint import mixed_batches
 from launcher.core.protocol.messages import Setup
+from launcher.worker.compare_tokenizers import check_tokenizer
 from launcher.worker.interfaces import (
     BatchOutput,
     Item,
@@ -69,6 +70,7 @@ class EagerBackend:
         """
         model_info, dtype = self._setup.model_info, self._setup.dtype
         report("load", 0.0, model_info.asked)
+        check_tokenizer(model_info, trust_remote_code=self._setup.trust_remote_code)
         self._model = load_model(self._setup)
         if dtype != "bf16":  # the conversion to bf16 copies them anyway
             copy_from_file_cache(self._model)
@@ -95,6 +97,10 @@ class EagerBackend:
             notes=tuple(notes),
             packed=selected.not_packed is None,
         )
+
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        """See ``Backend.sample_batch``."""
+        return synthetic_batch(lengths, self._setup.model_info)
 
     def run(self, batch: ItemBatch) -> BatchOutput:
         """See ``BatchRunner.run``."""
@@ -124,7 +130,7 @@ class EagerBackend:
         model_info = self._setup.model_info
         converted = Reference.as_batch(self, model_info, items)
         lengths = mixed_batches(model_info.max_length, TIMED_TOKENS)[0]
-        batch = synthetic_batch(lengths, model_info)
+        batch = self.sample_batch(lengths)
         return self.optimize(lambda: self.run(batch), lambda: results_unchanged(converted, self, self._setup.dtype))
 
     def _quantize(self, items: Sequence[Item]) -> None:
@@ -159,7 +165,7 @@ class EagerBackend:
         model_info = self._setup.model_info
         try:
             lengths = [min(TRACED_LENGTH, model_info.max_length), 3, 3]
-            layout.trace(synthetic_batch(lengths, model_info))
+            layout.trace(self.sample_batch(lengths))
             if unchanged():
                 return None
             reason = "the results differ"
