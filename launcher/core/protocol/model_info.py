@@ -14,6 +14,7 @@ from launcher.options.choices import Task
 
 Pooling = Literal["mean", "cls", "max"]
 Scores = Literal["softmax", "sigmoid", "raw"]
+Batching = Literal["packed", "padded", "equal"]
 Rows = Literal["item", "token", "varying"]
 
 FLOAT32_BYTES = 4
@@ -25,8 +26,10 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
     ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
     to use (empty: the one in ``folder``). ``max_length`` is in tokens, including special tokens. ``weight_bytes`` is
-    the size of all parameters in fp32. ``scores`` is how the logits of a classifier or tagger become scores. ``notes``
-    are messages for the user about how these values were found.
+    the size of all parameters in fp32. ``scores`` is how the logits of a classifier or tagger become scores.
+    ``batching`` is how items may be computed together: ``packed``, if the checks at load find the same results;
+    ``padded``; or ``equal``, items of equal length only. ``notes`` are messages for the user about how these values
+    were found.
     """
 
     name: str
@@ -46,6 +49,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     weight_bytes: int
     tokenizer_file: str = ""
     scores: Scores = "softmax"
+    batching: Batching = "packed"
     notes: tuple[str, ...] = ()
 
     @property

@@ -17,7 +17,15 @@ import msgspec
 from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
-from launcher.host.model.architectures import POSITIONS_AFTER_PADDING, check_positions, read_architecture
+from launcher.host.model.architectures import (
+    POSITIONS_AFTER_PADDING,
+    batching_of,
+    check_own_code,
+    check_positions,
+    read_architecture,
+    runs_own_code,
+)
+from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, POSITIONS, with_defaults
 from launcher.host.model.heads import labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, inventory, read_object
 from launcher.host.model.sentence_files import MODULES, SentenceFiles, read_sentence_files
@@ -40,6 +48,9 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     check_positions(config, refuse)
     _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
+    check_own_code(config, task, options, refuse)
+    own_code = runs_own_code(config, task, options)
+    config = config if own_code else with_defaults(config)
     weight_bytes = _weight_bytes(sentence.folder, config, refuse)
     tokenizer = tokenizer_files.locate(sentence.folder, folder, config, refuse)
     vocab_size = _number(config, refuse, "vocab_size")
@@ -59,6 +70,9 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             "of the folder"
         )
     pad_id = _pad_id(config, tokenizer.pad_id)
+    max_length = _max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse)
+    if not own_code and (check := CHECKS.get(str(config.get("model_type")))):
+        check(config, max_length, refuse)
     return ModelInfo(
         name=name,
         asked=options.model,
@@ -66,10 +80,10 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         folder=str(sentence.folder),
         shape=None,
         architecture=architecture,
-        hidden_size=_number(config, refuse, "hidden_size", "dim"),
-        layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer"),
+        hidden_size=_number(config, refuse, *HIDDEN_SIZE),
+        layers=_number(config, refuse, *LAYERS),
         vocab_size=vocab_size,
-        max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
+        max_length=max_length,
         pad_id=pad_id,
         pooling=sentence.pooling or "mean",
         normalize=sentence.normalize,
@@ -77,6 +91,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         weight_bytes=weight_bytes,
         tokenizer_file=str(tokenizer.path),
         scores=scores_of(task, config, sentence, refuse),
+        batching=batching_of(config, task, options),
         notes=_notes(task, sentence, tokenizer),
     )
 
@@ -137,7 +152,7 @@ def _max_length(
     """
     stated = of_tokenizer if sentence.max_length is None else sentence.max_length
     limits = [stated] if stated is not None and stated < NO_LIMIT else []
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    positions = next((config[key] for key in POSITIONS if config.get(key) is not None), None)
     if isinstance(positions, int) and positions > 0:
         after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
         limits.append(positions - after_padding)
