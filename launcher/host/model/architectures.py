@@ -23,6 +23,15 @@ AUTO_CLASSES: Mapping[Task, str] = {
     "tag": "AutoModelForTokenClassification",
 }
 
+# Decoders whose hidden states are embeddings. They run as encoders do, with causal attention or, if their config says
+# so, without it.
+DECODERS = frozenset({"gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
+
+# Encoder-decoder models of which only the encoder is loaded, as sentence-transformers does.
+ENCODER_DECODERS = frozenset({"mt5", "t5", "umt5"})
+
+GENERATIVE_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
 # Their first token has position padding_idx + 1, so that many entries of the position table are unusable.
 POSITIONS_AFTER_PADDING = frozenset(
     {
@@ -38,22 +47,30 @@ POSITIONS_AFTER_PADDING = frozenset(
 )
 
 # Rotary positions whose frequencies are chosen by the length of the longest text in a batch
-# (transformers/modeling_rope_utils.py, dynamic_rope_update). "su" is the former name of longrope.
-BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
+# (transformers/modeling_rope_utils.py, dynamic_rope_update), besides all types with "dynamic" in their name. "su" is
+# the former name of longrope.
+BATCH_DEPENDENT_ROPE = frozenset({"longrope", "su"})
 
 
-def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors) -> str:
-    """The architecture named in config.json, or else its model type, if it is a supported encoder.
+def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, *, embedder: bool) -> str:
+    """The architecture named in config.json, or else its model type, if it is supported.
 
-    Raises ``UsageError`` otherwise.
+    ``embedder`` tells whether files of sentence-transformers say how the model makes an embedding. Raises
+    ``UsageError`` if the architecture is not supported, and for a model that generates text and is no embedder unless
+    embeddings are requested.
     """
     kind = str(config.get("model_type", "nothing"))
     architectures = config.get("architectures") or [kind]
     architecture = str(architectures[0])
     own_code = "auto_map" in config
-    generates = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-    if generates or config.get("is_decoder") or config.get("is_encoder_decoder"):
-        raise refuse(f"a {kind} model ({architecture}) generates text; only encoder models can be served")
+    if kind in DECODERS | ENCODER_DECODERS:
+        _check_decoder(kind, architecture, embedder or options.task == "embed", refuse)
+        return architecture
+    if architecture.endswith(GENERATIVE_HEADS) or config.get("is_decoder") or config.get("is_encoder_decoder"):
+        raise refuse(
+            f"a {kind} model ({architecture}) generates text; encoders can be served, and embeddings of decoders of "
+            f"these types: {', '.join(sorted(DECODERS | ENCODER_DECODERS))}"
+        )
     if kind in ENCODERS or (own_code and options.trust_remote_code):
         return architecture
     if own_code:
@@ -65,7 +82,7 @@ def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors) 
         raise refuse(f"config.json has the model_type {kind} ({architecture}), which is not supported: {REFUSED[kind]}")
     raise refuse(
         f"config.json has the model_type {kind} ({architecture}), which is not supported; text encoders of these types "
-        f"can be served: {', '.join(sorted(ENCODERS))}"
+        f"can be served: {', '.join(sorted({*ENCODERS, *DECODERS, *ENCODER_DECODERS}))}"
     )
 
 
@@ -89,10 +106,26 @@ def batching_of(config: Json, task: Task, options: ModelOptions) -> Batching:
 def check_own_code(config: Json, task: Task, options: ModelOptions, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` if the code in the folder has no class for the task, and transformers has none either."""
     kind = config.get("model_type")
-    if kind not in ENCODERS and "auto_map" in config and not runs_own_code(config, task, options):
+    supported = kind in ENCODERS or kind in DECODERS | ENCODER_DECODERS
+    if not supported and "auto_map" in config and not runs_own_code(config, task, options):
         raise refuse(
             f"auto_map in config.json has no class of the model's own code for the task {task} "
             f"({AUTO_CLASSES.get(task, 'AutoModel')}), and transformers has none for the model_type {kind}"
+        )
+
+
+def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` for a head that is not supported, and for a generative model unless it ``embeds``."""
+    generates = architecture.endswith(GENERATIVE_HEADS)
+    if not generates and architecture != kind and not architecture.endswith("Model"):
+        raise refuse(
+            f"config.json names the architecture {architecture}, and heads of {kind} models are not supported; only "
+            "embeddings can be served"
+        )
+    if generates and not embeds:
+        raise refuse(
+            f"a {kind} model ({architecture}) generates text, and no modules.json of sentence-transformers says how to "
+            "make an embedding with it; --task embed serves the mean of its hidden states"
         )
 
 
@@ -100,7 +133,7 @@ def check_positions(config: Json, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` for positions that depend on the other texts of a batch."""
     for key in ("rope_scaling", "rope_parameters"):
         for kind in _rope_types(config.get(key)):
-            if kind in BATCH_DEPENDENT_ROPE:
+            if kind in BATCH_DEPENDENT_ROPE or "dynamic" in kind:
                 raise refuse(
                     f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of a "
                     "batch, so that a text would have different results alone and in a batch; this is not supported"

@@ -88,7 +88,6 @@ REFUSED: Mapping[str, str] = {
 # The names of the same size in the configs of different models.
 HIDDEN_SIZE = ("hidden_size", "d_model", "dim", "n_embd", "emb_dim")
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
-POSITIONS = ("max_position_embeddings", "n_positions")
 
 # What transformers assumes for keys that configs of these types on the Hub lack.
 DEFAULTS: Mapping[str, Json] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from launcher.front.http.api.predict.classify import CLASSIFY
+from launcher.front.http.api.predict.custom import CUSTOM
 from launcher.front.http.api.predict.embed import EMBED
 from launcher.front.http.api.predict.tag import TAG
 from launcher.front.http.api.predict.task_route import TaskRoute
@@ -16,7 +17,7 @@ from launcher.front.http.route import ApiFamily, ResponseSpec
 from launcher.front.http.services import Services
 from launcher.options.choices import Task
 
-TASK_ROUTES: Mapping[Task, TaskRoute] = {"embed": EMBED, "classify": CLASSIFY, "tag": TAG}
+TASK_ROUTES: Mapping[Task, TaskRoute] = {"embed": EMBED, "classify": CLASSIFY, "tag": TAG, "custom": CUSTOM}
 
 
 def family(services: Services) -> ApiFamily:
