@@ -15,6 +15,7 @@ from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
 Scores = Literal["softmax", "sigmoid", "raw"] | Activation
+Batching = Literal["packed", "padded", "equal"]
 Rows = Literal["item", "token", "varying", "bytes"]
 
 FLOAT32_BYTES = 4
@@ -29,7 +30,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including special
     tokens. ``weight_bytes`` is the size of all parameters in fp32. ``scores`` is how the logits of a classifier or
     tagger become scores. ``custom_class`` is the ``module:Class`` of a task of the user's own; its ``max_length`` is a
-    size. ``notes`` are messages for the user about how these values were found.
+    size. ``batching`` is how items may be computed together: ``packed``, if the checks at load find the same results;
+    ``padded``; or ``equal``, items of equal length only. ``notes`` are messages for the user about how these values
+    were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
     modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
@@ -57,6 +60,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     tokenizer_file: str = ""
     tokenizer_check: str = ""
     scores: Scores = "softmax"
+    batching: Batching = "packed"
     custom_class: str = ""
     notes: tuple[str, ...] = ()
     include_prompt: bool = True
