@@ -19,6 +19,7 @@ from tokenizers.normalizers import BertNormalizer
 
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
+from launcher.front.pairs import Pair
 
 # Each text is searched for each added token; BERT has 5.
 _MAX_ADDED = 16
@@ -47,23 +48,23 @@ class Encoder:
         if isinstance(normalizer, BertNormalizer) and normalizer.clean_text and searchable:
             self._lowers = normalizer.lowercase
             self._fast = _without_normalizer(self._regular)
-            if self._plain(_PROBE) is None or not self._agree(_PROBE):
+            if self._plain(_PROBE) is None or not all(self._agree(probe) for probe in _probes()):
                 self._fast = None
 
-    def encode(self, texts: list[str]) -> list[Encoding]:
-        """The encoding of each text, including special tokens. Raises a plain ``Exception``, as the Rust library does,
-        for a text that the model cannot encode.
+    def encode(self, texts: Sequence[str | Pair]) -> list[Encoding]:
+        """The encoding of each text or pair of texts, including special tokens. Raises a plain ``Exception``, as the
+        Rust library does, for a text that the model cannot encode.
         """
         if self._fast is None:
             return self._call(self._regular, texts)
-        plain = [self._plain(text) for text in texts]
+        plain = [self._plain(text) if isinstance(text, str) else self._plain_pair(text) for text in texts]
         if None not in plain:
             return self._call(self._fast, plain)
         fast = iter(self._call(self._fast, [text for text in plain if text is not None]))
         regular = iter(self._call(self._regular, [text for text, p in zip(texts, plain, strict=True) if p is None]))
         return [next(regular if p is None else fast) for p in plain]
 
-    def _call(self, tokenizer: Tokenizer, texts: Sequence[str | None]) -> list[Encoding]:
+    def _call(self, tokenizer: Tokenizer, texts: Sequence[str | Pair | None]) -> list[Encoding]:
         return tokenizer.encode_batch(texts) if self._offsets else tokenizer.encode_batch_fast(texts)
 
     def _plain(self, text: str) -> str | None:
@@ -81,9 +82,18 @@ class Encoder:
                 return None
         return lowered if self._lowers else text
 
-    def _agree(self, text: str) -> bool:
+    def _plain_pair(self, pair: Pair) -> Pair | None:
+        first, second = self._plain(pair[0]), self._plain(pair[1])
+        return None if first is None or second is None else (first, second)
+
+    def _agree(self, text: str | Pair) -> bool:
         fast, regular = self.encode([text])[0], self._call(self._regular, [text])[0]
-        return bool(fast.ids == regular.ids and fast.offsets == regular.offsets)
+        return bool(fast.ids == regular.ids and fast.offsets == regular.offsets and fast.type_ids == regular.type_ids)
+
+
+def _probes() -> tuple[str | Pair, ...]:
+    """The text on which the two paths are compared, alone and as each text of a pair."""
+    return _PROBE, (_PROBE, "A b"), ("A b", _PROBE)
 
 
 def _without_normalizer(regular: Tokenizer) -> Tokenizer:

@@ -25,8 +25,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
     ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
     to use (empty: the one in ``folder``). ``max_length`` is in tokens, including special tokens. ``weight_bytes`` is
-    the size of all parameters in fp32. ``scores`` is how the logits of a classifier or tagger become scores. ``notes``
-    are messages for the user about how these values were found.
+    the size of all parameters in fp32. ``token_types`` is the number of token types (segments) that the model
+    distinguishes, and ``sends_token_types`` tells whether its tokenizer passes them to it. ``scores`` is how the logits
+    of a classifier or tagger become scores. ``notes`` are messages for the user about how these values were found.
     """
 
     name: str
@@ -45,6 +46,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     weight_bytes: int
     tokenizer_file: str = ""
+    token_types: int = 0
+    sends_token_types: bool = False
     scores: Scores = "softmax"
     notes: tuple[str, ...] = ()
 
