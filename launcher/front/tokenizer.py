@@ -12,7 +12,8 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 from typing import ParamSpec, TypeVar
 
@@ -36,6 +37,8 @@ INPUT_OVERHEAD = 20
 INLINE_IDS = 16_000
 # Tokenized in one call; freeing the result holds the GIL for about 1 ms.
 CHUNK_CHARACTERS = 32_000
+# Prompts whose length is kept; it is the same for every text.
+KNOWN_PROMPTS = 64
 DEFAULT_THREADS = FrontOptions().tokenizer_threads
 # The tasks whose results refer to places in the texts.
 SPAN_TASKS: frozenset[Task] = frozenset({"tag"})
@@ -121,6 +124,9 @@ class FrontTokenizer:
         self._max_length = model_info.max_length
         self._vocab_size = model_info.vocab_size
         self._text_characters = text_characters
+        self._default_prompt = model_info.default_prompt
+        self._pools_prompt = model_info.include_prompt
+        self._prompt_length = lru_cache(KNOWN_PROMPTS)(self._count_prompt)
         added, pair = self._encoder.encode(["a", ("a", "a")])
         self._closing_tokens = _closing_tokens(added)
         self._pair_layout = PairLayout.of(pair)
@@ -155,16 +161,35 @@ class FrontTokenizer:
         *,
         truncate: bool = False,
         field: str | InputNames = "input",
+        prompt: str | None = None,
         wait: Wait = _await,
     ) -> Tokenized:
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
+
+        ``prompt`` is prepended to each text; without one, the model's default prompt is.
 
         A text of more tokens than the model accepts is rejected, or with ``truncate`` cut at its end, keeping the
         special tokens, and reported. ``wait`` awaits the work of a thread and may cancel it.
         """
         names = _names(field, len(texts))
         characters = self._check_texts(texts, names)
-        return await self._start(texts, characters, _Request(truncate, names, self._typed_texts), wait)
+        prompt = self._default_prompt if prompt is None else prompt
+        if prompt:
+            characters += len(prompt) * len(texts)
+            texts = [prompt + text for text in texts]
+        tokenized = await self._start(texts, characters, _Request(truncate, names, self._typed_texts), wait)
+        if not prompt or self._pools_prompt:
+            return tokenized
+        details = tokenized.details or ItemDetails()
+        lengths = (self._prompt_length(prompt),) * len(texts)
+        return replace(tokenized, details=replace(details, prompt_lengths=lengths))
+
+    def _count_prompt(self, prompt: str) -> int:
+        """The number of leading tokens that pooling ignores: as in sentence-transformers 6, those of the prompt alone,
+        cut like a text, without a special token at its end."""
+        (encoding,) = self._encoder.encode([prompt])
+        ids = encoding.ids if len(encoding) <= self._max_length else take(encoding.ids, self._cut(len(encoding)))
+        return len(ids) - (bool(ids) and ids[-1] in self._encoder.special_ids)
 
     async def pairs(
         self,
@@ -274,9 +299,7 @@ class FrontTokenizer:
             raise RequestError(f"{names.of(index)} has no tokens for this model", code="empty_input", param=names.field)
         if isinstance(text, str):
             self._check_truncate(request.truncate, total, names, index)
-            # (``Encoding.truncate`` would keep the overflow in memory.)
-            closing = min(self._closing_tokens, self._max_length)
-            return range(self._max_length - closing), range(total - closing, total)
+            return self._cut(total)
         if request.truncation == "do_not_truncate":
             return None
         self._check_truncate(request.truncate, total, names, index)
@@ -291,6 +314,12 @@ class FrontTokenizer:
                 param=names.field,
             )
         return kept
+
+    def _cut(self, total: int) -> tuple[range, ...]:
+        """The first tokens and the closing special ones, of a text of ``total`` tokens. (``Encoding.truncate`` would
+        keep the overflow in memory.)"""
+        closing = min(self._closing_tokens, self._max_length)
+        return range(self._max_length - closing), range(total - closing, total)
 
     def _add_more(
         self, found: _Items, text: Text, encoding: Encoding, kept: tuple[range, ...] | None, *, typed: bool
