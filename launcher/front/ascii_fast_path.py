@@ -31,8 +31,8 @@ _PROBE = " ".join(f"{c} {c}{c} a{c}b" for c in _PRINTABLE)
 
 
 class Encoder:
-    """Encodes texts for one model, without truncation or padding. ``offsets``: whether encodings include them. ``special_ids``: those of
-    the special tokens.
+    """Encodes texts for one model, without truncation or padding. ``offsets``: whether encodings include them.
+    ``special_ids`` are the ids of the special tokens.
 
     Raises ``UsageError`` if there is no tokenizer or it cannot be read.
     """

@@ -25,10 +25,12 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
     ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
-    to use (empty: the one in ``folder``). ``max_length`` is in tokens, including special tokens. ``weight_bytes`` is
-    the size of all parameters in fp32. ``token_types`` is the number of token types (segments) that the model
-    distinguishes, and ``sends_token_types`` tells whether its tokenizer passes them to it. ``scores`` is how the logits
-    of a classifier or tagger become scores. ``notes`` are messages for the user about how these values were found.
+    to use (empty: the one in ``folder``), ``tokenizer_check`` the file to create once a worker has compared it with the
+    tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including special
+    tokens. ``weight_bytes`` is the size of all parameters in fp32. ``token_types`` is the number of token types
+    (segments) that the model distinguishes, and ``sends_token_types`` tells whether its tokenizer passes them to it.
+    ``scores`` is how the logits of a classifier or tagger become scores. ``notes`` are messages for the user about how
+    these values were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
     modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
@@ -54,6 +56,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     weight_bytes: int
     tokenizer_file: str = ""
+    tokenizer_check: str = ""
     token_types: int = 0
     sends_token_types: bool = False
     scores: Scores = "softmax"

@@ -88,7 +88,12 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     architecture = _architecture(config, options, refuse)
     _check_weights_and_positions(sentence.folder, config, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
-    tokenizer = tokenizer_files.locate(sentence.folder, folder, config, refuse)
+    tokenizer = tokenizer_files.locate(
+        sentence.folder,
+        config,
+        tokenizer_files.TokenizerRequest(trust_remote_code=options.trust_remote_code),
+        refuse,
+    )
     vocab_size = _number(config, refuse, "vocab_size")
     if tokenizer.largest_id >= vocab_size:
         raise refuse(
@@ -126,6 +131,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         labels=() if task == "embed" else labels_of(config),
         weight_bytes=weight_bytes(sentence.folder, config, refuse),
         tokenizer_file=str(tokenizer.path),
+        tokenizer_check=tokenizer.check,
         scores=scores_of(task, config, sentence, refuse),
         notes=_notes(task, sentence, tokenizer),
     )

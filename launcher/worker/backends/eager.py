@@ -14,6 +14,7 @@ import transformers
 
 from launcher.core.planning.footprint import mixed_batches
 from launcher.core.protocol.messages import Setup
+from launcher.worker.compare_tokenizers import check_tokenizer
 from launcher.worker.interfaces import (
     BatchOutput,
     Item,
@@ -69,6 +70,7 @@ class EagerBackend:
         """
         model_info, dtype = self._setup.model_info, self._setup.dtype
         report("load", 0.0, model_info.asked)
+        check_tokenizer(model_info, trust_remote_code=self._setup.trust_remote_code)
         self._model = load_model(self._setup)
         if dtype != "bf16":  # the conversion to bf16 copies them anyway
             copy_from_file_cache(self._model)

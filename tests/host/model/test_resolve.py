@@ -29,7 +29,10 @@ BERT = {
 # With the parts that transformers rebuilds for a BertTokenizer.
 TOKENIZER = {
     "version": "1.0",
-    "added_tokens": [{"id": 3, "content": "[PAD]"}],
+    "added_tokens": [
+        {"id": id, "content": f"[{name}]", "special": True}
+        for id, name in enumerate(("UNK", "CLS", "SEP", "PAD", "MASK"))
+    ],
     "normalizer": {
         "type": "BertNormalizer",
         "clean_text": True,
@@ -39,7 +42,13 @@ TOKENIZER = {
     },
     "pre_tokenizer": {"type": "BertPreTokenizer"},
     "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1]},
-    "model": {"type": "WordPiece"},
+    "model": {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "[MASK]": 4},
+    },
 }
 TOKENIZER_CONFIG = {"model_max_length": 10**30, "pad_token": "[PAD]"}
 
@@ -211,7 +220,7 @@ def test_sentence_transformers_files_set_normalization_limit_and_prompts(folder)
 def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
     inner = folder / "0_Transformer"
     inner.mkdir()
-    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
         (folder / name).rename(inner / name)
     write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}, POOLING])
     write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean"})
@@ -219,7 +228,7 @@ def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
     model_info = model_info_of(folder)
 
     assert model_info.folder == str(inner)
-    assert model_info.tokenizer_path == str(folder / "tokenizer.json")
+    assert model_info.tokenizer_path == str(inner / "tokenizer.json")
 
 
 @pytest.mark.parametrize(
