@@ -24,6 +24,7 @@ from tokenizers import Encoding
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
+from launcher.front.input_names import InputNames
 from launcher.front.item_details import ItemDetails, TypeIds
 from launcher.front.pairs import Pair, PairLayout, PairTruncation, take
 from launcher.options import FrontOptions
@@ -71,31 +72,6 @@ class Tokenized:
 
 
 @dataclass(frozen=True, slots=True)
-class InputNames:
-    """How errors name inputs: ``field[index]``, counted from ``first``, or ``field`` alone for a ``lone`` one.
-
-    ``truncate_hint`` tells the caller how to have long inputs truncated. ``halves`` is appended for one text of a pair.
-    """
-
-    field: str
-    first: int = 0
-    lone: bool = False
-    truncate_hint: str = 'send "truncate": true to truncate it'
-    halves: tuple[str, str] = (".text", ".text_pair")
-
-    def of(self, index: int) -> str:
-        """The name of the input with this index."""
-        return f"'{self._place(index)}'"
-
-    def of_half(self, index: int, side: int) -> str:
-        """The name of a text of a pair: of its first one if ``side`` is 0, of its second one if it is 1."""
-        return f"'{self._place(index)}{self.halves[side]}'"
-
-    def _place(self, index: int) -> str:
-        return self.field if self.lone else f"{self.field}[{self.first + index}]"
-
-
-@dataclass(frozen=True, slots=True)
 class _Request:
     """How the inputs of a call are tokenized. ``typed``: whether items have token types."""
 
@@ -130,9 +106,10 @@ class FrontTokenizer:
         added, pair = self._encoder.encode(["a", ("a", "a")])
         self._closing_tokens = _closing_tokens(added)
         self._pair_layout = PairLayout.of(pair)
+        self._token_types = model_info.token_types
         typed = model_info.sends_token_types and model_info.token_types > 0
         self._typed_texts, self._typed_pairs = typed and any(added.type_ids), typed and any(pair.type_ids)
-        self._no_pairs = self._why_no_pairs(max(pair.type_ids, default=0), model_info.token_types)
+        self._no_pairs = self._why_no_pairs(max(pair.type_ids, default=0))
         self.special_ids = frozenset(
             id for id, special in zip(added.ids, added.special_tokens_mask, strict=True) if special
         )
@@ -205,7 +182,7 @@ class FrontTokenizer:
         With ``truncate``, tokens are removed at the end of the texts that ``truncation`` names.
         """
         names = _names(field, len(pairs))
-        if self._no_pairs and not all(isinstance(pair, str) for pair in pairs):
+        if self._no_pairs:
             raise RequestError(self._no_pairs, code="pairs_not_supported", param=names.field)
         characters = 0
         for index, pair in enumerate(pairs):
@@ -225,27 +202,33 @@ class FrontTokenizer:
         return await wait(future)
 
     async def ids(
-        self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = _await
+        self,
+        lists: Sequence[Ids],
+        *,
+        type_ids: Sequence[Sequence[int]] = (),
+        truncate: bool = False,
+        field: str = "input",
+        wait: Wait = _await,
     ) -> Tokenized:
         """Token ids from the client, used unchanged: no special tokens are added or required.
 
         Clients that send ids have the model's tokenizer, which has added the special tokens. (vLLM does the same.) With
-        ``truncate`` a list that is too long keeps its first ids.
+        ``truncate`` a list that is too long keeps its first ids. ``type_ids`` has the token types of each list.
         """
         if sum(map(len, lists)) + INPUT_OVERHEAD * len(lists) <= INLINE_IDS:
-            return self._take_ids(lists, truncate, field)
-        return await wait(self.in_thread(len(lists), self._take_ids, lists, truncate, field))
+            return self._take_ids(lists, type_ids, truncate, field)
+        return await wait(self.in_thread(len(lists), self._take_ids, lists, type_ids, truncate, field))
 
     # ------------------------------------------------------------------- texts
 
-    def _why_no_pairs(self, largest_type: int, token_types: int) -> str | None:
+    def _why_no_pairs(self, largest_type: int) -> str | None:
         """Why pairs of texts cannot be tokenized for this model; None if they can."""
         if self._pair_layout is None:
             return "this model takes no pairs of texts: its tokenizer does not put the first text before the second"
-        if self._typed_pairs and largest_type >= token_types:
+        if self._typed_pairs and largest_type >= self._token_types:
             return (
                 f"this model takes no pairs of texts: its tokenizer sets token types up to {largest_type}, but the "
-                f"model has {token_types} (type_vocab_size)"
+                f"model has {self._token_types} (type_vocab_size)"
             )
         return None
 
@@ -360,7 +343,9 @@ class FrontTokenizer:
 
     # --------------------------------------------------------------------- ids
 
-    def _take_ids(self, lists: Sequence[Ids], truncate: bool, field: str) -> Tokenized:
+    def _take_ids(
+        self, lists: Sequence[Ids], type_ids: Sequence[Sequence[int]], truncate: bool, field: str
+    ) -> Tokenized:
         truncated: list[int] = []
         items: list[npt.NDArray[np.int32]] = []
         for index, ids in enumerate(lists):
@@ -374,7 +359,28 @@ class FrontTokenizer:
                 truncated.append(index)
             self._check_range(ids, index, len(lists), field)
             items.append(np.array(ids[: self._max_length], dtype=np.int32))
-        return Tokenized(items, sum(map(len, items)), tuple(truncated))
+        details = self._take_type_ids(lists, type_ids, field)
+        return Tokenized(items, sum(map(len, items)), tuple(truncated), details=details)
+
+    def _take_type_ids(self, lists: Sequence[Ids], type_ids: Sequence[Sequence[int]], field: str) -> ItemDetails | None:
+        """The token types of lists of ids, cut like these; None if all are 0."""
+        found: list[TypeIds] = []
+        for index, (ids, types) in enumerate(zip(lists, type_ids, strict=bool(type_ids))):
+            name = f"token_type_ids of {_names(field, len(lists)).of(index)}"
+            if len(types) != len(ids):
+                raise RequestError(
+                    f"{name} has {len(types)} entries for {len(ids)} token ids; it must have one for each",
+                    code="invalid_token_types",
+                    param=field,
+                )
+            if min(types) < 0 or max(types) >= max(1, self._token_types):
+                raise RequestError(
+                    f"{name} must be from 0 to {max(0, self._token_types - 1)} for this model",
+                    code="invalid_token_types",
+                    param=field,
+                )
+            found.append(np.array(types[: self._max_length], dtype=np.uint8))
+        return ItemDetails(found) if any(map(np.any, found)) else None
 
     def _check_range(self, ids: Ids, index: int, count: int, field: str) -> None:
         if isinstance(ids, np.ndarray):

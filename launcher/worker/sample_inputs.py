@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.interfaces import Item, ItemBatch, TokenIds
@@ -32,14 +32,23 @@ _STRIDE = 7919  # a prime: ids of adjacent tokens are far apart, as in text
 
 
 def check_items(model_info: ModelInfo) -> list[Item]:
-    """The check texts and of a long one, longest first, truncated to what the model takes."""
+    """The check texts, a long one and, if the task takes them, pairs; longest first, truncated to what the model
+    takes."""
     tokenizer = Tokenizer.from_file(model_info.tokenizer_path)
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(model_info.max_length, LONGEST_ITEM))
-    texts = [*CHECK_TEXTS, " ".join(CHECK_TEXTS * 3)]
+    texts: list[str | tuple[str, str]] = [*CHECK_TEXTS, " ".join(CHECK_TEXTS * 3)]
+    if model_info.takes_pairs:
+        texts += zip(CHECK_TEXTS[1::2], CHECK_TEXTS[::2], strict=True)
     encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
-    items = [Item(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
-    return sorted(items, key=len, reverse=True)
+    return sorted((_item(encoding, model_info) for encoding in encodings), key=len, reverse=True)
+
+
+def _item(encoding: Encoding, model_info: ModelInfo) -> Item:
+    """The item that the front would send. Pairs whose token types the model lacks are refused there."""
+    typed = model_info.sends_token_types and 0 < max(encoding.type_ids, default=0) < model_info.token_types
+    type_ids = np.array(encoding.type_ids, dtype=np.uint8) if typed else None
+    return Item(np.array(encoding.ids, dtype=np.int32), type_ids)
 
 
 def check_batches(items: Sequence[Item], max_length: int) -> tuple[list[int], ...]:

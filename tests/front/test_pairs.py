@@ -15,8 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
+from launcher.front.input_names import InputNames
 from launcher.front.pairs import PairLayout, PairTruncation, take
-from launcher.front.tokenizer import FrontTokenizer, InputNames
+from launcher.front.tokenizer import FrontTokenizer
 from launcher.host.model import resolve
 
 pytestmark = pytest.mark.anyio

@@ -29,7 +29,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including special
     tokens. ``weight_bytes`` is the size of all parameters in fp32. ``token_types`` is the number of token types
     (segments) that the model distinguishes, and ``sends_token_types`` tells whether its tokenizer passes them to it.
-    ``scores`` is how the logits of a classifier or tagger become scores. ``notes`` are messages for the user about how
+    ``entailment`` is the index of the label of that meaning, for ``zero-shot``. ``scores`` is how the logits of a
+    classifier, tagger or reranker become scores. ``notes`` are messages for the user about how
     these values were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
@@ -59,6 +60,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     tokenizer_check: str = ""
     token_types: int = 0
     sends_token_types: bool = False
+    entailment: int = -1
     scores: Scores = "softmax"
     notes: tuple[str, ...] = ()
     include_prompt: bool = True
@@ -77,6 +79,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def result_width(self) -> int:
         """The number of float32 values in a row of results."""
+        if self.task == "rerank":
+            return 2  # the logit and the score
         if self.task != "embed":
             return len(self.labels)
         modes = 1 if isinstance(self.pooling, str) else len(self.pooling)
@@ -92,6 +96,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
     def static(self) -> bool:
         """Whether the model has fixed embeddings of tokens, and no encoder."""
         return self.layers == 0
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether an item can be a pair of texts."""
+        return self.task in ("classify", "rerank", "zero-shot")
 
     @property
     def rows(self) -> Rows:

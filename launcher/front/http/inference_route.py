@@ -23,16 +23,17 @@ from launcher.front.http.body_decoder import Body, BodyDecoder
 from launcher.front.http.body_reader import BodyMemory, BodyNotRead, BodyReader
 from launcher.front.http.disconnect import Client, ClientDisconnected, client_of
 from launcher.front.http.error_response import ErrorFormat, internal_error
-from launcher.front.http.inputs import texts_or_token_ids, token_ids_refused
+from launcher.front.http.inputs import InputObject, read_objects, texts_or_token_ids, token_ids_refused
 from launcher.front.http.large_body_decoder import INLINE_BYTES, LargeBodyDecoder
 from launcher.front.http.request_headers import HEADERS, parse_request_headers
 from launcher.front.http.responses import Headers, send_json, send_json_and_close, with_connection_close
 from launcher.front.http.route import HeaderSpec, Route
 from launcher.front.http.services import Services
 from launcher.front.request_results import Vectors
-from launcher.front.tokenizer import Tokenized
+from launcher.front.tokenizer import Tokenized, Wait
 
 Result = TypeVar("Result")
+Tokenize = Callable[[Wait], Awaitable[Tokenized]]
 _log = logging.getLogger(__name__)
 
 # nginx logs this status for a client that disconnected before its response. It is only counted, never sent.
@@ -195,25 +196,47 @@ class InferenceHandler(Generic[Body]):
             return await work()
 
     async def _tokenize(self, body: Body, client: Client, priority: Priority, deadline: float | None) -> Tokenized:
+        items, tokenize = self.prepare(body)
+        # Before tokenizing, so that no work is done for a request that will be refused.
+        self._dispatcher.check_admission(items, ahead=self._tokenizer.pending, priority=priority)
+        if priority == "bulk":
+            tokenized: Awaitable[Tokenized] = self._one_at_a_time(lambda: tokenize(client.wait))
+        else:
+            tokenized = tokenize(client.wait)
+        return await (tokenized if deadline is None else _within(deadline - self._dispatcher.now(), tokenized))
+
+    def prepare(self, body: Body) -> tuple[int, Tokenize]:
+        """The number of items of a request, and the function that makes them. Raises ``RequestError``."""
         value, truncate = self.inputs(body)
         field = self.inputs_field
         prompt = self.prompt(body)
         texts, ids = texts_or_token_ids(value, field, self._options.request_items)
-        if ids is not None and self._options.token_ids == "refuse":
-            raise token_ids_refused(field)
-        if ids is not None and prompt is not None:
+        if texts is not None:
+            return len(texts), lambda wait: self._tokenizer.texts(
+                texts, truncate=truncate, field=field, prompt=prompt, wait=wait
+            )
+        assert ids is not None, "inputs that are not texts are token ids or objects"
+        if isinstance(ids[0], InputObject):
+            return self._prepare_objects(ids, truncate)
+        self._check_ids_accepted(prompt)
+        return len(ids), lambda wait: self._tokenizer.ids(ids, truncate=truncate, field=field, wait=wait)
+
+    def _prepare_objects(self, objects: Sequence[InputObject], truncate: bool) -> tuple[int, Tokenize]:
+        field, found = self.inputs_field, read_objects(objects, self.inputs_field)
+        if found.texts:
+            return len(objects), lambda wait: self._tokenizer.pairs(
+                found.texts, truncate=truncate, field=field, wait=wait
+            )
+        self._check_ids_accepted(None)
+        return len(objects), lambda wait: self._tokenizer.ids(
+            found.ids, type_ids=found.type_ids, truncate=truncate, field=field, wait=wait
+        )
+
+    def _check_ids_accepted(self, prompt: str | None) -> None:
+        if self._options.token_ids == "refuse":
+            raise token_ids_refused(self.inputs_field)
+        if prompt is not None:
             raise RequestError("a prompt can be prepended to texts only, not to token ids", code="invalid_prompt")
-        # Before tokenizing, so that no work is done for a request that will be refused.
-        count = len(texts or ids or ())
-        self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
-
-        def tokenize() -> Awaitable[Tokenized]:
-            if texts is not None:
-                return self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=client.wait)
-            return self._tokenizer.ids(ids or (), truncate=truncate, field=field, wait=client.wait)
-
-        tokenized = self._one_at_a_time(tokenize) if priority == "bulk" else tokenize()
-        return await (tokenized if deadline is None else _within(deadline - self._dispatcher.now(), tokenized))
 
     async def _encode(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
         """The body of the response."""

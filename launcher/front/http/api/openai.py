@@ -98,9 +98,9 @@ class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
         """See the base class."""
         check_model(body.model, self._model_info)
         if self._model_info.task != "embed":
-            does = "classifies" if self._model_info.task == "classify" else "tags tokens"
+            name, task = self._model_info.name, self._model_info.task
             raise RequestError(
-                f"the model {self._model_info.name!r} {does} and has no embeddings; use POST /predict",
+                f"the model {name!r} is for the task {task!r} and has no embeddings; use POST /predict",
                 code="wrong_task",
             )
         width = self._model_info.result_width
