@@ -15,7 +15,7 @@ from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
 Scores = Literal["softmax", "sigmoid", "raw"] | Activation
-Rows = Literal["item", "token", "varying"]
+Rows = Literal["item", "token", "varying", "bytes"]
 
 FLOAT32_BYTES = 4
 
@@ -30,8 +30,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     tokens. ``weight_bytes`` is the size of all parameters in fp32. ``token_types`` is the number of token types
     (segments) that the model distinguishes, and ``sends_token_types`` tells whether its tokenizer passes them to it.
     ``entailment`` is the index of the label of that meaning, for ``zero-shot``. ``scores`` is how the logits of a
-    classifier, tagger or reranker become scores. ``notes`` are messages for the user about how
-    these values were found.
+    classifier, tagger or reranker become scores. ``custom_class`` is the ``module:Class`` of a task of the user's own;
+    its ``max_length`` is a size. ``notes`` are messages for the user about how these values were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
     modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
@@ -62,6 +62,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     sends_token_types: bool = False
     entailment: int = -1
     scores: Scores = "softmax"
+    custom_class: str = ""
     notes: tuple[str, ...] = ()
     include_prompt: bool = True
     token_modules: tuple[EmbeddingModule, ...] = ()
@@ -81,6 +82,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
         """The number of float32 values in a row of results."""
         if self.task == "rerank":
             return 2  # the logit and the score
+        if self.task == "custom":
+            return 1
         if self.task != "embed":
             return len(self.labels)
         modes = 1 if isinstance(self.pooling, str) else len(self.pooling)
@@ -95,7 +98,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def static(self) -> bool:
         """Whether the model has fixed embeddings of tokens, and no encoder."""
-        return self.layers == 0
+        return self.layers == 0 and self.task != "custom"
 
     @property
     def takes_pairs(self) -> bool:
@@ -105,8 +108,10 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def rows(self) -> Rows:
         """The rows of an item's result: ``item``: a single one; ``token``: one per token, including special tokens;
-        ``varying``: a number that the worker decides.
+        ``varying``: a number that the worker decides; ``bytes``: likewise, and a row is a byte instead of numbers.
         """
+        if self.task == "custom":
+            return "bytes"
         return "token" if self.task == "tag" else "item"
 
 

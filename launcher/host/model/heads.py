@@ -17,6 +17,7 @@ from launcher.host.model.sentence_modules import ACTIVATIONS_HINT, activation_of
 from launcher.host.model.sentence_settings import SETTINGS
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
+from launcher.options.option import ClassPath
 
 CLASSIFIER, TAGGER = "ForSequenceClassification", "ForTokenClassification"
 HEADS: Mapping[Task, str] = {"classify": CLASSIFIER, "tag": TAGGER, "rerank": CLASSIFIER, "zero-shot": CLASSIFIER}
@@ -39,6 +40,7 @@ def task_of(
     """The task of the model: ``--task``, or the one of its head. Raises ``UsageError`` if the head does not fit, or
     has no task here: another task is never chosen silently."""
     if options.task != "auto":
+        assert not isinstance(options.task, ClassPath), "a class of the user's own is not read from a folder"
         _check_head(options.task, architecture, config, refuse)
         return options.task
     if sentence.kind == "SentenceTransformer":

@@ -99,7 +99,7 @@ def locate(folder: Path, config: Json, request: TokenizerRequest, refuse: Refuse
     """
     own = folder / TOKENIZER_FILE
     if own.is_file():
-        parts = _read(own, folder, refuse)
+        parts = read_parts(own, folder, refuse)
         changed = "arguments of the model" if request.arguments or request.lower_case else difference(parts, config)
         if changed is None:
             return _facts_as_it_is(own, parts, config, request, refuse)
@@ -146,7 +146,7 @@ def _facts_converted(
     target = _converted(folder, request, refuse)
     built = msgspec.json.decode((target / FACTS_FILE).read_bytes(), type=BuiltTokenizer)
     path = target / TOKENIZER_FILE
-    parts = _read(path, folder, refuse)
+    parts = read_parts(path, folder, refuse)
     settings = CallSettings(built.truncation_side, built.padding_side, built.split_special_tokens)
     check_call_settings(parts, settings, config, refuse)
     _check_segments(path, parts, built.segment_ids, refuse)
@@ -162,7 +162,7 @@ def _facts_converted(
     )
 
 
-def _read(path: Path, folder: Path, refuse: Refuse) -> TokenizerParts:
+def read_parts(path: Path, folder: Path, refuse: Refuse) -> TokenizerParts:
     """A tokenizer.json, and the files beside it in the folder of the model."""
     try:
         tokenizer = msgspec.json.decode(path.read_bytes(), type=_TokenizerJson)

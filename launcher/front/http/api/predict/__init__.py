@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from launcher.front.http.api.predict.classify import CLASSIFY
+from launcher.front.http.api.predict.custom import CUSTOM
 from launcher.front.http.api.predict.embed import EMBED
 from launcher.front.http.api.predict.rerank import RERANK
 from launcher.front.http.api.predict.tag import TAG
@@ -24,6 +25,7 @@ TASK_ROUTES: Mapping[Task, TaskRoute] = {
     "tag": TAG,
     "rerank": RERANK,
     "zero-shot": ZERO_SHOT,
+    "custom": CUSTOM,
 }
 
 
