@@ -1,0 +1,129 @@
+"""The table of models: families and tasks, how each is built, and what the library computes for it.
+
+To add a model, write a builder in ``families`` (or use one with other arguments), a function in ``references`` if its
+task has none, and a ``ModelCase`` here; then run ./scripts/docs, which writes docs/models.md from this table. A model
+that is refused is a ``RefusedCase``. Nothing may be built or imported from transformers when this module is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from tests.models import families, references, vocabularies
+from tests.models.references import Results
+from tests.models.texts import TEXTS
+
+Build = Callable[[Path], None]
+Layout = Literal["packed", "padded"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCase:
+    """A model whose results are those of the library.
+
+    ``family`` is the ``model_type`` of its config.json, ``variant`` what distinguishes models of the same family and
+    task. ``build`` writes the folder, ``reference`` computes the expected rows of each input. ``layout`` is how its
+    items are computed by default; padded results are always compared too. ``bound`` is the largest relative difference
+    in fp32 that is allowed, a power of ten of at most 1e-5. ``options`` are those of the command line. ``int8`` is a
+    part of the message with which ``--dtype int8`` is refused; empty if it is not.
+    """
+
+    family: str
+    task: str
+    build: Build
+    reference: Callable[[Path, Sequence[Any]], Results]
+    layout: Layout = "packed"
+    bound: float = 1e-5
+    variant: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[Any] = TEXTS
+    int8: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the case in tests; unique."""
+        return "-".join(filter(None, (self.family, self.task, self.variant.replace(" ", "_"))))
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCase:
+    """A model that is refused at start. ``reason`` is for the document, ``message`` a part of the error message."""
+
+    family: str
+    task: str
+    build: Build
+    reason: str
+    message: str
+    variant: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the case in tests; unique."""
+        return "-".join(filter(None, (self.family, self.task, self.variant.replace(" ", "_"))))
+
+
+# The tokenizer of each family, in the class that its real models use. A few of these classes make the launcher convert
+# the tokenizer in a process of its own, which takes seconds; so only the embedders use them.
+TOKENIZERS: Mapping[str, Callable[[], Any]] = {
+    "albert": vocabularies.albert,
+    "camembert": vocabularies.camembert,
+    "data2vec-text": vocabularies.roberta,
+    "deberta": vocabularies.deberta,
+    "deberta-v2": vocabularies.deberta_v2,
+    "eurobert": vocabularies.modernbert,
+    "gte": vocabularies.unigram_as_it_is,
+    "ibert": vocabularies.roberta,
+    "modernbert": vocabularies.modernbert,
+    "mpnet": vocabularies.mpnet,
+    "rembert": vocabularies.rembert,
+    "roberta": vocabularies.roberta,
+    "roberta-prelayernorm": vocabularies.roberta,
+    "xlm-roberta": vocabularies.xlm_roberta,
+    "xlm-roberta-xl": vocabularies.unigram_as_it_is,
+}
+CONVERTED = (vocabularies.albert, vocabularies.camembert, vocabularies.deberta_v2, vocabularies.rembert,
+             vocabularies.xlm_roberta)  # fmt: skip
+
+# Encoders of transformers. They are padded where their attention cannot be replaced.
+PACKED_ENCODERS = (
+    "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "gte", "modernbert",
+    "nomic_bert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
+PADDED_ENCODERS = ("deberta", "deberta-v2", "ibert", "megatron-bert", "mobilebert", "mpnet", "rembert", "roformer",
+                   "squeezebert")  # fmt: skip
+# Padded for one task only: the module that its head reads is not that of BERT.
+PADDED_CLASSIFIERS = ("albert",)
+# Families without nn.Linear, which --dtype int8 replaces, except in their heads.
+NO_LINEAR = ("ibert", "squeezebert")
+# Their differences in fp32 are larger than 1e-6, from rounding alone: SqueezeBERT adds a large number to what it masks.
+MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert")
+
+
+def _encoder(family: str) -> list[ModelCase]:
+    tokenizer = TOKENIZERS.get(family, vocabularies.bert)
+    plain = vocabularies.unigram_as_it_is if tokenizer in CONVERTED else tokenizer
+    plain = vocabularies.modernbert if tokenizer is vocabularies.deberta else plain
+    layout: Layout = "packed" if family in PACKED_ENCODERS else "padded"
+    of_classifier: Layout = "padded" if family in PADDED_CLASSIFIERS else layout
+    bound = 1e-5 if family in MORE_ROUNDING else 1e-6
+    int8 = "the model has no linear layers" if family in NO_LINEAR else ""
+    return [
+        ModelCase(family, "embed", partial(families.save_embedder, family=family, tokenizer=tokenizer),
+                  references.embed, layout, bound=bound, int8=int8),
+        ModelCase(family, "classify", partial(families.save_classifier, family=family, tokenizer=plain),
+                  references.classify, of_classifier, bound=bound),
+        ModelCase(family, "tag", partial(families.save_tagger, family=family, tokenizer=plain),
+                  references.tag, layout),
+    ]  # fmt: skip
+
+
+CASES: tuple[ModelCase, ...] = tuple(
+    case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS)) for case in _encoder(family)
+)
+
+REFUSED: tuple[RefusedCase, ...] = ()
