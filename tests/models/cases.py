@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tests.models import families, references, vocabularies
 from tests.models.references import Results
-from tests.models.texts import TEXTS
+from tests.models.texts import PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
 
 Build = Callable[[Path], None]
 Layout = Literal["packed", "padded"]
@@ -146,10 +146,40 @@ def _variants() -> list[ModelCase]:
     ]  # fmt: skip
 
 
+# Of the labels of MultiNLI, in an order that is not that of the letters.
+NLI = {"id2label": {0: "contradiction", 1: "entailment", 2: "neutral"},
+       "label2id": {"contradiction": 0, "entailment": 1, "neutral": 2}}  # fmt: skip
+# Families with and without token types, one and two separators between the texts of a pair, packed and padded.
+PAIR_FAMILIES = ("albert", "bert", "deberta", "deberta-v2", "electra", "modernbert", "roberta", "xlm-roberta")
+TYPED = {"type_vocab_size": 2}
+
+
+def _pairs(family: str) -> list[ModelCase]:
+    tokenizer = TOKENIZERS.get(family, vocabularies.bert)
+    layout: Layout = "packed" if family in PACKED_ENCODERS and family not in PADDED_CLASSIFIERS else "padded"
+    settings = TYPED if family in ("deberta", "deberta-v2") else {}
+    built = {"family": family, "tokenizer": tokenizer, **settings}
+    cases = [
+        ModelCase(family, "rerank", partial(families.save_cross_encoder, **built), references.rerank, layout,
+                  inputs=PAIRS),
+        ModelCase(family, "classify", partial(families.save_classifier, **built), references.classify, layout,
+                  variant="pairs", inputs=PAIRS),
+    ]  # fmt: skip
+    if family in ("bert", "deberta-v2", "roberta"):
+        build = partial(families.save_classifier, **built, **NLI)
+        cases.append(ModelCase(family, "zero-shot", build, references.zero_shot, layout,
+                               options={"task": "zero-shot"}, inputs=PREMISES_AND_HYPOTHESES))  # fmt: skip
+    return cases
+
+
 CASES: tuple[ModelCase, ...] = (
     *(case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS)) for case in _encoder(family)),
     *_variants(),
-)
+    *(case for family in PAIR_FAMILIES for case in _pairs(family)),
+    ModelCase("bert", "rerank",
+              partial(families.save_cross_encoder, family="bert", tokenizer=vocabularies.bert, activation="Tanh"),
+              references.rerank, variant="activation Tanh", inputs=PAIRS),
+)  # fmt: skip
 
 DEPENDS_ON_PADDING = "the result of a text depends on the padding of its batch"
 GENERATES = "generates text"

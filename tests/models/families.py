@@ -108,6 +108,21 @@ def save_classifier(folder: Path, *, family: str, tokenizer: MakeTokenizer, labe
                      num_labels=labels, **settings)  # fmt: skip
 
 
+def save_cross_encoder(
+    folder: Path, *, family: str, tokenizer: MakeTokenizer, activation: str | None = None, **settings: Any
+) -> None:
+    """A folder of sentence-transformers: a CrossEncoder with one label; ``activation`` is a class of torch.nn."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    encoder = folder.with_name(f"{folder.name}.encoder")
+    save_classifier(encoder, family=family, tokenizer=tokenizer, labels=1, **settings)
+    activation_fn = getattr(torch.nn, activation)() if activation else None
+    model = CrossEncoder(str(encoder), device="cpu", activation_fn=activation_fn)
+    model.save_pretrained(str(folder), create_model_card=False)
+    shutil.rmtree(encoder)
+
+
 def save_tagger(folder: Path, *, family: str, tokenizer: MakeTokenizer, **settings: Any) -> None:
     """A folder of transformers with a head that classifies tokens."""
     save_transformer(folder, auto="AutoModelForTokenClassification", family=family, tokenizer=tokenizer,

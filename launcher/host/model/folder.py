@@ -26,12 +26,13 @@ from launcher.host.model.architectures import (
     runs_own_code,
 )
 from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, with_defaults
-from launcher.host.model.heads import labels_of, scores_of, task_of
+from launcher.host.model.heads import entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.sentence_files import INSTRUCTORS, SentenceFiles, read_sentence_files
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_widths
 from launcher.host.model.sentence_settings import Settings
 from launcher.host.model.static_embedding import MAX_LENGTH, read_static
+from launcher.host.model.token_types import check_pairs, token_types_of
 from launcher.host.model.weights import weight_bytes
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
@@ -95,10 +96,14 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         weight_bytes=weight_bytes(sentence.folder, config, refuse),
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
+        token_types=token_types_of(config),
+        sends_token_types=tokenizer.segment_ids,
+        entailment=entailment_of(config, refuse) if task == "zero-shot" else -1,
         scores=scores_of(task, config, sentence, refuse),
         batching=batching_of(config, task, options),
         notes=_notes(task, sentence, config, tokenizer),
     )
+    check_pairs(model_info, refuse)
     return _with_modules(model_info, sentence, options) if task == "embed" else model_info
 
 
@@ -183,6 +188,8 @@ def _notes(
     if task == "embed" and not sentence.kind:
         pooling = _default_pooling(config)
         notes.append(f"the model has no sentence-transformers files: using {pooling} pooling without normalization")
+    if task == "rerank" and sentence.kind != "CrossEncoder":
+        notes.append("serving a reranker of pairs, because the model has one label; --task classify takes single texts")
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
