@@ -105,7 +105,7 @@ def _facts(tokenizer: Any) -> BuiltTokenizer:
         truncation_side=str(tokenizer.truncation_side),
         padding_side=str(tokenizer.padding_side),
         split_special_tokens=bool(tokenizer.split_special_tokens),
-        type_ids="token_type_ids" in tokenizer.model_input_names,
+        segment_ids="token_type_ids" in tokenizer.model_input_names,
     )
 
 

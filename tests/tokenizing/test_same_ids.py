@@ -114,4 +114,4 @@ def test_the_facts_about_a_tokenizer_are_those_of_transformers(kind: Kind) -> No
     assert kind.facts.pad_id == kind.library.pad_token_id
     assert kind.facts.max_length == (int(limit) if limit < 10**20 else None)
     assert kind.facts.largest_id == max(kind.library.get_vocab().values())
-    assert kind.facts.type_ids == ("token_type_ids" in kind.library.model_input_names)
+    assert kind.facts.segment_ids == ("token_type_ids" in kind.library.model_input_names)

@@ -178,7 +178,7 @@ def test_a_file_that_is_used_as_it_is_gives_the_ids_of_transformers(kind, change
 
         assert difference(library, facts.path) is None
         assert facts.pad_id == library.pad_token_id
-        assert facts.type_ids == ("token_type_ids" in library.model_input_names)
+        assert facts.segment_ids == ("token_type_ids" in library.model_input_names)
         limit = library.model_max_length
         assert facts.max_length == (int(limit) if limit < 10**20 else None)
         assert facts.largest_id == max(library.get_vocab().values())

@@ -15,7 +15,7 @@ FACTS_FILE = "facts.json"
 class BuiltTokenizer(msgspec.Struct, frozen=True):
     """Facts about a tokenizer that are not in its tokenizer.json.
 
-    ``class_name`` is its class in transformers. ``max_length`` is in tokens, ``None`` without a limit. ``type_ids``:
+    ``class_name`` is its class in transformers. ``max_length`` is in tokens, ``None`` without a limit. ``segment_ids``:
     whether transformers passes them to the model.
     """
 
@@ -25,4 +25,4 @@ class BuiltTokenizer(msgspec.Struct, frozen=True):
     truncation_side: str
     padding_side: str
     split_special_tokens: bool
-    type_ids: bool
+    segment_ids: bool

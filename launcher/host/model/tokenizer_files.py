@@ -67,7 +67,7 @@ class TokenizerFacts:
     ``converted`` is the reason why ``worker.convert_tokenizer`` wrote it, or an empty string. ``check`` is the file
     that exists once a worker has compared the tokenizer with that of transformers; empty if nothing is to be compared.
     ``largest_id`` is the largest of its vocabulary, added tokens and special tokens, -1 if it has none.
-    ``type_ids``: whether transformers passes them to the model.
+    ``segment_ids``: whether transformers passes them to the model.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class TokenizerFacts:
     converted: str
     check: str
     largest_id: int
-    type_ids: bool
+    segment_ids: bool
 
 
 class _TokenizerJson(msgspec.Struct):
@@ -123,9 +123,9 @@ def _facts_as_it_is(
     names, limit = named_tokens(parts, tokenizer_class), parts.tokenizer_config.get("model_max_length")
     limit = parts.tokenizer_config.get("max_len") if limit is None else limit
     inputs = parts.tokenizer_config.get("model_input_names")
-    type_ids = tokenizer_class.type_ids if inputs is None else "token_type_ids" in inputs
+    segment_ids = tokenizer_class.segment_ids if inputs is None else "token_type_ids" in inputs
     check_call_settings(parts, call_settings(parts), request.arguments, config, refuse)
-    _check_type_ids(path, parts, type_ids, refuse)
+    _check_segments(path, parts, segment_ids, refuse)
     marker = _cached(_fingerprint(path.parent, request)) / CHECKED_FILE
     return TokenizerFacts(
         path=path,
@@ -134,7 +134,7 @@ def _facts_as_it_is(
         converted="",
         check="" if marker.is_file() else str(marker),
         largest_id=_largest_id(parts),
-        type_ids=type_ids,
+        segment_ids=segment_ids,
     )
 
 
@@ -147,7 +147,7 @@ def _facts_converted(
     parts = read_parts(path, folder, refuse)
     settings = CallSettings(built.truncation_side, built.padding_side, built.split_special_tokens)
     check_call_settings(parts, settings, request.arguments, config, refuse)
-    _check_type_ids(path, parts, built.type_ids, refuse)
+    _check_segments(path, parts, built.segment_ids, refuse)
     return TokenizerFacts(
         path=path,
         max_length=built.max_length,
@@ -155,7 +155,7 @@ def _facts_converted(
         converted=reason,
         check="",
         largest_id=_largest_id(parts),
-        type_ids=built.type_ids,
+        segment_ids=built.segment_ids,
     )
 
 
@@ -217,8 +217,8 @@ def _special_ids(part: Json) -> Iterator[Any]:
         yield from (part.get(key) or [])[1:2]
 
 
-def _check_type_ids(path: Path, parts: TokenizerParts, type_ids: bool, refuse: Refuse) -> None:
-    """Raise ``UsageError`` if a text alone gets token type ids other than 0, and these are passed to the model."""
+def _check_segments(path: Path, parts: TokenizerParts, segment_ids: bool, refuse: Refuse) -> None:
+    """Raise ``UsageError`` if a text alone gets segment ids other than 0, and these are passed to the model."""
     pieces = [
         piece
         for part in _processors(parts.post_processor)
@@ -226,9 +226,9 @@ def _check_type_ids(path: Path, parts: TokenizerParts, type_ids: bool, refuse: R
         for piece in entry.values()
     ]
     others = sorted({piece.get("type_id", 0) for piece in pieces} - {0})
-    if type_ids and others:
+    if segment_ids and others:
         raise refuse(
-            f"the post_processor in {path} gives tokens of a single text the token type ids {others}, which is not "
+            f"the post_processor in {path} gives tokens of a single text the segment ids {others}, which is not "
             "supported; they must be 0"
         )
 

@@ -25,10 +25,10 @@ Json = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class TokenizerClass:
     """What a class of transformers builds. ``tokens``: the named special tokens that it adds by default.
-    ``type_ids``: whether it returns them by default, so that they are passed to the model."""
+    ``segment_ids``: whether it returns them by default, so that they are passed to the model."""
 
     builds: Literal["as in the file", "bert", "mpnet", "roberta"]
-    type_ids: bool
+    segment_ids: bool
     tokens: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -37,11 +37,11 @@ _BERT_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]"
 _ROBERTA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>",
                    "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}  # fmt: skip
 CLASSES: Mapping[str, TokenizerClass] = {
-    "TokenizersBackend": TokenizerClass("as in the file", type_ids=False),
-    "BertTokenizer": TokenizerClass("bert", type_ids=True, tokens=_BERT_TOKENS),
-    "DistilBertTokenizer": TokenizerClass("bert", type_ids=False, tokens=_BERT_TOKENS),
-    "MPNetTokenizer": TokenizerClass("mpnet", type_ids=False, tokens={**_ROBERTA_TOKENS, "unk_token": "[UNK]"}),
-    "RobertaTokenizer": TokenizerClass("roberta", type_ids=False, tokens=_ROBERTA_TOKENS),
+    "TokenizersBackend": TokenizerClass("as in the file", segment_ids=False),
+    "BertTokenizer": TokenizerClass("bert", segment_ids=True, tokens=_BERT_TOKENS),
+    "DistilBertTokenizer": TokenizerClass("bert", segment_ids=False, tokens=_BERT_TOKENS),
+    "MPNetTokenizer": TokenizerClass("mpnet", segment_ids=False, tokens={**_ROBERTA_TOKENS, "unk_token": "[UNK]"}),
+    "RobertaTokenizer": TokenizerClass("roberta", segment_ids=False, tokens=_ROBERTA_TOKENS),
 }
 # Other names of the same classes, without the suffix Fast.
 ALIASES: Mapping[str, str] = {
@@ -86,7 +86,7 @@ KNOWN_KEYS = frozenset(
         "trim_offsets",  # compared
         "model_max_length",  # a fact: the limit
         "max_len",  # its former name
-        "model_input_names",  # a fact: whether token type ids are passed
+        "model_input_names",  # a fact: whether segment ids are passed
         "padding_side",  # checked
         "truncation_side",  # checked
         "split_special_tokens",  # checked

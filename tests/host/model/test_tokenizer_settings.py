@@ -164,7 +164,7 @@ def test_the_parts_of_a_roberta_are_compared(changes, part) -> None:
     assert found({"model_type": "roberta"}, {**ROBERTA, **changes}, ROBERTA_CONFIG) == part
 
 
-def test_type_ids_of_a_single_text_are_refused(tmp_path) -> None:
+def test_segment_ids_of_a_single_text_are_refused(tmp_path) -> None:
     single = [
         {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
         {"Sequence": {"id": "A", "type_id": 1}},
@@ -181,7 +181,7 @@ def test_type_ids_of_a_single_text_are_refused(tmp_path) -> None:
         tokenizer={"post_processor": processor},
         settings={**settings, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]},
     )
-    assert "gives tokens of a single text the token type ids [1]" in refusal(tmp_path)
+    assert "gives tokens of a single text the segment ids [1]" in refusal(tmp_path)
 
 
 def test_splitting_special_tokens_is_refused(tmp_path) -> None:
