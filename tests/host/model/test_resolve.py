@@ -51,6 +51,8 @@ TOKENIZER = {
     },
 }
 TOKENIZER_CONFIG = {"model_max_length": 10**30, "pad_token": "[PAD]"}
+# With a class that uses tokenizer.json as it is, whatever the type of the model.
+TOKENIZER_CONFIG_OF_DECODERS = {**TOKENIZER_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
 POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
@@ -497,6 +499,7 @@ GENERATIVE = [
 @pytest.mark.parametrize("changes", GENERATIVE)
 def test_a_generative_model_is_an_embedder_if_files_say_how_or_on_request(folder, changes) -> None:
     change_config(folder, **changes)
+    write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG_OF_DECODERS)
 
     reason = refusal(folder)
     assert "generates text, and no modules.json of sentence-transformers says how to make an embedding" in reason
@@ -521,6 +524,7 @@ def test_a_generative_model_is_an_embedder_if_files_say_how_or_on_request(folder
 )
 def test_a_decoder_without_a_generative_head_is_an_embedder(folder, changes) -> None:
     change_config(folder, **changes)
+    write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG_OF_DECODERS)
 
     assert model_info_of(folder).task == "embed"
 
@@ -529,7 +533,7 @@ def test_the_limit_of_t5_is_that_of_its_tokenizer_since_its_positions_are_relati
     sizes = {"d_model": 8, "num_layers": 3, "hidden_size": None, "num_hidden_layers": None}
     change_config(folder, model_type="t5", architectures=["T5EncoderModel"], n_positions=16, **sizes,
                   max_position_embeddings=None)  # fmt: skip
-    write_json(folder / "tokenizer_config.json", {**TOKENIZER_CONFIG, "model_max_length": 40})
+    write_json(folder / "tokenizer_config.json", {**TOKENIZER_CONFIG_OF_DECODERS, "model_max_length": 40})
 
     model_info = model_info_of(folder)
 
