@@ -174,6 +174,8 @@ def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) 
     known = HARMLESS_ARGUMENTS
     if key in TOKENIZER_ARGUMENTS:
         known |= BUILDING_ARGUMENTS | {"model_max_length"}
+        if "model_max_length" in arguments:
+            _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
     if others := {name: value for name, value in arguments.items() if name not in known}:
         raise refuse(f"{path} sets {key} to {others!r}, which is not supported; remove these arguments")
 
