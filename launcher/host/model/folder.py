@@ -21,6 +21,7 @@ from launcher.host.model.architectures import (
     POSITIONS_AFTER_PADDING,
     check_positions,
     read_architecture,
+    unused_weights,
 )
 from launcher.host.model.heads import labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
@@ -87,7 +88,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         pooling="mean",
         normalize=False,
         labels=() if task == "embed" else labels_of(config),
-        weight_bytes=weight_bytes(sentence.folder, config, refuse),
+        weight_bytes=weight_bytes(sentence.folder, config, refuse, unused=unused_weights(config)),
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
         scores=scores_of(task, config, sentence, refuse),
