@@ -129,6 +129,14 @@ def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErro
         )
 
 
+def unused_weights(config: Json) -> tuple[str, ...]:
+    """The prefixes of the weights that generate text, which are not loaded."""
+    kind = config.get("model_type")
+    if kind in ENCODER_DECODERS:
+        return ("decoder.", "lm_head.")
+    return ("lm_head.",) if kind in DECODERS else ()
+
+
 def check_positions(config: Json, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` for positions that depend on the other texts of a batch."""
     for part in (config, config.get("text_config")):

@@ -24,6 +24,7 @@ from launcher.host.model.architectures import (
     check_positions,
     read_architecture,
     runs_own_code,
+    unused_weights,
 )
 from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, with_defaults
 from launcher.host.model.heads import entailment_of, labels_of, scores_of, task_of
@@ -93,7 +94,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         pooling=_default_pooling(config),
         normalize=False,
         labels=() if task == "embed" else labels_of(config),
-        weight_bytes=weight_bytes(sentence.folder, config, refuse),
+        weight_bytes=weight_bytes(sentence.folder, config, refuse, unused=unused_weights(config)),
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
         token_types=token_types_of(config),
