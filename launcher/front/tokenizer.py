@@ -48,6 +48,8 @@ class Tokenized:
     For taggers, ``spans`` holds the character offsets of each text's tokens: int32, tokens × 2, start and end in code
     points, end exclusive; -1 for added special tokens. Empty for other tasks, and for inputs of ids.
 
+    ``texts`` are those that inputs of another tokenizer's ids were decoded to; None for other inputs.
+
     ``details`` is what the items have besides their ids.
     """
 
@@ -56,6 +58,7 @@ class Tokenized:
     truncated: tuple[int, ...] = ()
     spans: Sequence[npt.NDArray[np.int32]] = ()
     details: ItemDetails | None = None
+    texts: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,5 +21,8 @@ OnFailure = Literal["stop", "continue", "restart"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 ExportTarget = Literal["shell", "systemd", "compose", "slurm"]
 EmbeddingsApi = Literal["openai", "tei"]
-TokenIdsPolicy = Literal["refuse", "accept"]
+TokenIdsPolicy = Literal[
+    "refuse", "accept",
+    "cl100k_base", "o200k_base", "p50k_base", "r50k_base", "gpt2",  # encodings of tiktoken
+]  # fmt: skip
 VectorEncoding = Literal["float", "base64"]

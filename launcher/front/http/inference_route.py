@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -31,7 +31,8 @@ from launcher.front.http.responses import Headers, send_json, send_json_and_clos
 from launcher.front.http.route import HeaderSpec, Route
 from launcher.front.http.services import Services
 from launcher.front.request_results import Vectors
-from launcher.front.tokenizer import Tokenized
+from launcher.front.token_id_decoder import TokenIdDecoder
+from launcher.front.tokenizer import Ids, Tokenized
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class InferenceHandler(Generic[Body]):
         self._dispatcher = services.dispatcher
         self._tokenizer = services.tokenizer
         self._options = services.options
+        self._id_decoder = services.id_decoder
         self._metrics = services.metrics
         self._bulk_lock = services.bulk_lock
         self._body_memory = context.body_memory
@@ -217,7 +219,23 @@ class InferenceHandler(Generic[Body]):
         self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
         if texts is not None:
             return self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=client.wait)
+        if self._id_decoder is not None:
+            return self._decode_and_tokenize(self._id_decoder, ids or (), body, client)
         return self._tokenizer.ids(ids or (), truncate=truncate, field=field, wait=client.wait)
+
+    async def _decode_and_tokenize(
+        self, decoder: TokenIdDecoder, lists: Sequence[Ids], body: Body, client: Client
+    ) -> Tokenized:
+        """Token ids of another tokenizer, as if the client had sent their texts."""
+        field = self.inputs_field
+        if decoder.is_small(lists):
+            texts = decoder.texts(lists, field)
+        else:
+            texts = await client.wait(self._tokenizer.in_thread(len(lists), decoder.texts, lists, field))
+        _, truncate = self.inputs(body)
+        prompt = self.prompt(body)
+        tokenized = await self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=client.wait)
+        return replace(tokenized, texts=texts)
 
     async def _encode(self, body: Body, outcome: Outcome, tokenized: Tokenized) -> bytes:
         """The body of the response."""

@@ -12,8 +12,7 @@ from typing import Any
 from launcher.host.model.json_files import Json, ModelErrors
 from launcher.options import ModelOptions
 
-# Encoders of transformers whose results do not depend on padding. Excluded after measurement: convbert, fnet,
-# nystromformer and yoso mix padding into their results (cosine similarity 0.37 to 0.97 between alone and padded).
+# Encoders of transformers whose results do not depend on padding.
 ENCODERS = frozenset(
     {
         "albert",
@@ -43,6 +42,9 @@ ENCODERS = frozenset(
     }
 )
 
+# Encoders that mix padding into their results: the cosine between a text alone and padded is 0.37 to 0.97.
+MIX_PADDING = frozenset({"canine", "convbert", "fnet", "nystromformer", "yoso"})
+
 # Decoders whose hidden states are embeddings. They run as encoders do, with causal attention or, if their config says
 # so, without it.
 DECODERS = frozenset({"gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
@@ -66,10 +68,10 @@ POSITIONS_AFTER_PADDING = frozenset(
     }
 )
 
-# Rotary positions whose frequencies are chosen by the length of the longest text in a batch
-# (transformers/modeling_rope_utils.py, dynamic_rope_update), besides all types with "dynamic" in their name. "su" is
-# the former name of longrope.
-BATCH_DEPENDENT_ROPE = frozenset({"longrope", "su"})
+# Parts of the names of rotary positions whose frequencies are chosen by the length of the longest text in a batch
+# (transformers/modeling_rope_utils.py, dynamic_rope_update). "su" is the former name of longrope.
+BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+FORMER_LONGROPE = "su"
 
 
 def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, *, embedder: bool) -> str:
@@ -93,6 +95,11 @@ def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, 
         )
     if kind in ENCODERS or (own_code and options.trust_remote_code):
         return architecture
+    if kind in MIX_PADDING:
+        raise refuse(
+            f"config.json has the model_type {kind}, and the results of such models depend on the padding of a batch, "
+            "so that a text would have different results alone and in a batch; this is not supported"
+        )
     if own_code:
         raise refuse(
             f"a {kind} model ({architecture}) contains its own code, which runs only with --trust-remote-code; "
@@ -121,13 +128,15 @@ def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErro
 
 def check_positions(config: Json, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` for positions that depend on the other texts of a batch."""
-    for key in ("rope_scaling", "rope_parameters"):
-        for kind in _rope_types(config.get(key)):
-            if kind in BATCH_DEPENDENT_ROPE or "dynamic" in kind:
-                raise refuse(
-                    f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of a "
-                    "batch, so that a text would have different results alone and in a batch; this is not supported"
-                )
+    for part in (config, config.get("text_config")):
+        for key in ("rope_scaling", "rope_parameters"):
+            for kind in _rope_types(part.get(key) if isinstance(part, dict) else None):
+                if kind == FORMER_LONGROPE or any(name in kind for name in BATCH_DEPENDENT_ROPE):
+                    raise refuse(
+                        f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of "
+                        "a batch, so that a text would have different results alone and in a batch; it must be one "
+                        "that does not, such as 'default', 'linear', 'yarn' or 'llama3'"
+                    )
 
 
 def _rope_types(value: Any) -> list[str]:

@@ -49,9 +49,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     tokenizer = tokenizer_files.locate(
         sentence.folder,
         config,
-        tokenizer_files.TokenizerRequest(
-            sentence.tokenizer_arguments, sentence.lower_case, trust_remote_code=options.trust_remote_code
-        ),
+        tokenizer_files.TokenizerRequest(sentence.tokenizer_arguments, sentence.lower_case, options.trust_remote_code),
         refuse,
     )
     vocab_size = _number(config, refuse, "vocab_size")
@@ -223,8 +221,7 @@ def _max_length(
     """
     stated = of_tokenizer if sentence.max_length is None else sentence.max_length
     limits = [stated] if stated is not None and stated < NO_LIMIT else []
-    # T5 has relative positions and no table of them; its n_positions has no effect.
-    positions = None if config.get("model_type") in ENCODER_DECODERS else _positions(config)
+    positions = _positions(config)
     if isinstance(positions, int) and positions > 0:
         after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
         limits.append(positions - after_padding)
@@ -234,7 +231,9 @@ def _max_length(
 
 
 def _positions(config: Json) -> Any:
-    return config.get("max_position_embeddings", config.get("n_positions"))
+    # T5 has relative positions; its n_positions has no effect.
+    relative = config.get("model_type") in ENCODER_DECODERS
+    return config.get("max_position_embeddings", None if relative else config.get("n_positions"))
 
 
 def lower_limit(limit: int, options: ModelOptions) -> int:

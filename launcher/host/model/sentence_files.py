@@ -32,7 +32,7 @@ LIMIT_FILES = (
 LIMIT_KEYS = frozenset(
     {
         "max_seq_length",  # implemented
-        "do_lower_case",  # implemented
+        "do_lower_case",  # implemented: changes the tokenizer
         "unpad_inputs",  # selects how batches are computed, not the result
         "backend",  # the library replaces it by that of its caller
     }
@@ -70,8 +70,14 @@ HARMLESS_ARGUMENTS = frozenset(
     }
 )  # fmt: skip
 
-# Arguments of the tokenizer that need no other tokenizer: the front applies the limit.
-KNOWN_TOKENIZER_ARGUMENTS = HARMLESS_ARGUMENTS | {"model_max_length"}
+# Arguments of the tokenizer with which transformers builds it.
+BUILDING_ARGUMENTS = frozenset(
+    {
+        "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "add_bos_token",
+        "add_eos_token", "legacy", "model_input_names", "unk_token", "sep_token", "pad_token", "cls_token",
+        "mask_token", "bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens",
+    }
+)  # fmt: skip
 
 # The library sets include_prompt of these to false, whatever their files say.
 INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
@@ -82,15 +88,15 @@ class SentenceFiles:
     """The settings in the files of sentence-transformers; the defaults apply if there are none.
 
     ``folder`` is that of the first module. ``chain`` has the modules, and is ``None`` without these files; then
-    ``kind`` is an empty string, and otherwise the class that saved the model. ``tokenizer_arguments`` are arguments of
-    ``from_pretrained`` of the tokenizer; ``lower_case`` is whether texts are lower-cased first.
+    ``kind`` is an empty string, and otherwise the class that saved the model. ``lower_case``: lower-case each text
+    before anything else. ``tokenizer_arguments`` are those with which the tokenizer is built.
     """
 
     folder: Path
     chain: ModuleChain | None = None
     max_length: int | None = None
-    tokenizer_arguments: Json = field(default_factory=dict)
     lower_case: bool = False
+    tokenizer_arguments: Json = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -116,14 +122,14 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
     if chain.static:
         return SentenceFiles(chain.input, chain, settings=settings)
     limits = _limits(chain.input, settings.kind, refuse)
-    arguments = _tokenizer_arguments(limits)
     return SentenceFiles(
         folder=chain.input,
         chain=chain,
-        # As in the library, the argument of the tokenizer replaces max_seq_length.
-        max_length=arguments.get("model_max_length", limits.get("max_seq_length")),
-        tokenizer_arguments={name: arguments[name] for name in sorted(arguments.keys() - KNOWN_TOKENIZER_ARGUMENTS)},
+        max_length=_stated_length(limits),
         lower_case=bool(limits.get("do_lower_case")),
+        tokenizer_arguments={
+            key: value for key, value in _tokenizer_arguments(limits).items() if key in BUILDING_ARGUMENTS
+        },
         settings=settings,
     )
 
@@ -165,11 +171,10 @@ def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) 
         if arguments is not None:
             raise refuse(f"{path} sets {key} to {arguments!r}, but it must be an object")
         return
+    known = HARMLESS_ARGUMENTS
     if key in TOKENIZER_ARGUMENTS:
-        if "model_max_length" in arguments:
-            _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
-        return
-    if others := {name: value for name, value in arguments.items() if name not in HARMLESS_ARGUMENTS}:
+        known |= BUILDING_ARGUMENTS | {"model_max_length"}
+    if others := {name: value for name, value in arguments.items() if name not in known}:
         raise refuse(f"{path} sets {key} to {others!r}, which is not supported; remove these arguments")
 
 
@@ -178,9 +183,14 @@ def _check_length(path: Path, key: str, length: Any, refuse: ModelErrors) -> Non
         raise refuse(f"{path} sets {key} to {length!r}, but it must be a positive integer or null")
 
 
+def _stated_length(limits: Json) -> int | None:
+    """The maximum number of tokens. As in the library, ``model_max_length`` among the arguments of the tokenizer
+    replaces ``max_seq_length``."""
+    length: int | None = _tokenizer_arguments(limits).get("model_max_length")
+    return limits.get("max_seq_length") if length is None else length
+
+
 def _tokenizer_arguments(limits: Json) -> Json:
-    """The arguments of the tokenizer. As in the library, those under the former name replace those under the current
-    one."""
+    """The arguments of the tokenizer. As in the library, their former name replaces the current one."""
     current, former = TOKENIZER_ARGUMENTS
-    arguments: Json | None = limits[former] if former in limits else limits.get(current)
-    return arguments or {}
+    return (limits[former] if former in limits else limits.get(current)) or {}

@@ -124,7 +124,7 @@ def _facts_as_it_is(
     limit = parts.tokenizer_config.get("max_len") if limit is None else limit
     inputs = parts.tokenizer_config.get("model_input_names")
     segment_ids = tokenizer_class.segment_ids if inputs is None else "token_type_ids" in inputs
-    check_call_settings(parts, call_settings(parts), config, refuse)
+    check_call_settings(parts, call_settings(parts), request.arguments, config, refuse)
     _check_segments(path, parts, segment_ids, refuse)
     marker = _cached(_fingerprint(path.parent, request)) / CHECKED_FILE
     return TokenizerFacts(
@@ -146,7 +146,7 @@ def _facts_converted(
     path = target / TOKENIZER_FILE
     parts = read_parts(path, folder, refuse)
     settings = CallSettings(built.truncation_side, built.padding_side, built.split_special_tokens)
-    check_call_settings(parts, settings, config, refuse)
+    check_call_settings(parts, settings, request.arguments, config, refuse)
     _check_segments(path, parts, built.segment_ids, refuse)
     return TokenizerFacts(
         path=path,
