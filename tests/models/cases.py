@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.models import families, references, vocabularies
+from tests.models import families, references, sentence_models, vocabularies
 from tests.models.references import Results
 from tests.models.texts import PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
 
@@ -193,9 +193,54 @@ def _decoders() -> list[ModelCase]:
     ]  # fmt: skip
 
 
+def _sentence_transformers() -> list[ModelCase]:
+    """Models that differ in the modules and settings of sentence-transformers."""
+    sm, tokens = sentence_models, {"module_input_name": "token_embeddings"}
+    prompts = {"prompts": {"query": "find this: ", "text": "about: "}, "default_prompt_name": "query"}
+    cut = {"truncate_dim": 7}
+    modes = ("cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+    builds: dict[str, Build] = {
+        **{f"{mode} pooling": partial(sm.save_modules, modules=lambda mode=mode: [sm.pooling(mode)]) for mode in modes},
+        "two poolings concatenated": partial(sm.save_modules, modules=lambda: [sm.pooling("lasttoken", "mean")]),
+        "Dense": partial(sm.save_modules, modules=lambda: [sm.pooling("mean"), sm.dense(32, 12), sm.normalize()]),
+        "Dense with a residual": partial(
+            sm.save_modules, modules=lambda: [sm.pooling("cls"), sm.dense(32, 12, bias=False, use_residual=True)]
+        ),
+        "LayerNorm and Dropout": partial(
+            sm.save_modules,
+            modules=lambda: [sm.pooling("mean", "max"), sm.dense(64, 20), sm.layer_norm(20), sm.dropout()],
+        ),
+        "modules on tokens": partial(
+            sm.save_modules,
+            modules=lambda: [sm.dense(32, 16, **tokens), sm.normalize(**tokens), sm.pooling("weightedmean", width=16)],
+        ),
+        "default prompt": partial(sm.save_modules, modules=lambda: [sm.pooling("mean")], settings=prompts),
+        "prompt left out of the pooling": partial(
+            sm.save_modules,
+            modules=lambda: [sm.pooling("cls", "weightedmean", "mean", include_prompt=False)],
+            settings=prompts,
+        ),
+        "truncate_dim": partial(sm.save_modules, modules=lambda: [sm.pooling("mean"), sm.normalize()], settings=cut),
+    }
+    return [
+        *(ModelCase("bert", "embed", build, references.embed, variant=name) for name, build in builds.items()),
+        ModelCase(
+            "bert", "embed",
+            partial(sm.save_modules, modules=lambda: [sm.pooling("mean")], max_seq_length=20, do_lower_case=True,
+                    tokenizer_args={"do_lower_case": False}),
+            references.embed, variant="max_seq_length, do_lower_case and tokenizer_args", slow=True,
+        ),
+        ModelCase("StaticEmbedding", "embed", sm.save_static, references.embed, int8="no linear layers"),
+        ModelCase("StaticEmbedding", "embed",
+                  partial(sm.save_static, modules=lambda: [sm.dense(24, 10), sm.normalize()], model2vec=True),
+                  references.embed, variant="model2vec, Dense and Normalize", int8="no linear layers"),
+    ]  # fmt: skip
+
+
 CASES: tuple[ModelCase, ...] = (
     *(case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS)) for case in _encoder(family)),
     *_variants(),
+    *_sentence_transformers(),
     *_decoders(),
     *(case for family in PAIR_FAMILIES for case in _pairs(family)),
     ModelCase("bert", "rerank",

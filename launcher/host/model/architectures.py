@@ -125,7 +125,8 @@ def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErro
     if generates and not embeds:
         raise refuse(
             f"a {kind} model ({architecture}) generates text, and no modules.json of sentence-transformers says how to "
-            "make an embedding with it; --task embed serves the mean of its hidden states"
+            "make an embedding with it; --task embed serves what that library makes without one: the last hidden state "
+            "of a ForCausalLM, the mean of others"
         )
 
 
