@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from launcher.core.protocol.messages import Run
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.front.tasks.token_labels import TokenLabeler, label_span
+from launcher.front.token_id_decoder import TokenIdDecoder
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 
@@ -107,6 +109,23 @@ async def test_token_ids_are_labelled_by_index_without_special_tokens(client: An
     ]
 
 
+@pytest.mark.parametrize("more", [{}, {"aggregation": "simple"}, {"aggregation": "none"}])
+async def test_ids_of_a_tiktoken_encoding_are_labelled_like_their_texts(
+    make_front: Any, make_client: Any, tagger: ModelInfo, more: Any
+) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("bytes", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={})
+    decoder = TokenIdDecoder(encoding, text_characters=1000)
+    front = make_front(model_info=tagger)
+    await front.serving()
+    texts = ["w1 w2 w8", "\u00e4 w3"]
+    services = front.services(tagger, FrontOptions(token_ids="gpt2"), id_decoder=decoder)
+    async with make_client(services) as client:
+        expected = await predictions(client, texts, **more)
+        assert expected[0][0]["text"].startswith("w1")
+        assert await predictions(client, [encoding.encode(text) for text in texts], **more) == expected
+
+
 async def test_truncated_tokens_are_missing_and_the_others_keep_their_positions(client: Any) -> None:
     text = " ".join(["w1"] * 40)
     answer = (await client.post("/predict", json={"inputs": ["w2", text], "truncate": True})).json()
@@ -140,7 +159,7 @@ async def test_a_tagger_has_no_embeddings(client: Any) -> None:
     answer = await client.post("/v1/embeddings", json={"input": "w1"})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "wrong_task"
-    assert "tags tokens" in answer.json()["error"]["message"]
+    assert "is for the task 'tag'" in answer.json()["error"]["message"]
 
 
 async def test_too_many_tokens_are_refused(make_front: Any, make_client: Any, tagger: ModelInfo) -> None:

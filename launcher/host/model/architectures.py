@@ -46,10 +46,10 @@ POSITIONS_AFTER_PADDING = frozenset(
     }
 )
 
-# Rotary positions whose frequencies are chosen by the length of the longest text in a batch
-# (transformers/modeling_rope_utils.py, dynamic_rope_update), besides all types with "dynamic" in their name. "su" is
-# the former name of longrope.
-BATCH_DEPENDENT_ROPE = frozenset({"longrope", "su"})
+# Parts of the names of rotary positions whose frequencies are chosen by the length of the longest text in a batch
+# (transformers/modeling_rope_utils.py, dynamic_rope_update). "su" is the former name of longrope.
+BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+FORMER_LONGROPE = "su"
 
 
 def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, *, embedder: bool) -> str:
@@ -131,13 +131,15 @@ def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErro
 
 def check_positions(config: Json, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` for positions that depend on the other texts of a batch."""
-    for key in ("rope_scaling", "rope_parameters"):
-        for kind in _rope_types(config.get(key)):
-            if kind in BATCH_DEPENDENT_ROPE or "dynamic" in kind:
-                raise refuse(
-                    f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of a "
-                    "batch, so that a text would have different results alone and in a batch; this is not supported"
-                )
+    for part in (config, config.get("text_config")):
+        for key in ("rope_scaling", "rope_parameters"):
+            for kind in _rope_types(part.get(key) if isinstance(part, dict) else None):
+                if kind == FORMER_LONGROPE or any(name in kind for name in BATCH_DEPENDENT_ROPE):
+                    raise refuse(
+                        f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of "
+                        "a batch, so that a text would have different results alone and in a batch; it must be one "
+                        "that does not, such as 'default', 'linear', 'yarn' or 'llama3'"
+                    )
 
 
 def _rope_types(value: Any) -> list[str]:

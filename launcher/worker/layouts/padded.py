@@ -27,6 +27,8 @@ class PaddedLayout:
         self._task = create_task(model, model_info)
         self._call: Any = model
         self._takes_token_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        # MobileBERT adds the embeddings of both neighbours to each token, without regard to the mask.
+        self._reads_neighbours = bool(getattr(model.config, "trigram_input", False))
 
     def wrap_module(self, wrapper: Callable[[Any], Any] | None) -> None:
         """See ``Layout.wrap_module``; the module is the whole model."""
@@ -45,4 +47,8 @@ class PaddedLayout:
         inputs["attention_mask"] = torch.ones_like(batch.input_ids) if mask is None else mask
         if batch.token_type_ids is not None and self._takes_token_types:
             inputs["token_type_ids"] = batch.token_type_ids
+        if self._reads_neighbours and batch.mask is not None:
+            # Zero, as the model itself continues a text that is not padded.
+            embeddings = self._model.get_input_embeddings()(inputs.pop("input_ids"))  # type: ignore[operator]
+            inputs["inputs_embeds"] = embeddings.masked_fill(~batch.mask.unsqueeze(2), 0)
         return inputs

@@ -55,7 +55,7 @@ class TagHandler(TaskHandler[TagRequest]):
 
     def validate(self, body: TagRequest) -> None:
         """See the base class."""
-        if body.aggregation == "simple" and body.inputs and _texts(body.inputs) is None:
+        if self._id_decoder is None and body.aggregation == "simple" and body.inputs and _texts(body.inputs) is None:
             raise RequestError(
                 "token ids are labelled token by token; omit 'aggregation', or send texts to have tokens joined",
                 code="invalid_aggregation",
@@ -81,7 +81,8 @@ class TagHandler(TaskHandler[TagRequest]):
     async def encode_all_results(self, body: TagRequest, results: Vectors, tokenized: Tokenized) -> list[bytes]:
         """See the base class."""
         aggregate = body.aggregation != "none"
-        return await self._labeler.encode(results, tokenized, _texts(body.inputs), aggregate=aggregate)
+        texts = _texts(body.inputs) if tokenized.texts is None else tokenized.texts
+        return await self._labeler.encode(results, tokenized, texts, aggregate=aggregate)
 
 
 def _texts(inputs: Any) -> Sequence[str] | None:
