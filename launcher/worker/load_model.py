@@ -50,8 +50,8 @@ def load_model(setup: Setup) -> torch.nn.Module:
             output_loading_info=True,
             dtype=torch.float32,
         )
-        _check_weights(model_info, task, loading["missing_keys"])
-    for name in task.unused_modules:
+        _check_weights(model_info, () if has_own_code(model) else task.unused_modules, loading["missing_keys"])
+    for name in () if has_own_code(model) else task.unused_modules:
         if hasattr(model, name):
             # Not None: some models call the module without a check.
             setattr(model, name, torch.nn.Identity())
@@ -79,9 +79,14 @@ def _random_model(model_info: ModelInfo, task: type[Task]) -> torch.nn.Module:
     return model
 
 
-def _check_weights(model_info: ModelInfo, task: type[Task], missing: Sequence[str]) -> None:
+def has_own_code(model: object) -> bool:
+    """Whether the class of the model comes from the model's folder, and not from transformers."""
+    return not type(model).__module__.startswith("transformers.")
+
+
+def _check_weights(model_info: ModelInfo, unused_modules: Sequence[str], missing: Sequence[str]) -> None:
     """transformers initializes missing weights at random and continues; the results would be meaningless."""
-    unused = tuple(f"{name}." for name in task.unused_modules)
+    unused = tuple(f"{name}." for name in unused_modules)
     needed = sorted(key for key in missing if not key.startswith(unused))
     if needed:
         raise ModelError(

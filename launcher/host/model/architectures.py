@@ -17,10 +17,14 @@ from launcher.options import ModelOptions
 from launcher.options.choices import Task
 
 # The key of auto_map for the class of the model's own code that computes a task.
-AUTO_CLASSES: Mapping[Task, str] = {
+AUTO_CLASSES: Mapping[str, str] = {
     "embed": "AutoModel",
     "classify": "AutoModelForSequenceClassification",
+    "rerank": "AutoModelForSequenceClassification",
+    "zero-shot": "AutoModelForSequenceClassification",
     "tag": "AutoModelForTokenClassification",
+    "fill-mask": "AutoModelForMaskedLM",
+    "question-answering": "AutoModelForQuestionAnswering",
 }
 
 # Decoders whose hidden states are embeddings. They run as encoders do, with causal attention or, if their config says

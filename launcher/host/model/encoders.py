@@ -37,7 +37,7 @@ ENCODERS: Mapping[str, Batching] = {
     "longformer": "padded",
     "luke": "padded",
     "megatron-bert": "packed",
-    "mobilebert": "equal",  # concatenates the embedding of each token with that of the next, which may be padding
+    "mobilebert": "padded",  # concatenates the embeddings of adjacent tokens
     "modernbert": "packed",
     "mpnet": "packed",
     "nomic_bert": "packed",
