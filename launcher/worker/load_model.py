@@ -6,12 +6,15 @@ not belong here.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import BertConfig
+from transformers.modeling_outputs import BaseModelOutput
 
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import SHAPES, ModelInfo
@@ -58,7 +61,30 @@ def load_model(setup: Setup) -> torch.nn.Module:
     for config in _configs(model):
         if getattr(config, "use_cache", False):
             config.use_cache = False  # of keys and values, for generation
-    return model.eval()
+    return TextTower(model).eval() if model_info.text_features else model.eval()
+
+
+class TextTower(torch.nn.Module):
+    """The part for texts of a model of texts and images. Its features take the place of the hidden state of a single
+    token, so that they are pooled as those."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+        for name in ("vision_model", "visual_projection"):
+            if hasattr(model, name):
+                setattr(model, name, torch.nn.Identity())  # its memory is not needed
+        self._takes_token_types = "token_type_ids" in inspect.signature(model.get_text_features).parameters
+
+    def set_attn_implementation(self, name: str) -> None:
+        """As in transformers."""
+        self.model.set_attn_implementation(name)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
+        """The features as ``last_hidden_state``, items × 1 × width."""
+        types = {"token_type_ids": token_type_ids} if self._takes_token_types else {}
+        features = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **types)
+        return BaseModelOutput(last_hidden_state=features.pooler_output[:, None])
 
 
 def _random_model(model_info: ModelInfo, task: type[Task]) -> torch.nn.Module:

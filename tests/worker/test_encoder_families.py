@@ -18,7 +18,7 @@ import pytest
 
 from launcher.core.protocol.messages import Setup
 from launcher.errors import UsageError
-from launcher.host.model.encoders import ENCODERS, REFUSED
+from launcher.host.model.encoders import ENCODERS, REFUSED, TEXT_TOWERS
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.interfaces import Item, ItemBatch
@@ -406,3 +406,85 @@ def test_a_nomic_bert_with_the_keys_of_its_former_code_has_the_sizes_of_transfor
 
     assert (model_info.hidden_size, model_info.layers) == (made.hidden_size, made.num_hidden_layers) == (768, 12)
     assert model_info.max_length == 1000 < made.max_position_embeddings
+
+
+# --- models of texts and images
+
+TEXT_PART: Mapping[str, Any] = {
+    "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "max_position_embeddings": 40, "projection_dim": 24, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3,
+}  # fmt: skip
+IMAGE_PART: Mapping[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32,
+    "patch_size": 16, "projection_dim": 24,
+}  # fmt: skip
+
+
+def save_text_and_image_model(folder: Path, kind: str, **text_part: Any) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    parts = {"text_config": {**TEXT_PART, **text_part}, "vision_config": dict(IMAGE_PART)}
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **parts, projection_dim=24))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, kind)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 38}))
+
+
+@pytest.mark.parametrize("kind", sorted(TEXT_TOWERS))
+def test_a_model_of_texts_and_images_gives_its_text_features(kind, tmp_path) -> None:
+    import torch
+    import transformers
+
+    # The end of a text is its largest id in older configs of CLIP, and the id in newer ones.
+    save_text_and_image_model(tmp_path, kind, **({"eos_token_id": 99} if kind == "metaclip_2" else {}))
+    served = Served(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    model = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    expected = []
+    for text in texts():
+        encoded = tokenizer(text, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            features = model.get_text_features(encoded.input_ids, attention_mask=encoded.attention_mask)
+        expected.append(features.pooler_output.numpy())
+
+    assert (served.model_info.task, served.model_info.result_width) == ("embed", 24)
+    assert_equal(expected, served, texts())
+
+
+@pytest.mark.parametrize("saved_as", ["Transformer", "CLIPModel"])
+def test_a_clip_saved_by_sentence_transformers_gives_its_vectors(saved_as, tmp_path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from transformers import CLIPImageProcessor
+
+    plain, folder = tmp_path / "plain", tmp_path / "saved"
+    save_text_and_image_model(plain, "clip")
+    CLIPImageProcessor(size=32, crop_size=32).save_pretrained(plain)
+    SentenceTransformer(str(plain)).save(str(folder))
+    if saved_as == "CLIPModel":
+        modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.CLIPModel"}]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "sentence_bert_config.json").unlink()
+    reference = SentenceTransformer(str(folder))
+    expected = [reference.encode([text]) for text in texts()]
+
+    assert_equal(expected, Served(folder), texts())
+
+
+def test_other_outputs_of_a_clip_are_refused(tmp_path) -> None:
+    save_text_and_image_model(tmp_path, "clip")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UsageError, match="module_output_name must be 'sentence_embedding'"):
+        resolve(ModelOptions(model=str(tmp_path)))
+
+    settings = {"module_output_name": "sentence_embedding", "modality_config": {
+        "text": {"method": "get_text_features", "method_output_name": "last_hidden_state"}}}  # fmt: skip
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match=r"sets modality_config to .*; text must be"):
+        resolve(ModelOptions(model=str(tmp_path)))
