@@ -37,7 +37,7 @@ ENCODERS: Mapping[str, Batching] = {
     "longformer": "padded",
     "luke": "padded",
     "megatron-bert": "packed",
-    "mobilebert": "equal",  # concatenates the embedding of each token with that of the next, which may be padding
+    "mobilebert": "padded",  # concatenates the embeddings of adjacent tokens
     "modernbert": "packed",
     "mpnet": "packed",
     "nomic_bert": "packed",
@@ -85,6 +85,10 @@ REFUSED: Mapping[str, str] = {
     "xlm": "its tokenizer has no fast version, and only tokenizers with a tokenizer.json are supported",
 }
 
+# Models of texts and images, of which texts go through get_text_features, as in sentence-transformers. No padding,
+# because some take the state of the last or of the largest id for that of the text.
+TEXT_TOWERS = frozenset({"altclip", "chinese_clip", "clip", "metaclip_2"})
+
 # The names of the same size in the configs of different models.
 HIDDEN_SIZE = ("hidden_size", "d_model", "dim", "n_embd", "emb_dim")
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
@@ -128,9 +132,19 @@ def with_defaults(config: Json) -> Json:
     For a Funnel, whose config states the number of layers in each block, with their sum.
     """
     kind = str(config.get("model_type"))
+    if kind in TEXT_TOWERS:
+        return _of_text_tower(config)
     if kind == "funnel" and isinstance(blocks := config.get("block_sizes"), list):
         return {"num_hidden_layers": sum(blocks), **config}
     return {**DEFAULTS.get(kind, {}), **config}
+
+
+def _of_text_tower(config: Json) -> Json:
+    """The config of the part for texts, with the width of its features as ``hidden_size``. Files of earlier versions
+    have a ``text_config_dict`` that replaces values of ``text_config``."""
+    text = {**(config.get("text_config") or {}), **(config.get("text_config_dict") or {})}
+    own = {key: config[key] for key in ("model_type", "architectures") if key in config}
+    return {**text, **own, "hidden_size": config.get("projection_dim")}
 
 
 def check_big_bird(config: Json, max_length: int, refuse: ModelErrors) -> None:
