@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL, serve_options
 from launcher.api.progress import progress_bar
-from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
+from launcher.api.results import Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
 from launcher.api.setup import NO_COPY, EngineSetup, prepare_engine
 from launcher.core.planning.plan import Plan
+from launcher.core.tasks.entities import Aggregation
 from launcher.engine.session import CLOSED, Computed, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
@@ -132,31 +133,36 @@ class AsyncEngine:
 
     @overload
     async def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-        self, texts: str, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+        self, texts: str, *, aggregation: Aggregation | None = None, truncate: bool = False, progress: bool = False
     ) -> list[Entity]: ...
     @overload
     async def tag(
-        self, texts: Texts, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+        self, texts: Texts, *, aggregation: Aggregation | None = None, truncate: bool = False, progress: bool = False
     ) -> list[list[Entity]]: ...
     async def tag(
         self,
         texts: str | Texts,
         *,
-        aggregation: Aggregation = "simple",
+        aggregation: Aggregation | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> list[Entity] | list[list[Entity]]:
         """See ``Engine.tag``."""
-        decode = entities(self._started.model_info, aggregation)
+        decode = entities(self._started.model_info, aggregation, self._open_session.engine.tokenizer)
         if isinstance(texts, str):
             return await self._one(texts, decode, truncate)
         return [result async for result in self._stream(texts, decode, truncate, progress)]
 
     def tag_stream(
-        self, texts: Texts, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+        self, texts: Texts, *, aggregation: Aggregation | None = None, truncate: bool = False, progress: bool = False
     ) -> AsyncIterator[list[Entity]]:
         """See ``Engine.tag_stream``."""
-        return self._stream(texts, entities(self._started.model_info, aggregation), truncate, progress)
+        return self._stream(
+            texts,
+            entities(self._started.model_info, aggregation, self._open_session.engine.tokenizer),
+            truncate,
+            progress,
+        )
 
     # ------------------------------------------------------------------- inside
 

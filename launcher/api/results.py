@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.tasks.entities import AGGREGATIONS, Aggregation, default_aggregation
 from launcher.engine.session import Computed
 from launcher.errors import UsageError
 from launcher.front.tasks.label_scores import LabelScore, ranked_labels
 from launcher.front.tasks.token_labels import TokenLabeler
+from launcher.front.tasks.words import WordStarts
+from launcher.front.tokenizer import FrontTokenizer
 from launcher.options.choices import Task
 
 Vectors = npt.NDArray[np.float32]
-Aggregation = Literal["simple", "none"]
 Result = TypeVar("Result")
 # The results of a chunk, one for each of its texts.
 Decode = Callable[[Computed], Iterable[Result]]
@@ -45,18 +47,20 @@ def label_scores(model: ModelInfo) -> Decode[list[LabelScore]]:
     return lambda computed: [ranked_labels(row, model.labels) for row in computed.results]
 
 
-def entities(model: ModelInfo, aggregation: Aggregation) -> Decode[list[Entity]]:
+def entities(model: ModelInfo, aggregation: Aggregation | None, tokenizer: FrontTokenizer) -> Decode[list[Entity]]:
     """Entities, or tokens if ``aggregation`` is ``none``. Raises ``UsageError`` if the model is not a tagger."""
     _require(model, "tag")
-    if aggregation not in ("simple", "none"):
-        raise UsageError(f"aggregation={aggregation!r}: must be 'simple' or 'none'")
-    labeler = TokenLabeler(model.labels, frozenset())
+    if aggregation is not None and aggregation not in AGGREGATIONS:
+        raise UsageError(f"aggregation={aggregation!r}: must be one of {', '.join(map(repr, AGGREGATIONS))}")
+    wanted = aggregation or default_aggregation(model.labels)
+    labeler = TokenLabeler(model.labels, frozenset(), WordStarts(tokenizer.vocabulary))
 
     def decode(computed: Computed) -> Iterator[list[Entity]]:
-        ends = accumulate(map(len, computed.tokenized.items), initial=0)
-        parts = zip(pairwise(ends), computed.chunk.texts, computed.tokenized.spans, strict=True)
-        for (start, end), text, spans in parts:
-            found = labeler.of_text(computed.results[start:end], text, spans, aggregation == "simple")
+        items = computed.tokenized.items
+        ends = accumulate(map(len, items), initial=0)
+        parts = zip(pairwise(ends), items, computed.chunk.texts, computed.tokenized.spans, strict=True)
+        for (start, end), ids, text, spans in parts:
+            found = labeler.of_text(computed.results[start:end], ids, (text, spans), wanted)
             # Always set for texts; they are missing only for token ids.
             yield [Entity(one.label, one.score, one.text, one.start, one.end) for one in found]  # type: ignore[arg-type]
 

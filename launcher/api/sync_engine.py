@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL
 from launcher.api.progress import progress_bar
-from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
+from launcher.api.results import Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
 from launcher.api.setup import NO_COPY, prepare_engine
 from launcher.core.planning.plan import Plan
+from launcher.core.tasks.entities import Aggregation
 from launcher.engine.session import Chunk, Computed
 from launcher.engine.streaming import Chunker, chunk_limit, in_order
 from launcher.engine.thread import SessionThread
@@ -129,14 +130,14 @@ class Engine:
 
     @overload
     def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-        self, texts: str, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+        self, texts: str, *, aggregation: Aggregation | None = None, truncate: bool = False, progress: bool = False
     ) -> list[Entity]: ...
     @overload
     def tag(
         self,
         texts: Iterable[str],
         *,
-        aggregation: Aggregation = "simple",
+        aggregation: Aggregation | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> list[list[Entity]]: ...
@@ -144,16 +145,18 @@ class Engine:
         self,
         texts: str | Iterable[str],
         *,
-        aggregation: Aggregation = "simple",
+        aggregation: Aggregation | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> list[Entity] | list[list[Entity]]:
         """For each text, its entities with their positions; for a single ``str``, those of this text.
 
-        With ``aggregation="none"``, each token with its best label, including tokens outside entities. Otherwise as
-        ``embed``.
+        ``aggregation`` is a strategy of transformers' pipeline (``simple``, ``first``, ``average``, ``max``), or
+        ``bioes``, which joins tokens by the prefixes of BIOES, BILOU and BMES, or ``none``: each token with its best
+        label, including tokens outside entities. By default it is ``bioes`` for labels with such prefixes, and
+        ``simple`` otherwise. Otherwise as ``embed``.
         """
-        decode = entities(self._setup.model_info, aggregation)
+        decode = entities(self._setup.model_info, aggregation, self._thread.session.engine.tokenizer)
         if isinstance(texts, str):
             return self._one(texts, decode, truncate)
         return list(self._stream(texts, decode, truncate, progress))
@@ -162,12 +165,17 @@ class Engine:
         self,
         texts: Iterable[str],
         *,
-        aggregation: Aggregation = "simple",
+        aggregation: Aggregation | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> Iterator[list[Entity]]:
         """The entities of each text, in order, as ``tag`` returns them, in constant memory."""
-        return self._stream(texts, entities(self._setup.model_info, aggregation), truncate, progress)
+        return self._stream(
+            texts,
+            entities(self._setup.model_info, aggregation, self._thread.session.engine.tokenizer),
+            truncate,
+            progress,
+        )
 
     # ------------------------------------------------------------------- inside
 

@@ -31,12 +31,13 @@ _PROBE = " ".join(f"{c} {c}{c} a{c}b" for c in _PRINTABLE)
 
 class Encoder:
     """Encodes texts for one model, without truncation or padding. ``offsets``: whether encodings include them.
+    ``tokenizer`` is the model's tokenizer as it is.
 
     Raises ``UsageError`` if there is no tokenizer or it cannot be read.
     """
 
     def __init__(self, model_info: ModelInfo, *, offsets: bool) -> None:
-        self._regular = _load(model_info)
+        self._regular = self.tokenizer = _load(model_info)
         self._added = [token.content.lower() for token in self._regular.get_added_tokens_decoder().values()]
         self._offsets = offsets
         self._lowers = False

@@ -84,7 +84,7 @@ class FrontTokenizer:
     """Tokenizes for one model. Texts get the special tokens of the model; token ids are used unchanged.
 
     ``text_characters`` is the maximum length of a text. ``special_ids`` are the ids of the special tokens that texts
-    get.
+    get. ``vocabulary`` is the tokenizer of the Rust library, for its tokens and for decoding.
     """
 
     def __init__(self, model_info: ModelInfo, *, text_characters: int, threads: int = DEFAULT_THREADS) -> None:
@@ -92,6 +92,7 @@ class FrontTokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._with_spans = model_info.task == "tag"
         self._encoder = Encoder(model_info, offsets=self._with_spans)
+        self.vocabulary = self._encoder.tokenizer
         self._max_length = model_info.max_length
         self._vocab_size = model_info.vocab_size
         self._text_characters = text_characters
