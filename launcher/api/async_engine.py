@@ -14,7 +14,11 @@ from launcher.api.progress import progress_bar
 from launcher.api.results import Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
 from launcher.api.setup import NO_COPY, EngineSetup, prepare_engine
 from launcher.core.planning.plan import Plan
+<<<<<<< HEAD
 from launcher.core.tasks.entities import Aggregation
+=======
+from launcher.core.tasks.prompts import choose_prompt
+>>>>>>> modules
 from launcher.engine.session import CLOSED, Computed, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
@@ -97,18 +101,36 @@ class AsyncEngine:
 
     # ------------------------------------------------------------------- tasks
 
-    async def embed(self, texts: str | Texts, *, truncate: bool = False, progress: bool = False) -> Vectors:
+    async def embed(
+        self,
+        texts: str | Texts,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Vectors:
         """See ``Engine.embed``."""
         model = self._started.model_info
         decode = vectors(model)
+        chosen = choose_prompt(model, prompt, prompt_name)
         if isinstance(texts, str):
-            return await self._one(texts, decode, truncate)
-        parts = [computed.results async for computed in self._computed(texts, truncate, progress)]
+            return await self._one(texts, decode, truncate, chosen)
+        parts = [computed.results async for computed in self._computed(texts, truncate, progress, chosen)]
         return concatenate(parts, model)
 
-    def embed_stream(self, texts: Texts, *, truncate: bool = False, progress: bool = False) -> AsyncIterator[Vectors]:
+    def embed_stream(
+        self,
+        texts: Texts,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> AsyncIterator[Vectors]:
         """See ``Engine.embed_stream``."""
-        return self._stream(texts, vectors(self._started.model_info), truncate, progress)
+        model = self._started.model_info
+        return self._stream(texts, vectors(model), truncate, progress, choose_prompt(model, prompt, prompt_name))
 
     @overload
     async def classify(self, texts: str, *, truncate: bool = False, progress: bool = False) -> list[LabelScore]: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
@@ -178,23 +200,25 @@ class AsyncEngine:
             raise UsageError("the engine is not started; use `async with AsyncEngine(...)`, or await start()")
         return self._session
 
-    async def _one(self, text: str, decode: Decode[Result], truncate: bool) -> Result:
-        chunk = Chunker(1, truncate=truncate, lone=True).add(text)
+    async def _one(self, text: str, decode: Decode[Result], truncate: bool, prompt: str | None = None) -> Result:
+        chunk = Chunker(1, truncate=truncate, lone=True, prompt=prompt).add(text)
         assert chunk is not None, "one text is a chunk of one"
         (result,) = decode(await self._open_session.compute(chunk))
         return result
 
     async def _stream(
-        self, texts: Texts, decode: Decode[Result], truncate: bool, progress: bool
+        self, texts: Texts, decode: Decode[Result], truncate: bool, progress: bool, prompt: str | None = None
     ) -> AsyncIterator[Result]:
-        async with aclosing(self._computed(texts, truncate, progress)) as parts:
+        async with aclosing(self._computed(texts, truncate, progress, prompt)) as parts:
             async for computed in parts:
                 for result in decode(computed):
                     yield result
 
-    async def _computed(self, texts: Texts, truncate: bool, progress: bool) -> AsyncGenerator[Computed, None]:
+    async def _computed(
+        self, texts: Texts, truncate: bool, progress: bool, prompt: str | None
+    ) -> AsyncGenerator[Computed, None]:
         session = self._open_session
-        chunker = Chunker(session.chunk_items, truncate=truncate)
+        chunker = Chunker(session.chunk_items, truncate=truncate, prompt=prompt)
         limit = chunk_limit(len(self.plan.instances))
         with progress_bar(texts, shown=progress) as advance:
             async with aclosing(in_order_async(texts, chunker, limit, session.compute)) as parts:

@@ -13,7 +13,11 @@ from launcher.api.progress import progress_bar
 from launcher.api.results import Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
 from launcher.api.setup import NO_COPY, prepare_engine
 from launcher.core.planning.plan import Plan
+<<<<<<< HEAD
 from launcher.core.tasks.entities import Aggregation
+=======
+from launcher.core.tasks.prompts import choose_prompt
+>>>>>>> modules
 from launcher.engine.session import Chunk, Computed
 from launcher.engine.streaming import Chunker, chunk_limit, in_order
 from launcher.engine.thread import SessionThread
@@ -84,25 +88,44 @@ class Engine:
 
     # ------------------------------------------------------------------- tasks
 
-    def embed(self, texts: str | Iterable[str], *, truncate: bool = False, progress: bool = False) -> Vectors:
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Vectors:
         """The vectors of ``texts``, in their order: float32 of shape (texts, width), or (width,) for a single ``str``.
 
-        A text with more tokens than the model accepts raises ``RequestError``; with ``truncate`` it is cut off at the
-        end. ``progress`` shows a progress bar on standard error.
+        ``prompt`` is prepended to each text, or else the model's prompt with the name ``prompt_name``, or else its
+        default prompt, if it has one. A text with more tokens than the model accepts raises ``RequestError``; with
+        ``truncate`` it is cut off at the end. ``progress`` shows a progress bar on standard error.
         """
         decode = vectors(self._setup.model_info)
+        chosen = choose_prompt(self._setup.model_info, prompt, prompt_name)
         if isinstance(texts, str):
-            return self._one(texts, decode, truncate)
-        parts = [computed.results for computed in self._computed(texts, truncate, progress)]
+            return self._one(texts, decode, truncate, chosen)
+        parts = [computed.results for computed in self._computed(texts, truncate, progress, chosen)]
         return concatenate(parts, self._setup.model_info)
 
     def embed_stream(
-        self, texts: Iterable[str], *, truncate: bool = False, progress: bool = False
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
     ) -> Iterator[Vectors]:
         """The vector of each text, in order, as ``embed`` returns it, in constant memory: texts are read from the
         iterator at most a bounded number ahead of the results.
         """
-        return self._stream(texts, vectors(self._setup.model_info), truncate, progress)
+        decode = vectors(self._setup.model_info)
+        return self._stream(
+            texts, decode, truncate, progress, choose_prompt(self._setup.model_info, prompt, prompt_name)
+        )
 
     @overload
     def classify(self, texts: str, *, truncate: bool = False, progress: bool = False) -> list[LabelScore]: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
@@ -182,21 +205,23 @@ class Engine:
     def _submit(self, chunk: Chunk) -> concurrent.futures.Future[Computed]:
         return self._thread.submit(self._thread.session.compute(chunk))
 
-    def _one(self, text: str, decode: Decode[Result], truncate: bool) -> Result:
-        (computed,) = in_order([text], self._chunker(truncate, lone=True), 1, self._submit)
+    def _one(self, text: str, decode: Decode[Result], truncate: bool, prompt: str | None = None) -> Result:
+        (computed,) = in_order([text], self._chunker(truncate, prompt, lone=True), 1, self._submit)
         (result,) = decode(computed)
         return result
 
-    def _stream(self, texts: Iterable[str], decode: Decode[Result], truncate: bool, progress: bool) -> Iterator[Result]:
-        for computed in self._computed(texts, truncate, progress):
+    def _stream(
+        self, texts: Iterable[str], decode: Decode[Result], truncate: bool, progress: bool, prompt: str | None = None
+    ) -> Iterator[Result]:
+        for computed in self._computed(texts, truncate, progress, prompt):
             yield from decode(computed)
 
-    def _computed(self, texts: Iterable[str], truncate: bool, progress: bool) -> Iterator[Computed]:
+    def _computed(self, texts: Iterable[str], truncate: bool, progress: bool, prompt: str | None) -> Iterator[Computed]:
         limit = chunk_limit(len(self.plan.instances))
         with progress_bar(texts, shown=progress) as advance:
-            for computed in in_order(texts, self._chunker(truncate), limit, self._submit):
+            for computed in in_order(texts, self._chunker(truncate, prompt), limit, self._submit):
                 advance(len(computed.chunk.texts))
                 yield computed
 
-    def _chunker(self, truncate: bool, *, lone: bool = False) -> Chunker:
-        return Chunker(self._thread.session.chunk_items, truncate=truncate, lone=lone)
+    def _chunker(self, truncate: bool, prompt: str | None, *, lone: bool = False) -> Chunker:
+        return Chunker(self._thread.session.chunk_items, truncate=truncate, lone=lone, prompt=prompt)

@@ -371,6 +371,8 @@ class InferenceEngine:
                 "width": model_info.result_width,
                 "pooling": model_info.pooling,
                 "normalize": model_info.normalize,
+                "prompts": model_info.prompts,
+                "default_prompt": model_info.default_prompt,
                 "labels": list(model_info.labels),
                 "dtype": self.setup.dtype,
                 "backend": self.setup.backend,

@@ -25,12 +25,14 @@ NOT_READY_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some texts of a call; ``first`` is the index of the first one. ``lone``: it is the only text of the call."""
+    """Some texts of a call; ``first`` is the index of the first one. ``lone``: it is the only text of the call.
+    ``prompt`` is prepended to each text; ``None`` stands for the model's default prompt."""
 
     texts: Sequence[str]
     first: int = 0
     lone: bool = False
     truncate: bool = False
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,9 @@ class Session:
 
     async def _compute(self, chunk: Chunk) -> Computed:
         names = InputNames("texts", chunk.first, chunk.lone, "pass truncate=True to truncate it")
-        tokenized = await self.engine.tokenizer.texts(chunk.texts, truncate=chunk.truncate, field=names)
+        tokenized = await self.engine.tokenizer.texts(
+            chunk.texts, truncate=chunk.truncate, field=names, prompt=chunk.prompt
+        )
         while True:
             self._check_open()
             try:

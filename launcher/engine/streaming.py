@@ -29,12 +29,14 @@ def chunk_limit(instances: int) -> int:
 
 
 class Chunker:
-    """Groups texts into chunks of at most ``items`` texts. ``lone``: there is one text, so errors need no index."""
+    """Groups texts into chunks of at most ``items`` texts. ``lone``: there is one text, so errors need no index.
+    ``prompt`` is that of the chunks."""
 
-    def __init__(self, items: int, *, truncate: bool, lone: bool = False) -> None:
+    def __init__(self, items: int, *, truncate: bool, lone: bool = False, prompt: str | None = None) -> None:
         self._items = items
         self._truncate = truncate
         self._lone = lone
+        self._prompt = prompt
         self._first = 0
         self._texts: list[str] = []
         self._characters = 0
@@ -54,7 +56,7 @@ class Chunker:
         """The chunk of the remaining texts, or None."""
         if not self._texts:
             return None
-        chunk = Chunk(self._texts, self._first, self._lone, self._truncate)
+        chunk = Chunk(self._texts, self._first, self._lone, self._truncate, self._prompt)
         self._first += len(self._texts)
         self._texts, self._characters = [], 0
         return chunk

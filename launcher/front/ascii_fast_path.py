@@ -31,15 +31,18 @@ _PROBE = " ".join(f"{c} {c}{c} a{c}b" for c in _PRINTABLE)
 
 class Encoder:
     """Encodes texts for one model, without truncation or padding. ``offsets``: whether encodings include them.
-    ``tokenizer`` is the model's tokenizer as it is.
+    ``special_ids``: those of the special tokens. ``tokenizer`` is the model's tokenizer as it is.
 
     Raises ``UsageError`` if there is no tokenizer or it cannot be read.
     """
 
     def __init__(self, model_info: ModelInfo, *, offsets: bool) -> None:
         self._regular = self.tokenizer = _load(model_info)
-        self._added = [token.content.lower() for token in self._regular.get_added_tokens_decoder().values()]
         self._offsets = offsets
+        self._special_tokens = model_info.special_tokens
+        added = self._regular.get_added_tokens_decoder()
+        self._added = [token.content.lower() for token in added.values()]
+        self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self._lowers = False
         self._fast: Tokenizer | None = None
         normalizer = self._regular.normalizer
@@ -65,7 +68,8 @@ class Encoder:
         return [next(regular if p is None else fast) for p in plain]
 
     def _call(self, tokenizer: Tokenizer, texts: Sequence[str | None]) -> list[Encoding]:
-        return tokenizer.encode_batch(texts) if self._offsets else tokenizer.encode_batch_fast(texts)
+        encode = tokenizer.encode_batch if self._offsets else tokenizer.encode_batch_fast
+        return encode(texts, add_special_tokens=self._special_tokens)
 
     def _plain(self, text: str) -> str | None:
         """The normalized text; None if normalizing could change more than the case.

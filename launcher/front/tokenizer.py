@@ -12,7 +12,8 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from typing import ParamSpec, TypeVar
 
@@ -34,6 +35,8 @@ INPUT_OVERHEAD = 20
 INLINE_IDS = 16_000
 # Tokenized in one call; freeing the result holds the GIL for about 1 ms.
 CHUNK_CHARACTERS = 32_000
+# Prompts whose length is kept; it is the same for every text.
+KNOWN_PROMPTS = 64
 DEFAULT_THREADS = FrontOptions().tokenizer_threads
 
 Parameters = ParamSpec("Parameters")
@@ -96,6 +99,9 @@ class FrontTokenizer:
         self._max_length = model_info.max_length
         self._vocab_size = model_info.vocab_size
         self._text_characters = text_characters
+        self._default_prompt = model_info.default_prompt
+        self._pools_prompt = model_info.include_prompt
+        self._prompt_length = lru_cache(KNOWN_PROMPTS)(self._count_prompt)
         (added,) = self._encoder.encode(["a"])
         self._closing_tokens = _closing_tokens(added)
         self.special_ids = frozenset(
@@ -126,20 +132,39 @@ class FrontTokenizer:
         *,
         truncate: bool = False,
         field: str | InputNames = "input",
+        prompt: str | None = None,
         wait: Wait = _await,
     ) -> Tokenized:
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
+
+        ``prompt`` is prepended to each text; without one, the model's default prompt is.
 
         A text of more tokens than the model accepts is rejected, or with ``truncate`` cut at its end, keeping the
         special tokens, and reported. ``wait`` awaits the work of a thread and may cancel it.
         """
         characters = self._check_texts(texts, field)
+        prompt = self._default_prompt if prompt is None else prompt
+        if prompt:
+            characters += len(prompt) * len(texts)
+            texts = [prompt + text for text in texts]
         if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
-            return self._tokenize(texts, truncate, field)
-        stop = threading.Event()
-        future = self.in_thread(len(texts), self._tokenize, texts, truncate, field, stop)
-        future.add_done_callback(lambda _: stop.set())
-        return await wait(future)
+            tokenized = self._tokenize(texts, truncate, field)
+        else:
+            stop = threading.Event()
+            future = self.in_thread(len(texts), self._tokenize, texts, truncate, field, stop)
+            future.add_done_callback(lambda _: stop.set())
+            tokenized = await wait(future)
+        if not prompt or self._pools_prompt:
+            return tokenized
+        lengths = (self._prompt_length(prompt),) * len(texts)
+        return replace(tokenized, details=ItemDetails(prompt_lengths=lengths))
+
+    def _count_prompt(self, prompt: str) -> int:
+        """The number of leading tokens that pooling ignores: as in sentence-transformers 6, those of the prompt alone,
+        cut like a text, without a special token at its end."""
+        (encoding,) = self._encoder.encode([prompt])
+        ids = encoding.ids if len(encoding) <= self._max_length else self._cut(encoding.ids)
+        return len(ids) - (bool(ids) and ids[-1] in self._encoder.special_ids)
 
     async def ids(
         self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = _await

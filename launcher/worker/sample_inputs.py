@@ -37,7 +37,8 @@ def check_items(model_info: ModelInfo) -> list[Item]:
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(model_info.max_length, LONGEST_ITEM))
     texts = [*CHECK_TEXTS, " ".join(CHECK_TEXTS * 3)]
-    items = [Item(np.array(encoding.ids, dtype=np.int32)) for encoding in tokenizer.encode_batch(texts)]
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
+    items = [Item(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
     return sorted(items, key=len, reverse=True)
 
 

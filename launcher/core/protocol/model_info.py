@@ -10,10 +10,11 @@ from typing import Literal
 
 import msgspec
 
+from launcher.core.protocol.embedding_modules import Activation, EmbeddingModule, PoolingMode, output_width
 from launcher.options.choices import Task
 
-Pooling = Literal["mean", "cls", "max"]
-Scores = Literal["softmax", "sigmoid", "raw"]
+Pooling = PoolingMode | tuple[PoolingMode, ...]
+Scores = Literal["softmax", "sigmoid", "raw"] | Activation
 Rows = Literal["item", "token", "varying"]
 
 FLOAT32_BYTES = 4
@@ -27,6 +28,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     to use (empty: the one in ``folder``). ``max_length`` is in tokens, including special tokens. ``weight_bytes`` is
     the size of all parameters in fp32. ``scores`` is how the logits of a classifier or tagger become scores. ``notes``
     are messages for the user about how these values were found.
+
+    For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
+    modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
+    ``modules`` are applied, the vector is normalized if ``normalize`` is set, and cut to ``truncate_dim`` values.
+    ``prompts`` are texts by name that a request can have prepended to its inputs; ``default_prompt`` is prepended if a
+    request does not choose. ``layers`` is 0 for static embeddings, which are the mean of fixed vectors of the tokens;
+    ``special_tokens`` is whether texts get the special tokens of the tokenizer.
     """
 
     name: str
@@ -47,6 +55,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     tokenizer_file: str = ""
     scores: Scores = "softmax"
     notes: tuple[str, ...] = ()
+    include_prompt: bool = True
+    token_modules: tuple[EmbeddingModule, ...] = ()
+    modules: tuple[EmbeddingModule, ...] = ()
+    truncate_dim: int | None = None
+    prompts: dict[str, str] = {}
+    default_prompt: str = ""
+    special_tokens: bool = True
 
     @property
     def tokenizer_path(self) -> str:
@@ -56,7 +71,21 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def result_width(self) -> int:
         """The number of float32 values in a row of results."""
-        return self.hidden_size if self.task == "embed" else len(self.labels)
+        if self.task != "embed":
+            return len(self.labels)
+        modes = 1 if isinstance(self.pooling, str) else len(self.pooling)
+        width = output_width(output_width(self.hidden_size, self.token_modules) * modes, self.modules)
+        return width if self.truncate_dim is None else min(width, self.truncate_dim)
+
+    @property
+    def unit_vectors(self) -> bool:
+        """Whether embeddings have the length 1."""
+        return self.normalize and self.truncate_dim is None
+
+    @property
+    def static(self) -> bool:
+        """Whether the model has fixed embeddings of tokens, and no encoder."""
+        return self.layers == 0
 
     @property
     def rows(self) -> Rows:

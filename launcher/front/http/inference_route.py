@@ -15,8 +15,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.events import Priority
-from launcher.errors import RequestError
+from launcher.core.tasks.prompts import choose_prompt
+from launcher.errors import RequestError, UsageError
 from launcher.front.http.body_decoder import Body, BodyDecoder
 from launcher.front.http.body_reader import BodyMemory, BodyNotRead, BodyReader
 from launcher.front.http.disconnect import Client, ClientDisconnected, client_of
@@ -96,6 +98,10 @@ class InferenceHandler(Generic[Body]):
     def inputs(self, body: Body) -> tuple[Any, bool]:
         """The inputs of the body, and whether long ones are truncated."""
         raise NotImplementedError
+
+    def prompt(self, body: Body) -> str | None:
+        """The text to prepend to the inputs; None for the model's default. Raises ``RequestError``."""
+        return None
 
     def postprocess(self, body: Body, results: Vectors) -> Vectors:
         """The results, converted as the request specifies."""
@@ -191,16 +197,19 @@ class InferenceHandler(Generic[Body]):
     async def _tokenize(self, body: Body, client: Client, priority: Priority, deadline: float | None) -> Tokenized:
         value, truncate = self.inputs(body)
         field = self.inputs_field
+        prompt = self.prompt(body)
         texts, ids = texts_or_token_ids(value, field, self._options.request_items)
         if ids is not None and self._options.token_ids == "refuse":
             raise token_ids_refused(field)
+        if ids is not None and prompt is not None:
+            raise RequestError("a prompt can be prepended to texts only, not to token ids", code="invalid_prompt")
         # Before tokenizing, so that no work is done for a request that will be refused.
         count = len(texts or ids or ())
         self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
 
         def tokenize() -> Awaitable[Tokenized]:
             if texts is not None:
-                return self._tokenizer.texts(texts, truncate=truncate, field=field, wait=client.wait)
+                return self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=client.wait)
             return self._tokenizer.ids(ids or (), truncate=truncate, field=field, wait=client.wait)
 
         tokenized = self._one_at_a_time(tokenize) if priority == "bulk" else tokenize()
@@ -247,6 +256,17 @@ async def _within(seconds: float, work: Awaitable[Result]) -> Result:
             status=DEADLINE_STATUS,
             code="deadline_exceeded",
         ) from None
+
+
+def chosen_prompt(model_info: ModelInfo, prompt: str | None, prompt_name: str | None) -> str | None:
+    """The prompt that a request chooses; None if it leaves that to the model. Raises ``RequestError``."""
+    if prompt is None and prompt_name is None:
+        return None
+    try:
+        return choose_prompt(model_info, prompt, prompt_name)
+    except UsageError as error:
+        param = "prompt_name" if prompt is None else "prompt"
+        raise RequestError(str(error), code="invalid_prompt", param=param) from error
 
 
 def _deviation_headers(tokenized: Tokenized, ignored: Sequence[str]) -> Headers:

@@ -24,6 +24,18 @@ Truncate = Annotated[
     Meta(description="Truncate inputs that are longer than the model's limit, and report which, instead of failing."),
 ]
 
+PromptName = Annotated[
+    str | None,
+    Meta(
+        description="The name of a prompt of the model (see /info), which is prepended to each input. Default: the "
+        "model's default prompt, if it has one. Only for embeddings of texts."
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    Meta(description="A text to prepend to each input, instead of a prompt of the model; may be empty."),
+]
+
 
 def texts_or_token_ids(value: Any, field: str, limit: int) -> tuple[list[str], None] | tuple[None, list[Any]]:
     """The inputs as (texts, None), or as (None, lists or arrays of token ids). Raises ``RequestError``.

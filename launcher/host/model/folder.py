@@ -7,19 +7,22 @@ weights. Anything in these files that cannot be done exactly is refused, because
 
 from __future__ import annotations
 
-import struct
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
+from launcher.core.protocol.embedding_modules import EmbeddingModule, Normalize
+from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Pooling
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
 from launcher.host.model.heads import labels_of, scores_of, task_of
-from launcher.host.model.json_files import Json, ModelErrors, inventory, read_object
-from launcher.host.model.sentence_files import MODULES, SentenceFiles, read_sentence_files
+from launcher.host.model.json_files import Json, ModelErrors, read_object
+from launcher.host.model.sentence_files import INSTRUCTORS, SentenceFiles, read_sentence_files
+from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_widths
+from launcher.host.model.sentence_settings import Settings
+from launcher.host.model.static_embedding import MAX_LENGTH, read_static
+from launcher.host.model.weights import weight_bytes
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
 
@@ -74,20 +77,17 @@ BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
 
 NO_LIMIT = 1_000_000  # tokenizers without a limit state 10**30
 
-FLOAT_DTYPES = ("F", "BF")  # of a safetensors header: F64, F32, F16, BF16, F8_E4M3 …
-MAX_HEADER_BYTES = 100 * 1024 * 1024  # the format's own limit
-GIT_LFS_POINTER = b"version https://git-lfs"
-
 
 def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelInfo:
     """The metadata of the model in ``folder``. Raises ``UsageError`` if it cannot be served."""
     refuse = ModelErrors(options.model)
     sentence = read_sentence_files(folder, refuse)
+    if sentence.chain is not None and sentence.chain.static:
+        return _static_model_info(sentence.chain, sentence, options, name)
     config = read_object(sentence.folder / "config.json", refuse)
     architecture = _architecture(config, options, refuse)
     _check_weights_and_positions(sentence.folder, config, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
-    weight_bytes = _weight_bytes(sentence.folder, config, refuse)
     tokenizer = tokenizer_files.locate(sentence.folder, folder, config, refuse)
     vocab_size = _number(config, refuse, "vocab_size")
     if tokenizer.largest_id >= vocab_size:
@@ -100,41 +100,109 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             f"{sentence.lower_case_file} requests lower-casing (do_lower_case true), but tokenizer.json does not "
             "lower-case, and this is not supported"
         )
-    if task == "embed" and sentence.kind and sentence.pooling is None:
-        raise refuse(
-            f"{folder / MODULES} lists no Pooling module, so the model has no embeddings of texts; add one to a copy "
-            "of the folder"
-        )
+    hidden_size = _number(config, refuse, "hidden_size", "dim")
+    if task == "embed" and sentence.chain is not None:
+        if not sentence.chain.has_vectors:
+            raise refuse(
+                f"{folder / MODULES} lists no Pooling module, so the model has no embeddings of texts; add one to a "
+                "copy of the folder"
+            )
+        check_widths(sentence.chain, hidden_size, refuse)
     pad_id = _pad_id(config, tokenizer.pad_id)
-    return ModelInfo(
+    model_info = ModelInfo(
         name=name,
         asked=options.model,
         task=task,
         folder=str(sentence.folder),
         shape=None,
         architecture=architecture,
-        hidden_size=_number(config, refuse, "hidden_size", "dim"),
+        hidden_size=hidden_size,
         layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer"),
         vocab_size=vocab_size,
         max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
         pad_id=pad_id,
-        pooling=sentence.pooling or "mean",
-        normalize=sentence.normalize,
+        pooling="mean",
+        normalize=False,
         labels=() if task == "embed" else labels_of(config),
-        weight_bytes=weight_bytes,
+        weight_bytes=weight_bytes(sentence.folder, config, refuse),
         tokenizer_file=str(tokenizer.path),
         scores=scores_of(task, config, sentence, refuse),
         notes=_notes(task, sentence, tokenizer),
     )
+    return _with_modules(model_info, sentence, options) if task == "embed" else model_info
+
+
+def _static_model_info(chain: ModuleChain, sentence: SentenceFiles, options: ModelOptions, name: str) -> ModelInfo:
+    """The metadata of a model that begins with StaticEmbedding. Raises ``UsageError`` if it cannot be served."""
+    refuse = ModelErrors(options.model)
+    if options.task not in ("auto", "embed"):
+        raise refuse(
+            f"--task {options.task} needs a model with a head, but this is a StaticEmbedding; use --task embed"
+        )
+    files = read_static(chain.input, refuse)
+    check_widths(chain, files.dimension, refuse)
+    limit = f"the model has no limit of its own: texts can have at most {MAX_LENGTH} tokens"
+    model_info = ModelInfo(
+        name=name,
+        asked=options.model,
+        task="embed",
+        folder=str(chain.input),
+        shape=None,
+        architecture="StaticEmbedding",
+        hidden_size=files.dimension,
+        layers=0,
+        vocab_size=files.vocab_size,
+        max_length=lower_limit(files.max_length, options),
+        pad_id=0,
+        pooling="mean",
+        normalize=False,
+        labels=(),
+        weight_bytes=files.weight_bytes,
+        tokenizer_file=str(files.tokenizer),
+        notes=() if files.limited or options.max_length is not None else (limit,),
+        special_tokens=False,
+    )
+    return _with_modules(model_info, sentence, options)
+
+
+def _with_modules(model_info: ModelInfo, sentence: SentenceFiles, options: ModelOptions) -> ModelInfo:
+    """``model_info`` with the modules and settings of sentence-transformers that make an embedding."""
+    chain, settings = sentence.chain, sentence.settings
+    if chain is None:
+        return model_info
+    token_modules = tuple(chain.token_modules[: chain.pooled_modules])
+    modules: tuple[EmbeddingModule, ...] = tuple(chain.modules)
+    normalize = bool(modules) and isinstance(modules[-1], Normalize)
+    pooling: Pooling = "mean"
+    if chain.pooling is not None:
+        pooling = chain.pooling.modes if len(chain.pooling.modes) > 1 else chain.pooling.modes[0]
+    parameters = sum(module.parameters for module in (*token_modules, *modules))
+    return msgspec.structs.replace(
+        model_info,
+        weight_bytes=model_info.weight_bytes + parameters * FLOAT32_BYTES,
+        pooling=pooling,
+        normalize=normalize,
+        include_prompt=options.model not in INSTRUCTORS and (chain.pooling is None or chain.pooling.include_prompt),
+        token_modules=token_modules,
+        modules=modules[:-1] if normalize else modules,
+        truncate_dim=settings.truncate_dim,
+        prompts=dict(settings.prompts),
+        default_prompt=settings.default_prompt,
+        notes=(*model_info.notes, *_prompt_notes(settings)),
+    )
+
+
+def _prompt_notes(settings: Settings) -> tuple[str, ...]:
+    names = ", ".join(sorted(name for name, text in settings.prompts.items() if text))
+    if settings.default_prompt:
+        return (f"texts get the default prompt {settings.default_prompt!r} unless a request chooses another one",)
+    return (f"requests can choose a prompt by prompt_name ({names}); none is added otherwise",) if names else ()
 
 
 def _notes(task: Task, sentence: SentenceFiles, tokenizer: tokenizer_files.TokenizerFacts) -> tuple[str, ...]:
     notes = []
     if task == "embed" and not sentence.kind:
         notes.append("the model has no sentence-transformers files: using mean pooling without normalization")
-    if task == "embed" and sentence.prompts:
-        names = ", ".join(sorted(sentence.prompts))
-        notes.append(f"the model defines prompts ({names}); they are not added, so include them in the texts")
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
@@ -243,59 +311,3 @@ def lower_limit(limit: int, options: ModelOptions) -> int:
     if asked < 3:
         raise UsageError(f"--max-length {asked}: must be at least 3 (two special tokens and one token of text)")
     return asked
-
-
-# --- weights
-
-
-def _weight_bytes(folder: Path, config: Json, refuse: ModelErrors) -> int:
-    """The size of all parameters in fp32, from the headers of the weight files."""
-    files = weight_files(folder, refuse)
-    if not files:
-        raise refuse(
-            f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, nor shards of them; "
-            f"{inventory(folder)}"
-        )
-    if files[0].suffix == ".safetensors":
-        return sum(_safetensors_parameters(path, refuse) for path in files) * FLOAT32_BYTES
-    # Pickles are not opened here. Their size is that of the parameters in the saved dtype.
-    saved = str(config.get("dtype", config.get("torch_dtype", "float32")))
-    return sum(path.stat().st_size for path in files) * (2 if "16" in saved else 1)
-
-
-def weight_files(folder: Path, refuse: ModelErrors) -> list[Path]:
-    """The weight files, preferring safetensors; empty if there are none. Raises ``UsageError`` if shards are
-    missing."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        whole, index = folder / name, folder / f"{name}.index.json"
-        if whole.is_file():
-            return [whole]
-        if index.is_file():
-            parts = sorted(set(read_object(index, refuse).get("weight_map", {}).values()))
-            missing = [part for part in parts if not (folder / part).is_file()]
-            if missing or not parts:
-                raise refuse(f"{index} lists {len(parts)} files, of which {len(missing)} are missing: {missing[:3]}")
-            return [folder / part for part in parts]
-    return []
-
-
-def _safetensors_parameters(path: Path, refuse: ModelErrors) -> int:
-    """The number of floating-point values in a safetensors file, from its header (8 bytes of size, then JSON)."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if GIT_LFS_POINTER.startswith(start) and start:
-            raise refuse(f"{path} is a Git LFS pointer, not the weights; run git lfs pull in {path.parent}")
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise refuse(f"{path} is not a complete safetensors file: it has {size} bytes, and a header of {length}")
-        header = file.read(length)
-    try:
-        tensors = msgspec.json.decode(header, type=dict[str, Any])
-        entries = [value for key, value in tensors.items() if key != "__metadata__"]
-        end = max((value["data_offsets"][1] for value in entries), default=0)
-        if 8 + length + end > size:
-            raise refuse(f"{path} is truncated: {size} of {8 + length + end} bytes")
-        return sum(prod(value["shape"]) for value in entries if value["dtype"].startswith(FLOAT_DTYPES))
-    except (msgspec.MsgspecError, KeyError, TypeError, IndexError) as error:
-        raise refuse(f"{path} has an invalid safetensors header: {error}") from error

@@ -12,7 +12,9 @@ from typing import Any
 
 from launcher.core.protocol.model_info import Scores
 from launcher.host.model.json_files import Json, ModelErrors
-from launcher.host.model.sentence_files import SETTINGS, SentenceFiles
+from launcher.host.model.sentence_files import SentenceFiles
+from launcher.host.model.sentence_modules import ACTIVATIONS_HINT, activation_of
+from launcher.host.model.sentence_settings import SETTINGS
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
 
@@ -22,16 +24,10 @@ OTHER_HEAD = re.compile(r"For[A-Z]\w*|With\w*Head\w*")
 # The keys of config.json with which versions 4 and later, and earlier ones, mark a cross-encoder.
 CROSS_ENCODER, OLD_CROSS_ENCODER = "sentence_transformers", "sbert_ce_default_activation_function"
 
-# The activations of a cross-encoder, under the names that different versions save. A Softmax without a dimension works
-# on the labels.
-ACTIVATIONS: Mapping[str, Scores] = {
-    "torch.nn.Identity": "raw",
-    "torch.nn.modules.linear.Identity": "raw",
-    "torch.nn.Sigmoid": "sigmoid",
-    "torch.nn.modules.activation.Sigmoid": "sigmoid",
-    "torch.nn.Softmax": "softmax",
-    "torch.nn.modules.activation.Softmax": "softmax",
-}
+# The activations of a cross-encoder that are scores of a classifier under another name. A Softmax without a dimension
+# works on the labels.
+SOFTMAX = ("torch.nn.Softmax", "torch.nn.modules.activation.Softmax")
+SCORES: Mapping[str, Scores] = {"Identity": "raw", "Sigmoid": "sigmoid"}
 
 
 def task_of(
@@ -107,7 +103,9 @@ def _states_activation(marked: Any) -> bool:
 
 
 def _activation(name: Any, where: str, refuse: ModelErrors) -> Scores:
-    scores = ACTIVATIONS.get(name) if isinstance(name, str) else None
-    if scores is None:
-        raise refuse(f"{where} to {name!r}, which is not supported; must be one of {', '.join(ACTIVATIONS)}")
-    return scores
+    if name in SOFTMAX:
+        return "softmax"
+    activation = activation_of(name)
+    if activation is None:
+        raise refuse(f"{where} to {name!r}, which is not supported; {ACTIVATIONS_HINT}, or Softmax")
+    return SCORES.get(activation, activation)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import ModelAbsentError, UsageError
-from launcher.host.model.folder import weight_files
 from launcher.host.model.json_files import ModelErrors
+from launcher.host.model.weights import weight_files
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _OTHERS = re.compile(r".*\.(json|txt|model|codes)")

@@ -35,9 +35,22 @@ def _compile(setup: Setup, threads: int) -> Backend:
     return CompileBackend(setup)
 
 
+def _static(setup: Setup, threads: int) -> Backend:
+    from launcher.worker.backends.eager import configure_torch
+    from launcher.worker.backends.static import StaticBackend
+
+    configure_torch(threads)
+    return StaticBackend(setup)
+
+
 BACKENDS: dict[choices.Backend, Callable[[Setup, int], Backend]] = {"eager": _eager, "compile": _compile, "fake": _fake}
 
 
 def create_backend(setup: Setup, threads: int) -> Backend:
-    """The backend that ``setup`` names, without a model yet; its libraries are imported and configured."""
+    """The backend that ``setup`` names, without a model yet; its libraries are imported and configured.
+
+    Static embeddings are computed in one way only, whether ``eager`` or ``compile`` is named.
+    """
+    if setup.model_info.static and setup.backend != "fake":
+        return _static(setup, threads)
     return BACKENDS[setup.backend](setup, threads)

@@ -14,8 +14,14 @@ from starlette.responses import Response
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.http.error_response import DEFAULT_ERRORS
-from launcher.front.http.inference_route import INFERENCE_ERRORS, InferenceContext, InferenceHandler, InferenceRoute
-from launcher.front.http.inputs import Inputs, Truncate
+from launcher.front.http.inference_route import (
+    INFERENCE_ERRORS,
+    InferenceContext,
+    InferenceHandler,
+    InferenceRoute,
+    chosen_prompt,
+)
+from launcher.front.http.inputs import Inputs, Prompt, PromptName, Truncate
 from launcher.front.http.json_results import Usage, truncate_dimensions, usage, vector_json
 from launcher.front.http.route import ApiFamily, ResponseSpec, Route
 from launcher.front.http.services import Services
@@ -28,7 +34,7 @@ _MODEL_NOT_FOUND = {404: "This model is not served here."}
 
 
 class EmbeddingsRequest(Struct, frozen=True):
-    """Body of ``POST /v1/embeddings``: OpenAI's, extended by ``truncate``."""
+    """Body of ``POST /v1/embeddings``: OpenAI's, extended by ``truncate`` and the prompt."""
 
     input: Inputs
     model: Annotated[str | None, Meta(description="The name of the served model; may be omitted.")] = None
@@ -42,6 +48,8 @@ class EmbeddingsRequest(Struct, frozen=True):
     ] = None
     user: Annotated[str | None, Meta(description="Accepted for compatibility, and ignored.")] = None
     truncate: Truncate = False
+    prompt_name: PromptName = None
+    prompt: Prompt = None
 
 
 class Embedding(Struct, frozen=True):
@@ -107,11 +115,15 @@ class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
         """See the base class."""
         return body.input, body.truncate
 
+    def prompt(self, body: EmbeddingsRequest) -> str | None:
+        """See the base class."""
+        return chosen_prompt(self._model_info, body.prompt, body.prompt_name)
+
     def postprocess(self, body: EmbeddingsRequest, results: Vectors) -> Vectors:
         """See the base class."""
         if body.dimensions is None or body.dimensions == results.shape[1]:
             return results
-        return truncate_dimensions(results, body.dimensions, self._model_info.normalize)
+        return truncate_dimensions(results, body.dimensions, self._model_info.unit_vectors)
 
     def encode_results(self, body: EmbeddingsRequest, results: Vectors, first: int) -> list[bytes]:
         """See the base class."""

@@ -7,7 +7,8 @@ from typing import Literal
 from msgspec import Struct
 
 from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
-from launcher.front.http.inputs import Inputs, Truncate
+from launcher.front.http.inference_route import chosen_prompt
+from launcher.front.http.inputs import Inputs, Prompt, PromptName, Truncate
 from launcher.front.http.json_results import Usage, vector_json
 from launcher.front.request_results import Vectors
 
@@ -17,6 +18,8 @@ class EmbedRequest(Struct, frozen=True):
 
     inputs: Inputs
     truncate: Truncate = False
+    prompt_name: PromptName = None
+    prompt: Prompt = None
 
 
 class EmbedResponse(Struct, frozen=True):
@@ -30,6 +33,10 @@ class EmbedResponse(Struct, frozen=True):
 
 class EmbedHandler(TaskHandler[EmbedRequest]):
     """Embeds the inputs."""
+
+    def prompt(self, body: EmbedRequest) -> str | None:
+        """See the base class."""
+        return chosen_prompt(self._model_info, body.prompt, body.prompt_name)
 
     def encode_results(self, body: EmbedRequest, results: Vectors, first: int) -> list[bytes]:
         """See the base class."""
