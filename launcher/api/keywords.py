@@ -42,7 +42,7 @@ class EngineKeywords(TypedDict, total=False):
     openmp: Literal["auto", "intel", "gnu"]
     """OpenMP runtime; auto and gnu use the one that torch ships. Default: auto."""
 
-    task: Literal["auto", "embed", "classify", "tag"]
+    task: Literal["auto", "embed", "classify", "tag", "sparse-embed", "token-embed", "fill-mask"]
     """Task to serve; auto reads it from the model. Default: auto."""
 
     max_length: int | None

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.protocol.task_settings import MAX_TOP_K
 from launcher.core.tasks.entities import AGGREGATIONS, Aggregation, default_aggregation
 from launcher.engine.session import Computed
 from launcher.errors import UsageError
+from launcher.front.tasks.filled_masks import FilledMask, MaskFiller
 from launcher.front.tasks.label_scores import LabelScore, ranked_labels
+from launcher.front.tasks.sparse_vectors import SparseVector, sparse_vector
 from launcher.front.tasks.token_labels import TokenLabeler
 from launcher.front.tasks.words import WordStarts
-from launcher.front.tokenizer import FrontTokenizer
+from launcher.front.tokenizer import FrontTokenizer, InputNames
 from launcher.options.choices import Task
 
 Vectors = npt.NDArray[np.float32]
 Result = TypeVar("Result")
+# The methods of an engine whose names differ from those of their tasks.
+METHODS: Mapping[Task, str] = {
+    "sparse-embed": "embed_sparse",
+    "token-embed": "embed_tokens",
+    "fill-mask": "fill_mask",
+}
 # The results of a chunk, one for each of its texts.
 Decode = Callable[[Computed], Iterable[Result]]
 
@@ -56,13 +64,43 @@ def entities(model: ModelInfo, aggregation: Aggregation | None, tokenizer: Front
     labeler = TokenLabeler(model.labels, frozenset(), WordStarts(tokenizer.vocabulary))
 
     def decode(computed: Computed) -> Iterator[list[Entity]]:
-        items = computed.tokenized.items
-        ends = accumulate(map(len, items), initial=0)
-        parts = zip(pairwise(ends), items, computed.chunk.texts, computed.tokenized.spans, strict=True)
-        for (start, end), ids, text, spans in parts:
-            found = labeler.of_text(computed.results[start:end], ids, (text, spans), wanted)
+        tokenized = computed.tokenized
+        parts = zip(computed.by_token(), tokenized.items, computed.chunk.texts, tokenized.spans, strict=True)
+        for scores, ids, text, spans in parts:
+            found = labeler.of_text(scores, ids, (text, spans), wanted)
             # Always set for texts; they are missing only for token ids.
             yield [Entity(one.label, one.score, one.text, one.start, one.end) for one in found]  # type: ignore[arg-type]
+
+    return decode
+
+
+def sparse_vectors(model: ModelInfo) -> Decode[SparseVector]:
+    """Sparse vectors. Raises ``UsageError`` if the model has none."""
+    _require(model, "sparse-embed")
+    return lambda computed: map(sparse_vector, computed.varying())
+
+
+def token_vectors(model: ModelInfo) -> Decode[Vectors]:
+    """Vectors of tokens, float32 of shape (tokens, width). Raises ``UsageError`` if the model has none."""
+    _require(model, "token-embed")
+    first = int(model.token_vectors is not None and model.token_vectors.skip_first)
+    return lambda computed: [rows[first:] for rows in computed.by_token()]
+
+
+def filled_masks(model: ModelInfo, top_k: int, tokenizer: FrontTokenizer) -> Decode[list[list[FilledMask]]]:
+    """The most probable tokens for each mask token. Raises ``UsageError`` if the model does not fill masks; decoding
+    raises ``RequestError`` for a text without a mask token."""
+    _require(model, "fill-mask")
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise UsageError(f"top_k={top_k!r}: must be 1 to {MAX_TOP_K}")
+    filler = MaskFiller(tokenizer.vocabulary, model)
+
+    def decode(computed: Computed) -> list[list[list[FilledMask]]]:
+        names = InputNames("texts", computed.chunk.first, computed.chunk.lone)
+        for index, ids in enumerate(computed.tokenized.items):
+            filler.count(ids, names.of(index))
+        parts = zip(computed.tokenized.items, computed.varying(), strict=True)
+        return [filler.fill(ids, rows, top_k) for ids, rows in parts]
 
     return decode
 
@@ -75,6 +113,6 @@ def concatenate(parts: Sequence[Vectors], model: ModelInfo) -> Vectors:
 def _require(model: ModelInfo, task: Task) -> None:
     if model.task != task:
         raise UsageError(
-            f"the model {model.name!r} is for the task {model.task!r}, not {task!r}; use {model.task}(), or an engine "
-            "with another model"
+            f"the model {model.name!r} is for the task {model.task!r}, not {task!r}; use "
+            f"{METHODS.get(model.task, model.task)}(), or an engine with another model"
         )

@@ -46,7 +46,7 @@ from launcher.errors import RequestError
 from launcher.front.channel import Channel
 from launcher.front.item_details import ItemDetails, with_details
 from launcher.front.metrics import FrontMetrics, InstanceMetrics
-from launcher.front.request_results import RequestResults, Vectors, make_results
+from launcher.front.request_results import RequestResults, Vectors, make_results, split_rows
 
 Tokens = npt.NDArray[np.int32]
 
@@ -86,6 +86,10 @@ class Outcome:
     compute_seconds: float
     instances: tuple[int, ...]
     rows: tuple[int, ...] = ()
+
+    def by_item(self) -> Any:
+        """The results, or the rows of each item as a list of arrays if their number varies."""
+        return split_rows(self.results, self.rows) if self.rows else self.results
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Task = Literal["embed", "classify", "tag"]
+Task = Literal["embed", "classify", "tag", "sparse-embed", "token-embed", "fill-mask"]
 TaskChoice = Literal["auto", Task]
 RunDtype = Literal["bf16", "fp32", "int8"]
 Dtype = Literal["auto", RunDtype]

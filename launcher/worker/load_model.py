@@ -14,7 +14,7 @@ from transformers import BertConfig
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import SHAPES, ModelInfo
 from launcher.worker.interfaces import ModelError
-from launcher.worker.tasks.create_task import TASKS, Task
+from launcher.worker.tasks.create_task import Task, task_class
 
 SEED = 0  # of random weights: every instance must have the same ones
 
@@ -22,7 +22,7 @@ SEED = 0  # of random weights: every instance must have the same ones
 def load_model(setup: Setup) -> torch.nn.Module:
     """The model in fp32 and in evaluation mode. Raises ``ModelError`` if its files lack weights."""
     model_info = setup.model_info
-    task = TASKS[model_info.task]
+    task = task_class(model_info)
     if model_info.shape is not None:
         model = _random_model(model_info, task)
     else:

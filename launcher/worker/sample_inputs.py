@@ -38,8 +38,15 @@ def check_items(model_info: ModelInfo) -> list[Item]:
     tokenizer.enable_truncation(min(model_info.max_length, LONGEST_ITEM))
     texts = [*CHECK_TEXTS, " ".join(CHECK_TEXTS * 3)]
     encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
-    items = [Item(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
+    items = [Item(_masked(np.array(encoding.ids, dtype=np.int32), model_info)) for encoding in encodings]
     return sorted(items, key=len, reverse=True)
+
+
+def _masked(ids: TokenIds, model_info: ModelInfo) -> TokenIds:
+    """The ids with one in the middle replaced by the mask token, if the model fills masks."""
+    if model_info.masks is not None:
+        ids[len(ids) // 2] = model_info.masks.mask_id
+    return ids
 
 
 def check_batches(items: Sequence[Item], max_length: int) -> tuple[list[int], ...]:

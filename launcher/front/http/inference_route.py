@@ -175,7 +175,7 @@ class InferenceHandler(Generic[Body]):
         self._queue_seconds(outcome.queue_seconds)
         self._compute_seconds(outcome.compute_seconds)
         self._count.computed(len(tokenized.items), tokenized.tokens)
-        payload = await self._encode(body, outcome.results, tokenized)
+        payload = await self._encode(body, outcome.by_item(), tokenized)
         self._reply_seconds(clock() - started)
         return payload, _deviation_headers(tokenized, ignored) if ignored or tokenized.truncated else ()
 

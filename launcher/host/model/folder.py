@@ -16,8 +16,9 @@ from launcher.core.protocol.embedding_modules import EmbeddingModule, Normalize
 from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Pooling
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
-from launcher.host.model.heads import labels_of, scores_of, task_of
+from launcher.host.model.heads import LABEL_TASKS, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
+from launcher.host.model.output_heads import ModelFiles, task_settings
 from launcher.host.model.sentence_files import INSTRUCTORS, SentenceFiles, read_sentence_files
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_widths
 from launcher.host.model.sentence_settings import Settings
@@ -123,13 +124,16 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         pad_id=pad_id,
         pooling="mean",
         normalize=False,
-        labels=() if task == "embed" else labels_of(config),
+        labels=labels_of(config) if task in LABEL_TASKS else (),
         weight_bytes=weight_bytes(sentence.folder, config, refuse),
         tokenizer_file=str(tokenizer.path),
         scores=scores_of(task, config, sentence, refuse),
         notes=_notes(task, sentence, tokenizer),
     )
-    return _with_modules(model_info, sentence, options) if task == "embed" else model_info
+    if task == "embed":
+        return _with_modules(model_info, sentence, options)
+    files = ModelFiles(architecture, hidden_size, sentence, tokenizer.path, (sentence.folder, folder))
+    return msgspec.structs.replace(model_info, **task_settings(task, files, refuse))
 
 
 def _static_model_info(chain: ModuleChain, sentence: SentenceFiles, options: ModelOptions, name: str) -> ModelInfo:

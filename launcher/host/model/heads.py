@@ -18,7 +18,20 @@ from launcher.host.model.sentence_settings import SETTINGS
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
 
-HEADS: Mapping[Task, str] = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}
+HEADS: Mapping[Task, str] = {
+    "classify": "ForSequenceClassification",
+    "tag": "ForTokenClassification",
+    "fill-mask": "ForMaskedLM",
+}
+HEAD_NAMES: Mapping[Task, str] = {
+    "classify": "classification",
+    "tag": "token classification",
+    "fill-mask": "masked language modelling",
+}
+# Tasks that ignore the head, or have a head of their own, which is checked later.
+ANY_HEAD: frozenset[Task] = frozenset({"embed", "sparse-embed", "token-embed"})
+# Tasks whose results have labels.
+LABEL_TASKS: frozenset[Task] = frozenset({"classify", "tag"})
 OTHER_HEAD = re.compile(r"For[A-Z]\w*|With\w*Head\w*")
 
 # The keys of config.json with which versions 4 and later, and earlier ones, mark a cross-encoder.
@@ -37,10 +50,14 @@ def task_of(
     has no task here: another task is never chosen silently."""
     head: Task | None = next((task for task, name in HEADS.items() if architecture.endswith(name)), None)
     if options.task != "auto":
-        if options.task not in ("embed", head):
-            name = "token classification" if options.task == "tag" else "classification"
+        if options.task not in ANY_HEAD and options.task != head:
+            name = HEAD_NAMES[options.task]
             raise refuse(f"--task {options.task} needs a model with a {name} head, but this is a {architecture}")
+        if sentence.sparse is not None and options.task != "sparse-embed":
+            raise refuse(f"--task {options.task}: this is a sparse encoder; it must be --task sparse-embed")
         return options.task
+    if sentence.sparse is not None:
+        return "sparse-embed"
     if sentence.kind == "SentenceTransformer":
         return "embed"  # its library ignores the head
     if head == "classify":

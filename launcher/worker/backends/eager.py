@@ -75,6 +75,7 @@ class EagerBackend:
         report("load", 1.0, model_info.asked)
         report("check", 0.0, "computing reference results in fp32")
         padded = PaddedLayout(self._model, model_info)
+        padded.check_head()
         reference = Reference.one_by_one(padded, model_info, check_items(model_info))
         notes = [f"attention: {_attention_of(self._model) or 'built into the model'}"]
         report("check", 0.2, "checking packed results")
@@ -129,8 +130,8 @@ class EagerBackend:
     def _quantize(self, items: Sequence[Item]) -> None:
         """Raises ``ModelError``."""
         try:
-            reason = quantize(self._model, lambda: run_items(self, items))
-            run_items(self, items)
+            reason = quantize(self._model, lambda: run_items(self, items, self._setup.model_info))
+            run_items(self, items, self._setup.model_info)
         except (RuntimeError, AttributeError) as error:  # model code that inspects its nn.Linear modules
             reason = f"the model does not support replaced linear layers ({type(error).__name__})"
         if reason:

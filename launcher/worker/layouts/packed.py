@@ -21,6 +21,7 @@ from launcher.worker.interfaces import BatchOutput, ItemBatch, PackingUnsupporte
 from launcher.worker.layouts.packed_attention import IMPLEMENTATION, PackedAttention
 from launcher.worker.optimizations.torchscript import TracedEncoder
 from launcher.worker.tasks.create_task import Task, create_task
+from launcher.worker.tasks.hidden_states import batch_output
 
 
 def packed_layouts(model: Any, model_info: ModelInfo) -> Iterator[PackedLayout]:
@@ -70,7 +71,7 @@ class PackedLayout:
         """See ``BatchRunner.run``."""
         packed = self._pack(batch)
         hidden = self._call(**self._inputs(packed))[0][0]
-        return BatchOutput(self._task.from_packed(hidden, packed).numpy(), packed.input_ids.numel())
+        return batch_output(self._task.from_packed(hidden, packed), packed.input_ids.numel())
 
     def _pack(self, batch: ItemBatch) -> PackedBatch:
         return pack(batch, self._pad_id, self._first_position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -27,7 +28,7 @@ from launcher.front.http.route import ApiFamily, ResponseSpec, Route
 from launcher.front.http.services import Services
 from launcher.front.request_results import Vectors
 from launcher.front.tokenizer import Tokenized
-from launcher.options.choices import VectorEncoding
+from launcher.options.choices import Task, VectorEncoding
 
 _encode = msgspec.json.Encoder().encode
 _MODEL_NOT_FOUND = {404: "This model is not served here."}
@@ -85,6 +86,16 @@ class ModelList(Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
+# For the error of a model that is no embedder.
+WHAT_TASKS_DO: Mapping[Task, str] = {
+    "classify": "classifies",
+    "tag": "tags tokens",
+    "sparse-embed": "makes sparse vectors",
+    "token-embed": "makes vectors of tokens",
+    "fill-mask": "fills masks",
+}
+
+
 class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
     """Embeds the inputs."""
 
@@ -98,7 +109,7 @@ class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
         """See the base class."""
         check_model(body.model, self._model_info)
         if self._model_info.task != "embed":
-            does = "classifies" if self._model_info.task == "classify" else "tags tokens"
+            does = WHAT_TASKS_DO[self._model_info.task]
             raise RequestError(
                 f"the model {self._model_info.name!r} {does} and has no embeddings; use POST /predict",
                 code="wrong_task",
