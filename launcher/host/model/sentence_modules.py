@@ -63,7 +63,7 @@ _CLASSES: Mapping[str, tuple[str, str]] = {
 def _full_names(name: str, package: str, file: str) -> tuple[str, ...]:
     """The full names of a class in the versions 0 to 6. The name of the class alone is not enough: a module of the
     model's own code may have the same one."""
-    former = f"sentence_transformers.models.{name}"
+    former = f"sentence_transformers.{'sparse_encoder.' if package == _SPARSE else ''}models.{name}"
     packages = {package, _OWN}
     own = [f"sentence_transformers.{place}{part}.{name}" for place in packages for part in ("", f".{file}")]
     return (former, f"{former}.{name}", *own)
