@@ -26,7 +26,9 @@ class EngineKeywords(TypedDict, total=False):
 
 def type_of(option: Option) -> str:
     """The type that a keyword argument may have."""
-    if option.choices:
+    if option.takes_class:
+        name = "str"
+    elif option.choices:
         name = f"Literal[{', '.join(repr(choice) for choice in option.choices)}]".replace("'", '"')
     elif option.kind is Path:
         name = "str | Path"

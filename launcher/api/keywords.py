@@ -42,8 +42,8 @@ class EngineKeywords(TypedDict, total=False):
     openmp: Literal["auto", "intel", "gnu"]
     """OpenMP runtime; auto and gnu use the one that torch ships. Default: auto."""
 
-    task: Literal["auto", "embed", "classify", "tag", "sparse-embed", "token-embed", "fill-mask"]
-    """Task to serve; auto reads it from the model. Default: auto."""
+    task: str
+    """Task to serve; auto reads it from the model; module:Class is a class of yours. Default: auto."""
 
     max_length: int | None
     """Maximum input length in tokens; at most the model's own limit. Default: None."""

@@ -13,12 +13,13 @@ from launcher.core.protocol.task_settings import MAX_TOP_K
 from launcher.core.tasks.entities import AGGREGATIONS, Aggregation, default_aggregation
 from launcher.engine.session import Computed
 from launcher.errors import UsageError
+from launcher.front.input_reader import InputReader
 from launcher.front.tasks.filled_masks import FilledMask, MaskFiller
 from launcher.front.tasks.label_scores import LabelScore, ranked_labels
 from launcher.front.tasks.sparse_vectors import SparseVector, sparse_vector
 from launcher.front.tasks.token_labels import TokenLabeler
 from launcher.front.tasks.words import WordStarts
-from launcher.front.tokenizer import FrontTokenizer, InputNames
+from launcher.front.tokenizer import InputNames
 from launcher.options.choices import Task
 
 Vectors = npt.NDArray[np.float32]
@@ -55,7 +56,7 @@ def label_scores(model: ModelInfo) -> Decode[list[LabelScore]]:
     return lambda computed: [ranked_labels(row, model.labels) for row in computed.results]
 
 
-def entities(model: ModelInfo, aggregation: Aggregation | None, tokenizer: FrontTokenizer) -> Decode[list[Entity]]:
+def entities(model: ModelInfo, aggregation: Aggregation | None, tokenizer: InputReader) -> Decode[list[Entity]]:
     """Entities, or tokens if ``aggregation`` is ``none``. Raises ``UsageError`` if the model is not a tagger."""
     _require(model, "tag")
     if aggregation is not None and aggregation not in AGGREGATIONS:
@@ -87,7 +88,7 @@ def token_vectors(model: ModelInfo) -> Decode[Vectors]:
     return lambda computed: [rows[first:] for rows in computed.by_token()]
 
 
-def filled_masks(model: ModelInfo, top_k: int, tokenizer: FrontTokenizer) -> Decode[list[list[FilledMask]]]:
+def filled_masks(model: ModelInfo, top_k: int, tokenizer: InputReader) -> Decode[list[list[FilledMask]]]:
     """The most probable tokens for each mask token. Raises ``UsageError`` if the model does not fill masks; decoding
     raises ``RequestError`` for a text without a mask token."""
     _require(model, "fill-mask")

@@ -30,7 +30,8 @@ from launcher.core.scheduling.scheduler import (
 )
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError, RequestError, UsageError
-from launcher.front.dispatcher import Outcome, Tokens
+from launcher.front.dispatcher import Outcome
+from launcher.front.item_details import Tokens
 from launcher.host import log as logs
 from launcher.options import ServeOptions
 from launcher.options.bench import ThroughputOptions

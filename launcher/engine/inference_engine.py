@@ -30,7 +30,9 @@ from launcher.core.tuning.choose_classes import specs_of
 from launcher.engine.costs import Costs, watch_costs
 from launcher.engine.instance_views import InstanceView, packing_info
 from launcher.errors import InstanceError
+from launcher.front.custom_items import CustomItems
 from launcher.front.dispatcher import Dispatcher
+from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer
 from launcher.host.process.spawn_worker import Launch
@@ -130,9 +132,13 @@ class InferenceEngine:
             launches, supervise if self._settings.restart else replace(supervise, max_failures=1), self
         )
         front = self._options.front
-        self.tokenizer = FrontTokenizer(
-            model_info, text_characters=front.text_characters, threads=front.tokenizer_threads
-        )
+        self.tokenizer: InputReader
+        if model_info.task == "custom":
+            self.tokenizer = CustomItems(model_info, threads=front.tokenizer_threads)
+        else:
+            self.tokenizer = FrontTokenizer(
+                model_info, text_characters=front.text_characters, threads=front.tokenizer_threads
+            )
 
     # --------------------------------------------------------------------- run
 
@@ -377,7 +383,9 @@ class InferenceEngine:
                 "dtype": self.setup.dtype,
                 "backend": self.setup.backend,
             },
-            "packing": packing_info([view.ready for view in views if view.ready], self._options.model.layout),
+            "packing": None
+            if model_info.task == "custom"
+            else packing_info([view.ready for view in views if view.ready], self._options.model.layout),
             "instances": [view.info(states[id], self.scheduler.cost(id)) for id, view in self._views.items()],
             "front_cpus": sorted(os.sched_getaffinity(0)),
             "reserved_cpus": list(plan.reserved_cpus),

@@ -6,17 +6,20 @@ printable ASCII only the case can change, so such texts are lower-cased here and
 same model and no normalizer. All other texts, and models with another normalizer, take the regular path. Only the batch
 calls are used, even for one text: they release the GIL, which ``encode`` does not; ``encode_batch_fast`` omits the
 offsets.
+
+Both paths are compared on the check texts before the fast one is used. The worker compares the regular one with the
+tokenizer of transformers (``worker.compare_tokenizers``) on the same texts, so that both give the ids of transformers.
 """
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import BertNormalizer
 
+from launcher.core.check_texts import check_texts
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
 
@@ -24,14 +27,11 @@ from launcher.errors import UsageError
 _MAX_ADDED = 16
 # The checks of a text hold the GIL, which the tokenizer releases: about 0.2 ms for this many characters.
 _MAX_CHARACTERS = 32_000
-# The text on which the two paths are compared: each printable character alone, doubled, and within a word.
-_PRINTABLE = string.digits + string.ascii_letters + string.punctuation + " "
-_PROBE = " ".join(f"{c} {c}{c} a{c}b" for c in _PRINTABLE)
 
 
 class Encoder:
     """Encodes texts for one model, without truncation or padding. ``offsets``: whether encodings include them.
-    ``special_ids``: those of the special tokens. ``tokenizer`` is the model's tokenizer as it is.
+    ``special_ids`` are the ids of the special tokens. ``tokenizer`` is the model's tokenizer as it is.
 
     Raises ``UsageError`` if there is no tokenizer or it cannot be read.
     """
@@ -51,7 +51,7 @@ class Encoder:
         if isinstance(normalizer, BertNormalizer) and normalizer.clean_text and searchable:
             self._lowers = normalizer.lowercase
             self._fast = _without_normalizer(self._regular)
-            if self._plain(_PROBE) is None or not self._agree(_PROBE):
+            if not self._agree(check_texts([token.content for token in added.values()])):
                 self._fast = None
 
     def encode(self, texts: list[str]) -> list[Encoding]:
@@ -86,9 +86,15 @@ class Encoder:
                 return None
         return lowered if self._lowers else text
 
-    def _agree(self, text: str) -> bool:
-        fast, regular = self.encode([text])[0], self._call(self._regular, [text])[0]
-        return bool(fast.ids == regular.ids and fast.offsets == regular.offsets)
+    def _agree(self, texts: Sequence[str]) -> bool:
+        """Whether both paths give the same for ``texts``, some of which take the fast path."""
+        if all(self._plain(text) is None for text in texts):
+            return False
+        found, expected = self.encode([*texts]), self._call(self._regular, texts)
+        return all(
+            fast.ids == regular.ids and fast.type_ids == regular.type_ids and fast.offsets == regular.offsets
+            for fast, regular in zip(found, expected, strict=True)
+        )
 
 
 def _without_normalizer(regular: Tokenizer) -> Tokenizer:

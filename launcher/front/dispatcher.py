@@ -19,7 +19,6 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, ToFront, Unusable
 from launcher.core.protocol.model_info import Rows
@@ -44,13 +43,10 @@ from launcher.core.scheduling.scheduler import (
 )
 from launcher.errors import RequestError
 from launcher.front.channel import Channel
-from launcher.front.item_details import ItemDetails, with_details
+from launcher.front.item_details import ItemDetails, Tokens, with_details
 from launcher.front.metrics import FrontMetrics, InstanceMetrics
-from launcher.front.request_results import RequestResults, Vectors, make_results, split_rows
+from launcher.front.request_results import DTYPES, RequestResults, Vectors, make_results
 
-Tokens = npt.NDArray[np.int32]
-
-FLOAT32_BYTES = 4
 # uvloop's timers have a resolution of 1 ms; a deadline this close counts as reached.
 TIMER_RESOLUTION = 1e-3
 
@@ -86,10 +82,6 @@ class Outcome:
     compute_seconds: float
     instances: tuple[int, ...]
     rows: tuple[int, ...] = ()
-
-    def by_item(self) -> Any:
-        """The results, or the rows of each item as a list of arrays if their number varies."""
-        return split_rows(self.results, self.rows) if self.rows else self.results
 
 
 @dataclass(slots=True)
@@ -215,7 +207,7 @@ class Dispatcher:
         if sent is None or mismatch:
             worker.channel.fail(f"the worker's results do not match the batch it was sent: {mismatch}")
             return
-        rows = np.frombuffer(body, dtype=np.float32).reshape(-1, message.width)
+        rows = np.frombuffer(body, dtype=DTYPES[self._rows]).reshape(-1, message.width)
         if not np.isfinite(rows).all():
             worker.metrics.batch_failed()
             self._feed(BatchFailed(worker.instance, sent.batch, "the results contain values that are not finite"))
@@ -228,7 +220,7 @@ class Dispatcher:
         """The rows of each item of a batch."""
         if self._rows == "item":
             return rows
-        counts = done.rows if self._rows == "varying" else [item.length for item in sent.items]
+        counts = done.rows or [item.length for item in sent.items]
         return np.split(rows, list(accumulate(counts))[:-1])
 
     def _store_results(
@@ -285,7 +277,7 @@ class Dispatcher:
         request_id = self._next_request
         self._next_request += 1
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        lengths = tuple(map(len, items))
+        lengths = tuple(details.sizes if details and details.sizes else map(len, items))
         self._requests[request_id] = _Request(
             items, details, make_results(self._rows, lengths, self._width), future, self._clock()
         )
@@ -424,10 +416,10 @@ def _mismatch(sent: _Sent | None, done: Done, body_bytes: int, width: int, rows:
         return f"{done.seconds} s for {done.computed_tokens} computed tokens, {sent.tokens} were sent"
     if done.width != width:
         return f"{done.width} values in a row instead of {width}"
-    if len(done.rows) != (done.items if rows == "varying" else 0) or any(count < 0 for count in done.rows):
+    if len(done.rows) != (done.items if rows in ("varying", "bytes") else 0) or any(count < 0 for count in done.rows):
         return f"numbers of rows {done.rows} for {done.items} items"
-    total = {"item": done.items, "token": sent.tokens, "varying": sum(done.rows)}[rows]
-    expected = total * width * FLOAT32_BYTES
+    total = {"item": done.items, "token": sent.tokens}.get(rows, sum(done.rows))
+    expected = total * width * np.dtype(DTYPES[rows]).itemsize
     if body_bytes != expected:
         return f"{body_bytes} bytes of results instead of {expected}"
     return None

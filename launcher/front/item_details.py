@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from launcher.core.protocol.messages import Run
 
+# The token ids of an item, int32, or the bytes of its JSON, uint8.
+Tokens = npt.NDArray[Any]
 TypeIds = npt.NDArray[np.uint8]
 
 
@@ -23,11 +25,12 @@ class ItemDetails:
     """What items have besides token ids. Each field is parallel to the items, or empty if no item has it.
 
     ``type_ids`` has the token type (segment) of each token, and ``prompt_lengths`` the number of leading tokens that
-    pooling ignores.
+    pooling ignores. ``sizes`` are the sizes of items of a user's own class, which are JSON instead of token ids.
     """
 
     type_ids: Sequence[TypeIds] = ()
     prompt_lengths: Sequence[int] = ()
+    sizes: Sequence[int] = ()
 
 
 _NONE = ItemDetails()
@@ -38,6 +41,8 @@ def with_details(run: Run, items: Sequence[tuple[ItemDetails | None, int]], part
 
     Their token types are appended to ``parts``, the body of the frame.
     """
+    if any(found is not None and found.sizes for found, _ in items):
+        return Run(run.batch, run.lengths, payload_bytes=tuple(map(len, parts)))
     details = [(found or _NONE, index, length) for (found, index), length in zip(items, run.lengths, strict=True)]
     typed = any(found.type_ids for found, _, _ in details)
     if typed:

@@ -6,7 +6,7 @@ not belong here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Protocol
 
@@ -16,6 +16,13 @@ import numpy.typing as npt
 from launcher.core.protocol.model_info import Rows
 
 Vectors = npt.NDArray[np.float32]
+# Of the values in a row.
+DTYPES: Mapping[Rows, npt.DTypeLike] = {
+    "item": np.float32,
+    "token": np.float32,
+    "varying": np.float32,
+    "bytes": np.uint8,
+}
 
 
 class RequestResults(Protocol):
@@ -50,8 +57,8 @@ class _VaryingRows:
 
     __slots__ = ("_parts",)
 
-    def __init__(self, items: int, width: int) -> None:
-        self._parts: list[Vectors] = [np.empty((0, width), dtype=np.float32)] * items
+    def __init__(self, items: int, width: int, dtype: npt.DTypeLike) -> None:
+        self._parts: list[Vectors] = [np.empty((0, width), dtype=dtype)] * items
 
     def put(self, index: int, rows: Vectors) -> None:
         self._parts[index] = rows
@@ -71,7 +78,7 @@ def make_results(rows: Rows, lengths: Sequence[int], width: int) -> RequestResul
         return _FixedRows(len(lengths), range(len(lengths)), width)
     if rows == "token":
         return _FixedRows(*_row_slices(lengths), width)
-    return _VaryingRows(len(lengths), width)
+    return _VaryingRows(len(lengths), width, DTYPES[rows])
 
 
 def _row_slices(lengths: Sequence[int]) -> tuple[int, Sequence[slice]]:

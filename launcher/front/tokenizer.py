@@ -7,15 +7,13 @@ must not be blocked for more than a few milliseconds.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +22,8 @@ from tokenizers import Encoding
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
-from launcher.front.item_details import ItemDetails
+from launcher.front.input_reader import InputReader, Wait, await_future
+from launcher.front.item_details import ItemDetails, Tokens
 from launcher.options import FrontOptions
 
 # About 2 ms of work: 0.27 µs per character, measured for English text with a WordPiece vocabulary.
@@ -39,9 +38,6 @@ CHUNK_CHARACTERS = 32_000
 KNOWN_PROMPTS = 64
 DEFAULT_THREADS = FrontOptions().tokenizer_threads
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-Wait = Callable[[asyncio.Future["Tokenized"]], Awaitable["Tokenized"]]
 Ids = Sequence[int] | npt.NDArray[np.int64]
 
 
@@ -55,7 +51,7 @@ class Tokenized:
     ``details`` is what the items have besides their ids.
     """
 
-    items: list[npt.NDArray[np.int32]]
+    items: list[Tokens]
     tokens: int
     truncated: tuple[int, ...] = ()
     spans: Sequence[npt.NDArray[np.int32]] = ()
@@ -79,18 +75,14 @@ class InputNames:
         return f"'{self.field}'" if self.lone else f"'{self.field}[{self.first + index}]'"
 
 
-async def _await(future: asyncio.Future[Tokenized]) -> Tokenized:
-    return await future
-
-
-class FrontTokenizer:
+class FrontTokenizer(InputReader):
     """Tokenizes for one model. Texts get the special tokens of the model; token ids are used unchanged.
 
-    ``text_characters`` is the maximum length of a text. ``special_ids`` are the ids of the special tokens that texts
-    get. ``vocabulary`` is the tokenizer of the Rust library, for its tokens and for decoding.
+    ``text_characters`` is the maximum length of a text.
     """
 
     def __init__(self, model_info: ModelInfo, *, text_characters: int, threads: int = DEFAULT_THREADS) -> None:
+        super().__init__(threads)
         # The tokenizer's own thread pool would run on the cores of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._with_spans = model_info.task == "tag"
@@ -107,24 +99,6 @@ class FrontTokenizer:
         self.special_ids = frozenset(
             id for id, special in zip(added.ids, added.special_tokens_mask, strict=True) if special
         )
-        self.pending = 0  # inputs that wait for a thread or are being processed in one
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
-
-    def close(self) -> None:
-        """Stop the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def in_thread(
-        self, inputs: int, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
-    ) -> asyncio.Future[Result]:
-        """Call ``function`` in a thread, for this number of inputs; a future that is cancelled early skips the call."""
-        future = asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
-        self.pending += inputs
-        future.add_done_callback(lambda _: self._ended(inputs))
-        return future
-
-    def _ended(self, inputs: int) -> None:
-        self.pending -= inputs
 
     async def texts(
         self,
@@ -133,7 +107,7 @@ class FrontTokenizer:
         truncate: bool = False,
         field: str | InputNames = "input",
         prompt: str | None = None,
-        wait: Wait = _await,
+        wait: Wait = await_future,
     ) -> Tokenized:
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
 
@@ -167,7 +141,7 @@ class FrontTokenizer:
         return len(ids) - (bool(ids) and ids[-1] in self._encoder.special_ids)
 
     async def ids(
-        self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = _await
+        self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = await_future
     ) -> Tokenized:
         """Token ids from the client, used unchanged: no special tokens are added or required.
 

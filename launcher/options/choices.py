@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-Task = Literal["embed", "classify", "tag", "sparse-embed", "token-embed", "fill-mask"]
-TaskChoice = Literal["auto", Task]
+# The tasks that --task names. A task of the user's own is named by its class, and is "custom" from then on.
+NamedTask = Literal["embed", "classify", "tag", "sparse-embed", "token-embed", "fill-mask"]
+Task = Literal[NamedTask, "custom"]
+TaskChoice = Literal["auto", NamedTask]
 RunDtype = Literal["bf16", "fp32", "int8"]
 Dtype = Literal["auto", RunDtype]
 Backend = Literal["eager", "compile", "fake"]

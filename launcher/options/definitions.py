@@ -21,7 +21,7 @@ from launcher.options.choices import (
     TaskChoice,
     TokenIdsPolicy,
 )
-from launcher.options.option import argument, option, part
+from launcher.options.option import ClassPath, argument, option, part
 
 # Batch size of --layout fifo, which exists for comparison with other servers; 32 is their usual default.
 FIFO_BATCH_ITEMS = 32
@@ -111,7 +111,9 @@ class ModelOptions:
         group=MODEL,
         metavar="MODEL",
     )
-    task: TaskChoice = option("auto", "Task to serve; auto reads it from the model.", group=MODEL)
+    task: TaskChoice | ClassPath = option(
+        "auto", "Task to serve; auto reads it from the model; module:Class is a class of yours.", group=MODEL
+    )
     max_length: int | None = option(
         None, "Maximum input length in tokens; at most the model's own limit.", group=MODEL, minimum=2, metavar="N"
     )

@@ -8,6 +8,7 @@ are in ``definitions``, parsing is in ``values``.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -23,6 +24,14 @@ T = TypeVar("T")
 Kind = type[bool] | type[int] | type[float] | type[str] | type[Path]
 
 _KEY = "launch"
+
+
+class ClassPath(str):
+    """The place of a class, ``module:Class``; an alternative to the choices of an option."""
+
+    __slots__ = ()
+    PATTERN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+    EXPECTED = "a class of yours as module:Class"
 
 
 class Details(TypedDict, total=False):
@@ -97,9 +106,9 @@ class Option:
     """One option of a tree of dataclasses.
 
     ``path`` leads from the root to its field. ``many``: it is a tuple of ``kind``. ``choices`` is empty unless the
-    type is a ``Literal``. ``default`` is ``dataclasses.MISSING`` for a required argument. A ``command_line_only``
-    option cannot be set by the environment or a configuration file; a dataclass marks its own options so with a class
-    variable of that name.
+    type is a ``Literal``; with ``takes_class``, a ``ClassPath`` is valid as well. ``default`` is
+    ``dataclasses.MISSING`` for a required argument. A ``command_line_only`` option cannot be set by the environment or
+    a configuration file; a dataclass marks its own options so with a class variable of that name.
     """
 
     path: tuple[str, ...]
@@ -108,6 +117,7 @@ class Option:
     many: bool
     optional: bool
     choices: tuple[str, ...]
+    takes_class: bool
     default: Any
     command_line_only: bool
 
@@ -135,7 +145,7 @@ class Option:
     def expected(self) -> str:
         """What a value must be, for messages: ``an integer of at least 1, or 'auto'``."""
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join(self.choices)}" + (f", or {ClassPath.EXPECTED}" if self.takes_class else "")
         text = " ".join(filter(None, (_NOUNS[self.kind], self.limits)))
         return f"{text}, or {self.declared.none!r}" if self.declared.none else text
 
@@ -183,16 +193,17 @@ def _walk(cls: type, defaults: Any, path: tuple[str, ...]) -> Iterator[Option]:
         if isinstance(held, _Part):
             yield from filter(held.has, _walk(hint, default, here))
         elif isinstance(held, Declared):
-            kind, many, optional, choices = _type(here, hint)
+            takes_class = ClassPath in get_args(hint)
+            kind, many, optional, choices = _type(here, _without(ClassPath, hint) if takes_class else hint)
             only = command_line_only or held.positional
-            yield Option(here, held, kind, many, optional, choices, default, only)
+            yield Option(here, held, kind, many, optional, choices, takes_class, default, only)
 
 
 def _type(path: tuple[str, ...], hint: Any) -> tuple[Kind, bool, bool, tuple[str, ...]]:
     """The properties of an option's type: its kind, whether it is a tuple, whether it can be None, and its choices."""
     optional = get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
     if optional:
-        (hint,) = (one for one in get_args(hint) if one is not NoneType)
+        hint = _without(NoneType, hint)
     many = get_origin(hint) is tuple
     if many:
         hint = get_args(hint)[0]
@@ -200,3 +211,9 @@ def _type(path: tuple[str, ...], hint: Any) -> tuple[Kind, bool, bool, tuple[str
     kind: Kind = str if choices else hint
     assert kind in _NOUNS, f"{'.'.join(path)}: no option can have the type {hint}"
     return kind, many, optional, choices
+
+
+def _without(alternative: type, hint: Any) -> Any:
+    """The other type of a union of two."""
+    (other,) = (one for one in get_args(hint) if one is not alternative)
+    return other

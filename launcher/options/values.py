@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.errors import UsageError
-from launcher.options.option import Option, options_of, parts_of
+from launcher.options.option import ClassPath, Option, options_of, parts_of
 
 Options = TypeVar("Options")
 
@@ -120,6 +120,8 @@ def _single(option: Option, value: object, where: str) -> Any:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise refusal(option, value, where)
+    if option.takes_class and isinstance(value, str) and ClassPath.PATTERN.fullmatch(value):
+        return ClassPath(value)
     if option.choices and value not in option.choices:
         raise refusal(option, value, where)
     if isinstance(value, (int, float)) and not isinstance(value, bool):

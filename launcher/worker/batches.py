@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from launcher.core.protocol.shape_buckets import bucket_size
-from launcher.worker.interfaces import ItemBatch
+from launcher.worker.interfaces import ItemBatch, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,13 @@ class PackedBatch:
         return padded
 
 
-def pack(batch: ItemBatch, pad_id: int, first_position: int) -> PackedBatch:
-    """The items as one sequence; the positions of each start at ``first_position``. Padding has the token type 0."""
+def pack(batch: ItemBatch, pad_id: int, padding_position: int | None) -> PackedBatch:
+    """The items as one sequence. Padding has the token type 0.
+
+    The positions of each item start at 0. Models of the RoBERTa family have a ``padding_position``: there, tokens with
+    this id have it as their position, and the others are counted from the position after it (fairseq's
+    ``make_positions``).
+    """
     tokens = len(batch.ids)
     total = bucket_size(tokens)
 
@@ -130,12 +135,24 @@ def pack(batch: ItemBatch, pad_id: int, first_position: int) -> PackedBatch:
 
     lengths = np.asarray(batch.lengths, dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
-    positions = np.arange(first_position, first_position + tokens) - np.repeat(starts, lengths)
+    positions = np.arange(tokens) - np.repeat(starts, lengths)
+    if padding_position is not None:
+        positions = _positions_of_real_tokens(batch.ids, positions, padding_position)
     return PackedBatch(
         input_ids=torch.from_numpy(row(batch.ids, pad_id)),
-        position_ids=torch.from_numpy(row(positions, first_position)),
+        position_ids=torch.from_numpy(row(positions, 0 if padding_position is None else padding_position + 1)),
         groups=group_by_length(batch.lengths),
         padding=LengthGroup(tokens, total - tokens, 1),
         token_type_ids=None if batch.type_ids is None else torch.from_numpy(row(batch.type_ids, 0)),
         items=batch,
     )
+
+
+def _positions_of_real_tokens(ids: TokenIds, offsets: NDArray[Any], padding_position: int) -> NDArray[Any]:
+    """See ``pack``; ``offsets`` is the distance of each token from the start of its item."""
+    real = ids != padding_position
+    if real.all():
+        return offsets + (padding_position + 1)
+    counts = np.cumsum(real)
+    before = np.concatenate([[0], counts])[np.arange(len(ids)) - offsets]
+    return np.where(real, counts - before, 0) + padding_position

@@ -51,13 +51,15 @@ class ItemBatch:
     """The items of a batch, longest first: their lengths in tokens, and their token ids, concatenated.
 
     ``type_ids`` is parallel to ``ids``; None means that all tokens are in segment 0. ``prompt_lengths`` is parallel to
-    ``lengths``; empty means that no item has a prompt that pooling ignores.
+    ``lengths``; empty means that no item has a prompt that pooling ignores. For a task of the user's own there are no
+    ids: ``payloads`` has the JSON of each item, and ``lengths`` are sizes.
     """
 
     ids: TokenIds
     lengths: Sequence[int]
     type_ids: TypeIds | None = None
     prompt_lengths: Sequence[int] = ()
+    payloads: Sequence[bytes] = ()
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> ItemBatch:
@@ -91,12 +93,12 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class BatchOutput:
-    """Results of a batch: float32, rows × width, in the order of the items. ``computed_tokens`` includes padding.
+    """Results of a batch: rows × width, in the order of the items. ``computed_tokens`` includes padding.
 
-    ``rows`` is the number of rows of each item if ``ModelInfo.rows`` is ``varying``, and empty otherwise.
+    ``rows`` is the number of rows of each item if ``ModelInfo.rows`` is ``varying`` or ``bytes``, and empty otherwise.
     """
 
-    values: Results
+    values: NDArray[Any]
     computed_tokens: int
     rows: Sequence[int] = ()
 
@@ -114,6 +116,11 @@ class Backend(BatchRunner, Protocol):
 
     def load(self, report: ReportProgress) -> LoadedModel:
         """Load the model and check its results. Raises ``ModelError``, or whatever the libraries below raise."""
+        ...
+
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        """A batch of items of these lengths, or the nearest ones that items can have, longest first, to warm up and
+        measure with."""
         ...
 
 

@@ -6,15 +6,30 @@ not belong here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+import transformers
 from transformers import BertConfig
 
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import SHAPES, ModelInfo
 from launcher.worker.interfaces import ModelError
 from launcher.worker.tasks.create_task import Task, task_class
+
+ENCODER_DECODER_HEADS = ("EncoderModel", "Model", "ForConditionalGeneration")
+# Encoder-decoder models of which only the encoder is loaded, as sentence-transformers does: the classes of transformers
+# by architecture, or by model type where the config names no architecture.
+ENCODERS_OF: Mapping[str, str] = {
+    **{f"T5{name}": "T5EncoderModel" for name in ENCODER_DECODER_HEADS},
+    **{f"MT5{name}": "MT5EncoderModel" for name in ENCODER_DECODER_HEADS},
+    **{f"UMT5{name}": "UMT5EncoderModel" for name in ENCODER_DECODER_HEADS},
+    **{name.lower(): f"{name}EncoderModel" for name in ("T5", "MT5", "UMT5")},
+}
+
+# Attributes of a config that have the size of an attention window, or of a part of a text that attends only to itself.
+WINDOW_ATTRIBUTES = ("sliding_window", "local_attention", "attention_window", "attention_chunk_size", "window_size")
 
 SEED = 0  # of random weights: every instance must have the same ones
 
@@ -26,7 +41,9 @@ def load_model(setup: Setup) -> torch.nn.Module:
     if model_info.shape is not None:
         model = _random_model(model_info, task)
     else:
-        model, loading = task.auto_class.from_pretrained(
+        encoder = ENCODERS_OF.get(model_info.architecture) if model_info.task == "embed" else None
+        model_class = task.auto_class if encoder is None else getattr(transformers, encoder)
+        model, loading = model_class.from_pretrained(
             model_info.folder,
             local_files_only=True,
             trust_remote_code=setup.trust_remote_code,
@@ -38,6 +55,9 @@ def load_model(setup: Setup) -> torch.nn.Module:
         if hasattr(model, name):
             # Not None: some models call the module without a check.
             setattr(model, name, torch.nn.Identity())
+    for config in _configs(model):
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # of keys and values, for generation
     return model.eval()
 
 
@@ -78,3 +98,29 @@ def copy_from_file_cache(model: torch.nn.Module) -> None:
     """
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
+
+
+def convert_model(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Convert the model to ``dtype``, except the frequencies of rotary positions, which ``from_pretrained`` keeps in
+    fp32 too: their rounding error would grow with the position."""
+    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    exact = [buffer.data for buffer in frequencies]
+    model.to(dtype)
+    for buffer, values in zip(frequencies, exact, strict=True):
+        buffer.data = values
+
+
+def attention_windows(model: torch.nn.Module) -> list[int]:
+    """The sizes of the attention windows in the configs of the model and its parts, in tokens."""
+    return sorted({size for config in _configs(model) for name in WINDOW_ATTRIBUTES for size in _sizes(config, name)})
+
+
+def _configs(model: torch.nn.Module) -> Iterator[Any]:
+    seen = {id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None}
+    return iter(seen.values())
+
+
+def _sizes(config: object, name: str) -> list[int]:
+    value = getattr(config, name, None)
+    values = value if isinstance(value, list | tuple) else [value]
+    return [size for size in values if isinstance(size, int) and not isinstance(size, bool) and size > 0]

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -145,6 +146,8 @@ def checked_batch(run: Run, body: bytes, model_info: ModelInfo) -> ItemBatch:
         raise BatchError(f"lengths must be positive and in descending order, got {_abbreviate(run.lengths)}")
     if run.lengths[0] > model_info.max_length:
         raise BatchError(f"an item has {run.lengths[0]} tokens; the model accepts at most {model_info.max_length}")
+    if model_info.task == "custom":
+        return _custom_batch(run, body)
     tokens = sum(run.lengths)
     expected = (TOKEN_BYTES + run.typed) * tokens
     if len(body) != expected:
@@ -157,6 +160,15 @@ def checked_batch(run: Run, body: bytes, model_info: ModelInfo) -> ItemBatch:
         )
     type_ids = np.frombuffer(body, dtype=np.uint8, offset=TOKEN_BYTES * tokens) if run.typed else None
     return ItemBatch(ids, run.lengths, type_ids, run.prompt_lengths)
+
+
+def _custom_batch(run: Run, body: bytes) -> ItemBatch:
+    """The items of a batch for a task of the user's own. Raises ``BatchError`` if they do not match ``run``."""
+    if len(run.payload_bytes) != len(run.lengths) or min(run.payload_bytes) < 0 or sum(run.payload_bytes) != len(body):
+        raise BatchError(f"expected {len(run.lengths)} items in {len(body)} bytes, got sizes of {run.payload_bytes}")
+    ends = accumulate(run.payload_bytes, initial=0)
+    payloads = [body[start:end] for start, end in pairwise(ends)]
+    return ItemBatch(np.empty(0, np.int32), run.lengths, payloads=payloads)
 
 
 def check_output(output: BatchOutput, run: Run, model_info: ModelInfo) -> None:
@@ -177,7 +189,7 @@ def check_output(output: BatchOutput, run: Run, model_info: ModelInfo) -> None:
 
 def _row_counts(output: BatchOutput, run: Run, model_info: ModelInfo) -> Sequence[int]:
     """The number of rows that the result of each item must have."""
-    if model_info.rows == "varying":
+    if model_info.rows in ("varying", "bytes"):
         return output.rows
     return run.lengths if model_info.rows == "token" else [1] * len(run.lengths)
 

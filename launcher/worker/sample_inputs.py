@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
 from launcher.worker.interfaces import Item, ItemBatch, TokenIds
 
 CHECK_TEXTS = (
@@ -23,30 +23,62 @@ CHECK_TEXTS = (
     "slanted to the left, as though someone had finished it in a hurry, at night, by poor light.",
 )
 
-# Tokens: more than the attention window of known models with local attention, which is 128.
-LONGEST_ITEM = 192
+LONGEST_ITEM = 192  # tokens, for models without attention windows
+BEYOND_WINDOW = 32  # tokens: a check item is this much longer than the longest attention window
+# Multiplications of one check item, at most: a second or two on a few cores.
+MAX_MULTIPLICATIONS = 10**12
 # Tokens: at least the number of positions of common models, to find code that cannot take longer sequences.
 LONG_BATCH = 512
+
+MAX_SPECIAL_TOKENS = 12  # of the tokenizer, in one check item
 
 _STRIDE = 7919  # a prime: ids of adjacent tokens are far apart, as in text
 
 
-def check_items(model_info: ModelInfo) -> list[Item]:
-    """The check texts and of a long one, longest first, truncated to what the model takes."""
+def check_items(model_info: ModelInfo, windows: Sequence[int] = ()) -> list[Item]:
+    """The check texts, a long one, and one with special tokens in it, longest first, truncated to what the model
+    takes.
+
+    The long one has more tokens than the largest of ``windows``, the sizes of the model's attention windows, as far as
+    one such item takes no more than ``MAX_MULTIPLICATIONS``.
+    """
     tokenizer = Tokenizer.from_file(model_info.tokenizer_path)
     tokenizer.no_padding()
-    tokenizer.enable_truncation(min(model_info.max_length, LONGEST_ITEM))
-    texts = [*CHECK_TEXTS, " ".join(CHECK_TEXTS * 3)]
+    longest = min(model_info.max_length, _longest_item(model_info, windows))
+    tokenizer.enable_truncation(longest)
+    long_text = " ".join(CHECK_TEXTS * 3)
+    repeats = 1 + longest // LONGEST_ITEM
+    texts = [*CHECK_TEXTS, " ".join([long_text] * repeats)]
     encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
-    items = [Item(_masked(np.array(encoding.ids, dtype=np.int32), model_info)) for encoding in encodings]
+    items = [Item(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
+    items.append(Item(_with_special_tokens(items[2].ids, tokenizer, model_info)))
+    if model_info.masks is not None:
+        items = [Item(_with_mask(item.ids, model_info.masks.mask_id)) for item in items]
     return sorted(items, key=len, reverse=True)
 
 
-def _masked(ids: TokenIds, model_info: ModelInfo) -> TokenIds:
-    """The ids with one in the middle replaced by the mask token, if the model fills masks."""
-    if model_info.masks is not None:
-        ids[len(ids) // 2] = model_info.masks.mask_id
-    return ids
+def _with_mask(ids: TokenIds, mask_id: int) -> TokenIds:
+    """``ids`` with the mask token in the middle: a model that fills masks has no result without one."""
+    result = ids.copy()
+    result[len(ids) // 2] = mask_id
+    return result
+
+
+def _longest_item(model_info: ModelInfo, windows: Sequence[int]) -> int:
+    parameters = max(1, model_info.weight_bytes // FLOAT32_BYTES)
+    reached = [window for window in windows if (window + BEYOND_WINDOW) * parameters <= MAX_MULTIPLICATIONS]
+    return max(LONGEST_ITEM, max(reached, default=0) + BEYOND_WINDOW)
+
+
+def _with_special_tokens(ids: TokenIds, tokenizer: Tokenizer, model_info: ModelInfo) -> TokenIds:
+    """``ids`` with the padding id and the tokenizer's special tokens between them, as in a text that contains their
+    names. Some models count or skip such tokens."""
+    added = tokenizer.get_added_tokens_decoder()
+    special = [index for index, token in sorted(added.items()) if token.special and index < model_info.vocab_size]
+    inserted = [model_info.pad_id, *special[:MAX_SPECIAL_TOKENS], model_info.pad_id]
+    places = 1 + np.arange(len(inserted)) * max(1, len(ids) - 1) // len(inserted)
+    result: TokenIds = np.insert(ids, np.minimum(places, len(ids)), np.array(inserted, dtype=np.int32))
+    return result[: model_info.max_length]
 
 
 def check_batches(items: Sequence[Item], max_length: int) -> tuple[list[int], ...]:

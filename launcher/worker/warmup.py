@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from launcher.core.cost.cost_model import Measurement, work_of
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.interfaces import Backend, ItemBatch, ModelError, ReportProgress
-from launcher.worker.sample_inputs import synthetic_batch
 
 # A batch is timed up to this many times, or until its runs add up to this many seconds. The shortest run counts: other
 # load on the machine can only make a run longer.
@@ -40,11 +39,11 @@ def run_warmup(
     for number, lengths in enumerate(batches):
         report("warmup", number / len(batches), _describe(lengths))
         _check(lengths, model_info)
-        batch = synthetic_batch(lengths, model_info)
+        batch = backend.sample_batch(lengths)
         first = _time(backend, batch)
         if measure:
             shortest = first if first >= LONG_RUN_SECONDS else _shortest_run(backend, batch)
-            measured.append((*work_of(lengths, packed=packed), shortest))
+            measured.append((*work_of(batch.lengths, packed=packed), shortest))
     report("warmup", 1.0, f"{len(batches)} batches {'measured' if measure else 'run once, cost from the cache'}")
     return tuple(measured)
 

@@ -131,7 +131,7 @@ def test_a_start_that_is_cancelled_leaves_no_worker() -> None:
         start.cancel()
         with pytest.raises(asyncio.CancelledError):
             await start
-        assert gone([pid], 2.0)
+        assert gone([pid])
 
     asyncio.run(main())
 

@@ -81,7 +81,7 @@ def test_the_end_of_a_script_leaves_no_worker(tmp_path: Path, body: str, status:
         assert (found, output.strip()) == (status, "(2, 128)"), errors
         assert words in errors
         assert bool(errors) == bool(words), errors
-        assert gone(script.workers, 2.0)
+        assert gone(script.workers)
 
 
 BUSY = """
@@ -96,7 +96,7 @@ def test_a_killed_program_leaves_no_worker(tmp_path: Path, number: signal.Signal
     with program(BUSY, tmp_path) as script:
         script.process.send_signal(number)
         assert script.end()[0] == -number
-        assert gone(script.workers, 2.0)
+        assert gone(script.workers)
 
 
 def test_ctrl_c_raises_in_the_program_and_leaves_no_worker(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_ctrl_c_raises_in_the_program_and_leaves_no_worker(tmp_path: Path) -> No
         script.process.send_signal(signal.SIGINT)
         status, output, errors = script.end()
         assert (status, output.strip()) == (0, "interrupted; (2, 128)"), errors
-        assert gone(script.workers, 2.0)
+        assert gone(script.workers)
 
 
 def test_a_forked_process_cannot_use_the_engine_and_does_not_stop_it(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_forked_process_cannot_use_the_engine_and_does_not_stop_it(tmp_path: P
         assert status == 0, errors
         assert output.startswith("UsageError this engine belongs to process")
         assert output.splitlines()[-1] == "(2, 128)"
-        assert gone(script.workers, 2.0)
+        assert gone(script.workers)
 
 
 def test_an_engine_works_in_the_loop_of_a_notebook(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_an_engine_works_in_the_loop_of_a_notebook(tmp_path: Path) -> None:
     with program(body, tmp_path) as script:
         status, output, errors = script.end()
         assert (status, output.strip(), errors) == (0, "(2, 128)", "")
-        assert gone(script.workers, 2.0)
+        assert gone(script.workers)
 
 
 def test_the_command_line_does_not_import_the_api() -> None:

@@ -212,7 +212,7 @@ def test_close_can_be_repeated_and_later_calls_report_that_the_engine_is_closed(
     next(stream)
     engine.close()
     engine.close()
-    assert gone(pids, 2.0)
+    assert gone(pids)
     for call in (lambda: engine.embed("late"), lambda: list(stream), engine.info):
         with pytest.raises(UsageError, match="the engine is closed"):
             call()
@@ -262,7 +262,7 @@ def test_an_exception_in_the_block_leaves_no_worker() -> None:
     with pytest.raises(LookupError, match="not found"):
         use()
     assert len(pids) == 2
-    assert gone(pids, 2.0)
+    assert gone(pids)
 
 
 def test_an_engine_cannot_be_pickled_and_says_so(engine: Engine) -> None:
@@ -276,7 +276,7 @@ def test_an_engine_that_is_dropped_leaves_no_worker() -> None:
     pids = worker_pids(engine.info())
     del engine
     gc.collect()
-    assert gone(pids, 2.0)
+    assert gone(pids)
 
 
 def test_two_engines_at_once_and_one_after_another(engine: Engine) -> None:

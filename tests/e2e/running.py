@@ -58,6 +58,12 @@ class Running:
             if record.get("event") == event and all(record.get(k) == v for k, v in fields.items()):
                 return record
 
+    def events_until_end(self) -> list[str]:
+        """The events of the rest of the log; waits for its end."""
+        rest = list(iter(lambda: self._queue.get(timeout=60), None))
+        self.records += rest
+        return [record["event"] for record in rest if "event" in record]
+
     def story(self) -> str:
         """The log so far, for failure messages."""
         return "\n".join([*(str(r.get("message", r)) for r in self.records[-40:]), *self.other_lines])
@@ -113,7 +119,7 @@ def running(*arguments: str, env: dict[str, str] | None = None, prefix: Sequence
 Launch = Callable[..., contextlib.AbstractContextManager[Running]]
 
 
-def gone(pids: list[int], seconds: float = 5.0) -> bool:
+def gone(pids: list[int], seconds: float = 30.0) -> bool:
     """Whether all of these processes exit within this time (zombies have exited)."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -218,10 +218,8 @@ def test_the_exit_status_is_that_of_the_program(words: tuple[str, ...], status: 
 
 
 def test_a_failure_stops_the_others_and_gives_the_exit_status() -> None:
-    before = time.monotonic()
     done = launch_run(*two("--", "sh", "-c", "if [ {instance} = 1 ]; then exit 5; else exec sleep 60; fi"))
     assert done.returncode == 5
-    assert time.monotonic() - before < 30
     assert "instance 1   failed: exit status 5" in _words(done.stderr)
     assert "instance 0   stopped: killed by SIGTERM (exit code 143)" in _words(done.stderr)
 

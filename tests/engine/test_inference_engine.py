@@ -82,7 +82,7 @@ async def running(engine: InferenceEngine) -> AsyncIterator[InferenceEngine]:
             pids |= set(workers_of(engine))
             engine.stop_now()
             engine.close()
-    assert gone(sorted(pids), 2.0)
+    assert gone(sorted(pids))
 
 
 def workers_of(engine: InferenceEngine) -> list[int]:
@@ -241,4 +241,4 @@ async def test_a_cancelled_run_leaves_no_worker() -> None:
         group.cancel_scope.cancel()
     engine.close()
     assert len(pids) == 2
-    assert gone(pids, 2.0)
+    assert gone(pids)

@@ -80,6 +80,7 @@ async def test_a_request_without_items_is_answered_at_once(make_front: Any) -> N
 async def test_times_are_queue_then_compute_and_name_the_instances(make_front: Any) -> None:
     front = make_front()
     worker = await front.ready()
+    start = front.dispatcher.now()
     future = front.dispatcher.enqueue([ids(4, 5)])
     run, body = await worker.expect(Run)
     await worker.answer(run, body, seconds=0.0)
@@ -87,7 +88,7 @@ async def test_times_are_queue_then_compute_and_name_the_instances(make_front: A
     assert outcome.instances == (0,)
     assert outcome.queue_seconds >= 0
     assert outcome.compute_seconds >= 0
-    assert outcome.queue_seconds + outcome.compute_seconds < 5
+    assert outcome.queue_seconds + outcome.compute_seconds <= front.dispatcher.now() - start
 
 
 async def test_short_and_long_items_of_a_request_go_to_their_classes(make_front: Any) -> None:
@@ -414,7 +415,7 @@ async def test_a_drain_rejects_new_requests_and_ends_with_the_last_result(make_f
 async def test_a_drain_without_requests_ends_at_once(make_front: Any) -> None:
     front = make_front()
     front.dispatcher.begin_drain()
-    await asyncio.wait_for(front.dispatcher.drained(), 1)
+    await asyncio.wait_for(front.dispatcher.drained(), 60)
 
 
 async def test_the_ready_batch_is_cut_by_the_timer_before_the_running_one_ends(make_front: Any) -> None:

@@ -82,7 +82,7 @@ async def test_the_dispatcher_returns_the_number_of_rows_of_each_item(make_front
     serving.cancel()
     assert outcome.rows == (0, 3, 1)
     assert outcome.results[:, 0].tolist() == [7, 8, 9, 6]
-    assert [part[:, 0].tolist() for part in outcome.by_item()] == [[], [7, 8, 9], [6]]
+    assert [part[:, 0].tolist() for part in split_rows(outcome.results, outcome.rows)] == [[], [7, 8, 9], [6]]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ async def test_results_beyond_the_limit_are_refused(make_front: Any, make_client
 async def test_a_sparse_embedder_has_no_route_for_dense_embeddings(client: Any) -> None:
     answer = await client.post("/v1/embeddings", json={"input": "w1"})
     assert answer.json()["error"]["code"] == "wrong_task"
-    assert "makes sparse vectors and has no embeddings" in answer.json()["error"]["message"]
+    assert "is for the task 'sparse-embed' and has no embeddings" in answer.json()["error"]["message"]
 
 
 # --- token vectors

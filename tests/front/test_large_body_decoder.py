@@ -116,12 +116,14 @@ def unknown() -> bytes:
 )
 def test_too_many_inputs_are_refused_before_they_are_decoded(body: Any, code: str) -> None:
     raw = body()
-    start = time.thread_time()
-    error = read(LARGE, raw)
-    seconds = time.thread_time() - start
-    assert isinstance(error, RequestError)
-    assert error.code == code
-    assert seconds < 0.2  # building takes 0.4 to 1.9 s, refusing 0.02 to 0.05 s
+    seconds = []
+    for _ in range(3):
+        start = time.thread_time()
+        error = read(LARGE, raw)
+        seconds.append(time.thread_time() - start)
+        assert isinstance(error, RequestError)
+        assert error.code == code
+    assert min(seconds) < 0.2  # building takes 0.4 to 1.9 s, refusing 0.02 to 0.05 s
 
 
 def test_the_limit_of_other_fields_applies_only_if_some_are_unknown() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.errors import UsageError
 from launcher.options import MachineOptions, RunOptions, RuntimeOptions, ServeOptions, from_flat, to_flat
-from launcher.options.option import options_of
+from launcher.options.option import ClassPath, options_of
 from launcher.options.values import parse
 
 ROOTS = (ServeOptions, RunOptions)
@@ -151,3 +151,14 @@ def test_one_name_means_the_same_in_all_commands() -> None:
         for option in options_of(root):
             by_name.setdefault(option.name, set()).add((option.declared, option.kind, option.choices))
     assert {name for name, forms in by_name.items() if len(forms) > 1} == set()
+
+
+def test_a_task_may_be_a_class_of_the_users_own() -> None:
+    place = from_flat(ServeOptions, {"task": "package.module:Class"}).model.task
+    assert isinstance(place, ClassPath)
+    assert place == "package.module:Class"
+    for wrong in ("module:", ":Class", "module", "a b:C", "module:Class:other", "1a:B"):
+        with pytest.raises(UsageError, match=r"must be one of auto, .*, or a class of yours as module:Class"):
+            from_flat(ServeOptions, {"task": wrong})
+    with pytest.raises(UsageError, match="must be one of"):
+        from_flat(ServeOptions, {"dtype": "module:Class"})

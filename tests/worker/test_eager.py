@@ -17,7 +17,7 @@ import pytest
 from launcher.bench.workload import builtin_workload
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.host.model.folder import ENCODERS, POSITIONS_AFTER_PADDING
+from launcher.host.model.architectures import ENCODERS, POSITIONS_AFTER_PADDING
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
 from launcher.worker.interfaces import ItemBatch

@@ -6,7 +6,7 @@ Its model is a few plain torch modules. Variants of it are wrong in the ways tha
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -38,7 +38,7 @@ from launcher.worker.result_checks import (
     results_unchanged,
     select_runner,
 )
-from launcher.worker.sample_inputs import check_items
+from launcher.worker.sample_inputs import check_items, synthetic_batch
 
 WIDTH = 16
 MODEL_INFO = msgspec.structs.replace(
@@ -249,6 +249,9 @@ class TinyBackend:
             accuracy, notes = checked.cosine, checked.notes
         report("check", 1.0, "checked")
         return LoadedModel("none", 1, accuracy, notes, packed=selection.not_packed is None)
+
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        return synthetic_batch(lengths, self._setup.model_info)
 
     def run(self, batch: ItemBatch) -> BatchOutput:
         return self._runner.run(batch)

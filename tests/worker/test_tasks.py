@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from launcher.worker.batches import pad
 from launcher.worker.interfaces import ItemBatch
 from launcher.worker.tasks.classify import score
-from launcher.worker.tasks.embed import pool
+from launcher.worker.tasks.pooling import TokenEmbeddings, pool
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(lambda lengths: sorted(lengths, reverse=True))
 
@@ -39,30 +39,53 @@ def test_each_item_is_a_row_and_its_padding_is_masked(lengths) -> None:
     assert (batch.mask is None) == (lengths[0] == lengths[-1])
 
 
-def pool_by_loop(hidden: torch.Tensor, lengths: list[int], pooling: str, normalize: bool) -> list[list[float]]:
+MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def pool_by_loop(hidden: torch.Tensor, lengths: list[int], mode: str, prompts: list[int]) -> list[list[float]]:
     vectors = []
-    for row, length in enumerate(lengths):
-        tokens = hidden[row, :length].double()
-        vector = {"mean": tokens.mean(0), "cls": tokens[0], "max": tokens.max(0).values}[pooling]
-        vectors.append((vector / vector.norm() if normalize else vector).tolist())
+    for row, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
+        tokens = hidden[row, prompt:length].double()
+        if not len(tokens):
+            tokens = hidden[row, :1].double() if mode == "cls" else torch.zeros(1, hidden.shape[2]).double()
+        weights = torch.arange(prompt + 1, prompt + len(tokens) + 1, dtype=torch.float64)
+        vector = {
+            "mean": tokens.mean(0),
+            "cls": tokens[0],
+            "max": tokens.max(0).values,
+            "mean_sqrt_len_tokens": tokens.sum(0) / len(tokens) ** 0.5,
+            "weightedmean": (tokens * weights[:, None]).sum(0) / weights.sum(),
+            "lasttoken": tokens[-1],
+        }[mode]
+        vectors.append(vector.tolist())
     return vectors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("prompted", [False, True])
 @pytest.mark.parametrize("lengths", [[9, 5, 5, 1], [6, 6], [1]])
-def test_pooling_uses_only_real_tokens(lengths, pooling, normalize, dtype) -> None:
+def test_pooling_uses_only_real_tokens_after_the_prompt(lengths, prompted, mode, dtype) -> None:
     torch.manual_seed(len(lengths))
     hidden = torch.randn(len(lengths), lengths[0], 16).to(dtype)
     batch = pad(ItemBatch(ids_of(lengths), lengths), 0)
     for row, length in enumerate(lengths):
         hidden[row, length:] = 1000.0  # would change the result
+    prompts = (
+        [min(3, length if mode != "max" else length - 1) for length in lengths] if prompted else [0] * len(lengths)
+    )
 
-    vectors = pool(hidden, batch.lengths, batch.mask, pooling, normalize)
+    given_prompts = torch.tensor(prompts) if prompted else None
+    vectors = pool(TokenEmbeddings(hidden, batch.lengths, batch.mask, given_prompts), mode)
 
     assert vectors.dtype == torch.float32
-    np.testing.assert_allclose(vectors.numpy(), pool_by_loop(hidden, lengths, pooling, normalize), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vectors.numpy(), pool_by_loop(hidden, lengths, mode, prompts), rtol=1e-5, atol=1e-5)
+
+
+def test_the_vectors_of_several_modes_are_concatenated() -> None:
+    tokens = TokenEmbeddings(torch.randn(2, 3, 4), torch.tensor([3, 3]), None)
+
+    assert torch.equal(pool(tokens, ("max", "cls")), torch.cat([pool(tokens, "max"), pool(tokens, "cls")], dim=1))
 
 
 @given(st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=5))

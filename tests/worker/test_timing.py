@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from launcher.worker.timing import TOLERANCE, keep_if_not_slower, shortest_time
 
 
@@ -45,8 +47,16 @@ def test_a_slow_option_gets_as_many_attempts_as_allowed() -> None:
 
 
 def test_the_shortest_of_several_runs_counts_after_one_that_does_not() -> None:
-    runs: list[int] = []
-    seconds = shortest_time(lambda: runs.append(sum(range(1_000_000 if not runs else 1_000))))
+    runs: list[float] = []
+
+    def run() -> None:
+        start = time.perf_counter()
+        sum(range((1_000, 1_000_000, 1_000_000, 500_000)[len(runs)]))
+        runs.append(time.perf_counter() - start)
+
+    seconds = shortest_time(run)
 
     assert len(runs) == 4
-    assert seconds < 0.005
+    assert min(runs) == runs[0]
+    assert runs[0] < min(runs[1:]) <= seconds
+    assert seconds <= max(runs[1:])

@@ -19,6 +19,7 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.events import Priority
 from launcher.core.tasks.prompts import choose_prompt
 from launcher.errors import RequestError, UsageError
+from launcher.front.dispatcher import Outcome
 from launcher.front.http.body_decoder import Body, BodyDecoder
 from launcher.front.http.body_reader import BodyMemory, BodyNotRead, BodyReader
 from launcher.front.http.disconnect import Client, ClientDisconnected, client_of
@@ -175,7 +176,7 @@ class InferenceHandler(Generic[Body]):
         self._queue_seconds(outcome.queue_seconds)
         self._compute_seconds(outcome.compute_seconds)
         self._count.computed(len(tokenized.items), tokenized.tokens)
-        payload = await self._encode(body, outcome.by_item(), tokenized)
+        payload = await self._encode(body, outcome, tokenized)
         self._reply_seconds(clock() - started)
         return payload, _deviation_headers(tokenized, ignored) if ignored or tokenized.truncated else ()
 
@@ -195,6 +196,14 @@ class InferenceHandler(Generic[Body]):
             return await work()
 
     async def _tokenize(self, body: Body, client: Client, priority: Priority, deadline: float | None) -> Tokenized:
+        def read() -> Awaitable[Tokenized]:
+            return self.read_inputs(body, client, priority)
+
+        tokenized = self._one_at_a_time(read) if priority == "bulk" else read()
+        return await (tokenized if deadline is None else _within(deadline - self._dispatcher.now(), tokenized))
+
+    def read_inputs(self, body: Body, client: Client, priority: Priority) -> Awaitable[Tokenized]:
+        """The items of a request. Raises ``RequestError``, without any work, for one that would not be admitted."""
         value, truncate = self.inputs(body)
         field = self.inputs_field
         prompt = self.prompt(body)
@@ -206,23 +215,22 @@ class InferenceHandler(Generic[Body]):
         # Before tokenizing, so that no work is done for a request that will be refused.
         count = len(texts or ids or ())
         self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
+        if texts is not None:
+            return self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=client.wait)
+        return self._tokenizer.ids(ids or (), truncate=truncate, field=field, wait=client.wait)
 
-        def tokenize() -> Awaitable[Tokenized]:
-            if texts is not None:
-                return self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=client.wait)
-            return self._tokenizer.ids(ids or (), truncate=truncate, field=field, wait=client.wait)
-
-        tokenized = self._one_at_a_time(tokenize) if priority == "bulk" else tokenize()
-        return await (tokenized if deadline is None else _within(deadline - self._dispatcher.now(), tokenized))
-
-    async def _encode(self, body: Body, results: Vectors, tokenized: Tokenized) -> bytes:
+    async def _encode(self, body: Body, outcome: Outcome, tokenized: Tokenized) -> bytes:
         """The body of the response."""
-        parts = await self.encode_all_results(body, results, tokenized)
+        parts = await self.encode_outcome(body, outcome, tokenized)
         before, after = self.envelope(body, tokenized)
         # Joined once: a response may have tens of MB, and each copy of them blocks the loop for tens of milliseconds.
         parts[0] = before + parts[0]
         parts[-1] += after
         return b",".join(parts)
+
+    async def encode_outcome(self, body: Body, outcome: Outcome, tokenized: Tokenized) -> list[bytes]:
+        """The JSON of all results. For tasks whose items have a varying number of rows."""
+        return await self.encode_all_results(body, outcome.results, tokenized)
 
     async def encode_all_results(self, body: Body, results: Vectors, tokenized: Tokenized) -> list[bytes]:
         """The JSON of all results. Pauses after each part of them, so that other requests are served."""

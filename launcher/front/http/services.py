@@ -12,8 +12,8 @@ from typing import Any
 
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.front.dispatcher import Dispatcher
+from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
-from launcher.front.tokenizer import FrontTokenizer
 from launcher.options import FrontOptions
 
 
@@ -27,7 +27,7 @@ class Services:
     """
 
     dispatcher: Dispatcher
-    tokenizer: FrontTokenizer
+    tokenizer: InputReader
     model_info: ModelInfo
     options: FrontOptions
     info: Callable[[], Mapping[str, Any]]

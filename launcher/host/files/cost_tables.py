@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launcher.core.cost.cost_table import CostKey, CostTable, decode_table, encode_table, file_name, file_stem
 from launcher.core.protocol.model_info import ModelInfo
+from launcher.custom_task import custom_task_file
 from launcher.errors import UsageError
 from launcher.host.model.tokenizer_files import cache_folder
 
@@ -37,8 +38,13 @@ def package_version(name: str) -> str:
 
 def weights_fingerprint(model_info: ModelInfo) -> str:
     """A fingerprint of the model's files: its configuration, and the names, sizes and times of its weights."""
-    digest = hashlib.sha256(repr((model_info.folder, model_info.shape)).encode())
-    if model_info.shape is None:
+    digest = hashlib.sha256(repr((model_info.folder, model_info.shape, model_info.custom_class)).encode())
+    if model_info.custom_class:
+        for path in (custom_task_file(model_info.custom_class), Path(model_info.folder)):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                digest.update(repr((path.name, status.st_size, status.st_mtime_ns)).encode())
+    elif model_info.shape is None:
         for path in sorted(Path(model_info.folder).iterdir()):
             with contextlib.suppress(OSError):
                 if path.name == "config.json":

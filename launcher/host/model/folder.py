@@ -16,6 +16,12 @@ from launcher.core.protocol.embedding_modules import EmbeddingModule, Normalize
 from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Pooling
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
+from launcher.host.model.architectures import (
+    ENCODER_DECODERS,
+    POSITIONS_AFTER_PADDING,
+    check_positions,
+    read_architecture,
+)
 from launcher.host.model.heads import LABEL_TASKS, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.output_heads import ModelFiles, task_settings
@@ -27,55 +33,6 @@ from launcher.host.model.weights import weight_bytes
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
 
-# Encoders of transformers whose results do not depend on padding. Excluded after measurement: convbert, fnet,
-# nystromformer and yoso mix padding into their results (cosine similarity 0.37 to 0.97 between alone and padded).
-ENCODERS = frozenset(
-    {
-        "albert",
-        "bert",
-        "camembert",
-        "data2vec-text",
-        "deberta",
-        "deberta-v2",
-        "distilbert",
-        "electra",
-        "ernie",
-        "eurobert",
-        "gte",
-        "ibert",
-        "megatron-bert",
-        "mobilebert",
-        "modernbert",
-        "mpnet",
-        "nomic_bert",
-        "rembert",
-        "roberta",
-        "roberta-prelayernorm",
-        "roformer",
-        "squeezebert",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-    }
-)
-
-# Their first token has position padding_idx + 1, so that many entries of the position table are unusable.
-POSITIONS_AFTER_PADDING = frozenset(
-    {
-        "camembert",
-        "data2vec-text",
-        "ibert",
-        "mpnet",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-    }
-)
-
-# Rotary positions whose frequencies are chosen by the length of the longest text in a batch
-# (transformers/modeling_rope_utils.py, dynamic_rope_update). "su" is the former name of longrope.
-BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
-
 NO_LIMIT = 1_000_000  # tokenizers without a limit state 10**30
 
 
@@ -86,10 +43,16 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     if sentence.chain is not None and sentence.chain.static:
         return _static_model_info(sentence.chain, sentence, options, name)
     config = read_object(sentence.folder / "config.json", refuse)
-    architecture = _architecture(config, options, refuse)
-    _check_weights_and_positions(sentence.folder, config, refuse)
+    architecture = read_architecture(config, options, refuse, embedder=sentence.kind == "SentenceTransformer")
+    check_positions(config, refuse)
+    _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
-    tokenizer = tokenizer_files.locate(sentence.folder, folder, config, refuse)
+    tokenizer = tokenizer_files.locate(
+        sentence.folder,
+        config,
+        tokenizer_files.TokenizerRequest(trust_remote_code=options.trust_remote_code),
+        refuse,
+    )
     vocab_size = _number(config, refuse, "vocab_size")
     if tokenizer.largest_id >= vocab_size:
         raise refuse(
@@ -101,7 +64,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             f"{sentence.lower_case_file} requests lower-casing (do_lower_case true), but tokenizer.json does not "
             "lower-case, and this is not supported"
         )
-    hidden_size = _number(config, refuse, "hidden_size", "dim")
+    hidden_size = _number(config, refuse, "hidden_size", "dim", "d_model")
     if task == "embed" and sentence.chain is not None:
         if not sentence.chain.has_vectors:
             raise refuse(
@@ -118,7 +81,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         shape=None,
         architecture=architecture,
         hidden_size=hidden_size,
-        layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer"),
+        layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
         vocab_size=vocab_size,
         max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
         pad_id=pad_id,
@@ -127,6 +90,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         labels=labels_of(config) if task in LABEL_TASKS else (),
         weight_bytes=weight_bytes(sentence.folder, config, refuse),
         tokenizer_file=str(tokenizer.path),
+        tokenizer_check=tokenizer.check,
         scores=scores_of(task, config, sentence, refuse),
         notes=_notes(task, sentence, tokenizer),
     )
@@ -221,31 +185,6 @@ def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:
     raise refuse(f"config.json has no {keys[0]}; it must be a positive integer")
 
 
-# --- architecture
-
-
-def _architecture(config: Json, options: ModelOptions, refuse: ModelErrors) -> str:
-    """The architecture named in config.json, or else its model type, if it is a supported encoder."""
-    kind = str(config.get("model_type", "nothing"))
-    architectures = config.get("architectures") or [kind]
-    architecture = str(architectures[0])
-    own_code = "auto_map" in config
-    generates = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-    if generates or config.get("is_decoder") or config.get("is_encoder_decoder"):
-        raise refuse(f"a {kind} model ({architecture}) generates text; only encoder models can be served")
-    if kind in ENCODERS or (own_code and options.trust_remote_code):
-        return architecture
-    if own_code:
-        raise refuse(
-            f"a {kind} model ({architecture}) contains its own code, which runs only with --trust-remote-code; "
-            "review it first"
-        )
-    raise refuse(
-        f"config.json has the model_type {kind} ({architecture}), which is not supported; text encoders of these types "
-        f"can be served: {', '.join(sorted(ENCODERS))}"
-    )
-
-
 def _pad_id(config: Json, of_tokenizer: int | None) -> int:
     """The id of the padding token. Defaults to 0: padding is masked, so any id of the vocabulary works."""
     stated = config.get("pad_token_id")
@@ -254,28 +193,13 @@ def _pad_id(config: Json, of_tokenizer: int | None) -> int:
     return of_tokenizer or 0
 
 
-def _check_weights_and_positions(folder: Path, config: Json, refuse: ModelErrors) -> None:
-    """Raise ``UsageError`` for an adapter, and for positions that depend on the other texts of a batch."""
+def _check_adapter(folder: Path, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` for an adapter."""
     if (folder / "adapter_config.json").is_file():
         raise refuse(
             f"{folder / 'adapter_config.json'} describes a PEFT adapter, which transformers would add to the weights "
             "and which is not supported; merge it (merge_and_unload) and save the model without it"
         )
-    for key in ("rope_scaling", "rope_parameters"):
-        for kind in _rope_types(config.get(key)):
-            if kind in BATCH_DEPENDENT_ROPE:
-                raise refuse(
-                    f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of a "
-                    "batch, so that a text would have different results alone and in a batch; this is not supported"
-                )
-
-
-def _rope_types(value: Any) -> list[str]:
-    """The types in ``rope_scaling`` or ``rope_parameters``; the latter may have one object per type of layer."""
-    if not isinstance(value, dict):
-        return []
-    own = value.get("rope_type", value.get("type"))
-    return [str(own)] * (own is not None) + [kind for part in value.values() for kind in _rope_types(part)]
 
 
 # --- maximum length
@@ -296,13 +220,18 @@ def _max_length(
     """
     stated = of_tokenizer if sentence.max_length is None else sentence.max_length
     limits = [stated] if stated is not None and stated < NO_LIMIT else []
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    # T5 has relative positions and no table of them; its n_positions has no effect.
+    positions = None if config.get("model_type") in ENCODER_DECODERS else _positions(config)
     if isinstance(positions, int) and positions > 0:
         after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
         limits.append(positions - after_padding)
     if not limits and options.max_length is None:
         raise refuse("none of its files states the maximum number of tokens; set --max-length")
     return lower_limit(min(limits, default=NO_LIMIT), options)
+
+
+def _positions(config: Json) -> Any:
+    return config.get("max_position_embeddings", config.get("n_positions"))
 
 
 def lower_limit(limit: int, options: ModelOptions) -> int:

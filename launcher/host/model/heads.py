@@ -17,6 +17,7 @@ from launcher.host.model.sentence_modules import ACTIVATIONS_HINT, activation_of
 from launcher.host.model.sentence_settings import SETTINGS
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
+from launcher.options.option import ClassPath
 
 HEADS: Mapping[Task, str] = {
     "classify": "ForSequenceClassification",
@@ -50,6 +51,7 @@ def task_of(
     has no task here: another task is never chosen silently."""
     head: Task | None = next((task for task, name in HEADS.items() if architecture.endswith(name)), None)
     if options.task != "auto":
+        assert not isinstance(options.task, ClassPath), "a class of the user's own is not read from a folder"
         if options.task not in ANY_HEAD and options.task != head:
             name = HEAD_NAMES[options.task]
             raise refuse(f"--task {options.task} needs a model with a {name} head, but this is a {architecture}")

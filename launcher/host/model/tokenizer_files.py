@@ -1,63 +1,90 @@
-"""Finds a model's ``tokenizer.json``, or has transformers write the one of its own tokenizer, once, in a subprocess.
+"""Finds the ``tokenizer.json`` with which the front gets the token ids of transformers.
 
-transformers writes it if the model has other tokenizer files only, or if it would not use the ``tokenizer.json`` of the
-model as it is (``tokenizer_settings``). transformers must not be imported here: ``worker.convert_tokenizer`` does it,
-and the result is kept in the user's cache folder. Only the few facts that ``ModelInfo`` needs are read.
+That is the file of the model if transformers certainly builds the tokenizer it describes (``tokenizer_settings``).
+Otherwise, and for a model with other tokenizer files only, it is a file that transformers writes for the tokenizer it
+builds, in ``worker.convert_tokenizer``: transformers must not be imported here. It is written once per model and kept
+in the user's cache folder, under a fingerprint of all files that it may depend on. Without a usable cache folder it is
+written to a temporary one, in each start.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from launcher.core.check_texts import check_texts
+from launcher.core.protocol.built_tokenizer import FACTS_FILE, TOKENIZER_FILE, BuiltTokenizer
 from launcher.errors import UsageError
-from launcher.host.model.tokenizer_settings import TokenizerParts, check_sides, rebuilt_part
+from launcher.host.model.tokenizer_settings import (
+    CallSettings,
+    TokenizerParts,
+    call_settings,
+    check_call_settings,
+    class_of,
+    difference,
+    named_tokens,
+)
 
-# The vocabulary files of slow tokenizers. Their configs alone do not make a tokenizer.
+Json = Mapping[str, Any]
+Refuse = Callable[[str], UsageError]
+
+# The vocabulary files of tokenizers. Their configs alone do not make a tokenizer.
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
-COMPANIONS = ("tokenizer.json", "merges.txt", "bpe.codes", "config.json", "tokenizer_config.json",
-              "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+# What a tokenizer is built from: its files, the model's config, and the model's own code.
+INPUT_SUFFIXES = frozenset({".json", ".txt", ".model", ".codes", ".bpe", ".vocab", ".tiktoken", ".py"})
+BUILDERS = ("transformers", "tokenizers", "sentencepiece", "protobuf")
 
 CONVERT_SECONDS = 300.0
+CHECKED_FILE = "checked"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerRequest:
+    """How the tokenizer is loaded: with which arguments of ``from_pretrained``, and whether texts are lower-cased
+    first, as sentence-transformers does for ``do_lower_case``."""
+
+    arguments: Json = field(default_factory=dict)
+    lower_case: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """The path of a tokenizer and its settings. ``converted``: the reason why ``worker.convert_tokenizer``
-    wrote it, or an empty string. ``largest_id``: of its vocabulary and added tokens, -1 if it has none."""
+    """The path of a tokenizer and its settings.
+
+    ``converted`` is the reason why ``worker.convert_tokenizer`` wrote it, or an empty string. ``check`` is the file
+    that exists once a worker has compared the tokenizer with that of transformers; empty if nothing is to be compared.
+    ``largest_id`` is the largest of its vocabulary, added tokens and special tokens, -1 if it has none.
+    ``segment_ids``: whether transformers passes them to the model.
+    """
 
     path: Path
     max_length: int | None
     pad_id: int | None
     lower_cases: bool
     converted: str
+    check: str
     largest_id: int
-
-
-class _AddedToken(msgspec.Struct):
-    id: int
-    content: str
-
-
-class _Model(msgspec.Struct):
-    """The vocabulary: ids by token or, in a Unigram model, a list of tokens in the order of their ids."""
-
-    vocab: dict[str, int] | list[msgspec.Raw] = msgspec.field(default_factory=dict)
+    segment_ids: bool
 
 
 class _TokenizerJson(msgspec.Struct):
     """The parts of a tokenizer.json that are read."""
 
-    model: _Model
-    added_tokens: list[_AddedToken] = []
+    model: dict[str, msgspec.Raw]
+    added_tokens: list[dict[str, Any]] = []
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
     post_processor: dict[str, Any] | None = None
@@ -65,68 +92,151 @@ class _TokenizerJson(msgspec.Struct):
     padding: dict[str, Any] | None = None
 
 
-def locate(folder: Path, root: Path, config: Mapping[str, Any], refuse: Callable[[str], UsageError]) -> TokenizerFacts:
-    """The tokenizer of the model with the given config.json, in ``folder`` or, for a model with modules, in ``root``.
+def locate(folder: Path, config: Json, request: TokenizerRequest, refuse: Refuse) -> TokenizerFacts:
+    """The tokenizer of the model in ``folder``, whose config.json is ``config``.
 
-    Raises ``UsageError`` if it has none, or none that can be used."""
-    for place in (folder, root):
-        path = place / "tokenizer.json"
-        if path.is_file():
-            tokenizer, settings = _read(path, place, refuse)
-            changed = rebuilt_part(_parts(tokenizer), settings, config)
-            if changed is None:
-                return _facts(path, place, "", refuse)
-            reason = f"transformers does not use {path.name} as it is ({changed})"
-            return _facts(_converted(place, f"{reason}, and its files", refuse), place, reason, refuse)
-    for place in (folder, root):
-        if any((place / name).is_file() for name in VOCABULARIES):
-            missing = f"{place} has no tokenizer.json, and its other files"
-            return _facts(_converted(place, missing, refuse), place, "the model has no tokenizer.json", refuse)
-    raise refuse(f"{folder} has no tokenizer.json, and none of the files to convert to one: {', '.join(VOCABULARIES)}")
-
-
-def _read(path: Path, folder: Path, refuse: Callable[[str], UsageError]) -> tuple[_TokenizerJson, dict[str, Any]]:
-    """A tokenizer.json, and the tokenizer_config.json of the model in ``folder``."""
-    try:
-        tokenizer = msgspec.json.decode(path.read_bytes(), type=_TokenizerJson)
-        settings_path = folder / "tokenizer_config.json"
-        settings = (
-            msgspec.json.decode(settings_path.read_bytes(), type=dict[str, Any]) if settings_path.is_file() else {}
+    Raises ``UsageError`` if it has none, or none that can be used exactly.
+    """
+    own = folder / TOKENIZER_FILE
+    if own.is_file():
+        parts = read_parts(own, folder, refuse)
+        changed = "arguments of the model" if request.arguments or request.lower_case else difference(parts, config)
+        if changed is None:
+            return _facts_as_it_is(own, parts, config, request, refuse)
+        reason = f"transformers does not use {own.name} as it is ({changed})"
+    elif any((folder / name).is_file() for name in VOCABULARIES):
+        reason = f"the model has no {TOKENIZER_FILE}"
+    else:
+        raise refuse(
+            f"{folder} has no {TOKENIZER_FILE}, and none of the files it is made of: {', '.join(VOCABULARIES)}"
         )
-    except (msgspec.MsgspecError, OSError, RecursionError) as error:
-        raise refuse(f"the tokenizer in {path.parent} cannot be read: {error}") from error
-    return tokenizer, settings
+    return _facts_converted(folder, config, request, reason, refuse)
 
 
-def _parts(tokenizer: _TokenizerJson) -> TokenizerParts:
-    return TokenizerParts(
-        tokenizer.normalizer,
-        tokenizer.pre_tokenizer,
-        tokenizer.post_processor,
-        tokenizer.truncation,
-        tokenizer.padding,
-    )
+# --- facts
 
 
-def _facts(path: Path, folder: Path, converted: str, refuse: Callable[[str], UsageError]) -> TokenizerFacts:
-    tokenizer, settings = _read(path, folder, refuse)
-    check_sides(folder, _parts(tokenizer), settings, refuse)
-    vocabulary = tokenizer.model.vocab
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else (len(vocabulary) - 1,)
-    limit = settings.get("model_max_length")
-    pad = settings.get("pad_token")
-    pad_text = pad.get("content") if isinstance(pad, dict) else pad
+def _facts_as_it_is(
+    path: Path, parts: TokenizerParts, config: Json, request: TokenizerRequest, refuse: Refuse
+) -> TokenizerFacts:
+    tokenizer_class = class_of(parts, config)
+    assert tokenizer_class is not None, "a tokenizer.json is used as it is for known classes only"
+    names, limit = named_tokens(parts, tokenizer_class), parts.tokenizer_config.get("model_max_length")
+    limit = parts.tokenizer_config.get("max_len") if limit is None else limit
+    inputs = parts.tokenizer_config.get("model_input_names")
+    segment_ids = tokenizer_class.segment_ids if inputs is None else "token_type_ids" in inputs
+    check_call_settings(parts, call_settings(parts), config, refuse)
+    _check_segments(path, parts, segment_ids, refuse)
+    marker = _cached(_fingerprint(path.parent, request)) / CHECKED_FILE
     return TokenizerFacts(
         path=path,
         max_length=int(limit) if isinstance(limit, int | float) and limit >= 1 else None,
-        pad_id=next((token.id for token in tokenizer.added_tokens if token.content == pad_text), None),
-        lower_cases=_lower_cases(tokenizer.normalizer),
-        converted=converted,
-        largest_id=max((*ids, *(token.id for token in tokenizer.added_tokens)), default=-1),
+        pad_id=_id(parts, names.get("pad_token")) if isinstance(names, dict) else None,
+        lower_cases=_lower_cases(parts.normalizer),
+        converted="",
+        check="" if marker.is_file() else str(marker),
+        largest_id=_largest_id(parts),
+        segment_ids=segment_ids,
     )
 
 
-def _lower_cases(normalizer: dict[str, Any] | None) -> bool:
+def _facts_converted(
+    folder: Path, config: Json, request: TokenizerRequest, reason: str, refuse: Refuse
+) -> TokenizerFacts:
+    target = _converted(folder, request, refuse)
+    built = msgspec.json.decode((target / FACTS_FILE).read_bytes(), type=BuiltTokenizer)
+    path = target / TOKENIZER_FILE
+    parts = read_parts(path, folder, refuse)
+    settings = CallSettings(built.truncation_side, built.padding_side, built.split_special_tokens)
+    check_call_settings(parts, settings, config, refuse)
+    _check_segments(path, parts, built.segment_ids, refuse)
+    return TokenizerFacts(
+        path=path,
+        max_length=built.max_length,
+        pad_id=built.pad_id,
+        lower_cases=_lower_cases(parts.normalizer),
+        converted=reason,
+        check="",
+        largest_id=_largest_id(parts),
+        segment_ids=built.segment_ids,
+    )
+
+
+def read_parts(path: Path, folder: Path, refuse: Refuse) -> TokenizerParts:
+    """A tokenizer.json, and the files beside it in the folder of the model."""
+    try:
+        tokenizer = msgspec.json.decode(path.read_bytes(), type=_TokenizerJson)
+        model = {
+            key: msgspec.json.decode(raw) for key, raw in tokenizer.model.items() if key not in ("vocab", "merges")
+        }
+        vocabulary = msgspec.json.decode(
+            tokenizer.model.get("vocab", msgspec.Raw(b"{}")), type=dict[str, int] | list[msgspec.Raw]
+        )
+        # The list of a Unigram model is in the order of its ids; its texts are not needed.
+        ids = vocabulary if isinstance(vocabulary, dict) else {str(id): id for id in range(len(vocabulary))}
+        return TokenizerParts(
+            normalizer=tokenizer.normalizer,
+            pre_tokenizer=tokenizer.pre_tokenizer,
+            post_processor=tokenizer.post_processor,
+            truncation=tokenizer.truncation,
+            padding=tokenizer.padding,
+            model=model,
+            vocabulary=ids,
+            added_tokens=tuple(tokenizer.added_tokens),
+            tokenizer_config=_object(folder / "tokenizer_config.json") or {},
+            special_tokens_map=_object(folder / "special_tokens_map.json"),
+            more_added_tokens=_object(folder / "added_tokens.json"),
+        )
+    except (msgspec.MsgspecError, OSError, RecursionError) as error:
+        raise refuse(f"the tokenizer in {path.parent} cannot be read: {error}") from error
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.is_file() else None
+
+
+def _id(parts: TokenizerParts, token: str | None) -> int | None:
+    return next((int(entry["id"]) for entry in parts.added_tokens if entry.get("content") == token), None)
+
+
+def _largest_id(parts: TokenizerParts) -> int:
+    added = (int(token["id"]) for token in parts.added_tokens)
+    special = (int(id) for part in _processors(parts.post_processor) for id in _special_ids(part))
+    return max((*parts.vocabulary.values(), *added, *special), default=-1)
+
+
+def _processors(part: Json | None) -> Iterator[Json]:
+    if part is not None:
+        yield part
+        for inner in part.get("processors", []):
+            yield from _processors(inner)
+
+
+def _special_ids(part: Json) -> Iterator[Any]:
+    """The ids of the special tokens that a post-processor adds."""
+    for token in (part.get("special_tokens") or {}).values():
+        yield from token.get("ids", [])
+    for key in ("cls", "sep"):
+        yield from (part.get(key) or [])[1:2]
+
+
+def _check_segments(path: Path, parts: TokenizerParts, segment_ids: bool, refuse: Refuse) -> None:
+    """Raise ``UsageError`` if a text alone gets segment ids other than 0, and these are passed to the model."""
+    pieces = [
+        piece
+        for part in _processors(parts.post_processor)
+        for entry in part.get("single") or []
+        for piece in entry.values()
+    ]
+    others = sorted({piece.get("type_id", 0) for piece in pieces} - {0})
+    if segment_ids and others:
+        raise refuse(
+            f"the post_processor in {path} gives tokens of a single text the segment ids {others}, which is not "
+            "supported; they must be 0"
+        )
+
+
+def _lower_cases(normalizer: Json | None) -> bool:
     if normalizer is None:
         return False
     if normalizer.get("type") == "Sequence":
@@ -134,35 +244,70 @@ def _lower_cases(normalizer: dict[str, Any] | None) -> bool:
     return normalizer.get("type") == "Lowercase" or bool(normalizer.get("lowercase"))
 
 
-def _converted(folder: Path, what: str, refuse: Callable[[str], UsageError]) -> Path:
-    """The tokenizer.json converted from the files of ``folder``; converted now if it is not in the cache.
-    ``what`` begins the message if that fails."""
-    target = cache_folder() / "tokenizers" / _fingerprint(folder) / "tokenizer.json"
-    if target.is_file():
+# --- conversion
+
+
+def _converted(folder: Path, request: TokenizerRequest, refuse: Refuse) -> Path:
+    """The folder with the converted tokenizer of ``folder``; converted now unless it is in the cache."""
+    target = _writable(_fingerprint(folder, request))
+    if (target / FACTS_FILE).is_file():
         return target
-    command = [sys.executable, "-m", "launcher.worker.convert_tokenizer", str(folder), str(target.parent)]
+    command = [sys.executable, "-m", "launcher.worker.convert_tokenizer", str(folder), str(target)]
+    command += ["--arguments", json.dumps(request.arguments)] if request.arguments else []
+    command += ["--lower-case"] if request.lower_case else []
+    command += ["--trust-remote-code"] if request.trust_remote_code else []
     try:
         made = subprocess.run(
             command, capture_output=True, text=True, timeout=CONVERT_SECONDS, check=False, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired as error:
         raise refuse(f"the conversion of the tokenizer in {folder} took over {CONVERT_SECONDS:.0f} s") from error
-    if made.returncode != 0 or not target.is_file():
-        reason = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise refuse(f"{what} could not be converted: {reason}")
+    if made.returncode != 0 or not (target / FACTS_FILE).is_file():
+        reason = (made.stderr.strip().splitlines() or [f"exit status {made.returncode}"])[-1]
+        raise refuse(f"the tokenizer in {folder} cannot be used as transformers builds it: {reason}")
     return target
 
 
-def _fingerprint(folder: Path) -> str:
-    """A fingerprint of the files from which a tokenizer is converted, and of the version that converts them."""
-    from importlib.metadata import version  # slow to import, and few models need it
+def _fingerprint(folder: Path, request: TokenizerRequest) -> str:
+    """A fingerprint of all that a tokenizer depends on, and of the texts that it is checked with."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
 
-    digest = hashlib.sha256(version("transformers").encode())
-    for name in (*VOCABULARIES, *COMPANIONS):
-        path = folder / name
-        if path.is_file():
-            digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    digest = hashlib.sha256(repr((request, check_texts(()))).encode())
+    for package in BUILDERS:
+        try:
+            digest.update(f"{package} {version(package)}\n".encode())
+        except PackageNotFoundError:
+            digest.update(f"{package} absent\n".encode())
+    for path in sorted(folder.iterdir()):
+        if path.suffix in INPUT_SUFFIXES and path.is_file():
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:24]
+
+
+def _cached(fingerprint: str) -> Path:
+    return cache_folder() / "tokenizers" / fingerprint
+
+
+_temporary: dict[str, Path] = {}
+
+
+def _writable(fingerprint: str) -> Path:
+    """The folder for a converted tokenizer: in the cache if it is there or can be written, otherwise a temporary one
+    for the rest of this process."""
+    folder = _cached(fingerprint)
+    if (folder / FACTS_FILE).is_file():
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if writable:
+        return folder
+    if fingerprint not in _temporary:
+        _temporary[fingerprint] = Path(tempfile.mkdtemp(prefix="launcher-tokenizer-"))
+        atexit.register(shutil.rmtree, _temporary[fingerprint], ignore_errors=True)
+    return _temporary[fingerprint]
 
 
 def cache_folder() -> Path:

@@ -35,6 +35,12 @@ def _compile(setup: Setup, threads: int) -> Backend:
     return CompileBackend(setup)
 
 
+def _custom(setup: Setup, threads: int) -> Backend:
+    from launcher.worker.backends.custom import CustomBackend
+
+    return CustomBackend(setup, threads)
+
+
 def _static(setup: Setup, threads: int) -> Backend:
     from launcher.worker.backends.eager import configure_torch
     from launcher.worker.backends.static import StaticBackend
@@ -49,8 +55,11 @@ BACKENDS: dict[choices.Backend, Callable[[Setup, int], Backend]] = {"eager": _ea
 def create_backend(setup: Setup, threads: int) -> Backend:
     """The backend that ``setup`` names, without a model yet; its libraries are imported and configured.
 
-    Static embeddings are computed in one way only, whether ``eager`` or ``compile`` is named.
+    Static embeddings and classes of the user's own are computed in one way only, whether ``eager`` or ``compile`` is
+    named.
     """
+    if setup.model_info.task == "custom":
+        return _custom(setup, threads)
     if setup.model_info.static and setup.backend != "fake":
         return _static(setup, threads)
     return BACKENDS[setup.backend](setup, threads)

@@ -14,6 +14,7 @@ import transformers
 
 from launcher.core.planning.footprint import mixed_batches
 from launcher.core.protocol.messages import Setup
+from launcher.worker.compare_tokenizers import check_tokenizer
 from launcher.worker.interfaces import (
     BatchOutput,
     Item,
@@ -26,7 +27,7 @@ from launcher.worker.interfaces import (
 )
 from launcher.worker.layouts.packed import PackedLayout, packed_layouts
 from launcher.worker.layouts.padded import PaddedLayout
-from launcher.worker.load_model import copy_from_file_cache, load_model
+from launcher.worker.load_model import attention_windows, convert_model, copy_from_file_cache, load_model
 from launcher.worker.optimizations.prepack import prepack_if_faster
 from launcher.worker.optimizations.quantize import quantize
 from launcher.worker.result_checks import (
@@ -69,6 +70,7 @@ class EagerBackend:
         """
         model_info, dtype = self._setup.model_info, self._setup.dtype
         report("load", 0.0, model_info.asked)
+        check_tokenizer(model_info, trust_remote_code=self._setup.trust_remote_code)
         self._model = load_model(self._setup)
         if dtype != "bf16":  # the conversion to bf16 copies them anyway
             copy_from_file_cache(self._model)
@@ -76,7 +78,8 @@ class EagerBackend:
         report("check", 0.0, "computing reference results in fp32")
         padded = PaddedLayout(self._model, model_info)
         padded.check_head()
-        reference = Reference.one_by_one(padded, model_info, check_items(model_info))
+        items = check_items(model_info, attention_windows(self._model))
+        reference = Reference.one_by_one(padded, model_info, items)
         notes = [f"attention: {_attention_of(self._model) or 'built into the model'}"]
         report("check", 0.2, "checking packed results")
         selected = self._select_layout(reference, padded)
@@ -95,6 +98,10 @@ class EagerBackend:
             notes=tuple(notes),
             packed=selected.not_packed is None,
         )
+
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        """See ``Backend.sample_batch``."""
+        return synthetic_batch(lengths, self._setup.model_info)
 
     def run(self, batch: ItemBatch) -> BatchOutput:
         """See ``BatchRunner.run``."""
@@ -118,14 +125,14 @@ class EagerBackend:
     def _convert(self, items: Sequence[Item]) -> tuple[str, ...]:
         """Convert the model to its dtype and optimize it; returns notes."""
         if self._setup.dtype == "bf16":
-            self._model.to(torch.bfloat16)
+            convert_model(self._model, torch.bfloat16)
         elif self._setup.dtype == "int8":
             self._quantize(items)
         model_info = self._setup.model_info
         converted = Reference.as_batch(self, model_info, items)
         lengths = mixed_batches(model_info.max_length, TIMED_TOKENS)[0]
-        batch = synthetic_batch(lengths, model_info)
-        return self.optimize(lambda: self.run(batch), lambda: results_unchanged(converted, self))
+        batch = self.sample_batch(lengths)
+        return self.optimize(lambda: self.run(batch), lambda: results_unchanged(converted, self, self._setup.dtype))
 
     def _quantize(self, items: Sequence[Item]) -> None:
         """Raises ``ModelError``."""
@@ -159,7 +166,7 @@ class EagerBackend:
         model_info = self._setup.model_info
         try:
             lengths = [min(TRACED_LENGTH, model_info.max_length), 3, 3]
-            layout.trace(synthetic_batch(lengths, model_info))
+            layout.trace(self.sample_batch(lengths))
             if unchanged():
                 return None
             reason = "the results differ"

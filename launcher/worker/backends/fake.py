@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 
@@ -17,6 +18,7 @@ from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.protocol.task_settings import MAX_TOP_K
 from launcher.worker.interfaces import BatchOutput, ItemBatch, LoadedModel, ReportProgress, Results, TokenIds
+from launcher.worker.sample_inputs import synthetic_batch
 
 _STEP = 2654435761  # Knuth's multiplicative hashing: 2**32 divided by the golden ratio
 _RADIANS = np.float32(2 * np.pi / 2**32)
@@ -72,6 +74,10 @@ class FakeBackend:
         report("load", 1.0, "fake backend, no model")
         notes = ("fake backend: results are meaningless",)
         return LoadedModel(torch_version="none", threads=self._threads, notes=notes, packed=True)
+
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        """See ``Backend.sample_batch``."""
+        return synthetic_batch(lengths, self._model_info)
 
     def run(self, batch: ItemBatch) -> BatchOutput:
         """``fake_result`` of each item, after the fixed time per token; nothing is padded."""

@@ -6,6 +6,7 @@ StaticEmbedding of sentence-transformers 6, or of model2vec, folded into one tab
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn.functional import embedding_bag
 from launcher.core.protocol.messages import Setup
 from launcher.worker.interfaces import BatchOutput, ItemBatch, LoadedModel, ModelError, ReportProgress
 from launcher.worker.result_checks import Reference, check_accuracy, check_padding
-from launcher.worker.sample_inputs import check_items
+from launcher.worker.sample_inputs import check_items, synthetic_batch
 from launcher.worker.tasks.embed import Finish
 from launcher.worker.tasks.embedding_modules import read_weights
 
@@ -53,6 +54,10 @@ class StaticBackend:
             notes=("static embeddings: no encoder", *(accuracy.notes if accuracy else ())),
             packed=True,
         )
+
+    def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
+        """See ``Backend.sample_batch``."""
+        return synthetic_batch(lengths, self._setup.model_info)
 
     @torch.inference_mode()
     def run(self, batch: ItemBatch) -> BatchOutput:

@@ -1,6 +1,7 @@
 """Items as rows of one width, that of the longest: works with every model, but every row costs as much as the longest.
 
-The mask marks real tokens. It is omitted when all items have the same length, which is faster.
+The mask marks real tokens. It is passed even if there is no padding, as sentence-transformers does: without it, some
+models take the padding id in a text for padding.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ class PaddedLayout:
         output = self._call(**self._inputs(padded))
         return batch_output(self._task.from_padded(output, padded), padded.input_ids.numel())
 
-    def _inputs(self, batch: PaddedBatch) -> dict[str, Tensor | None]:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask()}
+    def _inputs(self, batch: PaddedBatch) -> dict[str, Tensor]:
+        mask = batch.attention_mask()
+        inputs = {"input_ids": batch.input_ids}
+        inputs["attention_mask"] = torch.ones_like(batch.input_ids) if mask is None else mask
         if batch.token_type_ids is not None and self._takes_token_types:
             inputs["token_type_ids"] = batch.token_type_ids
         return inputs

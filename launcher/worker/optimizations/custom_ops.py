@@ -10,19 +10,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 
+class AttentionOptions(NamedTuple):
+    """How the tokens of an item attend to each other, the same for all items.
+
+    ``pattern`` and ``bias`` are indices of the attention's patterns and position biases. Without a pattern, ``causal``
+    tells whether a token attends to later ones. ``scaling`` is the factor of the scores (None: the default, by head
+    size), and ``softcap`` their limit.
+    """
+
+    pattern: int | None = None
+    causal: bool = False
+    scaling: float | None = None
+    bias: int | None = None
+    softcap: float | None = None
+
+
 class Attention(Protocol):
     """Attention of a packed batch: 1 × heads × tokens × head size in, 1 × tokens × heads × head size out."""
 
-    def attend_within_items(
-        self, query_key_value: list[Tensor], causal: bool, scaling: float | None, window: int | None
-    ) -> Tensor:
+    def attend_within_items(self, query_key_value: list[Tensor], options: AttentionOptions) -> Tensor:
         """See ``PackedAttention``."""
         ...
 
@@ -33,7 +46,8 @@ _attentions: WeakValueDictionary[int, Attention] = WeakValueDictionary()
 # torch.library has no type annotations.
 _library: Any = torch.library.Library("launcher", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    "packed_attention(Tensor[] query_key_value, int handle, bool causal, float? scaling, int? window) -> Tensor"
+    "packed_attention(Tensor[] query_key_value, int handle, int? pattern, bool causal, float? scaling, int? bias, "
+    "float? softcap) -> Tensor"
 )
 
 
@@ -56,10 +70,8 @@ def is_tracing_or_compiling() -> bool:
 packed_attention: Callable[..., Tensor] = torch.ops.launcher.packed_attention
 
 
-def _packed_attention(
-    query_key_value: list[Tensor], handle: int, causal: bool, scaling: float | None, window: int | None
-) -> Tensor:
-    return _attentions[handle].attend_within_items(query_key_value, causal, scaling, window)
+def _packed_attention(query_key_value: list[Tensor], handle: int, *options: Any) -> Tensor:
+    return _attentions[handle].attend_within_items(query_key_value, AttentionOptions(*options))
 
 
 def _packed_attention_meta(query_key_value: list[Tensor], *_: object) -> Tensor:

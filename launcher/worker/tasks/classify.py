@@ -42,8 +42,13 @@ class Classify:
 
 def score(logits: Tensor, scores: Scores) -> Tensor:
     """Scores of a batch, float32, items × labels: ``softmax`` scores sum to 1, ``sigmoid`` scores are independent
-    values from 0 to 1, and ``raw`` scores are the logits, for regression."""
+    values from 0 to 1, ``raw`` scores are the logits, for regression, and other scores are those of an activation."""
     logits = logits.float()
     if scores == "softmax":
         return torch.softmax(logits, dim=1)
-    return torch.sigmoid(logits) if scores == "sigmoid" else logits
+    if scores == "raw":
+        return logits
+    if scores == "sigmoid":
+        return torch.sigmoid(logits)
+    result: Tensor = getattr(torch.nn, scores)()(logits)
+    return result

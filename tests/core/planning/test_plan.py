@@ -542,8 +542,8 @@ def test_4096_cpus_are_planned_quickly(options: dict[str, int]) -> None:
     assert len(on.allowed) == 4096
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         make_plan(on, PlanRequest(**options))  # type: ignore[arg-type]
-        seconds.append(time.perf_counter() - start)
-    # The target is 0.1 s; the bound leaves room for a loaded machine.
+        seconds.append(time.process_time() - start)
+    # The target is 0.1 s; the bound leaves room for a slower machine.
     assert min(seconds) < 0.5

@@ -244,10 +244,11 @@ def test_a_program_that_spins_is_seen_with_its_share_and_its_cpus() -> None:
     with _running("taskset", "-c", cpu, sys.executable, "-S", "-c", spin) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        seen = _seen(process.pid, 0.3)
+        # Other programs on its cpu may take most of some of the samples.
+        samples = (_seen(process.pid, 0.3) for _ in range(10))
+        seen = next((one for one in samples if one is not None and one.share > 0.05), None)
     assert seen is not None
     assert seen.cpus == (int(cpu),)
-    assert seen.share > 0.05
     assert seen.name.startswith("python")
     assert seen.front is None
 

@@ -212,10 +212,10 @@ def test_a_missing_lscpu_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_lscpu_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lscpu, "TIMEOUT", 0.1)
-    _fake(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    _fake(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 600")
     start = time.monotonic()
     assert len(_read(tmp_path).cores) == 4
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 300
     pid_file = tmp_path / "pid"
     if pid_file.exists():  # otherwise killed before it could print anything
         assert not Path(f"/proc/{pid_file.read_text().strip()}").exists()

@@ -29,7 +29,10 @@ BERT = {
 # With the parts that transformers rebuilds for a BertTokenizer.
 TOKENIZER = {
     "version": "1.0",
-    "added_tokens": [{"id": 3, "content": "[PAD]"}],
+    "added_tokens": [
+        {"id": id, "content": f"[{name}]", "special": True}
+        for id, name in enumerate(("UNK", "CLS", "SEP", "PAD", "MASK"))
+    ],
     "normalizer": {
         "type": "BertNormalizer",
         "clean_text": True,
@@ -39,7 +42,13 @@ TOKENIZER = {
     },
     "pre_tokenizer": {"type": "BertPreTokenizer"},
     "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1]},
-    "model": {"type": "WordPiece"},
+    "model": {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "[MASK]": 4},
+    },
 }
 TOKENIZER_CONFIG = {"model_max_length": 10**30, "pad_token": "[PAD]"}
 
@@ -205,13 +214,14 @@ def test_sentence_transformers_files_set_normalization_limit_and_prompts(folder)
     model_info = model_info_of(folder)
 
     assert (model_info.pooling, model_info.normalize, model_info.max_length) == ("cls", True, 48)
-    assert any("prompts (query)" in note for note in model_info.notes)
+    assert (model_info.prompts, model_info.default_prompt) == ({"query": "query: ", "document": ""}, "")
+    assert any("choose a prompt by prompt_name (query)" in note for note in model_info.notes)
 
 
 def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
     inner = folder / "0_Transformer"
     inner.mkdir()
-    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
         (folder / name).rename(inner / name)
     write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}, POOLING])
     write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean"})
@@ -219,21 +229,14 @@ def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
     model_info = model_info_of(folder)
 
     assert model_info.folder == str(inner)
-    assert model_info.tokenizer_path == str(folder / "tokenizer.json")
+    assert model_info.tokenizer_path == str(inner / "tokenizer.json")
 
 
 @pytest.mark.parametrize(
     ("modules", "pooling", "words"),
     [
-        ([TRANSFORMER, POOLING, DENSE], {"pooling_mode_mean_tokens": True}, "module Dense"),
-        ([TRANSFORMER, POOLING], {"pooling_mode_weightedmean_tokens": True}, "weightedmean_tokens"),
-        ([TRANSFORMER, POOLING], {"pooling_mode": "lasttoken"}, "lasttoken"),
-        (
-            [TRANSFORMER, POOLING],
-            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
-            "cls_token + mean_tokens",
-        ),
-        ([TRANSFORMER, POOLING], {}, "the pooling none"),
+        ([TRANSFORMER, POOLING, DENSE], {"pooling_mode_mean_tokens": True}, "2_Dense has no config.json"),
+        ([TRANSFORMER, POOLING], {}, "1_Pooling/config.json is empty"),
         ("nothing", {}, "list of modules"),
     ],
 )
@@ -244,12 +247,12 @@ def test_unsupported_sentence_transformers_modules_are_refused(folder, modules, 
     assert words in refusal(folder)
 
 
-def test_pooling_that_excludes_prompts_is_refused(folder) -> None:
+def test_pooling_that_leaves_prompts_out_is_known(folder) -> None:
     write_json(folder / "modules.json", [TRANSFORMER, POOLING])
     write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "find: "}})
 
-    assert "include_prompt" in refusal(folder)
+    assert not model_info_of(folder).include_prompt
 
 
 def test_lower_casing_is_accepted_only_if_the_tokenizer_does_it(folder) -> None:
@@ -328,6 +331,8 @@ def test_labels_of_a_classifier_are_in_the_order_of_its_logits(folder) -> None:
         ({"problem_type": "regression", "sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"}}, "sigmoid"),
         ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Softmax"}}, "softmax"),
         ({"sentence_transformers": {"activation_fn": None}}, "raw"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, "Tanh"),
+        ({"sbert_ce_default_activation_function": "torch.nn.Hardsigmoid"}, "Hardsigmoid"),
         ({"sentence_transformers": {"activation_fn": None}, "id2label": {"0": "score"}}, "sigmoid"),
         ({"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}, "sigmoid"),
         ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "raw"),
@@ -343,7 +348,9 @@ def test_the_config_determines_how_logits_become_scores(folder, changes, scores)
     assert model_info.scores == scores
 
 
-@pytest.mark.parametrize("name", ["torch.nn.modules.activation.Tanh", "custom.Sigmoid", "sigmoid", ["x"]])
+@pytest.mark.parametrize(
+    "name", ["torch.nn.modules.activation.PReLU", "custom.Sigmoid", "sigmoid", ["x"], "torch.tanh"]
+)
 @pytest.mark.parametrize("key", ["sentence_transformers", "sbert_ce_default_activation_function"])
 def test_an_unknown_activation_is_refused_by_name(folder, key, name) -> None:
     value = {"activation_fn": name} if key == "sentence_transformers" else name
@@ -367,8 +374,8 @@ def test_the_activation_that_sentence_transformers_6_saves_comes_first(folder) -
     write_json(folder / "config_sentence_transformers.json", settings)
     assert model_info_of(folder, task="classify").scores == "raw"
 
-    write_json(folder / "config_sentence_transformers.json", {**settings, "activation_fn": "torch.nn.Tanh"})
-    assert "config_sentence_transformers.json sets activation_fn to 'torch.nn.Tanh'" in refusal(folder, task="classify")
+    write_json(folder / "config_sentence_transformers.json", {**settings, "activation_fn": "torch.nn.GLU"})
+    assert "config_sentence_transformers.json sets activation_fn to 'torch.nn.GLU'" in refusal(folder, task="classify")
 
 
 @pytest.mark.parametrize(

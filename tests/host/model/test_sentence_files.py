@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+from launcher.core.protocol.embedding_modules import Dense
 from launcher.errors import UsageError
 from launcher.host.model.json_files import ModelErrors
 from launcher.host.model.resolve import resolve
 from launcher.host.model.sentence_files import LIMIT_FILES, SentenceFiles, read_sentence_files
+from launcher.host.model.sentence_settings import Settings
 from launcher.options import ModelOptions
 from tests.host.model.test_resolve import BERT, TOKENIZER, TOKENIZER_CONFIG, write_json
 
@@ -68,9 +72,10 @@ def test_modules_are_known_by_the_names_of_every_version(folder, types) -> None:
     modules = [*MODULES, NORMALIZE]
     write_json(folder / "modules.json", [{**module, "type": name} for module, name in zip(modules, types, strict=True)])
 
-    sentence = read(folder)
+    model_info = resolve(ModelOptions(model=str(folder)))
 
-    assert (sentence.kind, sentence.pooling, sentence.normalize) == ("SentenceTransformer", "mean", True)
+    assert read(folder).kind == "SentenceTransformer"
+    assert (model_info.pooling, model_info.normalize, model_info.modules) == ("mean", True, ())
 
 
 @pytest.mark.parametrize(
@@ -85,13 +90,115 @@ def test_a_module_of_the_models_own_code_is_refused_despite_its_class_name(folde
     assert f"type '{name}'" in message
 
 
-@pytest.mark.parametrize(
-    "modules", [[], [MODULES[1]], [MODULES[1], MODULES[0]], [*MODULES, MODULES[1]], [*MODULES, NORMALIZE, NORMALIZE]]
-)
-def test_modules_in_another_order_or_number_are_refused(folder, modules) -> None:
-    write_json(folder / "modules.json", modules)
+def entry(kind: str, index: int = 2) -> dict[str, object]:
+    return {"idx": index, "name": str(index), "path": f"{index}_{kind}", "type": f"{LEGACY}{kind}"}
 
-    assert "they must be Transformer, Pooling and, optionally, Normalize, in this order" in refusal(folder)
+
+@pytest.mark.parametrize(
+    ("modules", "words"),
+    [
+        ([], "must contain a list of modules"),
+        ([MODULES[1]], "begins with the module Pooling; it must begin with Transformer or StaticEmbedding"),
+        ([MODULES[1], MODULES[0]], "begins with the module Pooling"),
+        ([*MODULES, entry("Transformer")], "lists the module Transformer after Transformer; it must be the first"),
+        ([*MODULES, NORMALIZE, NORMALIZE], "gives several modules the same name"),
+        ([{**MODULES[0], "path": "../other"}], "sets path to '../other'; it must be a folder inside"),
+        ([{**MODULES[0], "path": "/models"}], "sets path to '/models'"),
+        ([{**MODULES[0], "revision": "main"}], "sets revision of a module to 'main'"),
+        ([MODULES[0], entry("Dropout", 1)], "lists Dropout where there is no sentence_embedding yet"),
+        ([entry("StaticEmbedding", 0), entry("Pooling", 1)], "lists Pooling after StaticEmbedding"),
+    ],
+)
+def test_modules_that_the_library_cannot_run_are_refused(folder, modules, words) -> None:
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "1_Dropout/config.json", {"dropout": 0.1})
+
+    assert words in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Router", "modules of their own for queries and documents"),
+        ("Asym", "modules of their own for queries and documents"),
+        ("WordEmbeddings", "its tokenizer is not supported"),
+        ("BoW", "bags of words"),
+        ("CNN", "convolutions"),
+        ("LSTM", "recurrent layers"),
+        ("WeightedLayerPooling", "only the last layer"),
+        ("SpladePooling", "it makes sparse vectors"),
+    ],
+)
+def test_modules_that_are_not_supported_are_refused_with_the_reason(folder, kind, reason) -> None:
+    write_json(folder / "modules.json", [*MODULES, entry(kind)])
+
+    message = refusal(folder)
+
+    assert f"requests the module {kind} (type '{LEGACY}{kind}'), which is not supported: " in message
+    assert reason in message
+
+
+DENSE = {"in_features": 8, "out_features": 4, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+
+
+def add_dense(folder: Path, **changes: object) -> None:
+    write_json(folder / "modules.json", [*MODULES, entry("Dense")])
+    write_json(folder / "2_Dense/config.json", {**DENSE, **changes})
+    weights = {"linear.weight": np.zeros((4, 8), np.float32), "linear.bias": np.zeros(4, np.float32)}
+    save_file(weights, folder / "2_Dense/model.safetensors")
+
+
+def test_a_dense_module_sets_the_width_and_adds_to_the_memory(folder) -> None:
+    plain = resolve(ModelOptions(model=str(folder)))
+    add_dense(folder)
+
+    model_info = resolve(ModelOptions(model=str(folder)))
+
+    assert (plain.result_width, model_info.result_width) == (8, 4)
+    assert model_info.weight_bytes - plain.weight_bytes == (4 * 8 + 4) * 4
+    (dense,) = model_info.modules
+    assert dense == Dense(str(folder / "2_Dense"), 8, 4, True, "Tanh")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"activation_function": "transformers.activations.GELUActivation"}, "sets activation_function to 'transf"),
+        ({"activation_function": "torch.nn.modules.activation.PReLU"}, "sets activation_function to 'torch.nn.mod"),
+        ({"activation_function": "torch.nn.modules.activation.Identity"}, "sets activation_function to 'torch.nn.mod"),
+        ({"activation_function": None}, "sets activation_function to None"),
+        ({"module_output_name": "projected"}, "sets module_output_name to 'projected'"),
+        ({"module_input_name": "token_embeddings", "module_output_name": "sentence_embedding"}, "module_output_name"),
+        ({"in_features": 16}, "model.safetensors has the tensor linear.weight of the shape [4, 8]"),
+        ({"bias": False}, "the module's config requires no tensor linear.bias"),
+        ({"bias": "yes"}, "sets bias to 'yes', but it must be true or false"),
+        ({"out_features": 0}, "sets out_features to 0, but it must be a positive integer"),
+        ({"use_residual": True}, "the module's config requires the tensor residual.weight"),
+        ({"dropout": 0.1}, "sets dropout to 0.1, which is not supported"),
+    ],
+)
+def test_a_dense_module_that_cannot_be_applied_is_refused(folder, changes, words) -> None:
+    add_dense(folder, **changes)
+
+    message = refusal(folder)
+
+    assert "2_Dense" in message
+    assert words in message
+
+
+def test_a_module_that_does_not_fit_the_vectors_before_it_is_refused(folder) -> None:
+    add_dense(folder)
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": ["mean", "cls"]})
+
+    with pytest.raises(UsageError, match=r"2_Dense/config\.json sets in_features to 8, but its input has 16 values"):
+        resolve(ModelOptions(model=str(folder)))
+
+
+def test_a_module_without_weights_is_refused(folder) -> None:
+    add_dense(folder)
+    (folder / "2_Dense/model.safetensors").unlink()
+
+    assert "2_Dense has no weights: neither model.safetensors nor pytorch_model.bin" in refusal(folder)
 
 
 def test_embedding_without_a_pooling_module_is_refused_as_the_library_has_no_result(folder) -> None:
@@ -107,18 +214,43 @@ def test_embedding_without_a_pooling_module_is_refused_as_the_library_has_no_res
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len_tokens"),
-        ({"pooling_mode_lasttoken": True}, "lasttoken"),
-        ({"pooling_mode": "weightedmean"}, "weightedmean"),
-        ({"pooling_mode": ["mean", "max"]}, "mean + max"),
-        ({"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True}, "cls_token + max_tokens"),
-        ({"pooling_mode": "attention"}, "attention"),
+        ({"pooling_mode": "attention"}, "requests the pooling attention"),
+        ({"pooling_mode": ["mean", "first"]}, "requests the pooling mean + first"),
+        ({"pooling_mode": "mean_tokens"}, "requests the pooling mean_tokens"),
+        ({"pooling_mode": []}, "requests the pooling []"),
+        ({"pooling_mode": "mean", "include_prompt": "no"}, "sets include_prompt to 'no'"),
+        ({"embedding_dimension": 8, "word_embedding_dimension": 9}, "sets embedding_dimension and word_embedding"),
+        ({}, "is empty"),
     ],
 )
-def test_other_pooling_modes_are_refused_by_name(folder, config, words) -> None:
+def test_other_pooling_configs_are_refused(folder, config, words) -> None:
     write_json(folder / "1_Pooling/config.json", config)
 
-    assert f"1_Pooling/config.json requests the pooling {words}" in refusal(folder)
+    assert f"1_Pooling/config.json {words}" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["embedding_dimension", "word_embedding_dimension"])
+def test_the_stated_dimension_must_be_that_of_the_encoder(folder, key) -> None:
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean", key: 9})
+
+    with pytest.raises(UsageError, match=r"sets the embedding dimension to 9, but the token embeddings have 8 values"):
+        resolve(ModelOptions(model=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("config", "modes"),
+    [
+        ({"pooling_mode_lasttoken": True, "pooling_mode_cls_token": True}, ("cls", "lasttoken")),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_sqrt_len_tokens": True}, ("max", "mean_sqrt_len_tokens")),
+        ({"pooling_mode": ["weightedmean", "cls"]}, ("weightedmean", "cls")),
+    ],
+)
+def test_several_modes_are_in_the_order_of_the_library(folder, config, modes) -> None:
+    write_json(folder / "1_Pooling/config.json", config)
+
+    model_info = resolve(ModelOptions(model=str(folder)))
+
+    assert (model_info.pooling, model_info.result_width) == (modes, 16)
 
 
 def test_an_unknown_key_of_the_pooling_is_refused(folder) -> None:
@@ -130,13 +262,13 @@ def test_an_unknown_key_of_the_pooling_is_refused(folder) -> None:
 def test_without_any_flag_the_pooling_is_the_mean(folder) -> None:
     write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": False})
 
-    assert read(folder).pooling == "mean"
+    assert resolve(ModelOptions(model=str(folder))).pooling == "mean"
 
 
 def test_a_named_mode_replaces_the_flags(folder) -> None:
     write_json(folder / "1_Pooling/config.json", {"pooling_mode": "cls", "pooling_mode_mean_tokens": True})
 
-    assert read(folder).pooling == "cls"
+    assert resolve(ModelOptions(model=str(folder))).pooling == "cls"
 
 
 # --- sentence_*_config.json
@@ -181,6 +313,10 @@ def test_the_limit_replaces_that_of_the_tokenizer_but_not_the_position_table(fol
         ("query_length", 32),
         ("query_expansion", {"strategy": "fixed", "length": 32}),
         ("a_key_of_a_later_version", 1),
+        ("processor_kwargs", {"model_max_length": "long"}),
+        ("model_kwargs", {"model_max_length": 12}),
+        ("tokenizer_name_or_path", "other"),
+        ("document_length", 300),
         ("max_seq_length", "long"),
         ("max_seq_length", 0),
     ],
@@ -188,7 +324,7 @@ def test_the_limit_replaces_that_of_the_tokenizer_but_not_the_position_table(fol
 def test_a_key_that_changes_results_is_refused_with_its_file_and_name(folder, key, value) -> None:
     write_json(folder / "sentence_roberta_config.json", {key: value})
 
-    assert f"sentence_roberta_config.json sets {key} to " in refusal(folder)
+    assert f"sentence_roberta_config.json sets {key}" in refusal(folder)
 
 
 def test_the_values_that_sentence_transformers_saves_by_default_are_accepted(folder) -> None:
@@ -213,9 +349,10 @@ def test_the_values_that_sentence_transformers_saves_by_default_are_accepted(fol
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"prompts": {"query": "find: "}, "default_prompt_name": "query"}, "sets default_prompt_name to 'query'"),
-        ({"default_prompt_name": "document"}, "sets default_prompt_name to 'document'"),
-        ({"truncate_dim": 4}, "sets truncate_dim to 4"),
+        ({"default_prompt_name": "document"}, "sets default_prompt_name to 'document'; it must be one of its prompts"),
+        ({"truncate_dim": -4}, "sets truncate_dim to -4"),
+        ({"truncate_dim": "4"}, "sets truncate_dim to '4'"),
+        ({"prompts": {"query": 3}}, "sets prompts to {'query': 3}"),
         ({"model_type": "SparseEncoder"}, "sets model_type to 'SparseEncoder'"),
         ({"a_key_of_a_later_version": True}, "sets a_key_of_a_later_version to True"),
         ({"prompts": ["x"]}, "sets prompts to ['x']"),
@@ -238,4 +375,97 @@ def test_settings_that_cannot_change_results_are_accepted(folder) -> None:
     }
     write_json(folder / "config_sentence_transformers.json", settings)
 
-    assert read(folder).prompts == {}
+    assert read(folder).settings == Settings(prompts={"query": "", "document": ""})
+
+
+def test_prompts_and_the_cut_of_vectors_are_read(folder) -> None:
+    settings = {"prompts": {"query": "find: ", "none": None}, "default_prompt_name": "query", "truncate_dim": 4}
+    write_json(folder / "config_sentence_transformers.json", settings)
+
+    model_info = resolve(ModelOptions(model=str(folder)))
+
+    assert (model_info.prompts, model_info.default_prompt) == ({"query": "find: ", "none": ""}, "find: ")
+    assert (model_info.truncate_dim, model_info.result_width, model_info.unit_vectors) == (4, 4, False)
+    assert any("default prompt 'find: '" in note for note in model_info.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"prompts": {"query": "find: "}, "default_prompt_name": "query"},
+            "sets default_prompt_name of a CrossEncoder",
+        ),
+        ({}, "lists modules after the Transformer of a CrossEncoder"),
+    ],
+)
+def test_a_cross_encoder_with_a_default_prompt_or_more_modules_is_refused(folder, settings, words) -> None:
+    write_json(folder / "config_sentence_transformers.json", {"model_type": "CrossEncoder", **settings})
+    if settings:
+        write_json(folder / "modules.json", MODULES[:1])
+
+    assert words in refusal(folder)
+
+
+def test_the_limit_among_the_arguments_of_the_tokenizer_comes_first(folder) -> None:
+    limits = {"max_seq_length": 30, "processor_kwargs": {"model_max_length": 20}}
+    write_json(folder / "sentence_bert_config.json", limits)
+    assert max_length(folder) == 20
+
+    write_json(folder / "sentence_bert_config.json", {**limits, "tokenizer_args": {"model_max_length": 10}})
+    assert max_length(folder) == 10
+
+
+# --- StaticEmbedding
+
+
+@pytest.fixture
+def static_folder(tmp_path: Path) -> Path:
+    """A model of static embeddings, without a config.json."""
+    write_json(tmp_path / "modules.json", [entry("StaticEmbedding", 0)])
+    tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    (tmp_path / "0_StaticEmbedding").mkdir()
+    tokenizer.save(str(tmp_path / "0_StaticEmbedding/tokenizer.json"))
+    save_file({"embedding.weight": np.zeros((5, 8), np.float32)}, tmp_path / "0_StaticEmbedding/model.safetensors")
+    return tmp_path
+
+
+def static_refusal(folder: Path, **tensors: np.ndarray) -> str:
+    if tensors:
+        save_file(tensors, folder / "0_StaticEmbedding/model.safetensors")
+    with pytest.raises(UsageError) as caught:
+        resolve(ModelOptions(model=str(folder)))
+    return str(caught.value)
+
+
+def test_static_embeddings_need_no_config_and_no_encoder(static_folder) -> None:
+    model_info = resolve(ModelOptions(model=str(static_folder)))
+
+    assert (model_info.architecture, model_info.static, model_info.task) == ("StaticEmbedding", True, "embed")
+    assert (model_info.vocab_size, model_info.result_width, model_info.weight_bytes) == (5, 8, 5 * 8 * 4)
+    assert model_info.folder == str(static_folder / "0_StaticEmbedding")
+    assert not model_info.special_tokens
+
+
+def test_static_embeddings_that_cannot_be_read_are_refused(static_folder) -> None:
+    table = np.zeros((5, 8), np.float32)
+    assert "must have the table 'embedding.weight' or 'embeddings'" in static_refusal(static_folder, other=table)
+    assert "must have the table" in static_refusal(static_folder, embeddings=table.astype(np.int8))
+    mapping = np.zeros(4, np.int64)
+    assert "one mapping and one weight per token" in static_refusal(
+        static_folder, embeddings=table, mapping=mapping, weights=np.zeros(5, np.float32)
+    )
+    assert "token ids up to 2, but" in static_refusal(static_folder, embeddings=table[:2])
+    (static_folder / "0_StaticEmbedding/model.safetensors").rename(
+        static_folder / "0_StaticEmbedding/pytorch_model.bin"
+    )
+    assert "only pytorch_model.bin; save it as safetensors" in static_refusal(static_folder)
+
+
+def test_static_embeddings_with_a_tokenizer_that_truncates_on_the_left_are_refused(static_folder) -> None:
+    path = static_folder / "0_StaticEmbedding/tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(7, direction="left")
+    tokenizer.save(str(path))
+
+    assert "truncates texts on the left" in static_refusal(static_folder)

@@ -262,10 +262,10 @@ socket.socket(fileno=0).send(str(child).encode())
 """
     worker = start(python(code))
     with worker.sock:
-        before = time.monotonic()
         assert await worker.wait() == "exit status 0"
-        assert time.monotonic() - before < 3
-        os.kill(int(worker.sock.recv(100)), signal.SIGKILL)
+        child = int(worker.sock.recv(100))
+        assert runs(child), "the report must not wait for it"
+        os.kill(child, signal.SIGKILL)
 
 
 async def test_a_command_that_does_not_exist_is_an_error_and_leaks_nothing(tmp_path: Path) -> None:

@@ -285,9 +285,8 @@ async def test_a_worker_that_was_ready_for_a_while_starts_a_new_series_of_failur
 async def test_loading_workers_are_killed_at_once_on_stop() -> None:
     async with supervised(SLOW, SLOW) as front:
         await front.until("started", 1)
-        before = time.monotonic()
-        await front.supervisor.stop(grace=30)
-        assert time.monotonic() - before < 2
+        with anyio.fail_after(60):
+            await front.supervisor.stop(grace=600)
         assert [front.state(0), front.state(1)] == ["stopped", "stopped"]
 
 
@@ -298,7 +297,7 @@ async def test_a_ready_worker_that_does_not_exit_is_killed_after_the_grace_perio
         front.tell_all_to_stop()
         before = time.monotonic()
         await front.supervisor.stop(grace=0.3)
-        assert 0.25 < time.monotonic() - before < 3
+        assert time.monotonic() - before > 0.25
         assert front.told("exited", 0) == [("exited", 0, "killed: did not stop within the grace period")]
         assert front.told("exited", 1) == [("exited", 1, "exit status 0")]
 
@@ -307,13 +306,12 @@ async def test_a_second_signal_kills_stopping_workers() -> None:
     async with supervised(DEAF, DEAF) as front:
         await front.warm(0)
         await front.warm(1)
-        async with anyio.create_task_group() as group:
-            group.start_soon(front.supervisor.stop, 60.0)
-            await anyio.lowlevel.checkpoint()
-            assert front.state(0) == "stopping"
-            before = time.monotonic()
-            front.supervisor.stop_now()
-        assert time.monotonic() - before < 2
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                group.start_soon(front.supervisor.stop, 600.0)
+                await anyio.lowlevel.checkpoint()
+                assert front.state(0) == "stopping"
+                front.supervisor.stop_now()
         assert front.state(0) == front.state(1) == "stopped"
 
 
@@ -384,6 +382,7 @@ async def test_restarts_leak_no_descriptor() -> None:
 
 
 async def test_states_have_what_ready_and_info_show() -> None:
+    start = time.monotonic()
     async with supervised(GOOD, "raise SystemExit(3)", options=SuperviseOptions(backoff_seconds=HOLD)) as front:
         pid = await front.warm(0)
         await front.until("restarting", 1)
@@ -396,7 +395,7 @@ async def test_states_have_what_ready_and_info_show() -> None:
     )
     assert (states[1]["state"], states[1]["pid"], states[1]["failures"]) == ("backoff", None, 1)
     assert states[1]["reason"] == "exit status 3"
-    assert all(0 <= state["for_seconds"] < 10 for state in states.values())
+    assert all(0 <= state["for_seconds"] <= time.monotonic() - start for state in states.values())
 
 
 FRONT_PROGRAM = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -28,7 +27,7 @@ from launcher.front.http.route import ApiFamily, ResponseSpec, Route
 from launcher.front.http.services import Services
 from launcher.front.request_results import Vectors
 from launcher.front.tokenizer import Tokenized
-from launcher.options.choices import Task, VectorEncoding
+from launcher.options.choices import VectorEncoding
 
 _encode = msgspec.json.Encoder().encode
 _MODEL_NOT_FOUND = {404: "This model is not served here."}
@@ -86,16 +85,6 @@ class ModelList(Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
-# For the error of a model that is no embedder.
-WHAT_TASKS_DO: Mapping[Task, str] = {
-    "classify": "classifies",
-    "tag": "tags tokens",
-    "sparse-embed": "makes sparse vectors",
-    "token-embed": "makes vectors of tokens",
-    "fill-mask": "fills masks",
-}
-
-
 class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
     """Embeds the inputs."""
 
@@ -109,9 +98,9 @@ class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
         """See the base class."""
         check_model(body.model, self._model_info)
         if self._model_info.task != "embed":
-            does = WHAT_TASKS_DO[self._model_info.task]
+            name, task = self._model_info.name, self._model_info.task
             raise RequestError(
-                f"the model {self._model_info.name!r} {does} and has no embeddings; use POST /predict",
+                f"the model {name!r} is for the task {task!r} and has no embeddings; use POST /predict",
                 code="wrong_task",
             )
         width = self._model_info.result_width

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from launcher.front.http.api.predict.classify import CLASSIFY
+from launcher.front.http.api.predict.custom import CUSTOM
 from launcher.front.http.api.predict.embed import EMBED
 from launcher.front.http.api.predict.fill_mask import FILL_MASK
 from launcher.front.http.api.predict.sparse_embed import SPARSE_EMBED
@@ -26,6 +27,7 @@ TASK_ROUTES: Mapping[Task, TaskRoute] = {
     "sparse-embed": SPARSE_EMBED,
     "token-embed": TOKEN_EMBED,
     "fill-mask": FILL_MASK,
+    "custom": CUSTOM,
 }
 
 

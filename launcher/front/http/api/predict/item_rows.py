@@ -11,6 +11,7 @@ from typing import Any
 from launcher.core.protocol.model_info import FLOAT32_BYTES
 from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
+from launcher.front.dispatcher import Outcome
 from launcher.front.http.api.predict.task_route import TaskHandler
 from launcher.front.http.body_decoder import Body
 from launcher.front.http.disconnect import Client
@@ -44,15 +45,13 @@ class ItemRowsHandler(TaskHandler[Body]):
                 param="inputs",
             )
 
-    async def encode_all_results(self, body: Body, results: Any, tokenized: Tokenized) -> list[bytes]:
+    async def encode_outcome(self, body: Body, outcome: Outcome, tokenized: Tokenized) -> list[bytes]:
         """See the base class."""
-        if self._model_info.rows == "token":
-            results = split_rows(results, [len(item) for item in tokenized.items])
-        else:
-            total = sum(map(len, results))
-            self._check_size(total, f"the results have {total} entries together")
+        if self._model_info.rows == "varying":
+            self._check_size(len(outcome.results), f"the results have {len(outcome.results)} entries together")
+        counts = outcome.rows or [len(item) for item in tokenized.items]
         parts, done = [], 0
-        for index, rows in enumerate(results):
+        for index, rows in enumerate(split_rows(outcome.results, counts)):
             parts.append(self.encode_item(body, rows, index, tokenized))
             done += rows.size
             if done >= VALUES_PER_TURN:

@@ -1,0 +1,90 @@
+"""``POST /predict`` for a task of the user's own: JSON items in, JSON results out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from launcher.core.scheduling.events import Priority
+from launcher.errors import RequestError
+from launcher.front.custom_items import CustomItems
+from launcher.front.dispatcher import Outcome
+from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
+from launcher.front.http.disconnect import Client
+from launcher.front.http.inference_route import RESULTS_PER_TURN
+from launcher.front.http.inputs import too_many_inputs
+from launcher.front.http.json_results import Usage
+from launcher.front.http.large_body_decoder import INLINE_BYTES
+from launcher.front.tokenizer import Tokenized
+
+
+class CustomRequest(Struct, frozen=True):
+    """Body of ``POST /predict`` if a class of the user's own is served."""
+
+    inputs: Annotated[list[msgspec.Raw], Meta(description="The items, as the class takes them.")]
+
+
+class CustomResponse(Struct, frozen=True):
+    """Response of ``POST /predict`` if a class of the user's own is served: one result per item, in order.
+
+    The token counts in ``usage`` are the sizes that the class gave the items.
+    """
+
+    model: str
+    task: Literal["custom"]
+    predictions: list[Any]
+    usage: Usage
+
+
+class CustomHandler(TaskHandler[CustomRequest]):
+    """Runs the class on the items."""
+
+    def inputs(self, body: CustomRequest) -> tuple[Any, bool]:
+        """See the base class; nothing is truncated."""
+        return body.inputs, False
+
+    async def _decode(self, raw: bytes, client: Client, priority: Priority) -> tuple[CustomRequest, Sequence[str]]:
+        if len(raw) <= INLINE_BYTES:
+            return self._decoder.decode(raw)
+        self._dispatcher.check_admission(1, ahead=self._tokenizer.pending, priority=priority)
+
+        async def decode() -> tuple[CustomRequest, Sequence[str]]:
+            # The items stay raw, so this holds the interpreter lock for 2 ns per byte.
+            return await client.wait(self._tokenizer.in_thread(1, self._decoder.decode, raw))
+
+        return await (self._one_at_a_time(decode) if priority == "bulk" else decode())
+
+    def read_inputs(self, body: CustomRequest, client: Client, priority: Priority) -> Awaitable[Tokenized]:
+        """See the base class."""
+        assert isinstance(self._tokenizer, CustomItems), "the reader of inputs belongs to the task"
+        count = len(body.inputs)
+        if not count:
+            raise RequestError("'inputs' is an empty list; send at least one item", code="empty_input", param="inputs")
+        if count > self._options.request_items:
+            raise too_many_inputs("inputs", str(count), self._options.request_items)
+        self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
+        return self._tokenizer.items([bytes(item) for item in body.inputs], wait=client.wait)
+
+    async def encode_outcome(self, body: CustomRequest, outcome: Outcome, tokenized: Tokenized) -> list[bytes]:
+        """See the base class: the workers' JSON, as it is."""
+        everything = outcome.results.tobytes()
+        parts: list[bytes] = []
+        for index, (start, end) in enumerate(pairwise(accumulate(outcome.rows, initial=0))):
+            if index and index % RESULTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+            parts.append(everything[start:end])
+        return parts
+
+
+CUSTOM = TaskRoute(
+    handler=CustomHandler,
+    request=CustomRequest,
+    response=CustomResponse,
+    example={"inputs": ["an item"]},
+    returns="The result of each item, in order.",
+)
