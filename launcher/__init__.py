@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from launcher.api import Entity as Entity
     from launcher.api import FilledMask as FilledMask
     from launcher.api import LabelScore as LabelScore
+    from launcher.api import RankedDocument as RankedDocument
     from launcher.api import SparseVector as SparseVector
 
-__all__ = ["AsyncEngine", "Engine", "Entity", "FilledMask", "LabelScore", "SparseVector"]
+__all__ = ["AsyncEngine", "Engine", "Entity", "FilledMask", "LabelScore", "RankedDocument", "SparseVector"]
 
 
 def __getattr__(name: str) -> Any:

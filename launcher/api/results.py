@@ -13,13 +13,13 @@ from launcher.core.protocol.task_settings import MAX_TOP_K
 from launcher.core.tasks.entities import AGGREGATIONS, Aggregation, default_aggregation
 from launcher.engine.session import Computed
 from launcher.errors import UsageError
+from launcher.front.input_names import InputNames
 from launcher.front.input_reader import InputReader
 from launcher.front.tasks.filled_masks import FilledMask, MaskFiller
 from launcher.front.tasks.label_scores import LabelScore, ranked_labels
 from launcher.front.tasks.sparse_vectors import SparseVector, sparse_vector
 from launcher.front.tasks.token_labels import TokenLabeler
 from launcher.front.tasks.words import WordStarts
-from launcher.front.tokenizer import InputNames
 from launcher.options.choices import Task
 
 Vectors = npt.NDArray[np.float32]
@@ -28,7 +28,6 @@ Result = TypeVar("Result")
 METHODS: Mapping[Task, str] = {
     "sparse-embed": "embed_sparse",
     "token-embed": "embed_tokens",
-    "fill-mask": "fill_mask",
 }
 # The results of a chunk, one for each of its texts.
 Decode = Callable[[Computed], Iterable[Result]]
@@ -46,19 +45,19 @@ class Entity(NamedTuple):
 
 def vectors(model: ModelInfo) -> Decode[Vectors]:
     """Vectors, float32 of shape (width,). Raises ``UsageError`` if the model has none."""
-    _require(model, "embed")
+    require_task(model, "embed")
     return lambda computed: computed.results
 
 
 def label_scores(model: ModelInfo) -> Decode[list[LabelScore]]:
     """All labels with their scores, best first. Raises ``UsageError`` if the model is not a classifier."""
-    _require(model, "classify")
+    require_task(model, "classify")
     return lambda computed: [ranked_labels(row, model.labels) for row in computed.results]
 
 
 def entities(model: ModelInfo, aggregation: Aggregation | None, tokenizer: InputReader) -> Decode[list[Entity]]:
     """Entities, or tokens if ``aggregation`` is ``none``. Raises ``UsageError`` if the model is not a tagger."""
-    _require(model, "tag")
+    require_task(model, "tag")
     if aggregation is not None and aggregation not in AGGREGATIONS:
         raise UsageError(f"aggregation={aggregation!r}: must be one of {', '.join(map(repr, AGGREGATIONS))}")
     wanted = aggregation or default_aggregation(model.labels)
@@ -68,6 +67,7 @@ def entities(model: ModelInfo, aggregation: Aggregation | None, tokenizer: Input
         tokenized = computed.tokenized
         parts = zip(computed.by_token(), tokenized.items, computed.chunk.texts, tokenized.spans, strict=True)
         for scores, ids, text, spans in parts:
+            assert isinstance(text, str), "a tagger takes no pairs"
             found = labeler.of_text(scores, ids, (text, spans), wanted)
             # Always set for texts; they are missing only for token ids.
             yield [Entity(one.label, one.score, one.text, one.start, one.end) for one in found]  # type: ignore[arg-type]
@@ -77,13 +77,13 @@ def entities(model: ModelInfo, aggregation: Aggregation | None, tokenizer: Input
 
 def sparse_vectors(model: ModelInfo) -> Decode[SparseVector]:
     """Sparse vectors. Raises ``UsageError`` if the model has none."""
-    _require(model, "sparse-embed")
+    require_task(model, "sparse-embed")
     return lambda computed: map(sparse_vector, computed.varying())
 
 
 def token_vectors(model: ModelInfo) -> Decode[Vectors]:
     """Vectors of tokens, float32 of shape (tokens, width). Raises ``UsageError`` if the model has none."""
-    _require(model, "token-embed")
+    require_task(model, "token-embed")
     first = int(model.token_vectors is not None and model.token_vectors.skip_first)
     return lambda computed: [rows[first:] for rows in computed.by_token()]
 
@@ -91,7 +91,7 @@ def token_vectors(model: ModelInfo) -> Decode[Vectors]:
 def filled_masks(model: ModelInfo, top_k: int, tokenizer: InputReader) -> Decode[list[list[FilledMask]]]:
     """The most probable tokens for each mask token. Raises ``UsageError`` if the model does not fill masks; decoding
     raises ``RequestError`` for a text without a mask token."""
-    _require(model, "fill-mask")
+    require_task(model, "fill-mask")
     if not 1 <= top_k <= MAX_TOP_K:
         raise UsageError(f"top_k={top_k!r}: must be 1 to {MAX_TOP_K}")
     filler = MaskFiller(tokenizer.vocabulary, model)
@@ -111,9 +111,11 @@ def concatenate(parts: Sequence[Vectors], model: ModelInfo) -> Vectors:
     return np.concatenate(parts) if parts else np.empty((0, model.result_width), dtype=np.float32)
 
 
-def _require(model: ModelInfo, task: Task) -> None:
+def require_task(model: ModelInfo, task: Task) -> None:
+    """Raise ``UsageError`` if the model is for another task."""
     if model.task != task:
+        method = METHODS.get(model.task, model.task.replace("-", "_"))
         raise UsageError(
-            f"the model {model.name!r} is for the task {model.task!r}, not {task!r}; use "
-            f"{METHODS.get(model.task, model.task)}(), or an engine with another model"
+            f"the model {model.name!r} is for the task {model.task!r}, not {task!r}; use {method}(), or an engine with "
+            "another model"
         )

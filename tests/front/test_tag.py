@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -19,6 +20,7 @@ from launcher.core.protocol.messages import Run
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.front.tasks.token_labels import TokenLabeler, label_span
 from launcher.front.tasks.words import WordStarts
+from launcher.front.token_id_decoder import TokenIdDecoder
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 
@@ -106,6 +108,23 @@ async def test_token_ids_are_labelled_by_index_without_special_tokens(client: An
         [{"label": "B-PER", "score": score(1), "index": 1}, {"label": "O", "score": score(0), "index": 2}],
         [{"label": "I-PER", "score": score(2), "index": 0}],
     ]
+
+
+@pytest.mark.parametrize("more", [{}, {"aggregation": "simple"}, {"aggregation": "none"}])
+async def test_ids_of_a_tiktoken_encoding_are_labelled_like_their_texts(
+    make_front: Any, make_client: Any, tagger: ModelInfo, more: Any
+) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("bytes", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={})
+    decoder = TokenIdDecoder(encoding, text_characters=1000)
+    front = make_front(model_info=tagger)
+    await front.serving()
+    texts = ["w1 w2 w8", "\u00e4 w3"]
+    services = front.services(tagger, FrontOptions(token_ids="gpt2"), id_decoder=decoder)
+    async with make_client(services) as client:
+        expected = await predictions(client, texts, **more)
+        assert expected[0][0]["text"].startswith("w1")
+        assert await predictions(client, [encoding.encode(text) for text in texts], **more) == expected
 
 
 async def test_truncated_tokens_are_missing_and_the_others_keep_their_positions(client: Any) -> None:

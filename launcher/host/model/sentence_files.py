@@ -36,7 +36,7 @@ LIMIT_FILES = (
 LIMIT_KEYS = frozenset(
     {
         "max_seq_length",  # implemented
-        "do_lower_case",  # implemented: compared with the tokenizer
+        "do_lower_case",  # implemented: changes the tokenizer
         "unpad_inputs",  # selects how batches are computed, not the result
         "backend",  # the library replaces it by that of its caller
     }
@@ -75,6 +75,15 @@ HARMLESS_ARGUMENTS = frozenset(
     }
 )  # fmt: skip
 
+# Arguments of the tokenizer with which transformers builds it.
+BUILDING_ARGUMENTS = frozenset(
+    {
+        "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "add_bos_token",
+        "add_eos_token", "legacy", "model_input_names", "unk_token", "sep_token", "pad_token", "cls_token",
+        "mask_token", "bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens",
+    }
+)  # fmt: skip
+
 # The library sets include_prompt of these to false, whatever their files say.
 INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
 
@@ -84,14 +93,15 @@ class SentenceFiles:
     """The settings in the files of sentence-transformers; the defaults apply if there are none.
 
     ``folder`` is that of the first module. ``chain`` has the modules, and is ``None`` without these files; then
-    ``kind`` is an empty string, and otherwise the class that saved the model. ``lower_case_file`` is the file that
-    requests lower-casing, if one does.
+    ``kind`` is an empty string, and otherwise the class that saved the model. ``lower_case``: lower-case each text
+    before anything else. ``tokenizer_arguments`` are those with which the tokenizer is built.
     """
 
     folder: Path
     chain: ModuleChain | None = None
     max_length: int | None = None
-    lower_case_file: str = ""
+    lower_case: bool = False
+    tokenizer_arguments: Json = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -123,13 +133,16 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
         _check_cross_encoder(folder, chain, settings, refuse)
     if chain.static:
         return SentenceFiles(chain.input, chain, settings=settings)
-    limits_path, limits = _limits(chain.input, settings.kind, refuse)
-    _check_sparse_encoder(chain, settings, limits_path, limits, refuse)
+    limits = _limits(chain.input, settings.kind, refuse)
+    _check_sparse_encoder(chain, settings, limits, refuse)
     return SentenceFiles(
         folder=chain.input,
         chain=chain,
         max_length=_stated_length(limits),
-        lower_case_file=limits_path.name if limits.get("do_lower_case") else "",
+        lower_case=bool(limits.get("do_lower_case")),
+        tokenizer_arguments={
+            key: value for key, value in _tokenizer_arguments(limits).items() if key in BUILDING_ARGUMENTS
+        },
         settings=settings,
     )
 
@@ -146,9 +159,7 @@ def _check_cross_encoder(folder: Path, chain: ModuleChain, settings: Settings, r
         )
 
 
-def _check_sparse_encoder(
-    chain: ModuleChain, settings: Settings, limits_path: Path, limits: Json, refuse: ModelErrors
-) -> None:
+def _check_sparse_encoder(chain: ModuleChain, settings: Settings, limits: Json, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` unless a SparseEncoder, and no other model, pools the logits of a masked language model."""
     sparse = settings.kind == SPARSE_ENCODER
     if sparse != (chain.splade is not None) or (sparse and (chain.modules or chain.pooling or chain.token_modules)):
@@ -160,19 +171,19 @@ def _check_sparse_encoder(
         raise refuse(f"{chain.path} lists MLMTransformer, which only a SparseEncoder may have")
     if sparse and not chain.masked_language_model and limits.get("transformer_task") != MASKED_LANGUAGE_MODEL:
         raise refuse(
-            f"{limits_path} sets transformer_task to {limits.get('transformer_task')!r}; before SpladePooling it must "
-            f"be {MASKED_LANGUAGE_MODEL!r}"
+            f"{chain.input / LIMIT_FILES[0]} sets transformer_task to {limits.get('transformer_task')!r}; before "
+            f"SpladePooling it must be {MASKED_LANGUAGE_MODEL!r}"
         )
 
 
-def _limits(encoder: Path, kind: str, refuse: ModelErrors) -> tuple[Path, Json]:
-    """The first file of LIMIT_FILES that is not empty, and its settings."""
+def _limits(encoder: Path, kind: str, refuse: ModelErrors) -> Json:
+    """The settings in the first file of LIMIT_FILES that is not empty."""
     for path in (encoder / name for name in LIMIT_FILES):
         limits = read_object(path, refuse) if path.is_file() else {}
         if limits:
             _check_limits(path, limits, LIMIT_DEFAULTS[kind], refuse)
-            return path, limits
-    return encoder / LIMIT_FILES[0], {}
+            return limits
+    return {}
 
 
 def _check_limits(path: Path, limits: Json, defaults: Json, refuse: ModelErrors) -> None:
@@ -190,11 +201,11 @@ def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) 
         if arguments is not None:
             raise refuse(f"{path} sets {key} to {arguments!r}, but it must be an object")
         return
-    known = HARMLESS_ARGUMENTS | ({"model_max_length"} if key in TOKENIZER_ARGUMENTS else set())
+    known = HARMLESS_ARGUMENTS
+    if key in TOKENIZER_ARGUMENTS:
+        known |= BUILDING_ARGUMENTS | {"model_max_length"}
     if others := {name: value for name, value in arguments.items() if name not in known}:
         raise refuse(f"{path} sets {key} to {others!r}, which is not supported; remove these arguments")
-    if "model_max_length" in arguments:
-        _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
 
 
 def _check_length(path: Path, key: str, length: Any, refuse: ModelErrors) -> None:
@@ -204,8 +215,12 @@ def _check_length(path: Path, key: str, length: Any, refuse: ModelErrors) -> Non
 
 def _stated_length(limits: Json) -> int | None:
     """The maximum number of tokens. As in the library, ``model_max_length`` among the arguments of the tokenizer
-    replaces ``max_seq_length``, and the former name of the arguments the current one."""
-    current, former = TOKENIZER_ARGUMENTS
-    arguments = limits[former] if former in limits else limits.get(current)
-    length: int | None = (arguments or {}).get("model_max_length")
+    replaces ``max_seq_length``."""
+    length: int | None = _tokenizer_arguments(limits).get("model_max_length")
     return limits.get("max_seq_length") if length is None else length
+
+
+def _tokenizer_arguments(limits: Json) -> Json:
+    """The arguments of the tokenizer. As in the library, their former name replaces the current one."""
+    current, former = TOKENIZER_ARGUMENTS
+    return (limits[former] if former in limits else limits.get(current)) or {}

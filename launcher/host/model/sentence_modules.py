@@ -206,8 +206,8 @@ def _entries(path: Path, refuse: ModelErrors) -> list[Entry]:
     listed = read_value(path, refuse)
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
         raise refuse(f"{path} must contain a list of modules")
-    names = [entry.get("name") for entry in listed]
-    if len(set(map(str, names))) < len(names):
+    names = [str(entry["name"]) for entry in listed if "name" in entry]
+    if len(set(names)) < len(names):
         raise refuse(f"{path} gives several modules the same name ({names}); sentence-transformers would drop one")
     return [_entry(path, entry, refuse) for entry in listed]
 

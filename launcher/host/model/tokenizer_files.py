@@ -73,7 +73,6 @@ class TokenizerFacts:
     path: Path
     max_length: int | None
     pad_id: int | None
-    lower_cases: bool
     converted: str
     check: str
     largest_id: int
@@ -125,14 +124,13 @@ def _facts_as_it_is(
     limit = parts.tokenizer_config.get("max_len") if limit is None else limit
     inputs = parts.tokenizer_config.get("model_input_names")
     segment_ids = tokenizer_class.segment_ids if inputs is None else "token_type_ids" in inputs
-    check_call_settings(parts, call_settings(parts), config, refuse)
+    check_call_settings(parts, call_settings(parts), request.arguments, config, refuse)
     _check_segments(path, parts, segment_ids, refuse)
     marker = _cached(_fingerprint(path.parent, request)) / CHECKED_FILE
     return TokenizerFacts(
         path=path,
         max_length=int(limit) if isinstance(limit, int | float) and limit >= 1 else None,
         pad_id=_id(parts, names.get("pad_token")) if isinstance(names, dict) else None,
-        lower_cases=_lower_cases(parts.normalizer),
         converted="",
         check="" if marker.is_file() else str(marker),
         largest_id=_largest_id(parts),
@@ -148,13 +146,12 @@ def _facts_converted(
     path = target / TOKENIZER_FILE
     parts = read_parts(path, folder, refuse)
     settings = CallSettings(built.truncation_side, built.padding_side, built.split_special_tokens)
-    check_call_settings(parts, settings, config, refuse)
+    check_call_settings(parts, settings, request.arguments, config, refuse)
     _check_segments(path, parts, built.segment_ids, refuse)
     return TokenizerFacts(
         path=path,
         max_length=built.max_length,
         pad_id=built.pad_id,
-        lower_cases=_lower_cases(parts.normalizer),
         converted=reason,
         check="",
         largest_id=_largest_id(parts),
@@ -234,14 +231,6 @@ def _check_segments(path: Path, parts: TokenizerParts, segment_ids: bool, refuse
             f"the post_processor in {path} gives tokens of a single text the segment ids {others}, which is not "
             "supported; they must be 0"
         )
-
-
-def _lower_cases(normalizer: Json | None) -> bool:
-    if normalizer is None:
-        return False
-    if normalizer.get("type") == "Sequence":
-        return any(_lower_cases(part) for part in normalizer.get("normalizers", []))
-    return normalizer.get("type") == "Lowercase" or bool(normalizer.get("lowercase"))
 
 
 # --- conversion

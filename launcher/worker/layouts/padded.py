@@ -29,6 +29,8 @@ class PaddedLayout:
         self._model = self._task.encoder if isinstance(self._task, FromHiddenStates) else model
         self._call: Any = self._model
         self._takes_token_types = "token_type_ids" in inspect.signature(self._model.forward).parameters
+        # MobileBERT adds the embeddings of both neighbours to each token, without regard to the mask.
+        self._reads_neighbours = bool(getattr(model.config, "trigram_input", False))
 
     @torch.inference_mode()
     def check_head(self) -> None:
@@ -55,4 +57,8 @@ class PaddedLayout:
         inputs["attention_mask"] = torch.ones_like(batch.input_ids) if mask is None else mask
         if batch.token_type_ids is not None and self._takes_token_types:
             inputs["token_type_ids"] = batch.token_type_ids
+        if self._reads_neighbours and batch.mask is not None:
+            # Zero, as the model itself continues a text that is not padded.
+            embeddings = self._model.get_input_embeddings()(inputs.pop("input_ids"))  # type: ignore[operator]
+            inputs["inputs_embeds"] = embeddings.masked_fill(~batch.mask.unsqueeze(2), 0)
         return inputs

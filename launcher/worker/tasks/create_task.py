@@ -13,10 +13,11 @@ from torch import Tensor
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.options import choices
 from launcher.worker.batches import PackedBatch, PaddedBatch
-from launcher.worker.tasks.classify import Classify
+from launcher.worker.tasks.classify import Classify, Logits
 from launcher.worker.tasks.embed import Embed
 from launcher.worker.tasks.fill_mask import FillMask
 from launcher.worker.tasks.hidden_states import VaryingRows
+from launcher.worker.tasks.rerank import Rerank
 from launcher.worker.tasks.sparse_embed import Splade, TokenWeights
 from launcher.worker.tasks.tag import Tag
 from launcher.worker.tasks.token_embed import TokenEmbed
@@ -48,6 +49,8 @@ TASKS: dict[choices.Task, type[Task]] = {
     "embed": Embed,
     "classify": Classify,
     "tag": Tag,
+    "rerank": Rerank,
+    "zero-shot": Logits,
     "sparse-embed": Splade,
     "token-embed": TokenEmbed,
     "fill-mask": FillMask,

@@ -15,9 +15,10 @@ from launcher.front.http.disconnect import Client
 from launcher.front.http.inference_route import InferenceContext
 from launcher.front.http.inputs import Inputs, Truncate
 from launcher.front.http.json_results import Usage
+from launcher.front.input_names import InputNames
 from launcher.front.request_results import Vectors
 from launcher.front.tasks.filled_masks import DEFAULT_TOP_K, FilledMask, MaskFiller
-from launcher.front.tokenizer import InputNames, Tokenized
+from launcher.front.tokenizer import Tokenized
 
 # Each filled text is decoded and returned as a whole.
 MAX_FILLED = 5000

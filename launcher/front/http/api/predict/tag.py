@@ -62,7 +62,8 @@ class TagHandler(TaskHandler[TagRequest]):
 
     def validate(self, body: TagRequest) -> None:
         """See the base class."""
-        if body.aggregation not in (None, "none") and body.inputs and _texts(body.inputs) is None:
+        joins = body.aggregation not in (None, "none")
+        if self._id_decoder is None and joins and body.inputs and _texts(body.inputs) is None:
             raise RequestError(
                 "token ids are labelled token by token; omit 'aggregation', or send texts to have tokens joined",
                 code="invalid_aggregation",
@@ -88,7 +89,8 @@ class TagHandler(TaskHandler[TagRequest]):
     async def encode_all_results(self, body: TagRequest, results: Vectors, tokenized: Tokenized) -> list[bytes]:
         """See the base class."""
         aggregation = body.aggregation or self._default_aggregation
-        return await self._labeler.encode(results, tokenized, _texts(body.inputs), aggregation)
+        texts = _texts(body.inputs) if tokenized.texts is None else tokenized.texts
+        return await self._labeler.encode(results, tokenized, texts, aggregation)
 
 
 def _texts(inputs: Any) -> Sequence[str] | None:

@@ -1,0 +1,213 @@
+"""The table of models: families and tasks, how each is built, and what the library computes for it.
+
+To add a model, write a builder in ``families`` (or use one with other arguments), a function in ``references`` if its
+task has none, and a ``ModelCase`` here; then run ./scripts/docs, which writes docs/models.md from this table. A model
+that is refused is a ``RefusedCase``. Nothing may be built or imported from transformers when this module is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from tests.models import families, references, vocabularies
+from tests.models.references import Results
+from tests.models.texts import PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
+
+Build = Callable[[Path], None]
+Layout = Literal["packed", "padded"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCase:
+    """A model whose results are those of the library.
+
+    ``family`` is the ``model_type`` of its config.json, ``variant`` what distinguishes models of the same family and
+    task. ``build`` writes the folder, ``reference`` computes the expected rows of each input. ``layout`` is how its
+    items are computed by default; padded results are always compared too. ``bound`` is the largest relative difference
+    in fp32 that is allowed, a power of ten of at most 1e-5. ``options`` are those of the command line. ``int8`` is a
+    part of the message with which ``--dtype int8`` is refused; empty if it is not. ``slow`` cases are not part of
+    scripts/check.
+    """
+
+    family: str
+    task: str
+    build: Build
+    reference: Callable[[Path, Sequence[Any]], Results]
+    layout: Layout = "packed"
+    bound: float = 1e-5
+    variant: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[Any] = TEXTS
+    int8: str = ""
+    slow: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the case in tests; unique."""
+        return "-".join(filter(None, (self.family, self.task, self.variant.replace(" ", "_"))))
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCase:
+    """A model that is refused at start. ``reason`` is for the document, ``message`` a part of the error message."""
+
+    family: str
+    task: str
+    build: Build
+    reason: str
+    message: str
+    variant: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the case in tests; unique."""
+        return "-".join(filter(None, (self.family, self.task, self.variant.replace(" ", "_"))))
+
+
+# The tokenizer of each family, in the class that its real models use; the others have that of BERT.
+TOKENIZERS: Mapping[str, Callable[[], Any]] = {
+    "albert": vocabularies.albert,
+    "camembert": vocabularies.camembert,
+    "data2vec-text": vocabularies.roberta,
+    "deberta": vocabularies.deberta,
+    "deberta-v2": vocabularies.deberta_v2,
+    "eurobert": vocabularies.modernbert,
+    "gte": vocabularies.xlm_roberta,
+    "ibert": vocabularies.roberta,
+    "modernbert": vocabularies.modernbert,
+    "mpnet": vocabularies.mpnet,
+    "rembert": vocabularies.rembert,
+    "roberta": vocabularies.roberta,
+    "roberta-prelayernorm": vocabularies.roberta,
+    "xlm-roberta": vocabularies.xlm_roberta,
+    "xlm-roberta-xl": vocabularies.unigram_as_it_is,
+}
+# The launcher converts the tokenizers of these families in a process of its own, which takes seconds.
+CONVERTED = ("albert", "camembert", "deberta", "deberta-v2", "gte", "rembert", "roformer", "xlm-roberta")
+
+# Encoders of transformers. They are padded where their attention cannot be replaced.
+PACKED_ENCODERS = (
+    "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "gte", "modernbert",
+    "nomic_bert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
+PADDED_ENCODERS = ("deberta", "deberta-v2", "ibert", "megatron-bert", "mobilebert", "mpnet", "rembert", "roformer",
+                   "squeezebert")  # fmt: skip
+# Padded for one task only: the module that its head reads is not that of BERT.
+PADDED_CLASSIFIERS = ("albert",)
+# Families without nn.Linear, which --dtype int8 replaces, except in their heads.
+NO_LINEAR = ("ibert", "squeezebert")
+# Their differences in fp32 are larger than 1e-6, from rounding alone: SqueezeBERT adds a large number to what it masks.
+MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert")
+
+
+def _encoder(family: str) -> list[ModelCase]:
+    layout: Layout = "packed" if family in PACKED_ENCODERS else "padded"
+    of_classifier: Layout = "padded" if family in PADDED_CLASSIFIERS else layout
+    bound = 1e-5 if family in MORE_ROUNDING else 1e-6
+    int8 = "the model has no linear layers" if family in NO_LINEAR else ""
+    return [
+        ModelCase(family, "embed", _build(families.save_embedder, family), references.embed, layout,
+                  bound=bound, int8=int8, slow=family in CONVERTED),
+        ModelCase(family, "classify", _build(families.save_classifier, family), references.classify, of_classifier,
+                  bound=bound, slow=family in CONVERTED),
+        ModelCase(family, "tag", _build(families.save_tagger, family), references.tag, layout,
+                  slow=family in CONVERTED),
+    ]  # fmt: skip
+
+
+def _build(save: Callable[..., None], family: str, **settings: Any) -> Build:
+    """``save`` for a model of this family, with its tokenizer and these settings."""
+    return partial(save, family=family, tokenizer=TOKENIZERS.get(family, vocabularies.bert), **settings)
+
+
+def _variants() -> list[ModelCase]:
+    """Models of the same families with other files or settings."""
+    plain = partial(_build, families.save_transformer, auto="AutoModel")
+    classifier = partial(_build, families.save_classifier)
+    return [
+        *(
+            ModelCase(family, "embed", plain(family), references.embed, bound=1e-6, variant="transformers files only")
+            for family in ("bert", "roberta")
+        ),
+        ModelCase("deberta-v2", "embed", _build(families.save_embedder, "deberta-v2", conv_kernel_size=3),
+                  references.embed, "padded", variant="with a convolution", slow=True),
+        ModelCase("bert", "classify", classifier("bert", labels=1), references.classify, variant="one label"),
+        ModelCase("bert", "classify", classifier("bert", labels=1, problem_type="regression"),
+                  references.classify, variant="regression"),
+        ModelCase("bert", "classify", classifier("bert", problem_type="multi_label_classification"),
+                  references.classify, variant="several labels per text"),
+        ModelCase("modernbert", "classify", classifier("modernbert", classifier_pooling="mean"),
+                  references.classify, variant="mean of the tokens"),
+    ]  # fmt: skip
+
+
+# Of the labels of MultiNLI, in an order that is not that of the letters.
+NLI = {"id2label": {0: "contradiction", 1: "entailment", 2: "neutral"},
+       "label2id": {"contradiction": 0, "entailment": 1, "neutral": 2}}  # fmt: skip
+# Families with and without token types, one and two separators between the texts of a pair, packed and padded.
+PAIR_FAMILIES = ("albert", "bert", "deberta", "deberta-v2", "electra", "modernbert", "roberta", "xlm-roberta")
+TYPED = {"type_vocab_size": 2}
+
+
+def _pairs(family: str) -> list[ModelCase]:
+    tokenizer = TOKENIZERS.get(family, vocabularies.bert)
+    layout: Layout = "packed" if family in PACKED_ENCODERS and family not in PADDED_CLASSIFIERS else "padded"
+    settings = TYPED if family in ("deberta", "deberta-v2") else {}
+    built = {"family": family, "tokenizer": tokenizer, **settings}
+    cases = [
+        ModelCase(family, "rerank", partial(families.save_cross_encoder, **built), references.rerank, layout,
+                  inputs=PAIRS),
+        ModelCase(family, "classify", partial(families.save_classifier, **built), references.classify, layout,
+                  variant="pairs", inputs=PAIRS),
+    ]  # fmt: skip
+    if family in ("bert", "deberta-v2", "roberta"):
+        build = partial(families.save_classifier, **built, **NLI)
+        cases.append(ModelCase(family, "zero-shot", build, references.zero_shot, layout,
+                               options={"task": "zero-shot"}, inputs=PREMISES_AND_HYPOTHESES))  # fmt: skip
+    return cases
+
+
+CASES: tuple[ModelCase, ...] = (
+    *(case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS)) for case in _encoder(family)),
+    *_variants(),
+    *(case for family in PAIR_FAMILIES for case in _pairs(family)),
+    ModelCase("bert", "rerank",
+              partial(families.save_cross_encoder, family="bert", tokenizer=vocabularies.bert, activation="Tanh"),
+              references.rerank, variant="activation Tanh", inputs=PAIRS),
+)  # fmt: skip
+
+DEPENDS_ON_PADDING = "the result of a text depends on the padding of its batch"
+GENERATES = "generates text"
+OF_BART = {"d_model": families.HIDDEN, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
+           "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}  # fmt: skip
+
+
+def _refused() -> list[RefusedCase]:
+    plain = partial(_build, families.save_transformer)
+    return [
+        *(
+            RefusedCase(family, "embed", plain(family, auto="AutoModel", **settings), DEPENDS_ON_PADDING,
+                        f"model_type {family}, and the results of such models depend on the padding of a batch")
+            for family, settings in (("convbert", {}), ("fnet", {}), ("nystromformer", {"segment_means_seq_len": 8}),
+                                     ("yoso", {}))
+        ),
+        RefusedCase("bart", "embed", plain("bart", auto="AutoModel", **OF_BART), GENERATES,
+                    "a bart model (BartModel) generates text"),
+        RefusedCase("gpt2", "embed", plain("gpt2", auto="AutoModelForCausalLM", n_embd=32, n_layer=2, n_head=4),
+                    GENERATES, "a gpt2 model (GPT2LMHeadModel) generates text"),
+        RefusedCase("bert", "embed", plain("bert", auto="AutoModel", is_decoder=True), GENERATES,
+                    "a bert model (BertModel) generates text", variant="as a decoder"),
+        RefusedCase("gte", "embed",
+                    plain("gte", auto="AutoModel", rope_parameters={"rope_type": "dynamic", "factor": 2.0,
+                                                                    "rope_theta": 10000.0}),
+                    "its positions depend on the longest text of a batch",
+                    "sets the type of rope_parameters to 'dynamic'", variant="with dynamic rotary positions"),
+    ]  # fmt: skip
+
+
+REFUSED: tuple[RefusedCase, ...] = tuple(_refused())

@@ -1,0 +1,130 @@
+"""Builds the models of the table: small, with random weights, saved by transformers and sentence-transformers.
+
+One function per kind of folder. Each takes the folder to write to; what differs between models are its arguments, so a
+row of the table is a ``functools.partial``. transformers is imported when a model is built, because the table is also
+read without building anything.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.models.vocabularies import MAX_LENGTH
+
+MakeTokenizer = Callable[[], Any]
+
+SEED = 7
+LABELS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG")
+
+HIDDEN = 32
+SIZES: Mapping[str, Any] = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": MAX_LENGTH + 8,  # RoBERTa and its relatives do not use the first ones
+}
+# What a family needs beyond SIZES. Values differ from the defaults where the default would leave a mechanism unused.
+OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
+    "albert": {"embedding_size": 16, "num_hidden_groups": 2},
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16,
+                   "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False},
+    "distilbert": {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "electra": {"embedding_size": 16},
+    "eurobert": {"head_dim": 8, "num_key_value_heads": 2},
+    "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 2},
+    "modernbert": {"local_attention": 16, "layer_types": ["full_attention", "sliding_attention"]},
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 24},
+    "roformer": {"embedding_size": 16},
+    "squeezebert": {"embedding_size": HIDDEN},
+}  # fmt: skip
+# Of the weights, relative to the others: MobileBERT does not normalize, so its states would become large.
+SCALES: Mapping[str, float] = {"mobilebert": 0.6}
+NAMES_OF_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask")
+
+
+def config_of(family: str, tokenizer: Any, **settings: Any) -> Any:
+    """The config of a small model of this family, for this tokenizer."""
+    from transformers import AutoConfig
+
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in NAMES_OF_TOKENS}
+    known = {key: value for key, value in ids.items() if value is not None}
+    sizes = {**SIZES, **OF_FAMILY.get(family, {}), "vocab_size": len(tokenizer)}
+    return AutoConfig.for_model(family, **{**sizes, **known, **settings})
+
+
+def randomize(model: Any, scale: float = 1.0) -> None:
+    """Replace all weights by random ones of a scale at which every part of the model changes its results.
+
+    The scale that libraries initialize with leaves attention nearly uniform and results nearly equal, so that a wrong
+    mask would go unnoticed.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(noise * 1.2 * scale / parameter.shape[-1] ** 0.5)
+            else:
+                parameter.add_(noise * 0.1)
+
+
+def save_transformer(folder: Path, *, auto: str, family: str, tokenizer: MakeTokenizer, **settings: Any) -> None:
+    """A folder of transformers: a model of the class ``auto`` with its tokenizer."""
+    import transformers
+
+    made = tokenizer()
+    model = getattr(transformers, auto).from_config(config_of(family, made, **settings))
+    randomize(model, SCALES.get(family, 1.0))
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+
+
+def save_embedder(
+    folder: Path, *, family: str, tokenizer: MakeTokenizer, pooling: str = "mean", **settings: Any
+) -> None:
+    """A folder of sentence-transformers: Transformer, Pooling and Normalize."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    encoder = folder.with_name(f"{folder.name}.encoder")
+    save_transformer(encoder, auto="AutoModel", family=family, tokenizer=tokenizer, **settings)
+    transformer = Transformer(str(encoder))
+    width = transformer.get_embedding_dimension()
+    model = SentenceTransformer(modules=[transformer, Pooling(width, pooling), Normalize()], device="cpu")
+    model.save(str(folder), create_model_card=False)
+    shutil.rmtree(encoder)
+
+
+def save_classifier(folder: Path, *, family: str, tokenizer: MakeTokenizer, labels: int = 3, **settings: Any) -> None:
+    """A folder of transformers with a head that classifies texts."""
+    save_transformer(folder, auto="AutoModelForSequenceClassification", family=family, tokenizer=tokenizer,
+                     num_labels=labels, **settings)  # fmt: skip
+
+
+def save_cross_encoder(
+    folder: Path, *, family: str, tokenizer: MakeTokenizer, activation: str | None = None, **settings: Any
+) -> None:
+    """A folder of sentence-transformers: a CrossEncoder with one label; ``activation`` is a class of torch.nn."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    encoder = folder.with_name(f"{folder.name}.encoder")
+    save_classifier(encoder, family=family, tokenizer=tokenizer, labels=1, **settings)
+    activation_fn = getattr(torch.nn, activation)() if activation else None
+    model = CrossEncoder(str(encoder), device="cpu", activation_fn=activation_fn)
+    model.save_pretrained(str(folder), create_model_card=False)
+    shutil.rmtree(encoder)
+
+
+def save_tagger(folder: Path, *, family: str, tokenizer: MakeTokenizer, **settings: Any) -> None:
+    """A folder of transformers with a head that classifies tokens."""
+    save_transformer(folder, auto="AutoModelForTokenClassification", family=family, tokenizer=tokenizer,
+                     id2label=dict(enumerate(LABELS)), label2id={name: id for id, name in enumerate(LABELS)},
+                     **settings)  # fmt: skip

@@ -1,0 +1,88 @@
+"""Every model of the table gives the results of its library, or is refused with the stated reason."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launcher.errors import UsageError
+from launcher.host.model.architectures import ENCODERS
+from launcher.worker.interfaces import ModelError
+from tests.models.cases import CASES, REFUSED, ModelCase, RefusedCase
+from tests.models.compare import Served, lowest_cosine, relative_error
+from tests.models.references import Results
+
+FolderOf = Callable[[ModelCase | RefusedCase], Path]
+ExpectedOf = Callable[[ModelCase], Results]
+
+LARGEST_BOUND = 1e-5
+# The cosine that a model states for its check texts is the lowest of those; other texts may be a little lower.
+FACTOR, MARGIN = 3, 1e-3
+
+
+def marks_of(case: ModelCase) -> tuple[pytest.MarkDecorator, ...]:
+    """Cases that start a process of their own are slow."""
+    return (pytest.mark.slow,) if case.slow else ()
+
+
+def smallest_difference(results: Results) -> float:
+    """The smallest distance between the mean rows of two inputs, relative to their size."""
+    means = [rows.mean(axis=0) for rows in results]
+    return min(
+        float(np.linalg.norm(one - other) / np.linalg.norm(one)) for one, other in itertools.combinations(means, 2)
+    )
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks_of(case)) for case in CASES])
+def test_results_are_those_of_the_library(case: ModelCase, folder_of: FolderOf, expected_of: ExpectedOf) -> None:
+    folder, expected = folder_of(case), expected_of(case)
+    # Otherwise, a wrong result would go unnoticed.
+    assert smallest_difference(expected) > 100 * case.bound
+
+    for layout in ("auto", "sorted"):
+        with Served(folder, case.options, layout=layout) as served:
+            assert served.loaded.packed == (case.layout == "packed" and layout == "auto"), served.loaded.notes
+            for batching, results in served.results_by_batching(case.inputs).items():
+                assert relative_error(expected, results) <= case.bound, (layout, batching)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_results_in_lower_precision_are_as_close_as_stated(
+    case: ModelCase, folder_of: FolderOf, expected_of: ExpectedOf
+) -> None:
+    folder, expected = folder_of(case), expected_of(case)
+    for dtype in ("bf16", "int8"):
+        if dtype == "int8" and case.int8:
+            with pytest.raises(ModelError, match=case.int8):
+                Served(folder, case.options, dtype=dtype)
+            continue
+        with Served(folder, case.options, dtype=dtype) as served:
+            least = 1 - FACTOR * (1 - (served.loaded.accuracy or 0)) - MARGIN
+            for batching, results in served.results_by_batching(case.inputs).items():
+                assert lowest_cosine(expected, results) >= least, (dtype, batching, served.loaded.accuracy)
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+def test_the_model_is_refused_with_its_reason(case: RefusedCase, folder_of: FolderOf) -> None:
+    with pytest.raises((UsageError, ModelError)) as caught:
+        Served(folder_of(case), case.options)
+
+    assert case.message in str(caught.value)
+
+
+def test_each_case_has_a_name_of_its_own() -> None:
+    names = [case.name for case in (*CASES, *REFUSED)]
+    assert len(set(names)) == len(names)
+
+
+def test_every_supported_encoder_is_in_the_table() -> None:
+    assert {case.family for case in CASES} >= ENCODERS
+
+
+def test_no_bound_is_larger_than_the_promised_one() -> None:
+    assert max(case.bound for case in CASES) <= LARGEST_BOUND
