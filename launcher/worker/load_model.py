@@ -41,7 +41,7 @@ def load_model(setup: Setup) -> torch.nn.Module:
     if model_info.shape is not None:
         model = _random_model(model_info, task)
     else:
-        encoder = ENCODERS_OF.get(model_info.architecture) if model_info.task == "embed" else None
+        encoder = ENCODERS_OF.get(model_info.architecture) if model_info.task in ("embed", "token-embed") else None
         model_class = task.auto_class if encoder is None else getattr(transformers, encoder)
         model, loading = model_class.from_pretrained(
             model_info.folder,

@@ -21,6 +21,8 @@ AUTO_CLASSES: Mapping[Task, str] = {
     "embed": "AutoModel",
     "classify": "AutoModelForSequenceClassification",
     "tag": "AutoModelForTokenClassification",
+    "sparse-embed": "AutoModelForMaskedLM",
+    "fill-mask": "AutoModelForMaskedLM",
 }
 
 # Decoders whose hidden states are embeddings. They run as encoders do, with causal attention or, if their config says

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.protocol.task_settings import MaskTokens, SparsePooling, TokenVectors
 from launcher.errors import UsageError
-from launcher.host.model.resolve import resolve
+from launcher.host.model.heads import task_of
+from launcher.host.model.json_files import ModelErrors, read_object
+from launcher.host.model.output_heads import ModelFiles, task_settings
+from launcher.host.model.sentence_files import read_sentence_files
 from launcher.options import ModelOptions
 
 CONFIG = {
@@ -58,7 +59,6 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "config.json", CONFIG)
     write(tmp_path / "tokenizer.json", TOKENIZER)
     write(tmp_path / "tokenizer_config.json", SETTINGS)
-    save_file({"a": np.zeros((50, 8), np.float32)}, tmp_path / "model.safetensors")
     return tmp_path
 
 
@@ -77,8 +77,16 @@ def splade(
     write(folder / "config_sentence_transformers.json", {"model_type": "SparseEncoder", **settings})
 
 
-def info(folder: Path, **options: Any) -> ModelInfo:
-    return resolve(ModelOptions(model=str(folder), **options))
+def info(folder: Path, **options: Any) -> Any:
+    """The task of the model, the facts that the task needs, and the files of sentence-transformers."""
+    chosen = ModelOptions(model=str(folder), **options)
+    refuse = ModelErrors(str(folder))
+    sentence = read_sentence_files(folder, refuse)
+    config = read_object(folder / "config.json", refuse)
+    architecture = config["architectures"][0]
+    task = task_of(architecture, config, sentence, chosen, refuse)
+    files = ModelFiles(architecture, config["hidden_size"], sentence, folder / "tokenizer.json", (folder, folder))
+    return SimpleNamespace(task=task, max_length=sentence.max_length, **task_settings(task, files, refuse))
 
 
 def refusal(folder: Path, **options: Any) -> str:
@@ -92,7 +100,7 @@ def test_a_sparse_encoder_is_served_as_one_by_default(folder: Path, types: tuple
     pooling = {"pooling_strategy": "sum", "activation_function": "log1p_relu", "word_embedding_dimension": None}
     splade(folder, types, pooling, max_active_dims=7, prompts={"query": "q: "}, default_prompt_name="query")
     found = info(folder)
-    assert (found.task, found.rows, found.result_width, found.labels) == ("sparse-embed", "varying", 2, ())
+    assert found.task == "sparse-embed"
     assert found.sparse == SparsePooling(pooling="sum", activation="log1p_relu", max_active=7)
     assert (found.prompts, found.default_prompt) == ({"query": "q: "}, "q: ")
 
@@ -142,7 +150,7 @@ def test_a_sparse_encoder_has_no_other_task(folder: Path) -> None:
 
 def test_a_masked_language_model_fills_masks_and_makes_sparse_vectors_if_asked(folder: Path) -> None:
     found = info(folder)
-    assert (found.task, found.rows, found.result_width) == ("fill-mask", "varying", 3)
+    assert found.task == "fill-mask"
     assert found.masks == MaskTokens(4, 3)
     assert info(folder, task="sparse-embed").sparse == SparsePooling()
     assert info(folder, task="token-embed").token_vectors == TokenVectors(8)
@@ -184,5 +192,4 @@ def test_heads_of_bge_m3_are_found_beside_the_weights(folder: Path) -> None:
     assert info(folder).task == "embed"
     found = info(folder, task="sparse-embed").sparse
     assert found == SparsePooling(source="head", head="sparse_linear.pt", excluded_ids=(0, 1, 3))
-    vectors = info(folder, task="token-embed")
-    assert (vectors.token_vectors, vectors.rows) == (TokenVectors(8, "colbert_linear.pt", True), "token")
+    assert info(folder, task="token-embed").token_vectors == TokenVectors(8, "colbert_linear.pt", True)
