@@ -23,6 +23,7 @@ AUTO_CLASSES: Mapping[str, str] = {
     "rerank": "AutoModelForSequenceClassification",
     "zero-shot": "AutoModelForSequenceClassification",
     "tag": "AutoModelForTokenClassification",
+    "sparse-embed": "AutoModelForMaskedLM",
     "fill-mask": "AutoModelForMaskedLM",
     "question-answering": "AutoModelForQuestionAnswering",
 }
