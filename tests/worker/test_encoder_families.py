@@ -431,8 +431,8 @@ def test_a_model_of_texts_and_images_gives_its_text_features(kind, tmp_path) -> 
     import torch
     import transformers
 
-    # The end of a text is its largest id in older configs of CLIP, and the id in newer ones.
-    save_text_and_image_model(tmp_path, kind, **({"eos_token_id": 99} if kind == "metaclip_2" else {}))
+    # In older configs of CLIP, which have this id, the largest id of a text takes the place of its end.
+    save_text_and_image_model(tmp_path, kind, **({"eos_token_id": 2} if kind == "clip" else {}))
     served = Served(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     model = transformers.AutoModel.from_pretrained(tmp_path).eval()
