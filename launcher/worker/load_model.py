@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import SHAPES, ModelInfo
 from launcher.worker.interfaces import ModelError
-from launcher.worker.tasks.create_task import TASKS, Task
+from launcher.worker.tasks.create_task import Task, task_class
 
 ENCODER_DECODER_HEADS = ("EncoderModel", "Model", "ForConditionalGeneration")
 # Encoder-decoder models of which only the encoder is loaded, as sentence-transformers does: the classes of transformers
@@ -40,11 +40,11 @@ SEED = 0  # of random weights: every instance must have the same ones
 def load_model(setup: Setup) -> torch.nn.Module:
     """The model in fp32 and in evaluation mode. Raises ``ModelError`` if its files lack weights."""
     model_info = setup.model_info
-    task = TASKS[model_info.task]
+    task = task_class(model_info)
     if model_info.shape is not None:
         model = _random_model(model_info, task)
     else:
-        encoder = ENCODERS_OF.get(model_info.architecture) if model_info.task == "embed" else None
+        encoder = ENCODERS_OF.get(model_info.architecture) if model_info.task in ("embed", "token-embed") else None
         model_class = task.auto_class if encoder is None else getattr(transformers, encoder)
         model, loading = model_class.from_pretrained(
             model_info.folder,

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from launcher.core.protocol.embedding_modules import Activation, EmbeddingModule, PoolingMode, output_width
+from launcher.core.protocol.task_settings import MaskTokens, SparsePooling, TokenVectors
 from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
@@ -43,6 +44,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``prompts`` are texts by name that a request can have prepended to its inputs; ``default_prompt`` is prepended if a
     request does not choose. ``layers`` is 0 for static embeddings, which are the mean of fixed vectors of the tokens;
     ``special_tokens`` is whether texts get the special tokens of the tokenizer.
+
+    ``sparse``, ``token_vectors`` and ``masks`` are set for the tasks that need them.
     """
 
     name: str
@@ -77,6 +80,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     prompts: dict[str, str] = {}
     default_prompt: str = ""
     special_tokens: bool = True
+    sparse: SparsePooling | None = None
+    token_vectors: TokenVectors | None = None
+    masks: MaskTokens | None = None
 
     @property
     def tokenizer_path(self) -> str:
@@ -85,13 +91,20 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     @property
     def result_width(self) -> int:
-        """The number of float32 values in a row of results."""
+        """The number of float32 values in a row of results.
+
+        A row of ``sparse-embed`` is (token id, weight), and one of ``fill-mask`` is (position, token id, score).
+        float32 holds integers up to 2**24 exactly.
+        """
+        if self.token_vectors is not None:
+            return output_width(self.token_vectors.width, self.token_modules)
         if self.task == "rerank":
             return 2  # the logit and the score
         if self.task == "custom":
             return 1
         if self.task != "embed":
-            return len(self.labels)
+            widths: dict[Task, int] = {"sparse-embed": 2, "fill-mask": 3}
+            return widths.get(self.task, len(self.labels))
         modes = 1 if isinstance(self.pooling, str) else len(self.pooling)
         width = output_width(output_width(self.hidden_size, self.token_modules) * modes, self.modules)
         return width if self.truncate_dim is None else min(width, self.truncate_dim)
@@ -116,9 +129,14 @@ class ModelInfo(msgspec.Struct, frozen=True):
         """The rows of an item's result: ``item``: a single one; ``token``: one per token, including special tokens;
         ``varying``: a number that the worker decides; ``bytes``: likewise, and a row is a byte instead of numbers.
         """
-        if self.task == "custom":
-            return "bytes"
-        return "token" if self.task == "tag" else "item"
+        rows: dict[Task, Rows] = {
+            "custom": "bytes",
+            "tag": "token",
+            "token-embed": "token",
+            "sparse-embed": "varying",
+            "fill-mask": "varying",
+        }
+        return rows.get(self.task, "item")
 
 
 class Shape(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ AUTO_CLASSES: Mapping[str, str] = {
     "rerank": "AutoModelForSequenceClassification",
     "zero-shot": "AutoModelForSequenceClassification",
     "tag": "AutoModelForTokenClassification",
+    "sparse-embed": "AutoModelForMaskedLM",
     "fill-mask": "AutoModelForMaskedLM",
     "question-answering": "AutoModelForQuestionAnswering",
 }
@@ -137,8 +138,17 @@ def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErro
     if generates and not embeds:
         raise refuse(
             f"a {kind} model ({architecture}) generates text, and no modules.json of sentence-transformers says how to "
-            "make an embedding with it; --task embed serves the mean of its hidden states"
+            "make an embedding with it; --task embed serves what that library makes without one: the last hidden state "
+            "of a ForCausalLM, the mean of others"
         )
+
+
+def unused_weights(config: Json) -> tuple[str, ...]:
+    """The prefixes of the weights that generate text, which are not loaded."""
+    kind = config.get("model_type")
+    if kind in ENCODER_DECODERS:
+        return ("decoder.", "lm_head.")
+    return ("lm_head.",) if kind in DECODERS else ()
 
 
 def check_positions(config: Json, refuse: ModelErrors) -> None:

@@ -24,10 +24,12 @@ from launcher.host.model.architectures import (
     check_positions,
     read_architecture,
     runs_own_code,
+    unused_weights,
 )
 from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWERS, with_defaults
-from launcher.host.model.heads import entailment_of, labels_of, scores_of, task_of
+from launcher.host.model.heads import LABEL_TASKS, entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
+from launcher.host.model.output_heads import ModelFiles, task_settings
 from launcher.host.model.sentence_files import INSTRUCTORS, SentenceFiles, read_sentence_files
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_widths
 from launcher.host.model.sentence_settings import Settings
@@ -95,8 +97,8 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         pad_id=pad_id,
         pooling="cls" if features else _default_pooling(config),
         normalize=False,
-        labels=() if task == "embed" else labels_of(config),
-        weight_bytes=weight_bytes(sentence.folder, config, refuse),
+        labels=labels_of(config) if task in LABEL_TASKS else (),
+        weight_bytes=weight_bytes(sentence.folder, config, refuse, unused=unused_weights(config)),
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
         token_types=token_types_of(config),
@@ -108,7 +110,10 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         notes=_notes(task, sentence, config, tokenizer),
     )
     check_pairs(model_info, refuse)
-    return _with_modules(model_info, sentence, options) if task == "embed" else model_info
+    if task == "embed":
+        return _with_modules(model_info, sentence, options)
+    files = ModelFiles(architecture, hidden_size, sentence, tokenizer.path, (sentence.folder, folder))
+    return msgspec.structs.replace(model_info, **task_settings(task, files, refuse))
 
 
 def _default_pooling(config: Json) -> PoolingMode:

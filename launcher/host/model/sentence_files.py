@@ -13,9 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from launcher.core.protocol.task_settings import SparsePooling
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, read_modules
 from launcher.host.model.sentence_settings import SETTINGS, Settings, read_settings
+from launcher.host.model.splade import MASKED_LANGUAGE_MODEL, SPARSE_ENCODER, SPLADE_LIMITS
 
 # In the order of sentence-transformers, which reads the first file that is not empty.
 LIMIT_FILES = (
@@ -49,6 +53,7 @@ LIMIT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "module_output_name": "scores",
         "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
     },
+    SPARSE_ENCODER: SPLADE_LIMITS,
 }
 # The same for a SentenceTransformer whose first module makes text features: a CLIPModel, or a Transformer as versions
 # from 5.4 on save it. It may embed images, too.
@@ -112,6 +117,13 @@ class SentenceFiles:
         return self.settings.kind if self.chain is not None else ""
 
     @property
+    def sparse(self) -> SparsePooling | None:
+        """The pooling of a sparse encoder; ``None`` for other models."""
+        if self.chain is None or self.chain.splade is None:
+            return None
+        return msgspec.structs.replace(self.chain.splade, max_active=self.settings.max_active_dims)
+
+    @property
     def activation(self) -> str | None:
         """The dotted path of the activation of a cross-encoder."""
         return self.settings.activation
@@ -130,6 +142,7 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
         return SentenceFiles(chain.input, chain, settings=settings)
     defaults = FEATURE_DEFAULTS if chain.features else LIMIT_DEFAULTS[settings.kind]
     limits = _limits(chain.input, defaults, refuse)
+    _check_sparse_encoder(chain, settings, limits, refuse)
     return SentenceFiles(
         folder=chain.input,
         chain=chain,
@@ -151,6 +164,23 @@ def _check_cross_encoder(folder: Path, chain: ModuleChain, settings: Settings, r
         raise refuse(
             f"{folder / SETTINGS} sets default_prompt_name of a CrossEncoder, which is not supported; it must be null: "
             "remove it from a copy of the folder, and include the prompt in the texts"
+        )
+
+
+def _check_sparse_encoder(chain: ModuleChain, settings: Settings, limits: Json, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` unless a SparseEncoder, and no other model, pools the logits of a masked language model."""
+    sparse = settings.kind == SPARSE_ENCODER
+    if sparse != (chain.splade is not None) or (sparse and (chain.modules or chain.pooling or chain.token_modules)):
+        raise refuse(
+            f"{chain.path} lists modules that a {settings.kind} ({SETTINGS}, model_type) must not have, or lacks some: "
+            "a SparseEncoder must have a Transformer and SpladePooling, and other models must not have SpladePooling"
+        )
+    if chain.masked_language_model and not sparse:
+        raise refuse(f"{chain.path} lists MLMTransformer, which only a SparseEncoder may have")
+    if sparse and not chain.masked_language_model and limits.get("transformer_task") != MASKED_LANGUAGE_MODEL:
+        raise refuse(
+            f"{chain.input / LIMIT_FILES[0]} sets transformer_task to {limits.get('transformer_task')!r}; before "
+            f"SpladePooling it must be {MASKED_LANGUAGE_MODEL!r}"
         )
 
 
@@ -200,6 +230,8 @@ def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) 
     known = HARMLESS_ARGUMENTS
     if key in TOKENIZER_ARGUMENTS:
         known |= BUILDING_ARGUMENTS | {"model_max_length"}
+        if "model_max_length" in arguments:
+            _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
     if others := {name: value for name, value in arguments.items() if name not in known}:
         raise refuse(f"{path} sets {key} to {others!r}, which is not supported; remove these arguments")
 

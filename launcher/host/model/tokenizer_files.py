@@ -264,7 +264,7 @@ def _fingerprint(folder: Path, request: TokenizerRequest) -> str:
     """A fingerprint of all that a tokenizer depends on, and of the texts that it is checked with."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import
 
-    digest = hashlib.sha256(repr((request, check_texts(()))).encode())
+    digest = hashlib.sha256(repr((request, check_texts(()), BuiltTokenizer.__struct_fields__)).encode())
     for package in BUILDERS:
         try:
             digest.update(f"{package} {version(package)}\n".encode())
@@ -303,6 +303,14 @@ def _writable(fingerprint: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder for data that this program can recreate, according to the XDG base directory specification."""
+    """The folder for data that this program can recreate, according to the XDG base directory specification.
+
+    For a user without a home, as in some containers, this is a path at which no folder can be made.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "launcher"
+    if base.startswith("/"):
+        return Path(base) / "launcher"
+    try:
+        return Path.home() / ".cache" / "launcher"
+    except RuntimeError:
+        return Path(os.devnull) / "launcher"

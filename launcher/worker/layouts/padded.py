@@ -19,17 +19,19 @@ from launcher.worker.batches import PaddedBatch, pad
 from launcher.worker.interfaces import BatchOutput, ItemBatch
 from launcher.worker.load_model import has_own_code
 from launcher.worker.tasks.create_task import create_task
+from launcher.worker.tasks.hidden_states import FromHiddenStates, TokenHead, batch_output
 
 
 class PaddedLayout:
     """See the head of this module."""
 
     def __init__(self, model: torch.nn.Module, model_info: ModelInfo) -> None:
-        self._model, self._pad_id = model, model_info.pad_id
+        self._pad_id = model_info.pad_id
         self._task = create_task(model, model_info)
-        self._call: Any = model
+        self._model = self._task.encoder if isinstance(self._task, FromHiddenStates) else model
+        self._call: Any = self._model
         self._own_code = has_own_code(model)
-        parameters = inspect.signature(model.forward).parameters
+        parameters = inspect.signature(self._model.forward).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._takes_mask = "attention_mask" in parameters or takes_any
         self._takes_token_types = "token_type_ids" in parameters or (self._own_code and takes_any)
@@ -38,8 +40,16 @@ class PaddedLayout:
         # MobileBERT adds the embeddings of both neighbours to each token, without regard to the mask.
         self._reads_neighbours = bool(getattr(model.config, "trigram_input", False))
 
+    @torch.inference_mode()
+    def check_head(self) -> None:
+        """Raise ``ModelError`` if the task runs a head apart from its model, and the results differ."""
+        head = getattr(self._task, "head", None)
+        if isinstance(head, TokenHead):
+            head.check()
+
     def wrap_module(self, wrapper: Callable[[Any], Any] | None) -> None:
-        """See ``Layout.wrap_module``; the module is the whole model."""
+        """See ``Layout.wrap_module``; the module is the whole model, or the encoder if
+        the task needs hidden states only."""
         self._call = wrapper(self._model) if wrapper else self._model
 
     @torch.inference_mode()
@@ -49,7 +59,7 @@ class PaddedLayout:
         output = self._call(**self._inputs(padded))
         if isinstance(output, tuple):
             output = SimpleNamespace(last_hidden_state=output[0], logits=output[0])
-        return BatchOutput(self._task.from_padded(output, padded).numpy(), padded.input_ids.numel())
+        return batch_output(self._task.from_padded(output, padded), padded.input_ids.numel())
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Tensor]:
         mask = batch.attention_mask()
