@@ -579,6 +579,7 @@ def test_a_generative_model_is_an_embedder_if_files_say_how_or_on_request(folder
 def test_the_weights_that_generate_text_take_no_memory(folder) -> None:
     shapes = {"shared.weight": (50, 8), "encoder.a": (3,), "decoder.a": (70,), "lm_head.weight": (50, 8)}
     save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
+    write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG_OF_DECODERS)
 
     for changes, parameters in zip(GENERATIVE, (400 + 3 + 70, 400 + 3), strict=True):
         change_config(folder, **changes)
