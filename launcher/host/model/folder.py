@@ -46,6 +46,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     check_positions(config, refuse)
     _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
+    size = weight_bytes(sentence.folder, config, refuse)
     tokenizer = tokenizer_files.locate(
         sentence.folder,
         config,
@@ -82,7 +83,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         pooling=_default_pooling(config),
         normalize=False,
         labels=() if task == "embed" else labels_of(config),
-        weight_bytes=weight_bytes(sentence.folder, config, refuse),
+        weight_bytes=size,
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
         scores=scores_of(task, config, sentence, refuse),
@@ -142,10 +143,10 @@ def _with_modules(model_info: ModelInfo, sentence: SentenceFiles, options: Model
     pooling: Pooling = "mean"
     if chain.pooling is not None:
         pooling = chain.pooling.modes if len(chain.pooling.modes) > 1 else chain.pooling.modes[0]
-    parameters = sum(module.parameters for module in (*token_modules, *modules))
+    added = sum(module.parameters for module in (*token_modules, *modules))
     return msgspec.structs.replace(
         model_info,
-        weight_bytes=model_info.weight_bytes + parameters * FLOAT32_BYTES,
+        weight_bytes=model_info.weight_bytes + added * FLOAT32_BYTES,
         pooling=pooling,
         normalize=normalize,
         include_prompt=options.model not in INSTRUCTORS and (chain.pooling is None or chain.pooling.include_prompt),
