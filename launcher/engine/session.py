@@ -9,39 +9,64 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 from launcher.engine.inference_engine import InferenceEngine
 from launcher.errors import InstanceError, RequestError, UsageError
-from launcher.front.request_results import Vectors
-from launcher.front.tokenizer import InputNames, Tokenized
+from launcher.front.input_names import InputNames
+from launcher.front.pairs import PairTruncation
+from launcher.front.request_results import Vectors, split_rows
+from launcher.front.tokenizer import Text, Tokenized
 from launcher.options import ServeOptions
 from launcher.prepare.prepared_instances import Prepared
 
 CLOSED = "the engine is closed; create another one"
 # While all instances are restarting: how often to check whether one is ready.
 NOT_READY_SECONDS = 0.05
+TRUNCATE_HINT = "pass truncate=True to truncate it"
+
+
+@dataclass(frozen=True, slots=True)
+class PairInputs:
+    """How the inputs of a call are used that can be pairs of texts: how long ones are truncated, and what errors call
+    them."""
+
+    names: InputNames
+    truncation: PairTruncation = "longest_first"
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Some texts of a call; ``first`` is the index of the first one. ``lone``: it is the only text of the call.
-    ``prompt`` is prepended to each text; ``None`` stands for the model's default prompt."""
+    ``prompt`` is prepended to each text; ``None`` stands for the model's default prompt. ``pairs`` is set if pairs of
+    texts are among the texts."""
 
-    texts: Sequence[str]
+    texts: Sequence[Text]
     first: int = 0
     lone: bool = False
     truncate: bool = False
     prompt: str | None = None
+    pairs: PairInputs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A chunk with its results: float32 of shape (texts, width), or (tokens, width) for a model that tags tokens."""
+    """A chunk with its results: float32 of shape (texts, width), or (tokens, width) for a model with results for each
+    token, or if their number varies, with ``rows`` of each text."""
 
     chunk: Chunk
     tokenized: Tokenized
     results: Vectors
+    rows: Sequence[int] = ()
+
+    def by_token(self) -> list[Vectors]:
+        """The rows of each text, if there is one for each token."""
+        return split_rows(self.results, [len(item) for item in self.tokenized.items])
+
+    def varying(self) -> list[Vectors]:
+        """The rows of each text, if their number varies."""
+        return split_rows(self.results, self.rows)
 
 
 class QueueCapacity:
@@ -131,10 +156,7 @@ class Session:
             self._room.give_back(items)
 
     async def _compute(self, chunk: Chunk) -> Computed:
-        names = InputNames("texts", chunk.first, chunk.lone, "pass truncate=True to truncate it")
-        tokenized = await self.engine.tokenizer.texts(
-            chunk.texts, truncate=chunk.truncate, field=names, prompt=chunk.prompt
-        )
+        tokenized = await self._tokenize(chunk)
         while True:
             self._check_open()
             try:
@@ -143,8 +165,23 @@ class Session:
                 if error.code != "not_ready":
                     raise
             else:
-                return Computed(chunk, tokenized, outcome.results)
+                return Computed(chunk, tokenized, outcome.results, outcome.rows)
             await asyncio.sleep(NOT_READY_SECONDS)
+
+    async def _tokenize(self, chunk: Chunk) -> Tokenized:
+        tokenizer = self.engine.tokenizer
+        if chunk.pairs is not None:
+            names = replace(
+                chunk.pairs.names,
+                first=chunk.first,
+                lone=chunk.lone or chunk.pairs.names.lone,
+                truncate_hint=TRUNCATE_HINT,
+            )
+            truncation = chunk.pairs.truncation
+            return await tokenizer.pairs(chunk.texts, truncate=chunk.truncate, truncation=truncation, field=names)
+        texts = cast("Sequence[str]", chunk.texts)
+        names = InputNames("texts", chunk.first, chunk.lone, TRUNCATE_HINT)
+        return await tokenizer.texts(texts, truncate=chunk.truncate, field=names, prompt=chunk.prompt)
 
     def _check_open(self, cause: Exception | None = None) -> None:
         if self.engine.failure is not None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tests.models import families, references, sentence_models, vocabularies
 from tests.models.references import Results
-from tests.models.texts import TEXTS
+from tests.models.texts import PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
 
 Build = Callable[[Path], None]
 Layout = Literal["packed", "padded"]
@@ -86,6 +86,8 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "roberta-prelayernorm": vocabularies.roberta,
     "xlm-roberta": vocabularies.xlm_roberta,
     "xlm-roberta-xl": vocabularies.unigram_as_it_is,
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), vocabularies.decoder),
+    **dict.fromkeys(("mt5", "t5", "umt5"), vocabularies.t5),
 }
 # The launcher converts the tokenizers of these families in a process of its own, which takes seconds.
 CONVERTED = ("albert", "camembert", "deberta", "deberta-v2", "gte", "rembert", "roformer", "xlm-roberta")
@@ -97,6 +99,8 @@ PACKED_ENCODERS = (
 )  # fmt: skip
 PADDED_ENCODERS = ("deberta", "deberta-v2", "ibert", "megatron-bert", "mobilebert", "mpnet", "rembert", "roformer",
                    "squeezebert")  # fmt: skip
+DECODERS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+ENCODERS_OF_SEQ2SEQ = ("mt5", "t5", "umt5")
 # Padded for one task only: the module that its head reads is not that of BERT.
 PADDED_CLASSIFIERS = ("albert",)
 # Families without nn.Linear, which --dtype int8 replaces, except in their heads.
@@ -136,13 +140,56 @@ def _variants() -> list[ModelCase]:
         ),
         ModelCase("deberta-v2", "embed", _build(families.save_embedder, "deberta-v2", conv_kernel_size=3),
                   references.embed, "padded", variant="with a convolution", slow=True),
-        ModelCase("bert", "classify", classifier("bert", labels=1), references.classify, variant="one label"),
+        ModelCase("bert", "classify", classifier("bert", labels=1), references.classify, variant="one label",
+                  options={"task": "classify"}),
         ModelCase("bert", "classify", classifier("bert", labels=1, problem_type="regression"),
-                  references.classify, variant="regression"),
+                  references.classify, variant="regression", options={"task": "classify"}),
         ModelCase("bert", "classify", classifier("bert", problem_type="multi_label_classification"),
                   references.classify, variant="several labels per text"),
         ModelCase("modernbert", "classify", classifier("modernbert", classifier_pooling="mean"),
                   references.classify, variant="mean of the tokens"),
+    ]  # fmt: skip
+
+
+# Of the labels of MultiNLI, in an order that is not that of the letters.
+NLI = {"id2label": {0: "contradiction", 1: "entailment", 2: "neutral"},
+       "label2id": {"contradiction": 0, "entailment": 1, "neutral": 2}}  # fmt: skip
+# Families with and without token types, one and two separators between the texts of a pair, packed and padded.
+PAIR_FAMILIES = ("albert", "bert", "deberta", "deberta-v2", "electra", "modernbert", "roberta", "xlm-roberta")
+TYPED = {"type_vocab_size": 2}
+
+
+def _pairs(family: str) -> list[ModelCase]:
+    tokenizer = TOKENIZERS.get(family, vocabularies.bert)
+    layout: Layout = "packed" if family in PACKED_ENCODERS and family not in PADDED_CLASSIFIERS else "padded"
+    settings = TYPED if family in ("deberta", "deberta-v2") else {}
+    built = {"family": family, "tokenizer": tokenizer, **settings}
+    cases = [
+        ModelCase(family, "rerank", partial(families.save_cross_encoder, **built), references.rerank, layout,
+                  inputs=PAIRS),
+        ModelCase(family, "classify", partial(families.save_classifier, **built), references.classify, layout,
+                  variant="pairs", inputs=PAIRS),
+    ]  # fmt: skip
+    if family in ("bert", "deberta-v2", "roberta"):
+        build = partial(families.save_classifier, **built, **NLI)
+        cases.append(ModelCase(family, "zero-shot", build, references.zero_shot, layout,
+                               options={"task": "zero-shot"}, inputs=PREMISES_AND_HYPOTHESES))  # fmt: skip
+    return cases
+
+
+def _decoders() -> list[ModelCase]:
+    """Embedders with a decoder, or with the encoder of an encoder-decoder model."""
+    last = partial(_build, families.save_embedder, pooling="lasttoken")
+    embedder = partial(ModelCase, task="embed", reference=references.embed, slow=True)
+    return [
+        *(embedder(family, build=last(family)) for family in DECODERS),
+        embedder("gemma3_text", build=_build(families.save_embedder, "gemma3_text", use_bidirectional_attention=True),
+                 variant="with bidirectional attention"),
+        *(
+            embedder(family, build=_build(families.save_embedder, family),
+                     int8="does not support replaced linear layers")
+            for family in ENCODERS_OF_SEQ2SEQ
+        ),
     ]  # fmt: skip
 
 
@@ -194,7 +241,12 @@ CASES: tuple[ModelCase, ...] = (
     *(case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS)) for case in _encoder(family)),
     *_variants(),
     *_sentence_transformers(),
-)
+    *_decoders(),
+    *(case for family in PAIR_FAMILIES for case in _pairs(family)),
+    ModelCase("bert", "rerank",
+              partial(families.save_cross_encoder, family="bert", tokenizer=vocabularies.bert, activation="Tanh"),
+              references.rerank, variant="activation Tanh", inputs=PAIRS),
+)  # fmt: skip
 
 DEPENDS_ON_PADDING = "the result of a text depends on the padding of its batch"
 GENERATES = "generates text"

@@ -19,15 +19,22 @@ from launcher.host.model import tokenizer_files
 from launcher.host.model.architectures import (
     ENCODER_DECODERS,
     POSITIONS_AFTER_PADDING,
+    batching_of,
+    check_own_code,
     check_positions,
     read_architecture,
+    runs_own_code,
+    unused_weights,
 )
-from launcher.host.model.heads import labels_of, scores_of, task_of
+from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWERS, with_defaults
+from launcher.host.model.heads import LABEL_TASKS, entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
+from launcher.host.model.output_heads import ModelFiles, task_settings
 from launcher.host.model.sentence_files import INSTRUCTORS, SentenceFiles, read_sentence_files
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_widths
 from launcher.host.model.sentence_settings import Settings
 from launcher.host.model.static_embedding import MAX_LENGTH, read_static
+from launcher.host.model.token_types import check_pairs, token_types_of
 from launcher.host.model.weights import weight_bytes
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
@@ -46,7 +53,13 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     check_positions(config, refuse)
     _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
-    size = weight_bytes(sentence.folder, config, refuse)
+    check_own_code(config, task, options, refuse)
+    own_code = runs_own_code(config, task, options)
+    config = config if own_code else with_defaults(config)
+    features = not own_code and config.get("model_type") in TEXT_TOWERS
+    if sentence.chain is not None and sentence.chain.features != features:
+        raise refuse(_wrong_features(folder, str(config.get("model_type")), features=features))
+    size = weight_bytes(sentence.folder, config, refuse, unused=unused_weights(config))
     tokenizer = tokenizer_files.locate(
         sentence.folder,
         config,
@@ -59,7 +72,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
             f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
         )
-    hidden_size = _number(config, refuse, "hidden_size", "dim", "d_model")
+    hidden_size = _number(config, refuse, *HIDDEN_SIZE)
     if task == "embed" and sentence.chain is not None:
         if not sentence.chain.has_vectors:
             raise refuse(
@@ -68,6 +81,9 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             )
         check_widths(sentence.chain, hidden_size, refuse)
     pad_id = _pad_id(config, tokenizer.pad_id)
+    max_length = _max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse)
+    if not own_code and (check := CHECKS.get(str(config.get("model_type")))):
+        check(config, max_length, refuse)
     model_info = ModelInfo(
         name=name,
         asked=options.model,
@@ -76,20 +92,29 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         shape=None,
         architecture=architecture,
         hidden_size=hidden_size,
-        layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
+        layers=_number(config, refuse, *LAYERS),
         vocab_size=vocab_size,
-        max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
+        max_length=max_length,
         pad_id=pad_id,
-        pooling=_default_pooling(config),
+        pooling="cls" if features else _default_pooling(config),
         normalize=False,
-        labels=() if task == "embed" else labels_of(config),
+        labels=labels_of(config) if task in LABEL_TASKS else (),
         weight_bytes=size,
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
+        token_types=token_types_of(config),
+        sends_token_types=tokenizer.segment_ids,
+        entailment=entailment_of(config, refuse) if task == "zero-shot" else -1,
         scores=scores_of(task, config, sentence, refuse),
+        batching=batching_of(config, task, options),
+        text_features=features,
         notes=_notes(task, sentence, config, tokenizer),
     )
-    return _with_modules(model_info, sentence, options) if task == "embed" else model_info
+    check_pairs(model_info, refuse)
+    if task == "embed":
+        return _with_modules(model_info, sentence, options)
+    files = ModelFiles(architecture, hidden_size, sentence, tokenizer.path, (sentence.folder, folder))
+    return msgspec.structs.replace(model_info, **task_settings(task, files, refuse))
 
 
 def _default_pooling(config: Json) -> PoolingMode:
@@ -140,7 +165,7 @@ def _with_modules(model_info: ModelInfo, sentence: SentenceFiles, options: Model
     token_modules = tuple(chain.token_modules[: chain.pooled_modules])
     modules: tuple[EmbeddingModule, ...] = tuple(chain.modules)
     normalize = bool(modules) and isinstance(modules[-1], Normalize)
-    pooling: Pooling = "mean"
+    pooling: Pooling = model_info.pooling if chain.features else "mean"
     if chain.pooling is not None:
         pooling = chain.pooling.modes if len(chain.pooling.modes) > 1 else chain.pooling.modes[0]
     added = sum(module.parameters for module in (*token_modules, *modules))
@@ -170,12 +195,28 @@ def _notes(
     task: Task, sentence: SentenceFiles, config: Json, tokenizer: tokenizer_files.TokenizerFacts
 ) -> tuple[str, ...]:
     notes = []
-    if task == "embed" and not sentence.kind:
+    if task == "embed" and not sentence.kind and config.get("model_type") in TEXT_TOWERS:
+        notes.append("the model has no sentence-transformers files: using its text features without normalization")
+    elif task == "embed" and not sentence.kind:
         pooling = _default_pooling(config)
         notes.append(f"the model has no sentence-transformers files: using {pooling} pooling without normalization")
+    if task == "rerank" and sentence.kind != "CrossEncoder":
+        notes.append("serving a reranker of pairs, because the model has one label; --task classify takes single texts")
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
+
+
+def _wrong_features(folder: Path, kind: str, *, features: bool) -> str:
+    if features:
+        return (
+            f"{folder / MODULES} lists a Transformer for token embeddings, but a {kind} model of texts and images has "
+            "text features only; module_output_name must be 'sentence_embedding' in its settings"
+        )
+    return (
+        f"{folder / MODULES} requests text features (get_text_features), which a {kind} model does not have; they need "
+        f"one of these types: {', '.join(sorted(TEXT_TOWERS))}"
+    )
 
 
 def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:

@@ -302,7 +302,6 @@ def test_the_limit_replaces_that_of_the_tokenizer_but_not_the_position_table(fol
         ("tokenizer_args", {"do_lower_case": True, "an_argument_of_a_later_version": True}),
         ("model_args", {"num_hidden_layers": 1}),
         ("config_args", {"hidden_act": "relu"}),
-        ("processor_kwargs", {"truncation_side": "left"}),
         ("model_kwargs", {"use_cache": True, "variant": "x"}),
         ("config_kwargs", ["x"]),
         ("method_output_name", "pooler_output"),
