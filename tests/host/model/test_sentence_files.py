@@ -126,7 +126,7 @@ def test_modules_that_the_library_cannot_run_are_refused(folder, modules, words)
         ("CNN", "convolutions"),
         ("LSTM", "recurrent layers"),
         ("WeightedLayerPooling", "only the last layer"),
-        ("SpladePooling", "it makes sparse vectors"),
+        ("SparseAutoEncoder", "it makes sparse vectors"),
     ],
 )
 def test_modules_that_are_not_supported_are_refused_with_the_reason(folder, kind, reason) -> None:
@@ -352,7 +352,7 @@ def test_the_values_that_sentence_transformers_saves_by_default_are_accepted(fol
         ({"truncate_dim": -4}, "sets truncate_dim to -4"),
         ({"truncate_dim": "4"}, "sets truncate_dim to '4'"),
         ({"prompts": {"query": 3}}, "sets prompts to {'query': 3}"),
-        ({"model_type": "SparseEncoder"}, "sets model_type to 'SparseEncoder'"),
+        ({"model_type": "MultiVectorEncoder"}, "sets model_type to 'MultiVectorEncoder'"),
         ({"a_key_of_a_later_version": True}, "sets a_key_of_a_later_version to True"),
         ({"prompts": ["x"]}, "sets prompts to ['x']"),
     ],
