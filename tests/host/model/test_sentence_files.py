@@ -126,7 +126,7 @@ def test_modules_that_the_library_cannot_run_are_refused(folder, modules, words)
         ("CNN", "convolutions"),
         ("LSTM", "recurrent layers"),
         ("WeightedLayerPooling", "only the last layer"),
-        ("SparseAutoEncoder", "sparse vectors from an autoencoder"),
+        ("WordWeights", "weights of words"),
     ],
 )
 def test_modules_that_are_not_supported_are_refused_with_the_reason(folder, kind, reason) -> None:
