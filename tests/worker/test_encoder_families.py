@@ -30,8 +30,6 @@ BOUND = 1e-5
 # Sizes under the names that each config has for them.
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128},
-    "funnel": {"d_model": 64, "block_sizes": [1, 1, 1], "n_head": 4, "d_head": 16, "d_inner": 128,
-               "initializer_std": 0.4},
     "xlnet": {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128},
 }  # fmt: skip
 PLAIN: Mapping[str, Any] = {
@@ -53,7 +51,7 @@ EXTRA: Mapping[str, Mapping[str, Any]] = {
     "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
 }
 # The special tokens at the end, where the tokenizer of the family sets the token type 2 for one of them.
-LAST_TYPED, FIRST_TYPED = frozenset({"xlnet"}), frozenset({"funnel"})
+LAST_TYPED = frozenset({"xlnet"})
 
 
 def save_tokenizer(folder: Path, kind: str) -> None:
@@ -67,8 +65,6 @@ def save_tokenizer(folder: Path, kind: str) -> None:
     single = "<s> $A </s>"
     if kind in LAST_TYPED:
         single = "$A </s> <s>:2"
-    elif kind in FIRST_TYPED:
-        single = "<s>:2 $A </s>"
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 2), ("</s>", 3)])
     tokenizer.add_special_tokens(list(special))
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -91,10 +87,7 @@ def save_model(folder: Path, kind: str, auto_class: str = "AutoModel", **config:
              **SIZES.get(kind, PLAIN), **EXTRA.get(kind, {}), **config}  # fmt: skip
     if kind == "xlnet":
         del sizes["max_position_embeddings"]
-    if kind == "funnel":
-        del sizes["initializer_range"]
     made = transformers.AutoConfig.for_model(kind, **sizes)
-    made.architectures = ["FunnelModel"] if kind == "funnel" else None  # from_config would fail without it
     model = getattr(transformers, auto_class).from_config(made)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -352,8 +345,6 @@ def save_config(folder: Path, **config: Any) -> str:
     folder.mkdir(exist_ok=True)
     save_tokenizer(folder, "bert")
     plain = {"vocab_size": 100, "max_position_embeddings": 1000, "hidden_size": 64, "num_hidden_layers": 2}
-    if config["model_type"] == "funnel":
-        plain = {"vocab_size": 100, "max_position_embeddings": 1000, "d_model": 64, "block_sizes": [1, 1]}
     (folder / "config.json").write_text(json.dumps({**plain, **config}))
     import safetensors.numpy
 
@@ -377,7 +368,6 @@ def test_a_refused_encoder_is_named_with_the_cause(kind, tmp_path) -> None:
         ({"model_type": "xmod", "languages": ["en_XX", "de_DE"]}, "default_language to None.* one of en_XX, de_DE"),
         ({"model_type": "xmod", "languages": ["en_XX"], "default_language": "fr"}, "default_language to 'fr'"),
         ({"model_type": "yoso", "use_expectation": False}, "use_expectation to False.* must be true"),
-        ({"model_type": "funnel", "architectures": ["FunnelBaseModel"]}, "must be FunnelModel"),
         ({"model_type": "nomic_bert", "hidden_size": 768, "n_embd": 384}, "n_embd to 384.*computes? with 768"),
         ({"model_type": "nomic_bert", "rotary_emb_fraction": 0.5}, "rotary_emb_fraction to 0.5.* must be 1.0"),
         ({"model_type": "nomic_bert", "moe_every_n_layers": 2}, "moe_every_n_layers to 2"),
@@ -441,8 +431,8 @@ def test_a_model_of_texts_and_images_gives_its_text_features(kind, tmp_path) -> 
     import torch
     import transformers
 
-    # The end of a text is its largest id in older configs of CLIP, and the id in newer ones.
-    save_text_and_image_model(tmp_path, kind, **({"eos_token_id": 99} if kind == "metaclip_2" else {}))
+    # In older configs of CLIP, which have this id, the largest id of a text takes the place of its end.
+    save_text_and_image_model(tmp_path, kind, **({"eos_token_id": 2} if kind == "clip" else {}))
     served = Served(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     model = transformers.AutoModel.from_pretrained(tmp_path).eval()

@@ -24,7 +24,6 @@ DEFAULTS: Mapping[str, int] = {
     "distilbert": 0,
     "eurobert": 0,
     "fnet": 4,
-    "funnel": 3,  # compares types only; its tokenizer sets 2 for <cls>
     "gte": 1,
     "jina_embeddings_v3": 1,
     "modernbert": 0,
