@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from launcher.api import Engine as Engine
     from launcher.api import Entity as Entity
     from launcher.api import LabelScore as LabelScore
+    from launcher.api import RankedDocument as RankedDocument
 
-__all__ = ["AsyncEngine", "Engine", "Entity", "LabelScore"]
+__all__ = ["AsyncEngine", "Engine", "Entity", "LabelScore", "RankedDocument"]
 
 
 def __getattr__(name: str) -> Any:

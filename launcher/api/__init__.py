@@ -6,8 +6,9 @@ and the root logger belong to the program and must not be changed.
 """
 
 from launcher.api.async_engine import AsyncEngine
+from launcher.api.pairs import RankedDocument
 from launcher.api.results import Entity
 from launcher.api.sync_engine import Engine
 from launcher.front.tasks.label_scores import LabelScore
 
-__all__ = ["AsyncEngine", "Engine", "Entity", "LabelScore"]
+__all__ = ["AsyncEngine", "Engine", "Entity", "LabelScore", "RankedDocument"]

@@ -10,15 +10,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL, serve_options
+from launcher.api.pairs import CLASSIFY_INPUTS, RERANK_INPUTS, RankedDocument, Ranking, ZeroShot
 from launcher.api.progress import progress_bar
 from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
 from launcher.api.setup import NO_COPY, EngineSetup, prepare_engine
 from launcher.core.planning.plan import Plan
 from launcher.core.tasks.prompts import choose_prompt
-from launcher.engine.session import CLOSED, Computed, Session
+from launcher.engine.session import CLOSED, Computed, PairInputs, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
 from launcher.front.tasks.label_scores import LabelScore
+from launcher.front.tasks.zero_shot import DEFAULT_TEMPLATE
+from launcher.front.tokenizer import Text
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Texts = Iterable[str] | AsyncIterable[str]
+TextsOrPairs = Iterable[Text] | AsyncIterable[Text]
 
 
 class AsyncEngine:
@@ -132,22 +136,87 @@ class AsyncEngine:
     async def classify(self, texts: str, *, truncate: bool = False, progress: bool = False) -> list[LabelScore]: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
     @overload
     async def classify(
-        self, texts: Texts, *, truncate: bool = False, progress: bool = False
+        self, texts: TextsOrPairs, *, truncate: bool = False, progress: bool = False
     ) -> list[list[LabelScore]]: ...
     async def classify(
-        self, texts: str | Texts, *, truncate: bool = False, progress: bool = False
+        self, texts: str | TextsOrPairs, *, truncate: bool = False, progress: bool = False
     ) -> list[LabelScore] | list[list[LabelScore]]:
         """See ``Engine.classify``."""
         decode = label_scores(self._started.model_info)
         if isinstance(texts, str):
             return await self._one(texts, decode, truncate)
-        return [result async for result in self._stream(texts, decode, truncate, progress)]
+        return [result async for result in self._stream(texts, decode, truncate, progress, pairs=CLASSIFY_INPUTS)]
 
     def classify_stream(
-        self, texts: Texts, *, truncate: bool = False, progress: bool = False
+        self, texts: TextsOrPairs, *, truncate: bool = False, progress: bool = False
     ) -> AsyncIterator[list[LabelScore]]:
         """See ``Engine.classify_stream``."""
-        return self._stream(texts, label_scores(self._started.model_info), truncate, progress)
+        return self._stream(texts, label_scores(self._started.model_info), truncate, progress, pairs=CLASSIFY_INPUTS)
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_k: int | None = None,
+        return_documents: bool = False,
+        raw_scores: bool = False,
+        truncate: bool = False,
+    ) -> list[RankedDocument]:
+        """See ``Engine.rerank``."""
+        ranking = Ranking.of(
+            self._started.model_info,
+            query,
+            documents,
+            top_k=top_k,
+            return_documents=return_documents,
+            raw_scores=raw_scores,
+        )
+        parts = self._computed(ranking.pairs(), truncate, progress=False, pairs=RERANK_INPUTS)
+        return ranking.result([computed.results async for computed in parts])
+
+    @overload
+    async def zero_shot(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self,
+        texts: str,
+        labels: str | Iterable[str],
+        *,
+        hypothesis_template: str = DEFAULT_TEMPLATE,
+        multi_label: bool = False,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[LabelScore]: ...
+    @overload
+    async def zero_shot(
+        self,
+        texts: Texts,
+        labels: str | Iterable[str],
+        *,
+        hypothesis_template: str = DEFAULT_TEMPLATE,
+        multi_label: bool = False,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[list[LabelScore]]: ...
+    async def zero_shot(
+        self,
+        texts: str | Texts,
+        labels: str | Iterable[str],
+        *,
+        hypothesis_template: str = DEFAULT_TEMPLATE,
+        multi_label: bool = False,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[LabelScore] | list[list[LabelScore]]:
+        """See ``Engine.zero_shot``."""
+        call = ZeroShot.of(self._started.model_info, labels, hypothesis_template, multi_label=multi_label)
+        lone = isinstance(texts, str)
+        if isinstance(texts, AsyncIterable):
+            pairs: TextsOrPairs = call.pairs_async(texts)
+        else:
+            pairs = call.pairs([texts] if isinstance(texts, str) else texts)
+        parts = self._stream(pairs, call.decode(), truncate, progress, pairs=call.inputs(lone=lone))
+        found = [result async for result in parts]
+        return found[0] if lone else found
 
     @overload
     async def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
@@ -198,18 +267,29 @@ class AsyncEngine:
         return result
 
     async def _stream(
-        self, texts: Texts, decode: Decode[Result], truncate: bool, progress: bool, prompt: str | None = None
+        self,
+        texts: TextsOrPairs,
+        decode: Decode[Result],
+        truncate: bool,
+        progress: bool,
+        prompt: str | None = None,
+        pairs: PairInputs | None = None,
     ) -> AsyncIterator[Result]:
-        async with aclosing(self._computed(texts, truncate, progress, prompt)) as parts:
+        async with aclosing(self._computed(texts, truncate, progress, prompt, pairs)) as parts:
             async for computed in parts:
                 for result in decode(computed):
                     yield result
 
     async def _computed(
-        self, texts: Texts, truncate: bool, progress: bool, prompt: str | None
+        self,
+        texts: TextsOrPairs,
+        truncate: bool,
+        progress: bool,
+        prompt: str | None = None,
+        pairs: PairInputs | None = None,
     ) -> AsyncGenerator[Computed, None]:
         session = self._open_session
-        chunker = Chunker(session.chunk_items, truncate=truncate, prompt=prompt)
+        chunker = Chunker(session.chunk_items, truncate=truncate, prompt=prompt, pairs=pairs)
         limit = chunk_limit(len(self.plan.instances))
         with progress_bar(texts, shown=progress) as advance:
             async with aclosing(in_order_async(texts, chunker, limit, session.compute)) as parts:

@@ -35,19 +35,19 @@ class Entity(NamedTuple):
 
 def vectors(model: ModelInfo) -> Decode[Vectors]:
     """Vectors, float32 of shape (width,). Raises ``UsageError`` if the model has none."""
-    _require(model, "embed")
+    require_task(model, "embed")
     return lambda computed: computed.results
 
 
 def label_scores(model: ModelInfo) -> Decode[list[LabelScore]]:
     """All labels with their scores, best first. Raises ``UsageError`` if the model is not a classifier."""
-    _require(model, "classify")
+    require_task(model, "classify")
     return lambda computed: [ranked_labels(row, model.labels) for row in computed.results]
 
 
 def entities(model: ModelInfo, aggregation: Aggregation) -> Decode[list[Entity]]:
     """Entities, or tokens if ``aggregation`` is ``none``. Raises ``UsageError`` if the model is not a tagger."""
-    _require(model, "tag")
+    require_task(model, "tag")
     if aggregation not in ("simple", "none"):
         raise UsageError(f"aggregation={aggregation!r}: must be 'simple' or 'none'")
     labeler = TokenLabeler(model.labels, frozenset())
@@ -56,6 +56,7 @@ def entities(model: ModelInfo, aggregation: Aggregation) -> Decode[list[Entity]]
         ends = accumulate(map(len, computed.tokenized.items), initial=0)
         parts = zip(pairwise(ends), computed.chunk.texts, computed.tokenized.spans, strict=True)
         for (start, end), text, spans in parts:
+            assert isinstance(text, str), "a tagger takes no pairs"
             found = labeler.of_text(computed.results[start:end], text, spans, aggregation == "simple")
             # Always set for texts; they are missing only for token ids.
             yield [Entity(one.label, one.score, one.text, one.start, one.end) for one in found]  # type: ignore[arg-type]
@@ -68,9 +69,11 @@ def concatenate(parts: Sequence[Vectors], model: ModelInfo) -> Vectors:
     return np.concatenate(parts) if parts else np.empty((0, model.result_width), dtype=np.float32)
 
 
-def _require(model: ModelInfo, task: Task) -> None:
+def require_task(model: ModelInfo, task: Task) -> None:
+    """Raise ``UsageError`` if the model is for another task."""
     if model.task != task:
+        method = model.task.replace("-", "_")
         raise UsageError(
-            f"the model {model.name!r} is for the task {model.task!r}, not {task!r}; use {model.task}(), or an engine "
-            "with another model"
+            f"the model {model.name!r} is for the task {model.task!r}, not {task!r}; use {method}(), or an engine with "
+            "another model"
         )

@@ -9,15 +9,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL
+from launcher.api.pairs import CLASSIFY_INPUTS, RERANK_INPUTS, RankedDocument, Ranking, ZeroShot
 from launcher.api.progress import progress_bar
 from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
 from launcher.api.setup import NO_COPY, prepare_engine
 from launcher.core.planning.plan import Plan
 from launcher.core.tasks.prompts import choose_prompt
-from launcher.engine.session import Chunk, Computed
+from launcher.engine.session import Chunk, Computed, PairInputs
 from launcher.engine.streaming import Chunker, chunk_limit, in_order
 from launcher.engine.thread import SessionThread
 from launcher.front.tasks.label_scores import LabelScore
+from launcher.front.tasks.zero_shot import DEFAULT_TEMPLATE
+from launcher.front.tokenizer import Text
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -127,25 +130,98 @@ class Engine:
     def classify(self, texts: str, *, truncate: bool = False, progress: bool = False) -> list[LabelScore]: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
     @overload
     def classify(
-        self, texts: Iterable[str], *, truncate: bool = False, progress: bool = False
+        self, texts: Iterable[Text], *, truncate: bool = False, progress: bool = False
     ) -> list[list[LabelScore]]: ...
     def classify(
-        self, texts: str | Iterable[str], *, truncate: bool = False, progress: bool = False
+        self, texts: str | Iterable[Text], *, truncate: bool = False, progress: bool = False
     ) -> list[LabelScore] | list[list[LabelScore]]:
         """For each text, all labels with their scores, best first; for a single ``str``, those of this text.
 
-        Otherwise as ``embed``.
+        A tuple of two texts among ``texts`` is a pair, such as a premise and a hypothesis. With ``truncate``, the
+        longer text of a pair is cut off first. Otherwise as ``embed``.
         """
         decode = label_scores(self._setup.model_info)
         if isinstance(texts, str):
             return self._one(texts, decode, truncate)
-        return list(self._stream(texts, decode, truncate, progress))
+        return list(self._stream(texts, decode, truncate, progress, pairs=CLASSIFY_INPUTS))
 
     def classify_stream(
-        self, texts: Iterable[str], *, truncate: bool = False, progress: bool = False
+        self, texts: Iterable[Text], *, truncate: bool = False, progress: bool = False
     ) -> Iterator[list[LabelScore]]:
-        """The labels of each text, in order, as ``classify`` returns them, in constant memory."""
-        return self._stream(texts, label_scores(self._setup.model_info), truncate, progress)
+        """The labels of each text or pair, in order, as ``classify`` returns them, in constant memory."""
+        return self._stream(texts, label_scores(self._setup.model_info), truncate, progress, pairs=CLASSIFY_INPUTS)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_k: int | None = None,
+        return_documents: bool = False,
+        raw_scores: bool = False,
+        truncate: bool = False,
+    ) -> list[RankedDocument]:
+        """The ``documents`` by their relevance to ``query``, best first: the index, the score and, with
+        ``return_documents``, the text of each of the ``top_k`` best, or of all.
+
+        ``raw_scores`` gives the logits of the model instead of the scores of its activation function. A document that
+        is too long together with the query raises ``RequestError``; with ``truncate``, the longer of both is cut off
+        first.
+        """
+        ranking = Ranking.of(
+            self._setup.model_info,
+            query,
+            documents,
+            top_k=top_k,
+            return_documents=return_documents,
+            raw_scores=raw_scores,
+        )
+        parts = self._computed(ranking.pairs(), truncate, progress=False, pairs=RERANK_INPUTS)
+        return ranking.result([computed.results for computed in parts])
+
+    @overload
+    def zero_shot(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self,
+        texts: str,
+        labels: str | Iterable[str],
+        *,
+        hypothesis_template: str = DEFAULT_TEMPLATE,
+        multi_label: bool = False,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[LabelScore]: ...
+    @overload
+    def zero_shot(
+        self,
+        texts: Iterable[str],
+        labels: str | Iterable[str],
+        *,
+        hypothesis_template: str = DEFAULT_TEMPLATE,
+        multi_label: bool = False,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[list[LabelScore]]: ...
+    def zero_shot(
+        self,
+        texts: str | Iterable[str],
+        labels: str | Iterable[str],
+        *,
+        hypothesis_template: str = DEFAULT_TEMPLATE,
+        multi_label: bool = False,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[LabelScore] | list[list[LabelScore]]:
+        """For each text, all ``labels`` with their scores, best first; for a single ``str``, those of this text.
+
+        Each label takes the place of ``{}`` in ``hypothesis_template``, and the model tells whether the text entails
+        the result. The scores of a text sum to 1, or with ``multi_label`` each label has a score of its own. With
+        ``truncate``, texts are cut off, but not hypotheses. Otherwise as ``embed``.
+        """
+        call = ZeroShot.of(self._setup.model_info, labels, hypothesis_template, multi_label=multi_label)
+        lone = isinstance(texts, str)
+        pairs = call.pairs([texts] if isinstance(texts, str) else texts)
+        found = list(self._stream(pairs, call.decode(), truncate, progress, pairs=call.inputs(lone=lone)))
+        return found[0] if lone else found
 
     @overload
     def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
@@ -195,22 +271,34 @@ class Engine:
         return self._thread.submit(self._thread.session.compute(chunk))
 
     def _one(self, text: str, decode: Decode[Result], truncate: bool, prompt: str | None = None) -> Result:
-        (computed,) = in_order([text], self._chunker(truncate, prompt, lone=True), 1, self._submit)
+        chunker = Chunker(1, truncate=truncate, lone=True, prompt=prompt)
+        (computed,) = in_order([text], chunker, 1, self._submit)
         (result,) = decode(computed)
         return result
 
     def _stream(
-        self, texts: Iterable[str], decode: Decode[Result], truncate: bool, progress: bool, prompt: str | None = None
+        self,
+        texts: Iterable[Text],
+        decode: Decode[Result],
+        truncate: bool,
+        progress: bool,
+        prompt: str | None = None,
+        pairs: PairInputs | None = None,
     ) -> Iterator[Result]:
-        for computed in self._computed(texts, truncate, progress, prompt):
+        for computed in self._computed(texts, truncate, progress, prompt, pairs):
             yield from decode(computed)
 
-    def _computed(self, texts: Iterable[str], truncate: bool, progress: bool, prompt: str | None) -> Iterator[Computed]:
+    def _computed(
+        self,
+        texts: Iterable[Text],
+        truncate: bool,
+        progress: bool,
+        prompt: str | None = None,
+        pairs: PairInputs | None = None,
+    ) -> Iterator[Computed]:
         limit = chunk_limit(len(self.plan.instances))
+        chunker = Chunker(self._thread.session.chunk_items, truncate=truncate, prompt=prompt, pairs=pairs)
         with progress_bar(texts, shown=progress) as advance:
-            for computed in in_order(texts, self._chunker(truncate, prompt), limit, self._submit):
+            for computed in in_order(texts, chunker, limit, self._submit):
                 advance(len(computed.chunk.texts))
                 yield computed
-
-    def _chunker(self, truncate: bool, prompt: str | None, *, lone: bool = False) -> Chunker:
-        return Chunker(self._thread.session.chunk_items, truncate=truncate, lone=lone, prompt=prompt)

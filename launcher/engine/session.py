@@ -9,30 +9,45 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 from launcher.engine.inference_engine import InferenceEngine
 from launcher.errors import InstanceError, RequestError, UsageError
+from launcher.front.input_names import InputNames
+from launcher.front.pairs import PairTruncation
 from launcher.front.request_results import Vectors
-from launcher.front.tokenizer import InputNames, Tokenized
+from launcher.front.tokenizer import Text, Tokenized
 from launcher.options import ServeOptions
 from launcher.prepare.prepared_instances import Prepared
 
 CLOSED = "the engine is closed; create another one"
 # While all instances are restarting: how often to check whether one is ready.
 NOT_READY_SECONDS = 0.05
+TRUNCATE_HINT = "pass truncate=True to truncate it"
+
+
+@dataclass(frozen=True, slots=True)
+class PairInputs:
+    """How the inputs of a call are used that can be pairs of texts: how long ones are truncated, and what errors call
+    them."""
+
+    names: InputNames
+    truncation: PairTruncation = "longest_first"
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Some texts of a call; ``first`` is the index of the first one. ``lone``: it is the only text of the call.
-    ``prompt`` is prepended to each text; ``None`` stands for the model's default prompt."""
+    ``prompt`` is prepended to each text; ``None`` stands for the model's default prompt. ``pairs`` is set if pairs of
+    texts are among the texts."""
 
-    texts: Sequence[str]
+    texts: Sequence[Text]
     first: int = 0
     lone: bool = False
     truncate: bool = False
     prompt: str | None = None
+    pairs: PairInputs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +146,7 @@ class Session:
             self._room.give_back(items)
 
     async def _compute(self, chunk: Chunk) -> Computed:
-        names = InputNames("texts", chunk.first, chunk.lone, "pass truncate=True to truncate it")
-        tokenized = await self.engine.tokenizer.texts(
-            chunk.texts, truncate=chunk.truncate, field=names, prompt=chunk.prompt
-        )
+        tokenized = await self._tokenize(chunk)
         while True:
             self._check_open()
             try:
@@ -145,6 +157,21 @@ class Session:
             else:
                 return Computed(chunk, tokenized, outcome.results)
             await asyncio.sleep(NOT_READY_SECONDS)
+
+    async def _tokenize(self, chunk: Chunk) -> Tokenized:
+        tokenizer = self.engine.tokenizer
+        if chunk.pairs is not None:
+            names = replace(
+                chunk.pairs.names,
+                first=chunk.first,
+                lone=chunk.lone or chunk.pairs.names.lone,
+                truncate_hint=TRUNCATE_HINT,
+            )
+            truncation = chunk.pairs.truncation
+            return await tokenizer.pairs(chunk.texts, truncate=chunk.truncate, truncation=truncation, field=names)
+        texts = cast("Sequence[str]", chunk.texts)
+        names = InputNames("texts", chunk.first, chunk.lone, TRUNCATE_HINT)
+        return await tokenizer.texts(texts, truncate=chunk.truncate, field=names, prompt=chunk.prompt)
 
     def _check_open(self, cause: Exception | None = None) -> None:
         if self.engine.failure is not None:

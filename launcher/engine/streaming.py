@@ -13,8 +13,10 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from contextlib import aclosing
 from typing import Any
 
-from launcher.engine.session import CLOSED, Chunk, Computed
+from launcher.engine.session import CLOSED, Chunk, Computed, PairInputs
 from launcher.errors import UsageError
+from launcher.front.pairs import Pair
+from launcher.front.tokenizer import Text
 
 # Characters that are tokenized and queued together: about four batches of English text.
 CHUNK_CHARACTERS = 32_000
@@ -30,35 +32,62 @@ def chunk_limit(instances: int) -> int:
 
 class Chunker:
     """Groups texts into chunks of at most ``items`` texts. ``lone``: there is one text, so errors need no index.
-    ``prompt`` is that of the chunks."""
+    ``prompt`` is that of the chunks. With ``pairs``, texts can be pairs of texts."""
 
-    def __init__(self, items: int, *, truncate: bool, lone: bool = False, prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        items: int,
+        *,
+        truncate: bool,
+        lone: bool = False,
+        prompt: str | None = None,
+        pairs: PairInputs | None = None,
+    ) -> None:
         self._items = items
         self._truncate = truncate
         self._lone = lone
         self._prompt = prompt
+        self._pairs = pairs
+        self._has_pairs = False
         self._first = 0
-        self._texts: list[str] = []
+        self._texts: list[Text] = []
         self._characters = 0
 
     def add(self, text: Any) -> Chunk | None:
         """The chunk that this text completes, or None. Raises ``UsageError`` if it is not a ``str``."""
-        if not isinstance(text, str):
-            place = self._first + len(self._texts)
-            raise UsageError(f"'texts[{place}]' is of type {type(text).__name__}; it must be a str")
-        self._texts.append(text)
-        self._characters += len(text)
+        if isinstance(text, str):
+            self._texts.append(text)
+            self._characters += len(text)
+        else:
+            pair = self._pair(text)
+            self._texts.append(pair)
+            self._characters += len(pair[0]) + len(pair[1])
         if len(self._texts) < self._items and self._characters < CHUNK_CHARACTERS:
             return None
         return self.rest()
+
+    def _pair(self, value: Any) -> Pair:
+        place = self._first + len(self._texts)
+        if self._pairs is None:
+            raise UsageError(f"'texts[{place}]' is of type {type(value).__name__}; it must be a str")
+        names = self._pairs.names
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            found = type(value).__name__
+            raise UsageError(f"{names.of(place)} is of type {found}; it must be a str, or a tuple of two")
+        for side, text in enumerate(value):
+            if not isinstance(text, str):
+                raise UsageError(f"{names.of_half(place, side)} is of type {type(text).__name__}; it must be a str")
+        self._has_pairs = True
+        return value[0], value[1]
 
     def rest(self) -> Chunk | None:
         """The chunk of the remaining texts, or None."""
         if not self._texts:
             return None
-        chunk = Chunk(self._texts, self._first, self._lone, self._truncate, self._prompt)
+        pairs = self._pairs if self._has_pairs else None
+        chunk = Chunk(self._texts, self._first, self._lone, self._truncate, self._prompt, pairs)
         self._first += len(self._texts)
-        self._texts, self._characters = [], 0
+        self._texts, self._characters, self._has_pairs = [], 0, False
         return chunk
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import BertNormalizer
 
-from launcher.core.check_texts import check_texts
+from launcher.core.check_texts import check_pairs, check_texts
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
+from launcher.front.pairs import Pair
 
 # Each text is searched for each added token; BERT has 5.
 _MAX_ADDED = 16
@@ -51,23 +52,24 @@ class Encoder:
         if isinstance(normalizer, BertNormalizer) and normalizer.clean_text and searchable:
             self._lowers = normalizer.lowercase
             self._fast = _without_normalizer(self._regular)
-            if not self._agree(check_texts([token.content for token in added.values()])):
+            contents = [token.content for token in added.values()]
+            if not self._agree(check_texts(contents), check_pairs(contents)):
                 self._fast = None
 
-    def encode(self, texts: list[str]) -> list[Encoding]:
-        """The encoding of each text, including special tokens. Raises a plain ``Exception``, as the Rust library does,
-        for a text that the model cannot encode.
+    def encode(self, texts: Sequence[str | Pair]) -> list[Encoding]:
+        """The encoding of each text or pair of texts, including special tokens. Raises a plain ``Exception``, as the
+        Rust library does, for a text that the model cannot encode.
         """
         if self._fast is None:
             return self._call(self._regular, texts)
-        plain = [self._plain(text) for text in texts]
+        plain = [self._plain(text) if isinstance(text, str) else self._plain_pair(text) for text in texts]
         if None not in plain:
             return self._call(self._fast, plain)
         fast = iter(self._call(self._fast, [text for text in plain if text is not None]))
         regular = iter(self._call(self._regular, [text for text, p in zip(texts, plain, strict=True) if p is None]))
         return [next(regular if p is None else fast) for p in plain]
 
-    def _call(self, tokenizer: Tokenizer, texts: Sequence[str | None]) -> list[Encoding]:
+    def _call(self, tokenizer: Tokenizer, texts: Sequence[str | Pair | None]) -> list[Encoding]:
         encode = tokenizer.encode_batch if self._offsets else tokenizer.encode_batch_fast
         return encode(texts, add_special_tokens=self._special_tokens)
 
@@ -86,11 +88,16 @@ class Encoder:
                 return None
         return lowered if self._lowers else text
 
-    def _agree(self, texts: Sequence[str]) -> bool:
-        """Whether both paths give the same for ``texts``, some of which take the fast path."""
+    def _plain_pair(self, pair: Pair) -> Pair | None:
+        first, second = self._plain(pair[0]), self._plain(pair[1])
+        return None if first is None or second is None else (first, second)
+
+    def _agree(self, texts: Sequence[str], pairs: Sequence[Pair]) -> bool:
+        """Whether both paths give the same for ``texts`` and ``pairs``, some of which take the fast path."""
         if all(self._plain(text) is None for text in texts):
             return False
-        found, expected = self.encode([*texts]), self._call(self._regular, texts)
+        inputs: list[str | Pair] = [*texts, *pairs]
+        found, expected = self.encode(inputs), self._call(self._regular, inputs)
         return all(
             fast.ids == regular.ids and fast.type_ids == regular.type_ids and fast.offsets == regular.offsets
             for fast, regular in zip(found, expected, strict=True)

@@ -13,9 +13,10 @@ import numpy as np
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.custom_task import load_custom_task
 from launcher.errors import RequestError
+from launcher.front.input_names import InputNames
 from launcher.front.input_reader import InputReader, Wait, await_future
 from launcher.front.item_details import ItemDetails
-from launcher.front.tokenizer import InputNames, Tokenized
+from launcher.front.tokenizer import Tokenized
 
 # Larger requests are read in a thread: ``size`` may take as long as it takes to decode the JSON.
 INLINE_BYTES = 8_000

@@ -10,20 +10,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from launcher.errors import RequestError
 
 if TYPE_CHECKING:
-    from launcher.front.tokenizer import InputNames, Tokenized
+    from launcher.front.input_names import InputNames
+    from launcher.front.pairs import PairTruncation
+    from launcher.front.tokenizer import Text, Tokenized
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Wait = Callable[["asyncio.Future[Tokenized]"], Awaitable["Tokenized"]]
-"""Waits for the work of a thread, and may cancel it."""
 
 
-async def await_future(future: asyncio.Future[Tokenized]) -> Tokenized:
+class Wait(Protocol):
+    """Waits for the work of a thread, and may cancel it."""
+
+    def __call__(self, future: asyncio.Future[Result], /) -> Awaitable[Result]:
+        """The result of the work."""
+        ...
+
+
+async def await_future(future: asyncio.Future[Result]) -> Result:
     """Wait without a reason to cancel."""
     return await future
 
@@ -69,8 +77,26 @@ class InputReader:
         """See ``FrontTokenizer.texts``."""
         raise _not_taken("texts")
 
+    async def pairs(
+        self,
+        pairs: Sequence[Text],
+        *,
+        truncate: bool = False,
+        truncation: PairTruncation = "longest_first",
+        field: str | InputNames = "input",
+        wait: Wait = await_future,
+    ) -> Tokenized:
+        """See ``FrontTokenizer.pairs``."""
+        raise _not_taken("pairs of texts")
+
     async def ids(
-        self, lists: Sequence[Any], *, truncate: bool = False, field: str = "input", wait: Wait = await_future
+        self,
+        lists: Sequence[Any],
+        *,
+        type_ids: Sequence[Sequence[int]] = (),
+        truncate: bool = False,
+        field: str = "input",
+        wait: Wait = await_future,
     ) -> Tokenized:
         """See ``FrontTokenizer.ids``."""
         raise _not_taken("token ids")

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import RequestError, UsageError
-from launcher.front.tokenizer import INLINE_IDS, INPUT_OVERHEAD, Ids, InputNames
+from launcher.front.input_names import InputNames
+from launcher.front.tokenizer import INLINE_IDS, INPUT_OVERHEAD, Ids
 
 if TYPE_CHECKING:
     from tiktoken import Encoding

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 
@@ -22,9 +22,12 @@ from tokenizers import Encoding
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
+from launcher.front.input_names import InputNames
 from launcher.front.input_reader import InputReader, Wait, await_future
-from launcher.front.item_details import ItemDetails, Tokens
+from launcher.front.item_details import ItemDetails, Tokens, TypeIds
+from launcher.front.pairs import Pair, PairLayout, PairTruncation, take
 from launcher.options import FrontOptions
+from launcher.options.choices import Task
 
 # About 2 ms of work: 0.27 µs per character, measured for English text with a WordPiece vocabulary.
 INLINE_CHARACTERS = 8_000
@@ -37,16 +40,21 @@ CHUNK_CHARACTERS = 32_000
 # Prompts whose length is kept; it is the same for every text.
 KNOWN_PROMPTS = 64
 DEFAULT_THREADS = FrontOptions().tokenizer_threads
+# The tasks whose results refer to places in the texts.
+SPAN_TASKS: frozenset[Task] = frozenset({"tag"})
 
 Ids = Sequence[int] | npt.NDArray[np.int64]
+Text = str | Pair
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
     """The items of a request as int32 ids, the total number of tokens, and the indices of truncated inputs.
 
-    For taggers, ``spans`` holds the character offsets of each text's tokens: int32, tokens × 2, start and end in code
-    points, end exclusive; -1 for added special tokens. Empty for other tasks, and for inputs of ids.
+    For the tasks in ``SPAN_TASKS``, ``spans`` holds the character offsets of each text's tokens: int32, tokens × 2,
+    start and end in code points, end exclusive; -1 for added special tokens. For pairs of texts, ``sides`` tells in
+    which text they are: int8, 0 or 1 for each token; -1 for added special tokens. Empty for other tasks, and for inputs
+    of ids.
 
     ``texts`` are those that inputs of another tokenizer's ids were decoded to; None for other inputs.
 
@@ -59,23 +67,17 @@ class Tokenized:
     spans: Sequence[npt.NDArray[np.int32]] = ()
     details: ItemDetails | None = None
     texts: Sequence[str] | None = None
+    sides: Sequence[npt.NDArray[np.int8]] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class InputNames:
-    """How errors name inputs: ``field[index]``, counted from ``first``, or ``field`` alone for a ``lone`` one.
+class _Request:
+    """How the inputs of a call are tokenized. ``typed``: whether items have token types."""
 
-    ``truncate_hint`` tells the caller how to have long inputs truncated.
-    """
-
-    field: str
-    first: int = 0
-    lone: bool = False
-    truncate_hint: str = 'send "truncate": true to truncate it'
-
-    def of(self, index: int) -> str:
-        """The name of the input with this index."""
-        return f"'{self.field}'" if self.lone else f"'{self.field}[{self.first + index}]'"
+    truncate: bool
+    names: InputNames
+    typed: bool
+    truncation: PairTruncation = "longest_first"
 
 
 class FrontTokenizer(InputReader):
@@ -88,7 +90,7 @@ class FrontTokenizer(InputReader):
         super().__init__(threads)
         # The tokenizer's own thread pool would run on the cores of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._with_spans = model_info.task == "tag"
+        self._with_spans = model_info.task in SPAN_TASKS
         self._encoder = Encoder(model_info, offsets=self._with_spans)
         self._max_length = model_info.max_length
         self._vocab_size = model_info.vocab_size
@@ -96,8 +98,13 @@ class FrontTokenizer(InputReader):
         self._default_prompt = model_info.default_prompt
         self._pools_prompt = model_info.include_prompt
         self._prompt_length = lru_cache(KNOWN_PROMPTS)(self._count_prompt)
-        (added,) = self._encoder.encode(["a"])
+        added, pair = self._encoder.encode(["a", ("a", "a")])
         self._closing_tokens = _closing_tokens(added)
+        self._pair_layout = PairLayout.of(pair)
+        self._token_types = model_info.token_types
+        typed = model_info.sends_token_types and model_info.token_types > 0
+        self._typed_texts, self._typed_pairs = typed and any(added.type_ids), typed and any(pair.type_ids)
+        self._no_pairs = self._why_no_pairs(max(pair.type_ids, default=0))
         self.special_ids = frozenset(
             id for id, special in zip(added.ids, added.special_tokens_mask, strict=True) if special
         )
@@ -118,133 +125,204 @@ class FrontTokenizer(InputReader):
         A text of more tokens than the model accepts is rejected, or with ``truncate`` cut at its end, keeping the
         special tokens, and reported. ``wait`` awaits the work of a thread and may cancel it.
         """
-        characters = self._check_texts(texts, field)
+        names = _names(field, len(texts))
+        characters = self._check_texts(texts, names)
         prompt = self._default_prompt if prompt is None else prompt
         if prompt:
             characters += len(prompt) * len(texts)
             texts = [prompt + text for text in texts]
-        if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
-            tokenized = self._tokenize(texts, truncate, field)
-        else:
-            stop = threading.Event()
-            future = self.in_thread(len(texts), self._tokenize, texts, truncate, field, stop)
-            future.add_done_callback(lambda _: stop.set())
-            tokenized = await wait(future)
+        tokenized = await self._start(texts, characters, _Request(truncate, names, self._typed_texts), wait)
         if not prompt or self._pools_prompt:
             return tokenized
+        details = tokenized.details or ItemDetails()
         lengths = (self._prompt_length(prompt),) * len(texts)
-        return replace(tokenized, details=ItemDetails(prompt_lengths=lengths))
+        return replace(tokenized, details=replace(details, prompt_lengths=lengths))
 
     def _count_prompt(self, prompt: str) -> int:
         """The number of leading tokens that pooling ignores: as in sentence-transformers 6, those of the prompt alone,
         cut like a text, without a special token at its end."""
         (encoding,) = self._encoder.encode([prompt])
-        ids = encoding.ids if len(encoding) <= self._max_length else self._cut(encoding.ids)
+        ids = encoding.ids if len(encoding) <= self._max_length else take(encoding.ids, self._cut(len(encoding)))
         return len(ids) - (bool(ids) and ids[-1] in self.special_ids | self._encoder.special_ids)
 
+    async def pairs(
+        self,
+        pairs: Sequence[Text],
+        *,
+        truncate: bool = False,
+        truncation: PairTruncation = "longest_first",
+        field: str | InputNames = "input",
+        wait: Wait = await_future,
+    ) -> Tokenized:
+        """As ``texts``, for pairs of texts, each of which becomes one item; single texts may be among them.
+
+        With ``truncate``, tokens are removed at the end of the texts that ``truncation`` names.
+        """
+        names = _names(field, len(pairs))
+        if self._no_pairs:
+            raise RequestError(self._no_pairs, code="pairs_not_supported", param=names.field)
+        characters = 0
+        for index, pair in enumerate(pairs):
+            if isinstance(pair, str):
+                characters += self._check_text(pair, names, index)
+            else:
+                characters += sum(self._check_text(text, names, index, side) for side, text in enumerate(pair))
+        return await self._start(pairs, characters, _Request(truncate, names, self._typed_pairs, truncation), wait)
+
+    async def _start(self, texts: Sequence[Text], characters: int, request: _Request, wait: Wait) -> Tokenized:
+        """Tokenize now, or in a thread if it would take long."""
+        if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
+            return self._tokenize(texts, request)
+        stop = threading.Event()
+        future = self.in_thread(len(texts), self._tokenize, texts, request, stop)
+        future.add_done_callback(lambda _: stop.set())
+        return await wait(future)
+
     async def ids(
-        self, lists: Sequence[Ids], *, truncate: bool = False, field: str = "input", wait: Wait = await_future
+        self,
+        lists: Sequence[Ids],
+        *,
+        type_ids: Sequence[Sequence[int]] = (),
+        truncate: bool = False,
+        field: str = "input",
+        wait: Wait = await_future,
     ) -> Tokenized:
         """Token ids from the client, used unchanged: no special tokens are added or required.
 
         Clients that send ids have the model's tokenizer, which has added the special tokens. (vLLM does the same.) With
-        ``truncate`` a list that is too long keeps its first ids.
+        ``truncate`` a list that is too long keeps its first ids. ``type_ids`` has the token types of each list.
         """
         if sum(map(len, lists)) + INPUT_OVERHEAD * len(lists) <= INLINE_IDS:
-            return self._take_ids(lists, truncate, field)
-        return await wait(self.in_thread(len(lists), self._take_ids, lists, truncate, field))
+            return self._take_ids(lists, type_ids, truncate, field)
+        return await wait(self.in_thread(len(lists), self._take_ids, lists, type_ids, truncate, field))
 
     # ------------------------------------------------------------------- texts
 
-    def _check_texts(self, texts: Sequence[str], field: str | InputNames) -> int:
+    def _why_no_pairs(self, largest_type: int) -> str | None:
+        """Why pairs of texts cannot be tokenized for this model; None if they can."""
+        if self._pair_layout is None:
+            return "this model takes no pairs of texts: its tokenizer does not put the first text before the second"
+        if self._typed_pairs and largest_type >= self._token_types:
+            return (
+                f"this model takes no pairs of texts: its tokenizer sets token types up to {largest_type}, but the "
+                f"model has {self._token_types} (type_vocab_size)"
+            )
+        return None
+
+    def _check_texts(self, texts: Sequence[str], names: InputNames) -> int:
         characters = 0
         for index, text in enumerate(texts):
             length = len(text)
             characters += length
-            if 0 < length <= self._text_characters:
-                continue
-            names = _names(field, len(texts))
-            name = names.of(index)
-            if not length:
-                raise RequestError(f"{name} is an empty string; omit it", code="empty_input", param=names.field)
-            raise RequestError(
-                f"{name} has {length} characters; the limit is {self._text_characters}",
-                code="too_long",
-                param=names.field,
-            )
+            if not 0 < length <= self._text_characters:
+                self._check_text(text, names, index)
         return characters
 
-    def _tokenize(
-        self, texts: Sequence[str], truncate: bool, field: str | InputNames, stop: threading.Event | None = None
-    ) -> Tokenized:
-        items: list[npt.NDArray[np.int32]] = []
-        spans: list[npt.NDArray[np.int32]] = []
-        truncated: list[int] = []
-        tokens = 0
+    def _check_text(self, text: str, names: InputNames, index: int, side: int | None = None) -> int:
+        """The number of characters of a text, which is a whole input, or one side of a pair."""
+        length = len(text)
+        if 0 < length <= self._text_characters:
+            return length
+        name = names.of(index) if side is None else names.of_half(index, side)
+        if not length:
+            raise RequestError(f"{name} is an empty string; omit it", code="empty_input", param=names.field)
+        raise RequestError(
+            f"{name} has {length} characters; the limit is {self._text_characters}",
+            code="too_long",
+            param=names.field,
+        )
+
+    def _tokenize(self, texts: Sequence[Text], request: _Request, stop: threading.Event | None = None) -> Tokenized:
+        found = _Items()
+        with_more = self._with_spans or request.typed
         for chunk in _chunks(texts):
             if stop is not None and stop.is_set():  # the request was cancelled
                 raise CancelledError
-            for encoding in self._encode(chunk, _names(field, len(texts)), len(items)):
-                ids = encoding.ids
-                if not 0 < len(ids) <= self._max_length:
-                    names, index = _names(field, len(texts)), len(items)
-                    if not ids:
-                        raise RequestError(
-                            f"{names.of(index)} has no tokens for this model", code="empty_input", param=names.field
-                        )
-                    self._check_truncate(truncate, len(ids), names, index)
-                    ids = self._cut(ids)
-                    truncated.append(index)
-                tokens += len(ids)
-                items.append(np.array(ids, dtype=np.int32))
-                if self._with_spans:
-                    spans.append(self._spans(encoding, len(ids)))
-        return Tokenized(items, tokens, tuple(truncated), spans)
+            for text, encoding in zip(chunk, self._encode(chunk, request.names, len(found.ids)), strict=True):
+                ids, kept = encoding.ids, None
+                if not 0 < len(ids) <= self._max_length and (
+                    kept := self._kept(text, encoding, request, len(found.ids))
+                ):
+                    found.truncated.append(len(found.ids))
+                    ids = take(ids, kept)
+                found.tokens += len(ids)
+                found.ids.append(np.array(ids, dtype=np.int32))
+                if with_more:
+                    self._add_more(found, text, encoding, kept, typed=request.typed)
+        details = ItemDetails(found.type_ids) if any(map(np.any, found.type_ids)) else None
+        return Tokenized(found.ids, found.tokens, tuple(found.truncated), found.spans, details, sides=found.sides)
 
-    def _encode(self, texts: list[str], names: InputNames, first: int) -> list[Encoding]:
+    def _kept(self, text: Text, encoding: Encoding, request: _Request, index: int) -> tuple[range, ...] | None:
+        """The tokens that remain of a text or pair that has too many; None if all do."""
+        names, total = request.names, len(encoding)
+        if not total:
+            raise RequestError(f"{names.of(index)} has no tokens for this model", code="empty_input", param=names.field)
+        if isinstance(text, str):
+            self._check_truncate(request.truncate, total, names, index)
+            return self._cut(total)
+        if request.truncation == "do_not_truncate":
+            return None
+        self._check_truncate(request.truncate, total, names, index)
+        assert self._pair_layout is not None, "pairs are refused without a layout"
+        kept = self._pair_layout.kept(encoding, self._max_length, request.truncation)
+        if kept is None:
+            name = names.of_half(index, 1) if request.truncation == "only_second" else names.of_half(index, 0)
+            raise RequestError(
+                f"{name} is too short to be truncated: the pair has {total} tokens, but the model accepts at most "
+                f"{self._max_length} tokens; shorten the other text",
+                code="too_long",
+                param=names.field,
+            )
+        return kept
+
+    def _cut(self, total: int) -> tuple[range, ...]:
+        """The first tokens and the closing special ones, of a text of ``total`` tokens. (``Encoding.truncate`` would
+        keep the overflow in memory.)"""
+        closing = min(self._closing_tokens, self._max_length)
+        return range(self._max_length - closing), range(total - closing, total)
+
+    def _add_more(
+        self, found: _Items, text: Text, encoding: Encoding, kept: tuple[range, ...] | None, *, typed: bool
+    ) -> None:
+        """Add what an item has besides its ids. ``kept`` are the tokens that truncation leaves; None: all."""
+        if typed:
+            type_ids = encoding.type_ids
+            found.type_ids.append(np.array(take(type_ids, kept) if kept else type_ids, dtype=np.uint8))
+        if self._with_spans:
+            found.spans.append(_spans(encoding, kept))
+            if not isinstance(text, str):
+                found.sides.append(_sides(encoding, kept))
+
+    def _encode(self, texts: list[Text], names: InputNames, first: int) -> list[Encoding]:
         """The encodings of some texts, of which the first has the index ``first`` in its request."""
         try:
             return self._encoder.encode(texts)
         except Exception as error:  # the Rust library raises plain Exception for text that its model cannot encode
-            reasons = ((index, self._why_not(text)) for index, text in enumerate(texts, first))
-            index, reason = next(((index, reason) for index, reason in reasons if reason), (first, str(error)))
+            reasons = (self._why_not(text, names, index) for index, text in enumerate(texts, first))
+            name, reason = next(filter(None, reasons), (names.of(first), str(error)))
             raise RequestError(
-                f"{names.of(index)} cannot be tokenized: {reason}", code="untokenizable", param=names.field
+                f"{name} cannot be tokenized: {reason}", code="untokenizable", param=names.field
             ) from error
 
-    def _why_not(self, text: str) -> str | None:
-        """Why this text alone cannot be encoded; None if it can."""
-        try:
-            text.encode()
-            self._encoder.encode([text])
-        except UnicodeEncodeError as error:  # only in texts of a program: no JSON that is accepted has them
-            return f"character {error.start} is a lone surrogate, {text[error.start]!a}, which is not valid Unicode"
-        except Exception as error:
-            return str(error)
+    def _why_not(self, text: Text, names: InputNames, index: int) -> tuple[str, str] | None:
+        """The name of this text or pair, and why it alone cannot be encoded; None if it can."""
+        for side, half in enumerate((text,) if isinstance(text, str) else text):
+            name = names.of(index) if isinstance(text, str) else names.of_half(index, side)
+            try:
+                half.encode()
+                self._encoder.encode([half])
+            except UnicodeEncodeError as error:  # only in texts of a program: no JSON that is accepted has them
+                shown = f"{half[error.start]!a}, which is not valid Unicode"
+                return name, f"character {error.start} is a lone surrogate, {shown}"
+            except Exception as error:
+                return name, str(error)
         return None
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """The first ids and the closing special ones. (``Encoding.truncate`` would keep the overflow in memory.)"""
-        closing = min(self._closing_tokens, self._max_length)
-        return ids[: self._max_length - closing] + ids[len(ids) - closing :]
-
-    def _spans(self, encoding: Encoding, kept: int) -> npt.NDArray[np.int32]:
-        """The character offsets of the tokens of a text that ``_cut`` keeps."""
-        if kept == len(encoding):
-            flat = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int32, count=2 * kept)
-            spans = flat.reshape(kept, 2)
-            spans[np.array(encoding.special_tokens_mask, dtype=np.bool_)] = -1
-            return spans
-        # One by one: building the list of all offsets would hold the GIL for long if most of them are cut off.
-        spans = np.full((kept, 2), -1, dtype=np.int32)
-        for place in range(kept - min(self._closing_tokens, kept)):
-            if (span := encoding.token_to_chars(place)) is not None:
-                spans[place] = span
-        return spans
 
     # --------------------------------------------------------------------- ids
 
-    def _take_ids(self, lists: Sequence[Ids], truncate: bool, field: str) -> Tokenized:
+    def _take_ids(
+        self, lists: Sequence[Ids], type_ids: Sequence[Sequence[int]], truncate: bool, field: str
+    ) -> Tokenized:
         truncated: list[int] = []
         items: list[npt.NDArray[np.int32]] = []
         for index, ids in enumerate(lists):
@@ -258,7 +336,28 @@ class FrontTokenizer(InputReader):
                 truncated.append(index)
             self._check_range(ids, index, len(lists), field)
             items.append(np.array(ids[: self._max_length], dtype=np.int32))
-        return Tokenized(items, sum(map(len, items)), tuple(truncated))
+        details = self._take_type_ids(lists, type_ids, field)
+        return Tokenized(items, sum(map(len, items)), tuple(truncated), details=details)
+
+    def _take_type_ids(self, lists: Sequence[Ids], type_ids: Sequence[Sequence[int]], field: str) -> ItemDetails | None:
+        """The token types of lists of ids, cut like these; None if all are 0."""
+        found: list[TypeIds] = []
+        for index, (ids, types) in enumerate(zip(lists, type_ids, strict=bool(type_ids))):
+            name = f"token_type_ids of {_names(field, len(lists)).of(index)}"
+            if len(types) != len(ids):
+                raise RequestError(
+                    f"{name} has {len(types)} entries for {len(ids)} token ids; it must have one for each",
+                    code="invalid_token_types",
+                    param=field,
+                )
+            if min(types) < 0 or max(types) >= max(1, self._token_types):
+                raise RequestError(
+                    f"{name} must be from 0 to {max(0, self._token_types - 1)} for this model",
+                    code="invalid_token_types",
+                    param=field,
+                )
+            found.append(np.array(types[: self._max_length], dtype=np.uint8))
+        return ItemDetails(found) if any(map(np.any, found)) else None
 
     def _check_range(self, ids: Ids, index: int, count: int, field: str) -> None:
         if isinstance(ids, np.ndarray):
@@ -286,13 +385,48 @@ class FrontTokenizer(InputReader):
         )
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+@dataclass(slots=True)
+class _Items:
+    """What is collected for ``Tokenized``."""
+
+    ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    type_ids: list[TypeIds] = field(default_factory=list)
+    spans: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    sides: list[npt.NDArray[np.int8]] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+
+def _spans(encoding: Encoding, kept: tuple[range, ...] | None) -> npt.NDArray[np.int32]:
+    """The character offsets of the tokens that are kept; None: all."""
+    if kept is None:
+        count = len(encoding)
+        flat = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int32, count=2 * count)
+        spans = flat.reshape(count, 2)
+        spans[np.array(encoding.special_tokens_mask, dtype=np.bool_)] = -1
+        return spans
+    # One by one: building the list of all offsets would hold the GIL for long if most of them are cut off.
+    spans = np.full((sum(map(len, kept)), 2), -1, dtype=np.int32)
+    for place, token in enumerate(chain.from_iterable(kept)):
+        if (span := encoding.token_to_chars(token)) is not None:
+            spans[place] = span
+    return spans
+
+
+def _sides(encoding: Encoding, kept: tuple[range, ...] | None) -> npt.NDArray[np.int8]:
+    """The text of a pair that each of the tokens is in, -1 for added special tokens."""
+    tokens = range(len(encoding)) if kept is None else chain.from_iterable(kept)
+    sides = (encoding.token_to_sequence(token) for token in tokens)
+    return np.array([-1 if side is None else side for side in sides], dtype=np.int8)
+
+
+def _chunks(texts: Sequence[Text]) -> Iterator[list[Text]]:
     """The texts in chunks: the result of one call to the Rust library is freed at once, while holding the GIL."""
-    chunk: list[str] = []
+    chunk: list[Text] = []
     characters = 0
     for text in texts:
         chunk.append(text)
-        characters += len(text)
+        characters += len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
         if characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0

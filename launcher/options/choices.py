@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 # The tasks that --task names. A task of the user's own is named by its class, and is "custom" from then on.
-NamedTask = Literal["embed", "classify", "tag"]
+NamedTask = Literal["embed", "classify", "tag", "rerank", "zero-shot"]
 Task = Literal[NamedTask, "custom"]
 TaskChoice = Literal["auto", NamedTask]
 RunDtype = Literal["bf16", "fp32", "int8"]

@@ -159,6 +159,8 @@ def checked_batch(run: Run, body: bytes, model_info: ModelInfo) -> ItemBatch:
             f"token id {low if low < 0 else high} is out of range; it must be from 0 to {model_info.vocab_size - 1}"
         )
     type_ids = np.frombuffer(body, dtype=np.uint8, offset=TOKEN_BYTES * tokens) if run.typed else None
+    if type_ids is not None and int(type_ids.max()) >= model_info.token_types:
+        raise BatchError(f"token type {type_ids.max()} is out of range; the model has {model_info.token_types}")
     return ItemBatch(ids, run.lengths, type_ids, run.prompt_lengths)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
 from launcher.worker.interfaces import Item, ItemBatch, TokenIds
@@ -36,8 +36,8 @@ _STRIDE = 7919  # a prime: ids of adjacent tokens are far apart, as in text
 
 
 def check_items(model_info: ModelInfo, windows: Sequence[int] = ()) -> list[Item]:
-    """The check texts, a long one, and one with special tokens in it, longest first, truncated to what the model
-    takes.
+    """The check texts, a long one, one with special tokens in it and, if the task takes them, pairs; longest first,
+    truncated to what the model takes.
 
     The long one has more tokens than the largest of ``windows``, the sizes of the model's attention windows, as far as
     one such item takes no more than ``MAX_MULTIPLICATIONS``.
@@ -48,11 +48,20 @@ def check_items(model_info: ModelInfo, windows: Sequence[int] = ()) -> list[Item
     tokenizer.enable_truncation(longest)
     long_text = " ".join(CHECK_TEXTS * 3)
     repeats = 1 + longest // LONGEST_ITEM
-    texts = [*CHECK_TEXTS, " ".join([long_text] * repeats)]
+    texts: list[str | tuple[str, str]] = [*CHECK_TEXTS, " ".join([long_text] * repeats)]
+    if model_info.takes_pairs:
+        texts += zip(CHECK_TEXTS[1::2], CHECK_TEXTS[::2], strict=True)
     encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
-    items = [Item(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
+    items = [_item(encoding, model_info) for encoding in encodings]
     items.append(Item(_with_special_tokens(items[2].ids, tokenizer, model_info)))
     return sorted(items, key=len, reverse=True)
+
+
+def _item(encoding: Encoding, model_info: ModelInfo) -> Item:
+    """The item that the front would send. Pairs whose token types the model lacks are refused there."""
+    typed = model_info.sends_token_types and 0 < max(encoding.type_ids, default=0) < model_info.token_types
+    type_ids = np.array(encoding.type_ids, dtype=np.uint8) if typed else None
+    return Item(np.array(encoding.ids, dtype=np.int32), type_ids)
 
 
 def _longest_item(model_info: ModelInfo, windows: Sequence[int]) -> int:

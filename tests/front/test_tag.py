@@ -159,7 +159,7 @@ async def test_a_tagger_has_no_embeddings(client: Any) -> None:
     answer = await client.post("/v1/embeddings", json={"input": "w1"})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "wrong_task"
-    assert "tags tokens" in answer.json()["error"]["message"]
+    assert "is for the task 'tag'" in answer.json()["error"]["message"]
 
 
 async def test_too_many_tokens_are_refused(make_front: Any, make_client: Any, tagger: ModelInfo) -> None:

@@ -66,7 +66,11 @@ class Served:
 
     def items(self, inputs: Sequence[Any]) -> list[Item]:
         """The items of the inputs, as the front sends them."""
-        tokenized = asyncio.run(self._tokenizer.texts(inputs, truncate=True))
+        if all(isinstance(one, str) for one in inputs):
+            tokenized = asyncio.run(self._tokenizer.texts(inputs, truncate=True))
+        else:
+            truncation = "only_first" if self.model_info.task == "zero-shot" else "longest_first"
+            tokenized = asyncio.run(self._tokenizer.pairs(inputs, truncate=True, truncation=truncation))
         details = tokenized.details or ItemDetails()
         types = details.type_ids or [None] * len(tokenized.items)
         prompts = details.prompt_lengths or [0] * len(tokenized.items)

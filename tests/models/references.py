@@ -23,13 +23,13 @@ def embed(folder: Path, texts: Sequence[str]) -> Results:
     return [model.encode([text], show_progress_bar=False) for text in texts]
 
 
-def classify(folder: Path, texts: Sequence[str]) -> Results:
-    """The pipeline ``text-classification``, in the order of the labels."""
+def classify(folder: Path, texts: Sequence[str | tuple[str, str]]) -> Results:
+    """The pipeline ``text-classification``, in the order of the labels. Texts can be pairs."""
     from transformers import pipeline
 
     run = pipeline("text-classification", model=str(folder), device="cpu", top_k=None)
     order = [label for _, label in sorted(run.model.config.id2label.items())]
-    found = [{entry["label"]: entry["score"] for entry in run([text], truncation=True)[0]} for text in texts]
+    found = [{entry["label"]: entry["score"] for entry in run([_named(text)], truncation=True)[0]} for text in texts]
     return [np.array([[scores[label] for label in order]], dtype=np.float32) for scores in found]
 
 
@@ -45,4 +45,37 @@ def tag(folder: Path, texts: Sequence[str]) -> Results:
         for text in texts:
             encoded = tokenizer(text, return_tensors="pt", truncation=True)
             results.append(torch.softmax(model(**encoded).logits[0], dim=-1).numpy())
+    return results
+
+
+def _named(text: str | tuple[str, str]) -> str | dict[str, str]:
+    """A text or a pair as pipelines take it."""
+    return text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
+
+
+def rerank(folder: Path, pairs: Sequence[tuple[str, str]]) -> Results:
+    """``CrossEncoder.predict``, without and with its activation."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
+    results = []
+    for pair in pairs:
+        logit = model.predict([pair], activation_fn=torch.nn.Identity(), show_progress_bar=False)
+        results.append(np.stack([logit, model.predict([pair], show_progress_bar=False)], axis=1))
+    return results
+
+
+def zero_shot(folder: Path, pairs: Sequence[tuple[str, str]]) -> Results:
+    """The logits of each pair, of which the pipeline ``zero-shot-classification`` truncates the first text."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
+    results = []
+    with torch.no_grad():
+        for text, hypothesis in pairs:
+            encoded = tokenizer(text, hypothesis, return_tensors="pt", truncation="only_first")
+            results.append(model(**encoded).logits.numpy())
     return results

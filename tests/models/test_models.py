@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from launcher.errors import UsageError
-from launcher.host.model.architectures import ENCODERS
+from launcher.host.model.architectures import DECODERS, ENCODER_DECODERS
+from launcher.host.model.encoders import ENCODERS
 from launcher.worker.interfaces import ModelError
 from tests.models.cases import CASES, REFUSED, ModelCase, RefusedCase
 from tests.models.compare import Served, lowest_cosine, relative_error
@@ -80,8 +81,8 @@ def test_each_case_has_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_every_supported_encoder_is_in_the_table() -> None:
-    assert {case.family for case in CASES} >= ENCODERS
+def test_every_supported_family_is_in_the_table() -> None:
+    assert {case.family for case in CASES} >= {*ENCODERS, *DECODERS, *ENCODER_DECODERS}
 
 
 def test_no_bound_is_larger_than_the_promised_one() -> None:

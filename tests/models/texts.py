@@ -15,3 +15,11 @@ TEXTS = (
     # Longer than any model of the table takes, so it is truncated.
     "It rained for days, and nobody went out. " * 24,
 )
+
+# Pairs of them: the long one is the first text, the second one, and both.
+PAIRS = (
+    *((TEXTS[place], TEXTS[(3 * place + 4) % len(TEXTS)]) for place in range(len(TEXTS))),
+    (TEXTS[-1], TEXTS[-1]),
+)
+HYPOTHESES = ("This example is about weather.", "This text is a question.")
+PREMISES_AND_HYPOTHESES = tuple((text, hypothesis) for text in TEXTS for hypothesis in HYPOTHESES)

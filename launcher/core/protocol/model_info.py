@@ -15,6 +15,7 @@ from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
 Scores = Literal["softmax", "sigmoid", "raw"] | Activation
+Batching = Literal["packed", "padded", "equal"]
 Rows = Literal["item", "token", "varying", "bytes"]
 
 FLOAT32_BYTES = 4
@@ -27,9 +28,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
     to use (empty: the one in ``folder``), ``tokenizer_check`` the file to create once a worker has compared it with the
     tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including special
-    tokens. ``weight_bytes`` is the size of all parameters in fp32. ``scores`` is how the logits of a classifier or
-    tagger become scores. ``custom_class`` is the ``module:Class`` of a task of the user's own; its ``max_length`` is a
-    size. ``notes`` are messages for the user about how these values were found.
+    tokens. ``weight_bytes`` is the size of all parameters in fp32. ``token_types`` is the number of token types
+    (segments) that the model distinguishes, and ``sends_token_types`` tells whether its tokenizer passes them to it.
+    ``entailment`` is the index of the label of that meaning, for ``zero-shot``. ``scores`` is how the logits of a
+    classifier, tagger or reranker become scores. ``batching`` is how items may be computed together: ``packed``, if the
+    checks at load find the same results; ``padded``; or ``equal``, items of equal length only. ``custom_class`` is the
+    ``module:Class`` of a task of the user's own; its ``max_length`` is a size. ``notes`` are messages for the user
+    about how these values were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
     modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
@@ -56,7 +61,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
     weight_bytes: int
     tokenizer_file: str = ""
     tokenizer_check: str = ""
+    token_types: int = 0
+    sends_token_types: bool = False
+    entailment: int = -1
     scores: Scores = "softmax"
+    batching: Batching = "packed"
     custom_class: str = ""
     notes: tuple[str, ...] = ()
     include_prompt: bool = True
@@ -75,6 +84,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def result_width(self) -> int:
         """The number of float32 values in a row of results."""
+        if self.task == "rerank":
+            return 2  # the logit and the score
         if self.task == "custom":
             return 1
         if self.task != "embed":
@@ -92,6 +103,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
     def static(self) -> bool:
         """Whether the model has fixed embeddings of tokens, and no encoder."""
         return self.layers == 0 and self.task != "custom"
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether an item can be a pair of texts."""
+        return self.task in ("classify", "rerank", "zero-shot")
 
     @property
     def rows(self) -> Rows:

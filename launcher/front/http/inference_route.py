@@ -24,17 +24,19 @@ from launcher.front.http.body_decoder import Body, BodyDecoder
 from launcher.front.http.body_reader import BodyMemory, BodyNotRead, BodyReader
 from launcher.front.http.disconnect import Client, ClientDisconnected, client_of
 from launcher.front.http.error_response import ErrorFormat, internal_error
-from launcher.front.http.inputs import texts_or_token_ids, token_ids_refused
+from launcher.front.http.inputs import InputObject, read_objects, texts_or_token_ids, token_ids_refused
 from launcher.front.http.large_body_decoder import INLINE_BYTES, LargeBodyDecoder
 from launcher.front.http.request_headers import HEADERS, parse_request_headers
 from launcher.front.http.responses import Headers, send_json, send_json_and_close, with_connection_close
 from launcher.front.http.route import HeaderSpec, Route
 from launcher.front.http.services import Services
+from launcher.front.input_reader import Wait
 from launcher.front.request_results import Vectors
 from launcher.front.token_id_decoder import TokenIdDecoder
 from launcher.front.tokenizer import Ids, Tokenized
 
 Result = TypeVar("Result")
+Tokenize = Callable[[Wait], Awaitable[Tokenized]]
 _log = logging.getLogger(__name__)
 
 # nginx logs this status for a client that disconnected before its response. It is only counted, never sent.
@@ -198,43 +200,71 @@ class InferenceHandler(Generic[Body]):
             return await work()
 
     async def _tokenize(self, body: Body, client: Client, priority: Priority, deadline: float | None) -> Tokenized:
-        def read() -> Awaitable[Tokenized]:
-            return self.read_inputs(body, client, priority)
+        items, tokenize = self.prepare(body)
+        # Before tokenizing, so that no work is done for a request that will be refused.
+        self._dispatcher.check_admission(items, ahead=self._tokenizer.pending, priority=priority)
 
-        tokenized = self._one_at_a_time(read) if priority == "bulk" else read()
+        def start() -> Awaitable[Tokenized]:
+            return tokenize(client.wait)
+
+        tokenized = self._one_at_a_time(start) if priority == "bulk" else start()
         return await (tokenized if deadline is None else _within(deadline - self._dispatcher.now(), tokenized))
 
-    def read_inputs(self, body: Body, client: Client, priority: Priority) -> Awaitable[Tokenized]:
-        """The items of a request. Raises ``RequestError``, without any work, for one that would not be admitted."""
+    def prepare(self, body: Body) -> tuple[int, Tokenize]:
+        """The number of items of a request, and the function that makes them. Raises ``RequestError``."""
         value, truncate = self.inputs(body)
         field = self.inputs_field
         prompt = self.prompt(body)
         texts, ids = texts_or_token_ids(value, field, self._options.request_items)
-        if ids is not None and self._options.token_ids == "refuse":
-            raise token_ids_refused(field)
-        if ids is not None and prompt is not None:
-            raise RequestError("a prompt can be prepended to texts only, not to token ids", code="invalid_prompt")
-        # Before tokenizing, so that no work is done for a request that will be refused.
-        count = len(texts or ids or ())
-        self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
         if texts is not None:
-            return self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=client.wait)
+            return len(texts), lambda wait: self._tokenizer.texts(
+                texts, truncate=truncate, field=field, prompt=prompt, wait=wait
+            )
+        assert ids is not None, "inputs that are not texts are token ids or objects"
+        if isinstance(ids[0], InputObject):
+            return self._prepare_objects(ids, truncate)
+        self._check_ids_accepted(prompt)
+        decoder = self._id_decoder
+        if decoder is not None:
+            return len(ids), lambda wait: self._decode_and_tokenize(decoder, ids, body, wait)
+        return len(ids), lambda wait: self._tokenizer.ids(ids, truncate=truncate, field=field, wait=wait)
+
+    def _prepare_objects(self, objects: Sequence[InputObject], truncate: bool) -> tuple[int, Tokenize]:
+        field, found = self.inputs_field, read_objects(objects, self.inputs_field)
+        if found.texts:
+            return len(objects), lambda wait: self._tokenizer.pairs(
+                found.texts, truncate=truncate, field=field, wait=wait
+            )
+        self._check_ids_accepted(None)
         if self._id_decoder is not None:
-            return self._decode_and_tokenize(self._id_decoder, ids or (), body, client)
-        return self._tokenizer.ids(ids or (), truncate=truncate, field=field, wait=client.wait)
+            raise RequestError(
+                f"'{field}' has token ids with token types, which belong to the model's own tokenizer, but this server "
+                "takes token ids of another one (--token-ids); send texts",
+                code="token_ids_refused",
+                param=field,
+            )
+        return len(objects), lambda wait: self._tokenizer.ids(
+            found.ids, type_ids=found.type_ids, truncate=truncate, field=field, wait=wait
+        )
+
+    def _check_ids_accepted(self, prompt: str | None) -> None:
+        if self._options.token_ids == "refuse":
+            raise token_ids_refused(self.inputs_field)
+        if prompt is not None and self._id_decoder is None:
+            raise RequestError("a prompt can be prepended to texts only, not to token ids", code="invalid_prompt")
 
     async def _decode_and_tokenize(
-        self, decoder: TokenIdDecoder, lists: Sequence[Ids], body: Body, client: Client
+        self, decoder: TokenIdDecoder, lists: Sequence[Ids], body: Body, wait: Wait
     ) -> Tokenized:
         """Token ids of another tokenizer, as if the client had sent their texts."""
         field = self.inputs_field
         if decoder.is_small(lists):
             texts = decoder.texts(lists, field)
         else:
-            texts = await client.wait(self._tokenizer.in_thread(len(lists), decoder.texts, lists, field))
+            texts = await wait(self._tokenizer.in_thread(len(lists), decoder.texts, lists, field))
         _, truncate = self.inputs(body)
         prompt = self.prompt(body)
-        tokenized = await self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=client.wait)
+        tokenized = await self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=wait)
         return replace(tokenized, texts=texts)
 
     async def _encode(self, body: Body, outcome: Outcome, tokenized: Tokenized) -> bytes:

@@ -5,11 +5,14 @@ Separate from the decoders because the name of the field differs between API fam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from launcher.errors import RequestError
+from launcher.front.pairs import Pair
 
 Inputs = Annotated[
     str | list[str | int | list[int]],
@@ -17,6 +20,27 @@ Inputs = Annotated[
         description="A text, a list of texts, the token ids of one text, or a list of lists of token ids. The model's "
         "special tokens are added to texts, but not to token ids. Token ids are refused unless the server runs with "
         "--token-ids accept, or with a tiktoken encoding: then they are decoded and used like texts."
+    ),
+]
+
+
+class InputObject(Struct, frozen=True, forbid_unknown_fields=True):
+    """A text or a pair of texts (``text``, ``text_pair``), or the token ids of one with their token types
+    (``input_ids``, ``token_type_ids``)."""
+
+    text: str | UnsetType = UNSET
+    text_pair: str | UnsetType = UNSET
+    input_ids: list[int] | UnsetType = UNSET
+    token_type_ids: list[int] | UnsetType = UNSET
+
+
+PairInputs = Annotated[
+    str | InputObject | list[str | int | list[int] | InputObject],
+    Meta(
+        description="A text, a list of texts, an object or a list of objects with a pair of texts as 'text' and "
+        "'text_pair', or token ids: those of one text, a list of lists, or objects with 'input_ids' and "
+        "'token_type_ids'. The model's special tokens are added to texts, but not to token ids. Token ids are refused "
+        "unless the server runs with --token-ids accept."
     ),
 ]
 Truncate = Annotated[
@@ -44,6 +68,8 @@ def texts_or_token_ids(value: Any, field: str, limit: int) -> tuple[list[str], N
     """
     if isinstance(value, str):
         return [value], None
+    if isinstance(value, InputObject):
+        value = [value]
     if not value:
         raise RequestError(f"'{field}' is an empty list; send at least one input", code="empty_input", param=field)
     kind = type(value[0])
@@ -58,7 +84,7 @@ def texts_or_token_ids(value: Any, field: str, limit: int) -> tuple[list[str], N
             )
     if kind is int:
         return None, [value]
-    return (value, None) if kind is str else (None, value)
+    return (value, None) if kind is str else (None, list(value))
 
 
 def token_ids_refused(field: str) -> RequestError:
@@ -83,4 +109,38 @@ def too_many_inputs(field: str, found: str, limit: int) -> RequestError:
     )
 
 
-_KINDS: dict[type, str] = {str: "texts", int: "token ids", list: "lists of token ids"}
+_KINDS: dict[type, str] = {str: "texts", int: "token ids", list: "lists of token ids", InputObject: "objects"}
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The objects of a request: texts and pairs of texts, or lists of token ids with their token types."""
+
+    texts: Sequence[str | Pair] = ()
+    ids: Sequence[list[int]] = ()
+    type_ids: Sequence[list[int]] = ()
+
+
+def read_objects(objects: Sequence[InputObject], field: str) -> Objects:
+    """The contents of objects, which must all be of one kind. Raises ``RequestError``."""
+    texts: list[str | Pair] = []
+    ids: list[list[int]] = []
+    type_ids: list[list[int]] = []
+    for index, entry in enumerate(objects):
+        if entry.text is not UNSET and entry.input_ids is UNSET and entry.token_type_ids is UNSET:
+            texts.append(entry.text if entry.text_pair is UNSET else (entry.text, entry.text_pair))
+        elif entry.input_ids is not UNSET and entry.text is UNSET and entry.text_pair is UNSET:
+            ids.append(entry.input_ids)
+            type_ids.append([0] * len(entry.input_ids) if entry.token_type_ids is UNSET else entry.token_type_ids)
+        else:
+            raise RequestError(
+                f"'{field}' has an object (entry {index}) with other fields than 'text' and 'text_pair', or "
+                "'input_ids' and 'token_type_ids'",
+                code="invalid_type",
+                param=field,
+            )
+    if texts and ids:
+        raise RequestError(
+            f"'{field}' mixes texts with token ids; send only one kind", code="invalid_type", param=field
+        )
+    return Objects(texts, ids, type_ids)

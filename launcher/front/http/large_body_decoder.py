@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from launcher.errors import RequestError
 from launcher.front.http.body_decoder import Body, BodyDecoder
-from launcher.front.http.inputs import Inputs, too_many_inputs
+from launcher.front.http.inputs import InputObject, PairInputs, too_many_inputs
 
 # Larger bodies are not decoded on the event loop; the worst case of this size takes 3 ms.
 INLINE_BYTES = 64 * 1024
@@ -43,7 +43,11 @@ class LargeBodyDecoder(Generic[Body]):
         self._decoder = _RawInputsDecoder(msgspec.defstruct(f"Large{body_type.__name__}", fields, frozen=True), field)
         self._texts = msgspec.json.Decoder(list[str]).decode
         self._ids = msgspec.json.Decoder(list[int]).decode
-        self._any = msgspec.json.Decoder(Inputs).decode
+        of_field = next(f.type for f in msgspec.structs.fields(body_type) if f.name == field)
+        self._any = msgspec.json.Decoder(of_field).decode
+        self._takes_objects = of_field == PairInputs
+        self._raw_objects = msgspec.json.Decoder(list[msgspec.Raw]).decode
+        self._object = msgspec.json.Decoder(InputObject).decode
 
     def decode(self, body: bytes) -> tuple[Body, Sequence[str]]:
         """The decoded body and the names of the fields that were ignored. Raises ``RequestError``."""
@@ -67,6 +71,8 @@ class LargeBodyDecoder(Generic[Body]):
                 return self._list_of_texts(raw)
             case b"[":
                 return self._list_of_lists(inside)
+            case b"{" if self._takes_objects:
+                return self._list_of_objects(raw)
             case first if first and first in b"-0123456789":
                 return [self._array(inside)]
         return self._any(raw)  # one text, an empty list, or a type that is rejected at its first entry
@@ -77,6 +83,13 @@ class LargeBodyDecoder(Generic[Body]):
         if raw.count(b'"') - raw.count(b'\\"') > 2 * self._limit:
             raise too_many_inputs(self._field, f"more than {self._limit}", self._limit)
         return self._texts(raw)
+
+    def _list_of_objects(self, raw: bytes) -> list[InputObject]:
+        # 50 ns per object, which can only be counted by finding their ends.
+        objects = self._raw_objects(raw)
+        if len(objects) > self._limit:
+            raise too_many_inputs(self._field, str(len(objects)), self._limit)
+        return [self._object(one) for one in objects]
 
     def _list_of_lists(self, inside: bytes) -> list[Ids]:
         count = inside.count(b"[")

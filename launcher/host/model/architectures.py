@@ -7,43 +7,21 @@ depend on the other texts of a batch is refused, because no batch would give the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from launcher.core.protocol.model_info import Batching
+from launcher.host.model.encoders import ENCODERS, REFUSED
 from launcher.host.model.json_files import Json, ModelErrors
 from launcher.options import ModelOptions
+from launcher.options.choices import Task
 
-# Encoders of transformers whose results do not depend on padding.
-ENCODERS = frozenset(
-    {
-        "albert",
-        "bert",
-        "camembert",
-        "data2vec-text",
-        "deberta",
-        "deberta-v2",
-        "distilbert",
-        "electra",
-        "ernie",
-        "eurobert",
-        "gte",
-        "ibert",
-        "megatron-bert",
-        "mobilebert",
-        "modernbert",
-        "mpnet",
-        "nomic_bert",
-        "rembert",
-        "roberta",
-        "roberta-prelayernorm",
-        "roformer",
-        "squeezebert",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-    }
-)
-
-# Encoders that mix padding into their results: the cosine between a text alone and padded is 0.37 to 0.97.
-MIX_PADDING = frozenset({"canine", "convbert", "fnet", "nystromformer", "yoso"})
+# The key of auto_map for the class of the model's own code that computes a task.
+AUTO_CLASSES: Mapping[Task, str] = {
+    "embed": "AutoModel",
+    "classify": "AutoModelForSequenceClassification",
+    "tag": "AutoModelForTokenClassification",
+}
 
 # Decoders whose hidden states are embeddings. They run as encoders do, with causal attention or, if their config says
 # so, without it.
@@ -95,20 +73,45 @@ def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, 
         )
     if kind in ENCODERS or (own_code and options.trust_remote_code):
         return architecture
-    if kind in MIX_PADDING:
-        raise refuse(
-            f"config.json has the model_type {kind}, and the results of such models depend on the padding of a batch, "
-            "so that a text would have different results alone and in a batch; this is not supported"
-        )
     if own_code:
         raise refuse(
             f"a {kind} model ({architecture}) contains its own code, which runs only with --trust-remote-code; "
             "review it first"
         )
+    if kind in REFUSED:
+        raise refuse(f"config.json has the model_type {kind} ({architecture}), which is not supported: {REFUSED[kind]}")
     raise refuse(
         f"config.json has the model_type {kind} ({architecture}), which is not supported; text encoders of these types "
-        f"can be served: {', '.join(sorted(ENCODERS | DECODERS | ENCODER_DECODERS))}"
+        f"can be served: {', '.join(sorted({*ENCODERS, *DECODERS, *ENCODER_DECODERS}))}"
     )
+
+
+def runs_own_code(config: Json, task: Task, options: ModelOptions) -> bool:
+    """Whether transformers runs code from the model folder, and not a class of its own, for this task.
+
+    As in ``AutoModel.from_pretrained``: its own class comes first unless the user trusts the code.
+    """
+    own = config.get("auto_map")
+    return options.trust_remote_code and isinstance(own, dict) and AUTO_CLASSES.get(task, "AutoModel") in own
+
+
+def batching_of(config: Json, task: Task, options: ModelOptions) -> Batching:
+    """How the items of a model may be batched. What is not known about its code must not matter: then only items of
+    equal length are computed together."""
+    if runs_own_code(config, task, options):
+        return "equal"
+    return ENCODERS.get(str(config.get("model_type")), "packed")
+
+
+def check_own_code(config: Json, task: Task, options: ModelOptions, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` if the code in the folder has no class for the task, and transformers has none either."""
+    kind = config.get("model_type")
+    supported = kind in ENCODERS or kind in DECODERS | ENCODER_DECODERS
+    if not supported and "auto_map" in config and not runs_own_code(config, task, options):
+        raise refuse(
+            f"auto_map in config.json has no class of the model's own code for the task {task} "
+            f"({AUTO_CLASSES.get(task, 'AutoModel')}), and transformers has none for the model_type {kind}"
+        )
 
 
 def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErrors) -> None:

@@ -19,15 +19,20 @@ from launcher.host.model import tokenizer_files
 from launcher.host.model.architectures import (
     ENCODER_DECODERS,
     POSITIONS_AFTER_PADDING,
+    batching_of,
+    check_own_code,
     check_positions,
     read_architecture,
+    runs_own_code,
 )
-from launcher.host.model.heads import labels_of, scores_of, task_of
+from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, with_defaults
+from launcher.host.model.heads import entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.sentence_files import INSTRUCTORS, SentenceFiles, read_sentence_files
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_widths
 from launcher.host.model.sentence_settings import Settings
 from launcher.host.model.static_embedding import MAX_LENGTH, read_static
+from launcher.host.model.token_types import check_pairs, token_types_of
 from launcher.host.model.weights import weight_bytes
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
@@ -46,6 +51,9 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     check_positions(config, refuse)
     _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
+    check_own_code(config, task, options, refuse)
+    own_code = runs_own_code(config, task, options)
+    config = config if own_code else with_defaults(config)
     tokenizer = tokenizer_files.locate(
         sentence.folder,
         config,
@@ -58,7 +66,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
             f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
         )
-    hidden_size = _number(config, refuse, "hidden_size", "dim", "d_model")
+    hidden_size = _number(config, refuse, *HIDDEN_SIZE)
     if task == "embed" and sentence.chain is not None:
         if not sentence.chain.has_vectors:
             raise refuse(
@@ -67,6 +75,9 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             )
         check_widths(sentence.chain, hidden_size, refuse)
     pad_id = _pad_id(config, tokenizer.pad_id)
+    max_length = _max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse)
+    if not own_code and (check := CHECKS.get(str(config.get("model_type")))):
+        check(config, max_length, refuse)
     model_info = ModelInfo(
         name=name,
         asked=options.model,
@@ -75,9 +86,9 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         shape=None,
         architecture=architecture,
         hidden_size=hidden_size,
-        layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
+        layers=_number(config, refuse, *LAYERS),
         vocab_size=vocab_size,
-        max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
+        max_length=max_length,
         pad_id=pad_id,
         pooling=_default_pooling(config),
         normalize=False,
@@ -85,9 +96,14 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         weight_bytes=weight_bytes(sentence.folder, config, refuse),
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
+        token_types=token_types_of(config),
+        sends_token_types=tokenizer.segment_ids,
+        entailment=entailment_of(config, refuse) if task == "zero-shot" else -1,
         scores=scores_of(task, config, sentence, refuse),
+        batching=batching_of(config, task, options),
         notes=_notes(task, sentence, config, tokenizer),
     )
+    check_pairs(model_info, refuse)
     return _with_modules(model_info, sentence, options) if task == "embed" else model_info
 
 
@@ -172,6 +188,8 @@ def _notes(
     if task == "embed" and not sentence.kind:
         pooling = _default_pooling(config)
         notes.append(f"the model has no sentence-transformers files: using {pooling} pooling without normalization")
+    if task == "rerank" and sentence.kind != "CrossEncoder":
+        notes.append("serving a reranker of pairs, because the model has one label; --task classify takes single texts")
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)

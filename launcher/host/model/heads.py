@@ -19,10 +19,13 @@ from launcher.options import ModelOptions
 from launcher.options.choices import Task
 from launcher.options.option import ClassPath
 
-HEADS: Mapping[Task, str] = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}
+CLASSIFIER, TAGGER = "ForSequenceClassification", "ForTokenClassification"
+HEADS: Mapping[Task, str] = {"classify": CLASSIFIER, "tag": TAGGER, "rerank": CLASSIFIER, "zero-shot": CLASSIFIER}
+HEAD_NAMES: Mapping[str, str] = {CLASSIFIER: "sequence classification", TAGGER: "token classification"}
+LISTED_LABELS = 10  # of a message
 OTHER_HEAD = re.compile(r"For[A-Z]\w*|With\w*Head\w*")
 
-# The keys of config.json with which versions 4 and later, and earlier ones, mark a cross-encoder.
+# The keys of config.json in which versions 4 and later, and earlier ones, save the activation of a cross-encoder.
 CROSS_ENCODER, OLD_CROSS_ENCODER = "sentence_transformers", "sbert_ce_default_activation_function"
 
 # The activations of a cross-encoder that are scores of a classifier under another name. A Softmax without a dimension
@@ -36,38 +39,61 @@ def task_of(
 ) -> Task:
     """The task of the model: ``--task``, or the one of its head. Raises ``UsageError`` if the head does not fit, or
     has no task here: another task is never chosen silently."""
-    head: Task | None = next((task for task, name in HEADS.items() if architecture.endswith(name)), None)
     if options.task != "auto":
-        if options.task not in ("embed", head):
-            name = "token classification" if options.task == "tag" else "classification"
-            raise refuse(f"--task {options.task} needs a model with a {name} head, but this is a {architecture}")
         assert not isinstance(options.task, ClassPath), "a class of the user's own is not read from a folder"
+        _check_head(options.task, architecture, config, refuse)
         return options.task
     if sentence.kind == "SentenceTransformer":
         return "embed"  # its library ignores the head
-    if head == "classify":
-        _refuse_cross_encoder(config, sentence, refuse)
+    head: Task | None = next((task for task, name in HEADS.items() if architecture.endswith(name)), None)
     if head is None and OTHER_HEAD.search(architecture):
         raise refuse(
             f"config.json names the architecture {architecture}, whose head is not supported; --task embed ignores the "
             "head and serves embeddings (mean pooling)"
         )
+    if head == "classify" and len(labels_of(config)) == 1:
+        return "rerank"
     return head or "embed"
 
 
-def _refuse_cross_encoder(config: Json, sentence: SentenceFiles, refuse: ModelErrors) -> None:
-    sign = None
-    if sentence.kind == "CrossEncoder":
-        sign = f"{SETTINGS} sets model_type to 'CrossEncoder'"
-    elif marked := next((key for key in (CROSS_ENCODER, OLD_CROSS_ENCODER) if config.get(key) is not None), None):
-        sign = f"config.json sets {marked} to {config[marked]!r}"
-    elif len(labels_of(config)) == 1:
-        sign = f"config.json names one label, {labels_of(config)[0]!r}"
-    if sign is not None:
+def _check_head(task: Task, architecture: str, config: Json, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` if the model lacks what ``task`` needs."""
+    if task == "embed":
+        return
+    if not architecture.endswith(HEADS[task]):
+        reason = f"--task {task} needs a model with a {HEAD_NAMES[HEADS[task]]} head, but this is a {architecture}"
+        if task == "rerank" and architecture.endswith("ForCausalLM"):
+            reason += "; rerankers that compare the logits of two tokens are not supported"
+        raise refuse(reason)
+    labels = labels_of(config)
+    if task == "rerank" and len(labels) != 1:
         raise refuse(
-            f"{sign}, as cross-encoders do, and scoring pairs of texts is not supported; if the model scores single "
-            "texts, set --task classify"
+            f"--task rerank needs a model with one label, but config.json names {len(labels)} "
+            f"({_listed(labels)}); --task classify gives the score of each"
         )
+
+
+def entailment_of(config: Json, refuse: ModelErrors) -> int:
+    """The index of the label for entailment, as the zero-shot pipeline finds it. Raises ``UsageError`` if there is
+    none."""
+    labels = labels_of(config)
+    indices = config.get("label2id")
+    if not isinstance(indices, dict) or not indices:
+        indices = {label: index for index, label in enumerate(labels)}
+    for label, index in indices.items():
+        if str(label).lower().startswith("entail"):
+            if isinstance(index, int) and 0 <= index < len(labels):
+                return index
+            raise refuse(f"config.json sets label2id.{label} to {index!r}; it must be from 0 to {len(labels) - 1}")
+    raise refuse(
+        "--task zero-shot needs a model for natural language inference, with a label whose name starts with 'entail', "
+        f"but config.json has the labels {_listed(tuple(map(str, indices)))} (label2id)"
+    )
+
+
+def _listed(labels: tuple[str, ...]) -> str:
+    shown = ", ".join(map(repr, labels[:LISTED_LABELS]))
+    return shown + (", …" if len(labels) > LISTED_LABELS else "")
 
 
 def labels_of(config: Json) -> tuple[str, ...]:
@@ -80,9 +106,9 @@ def labels_of(config: Json) -> tuple[str, ...]:
 
 
 def scores_of(task: Task, config: Json, sentence: SentenceFiles, refuse: ModelErrors) -> Scores:
-    """How logits become scores: the rule of ``CrossEncoder`` for its models, else that of the text-classification
-    pipeline. Raises ``UsageError`` for an activation that is not supported."""
-    if task != "classify":
+    """How logits become scores: the rule of ``CrossEncoder`` for its models and for rerankers, else that of the
+    text-classification pipeline. Raises ``UsageError`` for an activation that is not supported."""
+    if task not in ("classify", "rerank"):
         return "softmax"
     one_label = len(labels_of(config)) == 1
     marked = config.get(CROSS_ENCODER)
@@ -94,6 +120,8 @@ def scores_of(task: Task, config: Json, sentence: SentenceFiles, refuse: ModelEr
         return _activation(config[OLD_CROSS_ENCODER], f"config.json sets {OLD_CROSS_ENCODER}", refuse)
     if sentence.kind == "CrossEncoder" or _states_activation(marked):
         return "sigmoid" if one_label else "raw"
+    if task == "rerank":
+        return "sigmoid"
     problem = config.get("problem_type")
     if problem == "regression":
         return "raw"

@@ -33,6 +33,9 @@ RANDOM = "random:"
 RANDOM_HEADS: dict[Task, tuple[str, tuple[str, ...]]] = {
     "embed": ("BertModel", ()),
     "classify": ("BertForSequenceClassification", ("LABEL_0", "LABEL_1")),
+    "rerank": ("BertForSequenceClassification", ("LABEL_0",)),
+    # The labels of MultiNLI.
+    "zero-shot": ("BertForSequenceClassification", ("entailment", "neutral", "contradiction")),
     # The labels of CoNLL-2003.
     "tag": (
         "BertForTokenClassification",
@@ -140,6 +143,10 @@ def _random_model_info(options: ModelOptions) -> ModelInfo:
         pooling="mean",
         normalize=True,
         labels=labels,
+        token_types=shape.token_types,
+        sends_token_types=True,
+        entailment=labels.index("entailment") if task == "zero-shot" else -1,
+        scores="sigmoid" if task == "rerank" else "softmax",
         weight_bytes=shape.parameters * FLOAT32_BYTES,
         notes=("random weights: results are meaningless, speed is that of a real model of this shape",),
     )

@@ -32,7 +32,7 @@ def fake_result(ids: TokenIds, model_info: ModelInfo) -> Results:
     """The result of one item: equal for equal ids, different for others.
 
     A unit vector of ``model_info.hidden_size`` values; for a classifier, scores that sum to 1; for a token classifier,
-    one row of scores per token.
+    one row of scores per token; for a reranker, a logit and its score; for zero-shot classification, logits.
     """
     seed = np.uint32(zlib.crc32(np.ascontiguousarray(ids, dtype="<i4").tobytes()))
     seeds = seed + ids.astype(np.uint32)[:, None] if model_info.rows == "token" else seed
@@ -40,6 +40,11 @@ def fake_result(ids: TokenIds, model_info: ModelInfo) -> Results:
     if model_info.task == "embed":
         vector: Results = raw / np.sqrt(raw.dot(raw))
         return vector
+    if model_info.task == "zero-shot":
+        return raw
+    if model_info.task == "rerank":
+        pair: Results = np.array([raw[0], 1 / (1 + np.exp(-raw[0]))], dtype=np.float32)
+        return pair
     scores: Results = np.exp(raw) / np.exp(raw).sum(axis=-1, keepdims=True)
     return scores
 

@@ -13,23 +13,24 @@ from launcher.worker.batches import PackedBatch, PaddedBatch, pad
 from launcher.worker.tasks.head import run_head
 
 
-class Classify:
-    """See ``Task``."""
+class Logits:
+    """See ``Task``. The logits as they are, for results that depend on the request."""
 
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
     unused_modules: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: Any, model_info: ModelInfo) -> None:
         self.encoder = model.base_model
-        self._model, self._scores, self._pad_id = model, model_info.scores, model_info.pad_id
+        self._model, self._pad_id = model, model_info.pad_id
 
     def from_padded(self, output: Any, batch: PaddedBatch) -> Tensor:
-        """Scores, items × labels."""
-        return score(output.logits, self._scores)
+        """Logits, float32, items × labels."""
+        logits: Tensor = output.logits.float()
+        return logits
 
     def from_packed(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Scores, items × labels. The head gets padded items: it is a small part of the work, and heads that pool
-        over an item need rows."""
+        """Logits, float32, items × labels. The head gets padded items: it is a small part of the work, and heads that
+        pool over an item need rows."""
         padded = pad(batch.items, self._pad_id)
         output = run_head(
             self._model,
@@ -37,7 +38,24 @@ class Classify:
             input_ids=padded.input_ids,
             attention_mask=padded.attention_mask(),
         )
-        return score(output.logits, self._scores)
+        logits: Tensor = output.logits.float()
+        return logits
+
+
+class Classify(Logits):
+    """See ``Task``."""
+
+    def __init__(self, model: Any, model_info: ModelInfo) -> None:
+        super().__init__(model, model_info)
+        self._scores = model_info.scores
+
+    def from_padded(self, output: Any, batch: PaddedBatch) -> Tensor:
+        """Scores, items × labels."""
+        return score(super().from_padded(output, batch), self._scores)
+
+    def from_packed(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Scores, items × labels."""
+        return score(super().from_packed(hidden, batch), self._scores)
 
 
 def score(logits: Tensor, scores: Scores) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.options import choices
 from launcher.worker.batches import PackedBatch, PaddedBatch
-from launcher.worker.tasks.classify import Classify
+from launcher.worker.tasks.classify import Classify, Logits
 from launcher.worker.tasks.embed import Embed
+from launcher.worker.tasks.rerank import Rerank
 from launcher.worker.tasks.tag import Tag
 
 
@@ -39,7 +40,13 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[choices.Task, type[Task]] = {"embed": Embed, "classify": Classify, "tag": Tag}
+TASKS: dict[choices.Task, type[Task]] = {
+    "embed": Embed,
+    "classify": Classify,
+    "tag": Tag,
+    "rerank": Rerank,
+    "zero-shot": Logits,
+}
 
 
 def create_task(model: Any, model_info: ModelInfo) -> Task:

@@ -10,14 +10,23 @@ from collections.abc import Mapping
 from launcher.front.http.api.predict.classify import CLASSIFY
 from launcher.front.http.api.predict.custom import CUSTOM
 from launcher.front.http.api.predict.embed import EMBED
+from launcher.front.http.api.predict.rerank import RERANK
 from launcher.front.http.api.predict.tag import TAG
 from launcher.front.http.api.predict.task_route import TaskRoute
+from launcher.front.http.api.predict.zero_shot import ZERO_SHOT
 from launcher.front.http.inference_route import InferenceRoute
 from launcher.front.http.route import ApiFamily, ResponseSpec
 from launcher.front.http.services import Services
 from launcher.options.choices import Task
 
-TASK_ROUTES: Mapping[Task, TaskRoute] = {"embed": EMBED, "classify": CLASSIFY, "tag": TAG, "custom": CUSTOM}
+TASK_ROUTES: Mapping[Task, TaskRoute] = {
+    "embed": EMBED,
+    "classify": CLASSIFY,
+    "tag": TAG,
+    "rerank": RERANK,
+    "zero-shot": ZERO_SHOT,
+    "custom": CUSTOM,
+}
 
 
 def family(services: Services) -> ApiFamily:

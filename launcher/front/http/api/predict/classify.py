@@ -7,7 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute, encode_json
-from launcher.front.http.inputs import Inputs, Truncate
+from launcher.front.http.inputs import PairInputs, Truncate
 from launcher.front.http.json_results import Usage
 from launcher.front.request_results import Vectors
 from launcher.front.tasks.label_scores import LabelScore, ranked_labels
@@ -16,7 +16,7 @@ from launcher.front.tasks.label_scores import LabelScore, ranked_labels
 class ClassifyRequest(Struct, frozen=True):
     """Body of ``POST /predict`` if the served model is a classifier."""
 
-    inputs: Inputs
+    inputs: PairInputs
     truncate: Truncate = False
 
 
