@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
+from tokenizers import Tokenizer
+
 from launcher.errors import RequestError
 
 if TYPE_CHECKING:
@@ -40,10 +42,12 @@ class InputReader:
     """Reads inputs of one model. A kind of inputs that the model does not take is refused with ``RequestError``.
 
     ``pending`` is the number of inputs that wait for a thread or are being processed in one. ``special_ids`` are the
-    ids of the special tokens that texts get.
+    ids of the special tokens that texts get. ``vocabulary``, which only readers of texts have, is the tokenizer of the
+    Rust library, for its tokens and for decoding.
     """
 
     special_ids: frozenset[int] = frozenset()
+    vocabulary: Tokenizer
 
     def __init__(self, threads: int) -> None:
         self.pending = 0

@@ -92,6 +92,7 @@ class FrontTokenizer(InputReader):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._with_spans = model_info.task in SPAN_TASKS
         self._encoder = Encoder(model_info, offsets=self._with_spans)
+        self.vocabulary = self._encoder.tokenizer
         self._max_length = model_info.max_length
         self._vocab_size = model_info.vocab_size
         self._text_characters = text_characters

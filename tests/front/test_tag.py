@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from launcher.core.protocol.messages import Run
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.front.tasks.token_labels import TokenLabeler, label_span
+from launcher.front.tasks.words import WordStarts
 from launcher.front.token_id_decoder import TokenIdDecoder
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
@@ -140,7 +141,8 @@ async def test_truncated_tokens_are_missing_and_the_others_keep_their_positions(
     ("body", "code", "param"),
     [
         ({"inputs": [[5]], "aggregation": "simple"}, "invalid_aggregation", "aggregation"),
-        ({"inputs": "w1", "aggregation": "first"}, "invalid_type", "aggregation"),
+        ({"inputs": [[5]], "aggregation": "max"}, "invalid_aggregation", "aggregation"),
+        ({"inputs": "w1", "aggregation": "last"}, "invalid_type", "aggregation"),
         ({"inputs": "w1", "aggregation": 1}, "invalid_type", "aggregation"),
         ({"inputs": [], "aggregation": "simple"}, "empty_input", "inputs"),
         ({"inputs": ["w1", ""]}, "empty_input", "inputs"),
@@ -224,7 +226,7 @@ async def test_a_worker_with_results_of_the_wrong_size_is_lost(make_front: Any, 
 
 @pytest.mark.parametrize(("word", "pauses"), [(1, 20), (0, 16)])
 async def test_encoding_a_long_response_pauses_even_if_nothing_is_found(word: int, pauses: int) -> None:
-    labeler = TokenLabeler(LABELS, frozenset())
+    labeler = TokenLabeler(LABELS, frozenset(), WordStarts(Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>"))))
     ids = np.array([2, 4 + word, 3], dtype=np.int32)
     spans = np.array([[-1, -1], [0, 2], [-1, -1]], dtype=np.int32)
     tokenized = Tokenized([ids] * 2000, 6000, (), [spans] * 2000)
@@ -238,7 +240,7 @@ async def test_encoding_a_long_response_pauses_even_if_nothing_is_found(word: in
             await asyncio.sleep(0)
 
     counting = asyncio.ensure_future(count())
-    entries = await labeler.encode(results, tokenized, [f"w{word}"] * 2000, aggregate=True)
+    entries = await labeler.encode(results, tokenized, [f"w{word}"] * 2000, "simple")
     counting.cancel()
 
     assert len(entries) == 2000

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.host.model.encoders import REFUSED as NOT_SUPPORTED
-from tests.models import families, references, vocabularies
+from tests.models import families, references, sentence_models, vocabularies
 from tests.models.references import Results
 from tests.models.texts import PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
 
@@ -29,9 +29,9 @@ class ModelCase:
     ``family`` is the ``model_type`` of its config.json, ``variant`` what distinguishes models of the same family and
     task. ``build`` writes the folder, ``reference`` computes the expected rows of each input. ``layout`` is how its
     items are computed by default; padded results are always compared too. ``bound`` is the largest relative difference
-    in fp32 that is allowed, a power of ten of at most 1e-5. ``options`` are those of the command line. ``int8`` is a
-    part of the message with which ``--dtype int8`` is refused; empty if it is not. ``slow`` cases are not part of
-    scripts/check.
+    in fp32 that is allowed, a power of ten of at most 1e-5. ``options`` are those of the command line. ``bf16`` and
+    ``int8`` are parts of the messages with which these dtypes are refused; empty if they are not. ``slow`` cases are
+    not part of scripts/check.
     """
 
     family: str
@@ -43,6 +43,7 @@ class ModelCase:
     variant: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[Any] = TEXTS
+    bf16: str = ""
     int8: str = ""
     slow: bool = False
 
@@ -102,7 +103,11 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     **dict.fromkeys(("mt5", "t5", "umt5"), vocabularies.t5),
 }
 # The launcher converts the tokenizers of these families in a process of its own, which takes seconds.
-CONVERTED = ("albert", "camembert", "deberta", "deberta-v2", "gte", "rembert", "roformer", "xlm-roberta")
+CONVERTED = (
+    "albert", "bert-generation", "big_bird", "camembert", "convbert", "deberta", "deberta-v2", "fnet", "gte",
+    "jina_embeddings_v3", "luke", "nystromformer", "openai_privacy_filter", "rembert", "roformer", "splinter",
+    "ultrabert", "xlm-roberta", "xlnet", "xmod", "yoso",
+)  # fmt: skip
 
 # Encoders of transformers. They are padded where their attention cannot be replaced.
 PACKED_ENCODERS = (
@@ -123,6 +128,8 @@ WITHOUT_CLASSIFIER = ("bert-generation", "openai_privacy_filter", "splinter")
 WITHOUT_TAGGER = ("bert-generation", "splinter")
 # Padded for one task only: the module that its head reads is not that of BERT.
 PADDED_CLASSIFIERS = ("albert",)
+# Families with operations that torch does not have in bf16.
+NO_BF16 = ("fnet",)
 # Families without nn.Linear, which --dtype int8 replaces, except in their heads.
 NO_LINEAR = ("ibert", "squeezebert")
 # Their differences in fp32 are larger than 1e-6, from rounding alone: SqueezeBERT adds a large number to what it masks.
@@ -135,8 +142,10 @@ def _encoder(family: str) -> list[ModelCase]:
     of_classifier: Layout = "padded" if family in PADDED_CLASSIFIERS else layout
     bound = 1e-5 if family in MORE_ROUNDING else 1e-6
     int8 = "the model has no linear layers" if family in NO_LINEAR else ""
-    case = partial(ModelCase, family, slow=family in CONVERTED)
-    cases = [case("embed", _build(families.save_embedder, family), references.embed, layout, bound, int8=int8)]
+    build = _build(families.save_embedder, family)
+    bf16 = "cannot be computed in bf16" if family in NO_BF16 else ""
+    case = partial(ModelCase, family, bf16=bf16, slow=family in CONVERTED)
+    cases = [case("embed", build, references.embed, layout, bound, int8=int8)]
     if family not in WITHOUT_CLASSIFIER:
         build = _build(families.save_classifier, family)
         cases.append(case("classify", build, references.classify, of_classifier, bound))
@@ -172,22 +181,6 @@ def _variants() -> list[ModelCase]:
     ]  # fmt: skip
 
 
-def _decoders() -> list[ModelCase]:
-    """Embedders with a decoder, or with the encoder of an encoder-decoder model."""
-    last = partial(_build, families.save_embedder, pooling="lasttoken")
-    embedder = partial(ModelCase, task="embed", reference=references.embed, slow=True)
-    return [
-        *(embedder(family, build=last(family)) for family in DECODERS),
-        embedder("gemma3_text", build=_build(families.save_embedder, "gemma3_text", use_bidirectional_attention=True),
-                 variant="with bidirectional attention"),
-        *(
-            embedder(family, build=_build(families.save_embedder, family),
-                     int8="does not support replaced linear layers")
-            for family in ENCODERS_OF_SEQ2SEQ
-        ),
-    ]  # fmt: skip
-
-
 # Of the labels of MultiNLI, in an order that is not that of the letters.
 NLI = {"id2label": {0: "contradiction", 1: "entailment", 2: "neutral"},
        "label2id": {"contradiction": 0, "entailment": 1, "neutral": 2}}  # fmt: skip
@@ -214,9 +207,70 @@ def _pairs(family: str) -> list[ModelCase]:
     return cases
 
 
+def _decoders() -> list[ModelCase]:
+    """Embedders with a decoder, or with the encoder of an encoder-decoder model."""
+    last = partial(_build, families.save_embedder, pooling="lasttoken")
+    embedder = partial(ModelCase, task="embed", reference=references.embed, slow=True)
+    return [
+        *(embedder(family, build=last(family)) for family in DECODERS),
+        embedder("gemma3_text", build=_build(families.save_embedder, "gemma3_text", use_bidirectional_attention=True),
+                 variant="with bidirectional attention"),
+        *(
+            embedder(family, build=_build(families.save_embedder, family),
+                     int8="does not support replaced linear layers")
+            for family in ENCODERS_OF_SEQ2SEQ
+        ),
+    ]  # fmt: skip
+
+
+def _sentence_transformers() -> list[ModelCase]:
+    """Models that differ in the modules and settings of sentence-transformers."""
+    sm, tokens = sentence_models, {"module_input_name": "token_embeddings"}
+    prompts = {"prompts": {"query": "find this: ", "text": "about: "}, "default_prompt_name": "query"}
+    cut = {"truncate_dim": 7}
+    modes = ("cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+    builds: dict[str, Build] = {
+        **{f"{mode} pooling": partial(sm.save_modules, modules=lambda mode=mode: [sm.pooling(mode)]) for mode in modes},
+        "two poolings concatenated": partial(sm.save_modules, modules=lambda: [sm.pooling("lasttoken", "mean")]),
+        "Dense": partial(sm.save_modules, modules=lambda: [sm.pooling("mean"), sm.dense(32, 12), sm.normalize()]),
+        "Dense with a residual": partial(
+            sm.save_modules, modules=lambda: [sm.pooling("cls"), sm.dense(32, 12, bias=False, use_residual=True)]
+        ),
+        "LayerNorm and Dropout": partial(
+            sm.save_modules,
+            modules=lambda: [sm.pooling("mean", "max"), sm.dense(64, 20), sm.layer_norm(20), sm.dropout()],
+        ),
+        "modules on tokens": partial(
+            sm.save_modules,
+            modules=lambda: [sm.dense(32, 16, **tokens), sm.normalize(**tokens), sm.pooling("weightedmean", width=16)],
+        ),
+        "default prompt": partial(sm.save_modules, modules=lambda: [sm.pooling("mean")], settings=prompts),
+        "prompt left out of the pooling": partial(
+            sm.save_modules,
+            modules=lambda: [sm.pooling("cls", "weightedmean", "mean", include_prompt=False)],
+            settings=prompts,
+        ),
+        "truncate_dim": partial(sm.save_modules, modules=lambda: [sm.pooling("mean"), sm.normalize()], settings=cut),
+    }
+    return [
+        *(ModelCase("bert", "embed", build, references.embed, variant=name) for name, build in builds.items()),
+        ModelCase(
+            "bert", "embed",
+            partial(sm.save_modules, modules=lambda: [sm.pooling("mean")], max_seq_length=20, do_lower_case=True,
+                    tokenizer_args={"do_lower_case": False}),
+            references.embed, variant="max_seq_length, do_lower_case and tokenizer_args", slow=True,
+        ),
+        ModelCase("StaticEmbedding", "embed", sm.save_static, references.embed, int8="no linear layers"),
+        ModelCase("StaticEmbedding", "embed",
+                  partial(sm.save_static, modules=lambda: [sm.dense(24, 10), sm.normalize()], model2vec=True),
+                  references.embed, variant="model2vec, Dense and Normalize", int8="no linear layers"),
+    ]  # fmt: skip
+
+
 CASES: tuple[ModelCase, ...] = (
     *(case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS, *EQUAL_LENGTHS)) for case in _encoder(family)),
     *_variants(),
+    *_sentence_transformers(),
     *_decoders(),
     *(case for family in PAIR_FAMILIES for case in _pairs(family)),
     ModelCase("bert", "rerank",

@@ -13,9 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from launcher.core.protocol.task_settings import SparsePooling
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, read_modules
 from launcher.host.model.sentence_settings import SETTINGS, Settings, read_settings
+from launcher.host.model.splade import MASKED_LANGUAGE_MODEL, SPARSE_ENCODER, SPLADE_LIMITS
 
 # In the order of sentence-transformers, which reads the first file that is not empty.
 LIMIT_FILES = (
@@ -49,7 +53,15 @@ LIMIT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "module_output_name": "scores",
         "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
     },
+    SPARSE_ENCODER: SPLADE_LIMITS,
 }
+# The same for a SentenceTransformer whose first module makes text features: a CLIPModel, or a Transformer as versions
+# from 5.4 on save it. It may embed images, too.
+FEATURE_DEFAULTS: Mapping[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "sentence_embedding",
+}
+FEATURE_METHOD = {"method": "get_text_features", "method_output_name": "pooler_output"}
 # Arguments of from_pretrained of the model, the tokenizer and the config, under a current and a former name.
 MODEL_ARGUMENTS = ("model_kwargs", "model_args")
 TOKENIZER_ARGUMENTS = ("processor_kwargs", "tokenizer_args")
@@ -105,6 +117,13 @@ class SentenceFiles:
         return self.settings.kind if self.chain is not None else ""
 
     @property
+    def sparse(self) -> SparsePooling | None:
+        """The pooling of a sparse encoder; ``None`` for other models."""
+        if self.chain is None or self.chain.splade is None:
+            return None
+        return msgspec.structs.replace(self.chain.splade, max_active=self.settings.max_active_dims)
+
+    @property
     def activation(self) -> str | None:
         """The dotted path of the activation of a cross-encoder."""
         return self.settings.activation
@@ -121,7 +140,9 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
         _check_cross_encoder(folder, chain, settings, refuse)
     if chain.static:
         return SentenceFiles(chain.input, chain, settings=settings)
-    limits = _limits(chain.input, settings.kind, refuse)
+    defaults = FEATURE_DEFAULTS if chain.features else LIMIT_DEFAULTS[settings.kind]
+    limits = _limits(chain.input, defaults, refuse)
+    _check_sparse_encoder(chain, settings, limits, refuse)
     return SentenceFiles(
         folder=chain.input,
         chain=chain,
@@ -146,12 +167,29 @@ def _check_cross_encoder(folder: Path, chain: ModuleChain, settings: Settings, r
         )
 
 
-def _limits(encoder: Path, kind: str, refuse: ModelErrors) -> Json:
+def _check_sparse_encoder(chain: ModuleChain, settings: Settings, limits: Json, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` unless a SparseEncoder, and no other model, pools the logits of a masked language model."""
+    sparse = settings.kind == SPARSE_ENCODER
+    if sparse != (chain.splade is not None) or (sparse and (chain.modules or chain.pooling or chain.token_modules)):
+        raise refuse(
+            f"{chain.path} lists modules that a {settings.kind} ({SETTINGS}, model_type) must not have, or lacks some: "
+            "a SparseEncoder must have a Transformer and SpladePooling, and other models must not have SpladePooling"
+        )
+    if chain.masked_language_model and not sparse:
+        raise refuse(f"{chain.path} lists MLMTransformer, which only a SparseEncoder may have")
+    if sparse and not chain.masked_language_model and limits.get("transformer_task") != MASKED_LANGUAGE_MODEL:
+        raise refuse(
+            f"{chain.input / LIMIT_FILES[0]} sets transformer_task to {limits.get('transformer_task')!r}; before "
+            f"SpladePooling it must be {MASKED_LANGUAGE_MODEL!r}"
+        )
+
+
+def _limits(encoder: Path, defaults: Json, refuse: ModelErrors) -> Json:
     """The settings in the first file of LIMIT_FILES that is not empty."""
     for path in (encoder / name for name in LIMIT_FILES):
         limits = read_object(path, refuse) if path.is_file() else {}
         if limits:
-            _check_limits(path, limits, LIMIT_DEFAULTS[kind], refuse)
+            _check_limits(path, limits, defaults, refuse)
             return limits
     return {}
 
@@ -160,10 +198,28 @@ def _check_limits(path: Path, limits: Json, defaults: Json, refuse: ModelErrors)
     for key, value in limits.items():
         if key in ARGUMENTS:
             _check_arguments(path, key, value, refuse)
+        elif key == "modality_config" and defaults is FEATURE_DEFAULTS:
+            _check_features(path, value, refuse)
         elif key not in LIMIT_KEYS and value not in (None, {}, defaults.get(key)):
             wanted = f"{defaults[key]!r} or absent" if key in defaults else "null or absent"
             raise refuse(f"{path} sets {key} to {value!r}, which is not supported; it must be {wanted}")
     _check_length(path, "max_seq_length", limits.get("max_seq_length"), refuse)
+
+
+def _check_features(path: Path, modalities: Any, refuse: ModelErrors) -> None:
+    if (
+        not isinstance(modalities, dict)
+        or modalities.get("text") != FEATURE_METHOD
+        or set(modalities)
+        - {
+            "text",
+            "image",
+        }
+    ):
+        raise refuse(
+            f"{path} sets modality_config to {modalities!r}, which is not supported; text must be {FEATURE_METHOD!r}, "
+            "and there may be images besides"
+        )
 
 
 def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) -> None:
@@ -174,6 +230,8 @@ def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) 
     known = HARMLESS_ARGUMENTS
     if key in TOKENIZER_ARGUMENTS:
         known |= BUILDING_ARGUMENTS | {"model_max_length"}
+        if "model_max_length" in arguments:
+            _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
     if others := {name: value for name, value in arguments.items() if name not in known}:
         raise refuse(f"{path} sets {key} to {others!r}, which is not supported; remove these arguments")
 

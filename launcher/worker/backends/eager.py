@@ -83,6 +83,7 @@ class EagerBackend:
         report("load", 1.0, model_info.asked)
         report("check", 0.0, "computing reference results in fp32")
         padded = PaddedLayout(self._model, model_info)
+        padded.check_head()
         items = check_items(model_info, attention_windows(self._model))
         reference = Reference.one_by_one(padded, model_info, items)
         notes = [f"attention: {_attention_of(self._model) or 'built into the model'}"]
@@ -146,7 +147,7 @@ class EagerBackend:
         """Raises ``ModelError``."""
         convert_model(self._model, torch.bfloat16)
         try:
-            run_items(self, items)
+            run_items(self, items, self._setup.model_info)
         except RuntimeError as error:  # operations that torch does not have in bf16, such as Fourier transforms
             raise ModelError(
                 f"{self._setup.model_info.asked} cannot be computed in bf16 ({error}); use --dtype fp32"
@@ -155,8 +156,8 @@ class EagerBackend:
     def _quantize(self, items: Sequence[Item]) -> None:
         """Raises ``ModelError``."""
         try:
-            reason = quantize(self._model, lambda: run_items(self, items))
-            run_items(self, items)
+            reason = quantize(self._model, lambda: run_items(self, items, self._setup.model_info))
+            run_items(self, items, self._setup.model_info)
         except (RuntimeError, AttributeError) as error:  # model code that inspects its nn.Linear modules
             reason = f"the model does not support replaced linear layers ({type(error).__name__})"
         if reason:
