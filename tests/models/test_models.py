@@ -86,5 +86,9 @@ def test_every_supported_family_is_in_the_table() -> None:
     assert {case.family for case in CASES} >= {*ENCODERS, *DECODERS, *ENCODER_DECODERS}
 
 
+def test_the_table_has_as_many_families_and_tasks_as_promised() -> None:
+    assert len({(case.family, case.task) for case in CASES}) >= 45
+
+
 def test_no_bound_is_larger_than_the_promised_one() -> None:
     assert max(case.bound for case in CASES) <= LARGEST_BOUND
