@@ -134,7 +134,7 @@ class EagerBackend:
     def _convert(self, items: Sequence[Item]) -> tuple[str, ...]:
         """Convert the model to its dtype and optimize it; returns notes."""
         if self._setup.dtype == "bf16":
-            convert_model(self._model, torch.bfloat16)
+            self._convert_to_bf16(items)
         elif self._setup.dtype == "int8":
             self._quantize(items)
         model_info = self._setup.model_info
@@ -142,6 +142,16 @@ class EagerBackend:
         lengths = mixed_batches(model_info.max_length, TIMED_TOKENS)[0]
         batch = self.sample_batch(lengths)
         return self.optimize(lambda: self.run(batch), lambda: results_unchanged(converted, self, self._setup.dtype))
+
+    def _convert_to_bf16(self, items: Sequence[Item]) -> None:
+        """Raises ``ModelError``."""
+        convert_model(self._model, torch.bfloat16)
+        try:
+            run_items(self, items, self._setup.model_info)
+        except RuntimeError as error:  # operations that torch does not have in bf16, such as Fourier transforms
+            raise ModelError(
+                f"{self._setup.model_info.asked} cannot be computed in bf16 ({error}); use --dtype fp32"
+            ) from error
 
     def _quantize(self, items: Sequence[Item]) -> None:
         """Raises ``ModelError``."""
