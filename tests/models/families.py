@@ -31,6 +31,14 @@ SIZES: Mapping[str, Any] = {
 SIZES_OF_T5: Mapping[str, Any] = {"d_model": HIDDEN, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 # What a family needs beyond SIZES. Values differ from the defaults where the default would leave a mechanism unused.
 OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
+    "big_bird": {"attention_type": "original_full"},
+    "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
+    "longformer": {"attention_window": [16, 8]},
+    "nystromformer": {"num_landmarks": 8, "segment_means_seq_len": 8},
+    "openai_privacy_filter": {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 8, "num_local_experts": 4},
+    "ultrabert": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "xlnet": {"max_position_embeddings": None},  # its positions are relative
+    "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
     "albert": {"embedding_size": 16, "num_hidden_groups": 2},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16,
@@ -67,7 +75,8 @@ def config_of(family: str, tokenizer: Any, **settings: Any) -> Any:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in NAMES_OF_TOKENS}
     known = {key: value for key, value in ids.items() if value is not None}
     sizes = {**SIZES, **OF_FAMILY.get(family, {}), "vocab_size": len(tokenizer) + SPARE_ROWS}
-    return AutoConfig.for_model(family, **{**sizes, **known, **settings})
+    stated = {**{key: value for key, value in sizes.items() if value is not None}, **known, **settings}
+    return AutoConfig.for_model(family, **stated)
 
 
 def randomize(model: Any, scale: float = 1.0) -> None:
