@@ -18,7 +18,7 @@ from tests.models.references import Results
 from tests.models.texts import PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
 
 Build = Callable[[Path], None]
-Layout = Literal["packed", "padded"]
+Layout = Literal["packed", "padded", "equal lengths"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,8 @@ MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert")
 
 def _encoder(family: str) -> list[ModelCase]:
     layout: Layout = "packed" if family in PACKED_ENCODERS else "padded"
+    if family in EQUAL_ENCODERS:
+        layout = "equal lengths"
     of_classifier: Layout = "padded" if family in PADDED_CLASSIFIERS else layout
     bound = 1e-5 if family in MORE_ROUNDING else 1e-6
     int8 = "the model has no linear layers" if family in NO_LINEAR else ""
