@@ -88,12 +88,14 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "roberta-prelayernorm": vocabularies.roberta,
     "xlm-roberta": vocabularies.xlm_roberta,
     "xlm-roberta-xl": vocabularies.unigram_as_it_is,
+    "xlnet": vocabularies.xlnet,
     "xmod": vocabularies.xlm_roberta,
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), vocabularies.decoder),
     **dict.fromkeys(("mt5", "t5", "umt5"), vocabularies.t5),
 }
 # The launcher converts the tokenizers of these families in a process of its own, which takes seconds.
-CONVERTED = ("albert", "camembert", "deberta", "deberta-v2", "gte", "rembert", "roformer", "xlm-roberta")
+CONVERTED = ("albert", "camembert", "deberta", "deberta-v2", "gte", "jina_embeddings_v3", "rembert", "roformer",
+             "xlm-roberta", "xlnet", "xmod")  # fmt: skip
 
 # Encoders of transformers. They are padded where their attention cannot be replaced.
 PACKED_ENCODERS = (
@@ -115,7 +117,7 @@ PADDED_CLASSIFIERS = ("albert",)
 # Families without nn.Linear, which --dtype int8 replaces, except in their heads.
 NO_LINEAR = ("ibert", "squeezebert")
 # Their differences in fp32 are larger than 1e-6, from rounding alone: SqueezeBERT adds a large number to what it masks.
-MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert")
+MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert", "xlnet")
 
 
 def _encoder(family: str) -> list[ModelCase]:

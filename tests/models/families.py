@@ -37,7 +37,7 @@ OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
     "nystromformer": {"num_landmarks": 8, "segment_means_seq_len": 8},
     "openai_privacy_filter": {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 8, "num_local_experts": 4},
     "ultrabert": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
-    "xlnet": {"max_position_embeddings": None},  # its positions are relative
+    "xlnet": {"max_position_embeddings": None, "d_head": 8},  # its positions are relative
     "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
     "albert": {"embedding_size": 16, "num_hidden_groups": 2},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False},
