@@ -96,7 +96,7 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "ultrabert": vocabularies.modernbert,
     "xlm-roberta": vocabularies.xlm_roberta,
     "xlm-roberta-xl": vocabularies.unigram_as_it_is,
-    "xlnet": vocabularies.unigram_as_it_is,
+    "xlnet": vocabularies.xlnet,
     "xmod": vocabularies.xlm_roberta,
     "yoso": vocabularies.albert,
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), vocabularies.decoder),
@@ -133,7 +133,7 @@ NO_BF16 = ("fnet",)
 # Families without nn.Linear, which --dtype int8 replaces, except in their heads.
 NO_LINEAR = ("ibert", "squeezebert")
 # Their differences in fp32 are larger than 1e-6, from rounding alone: SqueezeBERT adds a large number to what it masks.
-MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert")
+MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert", "xlnet")
 
 
 def _encoder(family: str) -> list[ModelCase]:
@@ -290,6 +290,13 @@ def _refused() -> list[RefusedCase]:
             RefusedCase(family, "any", partial(families.save_config, family=family), reason, reason)
             for family, reason in NOT_SUPPORTED.items()
         ),
+        RefusedCase("big_bird", "embed",
+                    plain("big_bird", auto="AutoModel", attention_type="block_sparse", block_size=4,
+                          num_random_blocks=1),
+                    "transformers uses sparse attention only until it gets a short text",
+                    "sets attention_type to 'block_sparse'", variant="with sparse attention"),
+        RefusedCase("xmod", "embed", plain("xmod", auto="AutoModel", default_language=None),
+                    "no language is chosen", "default_language to None", variant="without a language"),
         RefusedCase("bart", "embed", plain("bart", auto="AutoModel", **OF_BART), GENERATES,
                     "a bart model (BartModel) generates text"),
         RefusedCase("gpt2", "embed", plain("gpt2", auto="AutoModelForCausalLM", n_embd=32, n_layer=2, n_head=4),

@@ -6,6 +6,7 @@ machine to machine. Nothing is built or measured here.
 
 from __future__ import annotations
 
+from launcher.host.model.encoders import REFUSED as REFUSED_FAMILIES
 from tests.models.cases import CASES, REFUSED, ModelCase, RefusedCase
 
 HEAD = """\
@@ -16,10 +17,11 @@ and compare the results of `launch serve` with those that the library computes f
 batches of mixed lengths, packed and padded, and truncated. `./scripts/docs` generates this page from the table in
 `tests/models/cases.py`; the tests check every row.
 
-**Family**: the `model_type` of `config.json`. **Layout**: how the items of a batch are computed by default: packed,
-padded, or only with items of equal length; a packed model gives the same results padded (`--layout sorted`).
-**Difference**: the bound that the tests check on the relative difference in fp32. In bf16 and int8, `/info` reports the
-cosine with fp32 that was measured when the model was loaded.
+**Family**: the `model_type` of `config.json`, or the first module of sentence-transformers. **Layout**: how items are
+computed by default; a packed model gives the same results padded (`--layout sorted`), and *equal lengths* means that
+only items of equal length are computed together, because the model mixes padding into its results. **Difference**: the
+bound that the tests check on the relative difference in fp32. In bf16 and int8, `/info` reports the cosine with fp32
+that was measured when the model was loaded.
 
 ## Supported
 """
@@ -27,6 +29,9 @@ MIDDLE = """
 ## Refused
 
 `launch serve` exits with status 2, or refuses the model when it is loaded, and gives the reason.
+"""
+FAMILIES = """
+These families of encoders are refused altogether, as are all types that no table names.
 """
 
 
@@ -61,6 +66,9 @@ def document() -> str:
             MIDDLE,
             "| family | task | reason |\n|---|---|---|",
             *map(refused_row, sorted(REFUSED, key=lambda case: case.name)),
+            FAMILIES,
+            "| family | reason |\n|---|---|",
+            *(f"| `{family}` | {reason} |" for family, reason in sorted(REFUSED_FAMILIES.items())),
             "",
         ]
     )

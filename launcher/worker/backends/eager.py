@@ -14,7 +14,7 @@ import transformers
 
 from launcher.core.planning.footprint import mixed_batches
 from launcher.core.protocol.messages import Setup
-from launcher.core.protocol.model_info import Batching
+from launcher.core.protocol.model_info import Batching, ModelInfo
 from launcher.worker.compare_tokenizers import check_tokenizer
 from launcher.worker.interfaces import (
     BatchOutput,
@@ -86,6 +86,7 @@ class EagerBackend:
         padded.check_head()
         items = check_items(model_info, attention_windows(self._model))
         reference = Reference.one_by_one(padded, model_info, items)
+        _check_width(reference, model_info)
         notes = [f"attention: {_attention_of(self._model) or 'built into the model'}"]
         report("check", 0.2, "checking packed results")
         selected = self._select_layout(reference, padded)
@@ -193,6 +194,16 @@ class EagerBackend:
             reason = type(error).__name__
         layout.wrap_module(None)
         return reason
+
+
+def _check_width(reference: Reference, model_info: ModelInfo) -> None:
+    """Raise ``ModelError`` if the config states another width than that of the results."""
+    width = reference.results.shape[-1]
+    if model_info.task == "embed" and width != model_info.result_width:
+        raise ModelError(
+            f"{model_info.asked}: embeddings have {width} values, but {model_info.result_width} were expected from "
+            "the hidden size in config.json"
+        )
 
 
 def _attention_of(model: torch.nn.Module) -> str | None:
