@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from launcher.api import AsyncEngine as AsyncEngine
     from launcher.api import Engine as Engine
     from launcher.api import Entity as Entity
+    from launcher.api import FilledMask as FilledMask
     from launcher.api import LabelScore as LabelScore
     from launcher.api import RankedDocument as RankedDocument
+    from launcher.api import SparseVector as SparseVector
 
-__all__ = ["AsyncEngine", "Engine", "Entity", "LabelScore", "RankedDocument"]
+__all__ = ["AsyncEngine", "Engine", "Entity", "FilledMask", "LabelScore", "RankedDocument", "SparseVector"]
 
 
 def __getattr__(name: str) -> Any:

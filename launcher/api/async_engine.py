@@ -12,14 +12,28 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from launcher.api.options import DEFAULT_MODEL, serve_options
 from launcher.api.pairs import CLASSIFY_INPUTS, RERANK_INPUTS, RankedDocument, Ranking, ZeroShot
 from launcher.api.progress import progress_bar
-from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
+from launcher.api.results import (
+    Decode,
+    Entity,
+    Vectors,
+    concatenate,
+    entities,
+    filled_masks,
+    label_scores,
+    sparse_vectors,
+    token_vectors,
+    vectors,
+)
 from launcher.api.setup import NO_COPY, EngineSetup, prepare_engine
 from launcher.core.planning.plan import Plan
+from launcher.core.tasks.entities import Aggregation
 from launcher.core.tasks.prompts import choose_prompt
 from launcher.engine.session import CLOSED, Computed, PairInputs, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
+from launcher.front.tasks.filled_masks import DEFAULT_TOP_K, FilledMask
 from launcher.front.tasks.label_scores import LabelScore
+from launcher.front.tasks.sparse_vectors import SparseVector
 from launcher.front.tasks.zero_shot import DEFAULT_TEMPLATE
 from launcher.front.tokenizer import Text
 
@@ -220,31 +234,163 @@ class AsyncEngine:
 
     @overload
     async def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-        self, texts: str, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+        self, texts: str, *, aggregation: Aggregation | None = None, truncate: bool = False, progress: bool = False
     ) -> list[Entity]: ...
     @overload
     async def tag(
-        self, texts: Texts, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+        self, texts: Texts, *, aggregation: Aggregation | None = None, truncate: bool = False, progress: bool = False
     ) -> list[list[Entity]]: ...
     async def tag(
         self,
         texts: str | Texts,
         *,
-        aggregation: Aggregation = "simple",
+        aggregation: Aggregation | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> list[Entity] | list[list[Entity]]:
         """See ``Engine.tag``."""
-        decode = entities(self._started.model_info, aggregation)
+        decode = entities(self._started.model_info, aggregation, self._open_session.engine.tokenizer)
         if isinstance(texts, str):
             return await self._one(texts, decode, truncate)
         return [result async for result in self._stream(texts, decode, truncate, progress)]
 
     def tag_stream(
-        self, texts: Texts, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+        self, texts: Texts, *, aggregation: Aggregation | None = None, truncate: bool = False, progress: bool = False
     ) -> AsyncIterator[list[Entity]]:
         """See ``Engine.tag_stream``."""
-        return self._stream(texts, entities(self._started.model_info, aggregation), truncate, progress)
+        return self._stream(
+            texts,
+            entities(self._started.model_info, aggregation, self._open_session.engine.tokenizer),
+            truncate,
+            progress,
+        )
+
+    @overload
+    async def embed_sparse(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self,
+        texts: str,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> SparseVector: ...
+    @overload
+    async def embed_sparse(
+        self,
+        texts: Texts,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[SparseVector]: ...
+    async def embed_sparse(
+        self,
+        texts: str | Texts,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> SparseVector | list[SparseVector]:
+        """See ``Engine.embed_sparse``."""
+        decode = sparse_vectors(self._started.model_info)
+        chosen = choose_prompt(self._started.model_info, prompt, prompt_name)
+        if isinstance(texts, str):
+            return await self._one(texts, decode, truncate, chosen)
+        return [result async for result in self._stream(texts, decode, truncate, progress, chosen)]
+
+    def embed_sparse_stream(
+        self,
+        texts: Texts,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> AsyncIterator[SparseVector]:
+        """See ``Engine.embed_sparse_stream``."""
+        chosen = choose_prompt(self._started.model_info, prompt, prompt_name)
+        return self._stream(texts, sparse_vectors(self._started.model_info), truncate, progress, chosen)
+
+    @overload
+    async def embed_tokens(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self,
+        texts: str,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Vectors: ...
+    @overload
+    async def embed_tokens(
+        self,
+        texts: Texts,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[Vectors]: ...
+    async def embed_tokens(
+        self,
+        texts: str | Texts,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Vectors | list[Vectors]:
+        """See ``Engine.embed_tokens``."""
+        decode = token_vectors(self._started.model_info)
+        chosen = choose_prompt(self._started.model_info, prompt, prompt_name)
+        if isinstance(texts, str):
+            return await self._one(texts, decode, truncate, chosen)
+        return [result async for result in self._stream(texts, decode, truncate, progress, chosen)]
+
+    def embed_tokens_stream(
+        self,
+        texts: Texts,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> AsyncIterator[Vectors]:
+        """See ``Engine.embed_tokens_stream``."""
+        chosen = choose_prompt(self._started.model_info, prompt, prompt_name)
+        return self._stream(texts, token_vectors(self._started.model_info), truncate, progress, chosen)
+
+    @overload
+    async def fill_mask(  # type: ignore[overload-overlap]  # a str is an Texts, too
+        self, texts: str, *, top_k: int = DEFAULT_TOP_K, truncate: bool = False, progress: bool = False
+    ) -> list[list[FilledMask]]: ...
+    @overload
+    async def fill_mask(
+        self, texts: Texts, *, top_k: int = DEFAULT_TOP_K, truncate: bool = False, progress: bool = False
+    ) -> list[list[list[FilledMask]]]: ...
+    async def fill_mask(
+        self,
+        texts: str | Texts,
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[list[FilledMask]] | list[list[list[FilledMask]]]:
+        """See ``Engine.fill_mask``."""
+        decode = filled_masks(self._started.model_info, top_k, self._open_session.engine.tokenizer)
+        if isinstance(texts, str):
+            return await self._one(texts, decode, truncate)
+        return [result async for result in self._stream(texts, decode, truncate, progress)]
+
+    def fill_mask_stream(
+        self, texts: Texts, *, top_k: int = DEFAULT_TOP_K, truncate: bool = False, progress: bool = False
+    ) -> AsyncIterator[list[list[FilledMask]]]:
+        """See ``Engine.fill_mask_stream``."""
+        decode = filled_masks(self._started.model_info, top_k, self._open_session.engine.tokenizer)
+        return self._stream(texts, decode, truncate, progress)
 
     # ------------------------------------------------------------------- inside
 

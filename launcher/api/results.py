@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.protocol.task_settings import MAX_TOP_K
+from launcher.core.tasks.entities import AGGREGATIONS, Aggregation, default_aggregation
 from launcher.engine.session import Computed
 from launcher.errors import UsageError
+from launcher.front.input_names import InputNames
+from launcher.front.input_reader import InputReader
+from launcher.front.tasks.filled_masks import FilledMask, MaskFiller
 from launcher.front.tasks.label_scores import LabelScore, ranked_labels
+from launcher.front.tasks.sparse_vectors import SparseVector, sparse_vector
 from launcher.front.tasks.token_labels import TokenLabeler
+from launcher.front.tasks.words import WordStarts
 from launcher.options.choices import Task
 
 Vectors = npt.NDArray[np.float32]
-Aggregation = Literal["simple", "none"]
 Result = TypeVar("Result")
+# The methods of an engine whose names differ from those of their tasks.
+METHODS: Mapping[Task, str] = {
+    "sparse-embed": "embed_sparse",
+    "token-embed": "embed_tokens",
+}
 # The results of a chunk, one for each of its texts.
 Decode = Callable[[Computed], Iterable[Result]]
 
@@ -36,7 +46,8 @@ class Entity(NamedTuple):
 def vectors(model: ModelInfo) -> Decode[Vectors]:
     """Vectors, float32 of shape (width,). Raises ``UsageError`` if the model has none."""
     require_task(model, "embed")
-    return lambda computed: computed.results
+    # Copies, because a view would keep the results of its whole chunk in memory.
+    return lambda computed: (row.copy() for row in computed.results)
 
 
 def label_scores(model: ModelInfo) -> Decode[list[LabelScore]]:
@@ -45,21 +56,53 @@ def label_scores(model: ModelInfo) -> Decode[list[LabelScore]]:
     return lambda computed: [ranked_labels(row, model.labels) for row in computed.results]
 
 
-def entities(model: ModelInfo, aggregation: Aggregation) -> Decode[list[Entity]]:
+def entities(model: ModelInfo, aggregation: Aggregation | None, tokenizer: InputReader) -> Decode[list[Entity]]:
     """Entities, or tokens if ``aggregation`` is ``none``. Raises ``UsageError`` if the model is not a tagger."""
     require_task(model, "tag")
-    if aggregation not in ("simple", "none"):
-        raise UsageError(f"aggregation={aggregation!r}: must be 'simple' or 'none'")
-    labeler = TokenLabeler(model.labels, frozenset())
+    if aggregation is not None and aggregation not in AGGREGATIONS:
+        raise UsageError(f"aggregation={aggregation!r}: must be one of {', '.join(map(repr, AGGREGATIONS))}")
+    wanted = aggregation or default_aggregation(model.labels)
+    labeler = TokenLabeler(model.labels, frozenset(), WordStarts(tokenizer.vocabulary))
 
     def decode(computed: Computed) -> Iterator[list[Entity]]:
-        ends = accumulate(map(len, computed.tokenized.items), initial=0)
-        parts = zip(pairwise(ends), computed.chunk.texts, computed.tokenized.spans, strict=True)
-        for (start, end), text, spans in parts:
+        tokenized = computed.tokenized
+        parts = zip(computed.by_token(), tokenized.items, computed.chunk.texts, tokenized.spans, strict=True)
+        for scores, ids, text, spans in parts:
             assert isinstance(text, str), "a tagger takes no pairs"
-            found = labeler.of_text(computed.results[start:end], text, spans, aggregation == "simple")
+            found = labeler.of_text(scores, ids, (text, spans), wanted)
             # Always set for texts; they are missing only for token ids.
             yield [Entity(one.label, one.score, one.text, one.start, one.end) for one in found]  # type: ignore[arg-type]
+
+    return decode
+
+
+def sparse_vectors(model: ModelInfo) -> Decode[SparseVector]:
+    """Sparse vectors. Raises ``UsageError`` if the model has none."""
+    require_task(model, "sparse-embed")
+    return lambda computed: map(sparse_vector, computed.varying())
+
+
+def token_vectors(model: ModelInfo) -> Decode[Vectors]:
+    """Vectors of tokens, float32 of shape (tokens, width). Raises ``UsageError`` if the model has none."""
+    require_task(model, "token-embed")
+    first = int(model.token_vectors is not None and model.token_vectors.skip_first)
+    return lambda computed: [rows[first:] for rows in computed.by_token()]
+
+
+def filled_masks(model: ModelInfo, top_k: int, tokenizer: InputReader) -> Decode[list[list[FilledMask]]]:
+    """The most probable tokens for each mask token. Raises ``UsageError`` if the model does not fill masks; decoding
+    raises ``RequestError`` for a text without a mask token."""
+    require_task(model, "fill-mask")
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise UsageError(f"top_k={top_k!r}: must be 1 to {MAX_TOP_K}")
+    filler = MaskFiller(tokenizer.vocabulary, model)
+
+    def decode(computed: Computed) -> list[list[list[FilledMask]]]:
+        names = InputNames("texts", computed.chunk.first, computed.chunk.lone)
+        for index, ids in enumerate(computed.tokenized.items):
+            filler.count(ids, names.of(index))
+        parts = zip(computed.tokenized.items, computed.varying(), strict=True)
+        return [filler.fill(ids, rows, top_k) for ids, rows in parts]
 
     return decode
 
@@ -72,7 +115,7 @@ def concatenate(parts: Sequence[Vectors], model: ModelInfo) -> Vectors:
 def require_task(model: ModelInfo, task: Task) -> None:
     """Raise ``UsageError`` if the model is for another task."""
     if model.task != task:
-        method = model.task.replace("-", "_")
+        method = METHODS.get(model.task, model.task.replace("-", "_"))
         raise UsageError(
             f"the model {model.name!r} is for the task {model.task!r}, not {task!r}; use {method}(), or an engine with "
             "another model"

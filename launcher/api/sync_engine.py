@@ -11,14 +11,28 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from launcher.api.options import DEFAULT_MODEL
 from launcher.api.pairs import CLASSIFY_INPUTS, RERANK_INPUTS, RankedDocument, Ranking, ZeroShot
 from launcher.api.progress import progress_bar
-from launcher.api.results import Aggregation, Decode, Entity, Vectors, concatenate, entities, label_scores, vectors
+from launcher.api.results import (
+    Decode,
+    Entity,
+    Vectors,
+    concatenate,
+    entities,
+    filled_masks,
+    label_scores,
+    sparse_vectors,
+    token_vectors,
+    vectors,
+)
 from launcher.api.setup import NO_COPY, prepare_engine
 from launcher.core.planning.plan import Plan
+from launcher.core.tasks.entities import Aggregation
 from launcher.core.tasks.prompts import choose_prompt
 from launcher.engine.session import Chunk, Computed, PairInputs
 from launcher.engine.streaming import Chunker, chunk_limit, in_order
 from launcher.engine.thread import SessionThread
+from launcher.front.tasks.filled_masks import DEFAULT_TOP_K, FilledMask
 from launcher.front.tasks.label_scores import LabelScore
+from launcher.front.tasks.sparse_vectors import SparseVector
 from launcher.front.tasks.zero_shot import DEFAULT_TEMPLATE
 from launcher.front.tokenizer import Text
 
@@ -225,14 +239,14 @@ class Engine:
 
     @overload
     def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-        self, texts: str, *, aggregation: Aggregation = "simple", truncate: bool = False, progress: bool = False
+        self, texts: str, *, aggregation: Aggregation | None = None, truncate: bool = False, progress: bool = False
     ) -> list[Entity]: ...
     @overload
     def tag(
         self,
         texts: Iterable[str],
         *,
-        aggregation: Aggregation = "simple",
+        aggregation: Aggregation | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> list[list[Entity]]: ...
@@ -240,16 +254,18 @@ class Engine:
         self,
         texts: str | Iterable[str],
         *,
-        aggregation: Aggregation = "simple",
+        aggregation: Aggregation | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> list[Entity] | list[list[Entity]]:
         """For each text, its entities with their positions; for a single ``str``, those of this text.
 
-        With ``aggregation="none"``, each token with its best label, including tokens outside entities. Otherwise as
-        ``embed``.
+        ``aggregation`` is a strategy of transformers' pipeline (``simple``, ``first``, ``average``, ``max``), or
+        ``bioes``, which joins tokens by the prefixes of BIOES, BILOU and BMES, or ``none``: each token with its best
+        label, including tokens outside entities. By default it is ``bioes`` for labels with such prefixes, and
+        ``simple`` otherwise. Otherwise as ``embed``.
         """
-        decode = entities(self._setup.model_info, aggregation)
+        decode = entities(self._setup.model_info, aggregation, self._thread.session.engine.tokenizer)
         if isinstance(texts, str):
             return self._one(texts, decode, truncate)
         return list(self._stream(texts, decode, truncate, progress))
@@ -258,12 +274,150 @@ class Engine:
         self,
         texts: Iterable[str],
         *,
-        aggregation: Aggregation = "simple",
+        aggregation: Aggregation | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> Iterator[list[Entity]]:
         """The entities of each text, in order, as ``tag`` returns them, in constant memory."""
-        return self._stream(texts, entities(self._setup.model_info, aggregation), truncate, progress)
+        return self._stream(
+            texts,
+            entities(self._setup.model_info, aggregation, self._thread.session.engine.tokenizer),
+            truncate,
+            progress,
+        )
+
+    @overload
+    def embed_sparse(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self,
+        texts: str,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> SparseVector: ...
+    @overload
+    def embed_sparse(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[SparseVector]: ...
+    def embed_sparse(
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> SparseVector | list[SparseVector]:
+        """For each text, its sparse vector: the ids of the tokens that have a weight, and the weights; for a single
+        ``str``, that of this text. Otherwise as ``embed``.
+        """
+        decode = sparse_vectors(self._setup.model_info)
+        chosen = choose_prompt(self._setup.model_info, prompt, prompt_name)
+        if isinstance(texts, str):
+            return self._one(texts, decode, truncate, chosen)
+        return list(self._stream(texts, decode, truncate, progress, chosen))
+
+    def embed_sparse_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Iterator[SparseVector]:
+        """The sparse vector of each text, in order, as ``embed_sparse`` returns it, in constant memory."""
+        chosen = choose_prompt(self._setup.model_info, prompt, prompt_name)
+        return self._stream(texts, sparse_vectors(self._setup.model_info), truncate, progress, chosen)
+
+    @overload
+    def embed_tokens(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self,
+        texts: str,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Vectors: ...
+    @overload
+    def embed_tokens(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[Vectors]: ...
+    def embed_tokens(
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Vectors | list[Vectors]:
+        """For each text, the vectors of its tokens, special tokens included: float32 of shape (tokens, width); for a
+        single ``str``, those of this text. Otherwise as ``embed``.
+        """
+        decode = token_vectors(self._setup.model_info)
+        chosen = choose_prompt(self._setup.model_info, prompt, prompt_name)
+        if isinstance(texts, str):
+            return self._one(texts, decode, truncate, chosen)
+        return list(self._stream(texts, decode, truncate, progress, chosen))
+
+    def embed_tokens_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Iterator[Vectors]:
+        """The vectors of the tokens of each text, in order, as ``embed_tokens`` returns them, in constant memory."""
+        chosen = choose_prompt(self._setup.model_info, prompt, prompt_name)
+        return self._stream(texts, token_vectors(self._setup.model_info), truncate, progress, chosen)
+
+    @overload
+    def fill_mask(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self, texts: str, *, top_k: int = DEFAULT_TOP_K, truncate: bool = False, progress: bool = False
+    ) -> list[list[FilledMask]]: ...
+    @overload
+    def fill_mask(
+        self, texts: Iterable[str], *, top_k: int = DEFAULT_TOP_K, truncate: bool = False, progress: bool = False
+    ) -> list[list[list[FilledMask]]]: ...
+    def fill_mask(
+        self,
+        texts: str | Iterable[str],
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[list[FilledMask]] | list[list[list[FilledMask]]]:
+        """For each text and each of its mask tokens, the ``top_k`` (1 to 100) most probable tokens, best first; for a
+        single ``str``, those of this text. A text without a mask token raises ``RequestError``. Otherwise as ``embed``.
+        """
+        decode = filled_masks(self._setup.model_info, top_k, self._thread.session.engine.tokenizer)
+        if isinstance(texts, str):
+            return self._one(texts, decode, truncate)
+        return list(self._stream(texts, decode, truncate, progress))
+
+    def fill_mask_stream(
+        self, texts: Iterable[str], *, top_k: int = DEFAULT_TOP_K, truncate: bool = False, progress: bool = False
+    ) -> Iterator[list[list[FilledMask]]]:
+        """The tokens for the masks of each text, in order, as ``fill_mask`` returns them, in constant memory."""
+        decode = filled_masks(self._setup.model_info, top_k, self._thread.session.engine.tokenizer)
+        return self._stream(texts, decode, truncate, progress)
 
     # ------------------------------------------------------------------- inside
 

@@ -16,7 +16,7 @@ from launcher.engine.inference_engine import InferenceEngine
 from launcher.errors import InstanceError, RequestError, UsageError
 from launcher.front.input_names import InputNames
 from launcher.front.pairs import PairTruncation
-from launcher.front.request_results import Vectors
+from launcher.front.request_results import Vectors, split_rows
 from launcher.front.tokenizer import Text, Tokenized
 from launcher.options import ServeOptions
 from launcher.prepare.prepared_instances import Prepared
@@ -52,11 +52,21 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A chunk with its results: float32 of shape (texts, width), or (tokens, width) for a model that tags tokens."""
+    """A chunk with its results: float32 of shape (texts, width), or (tokens, width) for a model with results for each
+    token, or if their number varies, with ``rows`` of each text."""
 
     chunk: Chunk
     tokenized: Tokenized
     results: Vectors
+    rows: Sequence[int] = ()
+
+    def by_token(self) -> list[Vectors]:
+        """The rows of each text, if there is one for each token."""
+        return split_rows(self.results, [len(item) for item in self.tokenized.items])
+
+    def varying(self) -> list[Vectors]:
+        """The rows of each text, if their number varies."""
+        return split_rows(self.results, self.rows)
 
 
 class QueueCapacity:
@@ -155,7 +165,7 @@ class Session:
                 if error.code != "not_ready":
                     raise
             else:
-                return Computed(chunk, tokenized, outcome.results)
+                return Computed(chunk, tokenized, outcome.results, outcome.rows)
             await asyncio.sleep(NOT_READY_SECONDS)
 
     async def _tokenize(self, chunk: Chunk) -> Tokenized:

@@ -32,13 +32,13 @@ _MAX_CHARACTERS = 32_000
 
 class Encoder:
     """Encodes texts for one model, without truncation or padding. ``offsets``: whether encodings include them.
-    ``special_ids`` are the ids of the special tokens.
+    ``special_ids`` are the ids of the special tokens. ``tokenizer`` is the model's tokenizer as it is.
 
     Raises ``UsageError`` if there is no tokenizer or it cannot be read.
     """
 
     def __init__(self, model_info: ModelInfo, *, offsets: bool) -> None:
-        self._regular = _load(model_info)
+        self._regular = self.tokenizer = _load(model_info)
         self._offsets = offsets
         self._special_tokens = model_info.special_tokens
         added = self._regular.get_added_tokens_decoder()

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+
+from tokenizers import Tokenizer
 
 from launcher.errors import RequestError
 
@@ -21,11 +23,17 @@ if TYPE_CHECKING:
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Wait = Callable[["asyncio.Future[Tokenized]"], Awaitable["Tokenized"]]
-"""Waits for the work of a thread, and may cancel it."""
 
 
-async def await_future(future: asyncio.Future[Tokenized]) -> Tokenized:
+class Wait(Protocol):
+    """Waits for the work of a thread, and may cancel it."""
+
+    def __call__(self, future: asyncio.Future[Result], /) -> Awaitable[Result]:
+        """The result of the work."""
+        ...
+
+
+async def await_future(future: asyncio.Future[Result]) -> Result:
     """Wait without a reason to cancel."""
     return await future
 
@@ -34,10 +42,12 @@ class InputReader:
     """Reads inputs of one model. A kind of inputs that the model does not take is refused with ``RequestError``.
 
     ``pending`` is the number of inputs that wait for a thread or are being processed in one. ``special_ids`` are the
-    ids of the special tokens that texts get.
+    ids of the special tokens that texts get. ``vocabulary``, which only readers of texts have, is the tokenizer of the
+    Rust library, for its tokens and for decoding.
     """
 
     special_ids: frozenset[int] = frozenset()
+    vocabulary: Tokenizer
 
     def __init__(self, threads: int) -> None:
         self.pending = 0

@@ -67,6 +67,11 @@ class _VaryingRows:
         return np.concatenate(self._parts), tuple(map(len, self._parts))
 
 
+def split_rows(results: Vectors, counts: Sequence[int]) -> list[Vectors]:
+    """The rows of each item; ``counts`` are their numbers."""
+    return np.split(results, list(accumulate(counts))[:-1])
+
+
 def make_results(rows: Rows, lengths: Sequence[int], width: int) -> RequestResults:
     """Storage for the results of items of these lengths, in tokens; ``width`` is the number of values in a row."""
     if rows == "item":

@@ -56,6 +56,8 @@ class Tokenized:
     which text they are: int8, 0 or 1 for each token; -1 for added special tokens. Empty for other tasks, and for inputs
     of ids.
 
+    ``texts`` are those that inputs of another tokenizer's ids were decoded to; None for other inputs.
+
     ``details`` is what the items have besides their ids.
     """
 
@@ -64,6 +66,7 @@ class Tokenized:
     truncated: tuple[int, ...] = ()
     spans: Sequence[npt.NDArray[np.int32]] = ()
     details: ItemDetails | None = None
+    texts: Sequence[str] | None = None
     sides: Sequence[npt.NDArray[np.int8]] = ()
 
 
@@ -89,6 +92,7 @@ class FrontTokenizer(InputReader):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._with_spans = model_info.task in SPAN_TASKS
         self._encoder = Encoder(model_info, offsets=self._with_spans)
+        self.vocabulary = self._encoder.tokenizer
         self._max_length = model_info.max_length
         self._vocab_size = model_info.vocab_size
         self._text_characters = text_characters
@@ -140,7 +144,7 @@ class FrontTokenizer(InputReader):
         cut like a text, without a special token at its end."""
         (encoding,) = self._encoder.encode([prompt])
         ids = encoding.ids if len(encoding) <= self._max_length else take(encoding.ids, self._cut(len(encoding)))
-        return len(ids) - (bool(ids) and ids[-1] in self._encoder.special_ids)
+        return len(ids) - (bool(ids) and ids[-1] in self.special_ids | self._encoder.special_ids)
 
     async def pairs(
         self,
@@ -247,7 +251,7 @@ class FrontTokenizer(InputReader):
                 if with_more:
                     self._add_more(found, text, encoding, kept, typed=request.typed)
         details = ItemDetails(found.type_ids) if any(map(np.any, found.type_ids)) else None
-        return Tokenized(found.ids, found.tokens, tuple(found.truncated), found.spans, details, found.sides)
+        return Tokenized(found.ids, found.tokens, tuple(found.truncated), found.spans, details, sides=found.sides)
 
     def _kept(self, text: Text, encoding: Encoding, request: _Request, index: int) -> tuple[range, ...] | None:
         """The tokens that remain of a text or pair that has too many; None if all do."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Literal
 
 # The tasks that --task names. A task of the user's own is named by its class, and is "custom" from then on.
-NamedTask = Literal["embed", "classify", "tag", "rerank", "zero-shot"]
+NamedTask = Literal[
+    "embed", "classify", "tag", "rerank", "zero-shot", "sparse-embed", "token-embed", "fill-mask"
+]  # fmt: skip
 Task = Literal[NamedTask, "custom"]
 TaskChoice = Literal["auto", NamedTask]
 RunDtype = Literal["bf16", "fp32", "int8"]
@@ -21,5 +23,8 @@ OnFailure = Literal["stop", "continue", "restart"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 ExportTarget = Literal["shell", "systemd", "compose", "slurm"]
 EmbeddingsApi = Literal["openai", "tei"]
-TokenIdsPolicy = Literal["refuse", "accept"]
+TokenIdsPolicy = Literal[
+    "refuse", "accept",
+    "cl100k_base", "o200k_base", "p50k_base", "r50k_base", "gpt2",  # encodings of tiktoken
+]  # fmt: skip
 VectorEncoding = Literal["float", "base64"]

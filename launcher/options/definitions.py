@@ -169,7 +169,7 @@ class FrontOptions:
     )
     token_ids: TokenIdsPolicy = option(
         "refuse",
-        "Token ids as inputs; accept only if all clients use the tokenizer of the model.",
+        "Token ids as inputs: accept those of the model's tokenizer, or decode those of a tiktoken encoding.",
         group=HTTP,
     )
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")

@@ -21,6 +21,7 @@ from launcher.errors import InstanceError, LauncherError
 from launcher.front.http.app import Services, create_app
 from launcher.front.http.http_server import HttpServer
 from launcher.front.http.listening_socket import listen
+from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
 from launcher.options import ServeOptions
 from launcher.prepare.machine import require_this_machine
@@ -36,11 +37,13 @@ def run(options: ServeOptions) -> None:
     require_this_machine(options.machine)
     logs.set_up(options.log)
     raise_descriptor_limit()
+    front = options.front
+    id_decoder = load_decoder(front.token_ids, text_characters=front.text_characters)
     sock = listen(options.front)
     with sock:
         prepared = prepare_workers(options, model_needed=True)
         mask = bind_front(prepared, strict=options.machine.strict)
-        server = Server(options, prepared, sock, mask)
+        server = Server(options, prepared, sock, mask, id_decoder)
         anyio.run(server.run, backend_options={"use_uvloop": True})
     if server.failure:
         raise server.failure
@@ -50,7 +53,12 @@ class Server:
     """One run of the server; the observer of its engine."""
 
     def __init__(
-        self, options: ServeOptions, prepared: Prepared, sock: socket.socket, mask: tuple[int, ...] | None = None
+        self,
+        options: ServeOptions,
+        prepared: Prepared,
+        sock: socket.socket,
+        mask: tuple[int, ...] | None = None,
+        id_decoder: TokenIdDecoder | None = None,
     ) -> None:
         """``mask`` is the affinity that workers inherit if the front has bound itself."""
         self._options = options
@@ -65,6 +73,7 @@ class Server:
             states=engine.states,
             is_ready=engine.is_ready,
             metrics=engine.metrics,
+            id_decoder=id_decoder,
         )
         self._http = HttpServer(create_app(services), sock, options.front)
         host, port = sock.getsockname()[:2]

@@ -8,7 +8,7 @@ from itertools import accumulate
 import numpy as np
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.interfaces import Item, Results
+from launcher.worker.interfaces import BatchOutput, Item, Results
 
 
 def rows_of(items: Sequence[Item], indices: Sequence[int], model_info: ModelInfo) -> Sequence[int]:
@@ -17,6 +17,21 @@ def rows_of(items: Sequence[Item], indices: Sequence[int], model_info: ModelInfo
         return indices
     ends = list(accumulate(map(len, items)))
     return [row for index in indices for row in range(ends[index] - len(items[index]), ends[index])]
+
+
+def comparable(output: BatchOutput, model_info: ModelInfo) -> Results:
+    """The results of a batch in a form with a fixed number of rows.
+
+    Rows of a varying number end with a token id and its value. They become a row for each item, with the sum of the
+    values of each token of the vocabulary: a value that is nearly zero may be present in one result and absent in
+    another.
+    """
+    if model_info.rows != "varying":
+        return output.values
+    items = np.repeat(np.arange(len(output.rows)), output.rows)
+    dense = np.zeros((len(output.rows), model_info.vocab_size), dtype=np.float32)
+    np.add.at(dense, (items, output.values[:, -2].astype(np.int64)), output.values[:, -1])
+    return dense
 
 
 def largest_relative_error(expected: Results, actual: Results) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.interfaces import BatchRunner, Item, ItemBatch, ModelError, PackingUnsupportedError, Results
-from launcher.worker.numerics import changed_labels, largest_relative_error, lowest_cosine, rows_of
+from launcher.worker.numerics import changed_labels, comparable, largest_relative_error, lowest_cosine, rows_of
 from launcher.worker.sample_inputs import check_batches
 
 MAX_RELATIVE_ERROR = 1e-4  # with fp32; rounding gives 1e-7 to 1e-5
@@ -34,24 +34,24 @@ class Reference:
     @classmethod
     def one_by_one(cls, runner: BatchRunner, model_info: ModelInfo, items: Sequence[Item]) -> Reference:
         """The results of each item in a batch of its own."""
-        results = np.concatenate([run_items(runner, [item]) for item in items])
+        results = np.concatenate([run_items(runner, [item], model_info) for item in items])
         return cls(model_info, items, results)
 
     @classmethod
     def as_batch(cls, runner: BatchRunner, model_info: ModelInfo, items: Sequence[Item]) -> Reference:
         """The results of all items as one batch."""
-        return cls(model_info, items, run_items(runner, items))
+        return cls(model_info, items, run_items(runner, items, model_info))
 
     def compare(self, runner: BatchRunner) -> Iterable[Comparison]:
         """Run the check batches, one at a time, and yield the expected and actual results of each."""
         for indices in check_batches(self.items, self.model_info.max_length):
             items = [self.items[index] for index in indices]
             expected = self.results[rows_of(self.items, indices, self.model_info)]
-            yield Comparison(self.model_info, items, expected, run_items(runner, items))
+            yield Comparison(self.model_info, items, expected, run_items(runner, items, self.model_info))
 
     def compare_all_items(self, runner: BatchRunner) -> Comparison:
         """Run all items as one batch."""
-        return Comparison(self.model_info, self.items, self.results, run_items(runner, self.items))
+        return Comparison(self.model_info, self.items, self.results, run_items(runner, self.items, self.model_info))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,9 @@ class Comparison:
         return lowest_cosine(self.expected, self.actual, self.items, self.model_info)
 
 
-def run_items(runner: BatchRunner, items: Sequence[Item]) -> Results:
-    """The results of ``items``, longest first, as one batch."""
-    return runner.run(ItemBatch.of(items)).values
+def run_items(runner: BatchRunner, items: Sequence[Item], model_info: ModelInfo) -> Results:
+    """The results of ``items``, longest first, as one batch, in comparable form."""
+    return comparable(runner.run(ItemBatch.of(items)), model_info)
 
 
 Runner = TypeVar("Runner", bound=BatchRunner)

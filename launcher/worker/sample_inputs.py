@@ -6,6 +6,7 @@ The check texts are real texts of several lengths, because random ids give hidde
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -54,7 +55,16 @@ def check_items(model_info: ModelInfo, windows: Sequence[int] = ()) -> list[Item
     encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
     items = [_item(encoding, model_info) for encoding in encodings]
     items.append(Item(_with_special_tokens(items[2].ids, tokenizer, model_info)))
+    if model_info.masks is not None:
+        items = [_with_mask(item, model_info.masks.mask_id) for item in items]
     return sorted(items, key=len, reverse=True)
+
+
+def _with_mask(item: Item, mask_id: int) -> Item:
+    """``item`` with the mask token in the middle: a model that fills masks has no result without one."""
+    ids = item.ids.copy()
+    ids[len(ids) // 2] = mask_id
+    return replace(item, ids=ids)
 
 
 def _item(encoding: Encoding, model_info: ModelInfo) -> Item:

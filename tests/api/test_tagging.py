@@ -70,8 +70,8 @@ def assert_same(found: list[list[Entity]], expected: list[list[Entity]]) -> None
 def test_without_aggregation_every_token_has_a_label(tagger: Engine) -> None:
     (tokens,) = tagger.tag(["Tokyo is large"], aggregation="none")
     assert [token.text for token in tokens] == ["Tokyo", "is", "large"]
-    with pytest.raises(UsageError, match="must be 'simple' or 'none'"):
-        tagger.tag("text", aggregation="first")  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="must be one of 'none', 'simple', 'first', 'average', 'max', 'bioes'"):
+        tagger.tag("text", aggregation="last")  # type: ignore[call-overload]
 
 
 def test_a_tagger_has_no_vectors(tagger: Engine) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.e2e.running import Launch, Running, running
@@ -120,3 +125,41 @@ def test_data_that_is_not_http_is_answered_or_the_connection_closed(tiny: Runnin
             answer = connection.recv(1000)
             assert answer == b"" or b" 400 " in answer
     assert tiny.get("/health").status_code == 200
+
+
+# An encoding whose ids are the bytes of a text; found before tiktoken's own module of the same name.
+BYTES = """
+ENCODING_CONSTRUCTORS = {"cl100k_base": lambda: {
+    "name": "cl100k_base", "pat_str": r"\\\\S+|\\\\s+", "special_tokens": {},
+    "mergeable_ranks": {bytes([byte]): byte for byte in range(256)},
+}}
+"""
+
+
+def test_ids_of_a_tiktoken_encoding_give_the_vectors_of_their_texts(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "tiktoken_ext").mkdir()
+    (tmp_path / "tiktoken_ext" / "openai_public.py").write_text(BYTES)
+    texts = ["one text", "another café 😀", "x"]
+    encoding = ("--token-ids", "cl100k_base")
+    with launch(*TINY, "--instances", "1", *encoding, env={"PYTHONPATH": str(tmp_path)}) as server:
+        server.wait_serving()
+        from_texts, from_ids = server.embed(texts), server.embed([list(text.encode()) for text in texts])
+        refused = server.embed([[120], [256]])
+    assert from_ids.status_code == 200
+    assert from_ids.json()["usage"] == from_texts.json()["usage"]
+    found, expected = ([d["embedding"] for d in reply.json()["data"]] for reply in (from_ids, from_texts))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(expected[0], expected[1], rtol=1e-2)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "token_out_of_range")
+
+
+def test_an_encoding_that_cannot_be_loaded_ends_the_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launcher", *TINY, "--port", "0", "--token-ids", "cl100k_base"]
+    environment = {
+        **os.environ, "HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
+        "TIKTOKEN_CACHE_DIR": str(tmp_path),
+    }  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert f"store that file as {tmp_path}/" in done.stderr
+    assert "started as pid" not in done.stderr

@@ -77,4 +77,5 @@ async def test_token_ids_are_refused_by_default_with_both_ways_out(
     assert (error["code"], error["param"]) == ("token_ids_refused", field)
     assert "--token-ids accept" in error["message"]
     assert "check_embedding_ctx_length=False" in error["message"]
+    assert "--token-ids cl100k_base" in error["message"]
     assert worker.batches == [(3,)]

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -18,6 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from launcher.core.protocol.messages import Run
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.front.tasks.token_labels import TokenLabeler, label_span
+from launcher.front.tasks.words import WordStarts
+from launcher.front.token_id_decoder import TokenIdDecoder
 from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.options import FrontOptions
 
@@ -107,6 +110,23 @@ async def test_token_ids_are_labelled_by_index_without_special_tokens(client: An
     ]
 
 
+@pytest.mark.parametrize("more", [{}, {"aggregation": "simple"}, {"aggregation": "none"}])
+async def test_ids_of_a_tiktoken_encoding_are_labelled_like_their_texts(
+    make_front: Any, make_client: Any, tagger: ModelInfo, more: Any
+) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("bytes", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={})
+    decoder = TokenIdDecoder(encoding, text_characters=1000)
+    front = make_front(model_info=tagger)
+    await front.serving()
+    texts = ["w1 w2 w8", "\u00e4 w3"]
+    services = front.services(tagger, FrontOptions(token_ids="gpt2"), id_decoder=decoder)
+    async with make_client(services) as client:
+        expected = await predictions(client, texts, **more)
+        assert expected[0][0]["text"].startswith("w1")
+        assert await predictions(client, [encoding.encode(text) for text in texts], **more) == expected
+
+
 async def test_truncated_tokens_are_missing_and_the_others_keep_their_positions(client: Any) -> None:
     text = " ".join(["w1"] * 40)
     answer = (await client.post("/predict", json={"inputs": ["w2", text], "truncate": True})).json()
@@ -121,7 +141,8 @@ async def test_truncated_tokens_are_missing_and_the_others_keep_their_positions(
     ("body", "code", "param"),
     [
         ({"inputs": [[5]], "aggregation": "simple"}, "invalid_aggregation", "aggregation"),
-        ({"inputs": "w1", "aggregation": "first"}, "invalid_type", "aggregation"),
+        ({"inputs": [[5]], "aggregation": "max"}, "invalid_aggregation", "aggregation"),
+        ({"inputs": "w1", "aggregation": "last"}, "invalid_type", "aggregation"),
         ({"inputs": "w1", "aggregation": 1}, "invalid_type", "aggregation"),
         ({"inputs": [], "aggregation": "simple"}, "empty_input", "inputs"),
         ({"inputs": ["w1", ""]}, "empty_input", "inputs"),
@@ -205,7 +226,7 @@ async def test_a_worker_with_results_of_the_wrong_size_is_lost(make_front: Any, 
 
 @pytest.mark.parametrize(("word", "pauses"), [(1, 20), (0, 16)])
 async def test_encoding_a_long_response_pauses_even_if_nothing_is_found(word: int, pauses: int) -> None:
-    labeler = TokenLabeler(LABELS, frozenset())
+    labeler = TokenLabeler(LABELS, frozenset(), WordStarts(Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>"))))
     ids = np.array([2, 4 + word, 3], dtype=np.int32)
     spans = np.array([[-1, -1], [0, 2], [-1, -1]], dtype=np.int32)
     tokenized = Tokenized([ids] * 2000, 6000, (), [spans] * 2000)
@@ -219,7 +240,7 @@ async def test_encoding_a_long_response_pauses_even_if_nothing_is_found(word: in
             await asyncio.sleep(0)
 
     counting = asyncio.ensure_future(count())
-    entries = await labeler.encode(results, tokenized, [f"w{word}"] * 2000, aggregate=True)
+    entries = await labeler.encode(results, tokenized, [f"w{word}"] * 2000, "simple")
     counting.cancel()
 
     assert len(entries) == 2000

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.models import families, references, vocabularies
+from tests.models import families, references, sentence_models, vocabularies
 from tests.models.references import Results
 from tests.models.texts import PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
 
@@ -29,7 +29,8 @@ class ModelCase:
     task. ``build`` writes the folder, ``reference`` computes the expected rows of each input. ``layout`` is how its
     items are computed by default; padded results are always compared too. ``bound`` is the largest relative difference
     in fp32 that is allowed, a power of ten of at most 1e-5. ``options`` are those of the command line. ``int8`` is a
-    part of the message with which ``--dtype int8`` is refused; empty if it is not.
+    part of the message with which ``--dtype int8`` is refused; empty if it is not. ``slow`` cases are not part of
+    scripts/check.
     """
 
     family: str
@@ -42,6 +43,7 @@ class ModelCase:
     options: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[Any] = TEXTS
     int8: str = ""
+    slow: bool = False
 
     @property
     def name(self) -> str:
@@ -67,8 +69,7 @@ class RefusedCase:
         return "-".join(filter(None, (self.family, self.task, self.variant.replace(" ", "_"))))
 
 
-# The tokenizer of each family, in the class that its real models use. A few of these classes make the launcher convert
-# the tokenizer in a process of its own, which takes seconds; so only the embedders use them.
+# The tokenizer of each family, in the class that its real models use; the others have that of BERT.
 TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "albert": vocabularies.albert,
     "camembert": vocabularies.camembert,
@@ -76,7 +77,7 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "deberta": vocabularies.deberta,
     "deberta-v2": vocabularies.deberta_v2,
     "eurobert": vocabularies.modernbert,
-    "gte": vocabularies.unigram_as_it_is,
+    "gte": vocabularies.xlm_roberta,
     "ibert": vocabularies.roberta,
     "modernbert": vocabularies.modernbert,
     "mpnet": vocabularies.mpnet,
@@ -85,9 +86,11 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "roberta-prelayernorm": vocabularies.roberta,
     "xlm-roberta": vocabularies.xlm_roberta,
     "xlm-roberta-xl": vocabularies.unigram_as_it_is,
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), vocabularies.decoder),
+    **dict.fromkeys(("mt5", "t5", "umt5"), vocabularies.t5),
 }
-CONVERTED = (vocabularies.albert, vocabularies.camembert, vocabularies.deberta_v2, vocabularies.rembert,
-             vocabularies.xlm_roberta)  # fmt: skip
+# The launcher converts the tokenizers of these families in a process of its own, which takes seconds.
+CONVERTED = ("albert", "camembert", "deberta", "deberta-v2", "gte", "rembert", "roformer", "xlm-roberta")
 
 # Encoders of transformers. They are padded where their attention cannot be replaced.
 PACKED_ENCODERS = (
@@ -96,6 +99,8 @@ PACKED_ENCODERS = (
 )  # fmt: skip
 PADDED_ENCODERS = ("deberta", "deberta-v2", "ibert", "megatron-bert", "mobilebert", "mpnet", "rembert", "roformer",
                    "squeezebert")  # fmt: skip
+DECODERS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+ENCODERS_OF_SEQ2SEQ = ("mt5", "t5", "umt5")
 # Padded for one task only: the module that its head reads is not that of BERT.
 PADDED_CLASSIFIERS = ("albert",)
 # Families without nn.Linear, which --dtype int8 replaces, except in their heads.
@@ -105,20 +110,44 @@ MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert")
 
 
 def _encoder(family: str) -> list[ModelCase]:
-    tokenizer = TOKENIZERS.get(family, vocabularies.bert)
-    plain = vocabularies.unigram_as_it_is if tokenizer in CONVERTED else tokenizer
-    plain = vocabularies.modernbert if tokenizer is vocabularies.deberta else plain
     layout: Layout = "packed" if family in PACKED_ENCODERS else "padded"
     of_classifier: Layout = "padded" if family in PADDED_CLASSIFIERS else layout
     bound = 1e-5 if family in MORE_ROUNDING else 1e-6
     int8 = "the model has no linear layers" if family in NO_LINEAR else ""
     return [
-        ModelCase(family, "embed", partial(families.save_embedder, family=family, tokenizer=tokenizer),
-                  references.embed, layout, bound=bound, int8=int8),
-        ModelCase(family, "classify", partial(families.save_classifier, family=family, tokenizer=plain),
-                  references.classify, of_classifier, bound=bound),
-        ModelCase(family, "tag", partial(families.save_tagger, family=family, tokenizer=plain),
-                  references.tag, layout),
+        ModelCase(family, "embed", _build(families.save_embedder, family), references.embed, layout,
+                  bound=bound, int8=int8, slow=family in CONVERTED),
+        ModelCase(family, "classify", _build(families.save_classifier, family), references.classify, of_classifier,
+                  bound=bound, slow=family in CONVERTED),
+        ModelCase(family, "tag", _build(families.save_tagger, family), references.tag, layout,
+                  slow=family in CONVERTED),
+    ]  # fmt: skip
+
+
+def _build(save: Callable[..., None], family: str, **settings: Any) -> Build:
+    """``save`` for a model of this family, with its tokenizer and these settings."""
+    return partial(save, family=family, tokenizer=TOKENIZERS.get(family, vocabularies.bert), **settings)
+
+
+def _variants() -> list[ModelCase]:
+    """Models of the same families with other files or settings."""
+    plain = partial(_build, families.save_transformer, auto="AutoModel")
+    classifier = partial(_build, families.save_classifier)
+    return [
+        *(
+            ModelCase(family, "embed", plain(family), references.embed, bound=1e-6, variant="transformers files only")
+            for family in ("bert", "roberta")
+        ),
+        ModelCase("deberta-v2", "embed", _build(families.save_embedder, "deberta-v2", conv_kernel_size=3),
+                  references.embed, "padded", variant="with a convolution", slow=True),
+        ModelCase("bert", "classify", classifier("bert", labels=1), references.classify, variant="one label",
+                  options={"task": "classify"}),
+        ModelCase("bert", "classify", classifier("bert", labels=1, problem_type="regression"),
+                  references.classify, variant="regression", options={"task": "classify"}),
+        ModelCase("bert", "classify", classifier("bert", problem_type="multi_label_classification"),
+                  references.classify, variant="several labels per text"),
+        ModelCase("modernbert", "classify", classifier("modernbert", classifier_pooling="mean"),
+                  references.classify, variant="mean of the tokens"),
     ]  # fmt: skip
 
 
@@ -148,12 +177,104 @@ def _pairs(family: str) -> list[ModelCase]:
     return cases
 
 
+def _decoders() -> list[ModelCase]:
+    """Embedders with a decoder, or with the encoder of an encoder-decoder model."""
+    last = partial(_build, families.save_embedder, pooling="lasttoken")
+    embedder = partial(ModelCase, task="embed", reference=references.embed, slow=True)
+    return [
+        *(embedder(family, build=last(family)) for family in DECODERS),
+        embedder("gemma3_text", build=_build(families.save_embedder, "gemma3_text", use_bidirectional_attention=True),
+                 variant="with bidirectional attention"),
+        *(
+            embedder(family, build=_build(families.save_embedder, family),
+                     int8="does not support replaced linear layers")
+            for family in ENCODERS_OF_SEQ2SEQ
+        ),
+    ]  # fmt: skip
+
+
+def _sentence_transformers() -> list[ModelCase]:
+    """Models that differ in the modules and settings of sentence-transformers."""
+    sm, tokens = sentence_models, {"module_input_name": "token_embeddings"}
+    prompts = {"prompts": {"query": "find this: ", "text": "about: "}, "default_prompt_name": "query"}
+    cut = {"truncate_dim": 7}
+    modes = ("cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+    builds: dict[str, Build] = {
+        **{f"{mode} pooling": partial(sm.save_modules, modules=lambda mode=mode: [sm.pooling(mode)]) for mode in modes},
+        "two poolings concatenated": partial(sm.save_modules, modules=lambda: [sm.pooling("lasttoken", "mean")]),
+        "Dense": partial(sm.save_modules, modules=lambda: [sm.pooling("mean"), sm.dense(32, 12), sm.normalize()]),
+        "Dense with a residual": partial(
+            sm.save_modules, modules=lambda: [sm.pooling("cls"), sm.dense(32, 12, bias=False, use_residual=True)]
+        ),
+        "LayerNorm and Dropout": partial(
+            sm.save_modules,
+            modules=lambda: [sm.pooling("mean", "max"), sm.dense(64, 20), sm.layer_norm(20), sm.dropout()],
+        ),
+        "modules on tokens": partial(
+            sm.save_modules,
+            modules=lambda: [sm.dense(32, 16, **tokens), sm.normalize(**tokens), sm.pooling("weightedmean", width=16)],
+        ),
+        "default prompt": partial(sm.save_modules, modules=lambda: [sm.pooling("mean")], settings=prompts),
+        "prompt left out of the pooling": partial(
+            sm.save_modules,
+            modules=lambda: [sm.pooling("cls", "weightedmean", "mean", include_prompt=False)],
+            settings=prompts,
+        ),
+        "truncate_dim": partial(sm.save_modules, modules=lambda: [sm.pooling("mean"), sm.normalize()], settings=cut),
+    }
+    return [
+        *(ModelCase("bert", "embed", build, references.embed, variant=name) for name, build in builds.items()),
+        ModelCase(
+            "bert", "embed",
+            partial(sm.save_modules, modules=lambda: [sm.pooling("mean")], max_seq_length=20, do_lower_case=True,
+                    tokenizer_args={"do_lower_case": False}),
+            references.embed, variant="max_seq_length, do_lower_case and tokenizer_args", slow=True,
+        ),
+        ModelCase("StaticEmbedding", "embed", sm.save_static, references.embed, int8="no linear layers"),
+        ModelCase("StaticEmbedding", "embed",
+                  partial(sm.save_static, modules=lambda: [sm.dense(24, 10), sm.normalize()], model2vec=True),
+                  references.embed, variant="model2vec, Dense and Normalize", int8="no linear layers"),
+    ]  # fmt: skip
+
+
 CASES: tuple[ModelCase, ...] = (
     *(case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS)) for case in _encoder(family)),
+    *_variants(),
+    *_sentence_transformers(),
+    *_decoders(),
     *(case for family in PAIR_FAMILIES for case in _pairs(family)),
     ModelCase("bert", "rerank",
               partial(families.save_cross_encoder, family="bert", tokenizer=vocabularies.bert, activation="Tanh"),
               references.rerank, variant="activation Tanh", inputs=PAIRS),
 )  # fmt: skip
 
-REFUSED: tuple[RefusedCase, ...] = ()
+DEPENDS_ON_PADDING = "the result of a text depends on the padding of its batch"
+GENERATES = "generates text"
+OF_BART = {"d_model": families.HIDDEN, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
+           "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}  # fmt: skip
+
+
+def _refused() -> list[RefusedCase]:
+    plain = partial(_build, families.save_transformer)
+    return [
+        *(
+            RefusedCase(family, "embed", plain(family, auto="AutoModel", **settings), DEPENDS_ON_PADDING,
+                        f"model_type {family}, and the results of such models depend on the padding of a batch")
+            for family, settings in (("convbert", {}), ("fnet", {}), ("nystromformer", {"segment_means_seq_len": 8}),
+                                     ("yoso", {}))
+        ),
+        RefusedCase("bart", "embed", plain("bart", auto="AutoModel", **OF_BART), GENERATES,
+                    "a bart model (BartModel) generates text"),
+        RefusedCase("gpt2", "embed", plain("gpt2", auto="AutoModelForCausalLM", n_embd=32, n_layer=2, n_head=4),
+                    GENERATES, "a gpt2 model (GPT2LMHeadModel) generates text"),
+        RefusedCase("bert", "embed", plain("bert", auto="AutoModel", is_decoder=True), GENERATES,
+                    "a bert model (BertModel) generates text", variant="as a decoder"),
+        RefusedCase("gte", "embed",
+                    plain("gte", auto="AutoModel", rope_parameters={"rope_type": "dynamic", "factor": 2.0,
+                                                                    "rope_theta": 10000.0}),
+                    "its positions depend on the longest text of a batch",
+                    "sets the type of rope_parameters to 'dynamic'", variant="with dynamic rotary positions"),
+    ]  # fmt: skip
+
+
+REFUSED: tuple[RefusedCase, ...] = tuple(_refused())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.models.cases import ModelCase, RefusedCase
+from tests.models.references import Results
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,3 +39,16 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ModelCase |
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def expected_of(folder_of: Callable[[ModelCase | RefusedCase], Path]) -> Callable[[ModelCase], Results]:
+    """Computes the results of the library for a case, once."""
+    known: dict[str, Results] = {}
+
+    def expected(case: ModelCase) -> Results:
+        if case.name not in known:
+            known[case.name] = case.reference(folder_of(case), case.inputs)
+        return known[case.name]
+
+    return expected

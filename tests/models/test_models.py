@@ -17,10 +17,16 @@ from tests.models.compare import Served, lowest_cosine, relative_error
 from tests.models.references import Results
 
 FolderOf = Callable[[ModelCase | RefusedCase], Path]
+ExpectedOf = Callable[[ModelCase], Results]
 
 LARGEST_BOUND = 1e-5
 # The cosine that a model states for its check texts is the lowest of those; other texts may be a little lower.
 FACTOR, MARGIN = 3, 1e-3
+
+
+def marks_of(case: ModelCase) -> tuple[pytest.MarkDecorator, ...]:
+    """Cases that start a process of their own are slow."""
+    return (pytest.mark.slow,) if case.slow else ()
 
 
 def smallest_difference(results: Results) -> float:
@@ -31,35 +37,41 @@ def smallest_difference(results: Results) -> float:
     )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_results_are_those_of_the_library(case: ModelCase, folder_of: FolderOf) -> None:
-    folder = folder_of(case)
-    expected = case.reference(folder, case.inputs)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks_of(case)) for case in CASES])
+def test_results_are_those_of_the_library(case: ModelCase, folder_of: FolderOf, expected_of: ExpectedOf) -> None:
+    folder, expected = folder_of(case), expected_of(case)
     # Otherwise, a wrong result would go unnoticed.
     assert smallest_difference(expected) > 100 * case.bound
 
     for layout in ("auto", "sorted"):
-        served = Served(folder, case.options, layout=layout)
-        assert served.loaded.packed == (case.layout == "packed" and layout == "auto"), served.loaded.notes
-        for batching, results in served.results_by_batching(case.inputs).items():
-            assert relative_error(expected, results) <= case.bound, (layout, batching)
-        served.close()
+        with Served(folder, case.options, layout=layout) as served:
+            packed = case.layout == "packed" and (layout == "auto" or served.model_info.static)
+            assert served.loaded.packed == packed, served.loaded.notes
+            for batching, results in served.results_by_batching(case.inputs).items():
+                assert relative_error(expected, results) <= case.bound, (layout, batching)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_results_in_lower_precision_are_as_close_as_stated(
+    case: ModelCase, folder_of: FolderOf, expected_of: ExpectedOf
+) -> None:
+    folder, expected = folder_of(case), expected_of(case)
     for dtype in ("bf16", "int8"):
         if dtype == "int8" and case.int8:
             with pytest.raises(ModelError, match=case.int8):
                 Served(folder, case.options, dtype=dtype)
             continue
-        served = Served(folder, case.options, dtype=dtype)
-        least = 1 - FACTOR * (1 - (served.loaded.accuracy or 0)) - MARGIN
-        for batching, results in served.results_by_batching(case.inputs).items():
-            assert lowest_cosine(expected, results) >= least, (dtype, batching, served.loaded.accuracy)
-        served.close()
+        with Served(folder, case.options, dtype=dtype) as served:
+            least = 1 - FACTOR * (1 - (served.loaded.accuracy or 0)) - MARGIN
+            for batching, results in served.results_by_batching(case.inputs).items():
+                assert lowest_cosine(expected, results) >= least, (dtype, batching, served.loaded.accuracy)
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
 def test_the_model_is_refused_with_its_reason(case: RefusedCase, folder_of: FolderOf) -> None:
     with pytest.raises((UsageError, ModelError)) as caught:
-        Served(folder_of(case), case.options).close()
+        Served(folder_of(case), case.options)
 
     assert case.message in str(caught.value)
 

@@ -11,6 +11,7 @@ TEXTS = (
     "今天天气很好, 我们去公园 today",
     "🙂🙂 thumbs up 👍",
     "def add(a, b):\n    return a + b",
+    "the tokens [PAD] [SEP] <pad> </s> [MASK] <mask> in a text",
     # Longer than any model of the table takes, so it is truncated.
     "It rained for days, and nobody went out. " * 24,
 )

@@ -211,11 +211,17 @@ def test_results_that_are_not_finite_are_refused(reference) -> None:
 
 
 def test_an_optimization_that_keeps_the_results_is_accepted(reference) -> None:
-    assert results_unchanged(reference, packed(TinyModel()))
+    assert results_unchanged(reference, packed(TinyModel()), "fp32")
 
 
+@pytest.mark.parametrize(("dtype", "accepted"), [("fp32", False), ("bf16", True)])
+def test_an_optimization_may_round_as_the_dtype_does(reference, dtype, accepted) -> None:
+    assert results_unchanged(reference, packed(with_rounded_weights(100)), dtype) is accepted
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("tokens", [range(2, 40), range(130, 10_000)])
-def test_an_optimization_that_is_wrong_for_some_batch_sizes_is_found(reference, tokens) -> None:
+def test_an_optimization_that_is_wrong_for_some_batch_sizes_is_found(reference, tokens, dtype) -> None:
     """As a graph is in which the number of tokens became a constant."""
     right, wrong = packed(TinyModel()), leaking(with_rounded_weights(3))
 
@@ -223,7 +229,7 @@ def test_an_optimization_that_is_wrong_for_some_batch_sizes_is_found(reference, 
         def run(self, batch: ItemBatch) -> BatchOutput:
             return (wrong if len(batch.ids) in tokens else right).run(batch)
 
-    assert not results_unchanged(reference, Optimized())
+    assert not results_unchanged(reference, Optimized(), dtype)
 
 
 # --- a backend of its own, served by the worker's loop

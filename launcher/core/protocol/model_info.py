@@ -11,10 +11,12 @@ from typing import Literal
 import msgspec
 
 from launcher.core.protocol.embedding_modules import Activation, EmbeddingModule, PoolingMode, output_width
+from launcher.core.protocol.task_settings import MaskTokens, SparsePooling, TokenVectors
 from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
 Scores = Literal["softmax", "sigmoid", "raw"] | Activation
+Batching = Literal["packed", "padded", "equal"]
 Rows = Literal["item", "token", "varying", "bytes"]
 
 FLOAT32_BYTES = 4
@@ -30,8 +32,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
     tokens. ``weight_bytes`` is the size of all parameters in fp32. ``token_types`` is the number of token types
     (segments) that the model distinguishes, and ``sends_token_types`` tells whether its tokenizer passes them to it.
     ``entailment`` is the index of the label of that meaning, for ``zero-shot``. ``scores`` is how the logits of a
-    classifier, tagger or reranker become scores. ``custom_class`` is the ``module:Class`` of a task of the user's own;
-    its ``max_length`` is a size. ``notes`` are messages for the user about how these values were found.
+    classifier, tagger or reranker become scores. ``batching`` is how items may be computed together: ``packed``, if the
+    checks at load find the same results; ``padded``; or ``equal``, items of equal length only. ``custom_class`` is the
+    ``module:Class`` of a task of the user's own; its ``max_length`` is a size. ``text_features`` is whether
+    embeddings are those of the text part of a model of texts and images. ``notes`` are messages for the user about how
+    these values were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
     modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
@@ -39,6 +44,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``prompts`` are texts by name that a request can have prepended to its inputs; ``default_prompt`` is prepended if a
     request does not choose. ``layers`` is 0 for static embeddings, which are the mean of fixed vectors of the tokens;
     ``special_tokens`` is whether texts get the special tokens of the tokenizer.
+
+    ``sparse``, ``token_vectors`` and ``masks`` are set for the tasks that need them.
     """
 
     name: str
@@ -62,6 +69,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     sends_token_types: bool = False
     entailment: int = -1
     scores: Scores = "softmax"
+    batching: Batching = "packed"
+    text_features: bool = False
     custom_class: str = ""
     notes: tuple[str, ...] = ()
     include_prompt: bool = True
@@ -71,6 +80,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     prompts: dict[str, str] = {}
     default_prompt: str = ""
     special_tokens: bool = True
+    sparse: SparsePooling | None = None
+    token_vectors: TokenVectors | None = None
+    masks: MaskTokens | None = None
 
     @property
     def tokenizer_path(self) -> str:
@@ -79,13 +91,20 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     @property
     def result_width(self) -> int:
-        """The number of float32 values in a row of results."""
+        """The number of float32 values in a row of results.
+
+        A row of ``sparse-embed`` is (token id, weight), and one of ``fill-mask`` is (position, token id, score).
+        float32 holds integers up to 2**24 exactly.
+        """
+        if self.token_vectors is not None:
+            return output_width(self.token_vectors.width, self.token_modules)
         if self.task == "rerank":
             return 2  # the logit and the score
         if self.task == "custom":
             return 1
         if self.task != "embed":
-            return len(self.labels)
+            widths: dict[Task, int] = {"sparse-embed": 2, "fill-mask": 3}
+            return widths.get(self.task, len(self.labels))
         modes = 1 if isinstance(self.pooling, str) else len(self.pooling)
         width = output_width(output_width(self.hidden_size, self.token_modules) * modes, self.modules)
         return width if self.truncate_dim is None else min(width, self.truncate_dim)
@@ -110,9 +129,14 @@ class ModelInfo(msgspec.Struct, frozen=True):
         """The rows of an item's result: ``item``: a single one; ``token``: one per token, including special tokens;
         ``varying``: a number that the worker decides; ``bytes``: likewise, and a row is a byte instead of numbers.
         """
-        if self.task == "custom":
-            return "bytes"
-        return "token" if self.task == "tag" else "item"
+        rows: dict[Task, Rows] = {
+            "custom": "bytes",
+            "tag": "token",
+            "token-embed": "token",
+            "sparse-embed": "varying",
+            "fill-mask": "varying",
+        }
+        return rows.get(self.task, "item")
 
 
 class Shape(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -32,7 +32,8 @@ from launcher.front.http.route import HeaderSpec, Route
 from launcher.front.http.services import Services
 from launcher.front.input_reader import Wait
 from launcher.front.request_results import Vectors
-from launcher.front.tokenizer import Tokenized
+from launcher.front.token_id_decoder import TokenIdDecoder
+from launcher.front.tokenizer import Ids, Tokenized
 
 Result = TypeVar("Result")
 Tokenize = Callable[[Wait], Awaitable[Tokenized]]
@@ -81,6 +82,7 @@ class InferenceHandler(Generic[Body]):
         self._dispatcher = services.dispatcher
         self._tokenizer = services.tokenizer
         self._options = services.options
+        self._id_decoder = services.id_decoder
         self._metrics = services.metrics
         self._bulk_lock = services.bulk_lock
         self._body_memory = context.body_memory
@@ -198,18 +200,15 @@ class InferenceHandler(Generic[Body]):
             return await work()
 
     async def _tokenize(self, body: Body, client: Client, priority: Priority, deadline: float | None) -> Tokenized:
-        def read() -> Awaitable[Tokenized]:
-            return self.read_inputs(body, client, priority)
-
-        tokenized = self._one_at_a_time(read) if priority == "bulk" else read()
-        return await (tokenized if deadline is None else _within(deadline - self._dispatcher.now(), tokenized))
-
-    def read_inputs(self, body: Body, client: Client, priority: Priority) -> Awaitable[Tokenized]:
-        """The items of a request. Raises ``RequestError``, without any work, for one that would not be admitted."""
         items, tokenize = self.prepare(body)
         # Before tokenizing, so that no work is done for a request that will be refused.
         self._dispatcher.check_admission(items, ahead=self._tokenizer.pending, priority=priority)
-        return tokenize(client.wait)
+
+        def start() -> Awaitable[Tokenized]:
+            return tokenize(client.wait)
+
+        tokenized = self._one_at_a_time(start) if priority == "bulk" else start()
+        return await (tokenized if deadline is None else _within(deadline - self._dispatcher.now(), tokenized))
 
     def prepare(self, body: Body) -> tuple[int, Tokenize]:
         """The number of items of a request, and the function that makes them. Raises ``RequestError``."""
@@ -225,6 +224,9 @@ class InferenceHandler(Generic[Body]):
         if isinstance(ids[0], InputObject):
             return self._prepare_objects(ids, truncate)
         self._check_ids_accepted(prompt)
+        decoder = self._id_decoder
+        if decoder is not None:
+            return len(ids), lambda wait: self._decode_and_tokenize(decoder, ids, body, wait)
         return len(ids), lambda wait: self._tokenizer.ids(ids, truncate=truncate, field=field, wait=wait)
 
     def _prepare_objects(self, objects: Sequence[InputObject], truncate: bool) -> tuple[int, Tokenize]:
@@ -234,6 +236,13 @@ class InferenceHandler(Generic[Body]):
                 found.texts, truncate=truncate, field=field, wait=wait
             )
         self._check_ids_accepted(None)
+        if self._id_decoder is not None:
+            raise RequestError(
+                f"'{field}' has token ids with token types, which belong to the model's own tokenizer, but this server "
+                "takes token ids of another one (--token-ids); send texts",
+                code="token_ids_refused",
+                param=field,
+            )
         return len(objects), lambda wait: self._tokenizer.ids(
             found.ids, type_ids=found.type_ids, truncate=truncate, field=field, wait=wait
         )
@@ -241,8 +250,22 @@ class InferenceHandler(Generic[Body]):
     def _check_ids_accepted(self, prompt: str | None) -> None:
         if self._options.token_ids == "refuse":
             raise token_ids_refused(self.inputs_field)
-        if prompt is not None:
+        if prompt is not None and self._id_decoder is None:
             raise RequestError("a prompt can be prepended to texts only, not to token ids", code="invalid_prompt")
+
+    async def _decode_and_tokenize(
+        self, decoder: TokenIdDecoder, lists: Sequence[Ids], body: Body, wait: Wait
+    ) -> Tokenized:
+        """Token ids of another tokenizer, as if the client had sent their texts."""
+        field = self.inputs_field
+        if decoder.is_small(lists):
+            texts = decoder.texts(lists, field)
+        else:
+            texts = await wait(self._tokenizer.in_thread(len(lists), decoder.texts, lists, field))
+        _, truncate = self.inputs(body)
+        prompt = self.prompt(body)
+        tokenized = await self._tokenizer.texts(texts, truncate=truncate, field=field, prompt=prompt, wait=wait)
+        return replace(tokenized, texts=texts)
 
     async def _encode(self, body: Body, outcome: Outcome, tokenized: Tokenized) -> bytes:
         """The body of the response."""

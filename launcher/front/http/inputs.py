@@ -19,7 +19,7 @@ Inputs = Annotated[
     Meta(
         description="A text, a list of texts, the token ids of one text, or a list of lists of token ids. The model's "
         "special tokens are added to texts, but not to token ids. Token ids are refused unless the server runs with "
-        "--token-ids accept."
+        "--token-ids accept, or with a tiktoken encoding: then they are decoded and used like texts."
     ),
 ]
 
@@ -92,7 +92,8 @@ def token_ids_refused(field: str) -> RequestError:
     return RequestError(
         f"'{field}' has token ids, and this server takes texts: ids of another tokenizer, such as tiktoken's, would "
         "give meaningless results. Send texts (in LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)); or, "
-        "if the ids are those of this model's tokenizer, start the server with --token-ids accept",
+        "start the server with --token-ids accept if the ids are those of this model's tokenizer, or with the name of "
+        "a tiktoken encoding (--token-ids cl100k_base for LangChain) to have them decoded",
         code="token_ids_refused",
         param=field,
     )

@@ -14,6 +14,7 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
+from launcher.front.token_id_decoder import TokenIdDecoder
 from launcher.options import FrontOptions
 
 
@@ -22,7 +23,8 @@ class Services:
     """What the routes need.
 
     ``info`` returns the body of ``GET /info``; ``states`` the state of each instance, by id; ``is_ready`` whether
-    enough instances are ready and the server is not draining. ``bulk_lock`` is held by the one bulk request that may
+    enough instances are ready and the server is not draining. ``id_decoder`` decodes token ids of clients, if
+    ``options.token_ids`` is an encoding. ``bulk_lock`` is held by the one bulk request that may
     use a thread.
     """
 
@@ -34,4 +36,5 @@ class Services:
     states: Callable[[], Mapping[str, Any]]
     is_ready: Callable[[], bool]
     metrics: FrontMetrics
+    id_decoder: TokenIdDecoder | None = None
     bulk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import orjson
 from msgspec import UNSET, Struct, UnsetType
 
-from launcher.core.tasks.entities import OUTSIDE, join
+from launcher.core.tasks.entities import WORD_AGGREGATIONS, Aggregation, is_outside, join, join_bioes
 from launcher.front.request_results import Vectors
+from launcher.front.tasks.words import WordStarts
 from launcher.front.tokenizer import Tokenized
 
 _encode = msgspec.json.Encoder().encode
@@ -46,17 +47,20 @@ class TokenLabel(Struct, frozen=True, omit_defaults=True):
 
 
 class TokenLabeler:
-    """Labels tokens by their scores; ``special_ids`` are the token ids that get no label."""
+    """Labels tokens by their scores. ``special_ids`` are the token ids that get no label, ``word_starts`` finds the
+    words of a text.
+    """
 
-    def __init__(self, labels: tuple[str, ...], special_ids: frozenset[int]) -> None:
+    def __init__(self, labels: tuple[str, ...], special_ids: frozenset[int], word_starts: WordStarts) -> None:
         self._labels = labels
-        self._outside = np.array([label == OUTSIDE for label in labels])
+        self._outside = np.array([is_outside(label) for label in labels])
         self._special_ids = np.array(sorted(special_ids), dtype=np.int32)
+        self._word_starts = word_starts
 
     async def encode(
-        self, scores: Vectors, tokenized: Tokenized, texts: Sequence[str] | None, *, aggregate: bool
+        self, scores: Vectors, tokenized: Tokenized, texts: Sequence[str] | None, aggregation: Aggregation
     ) -> list[bytes]:
-        """The JSON list of each input: of its entities with ``aggregate``, else of its tokens.
+        """The JSON list of each input: of its entities or, if ``aggregation`` is ``none``, of its tokens.
 
         ``scores`` has a row for each token of all inputs; ``texts`` is None if the inputs are token ids, whose
         tokens are never joined. Pauses regularly, so that other requests are served.
@@ -73,7 +77,7 @@ class TokenLabeler:
             if texts is None:
                 labels = self._of_ids(rows, ids)
             else:
-                labels = self.of_text(rows, texts[index], tokenized.spans[index], aggregate)
+                labels = self.of_text(rows, ids, (texts[index], tokenized.spans[index]), aggregation)
             encoded = []
             for label in labels:
                 encoded.append(_encode(label))
@@ -90,20 +94,31 @@ class TokenLabeler:
         for token, label, score in self._best_labels(real, best, scores):
             yield TokenLabel(label, score, index=token)
 
-    def of_text(self, scores: Vectors, text: str, spans: Spans, aggregate: bool) -> Iterator[TokenLabel]:
-        """The result for one text, in order: its entities with ``aggregate``, else its tokens.
+    def of_text(
+        self, scores: Vectors, ids: Ids, positions: tuple[str, Spans], aggregation: Aggregation
+    ) -> Iterator[TokenLabel]:
+        """The result for one text, in order: its entities or, if ``aggregation`` is ``none``, its tokens.
 
-        ``scores`` has a row and ``spans`` an entry for each of its tokens, as ``Tokenized.spans``.
+        ``scores`` has a row for each of its tokens, ``positions`` is the text with the spans of its tokens, as
+        ``Tokenized.spans``.
         """
-        best = scores.argmax(axis=1)
-        real = spans[:, 0] >= 0
-        if not aggregate:
-            for token, label, score in self._best_labels(np.flatnonzero(real), best, scores):
+        text, spans = positions
+        real = np.flatnonzero(spans[:, 0] >= 0)
+        if aggregation == "none":
+            for token, label, score in self._best_labels(real, scores.argmax(axis=1), scores):
                 start, end = spans[token].tolist()
                 yield label_span(label, score, text, start, end)
             return
-        inside = self._best_labels(np.flatnonzero(real & ~self._outside[best]), best, scores)
-        for entity in join(*zip(*inside, strict=True)) if inside else ():
+        scores, spans = scores[real], spans[real]
+        if aggregation in WORD_AGGREGATIONS and len(real):
+            first = np.flatnonzero(self._word_starts(ids[real], text, spans))
+            last = np.append(first[1:], len(real)) - 1
+            scores = _word_scores(scores, first, aggregation)
+            spans = np.stack([spans[first, 0], spans[last, 1]], axis=1)
+        best = scores.argmax(axis=1)
+        inside = self._best_labels(np.flatnonzero(~self._outside[best]), best, scores)
+        grouped = join_bioes if aggregation == "bioes" else join
+        for entity in grouped(*zip(*inside, strict=True)) if inside else ():
             start, end = int(spans[entity.first, 0]), int(spans[entity.last, 1])
             score = _shortest_decimals(np.array([entity.score], dtype=np.float32))[0]
             yield label_span(entity.label, score, text, start, end)
@@ -113,6 +128,19 @@ class TokenLabeler:
         chosen = best[tokens]
         labels = [self._labels[label] for label in chosen.tolist()]
         return list(zip(tokens.tolist(), labels, _shortest_decimals(scores[tokens, chosen]), strict=True))
+
+
+def _word_scores(scores: Vectors, first: Indices, aggregation: Aggregation) -> Vectors:
+    """A row of scores for each word; ``first`` holds the index of the first token of each."""
+    if aggregation == "first":
+        return scores[first]
+    ends = np.append(first[1:], len(scores))
+    if aggregation == "max":
+        highest = scores.max(axis=1)
+        words = zip(first.tolist(), ends.tolist(), strict=True)
+        return scores[[start + int(highest[start:end].argmax()) for start, end in words]]
+    sums: Vectors = np.add.reduceat(scores, first, axis=0)
+    return (sums / (ends - first)[:, None]).astype(np.float32)
 
 
 def label_span(label: str, score: float, text: str, start: int, end: int) -> TokenLabel:

@@ -7,41 +7,26 @@ depend on the other texts of a batch is refused, because no batch would give the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from launcher.core.protocol.model_info import Batching
+from launcher.host.model.encoders import ENCODERS, REFUSED, TEXT_TOWERS
 from launcher.host.model.json_files import Json, ModelErrors
 from launcher.options import ModelOptions
+from launcher.options.choices import Task
 
-# Encoders of transformers whose results do not depend on padding. Excluded after measurement: convbert, fnet,
-# nystromformer and yoso mix padding into their results (cosine similarity 0.37 to 0.97 between alone and padded).
-ENCODERS = frozenset(
-    {
-        "albert",
-        "bert",
-        "camembert",
-        "data2vec-text",
-        "deberta",
-        "deberta-v2",
-        "distilbert",
-        "electra",
-        "ernie",
-        "eurobert",
-        "gte",
-        "ibert",
-        "megatron-bert",
-        "mobilebert",
-        "modernbert",
-        "mpnet",
-        "nomic_bert",
-        "rembert",
-        "roberta",
-        "roberta-prelayernorm",
-        "roformer",
-        "squeezebert",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-    }
-)
+# The key of auto_map for the class of the model's own code that computes a task.
+AUTO_CLASSES: Mapping[str, str] = {
+    "embed": "AutoModel",
+    "classify": "AutoModelForSequenceClassification",
+    "rerank": "AutoModelForSequenceClassification",
+    "zero-shot": "AutoModelForSequenceClassification",
+    "tag": "AutoModelForTokenClassification",
+    "sparse-embed": "AutoModelForMaskedLM",
+    "fill-mask": "AutoModelForMaskedLM",
+    "question-answering": "AutoModelForQuestionAnswering",
+}
 
 # Decoders whose hidden states are embeddings. They run as encoders do, with causal attention or, if their config says
 # so, without it.
@@ -55,6 +40,7 @@ GENERATIVE_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 # Their first token has position padding_idx + 1, so that many entries of the position table are unusable.
 POSITIONS_AFTER_PADDING = frozenset(
     {
+        "altclip",
         "camembert",
         "data2vec-text",
         "ibert",
@@ -66,10 +52,10 @@ POSITIONS_AFTER_PADDING = frozenset(
     }
 )
 
-# Rotary positions whose frequencies are chosen by the length of the longest text in a batch
-# (transformers/modeling_rope_utils.py, dynamic_rope_update), besides all types with "dynamic" in their name. "su" is
-# the former name of longrope.
-BATCH_DEPENDENT_ROPE = frozenset({"longrope", "su"})
+# Parts of the names of rotary positions whose frequencies are chosen by the length of the longest text in a batch
+# (transformers/modeling_rope_utils.py, dynamic_rope_update). "su" is the former name of longrope.
+BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+FORMER_LONGROPE = "su"
 
 
 def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, *, embedder: bool) -> str:
@@ -91,17 +77,54 @@ def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, 
             f"a {kind} model ({architecture}) generates text; encoders can be served, and embeddings of decoders of "
             f"these types: {', '.join(sorted(DECODERS | ENCODER_DECODERS))}"
         )
-    if kind in ENCODERS or (own_code and options.trust_remote_code):
+    if kind in TEXT_TOWERS and not architecture.endswith("Model") and architecture != kind:
+        raise refuse(
+            f"config.json names the architecture {architecture}, and heads of {kind} models are not supported; only "
+            "embeddings of texts can be served"
+        )
+    if kind in ENCODERS or kind in TEXT_TOWERS or (own_code and options.trust_remote_code):
         return architecture
     if own_code:
         raise refuse(
             f"a {kind} model ({architecture}) contains its own code, which runs only with --trust-remote-code; "
             "review it first"
         )
+    if kind in REFUSED:
+        raise refuse(f"config.json has the model_type {kind} ({architecture}), which is not supported: {REFUSED[kind]}")
     raise refuse(
         f"config.json has the model_type {kind} ({architecture}), which is not supported; text encoders of these types "
-        f"can be served: {', '.join(sorted(ENCODERS | DECODERS | ENCODER_DECODERS))}"
+        f"can be served: {', '.join(sorted({*ENCODERS, *TEXT_TOWERS, *DECODERS, *ENCODER_DECODERS}))}"
     )
+
+
+def runs_own_code(config: Json, task: Task, options: ModelOptions) -> bool:
+    """Whether transformers runs code from the model folder, and not a class of its own, for this task.
+
+    As in ``AutoModel.from_pretrained``: its own class comes first unless the user trusts the code.
+    """
+    own = config.get("auto_map")
+    return options.trust_remote_code and isinstance(own, dict) and AUTO_CLASSES.get(task, "AutoModel") in own
+
+
+def batching_of(config: Json, task: Task, options: ModelOptions) -> Batching:
+    """How the items of a model may be batched. What is not known about its code must not matter: then only items of
+    equal length are computed together."""
+    if runs_own_code(config, task, options):
+        return "equal"
+    if config.get("model_type") in TEXT_TOWERS:
+        return "equal"
+    return ENCODERS.get(str(config.get("model_type")), "packed")
+
+
+def check_own_code(config: Json, task: Task, options: ModelOptions, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` if the code in the folder has no class for the task, and transformers has none either."""
+    kind = config.get("model_type")
+    supported = kind in ENCODERS or kind in DECODERS | ENCODER_DECODERS | TEXT_TOWERS
+    if not supported and "auto_map" in config and not runs_own_code(config, task, options):
+        raise refuse(
+            f"auto_map in config.json has no class of the model's own code for the task {task} "
+            f"({AUTO_CLASSES.get(task, 'AutoModel')}), and transformers has none for the model_type {kind}"
+        )
 
 
 def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErrors) -> None:
@@ -115,19 +138,30 @@ def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErro
     if generates and not embeds:
         raise refuse(
             f"a {kind} model ({architecture}) generates text, and no modules.json of sentence-transformers says how to "
-            "make an embedding with it; --task embed serves the mean of its hidden states"
+            "make an embedding with it; --task embed serves what that library makes without one: the last hidden state "
+            "of a ForCausalLM, the mean of others"
         )
+
+
+def unused_weights(config: Json) -> tuple[str, ...]:
+    """The prefixes of the weights that generate text, which are not loaded."""
+    kind = config.get("model_type")
+    if kind in ENCODER_DECODERS:
+        return ("decoder.", "lm_head.")
+    return ("lm_head.",) if kind in DECODERS else ()
 
 
 def check_positions(config: Json, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` for positions that depend on the other texts of a batch."""
-    for key in ("rope_scaling", "rope_parameters"):
-        for kind in _rope_types(config.get(key)):
-            if kind in BATCH_DEPENDENT_ROPE or "dynamic" in kind:
-                raise refuse(
-                    f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of a "
-                    "batch, so that a text would have different results alone and in a batch; this is not supported"
-                )
+    for part in (config, config.get("text_config")):
+        for key in ("rope_scaling", "rope_parameters"):
+            for kind in _rope_types(part.get(key) if isinstance(part, dict) else None):
+                if kind == FORMER_LONGROPE or any(name in kind for name in BATCH_DEPENDENT_ROPE):
+                    raise refuse(
+                        f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of "
+                        "a batch, so that a text would have different results alone and in a batch; it must be one "
+                        "that does not, such as 'default', 'linear', 'yarn' or 'llama3'"
+                    )
 
 
 def _rope_types(value: Any) -> list[str]:

@@ -12,18 +12,24 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.protocol.embedding_modules import EmbeddingModule, Normalize
+from launcher.core.protocol.embedding_modules import EmbeddingModule, Normalize, PoolingMode
 from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo, Pooling
 from launcher.errors import UsageError
 from launcher.host.model import tokenizer_files
 from launcher.host.model.architectures import (
     ENCODER_DECODERS,
     POSITIONS_AFTER_PADDING,
+    batching_of,
+    check_own_code,
     check_positions,
     read_architecture,
+    runs_own_code,
+    unused_weights,
 )
-from launcher.host.model.heads import entailment_of, labels_of, scores_of, task_of
+from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWERS, with_defaults
+from launcher.host.model.heads import LABEL_TASKS, entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
+from launcher.host.model.output_heads import ModelFiles, task_settings
 from launcher.host.model.sentence_files import INSTRUCTORS, SentenceFiles, read_sentence_files
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_widths
 from launcher.host.model.sentence_settings import Settings
@@ -47,10 +53,16 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     check_positions(config, refuse)
     _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
+    check_own_code(config, task, options, refuse)
+    own_code = runs_own_code(config, task, options)
+    config = config if own_code else with_defaults(config)
+    features = not own_code and config.get("model_type") in TEXT_TOWERS
+    if sentence.chain is not None and sentence.chain.features != features:
+        raise refuse(_wrong_features(folder, str(config.get("model_type")), features=features))
     tokenizer = tokenizer_files.locate(
         sentence.folder,
         config,
-        tokenizer_files.TokenizerRequest(trust_remote_code=options.trust_remote_code),
+        tokenizer_files.TokenizerRequest(sentence.tokenizer_arguments, sentence.lower_case, options.trust_remote_code),
         refuse,
     )
     vocab_size = _number(config, refuse, "vocab_size")
@@ -59,12 +71,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
             f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
         )
-    if sentence.lower_case_file and not tokenizer.lower_cases:
-        raise refuse(
-            f"{sentence.lower_case_file} requests lower-casing (do_lower_case true), but tokenizer.json does not "
-            "lower-case, and this is not supported"
-        )
-    hidden_size = _number(config, refuse, "hidden_size", "dim", "d_model")
+    hidden_size = _number(config, refuse, *HIDDEN_SIZE)
     if task == "embed" and sentence.chain is not None:
         if not sentence.chain.has_vectors:
             raise refuse(
@@ -73,6 +80,9 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
             )
         check_widths(sentence.chain, hidden_size, refuse)
     pad_id = _pad_id(config, tokenizer.pad_id)
+    max_length = _max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse)
+    if not own_code and (check := CHECKS.get(str(config.get("model_type")))):
+        check(config, max_length, refuse)
     model_info = ModelInfo(
         name=name,
         asked=options.model,
@@ -81,24 +91,36 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         shape=None,
         architecture=architecture,
         hidden_size=hidden_size,
-        layers=_number(config, refuse, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
+        layers=_number(config, refuse, *LAYERS),
         vocab_size=vocab_size,
-        max_length=_max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse),
+        max_length=max_length,
         pad_id=pad_id,
-        pooling="mean",
+        pooling="cls" if features else _default_pooling(config),
         normalize=False,
-        labels=() if task == "embed" else labels_of(config),
-        weight_bytes=weight_bytes(sentence.folder, config, refuse),
+        labels=labels_of(config) if task in LABEL_TASKS else (),
+        weight_bytes=weight_bytes(sentence.folder, config, refuse, unused=unused_weights(config)),
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
         token_types=token_types_of(config),
         sends_token_types=tokenizer.segment_ids,
         entailment=entailment_of(config, refuse) if task == "zero-shot" else -1,
         scores=scores_of(task, config, sentence, refuse),
-        notes=_notes(task, sentence, tokenizer),
+        batching=batching_of(config, task, options),
+        text_features=features,
+        notes=_notes(task, sentence, config, tokenizer),
     )
     check_pairs(model_info, refuse)
-    return _with_modules(model_info, sentence, options) if task == "embed" else model_info
+    if task == "embed":
+        return _with_modules(model_info, sentence, options)
+    files = ModelFiles(architecture, hidden_size, sentence, tokenizer.path, (sentence.folder, folder))
+    return msgspec.structs.replace(model_info, **task_settings(task, files, refuse))
+
+
+def _default_pooling(config: Json) -> PoolingMode:
+    """The pooling of a model without files of sentence-transformers, as that library chooses it."""
+    architectures = config.get("architectures") or [""]
+    generates = str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+    return "lasttoken" if generates else "mean"
 
 
 def _static_model_info(chain: ModuleChain, sentence: SentenceFiles, options: ModelOptions, name: str) -> ModelInfo:
@@ -142,7 +164,7 @@ def _with_modules(model_info: ModelInfo, sentence: SentenceFiles, options: Model
     token_modules = tuple(chain.token_modules[: chain.pooled_modules])
     modules: tuple[EmbeddingModule, ...] = tuple(chain.modules)
     normalize = bool(modules) and isinstance(modules[-1], Normalize)
-    pooling: Pooling = "mean"
+    pooling: Pooling = model_info.pooling if chain.features else "mean"
     if chain.pooling is not None:
         pooling = chain.pooling.modes if len(chain.pooling.modes) > 1 else chain.pooling.modes[0]
     parameters = sum(module.parameters for module in (*token_modules, *modules))
@@ -168,15 +190,32 @@ def _prompt_notes(settings: Settings) -> tuple[str, ...]:
     return (f"requests can choose a prompt by prompt_name ({names}); none is added otherwise",) if names else ()
 
 
-def _notes(task: Task, sentence: SentenceFiles, tokenizer: tokenizer_files.TokenizerFacts) -> tuple[str, ...]:
+def _notes(
+    task: Task, sentence: SentenceFiles, config: Json, tokenizer: tokenizer_files.TokenizerFacts
+) -> tuple[str, ...]:
     notes = []
-    if task == "embed" and not sentence.kind:
-        notes.append("the model has no sentence-transformers files: using mean pooling without normalization")
+    if task == "embed" and not sentence.kind and config.get("model_type") in TEXT_TOWERS:
+        notes.append("the model has no sentence-transformers files: using its text features without normalization")
+    elif task == "embed" and not sentence.kind:
+        pooling = _default_pooling(config)
+        notes.append(f"the model has no sentence-transformers files: using {pooling} pooling without normalization")
     if task == "rerank" and sentence.kind != "CrossEncoder":
         notes.append("serving a reranker of pairs, because the model has one label; --task classify takes single texts")
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
+
+
+def _wrong_features(folder: Path, kind: str, *, features: bool) -> str:
+    if features:
+        return (
+            f"{folder / MODULES} lists a Transformer for token embeddings, but a {kind} model of texts and images has "
+            "text features only; module_output_name must be 'sentence_embedding' in its settings"
+        )
+    return (
+        f"{folder / MODULES} requests text features (get_text_features), which a {kind} model does not have; they need "
+        f"one of these types: {', '.join(sorted(TEXT_TOWERS))}"
+    )
 
 
 def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:
@@ -223,8 +262,7 @@ def _max_length(
     """
     stated = of_tokenizer if sentence.max_length is None else sentence.max_length
     limits = [stated] if stated is not None and stated < NO_LIMIT else []
-    # T5 has relative positions and no table of them; its n_positions has no effect.
-    positions = None if config.get("model_type") in ENCODER_DECODERS else _positions(config)
+    positions = _positions(config)
     if isinstance(positions, int) and positions > 0:
         after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
         limits.append(positions - after_padding)
@@ -234,7 +272,9 @@ def _max_length(
 
 
 def _positions(config: Json) -> Any:
-    return config.get("max_position_embeddings", config.get("n_positions"))
+    # T5 has relative positions; its n_positions has no effect.
+    relative = config.get("model_type") in ENCODER_DECODERS
+    return config.get("max_position_embeddings", None if relative else config.get("n_positions"))
 
 
 def lower_limit(limit: int, options: ModelOptions) -> int:

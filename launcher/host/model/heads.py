@@ -19,9 +19,23 @@ from launcher.options import ModelOptions
 from launcher.options.choices import Task
 from launcher.options.option import ClassPath
 
-CLASSIFIER, TAGGER = "ForSequenceClassification", "ForTokenClassification"
-HEADS: Mapping[Task, str] = {"classify": CLASSIFIER, "tag": TAGGER, "rerank": CLASSIFIER, "zero-shot": CLASSIFIER}
-HEAD_NAMES: Mapping[str, str] = {CLASSIFIER: "sequence classification", TAGGER: "token classification"}
+CLASSIFIER, TAGGER, MASKED = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
+HEADS: Mapping[Task, str] = {
+    "classify": CLASSIFIER,
+    "tag": TAGGER,
+    "rerank": CLASSIFIER,
+    "zero-shot": CLASSIFIER,
+    "fill-mask": MASKED,
+}
+HEAD_NAMES: Mapping[str, str] = {
+    CLASSIFIER: "sequence classification",
+    TAGGER: "token classification",
+    MASKED: "masked language modelling",
+}
+# Tasks that ignore the head, or have a head of their own, which is checked later.
+ANY_HEAD: frozenset[Task] = frozenset({"embed", "sparse-embed", "token-embed"})
+# Tasks whose results have labels.
+LABEL_TASKS: frozenset[Task] = frozenset({"classify", "tag", "rerank", "zero-shot"})
 LISTED_LABELS = 10  # of a message
 OTHER_HEAD = re.compile(r"For[A-Z]\w*|With\w*Head\w*")
 
@@ -42,7 +56,11 @@ def task_of(
     if options.task != "auto":
         assert not isinstance(options.task, ClassPath), "a class of the user's own is not read from a folder"
         _check_head(options.task, architecture, config, refuse)
+        if sentence.sparse is not None and options.task != "sparse-embed":
+            raise refuse(f"--task {options.task}: this is a sparse encoder; it must be --task sparse-embed")
         return options.task
+    if sentence.sparse is not None:
+        return "sparse-embed"
     if sentence.kind == "SentenceTransformer":
         return "embed"  # its library ignores the head
     head: Task | None = next((task for task, name in HEADS.items() if architecture.endswith(name)), None)
@@ -58,7 +76,7 @@ def task_of(
 
 def _check_head(task: Task, architecture: str, config: Json, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` if the model lacks what ``task`` needs."""
-    if task == "embed":
+    if task in ANY_HEAD:
         return
     if not architecture.endswith(HEADS[task]):
         reason = f"--task {task} needs a model with a {HEAD_NAMES[HEADS[task]]} head, but this is a {architecture}"

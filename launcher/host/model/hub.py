@@ -74,8 +74,12 @@ def _cached(repo: str) -> Path | None:
 
 def has_model(folder: Path) -> bool:
     """Whether config.json and all weights are present."""
+    return (folder / "config.json").is_file() and _has_weights(folder)
+
+
+def _has_weights(folder: Path) -> bool:
     try:
-        return (folder / "config.json").is_file() and bool(weight_files(folder, ModelErrors(str(folder))))
+        return bool(weight_files(folder, ModelErrors(str(folder))))
     except UsageError:
         return False
 
@@ -85,11 +89,20 @@ def is_complete(folder: Path) -> bool:
     which vectors would be pooled differently. So a missing modules.json is not conclusive, and the Hub is asked."""
     try:
         entries = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        places = {entry["type"].rpartition(".")[2]: folder / entry["path"] for entry in entries}
+        modules = [(entry["type"].rpartition(".")[2], folder / entry["path"]) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    pooling = places.get("Pooling")
-    return has_model(places.get("Transformer", folder)) and (pooling is None or (pooling / "config.json").is_file())
+    if not any(kind in ("Transformer", "StaticEmbedding") for kind, _ in modules):
+        return has_model(folder)
+    return all(_has_files(kind, place) for kind, place in modules)
+
+
+def _has_files(kind: str, place: Path) -> bool:
+    """Whether the folder of a module of sentence-transformers has its files."""
+    if kind == "Transformer":
+        return has_model(place)
+    has_config = kind in ("StaticEmbedding", "Normalize") or (place / "config.json").is_file()
+    return has_config and (kind not in ("StaticEmbedding", "Dense", "LayerNorm") or _has_weights(place))
 
 
 def _download(repo: str, seconds: float, *, with_code: bool) -> Path:
@@ -109,14 +122,15 @@ def _download(repo: str, seconds: float, *, with_code: bool) -> Path:
 
 
 def wanted_files(names: Sequence[str], *, with_code: bool) -> list[str]:
-    """The files of a model that are needed: weights in one format, JSON and vocabularies of the model and of its
-    sentence-transformers modules, code only ``with_code``; no copies for other runtimes."""
+    """The files of a model that are needed: the weights of each folder in one format, JSON and vocabularies of the
+    model and of its sentence-transformers modules, code only ``with_code``; no copies for other runtimes."""
     parts = [name for name in names if name.count("/") <= 1 and not name.startswith(("onnx/", "openvino/"))]
     weights = [name for name in parts if _WEIGHTS.fullmatch(name.rpartition("/")[2])]
-    safe = [name for name in weights if ".safetensors" in name]
+    safe = {name.rpartition("/")[0] for name in weights if ".safetensors" in name}
+    wanted = [name for name in weights if ".safetensors" in name or name.rpartition("/")[0] not in safe]
     others = [name for name in parts if _OTHERS.fullmatch(name) and name not in weights]
     code = [name for name in parts if with_code and name.endswith(".py")]
-    return sorted({*(safe or weights), *others, *code})
+    return sorted({*wanted, *others, *code})
 
 
 def _reason(error: Exception) -> str:

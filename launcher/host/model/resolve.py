@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelInfo
+from launcher.core.protocol.task_settings import MaskTokens, SparsePooling, TokenVectors
 from launcher.errors import ModelAbsentError, UsageError
 from launcher.host.model import hub
 from launcher.host.model.custom import custom_model_info
@@ -41,7 +42,12 @@ RANDOM_HEADS: dict[Task, tuple[str, tuple[str, ...]]] = {
         "BertForTokenClassification",
         ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"),
     ),
+    "sparse-embed": ("BertForMaskedLM", ()),
+    "token-embed": ("BertModel", ()),
+    "fill-mask": ("BertForMaskedLM", ()),
 }
+
+MASK_ID = 103  # of [MASK] in the tokenizer of the demo model
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
@@ -148,5 +154,8 @@ def _random_model_info(options: ModelOptions) -> ModelInfo:
         entailment=labels.index("entailment") if task == "zero-shot" else -1,
         scores="sigmoid" if task == "rerank" else "softmax",
         weight_bytes=shape.parameters * FLOAT32_BYTES,
+        sparse=SparsePooling() if task == "sparse-embed" else None,
+        token_vectors=TokenVectors(shape.hidden_size) if task == "token-embed" else None,
+        masks=MaskTokens(MASK_ID) if task == "fill-mask" else None,
         notes=("random weights: results are meaningless, speed is that of a real model of this shape",),
     )

@@ -13,9 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from launcher.core.protocol.task_settings import SparsePooling
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, read_modules
 from launcher.host.model.sentence_settings import SETTINGS, Settings, read_settings
+from launcher.host.model.splade import MASKED_LANGUAGE_MODEL, SPARSE_ENCODER, SPLADE_LIMITS
 
 # In the order of sentence-transformers, which reads the first file that is not empty.
 LIMIT_FILES = (
@@ -32,7 +36,7 @@ LIMIT_FILES = (
 LIMIT_KEYS = frozenset(
     {
         "max_seq_length",  # implemented
-        "do_lower_case",  # implemented: compared with the tokenizer
+        "do_lower_case",  # implemented: changes the tokenizer
         "unpad_inputs",  # selects how batches are computed, not the result
         "backend",  # the library replaces it by that of its caller
     }
@@ -49,7 +53,15 @@ LIMIT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "module_output_name": "scores",
         "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
     },
+    SPARSE_ENCODER: SPLADE_LIMITS,
 }
+# The same for a SentenceTransformer whose first module makes text features: a CLIPModel, or a Transformer as versions
+# from 5.4 on save it. It may embed images, too.
+FEATURE_DEFAULTS: Mapping[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "sentence_embedding",
+}
+FEATURE_METHOD = {"method": "get_text_features", "method_output_name": "pooler_output"}
 # Arguments of from_pretrained of the model, the tokenizer and the config, under a current and a former name.
 MODEL_ARGUMENTS = ("model_kwargs", "model_args")
 TOKENIZER_ARGUMENTS = ("processor_kwargs", "tokenizer_args")
@@ -70,6 +82,15 @@ HARMLESS_ARGUMENTS = frozenset(
     }
 )  # fmt: skip
 
+# Arguments of the tokenizer with which transformers builds it.
+BUILDING_ARGUMENTS = frozenset(
+    {
+        "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "add_bos_token",
+        "add_eos_token", "legacy", "model_input_names", "unk_token", "sep_token", "pad_token", "cls_token",
+        "mask_token", "bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens",
+    }
+)  # fmt: skip
+
 # The library sets include_prompt of these to false, whatever their files say.
 INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
 
@@ -79,20 +100,28 @@ class SentenceFiles:
     """The settings in the files of sentence-transformers; the defaults apply if there are none.
 
     ``folder`` is that of the first module. ``chain`` has the modules, and is ``None`` without these files; then
-    ``kind`` is an empty string, and otherwise the class that saved the model. ``lower_case_file`` is the file that
-    requests lower-casing, if one does.
+    ``kind`` is an empty string, and otherwise the class that saved the model. ``lower_case``: lower-case each text
+    before anything else. ``tokenizer_arguments`` are those with which the tokenizer is built.
     """
 
     folder: Path
     chain: ModuleChain | None = None
     max_length: int | None = None
-    lower_case_file: str = ""
+    lower_case: bool = False
+    tokenizer_arguments: Json = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
 
     @property
     def kind(self) -> str:
         """The class of sentence-transformers that saved the model; empty without its files."""
         return self.settings.kind if self.chain is not None else ""
+
+    @property
+    def sparse(self) -> SparsePooling | None:
+        """The pooling of a sparse encoder; ``None`` for other models."""
+        if self.chain is None or self.chain.splade is None:
+            return None
+        return msgspec.structs.replace(self.chain.splade, max_active=self.settings.max_active_dims)
 
     @property
     def activation(self) -> str | None:
@@ -111,12 +140,17 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
         _check_cross_encoder(folder, chain, settings, refuse)
     if chain.static:
         return SentenceFiles(chain.input, chain, settings=settings)
-    limits_path, limits = _limits(chain.input, settings.kind, refuse)
+    defaults = FEATURE_DEFAULTS if chain.features else LIMIT_DEFAULTS[settings.kind]
+    limits = _limits(chain.input, defaults, refuse)
+    _check_sparse_encoder(chain, settings, limits, refuse)
     return SentenceFiles(
         folder=chain.input,
         chain=chain,
         max_length=_stated_length(limits),
-        lower_case_file=limits_path.name if limits.get("do_lower_case") else "",
+        lower_case=bool(limits.get("do_lower_case")),
+        tokenizer_arguments={
+            key: value for key, value in _tokenizer_arguments(limits).items() if key in BUILDING_ARGUMENTS
+        },
         settings=settings,
     )
 
@@ -133,24 +167,59 @@ def _check_cross_encoder(folder: Path, chain: ModuleChain, settings: Settings, r
         )
 
 
-def _limits(encoder: Path, kind: str, refuse: ModelErrors) -> tuple[Path, Json]:
-    """The first file of LIMIT_FILES that is not empty, and its settings."""
+def _check_sparse_encoder(chain: ModuleChain, settings: Settings, limits: Json, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` unless a SparseEncoder, and no other model, pools the logits of a masked language model."""
+    sparse = settings.kind == SPARSE_ENCODER
+    if sparse != (chain.splade is not None) or (sparse and (chain.modules or chain.pooling or chain.token_modules)):
+        raise refuse(
+            f"{chain.path} lists modules that a {settings.kind} ({SETTINGS}, model_type) must not have, or lacks some: "
+            "a SparseEncoder must have a Transformer and SpladePooling, and other models must not have SpladePooling"
+        )
+    if chain.masked_language_model and not sparse:
+        raise refuse(f"{chain.path} lists MLMTransformer, which only a SparseEncoder may have")
+    if sparse and not chain.masked_language_model and limits.get("transformer_task") != MASKED_LANGUAGE_MODEL:
+        raise refuse(
+            f"{chain.input / LIMIT_FILES[0]} sets transformer_task to {limits.get('transformer_task')!r}; before "
+            f"SpladePooling it must be {MASKED_LANGUAGE_MODEL!r}"
+        )
+
+
+def _limits(encoder: Path, defaults: Json, refuse: ModelErrors) -> Json:
+    """The settings in the first file of LIMIT_FILES that is not empty."""
     for path in (encoder / name for name in LIMIT_FILES):
         limits = read_object(path, refuse) if path.is_file() else {}
         if limits:
-            _check_limits(path, limits, LIMIT_DEFAULTS[kind], refuse)
-            return path, limits
-    return encoder / LIMIT_FILES[0], {}
+            _check_limits(path, limits, defaults, refuse)
+            return limits
+    return {}
 
 
 def _check_limits(path: Path, limits: Json, defaults: Json, refuse: ModelErrors) -> None:
     for key, value in limits.items():
         if key in ARGUMENTS:
             _check_arguments(path, key, value, refuse)
+        elif key == "modality_config" and defaults is FEATURE_DEFAULTS:
+            _check_features(path, value, refuse)
         elif key not in LIMIT_KEYS and value not in (None, {}, defaults.get(key)):
             wanted = f"{defaults[key]!r} or absent" if key in defaults else "null or absent"
             raise refuse(f"{path} sets {key} to {value!r}, which is not supported; it must be {wanted}")
     _check_length(path, "max_seq_length", limits.get("max_seq_length"), refuse)
+
+
+def _check_features(path: Path, modalities: Any, refuse: ModelErrors) -> None:
+    if (
+        not isinstance(modalities, dict)
+        or modalities.get("text") != FEATURE_METHOD
+        or set(modalities)
+        - {
+            "text",
+            "image",
+        }
+    ):
+        raise refuse(
+            f"{path} sets modality_config to {modalities!r}, which is not supported; text must be {FEATURE_METHOD!r}, "
+            "and there may be images besides"
+        )
 
 
 def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) -> None:
@@ -158,11 +227,13 @@ def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) 
         if arguments is not None:
             raise refuse(f"{path} sets {key} to {arguments!r}, but it must be an object")
         return
-    known = HARMLESS_ARGUMENTS | ({"model_max_length"} if key in TOKENIZER_ARGUMENTS else set())
+    known = HARMLESS_ARGUMENTS
+    if key in TOKENIZER_ARGUMENTS:
+        known |= BUILDING_ARGUMENTS | {"model_max_length"}
+        if "model_max_length" in arguments:
+            _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
     if others := {name: value for name, value in arguments.items() if name not in known}:
         raise refuse(f"{path} sets {key} to {others!r}, which is not supported; remove these arguments")
-    if "model_max_length" in arguments:
-        _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
 
 
 def _check_length(path: Path, key: str, length: Any, refuse: ModelErrors) -> None:
@@ -172,8 +243,12 @@ def _check_length(path: Path, key: str, length: Any, refuse: ModelErrors) -> Non
 
 def _stated_length(limits: Json) -> int | None:
     """The maximum number of tokens. As in the library, ``model_max_length`` among the arguments of the tokenizer
-    replaces ``max_seq_length``, and the former name of the arguments the current one."""
-    current, former = TOKENIZER_ARGUMENTS
-    arguments = limits[former] if former in limits else limits.get(current)
-    length: int | None = (arguments or {}).get("model_max_length")
+    replaces ``max_seq_length``."""
+    length: int | None = _tokenizer_arguments(limits).get("model_max_length")
     return limits.get("max_seq_length") if length is None else length
+
+
+def _tokenizer_arguments(limits: Json) -> Json:
+    """The arguments of the tokenizer. As in the library, their former name replaces the current one."""
+    current, former = TOKENIZER_ARGUMENTS
+    return (limits[former] if former in limits else limits.get(current)) or {}

@@ -21,12 +21,15 @@ from launcher.core.protocol.embedding_modules import (
     Normalize,
     output_width,
 )
+from launcher.core.protocol.task_settings import SparsePooling
 from launcher.host.model.json_files import Json, ModelErrors, read_object, read_value
 from launcher.host.model.sentence_pooling import PoolingFile, read_pooling
+from launcher.host.model.splade import read_splade_pooling
 from launcher.host.model.weights import check_tensors
 
 MODULES = "modules.json"
 CONFIG = "config.json"
+TRANSFORMER_SETTINGS = "sentence_bert_config.json"
 
 Level = Literal["token_embeddings", "sentence_embedding"]
 TOKENS: Final = "token_embeddings"
@@ -61,7 +64,7 @@ _CLASSES: Mapping[str, tuple[str, str]] = {
 def _full_names(name: str, package: str, file: str) -> tuple[str, ...]:
     """The full names of a class in the versions 0 to 6. The name of the class alone is not enough: a module of the
     model's own code may have the same one."""
-    former = f"sentence_transformers.models.{name}"
+    former = f"sentence_transformers.{'sparse_encoder.' if package == _SPARSE else ''}models.{name}"
     packages = {package, _OWN}
     own = [f"sentence_transformers.{place}{part}.{name}" for place in packages for part in ("", f".{file}")]
     return (former, f"{former}.{name}", *own)
@@ -78,14 +81,11 @@ REFUSED: Mapping[str, str] = {
     "BoW": "bags of words are not supported",
     "CNN": "convolutions over tokens are not supported",
     "LSTM": "recurrent layers over tokens are not supported",
-    "CLIPModel": "the texts of this module cannot be served",
     "WeightedLayerPooling": "only the last layer of an encoder is computed",
     "WordEmbeddings": "its tokenizer is not supported",
     "WordWeights": "weights of words are not supported",
-    "MLMTransformer": "it makes sparse vectors",
-    "SpladePooling": "it makes sparse vectors",
-    "SparseAutoEncoder": "it makes sparse vectors",
-    "SparseStaticEmbedding": "it makes sparse vectors",
+    "SparseAutoEncoder": "sparse vectors from an autoencoder (CSR) are not supported",
+    "SparseStaticEmbedding": "sparse vectors without an encoder are not supported",
 }
 
 # In modules.json: "idx" states the position, which the order of the list determines. "kwargs" are the names of
@@ -109,11 +109,15 @@ _ACTIVATION_PLACES = ("torch.nn.", "torch.nn.modules.", "torch.nn.modules.activa
 @dataclass(slots=True)
 class ModuleChain:
     """The modules read so far. ``input`` is the folder of the first one, which makes token embeddings from a text or,
-    if it is ``static``, the embedding of the text. ``modules`` come after the pooling."""
+    if it is ``static`` or makes ``features``, the embedding of the text, or if it is ``masked_language_model``, the
+    logits of tokens. ``modules`` come after the pooling. A ``splade`` pooling makes sparse vectors from logits."""
 
     path: Path
     input: Path
     static: bool = False
+    features: bool = False
+    masked_language_model: bool = False
+    splade: SparsePooling | None = None
     token_modules: list[EmbeddingModule] = field(default_factory=list)
     pooling: PoolingFile | None = None
     pooled_modules: int = 0  # how many of the token modules come before the pooling
@@ -122,7 +126,7 @@ class ModuleChain:
     @property
     def has_vectors(self) -> bool:
         """Whether the modules make an embedding of the text."""
-        return self.static or self.pooling is not None
+        return self.static or self.features or self.pooling is not None
 
     def add(self, level: Level, module: EmbeddingModule) -> None:
         """Append a module that changes token embeddings or the embedding of the text."""
@@ -153,14 +157,27 @@ def read_modules(path: Path, refuse: ModelErrors) -> ModuleChain:
     """The modules of the model, in order. Raises ``UsageError`` for one that cannot be applied exactly."""
     entries = _entries(path, refuse)
     first, *others = entries
-    if first.kind not in ("Transformer", "StaticEmbedding"):
+    if first.kind not in ("Transformer", "CLIPModel", "StaticEmbedding", "MLMTransformer"):
         raise refuse(f"{path} begins with the module {first.kind}; it must begin with Transformer or StaticEmbedding")
-    chain = ModuleChain(path, first.folder, static=first.kind == "StaticEmbedding")
+    chain = ModuleChain(
+        path,
+        first.folder,
+        static=first.kind == "StaticEmbedding",
+        features=first.kind == "CLIPModel" or (first.kind == "Transformer" and _makes_features(first)),
+        masked_language_model=first.kind == "MLMTransformer",
+    )
     for entry in others:
         if entry.kind not in _READERS:
             raise refuse(f"{path} lists the module {entry.kind} after {first.kind}; it must be the first")
         _READERS[entry.kind](entry, chain)
     return chain
+
+
+def _makes_features(transformer: Entry) -> bool:
+    """Whether the Transformer makes an embedding of the text, and not of its tokens. Versions that support this always
+    write this file."""
+    path = transformer.folder / TRANSFORMER_SETTINGS
+    return path.is_file() and read_object(path, transformer.refuse).get("module_output_name") == SENTENCE
 
 
 def check_widths(chain: ModuleChain, hidden_size: int, refuse: ModelErrors) -> None:
@@ -175,6 +192,11 @@ def check_widths(chain: ModuleChain, hidden_size: int, refuse: ModelErrors) -> N
             )
         width *= len(chain.pooling.modes)
     _checked_width(width, chain.modules, refuse)
+
+
+def check_token_widths(chain: ModuleChain, hidden_size: int, refuse: ModelErrors) -> None:
+    """As ``check_widths``, for all modules that change token embeddings, before and after the pooling."""
+    _checked_width(hidden_size, chain.token_modules, refuse)
 
 
 def _checked_width(width: int, modules: Sequence[EmbeddingModule], refuse: ModelErrors) -> int:
@@ -193,8 +215,8 @@ def _entries(path: Path, refuse: ModelErrors) -> list[Entry]:
     listed = read_value(path, refuse)
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
         raise refuse(f"{path} must contain a list of modules")
-    names = [entry.get("name") for entry in listed]
-    if len(set(map(str, names))) < len(names):
+    names = [str(entry["name"]) for entry in listed if "name" in entry]
+    if len(set(names)) < len(names):
         raise refuse(f"{path} gives several modules the same name ({names}); sentence-transformers would drop one")
     return [_entry(path, entry, refuse) for entry in listed]
 
@@ -221,11 +243,18 @@ def _entry(path: Path, entry: Json, refuse: ModelErrors) -> Entry:
 
 
 def _add_pooling(entry: Entry, chain: ModuleChain) -> None:
-    if chain.static:
-        raise entry.refuse(f"{chain.path} lists Pooling after StaticEmbedding, which has no token embeddings to pool")
+    if chain.static or chain.features:
+        first = "StaticEmbedding" if chain.static else "a module that makes text features"
+        raise entry.refuse(f"{chain.path} lists Pooling after {first}, which has no token embeddings to pool")
     # As in the library, the last pooling counts: it replaces the embedding that the modules before it made.
     chain.pooling, chain.pooled_modules = read_pooling(entry.folder / CONFIG, entry.refuse), len(chain.token_modules)
     chain.modules.clear()
+
+
+def _add_splade_pooling(entry: Entry, chain: ModuleChain) -> None:
+    if chain.splade is not None or chain.static or chain.has_vectors or chain.token_modules:
+        raise entry.refuse(f"{chain.path} lists SpladePooling after other modules; it must follow the Transformer")
+    chain.splade = read_splade_pooling(entry.folder / CONFIG, entry.refuse)
 
 
 def _add_dense(entry: Entry, chain: ModuleChain) -> None:
@@ -278,12 +307,13 @@ _READERS: Mapping[str, Callable[[Entry, ModuleChain], None]] = {
     "LayerNorm": _add_layer_norm,
     "Normalize": _add_normalize,
     "Dropout": _add_dropout,
+    "SpladePooling": _add_splade_pooling,
 }
 
 
 def _require_vectors(entry: Entry, chain: ModuleChain, level: Level) -> None:
     """Raise ``UsageError`` if there is nothing that the module could work on; the library fails then."""
-    if (level == SENTENCE and not chain.has_vectors) or (level == TOKENS and chain.static):
+    if (level == SENTENCE and not chain.has_vectors) or (level == TOKENS and (chain.static or chain.features)):
         raise entry.refuse(f"{chain.path} lists {entry.kind} where there is no {level} yet; it must follow Pooling")
 
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.core.tasks.prompts import STANDARD_PROMPTS
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 
 SETTINGS = "config_sentence_transformers.json"
-MODEL_TYPES = ("SentenceTransformer", "CrossEncoder")
+MODEL_TYPES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder")
 
 # Keys with any value.
 KEYS = frozenset(
@@ -26,6 +27,7 @@ KEYS = frozenset(
         "truncate_dim",  # implemented
         "similarity_fn_name",  # how a client compares vectors
         "activation_fn",  # implemented for cross-encoders; the others do not read it
+        "max_active_dims",  # implemented for sparse encoders; the others do not read it
     }
 )
 
@@ -34,13 +36,14 @@ KEYS = frozenset(
 class Settings:
     """``kind`` is the class that saved the model. ``prompts`` are texts by name; ``default_prompt`` is prepended if a
     caller does not choose. Vectors are cut to ``truncate_dim`` values. ``activation`` is the dotted path of the
-    activation of a cross-encoder."""
+    activation of a cross-encoder. The vectors of a sparse encoder have at most ``max_active_dims`` values."""
 
     kind: str = "SentenceTransformer"
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str = ""
     truncate_dim: int | None = None
     activation: str | None = None
+    max_active_dims: int | None = None
 
 
 def read_settings(path: Path, refuse: ModelErrors) -> Settings:
@@ -60,8 +63,9 @@ def read_settings(path: Path, refuse: ModelErrors) -> Settings:
         kind=kind,
         prompts=prompts,
         default_prompt=_default_prompt(path, settings, prompts, refuse),
-        truncate_dim=_truncate_dim(path, settings, refuse) if kind == "SentenceTransformer" else None,
+        truncate_dim=_dimensions(path, settings, "truncate_dim", refuse) if kind == "SentenceTransformer" else None,
         activation=settings.get("activation_fn") if kind == "CrossEncoder" else None,
+        max_active_dims=_dimensions(path, settings, "max_active_dims", refuse) if kind == "SparseEncoder" else None,
     )
 
 
@@ -76,14 +80,15 @@ def _default_prompt(path: Path, settings: Json, prompts: Mapping[str, str], refu
     name = settings.get("default_prompt_name")
     if name is None:
         return ""
-    if name not in prompts:
-        known = ", ".join(map(repr, prompts)) or "none"
-        raise refuse(f"{path} sets default_prompt_name to {name!r}; it must be one of its prompts ({known}) or null")
-    return prompts[name]
+    known = {**STANDARD_PROMPTS, **prompts}
+    if name not in known:
+        names = ", ".join(map(repr, known))
+        raise refuse(f"{path} sets default_prompt_name to {name!r}; it must be one of its prompts ({names}) or null")
+    return known[name]
 
 
-def _truncate_dim(path: Path, settings: Json, refuse: ModelErrors) -> int | None:
-    dimension = settings.get("truncate_dim")
+def _dimensions(path: Path, settings: Json, key: str, refuse: ModelErrors) -> int | None:
+    dimension = settings.get(key)
     if dimension is not None and (isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1):
-        raise refuse(f"{path} sets truncate_dim to {dimension!r}, but it must be a positive integer or null")
+        raise refuse(f"{path} sets {key} to {dimension!r}, but it must be a positive integer or null")
     return dimension

@@ -171,31 +171,29 @@ def call_settings(parts: TokenizerParts) -> CallSettings:
 
 
 def check_call_settings(
-    parts: TokenizerParts, settings: CallSettings, config: Json, refuse: Callable[[str], UsageError]
+    parts: TokenizerParts, settings: CallSettings, arguments: Json, config: Json, refuse: Callable[[str], UsageError]
 ) -> None:
-    """Raise ``UsageError`` for settings that are not implemented, or that change results."""
-    if settings.truncation_side != "right":
-        raise refuse(f"{_origin(parts, 'truncation')} to {settings.truncation_side!r}; {_MUST_BE_RIGHT}")
+    """Raise ``UsageError`` for settings that are not implemented, or that make results depend on the batch.
+    ``arguments`` are those of ``from_pretrained``."""
     independent = config.get("model_type") in INDEPENDENT_OF_PADDING_SIDE
-    if settings.padding_side != "right" and not independent:
-        raise refuse(f"{_origin(parts, 'padding')} to {settings.padding_side!r}; {_MUST_BE_RIGHT}")
+    for key, side, wrong, own in (
+        ("truncation_side", settings.truncation_side, True, parts.truncation),
+        ("padding_side", settings.padding_side, not independent, parts.padding),
+    ):
+        if side == "right" or not wrong:
+            continue
+        if key in arguments:
+            origin = "an argument of the tokenizer"
+        elif key in parts.tokenizer_config:
+            origin = "tokenizer_config.json"
+        else:
+            origin = "tokenizer.json" if own else "the class of the tokenizer"
+        raise refuse(f"{origin} sets {key} to {side!r}, which is not supported for this model; it must be 'right'")
     if settings.split_special_tokens:
         raise refuse(
             "tokenizer_config.json sets split_special_tokens to true, which is not supported; it must be false or "
             "absent"
         )
-
-
-_MUST_BE_RIGHT = "this is not supported for this model, it must be 'right'"
-
-
-def _origin(parts: TokenizerParts, what: Literal["truncation", "padding"]) -> str:
-    """Which file sets a side, in words."""
-    key = f"{what}_side"
-    if key in parts.tokenizer_config:
-        return f"tokenizer_config.json sets {key}"
-    own = parts.truncation if what == "truncation" else parts.padding
-    return f"tokenizer.json sets {key}" if own else f"the class of the tokenizer sets {key}"
 
 
 def class_of(parts: TokenizerParts, config: Json) -> TokenizerClass | None:

@@ -7,13 +7,14 @@ second model in memory. The channel does not belong here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import transformers
 
 from launcher.core.planning.footprint import mixed_batches
 from launcher.core.protocol.messages import Setup
+from launcher.core.protocol.model_info import Batching
 from launcher.worker.compare_tokenizers import check_tokenizer
 from launcher.worker.interfaces import (
     BatchOutput,
@@ -25,6 +26,7 @@ from launcher.worker.interfaces import (
     PackingUnsupportedError,
     ReportProgress,
 )
+from launcher.worker.layouts.equal_lengths import EqualLengthLayout
 from launcher.worker.layouts.packed import PackedLayout, packed_layouts
 from launcher.worker.layouts.padded import PaddedLayout
 from launcher.worker.load_model import attention_windows, convert_model, copy_from_file_cache, load_model
@@ -43,6 +45,10 @@ from launcher.worker.sample_inputs import check_items, synthetic_batch
 from launcher.worker.timing import keep_if_not_slower
 
 TRACED_LENGTH = 48  # tokens of the longest item that the model is traced with; other lengths are checked
+NOT_PACKED: Mapping[Batching, str] = {
+    "padded": "the model's code does not support it",
+    "equal": "padding may change results, so only items of equal length are computed together",
+}
 TIMED_TOKENS = 512  # of the batch that optimizations are timed with, and that weights are prepacked for
 
 
@@ -77,6 +83,7 @@ class EagerBackend:
         report("load", 1.0, model_info.asked)
         report("check", 0.0, "computing reference results in fp32")
         padded = PaddedLayout(self._model, model_info)
+        padded.check_head()
         items = check_items(model_info, attention_windows(self._model))
         reference = Reference.one_by_one(padded, model_info, items)
         notes = [f"attention: {_attention_of(self._model) or 'built into the model'}"]
@@ -84,7 +91,8 @@ class EagerBackend:
         selected = self._select_layout(reference, padded)
         self.layout = selected.runner
         if selected.not_packed:
-            notes.append(f"items are padded to a common length, not packed: {selected.not_packed}")
+            padded_to = "" if model_info.batching == "equal" else "padded to a common length, "
+            notes.append(f"items are {padded_to}not packed: {selected.not_packed}")
         report("check", 0.5, f"converting to {dtype} and optimizing")
         notes += self._convert(reference.items)
         accuracy = None if dtype == "fp32" else check_accuracy(reference, self, dtype)
@@ -107,9 +115,11 @@ class EagerBackend:
         return self.layout.run(batch)
 
     def _select_layout(self, reference: Reference, padded: PaddedLayout) -> Selection[Layout]:
-        attention = _attention_of(self._model)
+        attention, batching = _attention_of(self._model), self._setup.model_info.batching
 
         def candidates() -> Iterator[Layout]:
+            if batching != "packed":
+                raise PackingUnsupportedError(NOT_PACKED[batching])
             if not self._setup.pack:
                 raise PackingUnsupportedError("packing is disabled by --layout")
             yield from packed_layouts(self._model, self._setup.model_info)
@@ -117,7 +127,7 @@ class EagerBackend:
         def restore_padded() -> Layout:
             if self._setup.pack and attention is not None:
                 self._model.set_attn_implementation(attention)  # type: ignore[operator]  # of transformers
-            return padded
+            return EqualLengthLayout(padded) if batching == "equal" else padded
 
         return select_runner(reference, candidates(), restore_padded)
 
@@ -136,8 +146,8 @@ class EagerBackend:
     def _quantize(self, items: Sequence[Item]) -> None:
         """Raises ``ModelError``."""
         try:
-            reason = quantize(self._model, lambda: run_items(self, items))
-            run_items(self, items)
+            reason = quantize(self._model, lambda: run_items(self, items, self._setup.model_info))
+            run_items(self, items, self._setup.model_info)
         except (RuntimeError, AttributeError) as error:  # model code that inspects its nn.Linear modules
             reason = f"the model does not support replaced linear layers ({type(error).__name__})"
         if reason:

@@ -22,6 +22,7 @@ from launcher.worker.interfaces import BatchOutput, ItemBatch, PackingUnsupporte
 from launcher.worker.layouts.packed_attention import IMPLEMENTATION, PackedAttention
 from launcher.worker.optimizations.torchscript import TracedEncoder
 from launcher.worker.tasks.create_task import Task, create_task
+from launcher.worker.tasks.hidden_states import batch_output
 
 POSITIONS_FUNCTION = "create_position_ids_from_input_ids"
 
@@ -91,7 +92,7 @@ class PackedLayout:
         packed = self._pack(batch)
         hidden = self._call(**self._inputs(packed))[0][0]
         self._ran = True
-        return BatchOutput(self._task.from_packed(hidden, packed).numpy(), packed.input_ids.numel())
+        return batch_output(self._task.from_packed(hidden, packed), packed.input_ids.numel())
 
     def _pack(self, batch: ItemBatch) -> PackedBatch:
         return pack(batch, self._pad_id, self._padding_position)

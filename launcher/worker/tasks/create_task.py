@@ -15,8 +15,12 @@ from launcher.options import choices
 from launcher.worker.batches import PackedBatch, PaddedBatch
 from launcher.worker.tasks.classify import Classify, Logits
 from launcher.worker.tasks.embed import Embed
+from launcher.worker.tasks.fill_mask import FillMask
+from launcher.worker.tasks.hidden_states import VaryingRows
 from launcher.worker.tasks.rerank import Rerank
+from launcher.worker.tasks.sparse_embed import Splade, TokenWeights
 from launcher.worker.tasks.tag import Tag
+from launcher.worker.tasks.token_embed import TokenEmbed
 
 
 class Task(Protocol):
@@ -31,11 +35,12 @@ class Task(Protocol):
 
     def __init__(self, model: Any, model_info: ModelInfo) -> None: ...
 
-    def from_padded(self, output: Any, batch: PaddedBatch) -> Tensor:
-        """The values of a ``BatchOutput``, from the output of the whole model for a padded batch."""
+    def from_padded(self, output: Any, batch: PaddedBatch) -> Tensor | VaryingRows:
+        """The values of a ``BatchOutput``, from the output of the whole model for a padded batch; from that of the
+        encoder for a subclass of ``FromHiddenStates``."""
         ...
 
-    def from_packed(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+    def from_packed(self, hidden: Tensor, batch: PackedBatch) -> Tensor | VaryingRows:
         """The values of a ``BatchOutput``, from the hidden states of a packed batch, tokens × hidden size."""
         ...
 
@@ -46,9 +51,19 @@ TASKS: dict[choices.Task, type[Task]] = {
     "tag": Tag,
     "rerank": Rerank,
     "zero-shot": Logits,
+    "sparse-embed": Splade,
+    "token-embed": TokenEmbed,
+    "fill-mask": FillMask,
 }
+
+
+def task_class(model_info: ModelInfo) -> type[Task]:
+    """The class of the task that ``model_info`` names."""
+    if model_info.sparse is not None and model_info.sparse.source == "head":
+        return TokenWeights
+    return TASKS[model_info.task]
 
 
 def create_task(model: Any, model_info: ModelInfo) -> Task:
     """The task that ``model_info`` names, for this model."""
-    return TASKS[model_info.task](model, model_info)
+    return task_class(model_info)(model, model_info)

@@ -18,9 +18,17 @@ class _PrecomputedEncoder(torch.nn.Module):
 
     def __init__(self, encoder: Any, hidden: Tensor) -> None:
         super().__init__()
+        object.__setattr__(self, "_encoder", encoder)  # not as a submodule
         pooler = getattr(encoder, "pooler", None)
         pooled = pooler(hidden) if pooler is not None else None
         self._output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def __getattr__(self, name: str) -> Any:
+        """Other attributes are those of the encoder: some heads read its embeddings."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_encoder"], name)
 
     def forward(self, *arguments: Any, **options: Any) -> BaseModelOutputWithPooling:
         """The given hidden states, and the pooler's output if the encoder has a pooler."""

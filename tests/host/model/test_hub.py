@@ -236,6 +236,29 @@ def test_a_copy_is_complete_if_it_has_the_files_of_its_modules(tmp_path) -> None
     assert not is_complete(tmp_path)
 
 
+def test_the_weights_of_each_module_are_downloaded_in_one_format() -> None:
+    names = ["model.safetensors", "pytorch_model.bin", "2_Dense/pytorch_model.bin", "2_Dense/config.json"]
+
+    assert wanted_files(names, with_code=False) == [
+        "2_Dense/config.json",
+        "2_Dense/pytorch_model.bin",
+        "model.safetensors",
+    ]
+
+
+def test_a_copy_without_the_weights_of_a_module_is_incomplete(tmp_path) -> None:
+    modules = [("sentence_transformers.models.StaticEmbedding", "."), ("sentence_transformers.models.Dense", "1_Dense")]
+    listed = [{"idx": 0, "name": kind, "path": path, "type": kind} for kind, path in modules]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "1_Dense").mkdir()
+    (tmp_path / "1_Dense/config.json").write_text("{}")
+    assert not is_complete(tmp_path)
+
+    (tmp_path / "1_Dense/pytorch_model.bin").write_bytes(b"x")
+    assert is_complete(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["config.json", "modules.json", "model.safetensors"])
 def test_a_copy_without_one_of_the_main_files_is_incomplete(tmp_path, name) -> None:
     for other in FILES.keys() - {name, "pytorch_model.bin"}:

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from launcher.front.http.api.predict.classify import CLASSIFY
 from launcher.front.http.api.predict.custom import CUSTOM
 from launcher.front.http.api.predict.embed import EMBED
+from launcher.front.http.api.predict.fill_mask import FILL_MASK
 from launcher.front.http.api.predict.rerank import RERANK
+from launcher.front.http.api.predict.sparse_embed import SPARSE_EMBED
 from launcher.front.http.api.predict.tag import TAG
 from launcher.front.http.api.predict.task_route import TaskRoute
+from launcher.front.http.api.predict.token_embed import TOKEN_EMBED
 from launcher.front.http.api.predict.zero_shot import ZERO_SHOT
 from launcher.front.http.inference_route import InferenceRoute
 from launcher.front.http.route import ApiFamily, ResponseSpec
@@ -25,6 +28,9 @@ TASK_ROUTES: Mapping[Task, TaskRoute] = {
     "tag": TAG,
     "rerank": RERANK,
     "zero-shot": ZERO_SHOT,
+    "sparse-embed": SPARSE_EMBED,
+    "token-embed": TOKEN_EMBED,
+    "fill-mask": FILL_MASK,
     "custom": CUSTOM,
 }
 

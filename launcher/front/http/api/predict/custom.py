@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from launcher.front.custom_items import CustomItems
 from launcher.front.dispatcher import Outcome
 from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
 from launcher.front.http.disconnect import Client
-from launcher.front.http.inference_route import RESULTS_PER_TURN
+from launcher.front.http.inference_route import RESULTS_PER_TURN, Tokenize
 from launcher.front.http.inputs import too_many_inputs
 from launcher.front.http.json_results import Usage
 from launcher.front.http.large_body_decoder import INLINE_BYTES
@@ -59,16 +59,15 @@ class CustomHandler(TaskHandler[CustomRequest]):
 
         return await (self._one_at_a_time(decode) if priority == "bulk" else decode())
 
-    def read_inputs(self, body: CustomRequest, client: Client, priority: Priority) -> Awaitable[Tokenized]:
+    def prepare(self, body: CustomRequest) -> tuple[int, Tokenize]:
         """See the base class."""
-        assert isinstance(self._tokenizer, CustomItems), "the reader of inputs belongs to the task"
-        count = len(body.inputs)
+        reader, count = self._tokenizer, len(body.inputs)
+        assert isinstance(reader, CustomItems), "the reader of inputs belongs to the task"
         if not count:
             raise RequestError("'inputs' is an empty list; send at least one item", code="empty_input", param="inputs")
         if count > self._options.request_items:
             raise too_many_inputs("inputs", str(count), self._options.request_items)
-        self._dispatcher.check_admission(count, ahead=self._tokenizer.pending, priority=priority)
-        return self._tokenizer.items([bytes(item) for item in body.inputs], wait=client.wait)
+        return count, lambda wait: reader.items([bytes(item) for item in body.inputs], wait=wait)
 
     async def encode_outcome(self, body: CustomRequest, outcome: Outcome, tokenized: Tokenized) -> list[bytes]:
         """See the base class: the workers' JSON, as it is."""

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from launcher.core.protocol.model_info import FLOAT32_BYTES
 from launcher.core.scheduling.events import Priority
+from launcher.core.tasks.entities import Aggregation, default_aggregation
 from launcher.errors import RequestError
 from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
 from launcher.front.http.disconnect import Client
@@ -17,6 +18,7 @@ from launcher.front.http.inputs import Inputs, Truncate
 from launcher.front.http.json_results import Usage
 from launcher.front.request_results import Vectors
 from launcher.front.tasks.token_labels import TokenLabel, TokenLabeler
+from launcher.front.tasks.words import WordStarts
 from launcher.front.tokenizer import Tokenized
 
 
@@ -26,10 +28,13 @@ class TagRequest(Struct, frozen=True):
     inputs: Inputs
     truncate: Truncate = False
     aggregation: Annotated[
-        Literal["simple", "none"] | None,
+        Aggregation | None,
         Meta(
-            description="simple (only for texts, and their default): adjacent tokens of one entity are joined, and "
-            "tokens outside of entities are omitted. none: every token with its best label; always used for token ids."
+            description="How tokens are joined to entities; tokens outside of entities are omitted. simple, first, "
+            "average and max are the strategies of transformers' pipeline: simple joins adjacent tokens of one entity, "
+            "the others join words. bioes joins tokens by the prefixes of BIOES, BILOU and BMES. none: every token "
+            "with its best label; always used for token ids. The default for texts is bioes if the labels have such "
+            "prefixes, and simple otherwise."
         ),
     ] = None
 
@@ -51,11 +56,14 @@ class TagHandler(TaskHandler[TagRequest]):
 
     def __init__(self, context: InferenceContext) -> None:
         super().__init__(context)
-        self._labeler = TokenLabeler(self._model_info.labels, self._tokenizer.special_ids)
+        labels, tokenizer = self._model_info.labels, self._tokenizer
+        self._labeler = TokenLabeler(labels, tokenizer.special_ids, WordStarts(tokenizer.vocabulary))
+        self._default_aggregation = default_aggregation(labels)
 
     def validate(self, body: TagRequest) -> None:
         """See the base class."""
-        if body.aggregation == "simple" and body.inputs and _texts(body.inputs) is None:
+        joins = body.aggregation not in (None, "none")
+        if self._id_decoder is None and joins and body.inputs and _texts(body.inputs) is None:
             raise RequestError(
                 "token ids are labelled token by token; omit 'aggregation', or send texts to have tokens joined",
                 code="invalid_aggregation",
@@ -80,8 +88,9 @@ class TagHandler(TaskHandler[TagRequest]):
 
     async def encode_all_results(self, body: TagRequest, results: Vectors, tokenized: Tokenized) -> list[bytes]:
         """See the base class."""
-        aggregate = body.aggregation != "none"
-        return await self._labeler.encode(results, tokenized, _texts(body.inputs), aggregate=aggregate)
+        aggregation = body.aggregation or self._default_aggregation
+        texts = _texts(body.inputs) if tokenized.texts is None else tokenized.texts
+        return await self._labeler.encode(results, tokenized, texts, aggregation)
 
 
 def _texts(inputs: Any) -> Sequence[str] | None:

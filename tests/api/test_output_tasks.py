@@ -1,0 +1,131 @@
+"""Sparse vectors, token vectors and filled masks of engines and servers, against the libraries."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from launcher import Engine
+from launcher.errors import RequestError, UsageError
+from tests.e2e.running import running
+
+pytestmark = pytest.mark.slow
+
+TEXTS = [
+    "hello world",
+    "a",
+    "Where is the nearest station, and how late is it?",
+    " ".join(["The harvest was late that year."] * 12),
+    "Ça va, Zoë? 🙂 In Köln.",
+]
+MASKED = ["Paris is the [MASK] of France.", "The [MASK] was [MASK] that year, it's late."]
+OPTIONS: dict[str, Any] = {"instances": 1, "dtype": "fp32", "reserve_cores": 0}
+
+
+@pytest.fixture(scope="module")
+def masked_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    from launcher.host.model.resolve import demo_folder
+
+    folder = tmp_path_factory.mktemp("masked")
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertForMaskedLM(BertConfig(**sizes, initializer_range=0.3)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_folder() / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def splade(masked_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sentence_transformers import SparseEncoder
+
+    folder = tmp_path_factory.mktemp("splade")
+    encoder = SparseEncoder(str(masked_model), max_active_dims=50, prompts={"query": "query: "})
+    encoder.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sparse(splade: Path) -> Iterator[Engine]:
+    with Engine(splade, **OPTIONS) as engine:
+        yield engine
+
+
+def dense(vectors: Any, width: int) -> np.ndarray:
+    found = np.zeros((len(vectors), width), dtype=np.float32)
+    for row, (indices, values) in zip(found, vectors, strict=True):
+        row[indices] = values
+    return found
+
+
+@pytest.mark.parametrize("prompt_name", [None, "query"])
+def test_sparse_vectors_are_those_of_sentence_transformers(
+    sparse: Engine, splade: Path, prompt_name: str | None
+) -> None:
+    from sentence_transformers import SparseEncoder
+
+    expected = SparseEncoder(str(splade)).encode(TEXTS, prompt_name=prompt_name, convert_to_sparse_tensor=False).numpy()
+    found = sparse.embed_sparse(TEXTS, prompt_name=prompt_name)
+    assert [len(vector.indices) for vector in found] == [50] * len(TEXTS)
+    assert np.linalg.norm(dense(found, expected.shape[1]) - expected) <= 1e-5 * np.linalg.norm(expected)
+    one = sparse.embed_sparse(TEXTS[0], prompt_name=prompt_name)
+    assert one.indices.dtype == np.int32
+    assert one.indices.tolist() == found[0].indices.tolist()
+    stream = sparse.embed_sparse_stream(iter(TEXTS), prompt_name=prompt_name)
+    assert [vector.indices.tolist() for vector in stream] == [vector.indices.tolist() for vector in found]
+    with pytest.raises(UsageError, match=r"'sparse-embed', not 'embed'; use embed_sparse\(\)"):
+        sparse.embed("text")
+
+
+def test_masks_are_filled_as_in_the_pipeline(masked_model: Path) -> None:
+    from transformers import pipeline
+
+    expected: Any = pipeline("fill-mask", model=str(masked_model), top_k=7)(MASKED)
+    with Engine(masked_model, **OPTIONS) as engine:
+        found = engine.fill_mask(MASKED, top_k=7)
+        assert engine.fill_mask(MASKED[0], top_k=2) == [found[0][0][:2]]
+        assert list(engine.fill_mask_stream(MASKED, top_k=7)) == found
+        with pytest.raises(RequestError, match=r"'texts\[1\]' has no mask token; mark the place to fill with \[MASK\]"):
+            engine.fill_mask([MASKED[0], "no mask"])
+        with pytest.raises(UsageError, match="must be 1 to 100"):
+            engine.fill_mask(MASKED, top_k=101)
+    # The pipeline omits the list of masks if there is only one.
+    for masks, wanted in zip(found, [[expected[0]], expected[1]], strict=True):
+        for candidates, others in zip(masks, wanted, strict=True):
+            assert [(one.token, one.token_str, one.sequence) for one in candidates] == [
+                (one["token"], one["token_str"], one["sequence"]) for one in others
+            ]
+            assert [one.score for one in candidates] == pytest.approx([one["score"] for one in others], rel=1e-5)
+
+
+def test_token_vectors_are_the_token_embeddings_of_sentence_transformers() -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from launcher.host.model.resolve import demo_folder
+
+    expected: Any = SentenceTransformer(str(demo_folder())).encode(TEXTS, output_value="token_embeddings")
+    with Engine("demo", task="token-embed", **OPTIONS) as engine:
+        found = engine.embed_tokens(TEXTS)
+        one = engine.embed_tokens(TEXTS[0])
+    assert one.shape == found[0].shape
+    for vectors, wanted in zip(found, expected, strict=True):
+        assert vectors.shape == tuple(wanted.shape)
+        assert np.linalg.norm(vectors - wanted.numpy()) <= 1e-5 * np.linalg.norm(wanted.numpy())
+
+
+@pytest.mark.parametrize("task", ["sparse-embed", "token-embed", "fill-mask"])
+def test_each_task_is_served_over_http(task: str) -> None:
+    with running("--model", "random:tiny", "--task", task, "--backend", "fake", "--instances", "1") as started:
+        started.wait_serving()
+        answer = started.post("/predict", json={"inputs": ["one [MASK]", "[MASK]"]}).json()
+    assert answer["task"] == task
+    assert len(answer["predictions"]) == 2
+    assert all(answer["predictions"])
