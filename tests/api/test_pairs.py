@@ -18,7 +18,7 @@ QUERY = "Where do trains to the coast leave?"
 DOCUMENTS = [
     "Trains to the coast leave from platform four every hour.",
     "no",
-    "The harvest was late that year. " * 30,
+    "The harvest was late that year. " * 100,
     "Çà va, Zoë? 🙂 In Köln.",
     "A [SEP] in the middle, and a [MASK].",
     "platform " * 7,
