@@ -46,7 +46,8 @@ class Entity(NamedTuple):
 def vectors(model: ModelInfo) -> Decode[Vectors]:
     """Vectors, float32 of shape (width,). Raises ``UsageError`` if the model has none."""
     require_task(model, "embed")
-    return lambda computed: computed.results
+    # Copies, because a view would keep the results of its whole chunk in memory.
+    return lambda computed: (row.copy() for row in computed.results)
 
 
 def label_scores(model: ModelInfo) -> Decode[list[LabelScore]]:

@@ -11,13 +11,21 @@ import typer
 from typer.core import TyperGroup
 
 from launcher.cli import bench, config, doctor, run, serve, topology
-from launcher.cli.flags import Command, add_command, keep_text
+from launcher.cli.flags import Command, add_command, keep_text, without_metavars
 from launcher.options.definitions import HTTP, LIMITS, SUPERVISION
 
 DEFAULT_COMMAND = "serve"
 
 
-class DefaultCommandGroup(TyperGroup):
+class CommandGroup(TyperGroup):
+    """A group of commands, whose help shows flags as that of the commands does."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """See the base class."""
+        return without_metavars(super().get_params(ctx))
+
+
+class DefaultCommandGroup(CommandGroup):
     """Inserts ``serve`` if the first word is one of its options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -63,6 +71,7 @@ BENCH_COMMANDS = (
 )
 
 benchmarks = typer.Typer(
+    cls=CommandGroup,
     help="Measure a server over HTTP, the workers alone, a plain script, or a server that does nothing.\n\n"
     "Example: launch bench load --url http://127.0.0.1:8000",
     no_args_is_help=True,

@@ -88,12 +88,24 @@ def _process(param: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: An
     return value if value and param.callback is None else convert(ctx, value)
 
 
+def without_metavars(params: list[Any]) -> list[Any]:
+    """The click parameters, the flags among them without typer's placeholder ``<bool>`` in help."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = " "
+    return params
+
+
 class OptionCommand(TyperCommand):
     """A command whose values are converted by ``launcher.options``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         keep_text(self.get_params(ctx))
         return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """See the base class."""
+        return without_metavars(super().get_params(ctx))
 
 
 def add_command(app: typer.Typer, command: Command) -> None:
@@ -142,6 +154,8 @@ def _flags(ctx: typer.Context, options: Sequence[Option], values: Mapping[str, A
     given = {name for name in values if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE"}
     flags = {each.name: values[each.name] for each in options if each.name in given}
     for each in options:
+        if each.default is MISSING and each.name not in flags:
+            raise UsageError(f"{each.declared.metavar} is missing; see --help")
         if NO + each.name in given:
             if each.name in flags:
                 raise UsageError(f"{each.flag} and --no-{each.key} exclude each other; keep one of them")
@@ -154,8 +168,8 @@ def _parameters(one: Option, unlisted: Sequence[str]) -> Iterator[Parameter]:
     hidden = declared.group in unlisted
     if declared.positional:
         info: Any = typer.Argument(help=declared.help, metavar=declared.metavar, show_default=False)
-        default = Parameter.empty if one.default is MISSING else None
-        yield _parameter(one.name, default, list[str], info)
+        # Never required by the parser, so that a missing one is reported like other errors, by ``_flags``.
+        yield _parameter(one.name, None, list[str] | None, info)
         return
     names = [one.flag] if declared.short is None else [one.flag, declared.short]
     info = typer.Option(

@@ -6,12 +6,15 @@ not belong here.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import BertConfig
+from transformers.modeling_outputs import BaseModelOutput
 
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import SHAPES, ModelInfo
@@ -50,15 +53,38 @@ def load_model(setup: Setup) -> torch.nn.Module:
             output_loading_info=True,
             dtype=torch.float32,
         )
-        _check_weights(model_info, task, loading["missing_keys"])
-    for name in task.unused_modules:
+        _check_weights(model_info, () if has_own_code(model) else task.unused_modules, loading["missing_keys"])
+    for name in () if has_own_code(model) else task.unused_modules:
         if hasattr(model, name):
             # Not None: some models call the module without a check.
             setattr(model, name, torch.nn.Identity())
     for config in _configs(model):
         if getattr(config, "use_cache", False):
             config.use_cache = False  # of keys and values, for generation
-    return model.eval()
+    return TextTower(model).eval() if model_info.text_features else model.eval()
+
+
+class TextTower(torch.nn.Module):
+    """The part for texts of a model of texts and images. Its features take the place of the hidden state of a single
+    token, so that they are pooled as those."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+        for name in ("vision_model", "visual_projection"):
+            if hasattr(model, name):
+                setattr(model, name, torch.nn.Identity())  # its memory is not needed
+        self._takes_token_types = "token_type_ids" in inspect.signature(model.get_text_features).parameters
+
+    def set_attn_implementation(self, name: str) -> None:
+        """As in transformers."""
+        self.model.set_attn_implementation(name)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
+        """The features as ``last_hidden_state``, items × 1 × width."""
+        types = {"token_type_ids": token_type_ids} if self._takes_token_types else {}
+        features = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **types)
+        return BaseModelOutput(last_hidden_state=features.pooler_output[:, None])
 
 
 def _random_model(model_info: ModelInfo, task: type[Task]) -> torch.nn.Module:
@@ -79,9 +105,14 @@ def _random_model(model_info: ModelInfo, task: type[Task]) -> torch.nn.Module:
     return model
 
 
-def _check_weights(model_info: ModelInfo, task: type[Task], missing: Sequence[str]) -> None:
+def has_own_code(model: object) -> bool:
+    """Whether the class of the model comes from the model's folder, and not from transformers."""
+    return not type(model).__module__.startswith("transformers.")
+
+
+def _check_weights(model_info: ModelInfo, unused_modules: Sequence[str], missing: Sequence[str]) -> None:
     """transformers initializes missing weights at random and continues; the results would be meaningless."""
-    unused = tuple(f"{name}." for name in task.unused_modules)
+    unused = tuple(f"{name}." for name in unused_modules)
     needed = sorted(key for key in missing if not key.startswith(unused))
     if needed:
         raise ModelError(

@@ -57,6 +57,12 @@ def test_results_are_in_the_order_of_the_texts_for_any_kind_of_iterable(engine: 
     np.testing.assert_array_equal(np.stack(list(engine.embed_stream(text for text in texts))), every)
 
 
+def test_a_vector_that_is_kept_keeps_no_others_in_memory(engine: Engine) -> None:
+    for vector in (*engine.embed_stream(["one", "two", "three"]), engine.embed("one")):
+        assert vector.base is None
+        assert vector.flags.owndata
+
+
 def test_one_text_gives_one_result_and_none_gives_none(engine: Engine) -> None:
     width = engine.info()["model"]["width"]
     assert engine.embed("one").shape == (width,)

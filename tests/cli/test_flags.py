@@ -25,6 +25,7 @@ HELP_LINES = 22  # of a terminal with 24 lines
 def test_help_has_an_example_and_each_group_fits_on_a_screen(command: str) -> None:
     done = launch(*command.split(), "--help")
     assert done.returncode == 0, done.stderr
+    assert "<bool>" not in done.stdout
     assert f"Example: launch {'' if command == 'serve' else command}" in done.stdout
     size = 0
     for line in done.stdout.splitlines():
@@ -32,6 +33,13 @@ def test_help_has_an_example_and_each_group_fits_on_a_screen(command: str) -> No
         size = 1 if line.startswith("╭") else size + 1
         assert not line.startswith("╰") or size <= HELP_LINES, f"{command}: a group of {size} lines"
         assert "…" not in line or "SPEC" in line, f"{command}: cut off: {line}"
+
+
+@pytest.mark.parametrize("group", [(), ("bench",)])
+def test_help_of_a_group_shows_flags_without_a_placeholder(group: tuple[str, ...]) -> None:
+    done = launch(*group, "--help")
+    assert "--help" in done.stdout
+    assert "<bool>" not in done.stdout
 
 
 def test_every_option_is_a_flag_of_its_command() -> None:
@@ -50,7 +58,8 @@ def test_every_option_is_a_flag_of_its_command() -> None:
         (("--dtype", "fp8"), "launch: --dtype fp8: must be one of auto, bf16, fp32, int8"),
         (("--strict", "--no-strict"), "launch: --strict and --no-strict exclude each other; keep one of them"),
         (("run", "--classes", "auto", "--", "true"), "No such option: --classes"),
-        (("run",), "Missing argument 'PROGRAM"),
+        (("run",), "launch: PROGRAM [ARGS]... is missing; see --help"),
+        (("run", "--dry-run"), "launch: PROGRAM [ARGS]... is missing; see --help"),
         (("bench", "load", "--rounds", "0"), "launch: --rounds 0: must be an integer of at least 1"),
     ],
 )

@@ -161,7 +161,9 @@ async def test_the_openapi_document_has_only_served_routes_and_no_dangling_refer
     assert references
     assert references <= set(document["components"]["schemas"])
     fields = document["components"]["schemas"]["EmbeddingsRequest"]["properties"]
-    assert set(fields) == {"input", "model", "encoding_format", "dimensions", "user", "truncate"}
+    assert set(fields) == {
+            "input", "model", "encoding_format", "dimensions", "user", "truncate", "prompt", "prompt_name",
+        }  # fmt: skip
 
 
 async def test_the_docs_page_loads_nothing_from_other_servers(open_client: Any) -> None:

@@ -59,14 +59,14 @@ async def test_a_prompt_that_cannot_be_prepended_is_an_error_of_the_client(
     front = make_front(model_info=prompted)
     await front.serving()
     async with make_client(front.services(prompted, FrontOptions(token_ids="accept"))) as client:
-        unknown = await client.post(path, json={field: "w2", "prompt_name": "document"})
+        unknown = await client.post(path, json={field: "w2", "prompt_name": "corpus"})
         long = await client.post(path, json={field: "w2", "prompt": "w " * 6000})
         ids = await client.post(path, json={field: [5, 6], "prompt": "w1 "})
         assert (await client.post(path, json={field: [5, 6]})).json()["usage"]["prompt_tokens"] == 2
     assert (unknown.status_code, long.status_code, ids.status_code) == (400, 400, 400)
     error = unknown.json()["error"]
     assert (error["code"], error["param"]) == ("invalid_prompt", "prompt_name")
-    assert "its prompts are 'none', 'passage', 'query'" in error["message"]
+    assert "the prompts of this model are 'document', 'none', 'passage', 'query'" in error["message"]
     assert long.json()["error"]["param"] == "prompt"
     assert "to texts only" in ids.json()["error"]["message"]
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.models import families, references, vocabularies
+from tests.models import families, references, sentence_models, vocabularies
 from tests.models.references import Results
 from tests.models.texts import MASKED, PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
 
@@ -86,6 +86,8 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "roberta-prelayernorm": vocabularies.roberta,
     "xlm-roberta": vocabularies.xlm_roberta,
     "xlm-roberta-xl": vocabularies.unigram_as_it_is,
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), vocabularies.decoder),
+    **dict.fromkeys(("mt5", "t5", "umt5"), vocabularies.t5),
 }
 # The launcher converts the tokenizers of these families in a process of its own, which takes seconds.
 CONVERTED = ("albert", "camembert", "deberta", "deberta-v2", "gte", "rembert", "roformer", "xlm-roberta")
@@ -97,6 +99,8 @@ PACKED_ENCODERS = (
 )  # fmt: skip
 PADDED_ENCODERS = ("deberta", "deberta-v2", "ibert", "megatron-bert", "mobilebert", "mpnet", "rembert", "roformer",
                    "squeezebert")  # fmt: skip
+DECODERS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+ENCODERS_OF_SEQ2SEQ = ("mt5", "t5", "umt5")
 # Padded for one task only: the module that its head reads is not that of BERT.
 PADDED_CLASSIFIERS = ("albert",)
 # Families without nn.Linear, which --dtype int8 replaces, except in their heads.
@@ -157,9 +161,10 @@ def _variants() -> list[ModelCase]:
         ),
         ModelCase("deberta-v2", "embed", _build(families.save_embedder, "deberta-v2", conv_kernel_size=3),
                   references.embed, "padded", variant="with a convolution", slow=True),
-        ModelCase("bert", "classify", classifier("bert", labels=1), references.classify, variant="one label"),
+        ModelCase("bert", "classify", classifier("bert", labels=1), references.classify, variant="one label",
+                  options={"task": "classify"}),
         ModelCase("bert", "classify", classifier("bert", labels=1, problem_type="regression"),
-                  references.classify, variant="regression"),
+                  references.classify, variant="regression", options={"task": "classify"}),
         ModelCase("bert", "classify", classifier("bert", problem_type="multi_label_classification"),
                   references.classify, variant="several labels per text"),
         ModelCase("modernbert", "classify", classifier("modernbert", classifier_pooling="mean"),
@@ -193,9 +198,71 @@ def _pairs(family: str) -> list[ModelCase]:
     return cases
 
 
+def _decoders() -> list[ModelCase]:
+    """Embedders with a decoder, or with the encoder of an encoder-decoder model."""
+    last = partial(_build, families.save_embedder, pooling="lasttoken")
+    embedder = partial(ModelCase, task="embed", reference=references.embed, slow=True)
+    return [
+        *(embedder(family, build=last(family)) for family in DECODERS),
+        embedder("gemma3_text", build=_build(families.save_embedder, "gemma3_text", use_bidirectional_attention=True),
+                 variant="with bidirectional attention"),
+        *(
+            embedder(family, build=_build(families.save_embedder, family),
+                     int8="does not support replaced linear layers")
+            for family in ENCODERS_OF_SEQ2SEQ
+        ),
+    ]  # fmt: skip
+
+
+def _sentence_transformers() -> list[ModelCase]:
+    """Models that differ in the modules and settings of sentence-transformers."""
+    sm, tokens = sentence_models, {"module_input_name": "token_embeddings"}
+    prompts = {"prompts": {"query": "find this: ", "text": "about: "}, "default_prompt_name": "query"}
+    cut = {"truncate_dim": 7}
+    modes = ("cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+    builds: dict[str, Build] = {
+        **{f"{mode} pooling": partial(sm.save_modules, modules=lambda mode=mode: [sm.pooling(mode)]) for mode in modes},
+        "two poolings concatenated": partial(sm.save_modules, modules=lambda: [sm.pooling("lasttoken", "mean")]),
+        "Dense": partial(sm.save_modules, modules=lambda: [sm.pooling("mean"), sm.dense(32, 12), sm.normalize()]),
+        "Dense with a residual": partial(
+            sm.save_modules, modules=lambda: [sm.pooling("cls"), sm.dense(32, 12, bias=False, use_residual=True)]
+        ),
+        "LayerNorm and Dropout": partial(
+            sm.save_modules,
+            modules=lambda: [sm.pooling("mean", "max"), sm.dense(64, 20), sm.layer_norm(20), sm.dropout()],
+        ),
+        "modules on tokens": partial(
+            sm.save_modules,
+            modules=lambda: [sm.dense(32, 16, **tokens), sm.normalize(**tokens), sm.pooling("weightedmean", width=16)],
+        ),
+        "default prompt": partial(sm.save_modules, modules=lambda: [sm.pooling("mean")], settings=prompts),
+        "prompt left out of the pooling": partial(
+            sm.save_modules,
+            modules=lambda: [sm.pooling("cls", "weightedmean", "mean", include_prompt=False)],
+            settings=prompts,
+        ),
+        "truncate_dim": partial(sm.save_modules, modules=lambda: [sm.pooling("mean"), sm.normalize()], settings=cut),
+    }
+    return [
+        *(ModelCase("bert", "embed", build, references.embed, variant=name) for name, build in builds.items()),
+        ModelCase(
+            "bert", "embed",
+            partial(sm.save_modules, modules=lambda: [sm.pooling("mean")], max_seq_length=20, do_lower_case=True,
+                    tokenizer_args={"do_lower_case": False}),
+            references.embed, variant="max_seq_length, do_lower_case and tokenizer_args", slow=True,
+        ),
+        ModelCase("StaticEmbedding", "embed", sm.save_static, references.embed, int8="no linear layers"),
+        ModelCase("StaticEmbedding", "embed",
+                  partial(sm.save_static, modules=lambda: [sm.dense(24, 10), sm.normalize()], model2vec=True),
+                  references.embed, variant="model2vec, Dense and Normalize", int8="no linear layers"),
+    ]  # fmt: skip
+
+
 CASES: tuple[ModelCase, ...] = (
     *(case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS)) for case in _encoder(family)),
     *_variants(),
+    *_sentence_transformers(),
+    *_decoders(),
     *(case for family in PAIR_FAMILIES for case in _pairs(family)),
     *(case for family, mask in MASK_TOKENS.items() for case in _outputs(family, mask)),
     ModelCase("bert", "sparse-embed", _build(families.save_splade, "bert", pooling={"pooling_strategy": "sum"}),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -20,7 +21,8 @@ from launcher.core.machine.catalogue import CATALOGUE, machine_of
 from launcher.front.item_details import ItemDetails
 from launcher.front.tokenizer import FrontTokenizer
 from launcher.host.model.resolve import resolve
-from launcher.options import ModelOptions, ServeOptions
+from launcher.options import ModelOptions, ServeOptions, choices
+from launcher.options.choices import RunDtype
 from launcher.prepare.model import setup_of
 from launcher.worker.backends.eager import EagerBackend
 from launcher.worker.backends.static import StaticBackend
@@ -35,12 +37,21 @@ MIXED_BATCH = 4  # items, in the order of the texts, so of very different length
 class Served:
     """One model, loaded. Raises ``UsageError`` or ``ModelError`` if it is refused.
 
-    ``layout``: ``auto`` packs items if the model supports it, ``sorted`` pads them.
+    ``layout``: ``auto`` packs items if the model supports it, ``sorted`` pads them. ``changes`` replaces what was read
+    from the model's files, to show that a wrong value changes results.
     """
 
-    def __init__(self, folder: Path, options: Mapping[str, Any], *, dtype: str = "fp32", layout: str = "auto") -> None:
-        model = ModelOptions(model=str(folder), dtype=dtype, layout=layout, **options)  # type: ignore[arg-type]
-        self.model_info = resolve(model)
+    def __init__(
+        self,
+        folder: Path,
+        options: Mapping[str, Any],
+        *,
+        dtype: RunDtype = "fp32",
+        layout: choices.Layout = "auto",
+        changes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        model = ModelOptions(model=str(folder), dtype=dtype, layout=layout, **options)
+        self.model_info = msgspec.structs.replace(resolve(model), **changes)
         setup = setup_of(ServeOptions(model=model), MACHINE, self.model_info)
         backend = StaticBackend if self.model_info.static else EagerBackend
         self._backend = backend(msgspec.structs.replace(setup, warmup=(), mixed=()))

@@ -16,9 +16,10 @@ and compare the results of `launch serve` with those that the library computes f
 batches of mixed lengths, packed and padded, and truncated. `./scripts/docs` generates this page from the table in
 `tests/models/cases.py`; the tests check every row.
 
-**Family**: the `model_type` of `config.json`. **Layout**: how items are computed by default; a packed model gives the
-same results padded (`--layout sorted`). **Difference**: the bound that the tests check on the relative difference in
-fp32. In bf16 and int8, `/info` reports the cosine with fp32 that was measured when the model was loaded.
+**Family**: the `model_type` of `config.json`, or the first module of sentence-transformers. **Layout**: how items are
+computed by default; a packed model gives the same results padded (`--layout sorted`). **Difference**: the bound that
+the tests check on the relative difference in fp32. In bf16 and int8, `/info` reports the cosine with fp32 that was
+measured when the model was loaded.
 
 ## Supported
 """

@@ -20,6 +20,7 @@ SEED = 7
 LABELS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG")
 
 HIDDEN = 32
+SPARE_ROWS = 8  # of the vocabulary: some classes of tokenizers add a token when they are loaded
 SIZES: Mapping[str, Any] = {
     "hidden_size": HIDDEN,
     "num_hidden_layers": 2,
@@ -27,6 +28,7 @@ SIZES: Mapping[str, Any] = {
     "intermediate_size": 64,
     "max_position_embeddings": MAX_LENGTH + 8,  # RoBERTa and its relatives do not use the first ones
 }
+SIZES_OF_T5: Mapping[str, Any] = {"d_model": HIDDEN, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 # What a family needs beyond SIZES. Values differ from the defaults where the default would leave a mechanism unused.
 OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
     "albert": {"embedding_size": 16, "num_hidden_groups": 2},
@@ -37,6 +39,17 @@ OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
     "electra": {"embedding_size": 16},
     "eurobert": {"head_dim": 8, "num_key_value_heads": 2},
     "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 2},
+    "gemma": {"head_dim": 8, "num_key_value_heads": 2},
+    "gemma2": {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 16, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 16, "query_pre_attn_scalar": 8,
+                    "layer_types": ["full_attention", "sliding_attention"]},
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 16},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "mt5": SIZES_OF_T5,
+    "t5": SIZES_OF_T5,
+    "umt5": SIZES_OF_T5,
     "modernbert": {"local_attention": 16, "layer_types": ["full_attention", "sliding_attention"]},
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 24},
     "roformer": {"embedding_size": 16},
@@ -53,7 +66,7 @@ def config_of(family: str, tokenizer: Any, **settings: Any) -> Any:
 
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in NAMES_OF_TOKENS}
     known = {key: value for key, value in ids.items() if value is not None}
-    sizes = {**SIZES, **OF_FAMILY.get(family, {}), "vocab_size": len(tokenizer)}
+    sizes = {**SIZES, **OF_FAMILY.get(family, {}), "vocab_size": len(tokenizer) + SPARE_ROWS}
     return AutoConfig.for_model(family, **{**sizes, **known, **settings})
 
 

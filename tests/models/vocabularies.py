@@ -96,6 +96,23 @@ def modernbert() -> Any:
     )
 
 
+def decoder() -> Any:
+    """A byte-level BPE tokenizer that ends each text with the token that decoder embedders pool."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary, merges = _byte_pairs()
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", model_max_length=MAX_LENGTH
+    )
+
+
 @functools.cache
 def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
     import json
@@ -163,6 +180,13 @@ def unigram_as_it_is() -> Any:
         tokenizer_object=xlm_roberta().backend_tokenizer, unk_token="<unk>", mask_token="<mask>",
         model_max_length=MAX_LENGTH, **names,
     )  # fmt: skip
+
+
+def t5() -> Any:
+    """A Unigram tokenizer that ends each text with its end token."""
+    from transformers import T5Tokenizer
+
+    return T5Tokenizer(vocab=_pieces(("<pad>", "</s>", "<unk>")), extra_ids=0, model_max_length=MAX_LENGTH)
 
 
 def _pieces(special: tuple[str, ...]) -> list[tuple[str, float]]:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import masking_utils
 from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
-from launcher.worker.batches import LengthGroup, group_by_length, pack
-from launcher.worker.interfaces import ItemBatch, PackingUnsupportedError
+from launcher.worker.batches import LengthGroup, group_by_length, pack, pad
+from launcher.worker.interfaces import Item, ItemBatch, PackingUnsupportedError
 from launcher.worker.layouts.packed_attention import IMPLEMENTATION, PackedAttention
 
 
@@ -43,6 +43,29 @@ def test_positions_after_the_padding_id_are_those_that_the_code_of_roberta_compu
         RobertaEmbeddings.create_position_ids_from_input_ids(torch.tensor([item]), padding_idx=1)[0] for item in items
     ]
     torch.testing.assert_close(batch.position_ids[0, : len(ids)], torch.cat(positions))
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=20))
+def test_types_of_tokens_are_arranged_like_their_ids(shapes: list[tuple[int, bool]]) -> None:
+    shapes = sorted(shapes, reverse=True)
+    items, first = [], 100
+    for length, typed in shapes:
+        ids = np.arange(first, first + length, dtype=np.int32)
+        items.append(Item(ids, (ids % 3 > 0).astype(np.uint8) if typed else None))
+        first += length
+    batch = ItemBatch.of(items)
+    expected = {int(id): int(item.type_ids is not None and id % 3 > 0) for item in items for id in item.ids}
+
+    for arranged in (pack(batch, 7, None), pad(batch, 7)):
+        if not any(typed for _, typed in shapes):
+            assert arranged.token_type_ids is None
+            continue
+        assert arranged.token_type_ids is not None
+        assert arranged.token_type_ids.shape == arranged.input_ids.shape
+        tokens = zip(arranged.input_ids.flatten().tolist(), arranged.token_type_ids.flatten().tolist(), strict=True)
+        assert {type for id, type in tokens if id == 7} <= {0}
+        tokens = zip(arranged.input_ids.flatten().tolist(), arranged.token_type_ids.flatten().tolist(), strict=True)
+        assert {id: type for id, type in tokens if id != 7} == expected
 
 
 def test_adjacent_items_of_equal_length_form_a_group() -> None:

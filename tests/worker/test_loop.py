@@ -11,7 +11,7 @@ from launcher.core.protocol.frames import encode, to_front_decoder
 from launcher.core.protocol.messages import Done, Failed, Run, Stop
 from launcher.worker.channel import Channel
 from launcher.worker.interfaces import BatchOutput
-from launcher.worker.loop import run_batches
+from launcher.worker.loop import BatchError, checked_batch, run_batches
 
 
 class Misbehaving:
@@ -112,3 +112,29 @@ def test_partial_frames_and_results_larger_than_the_socket_buffer_are_transferre
     ((done, body),) = received
     assert isinstance(done, Done)
     assert len(body) == 128 * 4096 * 4
+
+
+def test_the_types_of_tokens_follow_their_ids(model_info) -> None:
+    ids, types = np.array([5, 6, 7], dtype=np.int32), bytes([0, 1, 1])
+    model = model_info(token_types=2)
+
+    typed = checked_batch(Run(0, (2, 1), typed=True, prompt_lengths=(1, 0)), ids.tobytes() + types, model)
+    plain = checked_batch(Run(0, (2, 1)), ids.tobytes(), model)
+
+    assert typed.ids.tolist() == plain.ids.tolist() == [5, 6, 7]
+    assert typed.type_ids is not None
+    assert typed.type_ids.tolist() == [0, 1, 1]
+    assert (plain.type_ids, tuple(plain.prompt_lengths), tuple(typed.prompt_lengths)) == (None, (), (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("typed", "body", "reason"),
+    [
+        (True, bytes(12), "expected 15 bytes of token ids for 3 tokens, got 12"),
+        (False, bytes(15), "expected 12 bytes of token ids for 3 tokens, got 15"),
+        (True, bytes(12) + bytes([0, 2, 0]), "token type 2 is out of range; the model has 2"),
+    ],
+)
+def test_types_that_do_not_match_the_batch_or_the_model_are_refused(model_info, typed, body, reason) -> None:
+    with pytest.raises(BatchError, match=reason):
+        checked_batch(Run(0, (2, 1), typed=typed), body, model_info(token_types=2))

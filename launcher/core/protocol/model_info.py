@@ -34,8 +34,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``entailment`` is the index of the label of that meaning, for ``zero-shot``. ``scores`` is how the logits of a
     classifier, tagger or reranker become scores. ``batching`` is how items may be computed together: ``packed``, if the
     checks at load find the same results; ``padded``; or ``equal``, items of equal length only. ``custom_class`` is the
-    ``module:Class`` of a task of the user's own; its ``max_length`` is a size. ``notes`` are messages for the user
-    about how these values were found.
+    ``module:Class`` of a task of the user's own; its ``max_length`` is a size. ``text_features`` is whether
+    embeddings are those of the text part of a model of texts and images. ``notes`` are messages for the user about how
+    these values were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
     modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
@@ -69,6 +70,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     entailment: int = -1
     scores: Scores = "softmax"
     batching: Batching = "packed"
+    text_features: bool = False
     custom_class: str = ""
     notes: tuple[str, ...] = ()
     include_prompt: bool = True

@@ -9,6 +9,8 @@ from __future__ import annotations
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
 
+# Every model has those of encode_query and encode_document; its files may give them a text.
+STANDARD_PROMPTS = {"query": "", "document": ""}
 # Each input gets a copy of the prompt, so that a short request could ask for much work.
 MAX_CHARACTERS = 10_000
 
@@ -24,8 +26,8 @@ def choose_prompt(model_info: ModelInfo, prompt: str | None, prompt_name: str | 
         return prompt
     if prompt_name is None:
         return model_info.default_prompt
-    if prompt_name not in model_info.prompts:
-        known = ", ".join(map(repr, sorted(model_info.prompts)))
-        found = f"its prompts are {known}" if known else "it has no prompts"
-        raise UsageError(f"'prompt_name' is {prompt_name[:200]!r}, which the model does not have; {found}")
-    return model_info.prompts[prompt_name]
+    prompts = {**STANDARD_PROMPTS, **model_info.prompts}
+    if prompt_name not in prompts:
+        known = ", ".join(map(repr, sorted(prompts)))
+        raise UsageError(f"'prompt_name' is {prompt_name[:200]!r}; the prompts of this model are {known}")
+    return prompts[prompt_name]

@@ -11,18 +11,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.core.protocol.model_info import Batching
-from launcher.host.model.encoders import ENCODERS, REFUSED
+from launcher.host.model.encoders import ENCODERS, REFUSED, TEXT_TOWERS
 from launcher.host.model.json_files import Json, ModelErrors
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
 
 # The key of auto_map for the class of the model's own code that computes a task.
-AUTO_CLASSES: Mapping[Task, str] = {
+AUTO_CLASSES: Mapping[str, str] = {
     "embed": "AutoModel",
     "classify": "AutoModelForSequenceClassification",
+    "rerank": "AutoModelForSequenceClassification",
+    "zero-shot": "AutoModelForSequenceClassification",
     "tag": "AutoModelForTokenClassification",
     "sparse-embed": "AutoModelForMaskedLM",
     "fill-mask": "AutoModelForMaskedLM",
+    "question-answering": "AutoModelForQuestionAnswering",
 }
 
 # Decoders whose hidden states are embeddings. They run as encoders do, with causal attention or, if their config says
@@ -37,6 +40,7 @@ GENERATIVE_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 # Their first token has position padding_idx + 1, so that many entries of the position table are unusable.
 POSITIONS_AFTER_PADDING = frozenset(
     {
+        "altclip",
         "camembert",
         "data2vec-text",
         "ibert",
@@ -73,7 +77,12 @@ def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, 
             f"a {kind} model ({architecture}) generates text; encoders can be served, and embeddings of decoders of "
             f"these types: {', '.join(sorted(DECODERS | ENCODER_DECODERS))}"
         )
-    if kind in ENCODERS or (own_code and options.trust_remote_code):
+    if kind in TEXT_TOWERS and not architecture.endswith("Model") and architecture != kind:
+        raise refuse(
+            f"config.json names the architecture {architecture}, and heads of {kind} models are not supported; only "
+            "embeddings of texts can be served"
+        )
+    if kind in ENCODERS or kind in TEXT_TOWERS or (own_code and options.trust_remote_code):
         return architecture
     if own_code:
         raise refuse(
@@ -84,7 +93,7 @@ def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, 
         raise refuse(f"config.json has the model_type {kind} ({architecture}), which is not supported: {REFUSED[kind]}")
     raise refuse(
         f"config.json has the model_type {kind} ({architecture}), which is not supported; text encoders of these types "
-        f"can be served: {', '.join(sorted({*ENCODERS, *DECODERS, *ENCODER_DECODERS}))}"
+        f"can be served: {', '.join(sorted({*ENCODERS, *TEXT_TOWERS, *DECODERS, *ENCODER_DECODERS}))}"
     )
 
 
@@ -102,13 +111,15 @@ def batching_of(config: Json, task: Task, options: ModelOptions) -> Batching:
     equal length are computed together."""
     if runs_own_code(config, task, options):
         return "equal"
+    if config.get("model_type") in TEXT_TOWERS:
+        return "equal"
     return ENCODERS.get(str(config.get("model_type")), "packed")
 
 
 def check_own_code(config: Json, task: Task, options: ModelOptions, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` if the code in the folder has no class for the task, and transformers has none either."""
     kind = config.get("model_type")
-    supported = kind in ENCODERS or kind in DECODERS | ENCODER_DECODERS
+    supported = kind in ENCODERS or kind in DECODERS | ENCODER_DECODERS | TEXT_TOWERS
     if not supported and "auto_map" in config and not runs_own_code(config, task, options):
         raise refuse(
             f"auto_map in config.json has no class of the model's own code for the task {task} "
@@ -127,8 +138,17 @@ def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErro
     if generates and not embeds:
         raise refuse(
             f"a {kind} model ({architecture}) generates text, and no modules.json of sentence-transformers says how to "
-            "make an embedding with it; --task embed serves the mean of its hidden states"
+            "make an embedding with it; --task embed serves what that library makes without one: the last hidden state "
+            "of a ForCausalLM, the mean of others"
         )
+
+
+def unused_weights(config: Json) -> tuple[str, ...]:
+    """The prefixes of the weights that generate text, which are not loaded."""
+    kind = config.get("model_type")
+    if kind in ENCODER_DECODERS:
+        return ("decoder.", "lm_head.")
+    return ("lm_head.",) if kind in DECODERS else ()
 
 
 def check_positions(config: Json, refuse: ModelErrors) -> None:

@@ -30,14 +30,13 @@ ENCODERS: Mapping[str, Batching] = {
     "ernie": "packed",
     "eurobert": "packed",
     "fnet": "equal",  # a Fourier transform over all tokens, padding included
-    "funnel": "equal",  # pools neighbouring tokens, padding included
     "gte": "packed",
     "ibert": "packed",
     "jina_embeddings_v3": "packed",
     "longformer": "padded",
     "luke": "padded",
     "megatron-bert": "packed",
-    "mobilebert": "equal",  # concatenates the embedding of each token with that of the next, which may be padding
+    "mobilebert": "padded",  # concatenates the embeddings of adjacent tokens
     "modernbert": "packed",
     "mpnet": "packed",
     "nomic_bert": "packed",
@@ -68,6 +67,7 @@ REFUSED: Mapping[str, str] = {
     "esm": "it is a model of proteins, not of texts",
     "esmc": "it is a model of proteins, not of texts",
     "flaubert": "its tokenizer has no fast version, and only tokenizers with a tokenizer.json are supported",
+    "funnel": "it pools neighbouring tokens, padding included, and without padding transformers fails for short texts",
     "layoutlm": "it needs the position of each word on a page, which texts do not have",
     "layoutlmv2": "it needs an image of the page, which texts do not have",
     "layoutlmv3": "it needs an image of the page, which texts do not have",
@@ -84,6 +84,10 @@ REFUSED: Mapping[str, str] = {
     "tapas": "it needs a table besides the text",
     "xlm": "its tokenizer has no fast version, and only tokenizers with a tokenizer.json are supported",
 }
+
+# Models of texts and images, of which texts go through get_text_features, as in sentence-transformers. No padding,
+# because some take the state of the last or of the largest id for that of the text.
+TEXT_TOWERS = frozenset({"altclip", "chinese_clip", "clip", "metaclip_2"})
 
 # The names of the same size in the configs of different models.
 HIDDEN_SIZE = ("hidden_size", "d_model", "dim", "n_embd", "emb_dim")
@@ -125,12 +129,20 @@ NOMIC_VALUES: Mapping[str, tuple[Any, ...]] = {
 def with_defaults(config: Json) -> Json:
     """``config`` with the defaults of the class in transformers, for a model that runs it.
 
-    For a Funnel, whose config states the number of layers in each block, with their sum.
+    For a model of texts and images, the config of its part for texts.
     """
     kind = str(config.get("model_type"))
-    if kind == "funnel" and isinstance(blocks := config.get("block_sizes"), list):
-        return {"num_hidden_layers": sum(blocks), **config}
+    if kind in TEXT_TOWERS:
+        return _of_text_tower(config)
     return {**DEFAULTS.get(kind, {}), **config}
+
+
+def _of_text_tower(config: Json) -> Json:
+    """The config of the part for texts, with the width of its features as ``hidden_size``. Files of earlier versions
+    have a ``text_config_dict`` that replaces values of ``text_config``."""
+    text = {**(config.get("text_config") or {}), **(config.get("text_config_dict") or {})}
+    own = {key: config[key] for key in ("model_type", "architectures") if key in config}
+    return {**text, **own, "hidden_size": config.get("projection_dim")}
 
 
 def check_big_bird(config: Json, max_length: int, refuse: ModelErrors) -> None:
@@ -169,16 +181,6 @@ def check_yoso(config: Json, max_length: int, refuse: ModelErrors) -> None:
         )
 
 
-def check_funnel(config: Json, max_length: int, refuse: ModelErrors) -> None:
-    """Raise ``UsageError`` for a model without a decoder, whose hidden states are not those of single tokens."""
-    architectures = config.get("architectures") or ["FunnelModel"]
-    if "FunnelBaseModel" in architectures:
-        raise refuse(
-            "config.json names the architecture FunnelBaseModel, which has fewer hidden states than tokens, so they "
-            "cannot be pooled; it must be FunnelModel"
-        )
-
-
 def check_nomic(config: Json, max_length: int, refuse: ModelErrors) -> None:
     """Raise ``UsageError`` for keys of the model's former own code that transformers' own class would ignore."""
     for former, (key, default) in FORMER_NOMIC.items():
@@ -200,7 +202,6 @@ def check_nomic(config: Json, max_length: int, refuse: ModelErrors) -> None:
 # Checks of single types. They get the largest number of tokens, too.
 CHECKS: Mapping[str, Callable[[Json, int, ModelErrors], None]] = {
     "big_bird": check_big_bird,
-    "funnel": check_funnel,
     "nomic_bert": check_nomic,
     "xmod": check_xmod,
     "yoso": check_yoso,

@@ -24,8 +24,9 @@ from launcher.host.model.architectures import (
     check_positions,
     read_architecture,
     runs_own_code,
+    unused_weights,
 )
-from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, with_defaults
+from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWERS, with_defaults
 from launcher.host.model.heads import LABEL_TASKS, entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.output_heads import ModelFiles, task_settings
@@ -55,6 +56,9 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     check_own_code(config, task, options, refuse)
     own_code = runs_own_code(config, task, options)
     config = config if own_code else with_defaults(config)
+    features = not own_code and config.get("model_type") in TEXT_TOWERS
+    if sentence.chain is not None and sentence.chain.features != features:
+        raise refuse(_wrong_features(folder, str(config.get("model_type")), features=features))
     tokenizer = tokenizer_files.locate(
         sentence.folder,
         config,
@@ -91,10 +95,10 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         vocab_size=vocab_size,
         max_length=max_length,
         pad_id=pad_id,
-        pooling=_default_pooling(config),
+        pooling="cls" if features else _default_pooling(config),
         normalize=False,
         labels=labels_of(config) if task in LABEL_TASKS else (),
-        weight_bytes=weight_bytes(sentence.folder, config, refuse),
+        weight_bytes=weight_bytes(sentence.folder, config, refuse, unused=unused_weights(config)),
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
         token_types=token_types_of(config),
@@ -102,6 +106,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         entailment=entailment_of(config, refuse) if task == "zero-shot" else -1,
         scores=scores_of(task, config, sentence, refuse),
         batching=batching_of(config, task, options),
+        text_features=features,
         notes=_notes(task, sentence, config, tokenizer),
     )
     check_pairs(model_info, refuse)
@@ -159,7 +164,7 @@ def _with_modules(model_info: ModelInfo, sentence: SentenceFiles, options: Model
     token_modules = tuple(chain.token_modules[: chain.pooled_modules])
     modules: tuple[EmbeddingModule, ...] = tuple(chain.modules)
     normalize = bool(modules) and isinstance(modules[-1], Normalize)
-    pooling: Pooling = "mean"
+    pooling: Pooling = model_info.pooling if chain.features else "mean"
     if chain.pooling is not None:
         pooling = chain.pooling.modes if len(chain.pooling.modes) > 1 else chain.pooling.modes[0]
     parameters = sum(module.parameters for module in (*token_modules, *modules))
@@ -189,7 +194,9 @@ def _notes(
     task: Task, sentence: SentenceFiles, config: Json, tokenizer: tokenizer_files.TokenizerFacts
 ) -> tuple[str, ...]:
     notes = []
-    if task == "embed" and not sentence.kind:
+    if task == "embed" and not sentence.kind and config.get("model_type") in TEXT_TOWERS:
+        notes.append("the model has no sentence-transformers files: using its text features without normalization")
+    elif task == "embed" and not sentence.kind:
         pooling = _default_pooling(config)
         notes.append(f"the model has no sentence-transformers files: using {pooling} pooling without normalization")
     if task == "rerank" and sentence.kind != "CrossEncoder":
@@ -197,6 +204,18 @@ def _notes(
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
+
+
+def _wrong_features(folder: Path, kind: str, *, features: bool) -> str:
+    if features:
+        return (
+            f"{folder / MODULES} lists a Transformer for token embeddings, but a {kind} model of texts and images has "
+            "text features only; module_output_name must be 'sentence_embedding' in its settings"
+        )
+    return (
+        f"{folder / MODULES} requests text features (get_text_features), which a {kind} model does not have; they need "
+        f"one of these types: {', '.join(sorted(TEXT_TOWERS))}"
+    )
 
 
 def _number(config: Json, refuse: ModelErrors, *keys: str) -> int:

@@ -55,6 +55,13 @@ LIMIT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
     SPARSE_ENCODER: SPLADE_LIMITS,
 }
+# The same for a SentenceTransformer whose first module makes text features: a CLIPModel, or a Transformer as versions
+# from 5.4 on save it. It may embed images, too.
+FEATURE_DEFAULTS: Mapping[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "sentence_embedding",
+}
+FEATURE_METHOD = {"method": "get_text_features", "method_output_name": "pooler_output"}
 # Arguments of from_pretrained of the model, the tokenizer and the config, under a current and a former name.
 MODEL_ARGUMENTS = ("model_kwargs", "model_args")
 TOKENIZER_ARGUMENTS = ("processor_kwargs", "tokenizer_args")
@@ -133,7 +140,8 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
         _check_cross_encoder(folder, chain, settings, refuse)
     if chain.static:
         return SentenceFiles(chain.input, chain, settings=settings)
-    limits = _limits(chain.input, settings.kind, refuse)
+    defaults = FEATURE_DEFAULTS if chain.features else LIMIT_DEFAULTS[settings.kind]
+    limits = _limits(chain.input, defaults, refuse)
     _check_sparse_encoder(chain, settings, limits, refuse)
     return SentenceFiles(
         folder=chain.input,
@@ -176,12 +184,12 @@ def _check_sparse_encoder(chain: ModuleChain, settings: Settings, limits: Json, 
         )
 
 
-def _limits(encoder: Path, kind: str, refuse: ModelErrors) -> Json:
+def _limits(encoder: Path, defaults: Json, refuse: ModelErrors) -> Json:
     """The settings in the first file of LIMIT_FILES that is not empty."""
     for path in (encoder / name for name in LIMIT_FILES):
         limits = read_object(path, refuse) if path.is_file() else {}
         if limits:
-            _check_limits(path, limits, LIMIT_DEFAULTS[kind], refuse)
+            _check_limits(path, limits, defaults, refuse)
             return limits
     return {}
 
@@ -190,10 +198,28 @@ def _check_limits(path: Path, limits: Json, defaults: Json, refuse: ModelErrors)
     for key, value in limits.items():
         if key in ARGUMENTS:
             _check_arguments(path, key, value, refuse)
+        elif key == "modality_config" and defaults is FEATURE_DEFAULTS:
+            _check_features(path, value, refuse)
         elif key not in LIMIT_KEYS and value not in (None, {}, defaults.get(key)):
             wanted = f"{defaults[key]!r} or absent" if key in defaults else "null or absent"
             raise refuse(f"{path} sets {key} to {value!r}, which is not supported; it must be {wanted}")
     _check_length(path, "max_seq_length", limits.get("max_seq_length"), refuse)
+
+
+def _check_features(path: Path, modalities: Any, refuse: ModelErrors) -> None:
+    if (
+        not isinstance(modalities, dict)
+        or modalities.get("text") != FEATURE_METHOD
+        or set(modalities)
+        - {
+            "text",
+            "image",
+        }
+    ):
+        raise refuse(
+            f"{path} sets modality_config to {modalities!r}, which is not supported; text must be {FEATURE_METHOD!r}, "
+            "and there may be images besides"
+        )
 
 
 def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) -> None:
@@ -204,6 +230,8 @@ def _check_arguments(path: Path, key: str, arguments: Any, refuse: ModelErrors) 
     known = HARMLESS_ARGUMENTS
     if key in TOKENIZER_ARGUMENTS:
         known |= BUILDING_ARGUMENTS | {"model_max_length"}
+        if "model_max_length" in arguments:
+            _check_length(path, f"{key}.model_max_length", arguments["model_max_length"] or 0, refuse)
     if others := {name: value for name, value in arguments.items() if name not in known}:
         raise refuse(f"{path} sets {key} to {others!r}, which is not supported; remove these arguments")
 

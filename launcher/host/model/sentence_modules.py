@@ -29,6 +29,7 @@ from launcher.host.model.weights import check_tensors
 
 MODULES = "modules.json"
 CONFIG = "config.json"
+TRANSFORMER_SETTINGS = "sentence_bert_config.json"
 
 Level = Literal["token_embeddings", "sentence_embedding"]
 TOKENS: Final = "token_embeddings"
@@ -80,7 +81,6 @@ REFUSED: Mapping[str, str] = {
     "BoW": "bags of words are not supported",
     "CNN": "convolutions over tokens are not supported",
     "LSTM": "recurrent layers over tokens are not supported",
-    "CLIPModel": "the texts of this module cannot be served",
     "WeightedLayerPooling": "only the last layer of an encoder is computed",
     "WordEmbeddings": "its tokenizer is not supported",
     "WordWeights": "weights of words are not supported",
@@ -109,12 +109,13 @@ _ACTIVATION_PLACES = ("torch.nn.", "torch.nn.modules.", "torch.nn.modules.activa
 @dataclass(slots=True)
 class ModuleChain:
     """The modules read so far. ``input`` is the folder of the first one, which makes token embeddings from a text or,
-    if it is ``static``, the embedding of the text, or if it is ``masked_language_model``, the logits of tokens.
-    ``modules`` come after the pooling. A ``splade`` pooling makes sparse vectors from logits."""
+    if it is ``static`` or makes ``features``, the embedding of the text, or if it is ``masked_language_model``, the
+    logits of tokens. ``modules`` come after the pooling. A ``splade`` pooling makes sparse vectors from logits."""
 
     path: Path
     input: Path
     static: bool = False
+    features: bool = False
     masked_language_model: bool = False
     splade: SparsePooling | None = None
     token_modules: list[EmbeddingModule] = field(default_factory=list)
@@ -125,7 +126,7 @@ class ModuleChain:
     @property
     def has_vectors(self) -> bool:
         """Whether the modules make an embedding of the text."""
-        return self.static or self.pooling is not None
+        return self.static or self.features or self.pooling is not None
 
     def add(self, level: Level, module: EmbeddingModule) -> None:
         """Append a module that changes token embeddings or the embedding of the text."""
@@ -156,12 +157,13 @@ def read_modules(path: Path, refuse: ModelErrors) -> ModuleChain:
     """The modules of the model, in order. Raises ``UsageError`` for one that cannot be applied exactly."""
     entries = _entries(path, refuse)
     first, *others = entries
-    if first.kind not in ("Transformer", "StaticEmbedding", "MLMTransformer"):
+    if first.kind not in ("Transformer", "CLIPModel", "StaticEmbedding", "MLMTransformer"):
         raise refuse(f"{path} begins with the module {first.kind}; it must begin with Transformer or StaticEmbedding")
     chain = ModuleChain(
         path,
         first.folder,
         static=first.kind == "StaticEmbedding",
+        features=first.kind == "CLIPModel" or (first.kind == "Transformer" and _makes_features(first)),
         masked_language_model=first.kind == "MLMTransformer",
     )
     for entry in others:
@@ -169,6 +171,13 @@ def read_modules(path: Path, refuse: ModelErrors) -> ModuleChain:
             raise refuse(f"{path} lists the module {entry.kind} after {first.kind}; it must be the first")
         _READERS[entry.kind](entry, chain)
     return chain
+
+
+def _makes_features(transformer: Entry) -> bool:
+    """Whether the Transformer makes an embedding of the text, and not of its tokens. Versions that support this always
+    write this file."""
+    path = transformer.folder / TRANSFORMER_SETTINGS
+    return path.is_file() and read_object(path, transformer.refuse).get("module_output_name") == SENTENCE
 
 
 def check_widths(chain: ModuleChain, hidden_size: int, refuse: ModelErrors) -> None:
@@ -234,8 +243,9 @@ def _entry(path: Path, entry: Json, refuse: ModelErrors) -> Entry:
 
 
 def _add_pooling(entry: Entry, chain: ModuleChain) -> None:
-    if chain.static:
-        raise entry.refuse(f"{chain.path} lists Pooling after StaticEmbedding, which has no token embeddings to pool")
+    if chain.static or chain.features:
+        first = "StaticEmbedding" if chain.static else "a module that makes text features"
+        raise entry.refuse(f"{chain.path} lists Pooling after {first}, which has no token embeddings to pool")
     # As in the library, the last pooling counts: it replaces the embedding that the modules before it made.
     chain.pooling, chain.pooled_modules = read_pooling(entry.folder / CONFIG, entry.refuse), len(chain.token_modules)
     chain.modules.clear()
@@ -303,7 +313,7 @@ _READERS: Mapping[str, Callable[[Entry, ModuleChain], None]] = {
 
 def _require_vectors(entry: Entry, chain: ModuleChain, level: Level) -> None:
     """Raise ``UsageError`` if there is nothing that the module could work on; the library fails then."""
-    if (level == SENTENCE and not chain.has_vectors) or (level == TOKENS and chain.static):
+    if (level == SENTENCE and not chain.has_vectors) or (level == TOKENS and (chain.static or chain.features)):
         raise entry.refuse(f"{chain.path} lists {entry.kind} where there is no {level} yet; it must follow Pooling")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.core.tasks.prompts import STANDARD_PROMPTS
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 
 SETTINGS = "config_sentence_transformers.json"
@@ -79,10 +80,11 @@ def _default_prompt(path: Path, settings: Json, prompts: Mapping[str, str], refu
     name = settings.get("default_prompt_name")
     if name is None:
         return ""
-    if name not in prompts:
-        known = ", ".join(map(repr, prompts)) or "none"
-        raise refuse(f"{path} sets default_prompt_name to {name!r}; it must be one of its prompts ({known}) or null")
-    return prompts[name]
+    known = {**STANDARD_PROMPTS, **prompts}
+    if name not in known:
+        names = ", ".join(map(repr, known))
+        raise refuse(f"{path} sets default_prompt_name to {name!r}; it must be one of its prompts ({names}) or null")
+    return known[name]
 
 
 def _dimensions(path: Path, settings: Json, key: str, refuse: ModelErrors) -> int | None:

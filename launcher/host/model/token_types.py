@@ -18,6 +18,7 @@ PAIR_TASKS: frozenset[Task] = frozenset({"rerank", "zero-shot"})
 # The default of ``type_vocab_size`` in transformers/models/*/configuration_*.py, where it is not 2. A model with 0
 # ignores token types.
 DEFAULTS: Mapping[str, int] = {
+    "bert-generation": 0,
     "deberta": 0,
     "deberta-v2": 0,
     "distilbert": 0,
@@ -27,7 +28,11 @@ DEFAULTS: Mapping[str, int] = {
     "jina_embeddings_v3": 1,
     "modernbert": 0,
     "mpnet": 0,
+    "openai_privacy_filter": 0,
+    "ultrabert": 0,
     "xlm-roberta-xl": 1,
+    "xlnet": 4,  # compares types only; its tokenizer sets 2 for <cls> and 3 for padding
+    "yoso": 1,
 }
 
 

@@ -27,6 +27,7 @@ import msgspec
 from launcher.core.check_texts import check_texts
 from launcher.core.protocol.built_tokenizer import FACTS_FILE, TOKENIZER_FILE, BuiltTokenizer
 from launcher.errors import UsageError
+from launcher.host.model.token_types import token_types_of
 from launcher.host.model.tokenizer_settings import (
     CallSettings,
     TokenizerParts,
@@ -125,7 +126,7 @@ def _facts_as_it_is(
     inputs = parts.tokenizer_config.get("model_input_names")
     segment_ids = tokenizer_class.segment_ids if inputs is None else "token_type_ids" in inputs
     check_call_settings(parts, call_settings(parts), request.arguments, config, refuse)
-    _check_segments(path, parts, segment_ids, refuse)
+    _check_segments(path, parts, config if segment_ids else None, refuse)
     marker = _cached(_fingerprint(path.parent, request)) / CHECKED_FILE
     return TokenizerFacts(
         path=path,
@@ -147,7 +148,7 @@ def _facts_converted(
     parts = read_parts(path, folder, refuse)
     settings = CallSettings(built.truncation_side, built.padding_side, built.split_special_tokens)
     check_call_settings(parts, settings, request.arguments, config, refuse)
-    _check_segments(path, parts, built.segment_ids, refuse)
+    _check_segments(path, parts, config if built.segment_ids else None, refuse)
     return TokenizerFacts(
         path=path,
         max_length=built.max_length,
@@ -217,19 +218,21 @@ def _special_ids(part: Json) -> Iterator[Any]:
         yield from (part.get(key) or [])[1:2]
 
 
-def _check_segments(path: Path, parts: TokenizerParts, segment_ids: bool, refuse: Refuse) -> None:
-    """Raise ``UsageError`` if a text alone gets segment ids other than 0, and these are passed to the model."""
+def _check_segments(path: Path, parts: TokenizerParts, config: Json | None, refuse: Refuse) -> None:
+    """Raise ``UsageError`` if a text alone gets segment ids that the model lacks. ``config`` is its config.json, or
+    None if segment ids are not passed to it."""
     pieces = [
         piece
         for part in _processors(parts.post_processor)
         for entry in part.get("single") or []
         for piece in entry.values()
     ]
-    others = sorted({piece.get("type_id", 0) for piece in pieces} - {0})
-    if segment_ids and others:
+    largest = max((piece.get("type_id", 0) for piece in pieces), default=0)
+    known = largest + 1 if config is None else max(1, token_types_of(config))
+    if largest >= known:
         raise refuse(
-            f"the post_processor in {path} gives tokens of a single text the segment ids {others}, which is not "
-            "supported; they must be 0"
+            f"the post_processor in {path} gives tokens of a single text the segment id {largest}, but the model has "
+            f"{known} (type_vocab_size); they must be less"
         )
 
 
@@ -261,7 +264,7 @@ def _fingerprint(folder: Path, request: TokenizerRequest) -> str:
     """A fingerprint of all that a tokenizer depends on, and of the texts that it is checked with."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import
 
-    digest = hashlib.sha256(repr((request, check_texts(()))).encode())
+    digest = hashlib.sha256(repr((request, check_texts(()), BuiltTokenizer.__struct_fields__)).encode())
     for package in BUILDERS:
         try:
             digest.update(f"{package} {version(package)}\n".encode())
@@ -300,6 +303,14 @@ def _writable(fingerprint: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder for data that this program can recreate, according to the XDG base directory specification."""
+    """The folder for data that this program can recreate, according to the XDG base directory specification.
+
+    For a user without a home, as in some containers, this is a path at which no folder can be made.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "launcher"
+    if base.startswith("/"):
+        return Path(base) / "launcher"
+    try:
+        return Path.home() / ".cache" / "launcher"
+    except RuntimeError:
+        return Path(os.devnull) / "launcher"

@@ -37,8 +37,9 @@ class Tensor(msgspec.Struct, frozen=True):
         return self.dtype.startswith(FLOAT_DTYPES)
 
 
-def weight_bytes(folder: Path, config: Json, refuse: ModelErrors) -> int:
-    """The size of all parameters in fp32, from the headers of the weight files."""
+def weight_bytes(folder: Path, config: Json, refuse: ModelErrors, *, unused: tuple[str, ...] = ()) -> int:
+    """The size of all parameters in fp32, from the headers of the weight files. Tensors whose names start with one of
+    ``unused`` are not loaded and not counted."""
     files = weight_files(folder, refuse)
     if not files:
         raise refuse(
@@ -46,7 +47,7 @@ def weight_bytes(folder: Path, config: Json, refuse: ModelErrors) -> int:
             f"{inventory(folder)}"
         )
     if files[0].suffix == ".safetensors":
-        return sum(_safetensors_parameters(path, refuse) for path in files) * FLOAT32_BYTES
+        return sum(_safetensors_parameters(path, unused, refuse) for path in files) * FLOAT32_BYTES
     # Pickles are not opened here. Their size is that of the parameters in the saved dtype.
     saved = str(config.get("dtype", config.get("torch_dtype", "float32")))
     return sum(path.stat().st_size for path in files) * (2 if "16" in saved else 1)
@@ -89,9 +90,10 @@ def _described(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"the tensor {name} of the shape {list(shapes[name])}" if name in shapes else f"no tensor {name}"
 
 
-def _safetensors_parameters(path: Path, refuse: ModelErrors) -> int:
+def _safetensors_parameters(path: Path, unused: tuple[str, ...], refuse: ModelErrors) -> int:
     """The number of floating-point values in a safetensors file."""
-    return sum(prod(tensor.shape) for tensor in read_header(path, refuse).values() if tensor.is_float)
+    tensors = read_header(path, refuse).items()
+    return sum(prod(tensor.shape) for name, tensor in tensors if tensor.is_float and not name.startswith(unused))
 
 
 def read_header(path: Path, refuse: ModelErrors) -> dict[str, Tensor]:

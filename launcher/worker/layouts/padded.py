@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.batches import PaddedBatch, pad
 from launcher.worker.interfaces import BatchOutput, ItemBatch
+from launcher.worker.load_model import has_own_code
 from launcher.worker.tasks.create_task import create_task
 from launcher.worker.tasks.hidden_states import FromHiddenStates, TokenHead, batch_output
 
@@ -28,7 +30,13 @@ class PaddedLayout:
         self._task = create_task(model, model_info)
         self._model = self._task.encoder if isinstance(self._task, FromHiddenStates) else model
         self._call: Any = self._model
-        self._takes_token_types = "token_type_ids" in inspect.signature(self._model.forward).parameters
+        self._own_code = has_own_code(model)
+        parameters = inspect.signature(self._model.forward).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        self._takes_mask = "attention_mask" in parameters or takes_any
+        self._takes_token_types = "token_type_ids" in parameters or (self._own_code and takes_any)
+        # Own code need not take absent token types for zeros.
+        self._needs_token_types = self._own_code and self._takes_token_types and model_info.sends_token_types
         # MobileBERT adds the embeddings of both neighbours to each token, without regard to the mask.
         self._reads_neighbours = bool(getattr(model.config, "trigram_input", False))
 
@@ -49,14 +57,19 @@ class PaddedLayout:
         """See ``BatchRunner.run``."""
         padded = pad(batch, self._pad_id)
         output = self._call(**self._inputs(padded))
+        if isinstance(output, tuple):
+            output = SimpleNamespace(last_hidden_state=output[0], logits=output[0])
         return batch_output(self._task.from_padded(output, padded), padded.input_ids.numel())
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Tensor]:
         mask = batch.attention_mask()
         inputs = {"input_ids": batch.input_ids}
-        inputs["attention_mask"] = torch.ones_like(batch.input_ids) if mask is None else mask
+        if self._takes_mask:
+            inputs["attention_mask"] = torch.ones_like(batch.input_ids) if mask is None else mask
         if batch.token_type_ids is not None and self._takes_token_types:
             inputs["token_type_ids"] = batch.token_type_ids
+        elif self._needs_token_types:
+            inputs["token_type_ids"] = torch.zeros_like(batch.input_ids)
         if self._reads_neighbours and batch.mask is not None:
             # Zero, as the model itself continues a text that is not padded.
             embeddings = self._model.get_input_embeddings()(inputs.pop("input_ids"))  # type: ignore[operator]

@@ -31,17 +31,24 @@ def test_the_prompt_comes_before_its_name_and_that_before_the_default(prompt, na
     assert choose_prompt(PROMPTED, prompt, name) == chosen
 
 
+@pytest.mark.parametrize("name", ["query", "document"])
+def test_every_model_has_the_prompts_for_queries_and_documents_which_replace_the_default(name) -> None:
+    default = msgspec.structs.replace(PLAIN, prompts={"other": "x: "}, default_prompt="x: ")
+
+    assert choose_prompt(default, None, name) == ""
+
+
 def test_without_prompts_nothing_is_prepended() -> None:
     assert choose_prompt(PLAIN, None, None) == ""
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
     with pytest.raises(
-        UsageError, match=r"'document', which the model does not have; its prompts are 'none', 'passage'"
+        UsageError, match=r"'corpus'; the prompts of this model are 'document', 'none', 'passage', 'query'"
     ):
-        choose_prompt(PROMPTED, None, "document")
-    with pytest.raises(UsageError, match="it has no prompts"):
-        choose_prompt(PLAIN, None, "query")
+        choose_prompt(PROMPTED, None, "corpus")
+    with pytest.raises(UsageError, match="the prompts of this model are 'document', 'query'"):
+        choose_prompt(PLAIN, None, "passage")
 
 
 def test_a_long_prompt_is_an_error_because_every_input_gets_a_copy() -> None:

@@ -366,20 +366,82 @@ def test_the_activation_that_sentence_transformers_6_saves_comes_first(folder) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "scores"),
     [
-        ({"id2label": {"0": "relevance"}}, "names one label, 'relevance'"),
-        ({"sentence_transformers": {"version": "4.0"}}, "sets sentence_transformers to {'version': '4.0'}"),
-        ({"sbert_ce_default_activation_function": "torch.nn.Identity"}, "sbert_ce_default_activation_function"),
+        ({}, "sigmoid"),
+        ({"sentence_transformers": {"version": "4.0"}}, "sigmoid"),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "raw"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "raw"),
+        ({"problem_type": "regression"}, "sigmoid"),  # of the pipeline, not of CrossEncoder
     ],
 )
-def test_a_cross_encoder_is_not_served_silently_as_a_classifier_of_single_texts(folder, changes, words) -> None:
+def test_a_model_with_one_label_is_a_reranker_with_the_activation_of_cross_encoders(folder, changes, scores) -> None:
+    change_config(folder, architectures=["BertForSequenceClassification"], id2label={"0": "relevance"}, **changes)
+
+    model_info = model_info_of(folder)
+
+    assert (model_info.task, model_info.scores, model_info.result_width) == ("rerank", scores, 2)
+    assert any("--task classify takes single texts" in note for note in model_info.notes)
+    assert model_info_of(folder, task="classify").task == "classify"
+
+
+def test_a_cross_encoder_with_several_labels_is_a_classifier(folder) -> None:
+    change_config(
+        folder,
+        architectures=["BertForSequenceClassification"],
+        id2label={"0": "contradiction", "1": "entailment", "2": "neutral"},
+        sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"},
+    )
+
+    assert (model_info_of(folder).task, model_info_of(folder).scores) == ("classify", "raw")
+    message = refusal(folder, task="rerank")
+    assert "--task rerank needs a model with one label, but config.json names 3 ('contradiction', 'entail" in message
+
+
+def test_reranking_needs_a_classification_head(folder) -> None:
+    assert "--task rerank needs a model with a sequence classification head" in refusal(folder, task="rerank")
+
+
+@pytest.mark.parametrize(
+    ("changes", "entailment"),
+    [
+        ({"id2label": {"0": "CONTRADICTION", "1": "NEUTRAL", "2": "ENTAILMENT"}}, 2),
+        ({"id2label": {"0": "entailment", "1": "not_entailment"}}, 0),
+        # As in the pipeline, label2id decides, in its own order.
+        ({"id2label": {"0": "A", "1": "B"}, "label2id": {"A": 0, "Entails": 1}}, 1),
+    ],
+)
+def test_the_label_of_entailment_is_found_as_the_pipeline_finds_it(folder, changes, entailment) -> None:
     change_config(folder, architectures=["BertForSequenceClassification"], **changes)
 
-    message = refusal(folder)
+    model_info = model_info_of(folder, task="zero-shot")
 
-    assert words in message
-    assert "set --task classify" in message
+    assert (model_info.task, model_info.entailment) == ("zero-shot", entailment)
+    assert model_info_of(folder).entailment == -1
+
+
+def test_zero_shot_classification_without_a_label_of_entailment_is_refused_with_the_labels(folder) -> None:
+    change_config(folder, architectures=["BertForSequenceClassification"], id2label={"0": "bad", "1": "good"})
+
+    message = refusal(folder, task="zero-shot")
+
+    assert "a label whose name starts with 'entail', but config.json has the labels 'bad', 'good'" in message
+
+
+@pytest.mark.parametrize(("count", "expected"), [(None, 2), (1, 1), (0, 0), (4, 4)])
+def test_the_number_of_token_types_comes_from_the_config(folder, count, expected) -> None:
+    change_config(folder, type_vocab_size=count)
+
+    model_info = model_info_of(folder)
+
+    assert (model_info.token_types, model_info.sends_token_types) == (expected, True)
+
+
+def test_pairs_whose_token_types_the_model_lacks_are_refused_at_start(folder) -> None:
+    labels = {"0": "entailment", "1": "other"}
+    change_config(folder, architectures=["BertForSequenceClassification"], type_vocab_size=1, id2label=labels)
+
+    assert "config.json sets type_vocab_size to 1" in refusal(folder, task="zero-shot")
     assert model_info_of(folder, task="classify").task == "classify"
 
 
@@ -417,7 +479,7 @@ def test_a_tagger_is_recognized_by_its_head_and_uses_softmax(folder) -> None:
     assert (model_info.task, model_info.labels, model_info.scores) == ("tag", ("O", "B-PER"), "softmax")
     assert (model_info.rows, model_info.result_width) == ("token", 2)
     assert model_info_of(folder, task="embed").task == "embed"
-    assert "classification head, but this is a BertForTokenClassification" in refusal(folder, task="classify")
+    assert "sequence classification head, but this is a BertForTokenClassification" in refusal(folder, task="classify")
 
 
 def test_tagging_without_a_token_classification_head_is_refused(folder) -> None:
@@ -509,6 +571,15 @@ def test_a_generative_model_is_an_embedder_if_files_say_how_or_on_request(folder
     model_info = model_info_of(folder)
     assert (model_info.task, model_info.pooling) == ("embed", "cls")
     assert model_info.architecture == changes["architectures"][0]
+
+
+def test_the_weights_that_generate_text_take_no_memory(folder) -> None:
+    shapes = {"shared.weight": (50, 8), "encoder.a": (3,), "decoder.a": (70,), "lm_head.weight": (50, 8)}
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
+
+    for changes, parameters in zip(GENERATIVE, (400 + 3 + 70, 400 + 3), strict=True):
+        change_config(folder, **changes)
+        assert model_info_of(folder, task="embed").weight_bytes == parameters * 4
 
 
 @pytest.mark.parametrize(

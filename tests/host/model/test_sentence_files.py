@@ -349,7 +349,7 @@ def test_the_values_that_sentence_transformers_saves_by_default_are_accepted(fol
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"default_prompt_name": "document"}, "sets default_prompt_name to 'document'; it must be one of its prompts"),
+        ({"default_prompt_name": "passage"}, "sets default_prompt_name to 'passage'; it must be one of its prompts"),
         ({"truncate_dim": -4}, "sets truncate_dim to -4"),
         ({"truncate_dim": "4"}, "sets truncate_dim to '4'"),
         ({"prompts": {"query": 3}}, "sets prompts to {'query': 3}"),

@@ -164,7 +164,7 @@ def test_the_parts_of_a_roberta_are_compared(changes, part) -> None:
     assert found({"model_type": "roberta"}, {**ROBERTA, **changes}, ROBERTA_CONFIG) == part
 
 
-def test_segment_ids_of_a_single_text_are_refused(tmp_path) -> None:
+def test_segment_ids_of_a_single_text_that_the_model_lacks_are_refused(tmp_path) -> None:
     single = [
         {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
         {"Sequence": {"id": "A", "type_id": 1}},
@@ -177,11 +177,11 @@ def test_segment_ids_of_a_single_text_are_refused(tmp_path) -> None:
 
     save(
         tmp_path,
-        config={},
+        config={"type_vocab_size": 1},
         tokenizer={"post_processor": processor},
         settings={**settings, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]},
     )
-    assert "gives tokens of a single text the segment ids [1]" in refusal(tmp_path)
+    assert "gives tokens of a single text the segment id 1, but the model has 1" in refusal(tmp_path)
 
 
 def test_splitting_special_tokens_is_refused(tmp_path) -> None:
