@@ -136,6 +136,9 @@ def _outputs(family: str, mask: str) -> list[ModelCase]:
                   options={"task": "token-embed"}, slow=slow),
         ModelCase(family, "fill-mask", _build(families.save_transformer, family, auto="AutoModelForMaskedLM"),
                   references.fill_mask, layout, inputs=masked, slow=slow),
+        ModelCase(family, "question-answering",
+                  _build(families.save_transformer, family, auto="AutoModelForQuestionAnswering"),
+                  references.question_answering, layout, inputs=PAIRS, slow=slow),
     ]  # fmt: skip
 
 

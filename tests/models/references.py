@@ -80,6 +80,21 @@ def fill_mask(folder: Path, texts: Sequence[str]) -> Results:
     return results
 
 
+def question_answering(folder: Path, pairs: Sequence[tuple[str, str]]) -> Results:
+    """The logits of each token. transformers 5 has no pipeline for this task."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder, local_files_only=True).eval()
+    results = []
+    with torch.no_grad():
+        for pair in pairs:
+            output = model(**tokenizer(*pair, return_tensors="pt", truncation=True))
+            results.append(torch.stack([output.start_logits[0], output.end_logits[0]], dim=1).numpy())
+    return results
+
+
 def _named(text: str | tuple[str, str]) -> str | dict[str, str]:
     """A text or a pair as pipelines take it."""
     return text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
