@@ -13,7 +13,7 @@ from launcher.host.model.json_files import Json, ModelErrors
 from launcher.options.choices import Task
 
 # The tasks whose inputs are always pairs of texts.
-PAIR_TASKS: frozenset[Task] = frozenset({"rerank", "zero-shot"})
+PAIR_TASKS: frozenset[Task] = frozenset({"rerank", "zero-shot", "question-answering"})
 
 # The default of ``type_vocab_size`` in transformers/models/*/configuration_*.py, where it is not 2. A model with 0
 # ignores token types.
