@@ -27,6 +27,7 @@ from launcher.prepare.model import setup_of
 from launcher.worker.backends.eager import EagerBackend
 from launcher.worker.backends.static import StaticBackend
 from launcher.worker.interfaces import Item, ItemBatch
+from launcher.worker.numerics import comparable
 from tests.models.references import Results
 
 MACHINE = machine_of(CATALOGUE[0])
@@ -84,7 +85,10 @@ class Served:
             batch = range(start, min(start + batch_items, len(items)))
             order = sorted(batch, key=lambda index: -len(items[index]))
             output = self._backend.run(ItemBatch.of([items[index] for index in order]))
-            rows = output.rows or [len(items[index]) if self.model_info.rows == "token" else 1 for index in order]
+            if self.model_info.rows == "varying":
+                results.update(zip(order, np.split(comparable(output, self.model_info), len(order)), strict=True))
+                continue
+            rows = [len(items[index]) if self.model_info.rows == "token" else 1 for index in order]
             results.update(zip(order, np.split(output.values, np.cumsum(rows)[:-1]), strict=True))
         return [results[index] for index in range(len(items))]
 

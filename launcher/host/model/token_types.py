@@ -13,7 +13,7 @@ from launcher.host.model.json_files import Json, ModelErrors
 from launcher.options.choices import Task
 
 # The tasks whose inputs are always pairs of texts.
-PAIR_TASKS: frozenset[Task] = frozenset({"rerank", "zero-shot"})
+PAIR_TASKS: frozenset[Task] = frozenset({"rerank", "zero-shot", "question-answering"})
 
 # The default of ``type_vocab_size`` in transformers/models/*/configuration_*.py. Other families have no token types
 # unless their config.json states the number.
