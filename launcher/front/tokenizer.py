@@ -73,7 +73,7 @@ class Tokenized:
     windows: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which makes an instance take a microsecond longer
 class _Request:
     """How the inputs of a call are tokenized. ``typed``: whether items have token types."""
 
@@ -136,7 +136,11 @@ class FrontTokenizer(InputReader):
         if prompt:
             characters += len(prompt) * len(texts)
             texts = [prompt + text for text in texts]
-        tokenized = await self._start(texts, characters, _Request(truncate, names, self._typed_texts), wait)
+        request = _Request(truncate, names, self._typed_texts)
+        if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
+            tokenized = self._tokenize(texts, request)
+        else:
+            tokenized = await self._tokenize_in_thread(texts, request, wait)
         if not prompt or self._pools_prompt:
             return tokenized
         details = tokenized.details or ItemDetails()
@@ -172,7 +176,10 @@ class FrontTokenizer(InputReader):
                 characters += self._check_text(pair, names, index)
             else:
                 characters += sum(self._check_text(text, names, index, side) for side, text in enumerate(pair))
-        return await self._start(pairs, characters, _Request(truncate, names, self._typed_pairs, truncation), wait)
+        request = _Request(truncate, names, self._typed_pairs, truncation)
+        if characters + INPUT_OVERHEAD * len(pairs) <= INLINE_CHARACTERS:
+            return self._tokenize(pairs, request)
+        return await self._tokenize_in_thread(pairs, request, wait)
 
     async def windows(
         self, pairs: Sequence[Pair], *, field: str | InputNames = "input", wait: Wait = await_future
@@ -211,10 +218,7 @@ class FrontTokenizer(InputReader):
         spans = [answer_spans(encoding) for encoding in encodings]
         return Tokenized(items, sum(map(len, items)), (), spans, details, windows=tuple(counts))
 
-    async def _start(self, texts: Sequence[Text], characters: int, request: _Request, wait: Wait) -> Tokenized:
-        """Tokenize now, or in a thread if it would take long."""
-        if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
-            return self._tokenize(texts, request)
+    async def _tokenize_in_thread(self, texts: Sequence[Text], request: _Request, wait: Wait) -> Tokenized:
         stop = threading.Event()
         future = self.in_thread(len(texts), self._tokenize, texts, request, stop)
         future.add_done_callback(lambda _: stop.set())
@@ -291,7 +295,7 @@ class FrontTokenizer(InputReader):
                 found.ids.append(np.array(ids, dtype=np.int32))
                 if with_more:
                     self._add_more(found, text, encoding, kept, typed=request.typed)
-        details = ItemDetails(found.type_ids) if any(map(np.any, found.type_ids)) else None
+        details = ItemDetails(found.type_ids) if found.type_ids and any(map(np.any, found.type_ids)) else None
         return Tokenized(found.ids, found.tokens, tuple(found.truncated), found.spans, details, sides=found.sides)
 
     def _kept(self, text: Text, encoding: Encoding, request: _Request, index: int) -> tuple[range, ...] | None:

@@ -13,6 +13,8 @@ import pytest
 
 from launcher.core.protocol.messages import Done, Run
 from launcher.errors import RequestError
+from launcher.front.http.api.predict.classify import ClassifyRequest
+from launcher.front.http.large_body_decoder import LargeBodyDecoder
 from launcher.front.tasks.ranking import ranked
 from launcher.front.tasks.zero_shot import hypotheses, parse_labels, truncated_texts, zero_shot_labels
 from launcher.options import FrontOptions
@@ -72,11 +74,20 @@ def exchange(make_front: Any, make_client: Any, model_info: Any) -> Any:
     """Makes an ``Exchange`` for a model of a task."""
 
     @asynccontextmanager
-    async def make(task: str, labels: tuple[str, ...], *, token_ids: str = "accept", **changes: Any) -> Any:
+    async def make(
+        task: str,
+        labels: tuple[str, ...],
+        *,
+        token_ids: str = "accept",
+        text_characters: int = 1_000_000,
+        **changes: Any,
+    ) -> Any:
         model = msgspec.structs.replace(model_info, task=task, labels=labels, **{**TYPED, **changes})
         front = make_front(model_info=model)
         worker = await front.ready()
-        async with make_client(front.services(model, FrontOptions(token_ids=token_ids))) as client:
+        async with make_client(
+            front.services(model, FrontOptions(token_ids=token_ids, text_characters=text_characters))
+        ) as client:
             yield Exchange(client, worker, model.result_width)
 
     return make
@@ -206,17 +217,36 @@ async def test_ids_with_types_are_refused_by_default(exchange: Any) -> None:
     assert answer.json()["error"]["code"] == "token_ids_refused"
 
 
-async def test_a_large_body_of_pairs_gives_the_same_items(exchange: Any) -> None:
-    pair = {"text": "w0 " * 4, "text_pair": 'w1 {"}, {" w2'}
-    count = 1200
-    async with exchange("classify", ("no", "yes")) as server:
-        server._lengths = lambda body: [1] * count
-        small = await server.post({"inputs": [pair] * 3000})
-        assert small.status_code == 413
-        refused = await server.post({"inputs": [{"text": "w" * 70_000, "other": 1}]})
-        assert refused.json()["error"]["code"] == "invalid_type"
-        refused = await server.post({"inputs": [{"text": "w1", "text_pair": "w2"}] * 1999 + [{}] * 40})
-        assert refused.json()["error"]["code"] == "invalid_type"
+@pytest.mark.parametrize(
+    ("inputs", "status", "words"),
+    [
+        ([{"text": "w1", "text_pair": "w2"}] * 3000, 413, "'inputs' has 3000 inputs, the limit is 2048"),
+        ([{"text": "w1", "text_pair": "w2"}] * 9000, 413, "'inputs' has more than 2048 inputs"),
+        ([{"text": "w" * 70_000, "other": 1}], 400, "unknown field `other`"),
+        ([{"text": "w1", "text_pair": "w2"}] * 1999 + [{}] * 4000, 400, "missing required field `text` - at `$[1999]`"),
+        ([{}] * 40_000, 400, "missing required field `text` - at `$[0]`"),
+        ([{"input_ids": [5] * 10, "token_type_ids": [0] * 10}] * 2000 + [{"text": "w1"}], 400, "unknown field `text`"),
+        ([{"input_ids": [5] * 40_000}], 400, "has 40000 tokens"),
+        ([{"text": "w1 " * 30_000, "text_pair": "w2"}], 400, "has 90000 characters; the limit is"),
+    ],
+)
+async def test_large_bodies_of_objects_are_refused_like_small_ones(
+    exchange: Any, inputs: Any, status: int, words: str
+) -> None:
+    async with exchange("classify", ("no", "yes"), text_characters=80_000) as server:
+        answer = await server.post({"inputs": inputs})
+    assert answer.status_code == status, answer.json()
+    assert words in answer.json()["error"]["message"]
+
+
+def test_large_bodies_of_objects_are_decoded_like_small_ones() -> None:
+    decoder = LargeBodyDecoder(ClassifyRequest, "inputs", 10)
+    pairs = [{"text": 'a "text" {', "text_pair": "}, {"}, {"text": "input_ids", "text_pair": "text"}]
+    ids = [{"input_ids": [5, 6], "token_type_ids": [0, 1]}, {"input_ids": [7]}]
+    for inputs in (pairs, ids, pairs * 5, ids * 5):
+        body = json.dumps({"inputs": inputs}).encode()
+        found, _ = decoder.decode(body)
+        assert found == msgspec.json.decode(body, type=ClassifyRequest)
 
 
 async def test_other_tasks_take_no_pairs(exchange: Any) -> None:

@@ -220,14 +220,15 @@ def _pairs(family: str) -> list[ModelCase]:
     built = {"family": family, "tokenizer": tokenizer, **settings}
     cases = [
         ModelCase(family, "rerank", partial(families.save_cross_encoder, **built), references.rerank, layout,
-                  inputs=PAIRS),
+                  inputs=PAIRS, slow=family in CONVERTED),
         ModelCase(family, "classify", partial(families.save_classifier, **built), references.classify, layout,
-                  variant="pairs", inputs=PAIRS),
+                  variant="pairs", inputs=PAIRS, slow=family in CONVERTED),
     ]  # fmt: skip
     if family in ("bert", "deberta-v2", "roberta"):
         build = partial(families.save_classifier, **built, **NLI)
         cases.append(ModelCase(family, "zero-shot", build, references.zero_shot, layout,
-                               options={"task": "zero-shot"}, inputs=PREMISES_AND_HYPOTHESES))  # fmt: skip
+                               options={"task": "zero-shot"}, inputs=PREMISES_AND_HYPOTHESES,
+                               slow=family in CONVERTED))  # fmt: skip
     return cases
 
 
