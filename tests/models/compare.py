@@ -112,7 +112,14 @@ def relative_error(expected: Results, actual: Results) -> float:
 
 
 def lowest_cosine(expected: Results, actual: Results) -> float:
-    """The lowest cosine between the two results of an input, all its rows as one vector."""
+    """The lowest cosine between the two results of an input, all its rows as one vector.
+
+    A logit has no angle. For rerankers, whose rows have the logit and its score, the result is that of
+    ``launcher.worker.numerics`` for a single score.
+    """
+    if expected[0].shape[1] == 2:
+        one, other = np.concatenate(expected)[:, 0], np.concatenate(actual)[:, 0]
+        return float(1 - (np.max(np.abs(one - other)) / np.max(np.abs(one))) ** 2 / 2)
 
     def cosine(one: np.ndarray, other: np.ndarray) -> float:
         return float(np.sum(one * other) / np.sqrt(np.sum(one * one) * np.sum(other * other)))
