@@ -195,3 +195,19 @@ def test_rows_of_a_varying_number_are_compared_by_token(model_info: Any) -> None
     sparse = model_info(task="sparse-embed", sparse=SparsePooling(), vocab_size=6)
     output = BatchOutput(np.array([[1, 0.5], [4, 2], [4, 3]], dtype=np.float32), 9, (2, 0, 1))
     assert comparable(output, sparse).tolist() == [[0, 0.5, 0, 0, 2, 0], [0] * 6, [0, 0, 0, 0, 3, 0]]
+
+
+def test_items_of_equal_length_keep_their_numbers_of_rows() -> None:
+    from launcher.worker.layouts.equal_lengths import EqualLengthLayout
+
+    class Rows:
+        """Each item has as many rows as its first id says."""
+
+        def run(self, batch: ItemBatch) -> BatchOutput:
+            firsts = [int(item[0]) for item in np.split(batch.ids, np.cumsum(batch.lengths)[:-1])]
+            return BatchOutput(np.repeat(firsts, firsts)[:, None].astype(np.float32), len(batch.ids), firsts)
+
+    layout = EqualLengthLayout(Rows())  # type: ignore[arg-type]
+    output = layout.run(ItemBatch(np.array([2, 9, 9, 0, 9, 3, 9, 1], dtype=np.int32), (3, 2, 2, 1)))
+    assert list(output.rows) == [2, 0, 3, 1]
+    assert output.values[:, 0].tolist() == [2, 2, 3, 3, 3, 1]

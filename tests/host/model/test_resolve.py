@@ -447,9 +447,16 @@ def test_pairs_whose_token_types_the_model_lacks_are_refused_at_start(folder) ->
     assert model_info_of(folder, task="classify").task == "classify"
 
 
-@pytest.mark.parametrize(
-    "name", ["BertForQuestionAnswering", "BertForMaskedLM", "BertForMultipleChoice", "ElectraForPreTraining"]
-)
+def test_the_task_follows_the_head(folder) -> None:
+    change_config(folder, architectures=["BertForQuestionAnswering"])
+    assert model_info_of(folder).task == "question-answering"
+    assert model_info_of(folder, task="embed").task == "embed"
+    change_config(folder, architectures=["BertForMaskedLM"])
+    assert model_info_of(folder).task == "fill-mask"
+    assert model_info_of(folder, task="embed").task == "embed"
+
+
+@pytest.mark.parametrize("name", ["BertForNextSentencePrediction", "BertForMultipleChoice", "ElectraForPreTraining"])
 def test_a_model_with_another_head_becomes_an_embedder_only_on_request(folder, name) -> None:
     change_config(folder, architectures=[name])
 
