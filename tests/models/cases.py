@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.host.model.encoders import REFUSED as NOT_SUPPORTED
 from tests.models import families, references, sentence_models, vocabularies
 from tests.models.references import Results
 from tests.models.texts import PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
 
 Build = Callable[[Path], None]
-Layout = Literal["packed", "padded"]
+Layout = Literal["packed", "padded", "equal lengths"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,9 @@ class ModelCase:
     ``family`` is the ``model_type`` of its config.json, ``variant`` what distinguishes models of the same family and
     task. ``build`` writes the folder, ``reference`` computes the expected rows of each input. ``layout`` is how its
     items are computed by default; padded results are always compared too. ``bound`` is the largest relative difference
-    in fp32 that is allowed, a power of ten of at most 1e-5. ``options`` are those of the command line. ``int8`` is a
-    part of the message with which ``--dtype int8`` is refused; empty if it is not. ``slow`` cases are not part of
-    scripts/check.
+    in fp32 that is allowed, a power of ten of at most 1e-5. ``options`` are those of the command line. ``bf16`` and
+    ``int8`` are parts of the messages with which these dtypes are refused; empty if they are not. ``slow`` cases are
+    not part of scripts/check.
     """
 
     family: str
@@ -42,6 +43,7 @@ class ModelCase:
     variant: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[Any] = TEXTS
+    bf16: str = ""
     int8: str = ""
     slow: bool = False
 
@@ -72,56 +74,84 @@ class RefusedCase:
 # The tokenizer of each family, in the class that its real models use; the others have that of BERT.
 TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "albert": vocabularies.albert,
+    "bert-generation": vocabularies.unigram_as_it_is,
+    "big_bird": vocabularies.unigram_as_it_is,
     "camembert": vocabularies.camembert,
     "data2vec-text": vocabularies.roberta,
     "deberta": vocabularies.deberta,
     "deberta-v2": vocabularies.deberta_v2,
     "eurobert": vocabularies.modernbert,
+    "fnet": vocabularies.unigram_as_it_is,
     "gte": vocabularies.xlm_roberta,
     "ibert": vocabularies.roberta,
+    "jina_embeddings_v3": vocabularies.xlm_roberta,
+    "longformer": vocabularies.roberta,
+    "luke": vocabularies.modernbert,
     "modernbert": vocabularies.modernbert,
     "mpnet": vocabularies.mpnet,
+    "openai_privacy_filter": vocabularies.modernbert,
     "rembert": vocabularies.rembert,
     "roberta": vocabularies.roberta,
     "roberta-prelayernorm": vocabularies.roberta,
+    "ultrabert": vocabularies.modernbert,
     "xlm-roberta": vocabularies.xlm_roberta,
     "xlm-roberta-xl": vocabularies.unigram_as_it_is,
+    "xlnet": vocabularies.xlnet,
+    "xmod": vocabularies.xlm_roberta,
+    "yoso": vocabularies.albert,
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), vocabularies.decoder),
     **dict.fromkeys(("mt5", "t5", "umt5"), vocabularies.t5),
 }
 # The launcher converts the tokenizers of these families in a process of its own, which takes seconds.
-CONVERTED = ("albert", "camembert", "deberta", "deberta-v2", "gte", "rembert", "roformer", "xlm-roberta")
+CONVERTED = (
+    "albert", "bert-generation", "big_bird", "camembert", "convbert", "deberta", "deberta-v2", "fnet", "gte",
+    "jina_embeddings_v3", "luke", "nystromformer", "openai_privacy_filter", "rembert", "roformer", "splinter",
+    "ultrabert", "xlm-roberta", "xlnet", "xmod", "yoso",
+)  # fmt: skip
 
 # Encoders of transformers. They are padded where their attention cannot be replaced.
 PACKED_ENCODERS = (
-    "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "gte", "modernbert",
-    "nomic_bert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+    "albert", "bert", "bert-generation", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert",
+    "gte", "jina_embeddings_v3", "modernbert", "nomic_bert", "roberta", "roberta-prelayernorm", "ultrabert",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
-PADDED_ENCODERS = ("deberta", "deberta-v2", "ibert", "megatron-bert", "mobilebert", "mpnet", "rembert", "roformer",
-                   "squeezebert")  # fmt: skip
+PADDED_ENCODERS = (
+    "big_bird", "deberta", "deberta-v2", "ibert", "longformer", "luke", "megatron-bert", "mobilebert", "mpnet",
+    "openai_privacy_filter", "rembert", "roformer", "splinter", "squeezebert",
+)  # fmt: skip
+# Encoders of which only items of equal length are computed together, because padding changes their results.
+EQUAL_LENGTHS = ("convbert", "fnet", "nystromformer", "xlnet", "yoso")
 DECODERS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 ENCODERS_OF_SEQ2SEQ = ("mt5", "t5", "umt5")
+# Families without these heads in transformers.
+WITHOUT_CLASSIFIER = ("bert-generation", "openai_privacy_filter", "splinter")
+WITHOUT_TAGGER = ("bert-generation", "splinter")
 # Padded for one task only: the module that its head reads is not that of BERT.
 PADDED_CLASSIFIERS = ("albert",)
+# Families with operations that torch does not have in bf16.
+NO_BF16 = ("fnet",)
 # Families without nn.Linear, which --dtype int8 replaces, except in their heads.
 NO_LINEAR = ("ibert", "squeezebert")
 # Their differences in fp32 are larger than 1e-6, from rounding alone: SqueezeBERT adds a large number to what it masks.
-MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert")
+MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert", "xlnet")
 
 
 def _encoder(family: str) -> list[ModelCase]:
     layout: Layout = "packed" if family in PACKED_ENCODERS else "padded"
+    layout = "equal lengths" if family in EQUAL_LENGTHS else layout
     of_classifier: Layout = "padded" if family in PADDED_CLASSIFIERS else layout
     bound = 1e-5 if family in MORE_ROUNDING else 1e-6
     int8 = "the model has no linear layers" if family in NO_LINEAR else ""
-    return [
-        ModelCase(family, "embed", _build(families.save_embedder, family), references.embed, layout,
-                  bound=bound, int8=int8, slow=family in CONVERTED),
-        ModelCase(family, "classify", _build(families.save_classifier, family), references.classify, of_classifier,
-                  bound=bound, slow=family in CONVERTED),
-        ModelCase(family, "tag", _build(families.save_tagger, family), references.tag, layout,
-                  slow=family in CONVERTED),
-    ]  # fmt: skip
+    build = _build(families.save_embedder, family)
+    bf16 = "cannot be computed in bf16" if family in NO_BF16 else ""
+    case = partial(ModelCase, family, bf16=bf16, slow=family in CONVERTED)
+    cases = [case("embed", build, references.embed, layout, bound, int8=int8)]
+    if family not in WITHOUT_CLASSIFIER:
+        build = _build(families.save_classifier, family)
+        cases.append(case("classify", build, references.classify, of_classifier, bound))
+    if family not in WITHOUT_TAGGER:
+        cases.append(case("tag", _build(families.save_tagger, family), references.tag, layout))
+    return cases
 
 
 def _build(save: Callable[..., None], family: str, **settings: Any) -> Build:
@@ -238,7 +268,7 @@ def _sentence_transformers() -> list[ModelCase]:
 
 
 CASES: tuple[ModelCase, ...] = (
-    *(case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS)) for case in _encoder(family)),
+    *(case for family in sorted((*PACKED_ENCODERS, *PADDED_ENCODERS, *EQUAL_LENGTHS)) for case in _encoder(family)),
     *_variants(),
     *_sentence_transformers(),
     *_decoders(),
@@ -248,7 +278,6 @@ CASES: tuple[ModelCase, ...] = (
               references.rerank, variant="activation Tanh", inputs=PAIRS),
 )  # fmt: skip
 
-DEPENDS_ON_PADDING = "the result of a text depends on the padding of its batch"
 GENERATES = "generates text"
 OF_BART = {"d_model": families.HIDDEN, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
            "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}  # fmt: skip
@@ -258,11 +287,16 @@ def _refused() -> list[RefusedCase]:
     plain = partial(_build, families.save_transformer)
     return [
         *(
-            RefusedCase(family, "embed", plain(family, auto="AutoModel", **settings), DEPENDS_ON_PADDING,
-                        f"model_type {family}, and the results of such models depend on the padding of a batch")
-            for family, settings in (("convbert", {}), ("fnet", {}), ("nystromformer", {"segment_means_seq_len": 8}),
-                                     ("yoso", {}))
+            RefusedCase(family, "any", partial(families.save_config, family=family), reason, reason)
+            for family, reason in NOT_SUPPORTED.items()
         ),
+        RefusedCase("big_bird", "embed",
+                    plain("big_bird", auto="AutoModel", attention_type="block_sparse", block_size=4,
+                          num_random_blocks=1),
+                    "transformers uses sparse attention only until it gets a short text",
+                    "sets attention_type to 'block_sparse'", variant="with sparse attention"),
+        RefusedCase("xmod", "embed", plain("xmod", auto="AutoModel", default_language=None),
+                    "no language is chosen", "default_language to None", variant="without a language"),
         RefusedCase("bart", "embed", plain("bart", auto="AutoModel", **OF_BART), GENERATES,
                     "a bart model (BartModel) generates text"),
         RefusedCase("gpt2", "embed", plain("gpt2", auto="AutoModelForCausalLM", n_embd=32, n_layer=2, n_head=4),

@@ -6,6 +6,7 @@ machine to machine. Nothing is built or measured here.
 
 from __future__ import annotations
 
+from launcher.host.model.encoders import REFUSED as REFUSED_FAMILIES
 from tests.models.cases import CASES, REFUSED, ModelCase, RefusedCase
 
 HEAD = """\
@@ -17,9 +18,10 @@ batches of mixed lengths, packed and padded, and truncated. `./scripts/docs` gen
 `tests/models/cases.py`; the tests check every row.
 
 **Family**: the `model_type` of `config.json`, or the first module of sentence-transformers. **Layout**: how items are
-computed by default; a packed model gives the same results padded (`--layout sorted`). **Difference**: the bound that
-the tests check on the relative difference in fp32. In bf16 and int8, `/info` reports the cosine with fp32 that was
-measured when the model was loaded.
+computed by default; a packed model gives the same results padded (`--layout sorted`), and *equal lengths* means that
+only items of equal length are computed together, because the model mixes padding into its results. **Difference**: the
+bound that the tests check on the relative difference in fp32. In bf16 and int8, `/info` reports the cosine with fp32
+that was measured when the model was loaded.
 
 ## Supported
 """
@@ -28,16 +30,23 @@ MIDDLE = """
 
 `launch serve` exits with status 2, or refuses the model when it is loaded, and gives the reason.
 """
+FAMILIES = """
+These families of encoders are refused altogether, as are all types that no table names.
+"""
 
 
 def supported_row(case: ModelCase) -> str:
     """The row of a model that is supported."""
-    return f"| {_family(case)} | {case.task} | {case.layout} | {case.bound:.0e} |"
+    return f"| {_family(case)} | {case.task} | {case.layout} | {_power(case.bound)} |"
 
 
 def refused_row(case: RefusedCase) -> str:
     """The row of a model that is refused."""
     return f"| {_family(case)} | {case.task} | {case.reason} |"
+
+
+def _power(bound: float) -> str:
+    return f"{bound:.0e}".replace("e-0", "e-")
 
 
 def _family(case: ModelCase | RefusedCase) -> str:
@@ -57,6 +66,9 @@ def document() -> str:
             MIDDLE,
             "| family | task | reason |\n|---|---|---|",
             *map(refused_row, sorted(REFUSED, key=lambda case: case.name)),
+            FAMILIES,
+            "| family | reason |\n|---|---|",
+            *(f"| `{family}` | {reason} |" for family, reason in sorted(REFUSED_FAMILIES.items())),
             "",
         ]
     )

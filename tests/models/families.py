@@ -7,6 +7,7 @@ read without building anything.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,29 +33,40 @@ SIZES_OF_T5: Mapping[str, Any] = {"d_model": HIDDEN, "d_kv": 8, "d_ff": 64, "num
 # What a family needs beyond SIZES. Values differ from the defaults where the default would leave a mechanism unused.
 OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
     "albert": {"embedding_size": 16, "num_hidden_groups": 2},
+    "big_bird": {"attention_type": "original_full"},
+    "convbert": {"embedding_size": 16},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16,
                    "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False},
     "distilbert": {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     "electra": {"embedding_size": 16},
     "eurobert": {"head_dim": 8, "num_key_value_heads": 2},
-    "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 2},
     "gemma": {"head_dim": 8, "num_key_value_heads": 2},
     "gemma2": {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 16, "query_pre_attn_scalar": 8},
     "gemma3_text": {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 16, "query_pre_attn_scalar": 8,
                     "layer_types": ["full_attention", "sliding_attention"]},
     "llama": {"num_key_value_heads": 2},
+    "longformer": {"attention_window": [16, 8]},
+    "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 16},
+    "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 2},
+    "modernbert": {"local_attention": 16, "layer_types": ["full_attention", "sliding_attention"]},
+    "mt5": SIZES_OF_T5,
+    "nystromformer": {"num_landmarks": 8, "segment_means_seq_len": 8},
+    "openai_privacy_filter": {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 8, "num_local_experts": 4},
     "qwen2": {"num_key_value_heads": 2},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
-    "mt5": SIZES_OF_T5,
-    "t5": SIZES_OF_T5,
-    "umt5": SIZES_OF_T5,
-    "modernbert": {"local_attention": 16, "layer_types": ["full_attention", "sliding_attention"]},
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 24},
     "roformer": {"embedding_size": 16},
     "squeezebert": {"embedding_size": HIDDEN},
+    "t5": SIZES_OF_T5,
+    "ultrabert": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "umt5": SIZES_OF_T5,
+    "xlnet": {"d_model": HIDDEN, "n_layer": 2, "n_head": 4, "d_inner": 64},
+    "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
 }  # fmt: skip
+# What is not in the config of a family.
+WITHOUT: Mapping[str, tuple[str, ...]] = {"xlnet": tuple(SIZES)}
 # Of the weights, relative to the others: MobileBERT does not normalize, so its states would become large.
 SCALES: Mapping[str, float] = {"mobilebert": 0.6}
 NAMES_OF_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask")
@@ -66,7 +78,8 @@ def config_of(family: str, tokenizer: Any, **settings: Any) -> Any:
 
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in NAMES_OF_TOKENS}
     known = {key: value for key, value in ids.items() if value is not None}
-    sizes = {**SIZES, **OF_FAMILY.get(family, {}), "vocab_size": len(tokenizer) + SPARE_ROWS}
+    general = {key: value for key, value in SIZES.items() if key not in WITHOUT.get(family, ())}
+    sizes = {**general, **OF_FAMILY.get(family, {}), "vocab_size": len(tokenizer) + SPARE_ROWS}
     return AutoConfig.for_model(family, **{**sizes, **known, **settings})
 
 
@@ -97,6 +110,12 @@ def save_transformer(folder: Path, *, auto: str, family: str, tokenizer: MakeTok
     randomize(model, SCALES.get(family, 1.0))
     model.save_pretrained(folder)
     made.save_pretrained(folder)
+
+
+def save_config(folder: Path, *, family: str) -> None:
+    """The config of a model that is refused for its family; nothing else is read then."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
 
 
 def save_embedder(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from launcher.errors import UsageError
-from launcher.host.model.architectures import ENCODERS
+from launcher.host.model.architectures import DECODERS, ENCODER_DECODERS
+from launcher.host.model.encoders import ENCODERS
 from launcher.worker.interfaces import ModelError
 from tests.models.cases import CASES, REFUSED, ModelCase, RefusedCase
 from tests.models.compare import Served, lowest_cosine, relative_error
@@ -58,8 +59,8 @@ def test_results_in_lower_precision_are_as_close_as_stated(
 ) -> None:
     folder, expected = folder_of(case), expected_of(case)
     for dtype in ("bf16", "int8"):
-        if dtype == "int8" and case.int8:
-            with pytest.raises(ModelError, match=case.int8):
+        if refusal := {"bf16": case.bf16, "int8": case.int8}[dtype]:
+            with pytest.raises(ModelError, match=refusal):
                 Served(folder, case.options, dtype=dtype)
             continue
         with Served(folder, case.options, dtype=dtype) as served:
@@ -81,8 +82,12 @@ def test_each_case_has_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_every_supported_encoder_is_in_the_table() -> None:
-    assert {case.family for case in CASES} >= ENCODERS
+def test_every_supported_family_is_in_the_table() -> None:
+    assert {case.family for case in CASES} >= {*ENCODERS, *DECODERS, *ENCODER_DECODERS}
+
+
+def test_the_table_has_as_many_families_and_tasks_as_promised() -> None:
+    assert len({(case.family, case.task) for case in CASES}) >= 45
 
 
 def test_no_bound_is_larger_than_the_promised_one() -> None:

@@ -182,6 +182,14 @@ def unigram_as_it_is() -> Any:
     )  # fmt: skip
 
 
+def xlnet() -> Any:
+    """A Unigram tokenizer that puts its special tokens at the end, the last one with a token type of its own."""
+    from transformers import XLNetTokenizer
+
+    special = ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>")
+    return XLNetTokenizer(vocab=_pieces(special), model_max_length=MAX_LENGTH)
+
+
 def t5() -> Any:
     """A Unigram tokenizer that ends each text with its end token."""
     from transformers import T5Tokenizer

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from launcher.errors import UsageError
 from launcher.host.model.tokenizer_files import TokenizerRequest, locate, read_parts
+from launcher.host.model.tokenizer_settings import ALIASES, CLASS_OF_TYPE
 from launcher.host.model.tokenizer_settings import difference as difference_of_files
 from tests.tokenizing.kinds import byte_level
 
@@ -58,6 +59,7 @@ ORIGINALS = {
     "roberta": roberta(),
     "modernbert": BERT,
     "eurobert": roberta(),
+    "qwen3": roberta(),
 }
 CHANGES: list[tuple[str, Any]] = [
     *((f"normalizer.{key}", value) for key in ("lowercase", "strip_accents", "handle_chinese_chars", "clean_text")
@@ -182,3 +184,17 @@ def test_a_file_that_is_used_as_it_is_gives_the_ids_of_transformers(kind, change
         limit = library.model_max_length
         assert facts.max_length == (int(limit) if limit < 10**20 else None)
         assert facts.largest_id == max(library.get_vocab().values())
+
+
+def test_the_classes_of_model_types_are_those_of_transformers() -> None:
+    from transformers.models.auto.tokenization_auto import (
+        MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
+        TOKENIZER_MAPPING_NAMES,
+    )
+
+    found = {kind: TOKENIZER_MAPPING_NAMES.get(kind, "") for kind in CLASS_OF_TYPE}
+
+    assert {kind: ALIASES.get(name or "", name) for kind, name in found.items()} == CLASS_OF_TYPE
+    # Of these, transformers ignores the class that the files name.
+    ignored = CLASS_OF_TYPE.keys() & MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+    assert {CLASS_OF_TYPE[kind] for kind in ignored} == {"TokenizersBackend"}

@@ -17,6 +17,7 @@ import transformers
 from launcher.core.protocol.messages import Setup
 from launcher.worker.backends.eager import EagerBackend
 from launcher.worker.interfaces import ItemBatch
+from launcher.worker.layouts.padded import PaddedLayout
 from launcher.worker.load_model import attention_windows, convert_model, load_model
 from launcher.worker.numerics import largest_relative_error
 from tests.worker.conftest import make_model_info
@@ -90,7 +91,7 @@ def save(model: Any, folder: Path) -> None:
     save_letter_tokenizer(folder, VOCABULARY)
 
 
-def setup_of(folder: Path, model: Any, dtype: str = "fp32", *, pack: bool = True) -> Setup:
+def setup_of(folder: Path, model: Any, dtype: str = "fp32") -> Setup:
     made = make_model_info(
         folder=str(folder),
         architecture=type(model).__name__,
@@ -99,11 +100,11 @@ def setup_of(folder: Path, model: Any, dtype: str = "fp32", *, pack: bool = True
         max_length=MAX_LENGTH,
         normalize=False,
     )
-    return Setup(made, dtype, "eager", (), pack=pack)  # type: ignore[arg-type]
+    return Setup(made, dtype, "eager", ())  # type: ignore[arg-type]
 
 
-def serve(folder: Path, model: Any, dtype: str = "fp32", *, pack: bool = True) -> tuple[EagerBackend, Any]:
-    backend = EagerBackend(setup_of(folder, model, dtype, pack=pack))
+def serve(setup: Setup) -> tuple[EagerBackend, Any]:
+    backend = EagerBackend(setup)
     with torch.no_grad():
         return backend, backend.load(lambda stage, done, detail: None)
 
@@ -134,11 +135,15 @@ def test_an_item_has_the_same_vector_packed_padded_and_alone(name, tmp_path) -> 
     save(model, tmp_path)
     expected = means_alone(model)
 
-    for pack in (True, False):
-        backend, loaded = serve(tmp_path, model, pack=pack)
-        assert loaded.packed == pack
-        assert not any("not traced" in note for note in loaded.notes)
-        assert largest_relative_error(expected, backend.run(batch()).values) < 1e-5
+    setup = setup_of(tmp_path, model)
+    with torch.no_grad():
+        padded = PaddedLayout(load_model(setup), setup.model_info).run(batch()).values
+    backend, loaded = serve(setup)
+
+    assert loaded.packed
+    assert not any("not traced" in note for note in loaded.notes)
+    assert largest_relative_error(expected, backend.run(batch()).values) < 1e-5
+    assert largest_relative_error(expected, padded) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gemma3, bidirectional", "mistral", "qwen2"])
@@ -188,7 +193,7 @@ def test_results_in_bf16_are_those_of_the_library_up_to_rounding(name, tmp_path)
     kind, settings = {**DECODERS, **ENCODER_DECODERS}[name]
     model = make(kind, settings)
     save(model, tmp_path)
-    backend, loaded = serve(tmp_path, model, "bf16")
+    backend, loaded = serve(setup_of(tmp_path, model, "bf16"))
 
     expected, found = means_alone(model), backend.run(batch()).values
 

@@ -18,6 +18,7 @@ import pytest
 
 from launcher.core.protocol.messages import Setup
 from launcher.errors import UsageError
+from launcher.host.model.architectures import POSITIONS_AFTER_PADDING
 from launcher.host.model.encoders import ENCODERS, REFUSED, TEXT_TOWERS
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions
@@ -376,6 +377,14 @@ def test_a_refused_encoder_is_named_with_the_cause(kind, tmp_path) -> None:
 def test_a_setting_that_changes_results_is_refused_with_its_value(config, message, tmp_path) -> None:
     with pytest.raises(UsageError, match=message):
         resolve(ModelOptions(model=save_config(tmp_path, **config)))
+
+
+@pytest.mark.parametrize("kind", sorted(POSITIONS_AFTER_PADDING & {"longformer", "luke", "xlm-roberta", "xmod"}))
+def test_positions_that_start_after_the_padding_id_are_subtracted_from_the_limit(kind, tmp_path) -> None:
+    languages = {"languages": ["en_XX"], "default_language": "en_XX"}
+    folder = save_config(tmp_path, model_type=kind, pad_token_id=1, **(languages if kind == "xmod" else {}))
+
+    assert resolve(ModelOptions(model=folder)).max_length == 998
 
 
 def test_a_big_bird_is_served_up_to_the_length_of_its_full_attention(tmp_path) -> None:

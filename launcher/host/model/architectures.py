@@ -44,11 +44,14 @@ POSITIONS_AFTER_PADDING = frozenset(
         "camembert",
         "data2vec-text",
         "ibert",
+        "longformer",
+        "luke",
         "mpnet",
         "roberta",
         "roberta-prelayernorm",
         "xlm-roberta",
         "xlm-roberta-xl",
+        "xmod",
     }
 )
 

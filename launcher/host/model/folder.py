@@ -59,6 +59,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     features = not own_code and config.get("model_type") in TEXT_TOWERS
     if sentence.chain is not None and sentence.chain.features != features:
         raise refuse(_wrong_features(folder, str(config.get("model_type")), features=features))
+    size = weight_bytes(sentence.folder, config, refuse, unused=unused_weights(config))
     tokenizer = tokenizer_files.locate(
         sentence.folder,
         config,
@@ -98,7 +99,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         pooling="cls" if features else _default_pooling(config),
         normalize=False,
         labels=labels_of(config) if task in LABEL_TASKS else (),
-        weight_bytes=weight_bytes(sentence.folder, config, refuse, unused=unused_weights(config)),
+        weight_bytes=size,
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
         token_types=token_types_of(config),
@@ -167,10 +168,10 @@ def _with_modules(model_info: ModelInfo, sentence: SentenceFiles, options: Model
     pooling: Pooling = model_info.pooling if chain.features else "mean"
     if chain.pooling is not None:
         pooling = chain.pooling.modes if len(chain.pooling.modes) > 1 else chain.pooling.modes[0]
-    parameters = sum(module.parameters for module in (*token_modules, *modules))
+    added = sum(module.parameters for module in (*token_modules, *modules))
     return msgspec.structs.replace(
         model_info,
-        weight_bytes=model_info.weight_bytes + parameters * FLOAT32_BYTES,
+        weight_bytes=model_info.weight_bytes + added * FLOAT32_BYTES,
         pooling=pooling,
         normalize=normalize,
         include_prompt=options.model not in INSTRUCTORS and (chain.pooling is None or chain.pooling.include_prompt),

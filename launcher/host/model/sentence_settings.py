@@ -26,6 +26,7 @@ KEYS = frozenset(
         "default_prompt_name",  # implemented
         "truncate_dim",  # implemented
         "similarity_fn_name",  # how a client compares vectors
+        "keep_in_fp32_modules",  # of a model in half precision; --dtype sets the precision
         "activation_fn",  # implemented for cross-encoders; the others do not read it
         "max_active_dims",  # implemented for sparse encoders; the others do not read it
     }

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from launcher.core.protocol.model_info import FLOAT32_BYTES
 from launcher.host.model.json_files import ModelErrors, inventory
 from launcher.host.model.weights import PICKLE, SAFETENSORS, Tensor, read_header
@@ -40,6 +38,8 @@ class StaticFiles:
 
 def read_static(folder: Path, refuse: ModelErrors) -> StaticFiles:
     """The static embeddings in ``folder``. Raises ``UsageError`` if they cannot be served."""
+    from tokenizers import Tokenizer  # few models need it, and a report imports nothing else that does
+
     rows, dimension = _table(folder, refuse)
     path = folder / "tokenizer.json"
     if not path.is_file():

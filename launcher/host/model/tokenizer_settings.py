@@ -49,26 +49,38 @@ ALIASES: Mapping[str, str] = {
     "MobileBertTokenizer": "BertTokenizer",
     "PreTrainedTokenizer": "TokenizersBackend",
 }
-# The classes of model types (TOKENIZER_MAPPING_NAMES), as far as they are in CLASSES; an empty string: the type has
-# none. Models of other types are converted.
+# The classes of model types (TOKENIZER_MAPPING_NAMES); an empty string: the type has none. For those that are not in
+# CLASSES, the entry says that a class which the files name replaces it. Models of other types are converted.
 CLASS_OF_TYPE: Mapping[str, str] = {
+    "albert": "AlbertTokenizer",
     "bert": "BertTokenizer",
+    "camembert": "CamembertTokenizer",
     "data2vec-text": "RobertaTokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
     "distilbert": "BertTokenizer",
     "electra": "BertTokenizer",
     "ernie": "BertTokenizer",
     "eurobert": "",
+    "gemma": "GemmaTokenizer",
+    "gemma2": "GemmaTokenizer",
+    "gemma3_text": "GemmaTokenizer",
     "ibert": "RobertaTokenizer",
+    "llama": "",
     "longformer": "RobertaTokenizer",
     "megatron-bert": "BertTokenizer",
     "mobilebert": "BertTokenizer",
     "modernbert": "TokenizersBackend",
     "mpnet": "MPNetTokenizer",
+    "mt5": "T5Tokenizer",
     "new": "",
     "nomic_bert": "BertTokenizer",
+    "qwen3": "Qwen2Tokenizer",
     "roberta": "RobertaTokenizer",
     "roberta-prelayernorm": "RobertaTokenizer",
     "squeezebert": "BertTokenizer",
+    "t5": "T5Tokenizer",
+    "umt5": "TokenizersBackend",
+    "xlm-roberta": "XLMRobertaTokenizer",
     "xlm-roberta-xl": "TokenizersBackend",
 }
 

@@ -14,7 +14,7 @@ import transformers
 
 from launcher.core.planning.footprint import mixed_batches
 from launcher.core.protocol.messages import Setup
-from launcher.core.protocol.model_info import Batching
+from launcher.core.protocol.model_info import Batching, ModelInfo
 from launcher.worker.compare_tokenizers import check_tokenizer
 from launcher.worker.interfaces import (
     BatchOutput,
@@ -86,6 +86,7 @@ class EagerBackend:
         padded.check_head()
         items = check_items(model_info, attention_windows(self._model))
         reference = Reference.one_by_one(padded, model_info, items)
+        _check_width(reference, model_info)
         notes = [f"attention: {_attention_of(self._model) or 'built into the model'}"]
         report("check", 0.2, "checking packed results")
         selected = self._select_layout(reference, padded)
@@ -134,7 +135,7 @@ class EagerBackend:
     def _convert(self, items: Sequence[Item]) -> tuple[str, ...]:
         """Convert the model to its dtype and optimize it; returns notes."""
         if self._setup.dtype == "bf16":
-            convert_model(self._model, torch.bfloat16)
+            self._convert_to_bf16(items)
         elif self._setup.dtype == "int8":
             self._quantize(items)
         model_info = self._setup.model_info
@@ -142,6 +143,16 @@ class EagerBackend:
         lengths = mixed_batches(model_info.max_length, TIMED_TOKENS)[0]
         batch = self.sample_batch(lengths)
         return self.optimize(lambda: self.run(batch), lambda: results_unchanged(converted, self, self._setup.dtype))
+
+    def _convert_to_bf16(self, items: Sequence[Item]) -> None:
+        """Raises ``ModelError``."""
+        convert_model(self._model, torch.bfloat16)
+        try:
+            run_items(self, items, self._setup.model_info)
+        except RuntimeError as error:  # operations that torch does not have in bf16, such as Fourier transforms
+            raise ModelError(
+                f"{self._setup.model_info.asked} cannot be computed in bf16 ({error}); use --dtype fp32"
+            ) from error
 
     def _quantize(self, items: Sequence[Item]) -> None:
         """Raises ``ModelError``."""
@@ -183,6 +194,16 @@ class EagerBackend:
             reason = type(error).__name__
         layout.wrap_module(None)
         return reason
+
+
+def _check_width(reference: Reference, model_info: ModelInfo) -> None:
+    """Raise ``ModelError`` if the config states another width than that of the results."""
+    width = reference.results.shape[-1]
+    if model_info.task == "embed" and width != model_info.result_width:
+        raise ModelError(
+            f"{model_info.asked}: embeddings have {width} values, but {model_info.result_width} were expected from "
+            "the hidden size in config.json"
+        )
 
 
 def _attention_of(model: torch.nn.Module) -> str | None:

@@ -119,6 +119,8 @@ def quantize(model: nn.Module, run: Callable[[], object]) -> str | None:
 def _calibrate(model: nn.Module, run: Callable[[], object]) -> dict[nn.Linear, InputRange]:
     ranges: dict[nn.Linear, InputRange] = {}
     for linear, states in record_inputs(model, run):
+        if not states.numel():  # of the adapter of a language that is not used
+            continue
         rows = states.reshape(-1, states.shape[-1])
         largest, minimum = rows.abs().amax(0), float(rows.min())
         seen = ranges.setdefault(linear, InputRange(largest, minimum))

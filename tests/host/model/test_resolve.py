@@ -51,6 +51,8 @@ TOKENIZER = {
     },
 }
 TOKENIZER_CONFIG = {"model_max_length": 10**30, "pad_token": "[PAD]"}
+# With a class that uses tokenizer.json as it is, whatever the type of the model.
+TOKENIZER_CONFIG_OF_DECODERS = {**TOKENIZER_CONFIG, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
 POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
@@ -504,7 +506,7 @@ def test_classification_needs_a_head_and_embedding_accepts_one(folder) -> None:
         ({"model_type": "bert", "is_decoder": True}, "generates text"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForTokenClassification"]}, "heads of qwen2 models are not"),
         ({"model_type": "vit", "architectures": ["ViTModel"]}, "which is not supported; text encoders"),
-        ({"model_type": "fnet", "architectures": ["FNetModel"]}, "which is not supported; text encoders"),
+        ({"model_type": "tapas", "architectures": ["TapasModel"]}, "not supported: it needs a table besides the text"),
         ({"model_type": None, "architectures": None}, "model_type nothing"),
         ({"model_type": "new", "auto_map": {"AutoModel": "modeling.NewModel"}}, "--trust-remote-code"),
     ],
@@ -545,66 +547,6 @@ def test_positions_that_do_not_depend_on_the_batch_are_accepted(folder, rope) ->
     change_config(folder, model_type="modernbert", rope_parameters=rope)
 
     assert model_info_of(folder).task == "embed"
-
-
-# --- decoders and encoder-decoders
-
-
-GENERATIVE = [
-    {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
-    {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
-]
-
-
-@pytest.mark.parametrize("changes", GENERATIVE)
-def test_a_generative_model_is_an_embedder_if_files_say_how_or_on_request(folder, changes) -> None:
-    change_config(folder, **changes)
-
-    reason = refusal(folder)
-    assert "generates text, and no modules.json of sentence-transformers says how to make an embedding" in reason
-    assert "--task embed serves the mean of its hidden states" in reason
-    assert "generates text" in refusal(folder, task="classify")
-    assert model_info_of(folder, task="embed").pooling == "mean"
-
-    write_json(folder / "modules.json", [TRANSFORMER, POOLING])
-    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "cls"})
-    model_info = model_info_of(folder)
-    assert (model_info.task, model_info.pooling) == ("embed", "cls")
-    assert model_info.architecture == changes["architectures"][0]
-
-
-def test_the_weights_that_generate_text_take_no_memory(folder) -> None:
-    shapes = {"shared.weight": (50, 8), "encoder.a": (3,), "decoder.a": (70,), "lm_head.weight": (50, 8)}
-    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
-
-    for changes, parameters in zip(GENERATIVE, (400 + 3 + 70, 400 + 3), strict=True):
-        change_config(folder, **changes)
-        assert model_info_of(folder, task="embed").weight_bytes == parameters * 4
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model_type": "llama", "architectures": ["LlamaModel"]},
-        {"model_type": "gemma3_text", "architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True},
-        {"model_type": "mt5", "architectures": ["MT5EncoderModel"], "is_encoder_decoder": True},
-    ],
-)
-def test_a_decoder_without_a_generative_head_is_an_embedder(folder, changes) -> None:
-    change_config(folder, **changes)
-
-    assert model_info_of(folder).task == "embed"
-
-
-def test_the_limit_of_t5_is_that_of_its_tokenizer_since_its_positions_are_relative(folder) -> None:
-    sizes = {"d_model": 8, "num_layers": 3, "hidden_size": None, "num_hidden_layers": None}
-    change_config(folder, model_type="t5", architectures=["T5EncoderModel"], n_positions=16, **sizes,
-                  max_position_embeddings=None)  # fmt: skip
-    write_json(folder / "tokenizer_config.json", {**TOKENIZER_CONFIG, "model_max_length": 40})
-
-    model_info = model_info_of(folder)
-
-    assert (model_info.max_length, model_info.hidden_size, model_info.layers) == (40, 8, 3)
 
 
 def test_an_adapter_is_refused(folder) -> None:

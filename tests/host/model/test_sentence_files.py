@@ -126,7 +126,7 @@ def test_modules_that_the_library_cannot_run_are_refused(folder, modules, words)
         ("CNN", "convolutions"),
         ("LSTM", "recurrent layers"),
         ("WeightedLayerPooling", "only the last layer"),
-        ("SpladePooling", "it makes sparse vectors"),
+        ("WordWeights", "weights of words"),
     ],
 )
 def test_modules_that_are_not_supported_are_refused_with_the_reason(folder, kind, reason) -> None:
@@ -302,7 +302,6 @@ def test_the_limit_replaces_that_of_the_tokenizer_but_not_the_position_table(fol
         ("tokenizer_args", {"do_lower_case": True, "an_argument_of_a_later_version": True}),
         ("model_args", {"num_hidden_layers": 1}),
         ("config_args", {"hidden_act": "relu"}),
-        ("processor_kwargs", {"truncation_side": "left"}),
         ("model_kwargs", {"use_cache": True, "variant": "x"}),
         ("config_kwargs", ["x"]),
         ("method_output_name", "pooler_output"),
@@ -353,7 +352,7 @@ def test_the_values_that_sentence_transformers_saves_by_default_are_accepted(fol
         ({"truncate_dim": -4}, "sets truncate_dim to -4"),
         ({"truncate_dim": "4"}, "sets truncate_dim to '4'"),
         ({"prompts": {"query": 3}}, "sets prompts to {'query': 3}"),
-        ({"model_type": "SparseEncoder"}, "sets model_type to 'SparseEncoder'"),
+        ({"model_type": "MultiVectorEncoder"}, "sets model_type to 'MultiVectorEncoder'"),
         ({"a_key_of_a_later_version": True}, "sets a_key_of_a_later_version to True"),
         ({"prompts": ["x"]}, "sets prompts to ['x']"),
     ],

@@ -44,7 +44,7 @@ class EmbeddingsRequest(Struct, frozen=True):
     ] = None
     dimensions: Annotated[
         int | None,
-        Meta(description="Keep only this many leading values, normalized again if the model normalizes its vectors."),
+        Meta(description="Keep only this many leading values, normalized again if the model's vectors have length 1."),
     ] = None
     user: Annotated[str | None, Meta(description="Accepted for compatibility, and ignored.")] = None
     truncate: Truncate = False
