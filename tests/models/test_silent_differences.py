@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from launcher.options import FrontOptions, ModelOptions
 from launcher.worker.interfaces import Item, ModelError
 from tests.models import families, references, sentence_models, vocabularies
 from tests.models.compare import Served, relative_error
+from tests.models.edited_folders import ABSENT, copy_with
 from tests.models.references import Results
 from tests.models.texts import PAIRS, TEXTS
 
@@ -85,12 +85,7 @@ def edited(original: Original, tmp_path: Path) -> Edit:
 
     def folder(name: str, file: str, **values: Any) -> Path:
         copy = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(original(name), copy, copy_function=os.link)
-        path = copy / file
-        known = json.loads(path.read_text()) if path.exists() else {}
-        path.unlink(missing_ok=True)  # a link to the original
-        path.write_text(json.dumps({**known, **values}))
-        return copy
+        return copy_with(original(name), copy, file, values)
 
     return folder
 
@@ -325,9 +320,7 @@ NAMED_ACTIVATIONS: Sequence[tuple[dict[str, Any], bool]] = (
 def test_named_activations(values: dict[str, Any], supported: bool, original: Original, edited: Edit) -> None:
     folder = edited("reranker", "config.json", **values)
     # Version 6 saves a name of its own, which would replace that of config.json.
-    settings = json.loads((folder / SETTINGS).read_text())
-    (folder / SETTINGS).unlink()
-    (folder / SETTINGS).write_text(json.dumps({key: settings[key] for key in settings if key != "activation_fn"}))
+    folder = copy_with(folder, folder.with_name("named"), SETTINGS, {"activation_fn": ABSENT})
     expected = references.rerank(folder, PAIRS)
     assert_matters(expected, references.rerank(original("reranker"), PAIRS))
     if supported:
