@@ -49,6 +49,11 @@ class Reference:
                 f"{model_info.asked}: the model in {model_info.folder} fails on a text, with the settings in its "
                 f"config.json: {one_line(error)}"
             ) from error
+        if np.isnan(results).any():
+            raise ModelError(
+                f"{model_info.asked}: results of texts in fp32 are not numbers (NaN); the weights in "
+                f"{model_info.folder} must be finite"
+            )
         return cls(model_info, items, results)
 
     @classmethod

@@ -82,6 +82,41 @@ def test_a_value_that_transformers_refuses_is_refused_in_one_sentence(key: str, 
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("value", ["BertModel", [1]], ids=["a string", "a number"])
+def test_architectures_that_are_no_list_of_names_are_refused(value: Any, edited: Edited) -> None:
+    with pytest.raises(UsageError, match=r"config\.json sets architectures to .*must be a list"):
+        Served(edited({"architectures": value}), {})
+
+
+@pytest.mark.parametrize("value", [ABSENT, []], ids=["absent", "empty"])
+def test_a_head_without_a_name_is_not_dropped(value: Any, tmp_path: Path) -> None:
+    families.save_classifier(tmp_path / "classifier", family="bert", tokenizer=vocabularies.bert)
+    folder = copy_with(tmp_path / "classifier", tmp_path / "edited", "config.json", {"architectures": value})
+    with pytest.raises(UsageError, match=r"config\.json has no architectures.*\(classifier\.bias\).*--task embed"):
+        Served(folder, {})
+    with Served(folder, {"task": "embed"}) as served:
+        results = served.results(TEXTS, len(TEXTS))
+    assert relative_error(references.embed(folder, TEXTS), results) <= BOUND
+
+
+def test_weights_that_are_not_numbers_are_refused(edited: Edited) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = edited({})
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.bias"][0] = float("nan")
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"not numbers \(NaN\); the weights in .* must be finite"):
+        Served(folder, {})
+
+
+def test_a_tokenizer_that_cannot_encode_texts_is_refused(embedder: Path, tmp_path: Path) -> None:
+    folder = copy_with(embedder, tmp_path / "edited", "tokenizer_config.json", {"unk_token": None})
+    with pytest.raises((UsageError, ModelError), match=r"unk|UNK"):
+        Served(folder, {})
+
+
 # Keys of configs on the Hub, and whether they change the results of this model.
 KEYS: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"hidden_act": "relu"}, True),
