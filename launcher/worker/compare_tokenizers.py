@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from launcher.core.check_texts import check_pairs, check_texts
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.interfaces import ModelError
+from launcher.worker.interfaces import ModelError, one_line
 
 _SHOWN_CHARACTERS = 80
 _SHOWN_IDS = 12
@@ -42,9 +42,15 @@ def check_tokenizer(model_info: ModelInfo, *, trust_remote_code: bool) -> None:
 
     # The tokenizer's own thread pool would stay in this process.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    library = AutoTokenizer.from_pretrained(
-        model_info.folder, local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    try:
+        library = AutoTokenizer.from_pretrained(
+            model_info.folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # of a config or of tokenizer files that it does not accept
+        raise ModelError(
+            f"{model_info.asked}: transformers cannot load the tokenizer in {model_info.folder}, with its config.json: "
+            f"{one_line(error)}"
+        ) from error
     found = difference(library, Path(model_info.tokenizer_path))
     if found is not None:
         raise ModelError(f"{model_info.asked}: {found}")

@@ -27,6 +27,16 @@ class ModelError(Exception):
     """The model cannot be served, and a retry would not help. The message is one sentence."""
 
 
+REASON_CHARACTERS = 400
+
+
+def one_line(error: Exception) -> str:
+    """The type and the message of an error on one line, for messages."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    return f"{name}: {text}"[:REASON_CHARACTERS] if text else name
+
+
 class PackingUnsupportedError(Exception):
     """The model or the backend cannot process packed sequences. The message is a clause that gives the reason."""
 

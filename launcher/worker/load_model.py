@@ -7,7 +7,7 @@ not belong here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import SHAPES, ModelInfo
-from launcher.worker.interfaces import ModelError
+from launcher.worker.interfaces import ModelError, one_line
 from launcher.worker.tasks.create_task import Task, task_class
 
 ENCODER_DECODER_HEADS = ("EncoderModel", "Model", "ForConditionalGeneration")
@@ -38,22 +38,11 @@ SEED = 0  # of random weights: every instance must have the same ones
 
 
 def load_model(setup: Setup) -> torch.nn.Module:
-    """The model in fp32 and in evaluation mode. Raises ``ModelError`` if its files lack weights."""
+    """The model in fp32 and in evaluation mode. Raises ``ModelError`` if transformers cannot load its files, or if
+    they lack weights."""
     model_info = setup.model_info
     task = task_class(model_info)
-    if model_info.shape is not None:
-        model = _random_model(model_info, task)
-    else:
-        encoder = ENCODERS_OF.get(model_info.architecture) if model_info.task in ("embed", "token-embed") else None
-        model_class = task.auto_class if encoder is None else getattr(transformers, encoder)
-        model, loading = model_class.from_pretrained(
-            model_info.folder,
-            local_files_only=True,
-            trust_remote_code=setup.trust_remote_code,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-        _check_weights(model_info, () if has_own_code(model) else task.unused_modules, loading["missing_keys"])
+    model: Any = _random_model(model_info, task) if model_info.shape is not None else _from_files(setup, task)
     for name in () if has_own_code(model) else task.unused_modules:
         if hasattr(model, name):
             # Not None: some models call the module without a check.
@@ -62,6 +51,30 @@ def load_model(setup: Setup) -> torch.nn.Module:
         if getattr(config, "use_cache", False):
             config.use_cache = False  # of keys and values, for generation
     return TextTower(model).eval() if model_info.text_features else model.eval()
+
+
+def _from_files(setup: Setup, task: type[Task]) -> Any:
+    """The model in the folder. Raises ``ModelError``."""
+    model_info = setup.model_info
+    encoder = ENCODERS_OF.get(model_info.architecture) if model_info.task in ("embed", "token-embed") else None
+    model_class = task.auto_class if encoder is None else getattr(transformers, encoder)
+    try:
+        model, loading = model_class.from_pretrained(
+            model_info.folder,
+            local_files_only=True,
+            trust_remote_code=setup.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the names and the shapes
+            dtype=torch.float32,
+        )
+    except Exception as error:  # of the checks of a config, of a class of the model, or of a file of weights
+        raise ModelError(
+            f"{model_info.asked}: transformers cannot load {model_info.folder} (config.json and its weights): "
+            f"{one_line(error)}"
+        ) from error
+    _check_shapes(model_info, loading["mismatched_keys"])
+    _check_weights(model_info, () if has_own_code(model) else task.unused_modules, loading["missing_keys"])
+    return model
 
 
 class TextTower(torch.nn.Module):
@@ -118,6 +131,18 @@ def _check_weights(model_info: ModelInfo, unused_modules: Sequence[str], missing
         raise ModelError(
             f"{model_info.asked}: the model files lack {len(needed)} of the tensors that {model_info.architecture} "
             f"needs for the task {model_info.task}; the first is {needed[0]}"
+        )
+
+
+def _check_shapes(model_info: ModelInfo, mismatched: Iterable[Sequence[Any]]) -> None:
+    """transformers would initialize weights of another shape at random."""
+    wrong = sorted((str(name), list(found), list(wanted)) for name, found, wanted in mismatched)
+    if wrong:
+        name, found, wanted = wrong[0]
+        raise ModelError(
+            f"{model_info.asked}: config.json and the weights in {model_info.folder} contradict each other: the tensor "
+            f"{name} has the shape {found}, but config.json requires {wanted}"
+            + (f"; {len(wrong) - 1} more tensors differ" if len(wrong) > 1 else "")
         )
 
 

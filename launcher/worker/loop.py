@@ -22,13 +22,20 @@ from launcher.core.protocol.messages import Done, Failed, Loading, LoadStage, Re
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.backends.create_backend import create_backend
 from launcher.worker.channel import Channel, ChannelClosed
-from launcher.worker.interfaces import Backend, BatchOutput, ItemBatch, ModelError, ReportProgress, TokenIds
+from launcher.worker.interfaces import (
+    Backend,
+    BatchOutput,
+    ItemBatch,
+    ModelError,
+    ReportProgress,
+    TokenIds,
+    one_line,
+)
 from launcher.worker.warmup import run_warmup
 
 EXIT_UNUSABLE = 4
 EXIT_BROKEN_CHANNEL = 6
 
-REASON_CHARACTERS = 400
 TOKEN_BYTES = 4
 
 
@@ -72,7 +79,7 @@ def _start(channel: Channel, setup: Setup, threads: int) -> Backend | None:
         return None
     except Exception as error:
         traceback.print_exc()
-        channel.send(Unusable(f"{setup.model_info.asked} cannot be loaded: {_one_line(error)}"))
+        channel.send(Unusable(f"{setup.model_info.asked} cannot be loaded: {one_line(error)}"))
         return None
     # The objects of the model live as long as the process. Freezing them keeps the garbage collector from traversing
     # hundreds of thousands of objects in the middle of a batch.
@@ -132,7 +139,7 @@ def _run_batch(channel: Channel, backend: Backend, model_info: ModelInfo, run: R
         channel.send(Failed(run.batch, str(error)))
     except Exception as error:  # one bad batch must not affect the next
         traceback.print_exc()
-        channel.send(Failed(run.batch, _one_line(error)))
+        channel.send(Failed(run.batch, one_line(error)))
     else:
         values = np.ascontiguousarray(output.values)
         seconds = time.perf_counter() - start
@@ -194,12 +201,6 @@ def _row_counts(output: BatchOutput, run: Run, model_info: ModelInfo) -> Sequenc
     if model_info.rows in ("varying", "bytes"):
         return output.rows
     return run.lengths if model_info.rows == "token" else [1] * len(run.lengths)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    name = type(error).__name__
-    return f"{name}: {text}"[:REASON_CHARACTERS] if text else name
 
 
 def _abbreviate(lengths: tuple[int, ...]) -> str:

@@ -14,7 +14,15 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.worker.interfaces import BatchRunner, Item, ItemBatch, ModelError, PackingUnsupportedError, Results
+from launcher.worker.interfaces import (
+    BatchRunner,
+    Item,
+    ItemBatch,
+    ModelError,
+    PackingUnsupportedError,
+    Results,
+    one_line,
+)
 from launcher.worker.numerics import changed_labels, comparable, largest_relative_error, lowest_cosine, rows_of
 from launcher.worker.sample_inputs import check_batches
 
@@ -33,8 +41,19 @@ class Reference:
 
     @classmethod
     def one_by_one(cls, runner: BatchRunner, model_info: ModelInfo, items: Sequence[Item]) -> Reference:
-        """The results of each item in a batch of its own."""
-        results = np.concatenate([run_items(runner, [item], model_info) for item in items])
+        """The results of each item in a batch of its own. Raises ``ModelError`` if the model fails."""
+        try:
+            results = np.concatenate([run_items(runner, [item], model_info) for item in items])
+        except Exception as error:  # of a setting in config.json that only the computation reads
+            raise ModelError(
+                f"{model_info.asked}: the model in {model_info.folder} fails on a text, with the settings in its "
+                f"config.json: {one_line(error)}"
+            ) from error
+        if np.isnan(results).any():
+            raise ModelError(
+                f"{model_info.asked}: results of texts in fp32 are not numbers (NaN); the weights in "
+                f"{model_info.folder} must be finite"
+            )
         return cls(model_info, items, results)
 
     @classmethod

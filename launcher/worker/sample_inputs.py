@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
-from launcher.worker.interfaces import Item, ItemBatch, TokenIds
+from launcher.worker.interfaces import Item, ItemBatch, ModelError, TokenIds, one_line
 
 CHECK_TEXTS = (
     "yes",
@@ -41,7 +41,7 @@ def check_items(model_info: ModelInfo, windows: Sequence[int] = ()) -> list[Item
     truncated to what the model takes.
 
     The long one has more tokens than the largest of ``windows``, the sizes of the model's attention windows, as far as
-    one such item takes no more than ``MAX_MULTIPLICATIONS``.
+    one such item takes no more than ``MAX_MULTIPLICATIONS``. Raises ``ModelError`` if the tokenizer fails.
     """
     tokenizer = Tokenizer.from_file(model_info.tokenizer_path)
     tokenizer.no_padding()
@@ -52,7 +52,13 @@ def check_items(model_info: ModelInfo, windows: Sequence[int] = ()) -> list[Item
     texts: list[str | tuple[str, str]] = [*CHECK_TEXTS, " ".join([long_text] * repeats)]
     if model_info.takes_pairs:
         texts += zip(CHECK_TEXTS[1::2], CHECK_TEXTS[::2], strict=True)
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
+    try:
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
+    except Exception as error:  # the Rust library raises plain Exception for text that its model cannot encode
+        raise ModelError(
+            f"{model_info.asked}: the tokenizer {model_info.tokenizer_path}, with the settings of transformers, cannot "
+            f"encode ordinary texts: {one_line(error)}"
+        ) from error
     items = [_item(encoding, model_info) for encoding in encodings]
     items.append(Item(_with_special_tokens(items[2].ids, tokenizer, model_info)))
     if model_info.masks is not None:

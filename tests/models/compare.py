@@ -79,7 +79,10 @@ class Served:
 
     def results(self, inputs: Sequence[Any], batch_items: int) -> Results:
         """The rows of each input, computed in batches of this many items; 1 computes each alone."""
-        items = self.items(inputs)
+        return self.results_of_items(self.items(inputs), batch_items)
+
+    def results_of_items(self, items: Sequence[Item], batch_items: int) -> Results:
+        """The rows of each item, as ``results``."""
         results: dict[int, np.ndarray] = {}
         for start in range(0, len(items), batch_items):
             batch = range(start, min(start + batch_items, len(items)))

@@ -69,8 +69,7 @@ def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, 
     embeddings are requested.
     """
     kind = str(config.get("model_type", "nothing"))
-    architectures = config.get("architectures") or [kind]
-    architecture = str(architectures[0])
+    architecture = _named(config, kind, refuse)
     own_code = "auto_map" in config
     if kind in DECODERS | ENCODER_DECODERS:
         _check_decoder(kind, architecture, embedder or options.task == "embed", refuse)
@@ -98,6 +97,14 @@ def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, 
         f"config.json has the model_type {kind} ({architecture}), which is not supported; text encoders of these types "
         f"can be served: {', '.join(sorted({*ENCODERS, *TEXT_TOWERS, *DECODERS, *ENCODER_DECODERS}))}"
     )
+
+
+def _named(config: Json, kind: str, refuse: ModelErrors) -> str:
+    """The first of the architectures in config.json; ``kind`` if it has none."""
+    architectures = config.get("architectures") or [kind]
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise refuse(f"config.json sets architectures to {architectures!r}, but it must be a list of names of classes")
+    return str(architectures[0])
 
 
 def runs_own_code(config: Json, task: Task, options: ModelOptions) -> bool:

@@ -35,7 +35,7 @@ from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_wid
 from launcher.host.model.sentence_settings import Settings
 from launcher.host.model.static_embedding import MAX_LENGTH, read_static
 from launcher.host.model.token_types import check_pairs, token_types_of
-from launcher.host.model.weights import weight_bytes
+from launcher.host.model.weights import check_no_head, weight_bytes
 from launcher.options import ModelOptions
 from launcher.options.choices import Task
 
@@ -54,6 +54,8 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
     check_own_code(config, task, options, refuse)
+    if task == "embed" and options.task == "auto" and not sentence.kind and not config.get("architectures"):
+        check_no_head(sentence.folder, refuse)
     own_code = runs_own_code(config, task, options)
     config = config if own_code else with_defaults(config)
     features = not own_code and config.get("model_type") in TEXT_TOWERS

@@ -24,6 +24,12 @@ GIT_LFS_POINTER = b"version https://git-lfs"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"  # in the order of preference
 
 
+# The first parts of the names of the tensors of heads, in the models of transformers.
+HEADS = ("classifier.", "cls.", "decoder.bias", "discriminator_predictions.", "generator_predictions.", "lm_head.",
+         "lm_predictions.", "mask_predictions.", "pre_classifier.", "predictions.", "qa_outputs.", "score.",
+         "vocab_projector.", "vocab_transform.")  # fmt: skip
+
+
 class Tensor(msgspec.Struct, frozen=True):
     """A tensor in the header of a safetensors file; ``data_offsets`` are those of its first byte and after its last."""
 
@@ -67,6 +73,20 @@ def weight_files(folder: Path, refuse: ModelErrors) -> list[Path]:
                 raise refuse(f"{index} lists {len(parts)} files, of which {len(missing)} are missing: {missing[:3]}")
             return [folder / part for part in parts]
     return []
+
+
+def check_no_head(folder: Path, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` if the weights have a head. For a config that does not name the class of the model: without
+    this, the head would be dropped silently. Pickles are not opened."""
+    for path in weight_files(folder, refuse):
+        names = read_header(path, refuse) if path.suffix == ".safetensors" else ()
+        head = next((name for name in sorted(names) if name.startswith(HEADS)), None)
+        if head is not None:
+            raise refuse(
+                f"{folder / 'config.json'} has no architectures, but {path.name} has the weights of a head ({head}); "
+                "name the class of the model in architectures, in a copy of the folder, or serve embeddings without "
+                "the head with --task embed"
+            )
 
 
 def check_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]], refuse: ModelErrors) -> None:
