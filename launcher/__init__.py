@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from launcher.api import Answer as Answer
     from launcher.api import AsyncEngine as AsyncEngine
     from launcher.api import Engine as Engine
     from launcher.api import Entity as Entity
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from launcher.api import RankedDocument as RankedDocument
     from launcher.api import SparseVector as SparseVector
 
-__all__ = ["AsyncEngine", "Engine", "Entity", "FilledMask", "LabelScore", "RankedDocument", "SparseVector"]
+__all__ = ["Answer", "AsyncEngine", "Engine", "Entity", "FilledMask", "LabelScore", "RankedDocument", "SparseVector"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,9 @@ from launcher.api.async_engine import AsyncEngine
 from launcher.api.pairs import RankedDocument
 from launcher.api.results import Entity
 from launcher.api.sync_engine import Engine
+from launcher.front.tasks.answers import Answer
 from launcher.front.tasks.filled_masks import FilledMask
 from launcher.front.tasks.label_scores import LabelScore
 from launcher.front.tasks.sparse_vectors import SparseVector
 
-__all__ = ["AsyncEngine", "Engine", "Entity", "FilledMask", "LabelScore", "RankedDocument", "SparseVector"]
+__all__ = ["Answer", "AsyncEngine", "Engine", "Entity", "FilledMask", "LabelScore", "RankedDocument", "SparseVector"]

@@ -10,7 +10,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL, serve_options
-from launcher.api.pairs import CLASSIFY_INPUTS, RERANK_INPUTS, RankedDocument, Ranking, ZeroShot
+from launcher.api.pairs import (
+    ANSWER_INPUTS,
+    CLASSIFY_INPUTS,
+    RERANK_INPUTS,
+    RankedDocument,
+    Ranking,
+    ZeroShot,
+    answers,
+)
 from launcher.api.progress import progress_bar
 from launcher.api.results import (
     Decode,
@@ -31,6 +39,8 @@ from launcher.core.tasks.prompts import choose_prompt
 from launcher.engine.session import CLOSED, Computed, PairInputs, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
+from launcher.front.tasks.answers import DEFAULT_ANSWER_TOKENS, Answer
+from launcher.front.tasks.answers import DEFAULT_TOP_K as ANSWERS
 from launcher.front.tasks.filled_masks import DEFAULT_TOP_K, FilledMask
 from launcher.front.tasks.label_scores import LabelScore
 from launcher.front.tasks.sparse_vectors import SparseVector
@@ -391,6 +401,63 @@ class AsyncEngine:
         """See ``Engine.fill_mask_stream``."""
         decode = filled_masks(self._started.model_info, top_k, self._open_session.engine.tokenizer)
         return self._stream(texts, decode, truncate, progress)
+
+    @overload
+    async def answer(
+        self,
+        questions: tuple[str, str],
+        *,
+        top_k: int = ANSWERS,
+        max_answer_len: int = DEFAULT_ANSWER_TOKENS,
+        handle_impossible_answer: bool = False,
+        progress: bool = False,
+    ) -> list[Answer]: ...
+    @overload
+    async def answer(
+        self,
+        questions: Iterable[tuple[str, str]] | AsyncIterable[tuple[str, str]],
+        *,
+        top_k: int = ANSWERS,
+        max_answer_len: int = DEFAULT_ANSWER_TOKENS,
+        handle_impossible_answer: bool = False,
+        progress: bool = False,
+    ) -> list[list[Answer]]: ...
+    async def answer(
+        self,
+        questions: tuple[str, str] | Iterable[tuple[str, str]] | AsyncIterable[tuple[str, str]],
+        *,
+        top_k: int = ANSWERS,
+        max_answer_len: int = DEFAULT_ANSWER_TOKENS,
+        handle_impossible_answer: bool = False,
+        progress: bool = False,
+    ) -> list[Answer] | list[list[Answer]]:
+        """See ``Engine.answer``."""
+        lone = isinstance(questions, tuple) and all(isinstance(part, str) for part in questions)
+        pairs = [questions] if lone else questions
+        stream = self.answer_stream(
+            pairs,  # type: ignore[arg-type]
+            top_k=top_k,
+            max_answer_len=max_answer_len,
+            handle_impossible_answer=handle_impossible_answer,
+            progress=progress,
+        )
+        found = [result async for result in stream]
+        return found[0] if lone else found
+
+    def answer_stream(
+        self,
+        questions: Iterable[tuple[str, str]] | AsyncIterable[tuple[str, str]],
+        *,
+        top_k: int = ANSWERS,
+        max_answer_len: int = DEFAULT_ANSWER_TOKENS,
+        handle_impossible_answer: bool = False,
+        progress: bool = False,
+    ) -> AsyncIterator[list[Answer]]:
+        """See ``Engine.answer_stream``."""
+        decode = answers(
+            self._started.model_info, top_k=top_k, max_tokens=max_answer_len, impossible=handle_impossible_answer
+        )
+        return self._stream(questions, decode, False, progress, pairs=ANSWER_INPUTS)
 
     # ------------------------------------------------------------------- inside
 

@@ -5,6 +5,7 @@ Separate from ``results`` because these tasks combine several arguments to items
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,12 +18,33 @@ from launcher.engine.session import Computed, PairInputs
 from launcher.errors import UsageError
 from launcher.front.input_names import InputNames, RankingNames, ZeroShotNames
 from launcher.front.pairs import Pair
+from launcher.front.tasks.answers import MAX_ANSWER_TOKENS, MAX_ANSWERS, Answer, AnswerRules, Window
 from launcher.front.tasks.label_scores import LabelScore
 from launcher.front.tasks.ranking import ranked
 from launcher.front.tasks.zero_shot import hypotheses, parse_labels, zero_shot_labels
 
 CLASSIFY_INPUTS = PairInputs(InputNames("texts", halves=("[0]", "[1]")))
+ANSWER_INPUTS = PairInputs(InputNames("questions", halves=("[0]", "[1]")), windows=True)
 RERANK_INPUTS = PairInputs(RankingNames("documents"))
+
+
+def answers(model: ModelInfo, **rules: Any) -> Decode[list[Answer]]:
+    """Answers, best first. Raises ``UsageError`` if the model answers no questions."""
+    require_task(model, "question-answering")
+    for name, limit in (("top_k", MAX_ANSWERS), ("max_tokens", MAX_ANSWER_TOKENS)):
+        if not 1 <= rules[name] <= limit:
+            shown = "max_answer_len" if name == "max_tokens" else name
+            raise UsageError(f"{shown}={rules[name]!r}: must be 1 to {limit}")
+    assert model.answers is not None, "set for this task"
+    chosen = AnswerRules(model.answers.cls_id, **rules)
+
+    def decode(computed: Computed) -> Iterator[list[Answer]]:
+        tokenized = computed.tokenized
+        windows = map(Window, tokenized.items, tokenized.spans, computed.by_token())
+        for pair, count in zip(computed.chunk.texts, tokenized.windows, strict=True):
+            yield chosen.answers(pair[1], list(itertools.islice(windows, count)))
+
+    return decode
 
 
 class RankedDocument(NamedTuple):

@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 METHODS: Mapping[Task, str] = {
     "sparse-embed": "embed_sparse",
     "token-embed": "embed_tokens",
+    "question-answering": "answer",
 }
 # The results of a chunk, one for each of its texts.
 Decode = Callable[[Computed], Iterable[Result]]

@@ -9,7 +9,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from launcher.api.options import DEFAULT_MODEL
-from launcher.api.pairs import CLASSIFY_INPUTS, RERANK_INPUTS, RankedDocument, Ranking, ZeroShot
+from launcher.api.pairs import (
+    ANSWER_INPUTS,
+    CLASSIFY_INPUTS,
+    RERANK_INPUTS,
+    RankedDocument,
+    Ranking,
+    ZeroShot,
+    answers,
+)
 from launcher.api.progress import progress_bar
 from launcher.api.results import (
     Decode,
@@ -30,6 +38,8 @@ from launcher.core.tasks.prompts import choose_prompt
 from launcher.engine.session import Chunk, Computed, PairInputs
 from launcher.engine.streaming import Chunker, chunk_limit, in_order
 from launcher.engine.thread import SessionThread
+from launcher.front.tasks.answers import DEFAULT_ANSWER_TOKENS, Answer
+from launcher.front.tasks.answers import DEFAULT_TOP_K as ANSWERS
 from launcher.front.tasks.filled_masks import DEFAULT_TOP_K, FilledMask
 from launcher.front.tasks.label_scores import LabelScore
 from launcher.front.tasks.sparse_vectors import SparseVector
@@ -418,6 +428,69 @@ class Engine:
         """The tokens for the masks of each text, in order, as ``fill_mask`` returns them, in constant memory."""
         decode = filled_masks(self._setup.model_info, top_k, self._thread.session.engine.tokenizer)
         return self._stream(texts, decode, truncate, progress)
+
+    @overload
+    def answer(
+        self,
+        questions: tuple[str, str],
+        *,
+        top_k: int = ANSWERS,
+        max_answer_len: int = DEFAULT_ANSWER_TOKENS,
+        handle_impossible_answer: bool = False,
+        progress: bool = False,
+    ) -> list[Answer]: ...
+    @overload
+    def answer(
+        self,
+        questions: Iterable[tuple[str, str]],
+        *,
+        top_k: int = ANSWERS,
+        max_answer_len: int = DEFAULT_ANSWER_TOKENS,
+        handle_impossible_answer: bool = False,
+        progress: bool = False,
+    ) -> list[list[Answer]]: ...
+    def answer(
+        self,
+        questions: tuple[str, str] | Iterable[tuple[str, str]],
+        *,
+        top_k: int = ANSWERS,
+        max_answer_len: int = DEFAULT_ANSWER_TOKENS,
+        handle_impossible_answer: bool = False,
+        progress: bool = False,
+    ) -> list[Answer] | list[list[Answer]]:
+        """For each pair of a question and its context, the ``top_k`` best answers of at most ``max_answer_len`` tokens;
+        for a single tuple, those of this question.
+
+        A context of any length is read in windows that overlap. With ``handle_impossible_answer``, an empty answer is
+        among them, whose score is how likely the context has none.
+        """
+        lone = isinstance(questions, tuple) and all(isinstance(part, str) for part in questions)
+        pairs = [questions] if lone else questions
+        found = list(
+            self.answer_stream(
+                pairs,  # type: ignore[arg-type]
+                top_k=top_k,
+                max_answer_len=max_answer_len,
+                handle_impossible_answer=handle_impossible_answer,
+                progress=progress,
+            )
+        )
+        return found[0] if lone else found
+
+    def answer_stream(
+        self,
+        questions: Iterable[tuple[str, str]],
+        *,
+        top_k: int = ANSWERS,
+        max_answer_len: int = DEFAULT_ANSWER_TOKENS,
+        handle_impossible_answer: bool = False,
+        progress: bool = False,
+    ) -> Iterator[list[Answer]]:
+        """The answers to each question, in order, as ``answer`` returns them, in constant memory."""
+        decode = answers(
+            self._setup.model_info, top_k=top_k, max_tokens=max_answer_len, impossible=handle_impossible_answer
+        )
+        return self._stream(questions, decode, False, progress, pairs=ANSWER_INPUTS)
 
     # ------------------------------------------------------------------- inside
 

@@ -15,7 +15,7 @@ from typing import cast
 from launcher.engine.inference_engine import InferenceEngine
 from launcher.errors import InstanceError, RequestError, UsageError
 from launcher.front.input_names import InputNames
-from launcher.front.pairs import PairTruncation
+from launcher.front.pairs import Pair, PairTruncation
 from launcher.front.request_results import Vectors, split_rows
 from launcher.front.tokenizer import Text, Tokenized
 from launcher.options import ServeOptions
@@ -29,11 +29,12 @@ TRUNCATE_HINT = "pass truncate=True to truncate it"
 
 @dataclass(frozen=True, slots=True)
 class PairInputs:
-    """How the inputs of a call are used that can be pairs of texts: how long ones are truncated, and what errors call
-    them."""
+    """How the inputs of a call are used that can be pairs of texts: how long ones are truncated, or whether they become
+    several items (``windows``), and what errors call them."""
 
     names: InputNames
     truncation: PairTruncation = "longest_first"
+    windows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,8 @@ class Session:
                 lone=chunk.lone or chunk.pairs.names.lone,
                 truncate_hint=TRUNCATE_HINT,
             )
+            if chunk.pairs.windows:
+                return await tokenizer.windows(cast("Sequence[Pair]", chunk.texts), field=names)
             truncation = chunk.pairs.truncation
             return await tokenizer.pairs(chunk.texts, truncate=chunk.truncate, truncation=truncation, field=names)
         texts = cast("Sequence[str]", chunk.texts)

@@ -18,7 +18,7 @@ from launcher.errors import RequestError
 
 if TYPE_CHECKING:
     from launcher.front.input_names import InputNames
-    from launcher.front.pairs import PairTruncation
+    from launcher.front.pairs import Pair, PairTruncation
     from launcher.front.tokenizer import Text, Tokenized
 
 Parameters = ParamSpec("Parameters")
@@ -92,6 +92,12 @@ class InputReader:
     ) -> Tokenized:
         """See ``FrontTokenizer.pairs``."""
         raise _not_taken("pairs of texts")
+
+    async def windows(
+        self, pairs: Sequence[Pair], *, field: str | InputNames = "input", wait: Wait = await_future
+    ) -> Tokenized:
+        """See ``FrontTokenizer.windows``."""
+        raise _not_taken("questions")
 
     async def ids(
         self,

@@ -26,6 +26,7 @@ from launcher.front.input_names import InputNames
 from launcher.front.input_reader import InputReader, Wait, await_future
 from launcher.front.item_details import ItemDetails, Tokens, TypeIds
 from launcher.front.pairs import Pair, PairLayout, PairTruncation, take
+from launcher.front.windows import WindowEncoder, answer_spans
 from launcher.options import FrontOptions
 from launcher.options.choices import Task
 
@@ -58,7 +59,8 @@ class Tokenized:
 
     ``texts`` are those that inputs of another tokenizer's ids were decoded to; None for other inputs.
 
-    ``details`` is what the items have besides their ids.
+    ``details`` is what the items have besides their ids. ``windows`` is the number of items of each input, if an input
+    has several.
     """
 
     items: list[Tokens]
@@ -68,9 +70,10 @@ class Tokenized:
     details: ItemDetails | None = None
     texts: Sequence[str] | None = None
     sides: Sequence[npt.NDArray[np.int8]] = ()
+    windows: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which makes an instance take a microsecond longer
 class _Request:
     """How the inputs of a call are tokenized. ``typed``: whether items have token types."""
 
@@ -102,6 +105,7 @@ class FrontTokenizer(InputReader):
         added, pair = self._encoder.encode(["a", ("a", "a")])
         self._closing_tokens = _closing_tokens(added)
         self._pair_layout = PairLayout.of(pair)
+        self._windows: WindowEncoder | None = None
         self._token_types = model_info.token_types
         typed = model_info.sends_token_types and model_info.token_types > 0
         self._typed_texts, self._typed_pairs = typed and any(added.type_ids), typed and any(pair.type_ids)
@@ -132,7 +136,11 @@ class FrontTokenizer(InputReader):
         if prompt:
             characters += len(prompt) * len(texts)
             texts = [prompt + text for text in texts]
-        tokenized = await self._start(texts, characters, _Request(truncate, names, self._typed_texts), wait)
+        request = _Request(truncate, names, self._typed_texts)
+        if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
+            tokenized = self._tokenize(texts, request)
+        else:
+            tokenized = await self._tokenize_in_thread(texts, request, wait)
         if not prompt or self._pools_prompt:
             return tokenized
         details = tokenized.details or ItemDetails()
@@ -168,12 +176,49 @@ class FrontTokenizer(InputReader):
                 characters += self._check_text(pair, names, index)
             else:
                 characters += sum(self._check_text(text, names, index, side) for side, text in enumerate(pair))
-        return await self._start(pairs, characters, _Request(truncate, names, self._typed_pairs, truncation), wait)
+        request = _Request(truncate, names, self._typed_pairs, truncation)
+        if characters + INPUT_OVERHEAD * len(pairs) <= INLINE_CHARACTERS:
+            return self._tokenize(pairs, request)
+        return await self._tokenize_in_thread(pairs, request, wait)
 
-    async def _start(self, texts: Sequence[Text], characters: int, request: _Request, wait: Wait) -> Tokenized:
-        """Tokenize now, or in a thread if it would take long."""
-        if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
-            return self._tokenize(texts, request)
+    async def windows(
+        self, pairs: Sequence[Pair], *, field: str | InputNames = "input", wait: Wait = await_future
+    ) -> Tokenized:
+        """As ``pairs``, for questions and contexts: a long context becomes several items. ``spans`` are those of
+        ``answer_spans``."""
+        names = _names(field, len(pairs))
+        if self._no_pairs:
+            raise RequestError(self._no_pairs, code="pairs_not_supported", param=names.field)
+        characters = 0
+        for index, pair in enumerate(pairs):
+            characters += sum(self._check_text(text, names, index, side) for side, text in enumerate(pair))
+        if self._windows is not None and characters + INPUT_OVERHEAD * len(pairs) <= INLINE_CHARACTERS:
+            return self._tokenize_windows(pairs, names)
+        return await wait(self.in_thread(len(pairs), self._tokenize_windows, pairs, names))
+
+    def _tokenize_windows(self, pairs: Sequence[Pair], names: InputNames) -> Tokenized:
+        if self._windows is None:  # made when it is needed: it copies the tokenizer
+            self._windows = WindowEncoder(self.vocabulary, self._max_length)
+        encodings: list[Encoding] = []
+        counts = []
+        for index, pair in enumerate(pairs):
+            try:
+                (found,) = self._windows.encode([pair])
+            except Exception as error:  # the Rust library raises plain Exception
+                raise RequestError(
+                    f"{names.of_half(index, 0)} leaves no room for its context: {error}",
+                    code="too_long",
+                    param=names.field,
+                ) from error
+            encodings += found
+            counts.append(len(found))
+        items = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        types = [np.array(encoding.type_ids, dtype=np.uint8) for encoding in encodings] if self._typed_pairs else []
+        details = ItemDetails(types) if any(map(np.any, types)) else None
+        spans = [answer_spans(encoding) for encoding in encodings]
+        return Tokenized(items, sum(map(len, items)), (), spans, details, windows=tuple(counts))
+
+    async def _tokenize_in_thread(self, texts: Sequence[Text], request: _Request, wait: Wait) -> Tokenized:
         stop = threading.Event()
         future = self.in_thread(len(texts), self._tokenize, texts, request, stop)
         future.add_done_callback(lambda _: stop.set())
@@ -250,7 +295,7 @@ class FrontTokenizer(InputReader):
                 found.ids.append(np.array(ids, dtype=np.int32))
                 if with_more:
                     self._add_more(found, text, encoding, kept, typed=request.typed)
-        details = ItemDetails(found.type_ids) if any(map(np.any, found.type_ids)) else None
+        details = ItemDetails(found.type_ids) if found.type_ids and any(map(np.any, found.type_ids)) else None
         return Tokenized(found.ids, found.tokens, tuple(found.truncated), found.spans, details, sides=found.sides)
 
     def _kept(self, text: Text, encoding: Encoding, request: _Request, index: int) -> tuple[range, ...] | None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 # The tasks that --task names. A task of the user's own is named by its class, and is "custom" from then on.
 NamedTask = Literal[
-    "embed", "classify", "tag", "rerank", "zero-shot", "sparse-embed", "token-embed", "fill-mask"
+    "embed", "classify", "tag", "rerank", "zero-shot", "sparse-embed", "token-embed", "fill-mask", "question-answering"
 ]  # fmt: skip
 Task = Literal[NamedTask, "custom"]
 TaskChoice = Literal["auto", NamedTask]

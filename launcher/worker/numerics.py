@@ -22,10 +22,14 @@ def rows_of(items: Sequence[Item], indices: Sequence[int], model_info: ModelInfo
 def comparable(output: BatchOutput, model_info: ModelInfo) -> Results:
     """The results of a batch in a form with a fixed number of rows.
 
+    Of a reranker, only the logits count: the scores follow from them.
+
     Rows of a varying number end with a token id and its value. They become a row for each item, with the sum of the
     values of each token of the vocabulary: a value that is nearly zero may be present in one result and absent in
     another.
     """
+    if model_info.task == "rerank":
+        return output.values[:, :1]
     if model_info.rows != "varying":
         return output.values
     items = np.repeat(np.arange(len(output.rows)), output.rows)
@@ -35,9 +39,14 @@ def comparable(output: BatchOutput, model_info: ModelInfo) -> Results:
 
 
 def largest_relative_error(expected: Results, actual: Results) -> float:
-    """The largest Euclidean distance between corresponding rows, relative to the norm of the expected row."""
+    """The largest Euclidean distance between corresponding rows, relative to the norm of the expected row.
+
+    A row with a single score can be nearly zero. There, the distance is relative to the largest score.
+    """
     distances = np.linalg.norm(expected - actual, axis=1)
-    return float(np.max(distances / np.maximum(np.linalg.norm(expected, axis=1), 1e-12)))
+    norms = np.linalg.norm(expected, axis=1)
+    scale = norms.max() if expected.shape[1] == 1 else norms
+    return float(np.max(distances / np.maximum(scale, 1e-12)))
 
 
 def lowest_cosine(expected: Results, actual: Results, items: Sequence[Item], model_info: ModelInfo) -> float:

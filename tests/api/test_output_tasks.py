@@ -121,11 +121,58 @@ def test_token_vectors_are_the_token_embeddings_of_sentence_transformers() -> No
         assert np.linalg.norm(vectors - wanted.numpy()) <= 1e-5 * np.linalg.norm(wanted.numpy())
 
 
-@pytest.mark.parametrize("task", ["sparse-embed", "token-embed", "fill-mask"])
+QUESTIONS = [
+    ("Where is the station?", "The nearest station is behind the Old Mill, and it is late."),
+    ("When was the harvest?", " ".join(["The harvest was late that year."] * 90) + " Then came Winter."),
+]
+
+
+def test_questions_are_answered_from_the_logits_of_all_windows(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering
+
+    from launcher.front.tasks.answers import AnswerRules, Window
+    from launcher.front.windows import WindowEncoder, answer_spans
+    from launcher.host.model.resolve import demo_folder
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertForQuestionAnswering(BertConfig(**sizes, initializer_range=0.3)).eval()
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_folder() / name, tmp_path / name)
+    plain = AutoTokenizer.from_pretrained(tmp_path)
+    windows = WindowEncoder(plain.backend_tokenizer, 512).encode(QUESTIONS)
+    assert [len(found) for found in windows] == [1, 3]
+    expected = []
+    for (question, context), found in zip(QUESTIONS, windows, strict=True):
+        encoded = plain(
+            question, context, truncation="only_second", max_length=384, stride=128, return_overflowing_tokens=True
+        )
+        parts = []
+        for ids, types, window in zip(encoded["input_ids"], encoded["token_type_ids"], found, strict=True):
+            with torch.no_grad():
+                output = model(torch.tensor([ids]), token_type_ids=torch.tensor([types]))
+            logits = torch.stack([output.start_logits[0], output.end_logits[0]], dim=1).numpy()
+            parts.append(Window(np.array(ids), answer_spans(window), logits))
+        expected.append(AnswerRules(101, 4, 15, True).answers(context, parts))
+    with Engine(tmp_path, **OPTIONS) as engine:
+        found = engine.answer(QUESTIONS, top_k=4, handle_impossible_answer=True)
+        one = engine.answer(QUESTIONS[0])
+    for answers, wanted in zip(found, expected, strict=True):
+        assert [(a.start, a.end, a.answer) for a in answers] == [(a.start, a.end, a.answer) for a in wanted]
+        assert [a.score for a in answers] == pytest.approx([a.score for a in wanted], rel=1e-4)
+    assert [a.answer for a in one] == [found[0][0].answer]
+
+
+@pytest.mark.parametrize("task", ["sparse-embed", "token-embed", "fill-mask", "question-answering"])
 def test_each_task_is_served_over_http(task: str) -> None:
     with running("--model", "random:tiny", "--task", task, "--backend", "fake", "--instances", "1") as started:
         started.wait_serving()
-        answer = started.post("/predict", json={"inputs": ["one [MASK]", "[MASK]"]}).json()
+        inputs: Any = ["one [MASK]", "[MASK]"]
+        if task == "question-answering":
+            inputs = [{"question": text, "context": "one two"} for text in inputs]
+        answer = started.post("/predict", json={"inputs": inputs}).json()
     assert answer["task"] == task
     assert len(answer["predictions"]) == 2
     assert all(answer["predictions"])

@@ -40,6 +40,36 @@ def test_a_classifier_answers_with_labels_and_scores(launch: Launch) -> None:
         assert sum(scores) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_a_reranker_ranks_documents_in_bodies_of_any_size(launch: Launch) -> None:
+    documents = ["a good day", "a bad day", "rain"] + [f"document {number} " + "word " * 20 for number in range(800)]
+    with launch(*TINY, "--task", "rerank", "--instances", "1", "--backend", "fake") as server:
+        server.wait_serving()
+        few, all_of_them = (
+            server.post("/predict", json={"query": "weather", "documents": documents[:count]}).json()["predictions"]
+            for count in (3, len(documents))
+        )
+        schemas = server.get("/openapi.json").json()["components"]["schemas"]
+    assert sorted(entry["index"] for entry in few) == [0, 1, 2]
+    assert len(all_of_them) == len(documents)
+    scores = [entry["score"] for entry in all_of_them]
+    assert scores == sorted(scores, reverse=True)
+    assert [entry for entry in all_of_them if entry["index"] < 3] == few
+    assert {"RerankRequest", "RerankResponse", "RankedDocument"} <= set(schemas)
+
+
+def test_labels_of_a_request_are_scored(launch: Launch) -> None:
+    body = {"inputs": ["a good day", "rain"], "candidate_labels": "weather, food"}
+    with launch(*TINY, "--task", "zero-shot", "--instances", "1") as server:
+        server.wait_serving()
+        reply = server.post("/predict", json=body).json()
+        independent = server.post("/predict", json={**body, "multi_label": True}).json()
+    assert reply["task"] == "zero-shot"
+    for prediction in reply["predictions"]:
+        assert {entry["label"] for entry in prediction} == {"weather", "food"}
+        assert sum(entry["score"] for entry in prediction) == pytest.approx(1.0, abs=1e-5)
+    assert independent["predictions"] != reply["predictions"]
+
+
 def test_an_embedder_answers_predict_with_the_vectors_of_embeddings(tiny: Running) -> None:
     predicted = tiny.post("/predict", json={"inputs": ["one", "two"]}).json()["predictions"]
     embedded = [d["embedding"] for d in tiny.embed(["one", "two"]).json()["data"]]

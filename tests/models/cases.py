@@ -16,7 +16,7 @@ from typing import Any, Literal
 from launcher.host.model.encoders import REFUSED as NOT_SUPPORTED
 from tests.models import families, references, sentence_models, vocabularies
 from tests.models.references import Results
-from tests.models.texts import PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
+from tests.models.texts import MASKED, PAIRS, PREMISES_AND_HYPOTHESES, TEXTS
 
 Build = Callable[[Path], None]
 Layout = Literal["packed", "padded", "equal lengths"]
@@ -31,7 +31,8 @@ class ModelCase:
     items are computed by default; padded results are always compared too. ``bound`` is the largest relative difference
     in fp32 that is allowed, a power of ten of at most 1e-5. ``options`` are those of the command line. ``bf16`` and
     ``int8`` are parts of the messages with which these dtypes are refused; empty if they are not. ``slow`` cases are
-    not part of scripts/check.
+    not part of scripts/check. ``as_vector``: the rows of an input are compared as one vector, because single rows are
+    logits that can all be near 0.
     """
 
     family: str
@@ -46,6 +47,7 @@ class ModelCase:
     bf16: str = ""
     int8: str = ""
     slow: bool = False
+    as_vector: bool = False
 
     @property
     def name(self) -> str:
@@ -154,6 +156,30 @@ def _encoder(family: str) -> list[ModelCase]:
     return cases
 
 
+def _outputs(family: str, mask: str) -> list[ModelCase]:
+    """The tasks other than one vector, or one list of scores, for each text; ``mask`` is the family's mask token."""
+    layout: Layout = "packed" if family in PACKED_ENCODERS else "padded"
+    slow = family in CONVERTED
+    masked = tuple(text.replace("[MASK]", mask) for text in MASKED)
+    return [
+        ModelCase(family, "sparse-embed", _build(families.save_splade, family), references.sparse_embed, layout,
+                  slow=slow),
+        ModelCase(family, "token-embed", _build(families.save_embedder, family), references.token_embed, layout,
+                  options={"task": "token-embed"}, slow=slow),
+        ModelCase(family, "fill-mask", _build(families.save_transformer, family, auto="AutoModelForMaskedLM"),
+                  references.fill_mask, layout, inputs=masked, slow=slow),
+        ModelCase(family, "question-answering",
+                  _build(families.save_transformer, family, auto="AutoModelForQuestionAnswering"),
+                  references.question_answering, layout, inputs=PAIRS, slow=slow, as_vector=True),
+    ]  # fmt: skip
+
+
+MASK_TOKENS: Mapping[str, str] = {
+    "bert": "[MASK]", "distilbert": "[MASK]", "electra": "[MASK]", "modernbert": "<mask>", "roberta": "<mask>",
+    "albert": "[MASK]", "deberta-v2": "[MASK]", "xlm-roberta": "<mask>",
+}  # fmt: skip
+
+
 def _build(save: Callable[..., None], family: str, **settings: Any) -> Build:
     """``save`` for a model of this family, with its tokenizer and these settings."""
     return partial(save, family=family, tokenizer=TOKENIZERS.get(family, vocabularies.bert), **settings)
@@ -196,14 +222,15 @@ def _pairs(family: str) -> list[ModelCase]:
     built = {"family": family, "tokenizer": tokenizer, **settings}
     cases = [
         ModelCase(family, "rerank", partial(families.save_cross_encoder, **built), references.rerank, layout,
-                  inputs=PAIRS),
+                  inputs=PAIRS, slow=family in CONVERTED),
         ModelCase(family, "classify", partial(families.save_classifier, **built), references.classify, layout,
-                  variant="pairs", inputs=PAIRS),
+                  variant="pairs", inputs=PAIRS, slow=family in CONVERTED),
     ]  # fmt: skip
     if family in ("bert", "deberta-v2", "roberta"):
         build = partial(families.save_classifier, **built, **NLI)
         cases.append(ModelCase(family, "zero-shot", build, references.zero_shot, layout,
-                               options={"task": "zero-shot"}, inputs=PREMISES_AND_HYPOTHESES))  # fmt: skip
+                               options={"task": "zero-shot"}, inputs=PREMISES_AND_HYPOTHESES,
+                               slow=family in CONVERTED))  # fmt: skip
     return cases
 
 
@@ -273,6 +300,14 @@ CASES: tuple[ModelCase, ...] = (
     *_sentence_transformers(),
     *_decoders(),
     *(case for family in PAIR_FAMILIES for case in _pairs(family)),
+    *(case for family, mask in MASK_TOKENS.items() for case in _outputs(family, mask)),
+    ModelCase("bert", "sparse-embed", _build(families.save_splade, "bert", pooling={"pooling_strategy": "sum"}),
+              references.sparse_embed, variant="sum"),
+    ModelCase("bert", "sparse-embed",
+              _build(families.save_splade, "bert", pooling={"activation_function": "log1p_relu"}, max_active_dims=20),
+              references.sparse_embed, variant="log1p_relu, 20 values"),
+    ModelCase("bert", "sparse-embed", _build(families.save_transformer, "bert", auto="AutoModelForMaskedLM"),
+              references.sparse_embed, variant="transformers files only", options={"task": "sparse-embed"}),
     ModelCase("bert", "rerank",
               partial(families.save_cross_encoder, family="bert", tokenizer=vocabularies.bert, activation="Tanh"),
               references.rerank, variant="activation Tanh", inputs=PAIRS),

@@ -27,6 +27,7 @@ from launcher.prepare.model import setup_of
 from launcher.worker.backends.eager import EagerBackend
 from launcher.worker.backends.static import StaticBackend
 from launcher.worker.interfaces import Item, ItemBatch
+from launcher.worker.numerics import comparable
 from tests.models.references import Results
 
 MACHINE = machine_of(CATALOGUE[0])
@@ -87,7 +88,10 @@ class Served:
             batch = range(start, min(start + batch_items, len(items)))
             order = sorted(batch, key=lambda index: -len(items[index]))
             output = self._backend.run(ItemBatch.of([items[index] for index in order]))
-            rows = output.rows or [len(items[index]) if self.model_info.rows == "token" else 1 for index in order]
+            if self.model_info.rows == "varying":
+                results.update(zip(order, np.split(comparable(output, self.model_info), len(order)), strict=True))
+                continue
+            rows = [len(items[index]) if self.model_info.rows == "token" else 1 for index in order]
             results.update(zip(order, np.split(output.values, np.cumsum(rows)[:-1]), strict=True))
         return [results[index] for index in range(len(items))]
 
@@ -111,7 +115,14 @@ def relative_error(expected: Results, actual: Results) -> float:
 
 
 def lowest_cosine(expected: Results, actual: Results) -> float:
-    """The lowest cosine between the two results of an input, all its rows as one vector."""
+    """The lowest cosine between the two results of an input, all its rows as one vector.
+
+    A logit has no angle. For rerankers, whose rows have the logit and its score, the result is that of
+    ``launcher.worker.numerics`` for a single score.
+    """
+    if expected[0].shape[1] == 2:
+        one, other = np.concatenate(expected)[:, 0], np.concatenate(actual)[:, 0]
+        return float(1 - (np.max(np.abs(one - other)) / np.max(np.abs(one))) ** 2 / 2)
 
     def cosine(one: np.ndarray, other: np.ndarray) -> float:
         return float(np.sum(one * other) / np.sqrt(np.sum(one * one) * np.sum(other * other)))

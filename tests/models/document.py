@@ -57,6 +57,7 @@ def document() -> str:
     """The whole page."""
     combinations = len({(case.family, case.task) for case in CASES})
     families = len({case.family for case in CASES})
+    of_single_models = [case for case in REFUSED if case.family not in REFUSED_FAMILIES]
     return "\n".join(
         [
             HEAD,
@@ -65,7 +66,7 @@ def document() -> str:
             *map(supported_row, sorted(CASES, key=lambda case: case.name)),
             MIDDLE,
             "| family | task | reason |\n|---|---|---|",
-            *map(refused_row, sorted(REFUSED, key=lambda case: case.name)),
+            *map(refused_row, sorted(of_single_models, key=lambda case: case.name)),
             FAMILIES,
             "| family | reason |\n|---|---|",
             *(f"| `{family}` | {reason} |" for family, reason in sorted(REFUSED_FAMILIES.items())),

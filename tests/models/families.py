@@ -140,6 +140,22 @@ def save_classifier(folder: Path, *, family: str, tokenizer: MakeTokenizer, labe
                      num_labels=labels, **settings)  # fmt: skip
 
 
+def save_splade(
+    folder: Path, *, family: str, tokenizer: MakeTokenizer, pooling: Mapping[str, Any] | None = None,
+    max_active_dims: int | None = None, **settings: Any,
+) -> None:  # fmt: skip
+    """A folder of sentence-transformers: a SparseEncoder of a masked language model and SpladePooling."""
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import SpladePooling, Transformer
+
+    encoder = folder.with_name(f"{folder.name}.encoder")
+    save_transformer(encoder, auto="AutoModelForMaskedLM", family=family, tokenizer=tokenizer, **settings)
+    modules = [Transformer(str(encoder), transformer_task="fill-mask"), SpladePooling(**(pooling or {}))]
+    model = SparseEncoder(modules=modules, device="cpu", max_active_dims=max_active_dims)
+    model.save_pretrained(str(folder), create_model_card=False)
+    shutil.rmtree(encoder)
+
+
 def save_cross_encoder(
     folder: Path, *, family: str, tokenizer: MakeTokenizer, activation: str | None = None, **settings: Any
 ) -> None:

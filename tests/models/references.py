@@ -48,6 +48,53 @@ def tag(folder: Path, texts: Sequence[str]) -> Results:
     return results
 
 
+def sparse_embed(folder: Path, texts: Sequence[str]) -> Results:
+    """``SparseEncoder.encode``: one value for each token of the vocabulary."""
+    from sentence_transformers import SparseEncoder
+
+    model = SparseEncoder(str(folder), device="cpu", local_files_only=True)
+    return [model.encode([text], convert_to_sparse_tensor=False, show_progress_bar=False).numpy() for text in texts]
+
+
+def token_embed(folder: Path, texts: Sequence[str]) -> Results:
+    """``SentenceTransformer.encode`` for token embeddings."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    return [model.encode([text], output_value="token_embeddings")[0].numpy() for text in texts]
+
+
+def fill_mask(folder: Path, texts: Sequence[str]) -> Results:
+    """The pipeline ``fill-mask``: one value for each token of the vocabulary, the sum over the mask tokens of a text of
+    its score if it is among the best 100."""
+    from transformers import pipeline
+
+    run = pipeline("fill-mask", model=str(folder), device="cpu", top_k=100)
+    results = []
+    for text in texts:
+        found = run(text)
+        scores = np.zeros((1, run.model.config.vocab_size), dtype=np.float32)
+        for entry in found if isinstance(found[0], dict) else [entry for mask in found for entry in mask]:
+            scores[0, entry["token"]] += entry["score"]
+        results.append(scores)
+    return results
+
+
+def question_answering(folder: Path, pairs: Sequence[tuple[str, str]]) -> Results:
+    """The logits of each token. transformers 5 has no pipeline for this task."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder, local_files_only=True).eval()
+    results = []
+    with torch.no_grad():
+        for pair in pairs:
+            output = model(**tokenizer(*pair, return_tensors="pt", truncation=True))
+            results.append(torch.stack([output.start_logits[0], output.end_logits[0]], dim=1).numpy())
+    return results
+
+
 def _named(text: str | tuple[str, str]) -> str | dict[str, str]:
     """A text or a pair as pipelines take it."""
     return text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}

@@ -16,6 +16,15 @@ TEXTS = (
     "It rained for days, and nobody went out. " * 24,
 )
 
+# With one mask token, or several.
+MASKED = (
+    "A [MASK] sat on the mat.",
+    "The committee will publish its [MASK] on Thursday, after the [MASK] have been checked a second time.",
+    "[MASK]",
+    "Café [MASK], 12 °C: Ångström überprüft",
+    "It rained for [MASK], and nobody went out. " + "It rained for days. " * 4,
+)
+
 # Pairs of them: the long one is the first text, the second one, and both.
 PAIRS = (
     *((TEXTS[place], TEXTS[(3 * place + 4) % len(TEXTS)]) for place in range(len(TEXTS))),

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from launcher.core.protocol.embedding_modules import Activation, EmbeddingModule, PoolingMode, output_width
-from launcher.core.protocol.task_settings import MaskTokens, SparsePooling, TokenVectors
+from launcher.core.protocol.task_settings import AnswerTokens, MaskTokens, SparsePooling, TokenVectors
 from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
@@ -45,7 +45,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     request does not choose. ``layers`` is 0 for static embeddings, which are the mean of fixed vectors of the tokens;
     ``special_tokens`` is whether texts get the special tokens of the tokenizer.
 
-    ``sparse``, ``token_vectors`` and ``masks`` are set for the tasks that need them.
+    ``sparse``, ``token_vectors``, ``masks`` and ``answers`` are set for the tasks that need them.
     """
 
     name: str
@@ -83,6 +83,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     sparse: SparsePooling | None = None
     token_vectors: TokenVectors | None = None
     masks: MaskTokens | None = None
+    answers: AnswerTokens | None = None
 
     @property
     def tokenizer_path(self) -> str:
@@ -93,7 +94,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     def result_width(self) -> int:
         """The number of float32 values in a row of results.
 
-        A row of ``sparse-embed`` is (token id, weight), and one of ``fill-mask`` is (position, token id, score).
+        A row of ``sparse-embed`` is (token id, weight), one of ``fill-mask`` is (position, token id, score), and one of
+        ``question-answering`` is the logits that an answer starts and ends at a token.
         float32 holds integers up to 2**24 exactly.
         """
         if self.token_vectors is not None:
@@ -103,7 +105,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
         if self.task == "custom":
             return 1
         if self.task != "embed":
-            widths: dict[Task, int] = {"sparse-embed": 2, "fill-mask": 3}
+            widths: dict[Task, int] = {"sparse-embed": 2, "fill-mask": 3, "question-answering": 2}
             return widths.get(self.task, len(self.labels))
         modes = 1 if isinstance(self.pooling, str) else len(self.pooling)
         width = output_width(output_width(self.hidden_size, self.token_modules) * modes, self.modules)
@@ -122,7 +124,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def takes_pairs(self) -> bool:
         """Whether an item can be a pair of texts."""
-        return self.task in ("classify", "rerank", "zero-shot")
+        return self.task in ("classify", "rerank", "zero-shot", "question-answering")
 
     @property
     def rows(self) -> Rows:
@@ -133,6 +135,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
             "custom": "bytes",
             "tag": "token",
             "token-embed": "token",
+            "question-answering": "token",
             "sparse-embed": "varying",
             "fill-mask": "varying",
         }

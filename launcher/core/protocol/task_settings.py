@@ -40,6 +40,12 @@ class TokenVectors(msgspec.Struct, frozen=True):
     skip_first: bool = False
 
 
+class AnswerTokens(msgspec.Struct, frozen=True):
+    """The id of the token that stands for no answer, if the tokenizer has one."""
+
+    cls_id: int | None
+
+
 class MaskTokens(msgspec.Struct, frozen=True):
     """The ids of the mask token and of padding, and whether decoded texts lose the spaces before punctuation
     (``clean_up_tokenization_spaces``)."""

@@ -19,18 +19,21 @@ from launcher.options import ModelOptions
 from launcher.options.choices import Task
 from launcher.options.option import ClassPath
 
-CLASSIFIER, TAGGER, MASKED = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
+CLASSIFIER, TAGGER = "ForSequenceClassification", "ForTokenClassification"
+MASKED, ANSWERING = "ForMaskedLM", "ForQuestionAnswering"
 HEADS: Mapping[Task, str] = {
     "classify": CLASSIFIER,
     "tag": TAGGER,
     "rerank": CLASSIFIER,
     "zero-shot": CLASSIFIER,
     "fill-mask": MASKED,
+    "question-answering": ANSWERING,
 }
 HEAD_NAMES: Mapping[str, str] = {
     CLASSIFIER: "sequence classification",
     TAGGER: "token classification",
     MASKED: "masked language modelling",
+    ANSWERING: "question answering",
 }
 # Tasks that ignore the head, or have a head of their own, which is checked later.
 ANY_HEAD: frozenset[Task] = frozenset({"embed", "sparse-embed", "token-embed"})

@@ -1,4 +1,4 @@
-"""Reads what the tasks ``sparse-embed``, ``token-embed`` and ``fill-mask`` need of a model folder.
+"""Reads what single tasks, such as ``sparse-embed`` and ``fill-mask``, need of a model folder.
 
 Separate from ``folder`` because each is a small set of files with rules of its own. The references are
 ``SparseEncoder`` of sentence-transformers 6, FlagEmbedding (for the heads of BGE-M3) and the fill-mask pipeline of
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.protocol.task_settings import MaskTokens, SparsePooling, TokenVectors
+from launcher.core.protocol.task_settings import AnswerTokens, MaskTokens, SparsePooling, TokenVectors
 from launcher.host.model.json_files import ModelErrors
 from launcher.host.model.sentence_files import SentenceFiles
 from launcher.host.model.sentence_modules import check_token_widths
@@ -47,6 +47,8 @@ def task_settings(task: Task, files: ModelFiles, refuse: ModelErrors) -> Mapping
         return {**_token_vectors(files, refuse), **_prompts(files)}
     if task == "fill-mask":
         return {"masks": _mask_tokens(files, refuse)}
+    if task == "question-answering":
+        return {"answers": AnswerTokens(special_token_id("cls_token", files.tokenizer_file, files.folders, refuse))}
     return {}
 
 

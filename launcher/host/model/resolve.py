@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.protocol.model_info import FLOAT32_BYTES, SHAPES, ModelInfo
-from launcher.core.protocol.task_settings import MaskTokens, SparsePooling, TokenVectors
+from launcher.core.protocol.task_settings import AnswerTokens, MaskTokens, SparsePooling, TokenVectors
 from launcher.errors import ModelAbsentError, UsageError
 from launcher.host.model import hub
 from launcher.host.model.custom import custom_model_info
@@ -45,9 +45,10 @@ RANDOM_HEADS: dict[Task, tuple[str, tuple[str, ...]]] = {
     "sparse-embed": ("BertForMaskedLM", ()),
     "token-embed": ("BertModel", ()),
     "fill-mask": ("BertForMaskedLM", ()),
+    "question-answering": ("BertForQuestionAnswering", ()),
 }
 
-MASK_ID = 103  # of [MASK] in the tokenizer of the demo model
+CLS_ID, MASK_ID = 101, 103  # of [CLS] and [MASK] in the tokenizer of the demo model
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
@@ -156,6 +157,7 @@ def _random_model_info(options: ModelOptions) -> ModelInfo:
         weight_bytes=shape.parameters * FLOAT32_BYTES,
         sparse=SparsePooling() if task == "sparse-embed" else None,
         token_vectors=TokenVectors(shape.hidden_size) if task == "token-embed" else None,
+        answers=AnswerTokens(CLS_ID) if task == "question-answering" else None,
         masks=MaskTokens(MASK_ID) if task == "fill-mask" else None,
         notes=("random weights: results are meaningless, speed is that of a real model of this shape",),
     )

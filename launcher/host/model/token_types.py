@@ -13,27 +13,24 @@ from launcher.host.model.json_files import Json, ModelErrors
 from launcher.options.choices import Task
 
 # The tasks whose inputs are always pairs of texts.
-PAIR_TASKS: frozenset[Task] = frozenset({"rerank", "zero-shot"})
+PAIR_TASKS: frozenset[Task] = frozenset({"rerank", "zero-shot", "question-answering"})
 
-# The default of ``type_vocab_size`` in transformers/models/*/configuration_*.py, where it is not 2. A model with 0
-# ignores token types.
+# The default of ``type_vocab_size`` in transformers/models/*/configuration_*.py. Other families have no token types
+# unless their config.json states the number.
 DEFAULTS: Mapping[str, int] = {
-    "bert-generation": 0,
-    "deberta": 0,
-    "deberta-v2": 0,
-    "distilbert": 0,
-    "eurobert": 0,
+    **dict.fromkeys(
+        (
+            "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "electra", "ernie", "ibert",
+            "longformer", "luke", "megatron-bert", "mobilebert", "nomic_bert", "nystromformer", "rembert", "roberta",
+            "roberta-prelayernorm", "roformer", "squeezebert", "xlm-roberta",
+        ),
+        2,
+    ),
     "fnet": 4,
     "gte": 1,
     "jina_embeddings_v3": 1,
-    "modernbert": 0,
-    "mpnet": 0,
-    "openai_privacy_filter": 0,
-    "ultrabert": 0,
     "xlm-roberta-xl": 1,
-    "xlnet": 4,  # compares types only; its tokenizer sets 2 for <cls> and 3 for padding
-    "yoso": 1,
-}
+}  # fmt: skip
 
 
 def token_types_of(config: Json) -> int:
@@ -41,7 +38,7 @@ def token_types_of(config: Json) -> int:
     count = config.get("type_vocab_size")
     if isinstance(count, int) and not isinstance(count, bool):
         return max(0, count)
-    return DEFAULTS.get(str(config.get("model_type")), 2)
+    return DEFAULTS.get(str(config.get("model_type")), 0)
 
 
 def check_pairs(model_info: ModelInfo, refuse: ModelErrors) -> None:

@@ -33,7 +33,8 @@ class EqualLengthLayout:
         if len(outputs) == 1:
             return outputs[0]
         values = np.concatenate([output.values for output in outputs])
-        return BatchOutput(values, sum(output.computed_tokens for output in outputs))
+        rows = [count for output in outputs for count in output.rows]
+        return BatchOutput(values, sum(output.computed_tokens for output in outputs), rows)
 
 
 def split_by_length(batch: ItemBatch) -> list[ItemBatch]:

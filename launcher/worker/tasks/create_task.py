@@ -17,6 +17,7 @@ from launcher.worker.tasks.classify import Classify, Logits
 from launcher.worker.tasks.embed import Embed
 from launcher.worker.tasks.fill_mask import FillMask
 from launcher.worker.tasks.hidden_states import VaryingRows
+from launcher.worker.tasks.question_answering import QuestionAnswering
 from launcher.worker.tasks.rerank import Rerank
 from launcher.worker.tasks.sparse_embed import Splade, TokenWeights
 from launcher.worker.tasks.tag import Tag
@@ -54,6 +55,7 @@ TASKS: dict[choices.Task, type[Task]] = {
     "sparse-embed": Splade,
     "token-embed": TokenEmbed,
     "fill-mask": FillMask,
+    "question-answering": QuestionAnswering,
 }
 
 

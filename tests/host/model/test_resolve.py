@@ -447,9 +447,16 @@ def test_pairs_whose_token_types_the_model_lacks_are_refused_at_start(folder) ->
     assert model_info_of(folder, task="classify").task == "classify"
 
 
-@pytest.mark.parametrize(
-    "name", ["BertForQuestionAnswering", "BertForMaskedLM", "BertForMultipleChoice", "ElectraForPreTraining"]
-)
+def test_the_task_follows_the_head(folder) -> None:
+    change_config(folder, architectures=["BertForQuestionAnswering"])
+    assert model_info_of(folder).task == "question-answering"
+    assert model_info_of(folder, task="embed").task == "embed"
+    change_config(folder, architectures=["BertForMaskedLM"])
+    assert model_info_of(folder).task == "fill-mask"
+    assert model_info_of(folder, task="embed").task == "embed"
+
+
+@pytest.mark.parametrize("name", ["BertForNextSentencePrediction", "BertForMultipleChoice", "ElectraForPreTraining"])
 def test_a_model_with_another_head_becomes_an_embedder_only_on_request(folder, name) -> None:
     change_config(folder, architectures=[name])
 
@@ -507,6 +514,10 @@ def test_classification_needs_a_head_and_embedding_accepts_one(folder) -> None:
         ({"model_type": "qwen2", "architectures": ["Qwen2ForTokenClassification"]}, "heads of qwen2 models are not"),
         ({"model_type": "vit", "architectures": ["ViTModel"]}, "which is not supported; text encoders"),
         ({"model_type": "tapas", "architectures": ["TapasModel"]}, "not supported: it needs a table besides the text"),
+        (
+            {"model_type": "canine", "architectures": ["CanineModel"]},
+            "which is not supported: its tokenizer has no fast",
+        ),
         ({"model_type": None, "architectures": None}, "model_type nothing"),
         ({"model_type": "new", "auto_map": {"AutoModel": "modeling.NewModel"}}, "--trust-remote-code"),
     ],

@@ -11,6 +11,7 @@ from launcher.front.http.api.predict.classify import CLASSIFY
 from launcher.front.http.api.predict.custom import CUSTOM
 from launcher.front.http.api.predict.embed import EMBED
 from launcher.front.http.api.predict.fill_mask import FILL_MASK
+from launcher.front.http.api.predict.question_answering import QUESTION_ANSWERING
 from launcher.front.http.api.predict.rerank import RERANK
 from launcher.front.http.api.predict.sparse_embed import SPARSE_EMBED
 from launcher.front.http.api.predict.tag import TAG
@@ -31,6 +32,7 @@ TASK_ROUTES: Mapping[Task, TaskRoute] = {
     "sparse-embed": SPARSE_EMBED,
     "token-embed": TOKEN_EMBED,
     "fill-mask": FILL_MASK,
+    "question-answering": QUESTION_ANSWERING,
     "custom": CUSTOM,
 }
 

@@ -23,7 +23,9 @@ class RerankRequest(Struct, frozen=True):
 
     query: str
     documents: list[str]
-    top_k: Annotated[int | None, Meta(ge=1, description="Return this many of the best documents. Default: all.")] = None
+    top_k: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="Return this many of the best documents. Default: all.")
+    ] = None
     return_documents: Annotated[bool, Meta(description="Include the text of each document.")] = False
     raw_scores: Annotated[
         bool, Meta(description="Return the logits of the model instead of the scores of its activation function.")
