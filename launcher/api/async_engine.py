@@ -37,6 +37,7 @@ from launcher.api.setup import NO_COPY, EngineSetup, prepare_engine
 from launcher.core.planning.plan import Plan
 from launcher.core.tasks.entities import Aggregation
 from launcher.core.tasks.prompts import choose_prompt
+from launcher.core.tasks.routes import Prompt, choose_route
 from launcher.engine.session import CLOSED, Computed, PairInputs, Session
 from launcher.engine.streaming import Chunker, chunk_limit, in_order_async
 from launcher.errors import UsageError
@@ -281,6 +282,7 @@ class AsyncEngine:
         self,
         texts: str,
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -291,6 +293,7 @@ class AsyncEngine:
         self,
         texts: Texts,
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -300,6 +303,7 @@ class AsyncEngine:
         self,
         texts: str | Texts,
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -307,7 +311,7 @@ class AsyncEngine:
     ) -> SparseVector | list[SparseVector]:
         """See ``Engine.embed_sparse``."""
         decode = sparse_vectors(self._started.model_info)
-        chosen = choose_prompt(self._started.model_info, prompt, prompt_name)
+        chosen = choose_route(self._started.model_info, route, prompt, prompt_name)
         if isinstance(texts, str):
             return await self._one(texts, decode, truncate, chosen)
         return [result async for result in self._stream(texts, decode, truncate, progress, chosen)]
@@ -316,13 +320,14 @@ class AsyncEngine:
         self,
         texts: Texts,
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> AsyncIterator[SparseVector]:
         """See ``Engine.embed_sparse_stream``."""
-        chosen = choose_prompt(self._started.model_info, prompt, prompt_name)
+        chosen = choose_route(self._started.model_info, route, prompt, prompt_name)
         return self._stream(texts, sparse_vectors(self._started.model_info), truncate, progress, chosen)
 
     @overload
@@ -488,7 +493,7 @@ class AsyncEngine:
             raise UsageError("the engine is not started; use `async with AsyncEngine(...)`, or await start()")
         return self._session
 
-    async def _one(self, text: str, decode: Decode[Result], truncate: bool, prompt: str | None = None) -> Result:
+    async def _one(self, text: str, decode: Decode[Result], truncate: bool, prompt: Prompt | None = None) -> Result:
         chunk = Chunker(1, truncate=truncate, lone=True, prompt=prompt).add(text)
         assert chunk is not None, "one text is a chunk of one"
         (result,) = decode(await self._open_session.compute(chunk))
@@ -500,7 +505,7 @@ class AsyncEngine:
         decode: Decode[Result],
         truncate: bool,
         progress: bool,
-        prompt: str | None = None,
+        prompt: Prompt | None = None,
         pairs: PairInputs | None = None,
     ) -> AsyncIterator[Result]:
         async with aclosing(self._computed(texts, truncate, progress, prompt, pairs)) as parts:
@@ -513,7 +518,7 @@ class AsyncEngine:
         texts: TextsOrPairs,
         truncate: bool,
         progress: bool,
-        prompt: str | None = None,
+        prompt: Prompt | None = None,
         pairs: PairInputs | None = None,
         json: bool = False,
     ) -> AsyncGenerator[Computed, None]:

@@ -36,6 +36,7 @@ from launcher.api.setup import NO_COPY, prepare_engine
 from launcher.core.planning.plan import Plan
 from launcher.core.tasks.entities import Aggregation
 from launcher.core.tasks.prompts import choose_prompt
+from launcher.core.tasks.routes import Prompt, choose_route
 from launcher.engine.session import Chunk, Computed, PairInputs
 from launcher.engine.streaming import Chunker, chunk_limit, in_order
 from launcher.engine.thread import SessionThread
@@ -302,6 +303,7 @@ class Engine:
         self,
         texts: str,
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -312,6 +314,7 @@ class Engine:
         self,
         texts: Iterable[str],
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -321,16 +324,18 @@ class Engine:
         self,
         texts: str | Iterable[str],
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> SparseVector | list[SparseVector]:
         """For each text, its sparse vector: the ids of the tokens that have a weight, and the weights; for a single
-        ``str``, that of this text. Otherwise as ``embed``.
+        ``str``, that of this text. ``route`` chooses the modules of a model that has some for queries and others
+        for documents, and its prompt of that name. Otherwise as ``embed``.
         """
         decode = sparse_vectors(self._setup.model_info)
-        chosen = choose_prompt(self._setup.model_info, prompt, prompt_name)
+        chosen = choose_route(self._setup.model_info, route, prompt, prompt_name)
         if isinstance(texts, str):
             return self._one(texts, decode, truncate, chosen)
         return list(self._stream(texts, decode, truncate, progress, chosen))
@@ -339,13 +344,14 @@ class Engine:
         self,
         texts: Iterable[str],
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> Iterator[SparseVector]:
         """The sparse vector of each text, in order, as ``embed_sparse`` returns it, in constant memory."""
-        chosen = choose_prompt(self._setup.model_info, prompt, prompt_name)
+        chosen = choose_route(self._setup.model_info, route, prompt, prompt_name)
         return self._stream(texts, sparse_vectors(self._setup.model_info), truncate, progress, chosen)
 
     @overload
@@ -510,7 +516,7 @@ class Engine:
     def _submit(self, chunk: Chunk) -> concurrent.futures.Future[Computed]:
         return self._thread.submit(self._thread.session.compute(chunk))
 
-    def _one(self, text: str, decode: Decode[Result], truncate: bool, prompt: str | None = None) -> Result:
+    def _one(self, text: str, decode: Decode[Result], truncate: bool, prompt: Prompt | None = None) -> Result:
         chunker = Chunker(1, truncate=truncate, lone=True, prompt=prompt)
         (computed,) = in_order([text], chunker, 1, self._submit)
         (result,) = decode(computed)
@@ -522,7 +528,7 @@ class Engine:
         decode: Decode[Result],
         truncate: bool,
         progress: bool,
-        prompt: str | None = None,
+        prompt: Prompt | None = None,
         pairs: PairInputs | None = None,
     ) -> Iterator[Result]:
         for computed in self._computed(texts, truncate, progress, prompt, pairs):
@@ -533,7 +539,7 @@ class Engine:
         texts: Iterable[Text],
         truncate: bool,
         progress: bool,
-        prompt: str | None = None,
+        prompt: Prompt | None = None,
         pairs: PairInputs | None = None,
         json: bool = False,
     ) -> Iterator[Computed]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from launcher.core.tasks.routes import Prompt
 from launcher.engine.inference_engine import InferenceEngine
 from launcher.errors import InstanceError, RequestError, UsageError
 from launcher.front.custom_items import CustomItems
@@ -41,14 +42,15 @@ class PairInputs:
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Some texts of a call; ``first`` is the index of the first one. ``lone``: it is the only text of the call.
-    ``prompt`` is prepended to each text; ``None`` stands for the model's default prompt. ``pairs`` is set if pairs of
+    ``prompt`` is prepended to each text; ``None`` stands for the model's default prompt. It also chooses
+    the route, if the model has some. ``pairs`` is set if pairs of
     texts are among the texts."""
 
     texts: Sequence[Text]
     first: int = 0
     lone: bool = False
     truncate: bool = False
-    prompt: str | None = None
+    prompt: Prompt | None = None
     pairs: PairInputs | None = None
 
 

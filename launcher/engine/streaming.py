@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.core.tasks.routes import Prompt
 from launcher.engine.session import CLOSED, Chunk, Computed, PairInputs
 from launcher.errors import UsageError
 from launcher.front.pairs import Pair
@@ -46,7 +47,7 @@ class Chunker:
         *,
         truncate: bool,
         lone: bool = False,
-        prompt: str | None = None,
+        prompt: Prompt | None = None,
         pairs: PairInputs | None = None,
         json: bool = False,
     ) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from tokenizers import Tokenizer
 
+from launcher.core.tasks.routes import Prompt
 from launcher.errors import RequestError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class InputReader:
         *,
         truncate: bool = False,
         field: str | InputNames = "input",
-        prompt: str | None = None,
+        prompt: Prompt | None = None,
         wait: Wait = await_future,
     ) -> Tokenized:
         """See ``FrontTokenizer.texts``."""

@@ -25,12 +25,14 @@ class ItemDetails:
     """What items have besides token ids. Each field is parallel to the items, or empty if no item has it.
 
     ``type_ids`` has the token type (segment) of each token, and ``prompt_lengths`` the number of leading tokens that
-    pooling ignores. ``sizes`` are the sizes of items of a user's own class, which are JSON instead of token ids.
+    pooling ignores. ``routes`` are those of ``Run``. ``sizes`` are the sizes of items of a user's own class, which are
+    JSON instead of token ids.
     """
 
     type_ids: Sequence[TypeIds] = ()
     prompt_lengths: Sequence[int] = ()
     sizes: Sequence[int] = ()
+    routes: Sequence[int] = ()
 
 
 _NONE = ItemDetails()
@@ -48,4 +50,5 @@ def with_details(run: Run, items: Sequence[tuple[ItemDetails | None, int]], part
     if typed:
         parts += [found.type_ids[index] if found.type_ids else bytes(length) for found, index, length in details]
     prompts = tuple(found.prompt_lengths[index] if found.prompt_lengths else 0 for found, index, _ in details)
-    return Run(run.batch, run.lengths, typed, prompts if any(prompts) else ())
+    routes = tuple(found.routes[index] if found.routes else 0 for found, index, _ in details)
+    return Run(run.batch, run.lengths, typed, prompts if any(prompts) else (), routes=routes if any(routes) else ())

@@ -44,12 +44,13 @@ class PackingUnsupportedError(Exception):
 @dataclass(frozen=True, slots=True)
 class Item:
     """One sequence of tokens. ``type_ids`` has the segment of each token, and None means that all are in segment 0.
-    ``prompt_length`` is the number of leading tokens that pooling ignores.
+    ``prompt_length`` is the number of leading tokens that pooling ignores; ``route`` is that of ``messages.Run``.
     """
 
     ids: TokenIds
     type_ids: TypeIds | None = None
     prompt_length: int = 0
+    route: int = 0
 
     def __len__(self) -> int:
         """The number of tokens."""
@@ -62,7 +63,7 @@ class ItemBatch:
 
     ``type_ids`` is parallel to ``ids``; None means that all tokens are in segment 0. ``prompt_lengths`` is parallel to
     ``lengths``; empty means that no item has a prompt that pooling ignores. For a task of the user's own there are no
-    ids: ``payloads`` has the JSON of each item, and ``lengths`` are sizes.
+    ids: ``payloads`` has the JSON of each item, and ``lengths`` are sizes. ``routes`` are those of ``messages.Run``.
     """
 
     ids: TokenIds
@@ -70,6 +71,7 @@ class ItemBatch:
     type_ids: TypeIds | None = None
     prompt_lengths: Sequence[int] = ()
     payloads: Sequence[bytes] = ()
+    routes: Sequence[int] = ()
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> ItemBatch:
@@ -79,12 +81,13 @@ class ItemBatch:
             type_ids = np.concatenate(
                 [np.zeros(len(item), np.uint8) if item.type_ids is None else item.type_ids for item in items]
             )
-        prompts = tuple(item.prompt_length for item in items)
+        prompts, routes = tuple(item.prompt_length for item in items), tuple(item.route for item in items)
         return cls(
             np.concatenate([item.ids for item in items]),
             tuple(map(len, items)),
             type_ids,
             prompts if any(prompts) else (),
+            routes=routes if any(routes) else (),
         )
 
 

@@ -168,7 +168,7 @@ def checked_batch(run: Run, body: bytes, model_info: ModelInfo) -> ItemBatch:
     type_ids = np.frombuffer(body, dtype=np.uint8, offset=TOKEN_BYTES * tokens) if run.typed else None
     if type_ids is not None and int(type_ids.max()) >= model_info.token_types:
         raise BatchError(f"token type {type_ids.max()} is out of range; the model has {model_info.token_types}")
-    return ItemBatch(ids, run.lengths, type_ids, run.prompt_lengths)
+    return ItemBatch(ids, run.lengths, type_ids, run.prompt_lengths, routes=run.routes)
 
 
 def _custom_batch(run: Run, body: bytes) -> ItemBatch:

@@ -308,6 +308,8 @@ CASES: tuple[ModelCase, ...] = (
               references.sparse_embed, variant="log1p_relu, 20 values"),
     ModelCase("bert", "sparse-embed", _build(families.save_transformer, "bert", auto="AutoModelForMaskedLM"),
               references.sparse_embed, variant="transformers files only", options={"task": "sparse-embed"}),
+    ModelCase("bert", "sparse-embed", _build(families.save_router, "bert"), references.sparse_embed,
+              variant="Router, documents"),
     ModelCase("bert", "rerank",
               partial(families.save_cross_encoder, family="bert", tokenizer=vocabularies.bert, activation="Tanh"),
               references.rerank, variant="activation Tanh", inputs=PAIRS),

@@ -156,6 +156,33 @@ def save_splade(
     shutil.rmtree(encoder)
 
 
+def save_router(
+    folder: Path, *, family: str, tokenizer: MakeTokenizer, default_route: str | None = "document",
+    allow_empty_key: bool = True, prompts: Mapping[str, str] | None = None, max_active_dims: int | None = None,
+    signed: bool = False, dtype: str = "float32", **settings: Any,
+) -> None:  # fmt: skip
+    """A SparseEncoder whose Router has fixed weights of tokens for queries, and SPLADE for documents. ``signed``: some
+    weights are negative."""
+    import torch
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding, SpladePooling, Transformer
+
+    encoder = folder.with_name(f"{folder.name}.encoder")
+    save_transformer(encoder, auto="AutoModelForMaskedLM", family=family, tokenizer=tokenizer, **settings)
+    transformer = Transformer(str(encoder), transformer_task="fill-mask")
+    size = len(transformer.tokenizer.get_vocab())
+    weights = torch.rand(size, generator=torch.Generator().manual_seed(7)) * 5 - (2.5 if signed else 0)
+    router = Router.for_query_document(
+        [SparseStaticEmbedding(transformer.tokenizer, weights.to(getattr(torch, dtype)), frozen=True)],
+        [transformer, SpladePooling()],
+        default_route=default_route,
+        allow_empty_key=allow_empty_key,
+    )
+    model = SparseEncoder(modules=[router], device="cpu", prompts=prompts, max_active_dims=max_active_dims)
+    model.save_pretrained(str(folder), create_model_card=False)
+    shutil.rmtree(encoder)
+
+
 def save_cross_encoder(
     folder: Path, *, family: str, tokenizer: MakeTokenizer, activation: str | None = None, **settings: Any
 ) -> None:

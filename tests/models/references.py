@@ -6,8 +6,10 @@ sends them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +56,19 @@ def sparse_embed(folder: Path, texts: Sequence[str]) -> Results:
 
     model = SparseEncoder(str(folder), device="cpu", local_files_only=True)
     return [model.encode([text], convert_to_sparse_tensor=False, show_progress_bar=False).numpy() for text in texts]
+
+
+def sparse_route(folder: Path, texts: Sequence[str], route: str | None, **settings: Any) -> Results:
+    """``SparseEncoder.encode_query`` or ``encode_document``, as ``route`` says; ``encode`` for ``None``."""
+    from sentence_transformers import SparseEncoder
+
+    model = SparseEncoder(str(folder), device="cpu", local_files_only=True)
+    encode = {"query": model.encode_query, "document": model.encode_document, None: model.encode}[route]
+    settings |= {"convert_to_sparse_tensor": False, "show_progress_bar": False}
+    found = [encode([text], **settings).numpy() for text in texts]
+    # The fixed weights end with the vocabulary of the tokenizer, which the encoder's may exceed.
+    size = json.loads((folder / "document_0_Transformer" / "config.json").read_text())["vocab_size"]
+    return [np.pad(row, ((0, 0), (0, size - row.shape[1]))) for row in found]
 
 
 def token_embed(folder: Path, texts: Sequence[str]) -> Results:

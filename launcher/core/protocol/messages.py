@@ -44,6 +44,7 @@ class Run(msgspec.Struct, tag="run", frozen=True):
 
     ``lengths`` are the items' lengths in tokens, special tokens included, longest first. ``prompt_lengths`` is parallel
     to it: the number of leading tokens of each item that pooling ignores; empty if there are none.
+    ``routes`` is parallel, too: 1 for an item of the static route, 0 for one of the encoder; empty if all are 0.
     """
 
     batch: int
@@ -51,6 +52,7 @@ class Run(msgspec.Struct, tag="run", frozen=True):
     typed: bool = False
     prompt_lengths: tuple[int, ...] = ()
     payload_bytes: tuple[int, ...] = ()
+    routes: tuple[int, ...] = ()
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):

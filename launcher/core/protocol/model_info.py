@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from launcher.core.protocol.embedding_modules import Activation, EmbeddingModule, PoolingMode, output_width
-from launcher.core.protocol.task_settings import AnswerTokens, MaskTokens, SparsePooling, TokenVectors
+from launcher.core.protocol.task_settings import AnswerTokens, MaskTokens, SparsePooling, SparseRoutes, TokenVectors
 from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
@@ -45,7 +45,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     request does not choose. ``layers`` is 0 for static embeddings, which are the mean of fixed vectors of the tokens;
     ``special_tokens`` is whether texts get the special tokens of the tokenizer.
 
-    ``sparse``, ``token_vectors``, ``masks`` and ``answers`` are set for the tasks that need them.
+    ``sparse``, ``token_vectors``, ``masks`` and ``answers`` are set for the tasks that need them, ``routes`` for a
+    sparse embedder that has some.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     default_prompt: str = ""
     special_tokens: bool = True
     sparse: SparsePooling | None = None
+    routes: SparseRoutes | None = None
     token_vectors: TokenVectors | None = None
     masks: MaskTokens | None = None
     answers: AnswerTokens | None = None

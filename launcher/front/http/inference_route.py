@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.events import Priority
 from launcher.core.tasks.prompts import choose_prompt
+from launcher.core.tasks.routes import Prompt, RoutedPrompt, choose_route
 from launcher.errors import RequestError, UsageError
 from launcher.front.dispatcher import Outcome
 from launcher.front.http.body_decoder import Body, BodyDecoder
@@ -104,8 +105,9 @@ class InferenceHandler(Generic[Body]):
         """The inputs of the body, and whether long ones are truncated."""
         raise NotImplementedError
 
-    def prompt(self, body: Body) -> str | None:
-        """The text to prepend to the inputs; None for the model's default. Raises ``RequestError``."""
+    def prompt(self, body: Body) -> Prompt | None:
+        """The text to prepend to the inputs, and their route if the model has some; None for the model's default.
+        Raises ``RequestError``."""
         return None
 
     def postprocess(self, body: Body, results: Vectors) -> Vectors:
@@ -247,9 +249,15 @@ class InferenceHandler(Generic[Body]):
             found.ids, type_ids=found.type_ids, truncate=truncate, field=field, wait=wait
         )
 
-    def _check_ids_accepted(self, prompt: str | None) -> None:
+    def _check_ids_accepted(self, prompt: Prompt | None) -> None:
         if self._options.token_ids == "refuse":
             raise token_ids_refused(self.inputs_field)
+        if isinstance(prompt, RoutedPrompt) and self._id_decoder is None:
+            raise RequestError(
+                "this model has routes, which take texts, not token ids",
+                code="token_ids_refused",
+                param=self.inputs_field,
+            )
         if prompt is not None and self._id_decoder is None:
             raise RequestError("a prompt can be prepended to texts only, not to token ids", code="invalid_prompt")
 
@@ -323,6 +331,15 @@ def chosen_prompt(model_info: ModelInfo, prompt: str | None, prompt_name: str | 
     except UsageError as error:
         param = "prompt_name" if prompt is None else "prompt"
         raise RequestError(str(error), code="invalid_prompt", param=param) from error
+
+
+def chosen_route(model_info: ModelInfo, route: str | None, prompt: str | None, prompt_name: str | None) -> Prompt:
+    """The prompt and the route that a request chooses. Raises ``RequestError``."""
+    text = chosen_prompt(model_info, prompt, prompt_name)  # its errors name their own parameters
+    try:
+        return choose_route(model_info, route, text, None)
+    except UsageError as error:
+        raise RequestError(str(error), code="invalid_route", param="route") from error
 
 
 def _deviation_headers(tokenized: Tokenized, ignored: Sequence[str]) -> Headers:

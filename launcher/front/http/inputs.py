@@ -59,6 +59,13 @@ Prompt = Annotated[
     str | None,
     Meta(description="A text to prepend to each input, instead of a prompt of the model; may be empty."),
 ]
+Route = Annotated[
+    str | None,
+    Meta(
+        description="The route of the inputs, 'query' or 'document', if the model computes these with modules of their "
+        "own; its prompt of that name is used unless another one is chosen. Default: the model's default route."
+    ),
+]
 
 
 def texts_or_token_ids(value: Any, field: str, limit: int) -> tuple[list[str], None] | tuple[None, list[Any]]:

@@ -31,6 +31,7 @@ from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWER
 from launcher.host.model.heads import LABEL_TASKS, entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.output_heads import ModelFiles, task_settings
+from launcher.host.model.router import with_routes
 from launcher.host.model.sentence_files import INSTRUCTORS, SentenceFiles, read_sentence_files
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_widths
 from launcher.host.model.sentence_settings import Settings
@@ -114,6 +115,8 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         notes=_notes(task, sentence, config, tokenizer),
     )
     check_pairs(model_info, refuse)
+    if sentence.router is not None:
+        model_info = with_routes(model_info, sentence.router, options, refuse)
     if task == "embed":
         return _with_modules(model_info, sentence, options)
     files = ModelFiles(architecture, hidden_size, sentence, tokenizer.path, (sentence.folder, folder))

@@ -17,6 +17,7 @@ import msgspec
 
 from launcher.core.protocol.task_settings import SparsePooling
 from launcher.host.model.json_files import Json, ModelErrors, read_object
+from launcher.host.model.router import Router, read_router
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, read_modules
 from launcher.host.model.sentence_settings import SETTINGS, Settings, read_settings
 from launcher.host.model.splade import MASKED_LANGUAGE_MODEL, SPARSE_ENCODER, SPLADE_LIMITS
@@ -101,7 +102,8 @@ class SentenceFiles:
 
     ``folder`` is that of the first module. ``chain`` has the modules, and is ``None`` without these files; then
     ``kind`` is an empty string, and otherwise the class that saved the model. ``lower_case``: lower-case each text
-    before anything else. ``tokenizer_arguments`` are those with which the tokenizer is built.
+    before anything else. ``tokenizer_arguments`` are those with which the tokenizer is built. ``router`` is set if the
+    model has routes; then ``chain`` has the modules of the route with an encoder.
     """
 
     folder: Path
@@ -110,6 +112,7 @@ class SentenceFiles:
     lower_case: bool = False
     tokenizer_arguments: Json = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
+    router: Router | None = None
 
     @property
     def kind(self) -> str:
@@ -135,7 +138,8 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
     if not path.is_file():
         return SentenceFiles(folder)
     settings = read_settings(folder / SETTINGS, refuse)
-    chain = read_modules(path, refuse)
+    router = read_router(path, refuse) if settings.kind == SPARSE_ENCODER else None
+    chain = read_modules(path, refuse) if router is None else router.chain
     if settings.kind == "CrossEncoder":
         _check_cross_encoder(folder, chain, settings, refuse)
     if chain.static:
@@ -152,6 +156,7 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
             key: value for key, value in _tokenizer_arguments(limits).items() if key in BUILDING_ARGUMENTS
         },
         settings=settings,
+        router=router,
     )
 
 

@@ -74,10 +74,14 @@ MODULE_KINDS: Mapping[str, str] = {
     full: name for name, (package, file) in _CLASSES.items() for full in _full_names(name, package, file)
 }
 
+_ROUTER = (
+    "its routes have modules of their own for queries and documents, which only a SparseEncoder may have, as its only "
+    "module; save one route as a model"
+)
 # Why a known module is refused.
 REFUSED: Mapping[str, str] = {
-    "Router": "its routes have modules of their own for queries and documents; save one route as a model",
-    "Asym": "its routes have modules of their own for queries and documents; save one route as a model",
+    "Router": _ROUTER,
+    "Asym": _ROUTER,
     "BoW": "bags of words are not supported",
     "CNN": "convolutions over tokens are not supported",
     "LSTM": "recurrent layers over tokens are not supported",
@@ -85,7 +89,7 @@ REFUSED: Mapping[str, str] = {
     "WordEmbeddings": "its tokenizer is not supported",
     "WordWeights": "weights of words are not supported",
     "SparseAutoEncoder": "sparse vectors from an autoencoder (CSR) are not supported",
-    "SparseStaticEmbedding": "sparse vectors without an encoder are not supported",
+    "SparseStaticEmbedding": "it must be a route of a Router, whose other route has an encoder",
 }
 
 # In modules.json: "idx" states the position, which the order of the list determines. "kwargs" are the names of
@@ -155,7 +159,11 @@ class Entry:
 
 def read_modules(path: Path, refuse: ModelErrors) -> ModuleChain:
     """The modules of the model, in order. Raises ``UsageError`` for one that cannot be applied exactly."""
-    entries = _entries(path, refuse)
+    return read_chain(path, _entries(path, refuse), refuse)
+
+
+def read_chain(path: Path, entries: Sequence[Entry], refuse: ModelErrors) -> ModuleChain:
+    """The modules in ``entries``, which the file ``path`` lists. Raises ``UsageError`` as ``read_modules``."""
     first, *others = entries
     if first.kind not in ("Transformer", "CLIPModel", "StaticEmbedding", "MLMTransformer"):
         raise refuse(f"{path} begins with the module {first.kind}; it must begin with Transformer or StaticEmbedding")

@@ -49,6 +49,12 @@ def _static(setup: Setup, threads: int) -> Backend:
     return StaticBackend(setup)
 
 
+def _routed(setup: Setup, encoder: Backend) -> Backend:
+    from launcher.worker.backends.routed import RoutedBackend
+
+    return RoutedBackend(setup, encoder)
+
+
 BACKENDS: dict[choices.Backend, Callable[[Setup, int], Backend]] = {"eager": _eager, "compile": _compile, "fake": _fake}
 
 
@@ -62,4 +68,5 @@ def create_backend(setup: Setup, threads: int) -> Backend:
         return _custom(setup, threads)
     if setup.model_info.static and setup.backend != "fake":
         return _static(setup, threads)
-    return BACKENDS[setup.backend](setup, threads)
+    backend = BACKENDS[setup.backend](setup, threads)
+    return backend if setup.model_info.routes is None or setup.backend == "fake" else _routed(setup, backend)

@@ -6,10 +6,11 @@ from typing import Literal
 
 from msgspec import Struct
 
+from launcher.core.tasks.routes import RoutedPrompt
 from launcher.front.http.api.predict.item_rows import ItemRowsHandler
 from launcher.front.http.api.predict.task_route import TaskRoute
-from launcher.front.http.inference_route import chosen_prompt
-from launcher.front.http.inputs import Inputs, Prompt, PromptName, Truncate
+from launcher.front.http.inference_route import chosen_prompt, chosen_route
+from launcher.front.http.inputs import Inputs, Prompt, PromptName, Route, Truncate
 from launcher.front.http.json_results import Usage
 from launcher.front.request_results import Vectors
 from launcher.front.tasks.sparse_vectors import TokenWeight, sparse_json
@@ -23,6 +24,7 @@ class SparseEmbedRequest(Struct, frozen=True):
     truncate: Truncate = False
     prompt_name: PromptName = None
     prompt: Prompt = None
+    route: Route = None
 
 
 class SparseEmbedResponse(Struct, frozen=True):
@@ -38,8 +40,10 @@ class SparseEmbedResponse(Struct, frozen=True):
 class SparseEmbedHandler(ItemRowsHandler[SparseEmbedRequest]):
     """Embeds the inputs."""
 
-    def prompt(self, body: SparseEmbedRequest) -> str | None:
+    def prompt(self, body: SparseEmbedRequest) -> str | RoutedPrompt | None:
         """See the base class."""
+        if body.route is not None or self._model_info.routes is not None:
+            return chosen_route(self._model_info, body.route, body.prompt, body.prompt_name)
         return chosen_prompt(self._model_info, body.prompt, body.prompt_name)
 
     def encode_item(self, body: SparseEmbedRequest, rows: Vectors, index: int, tokenized: Tokenized) -> bytes:
