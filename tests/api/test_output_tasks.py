@@ -13,6 +13,7 @@ import pytest
 from launcher import Engine
 from launcher.errors import RequestError, UsageError
 from tests.e2e.running import running
+from tests.models import families, references, vocabularies
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +164,53 @@ def test_questions_are_answered_from_the_logits_of_all_windows(tmp_path: Path) -
         assert [(a.start, a.end, a.answer) for a in answers] == [(a.start, a.end, a.answer) for a in wanted]
         assert [a.score for a in answers] == pytest.approx([a.score for a in wanted], rel=1e-4)
     assert [a.answer for a in one] == [found[0][0].answer]
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("router") / "model"
+    prompts = {"query": "what is: "}
+    families.save_router(folder, family="bert", tokenizer=vocabularies.bert, prompts=prompts, allow_empty_key=False,
+                         default_route=None)  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("route", ["query", "document"])
+def test_an_engine_takes_the_route_of_the_call(routed: Path, route: str) -> None:
+    expected = [row[0] for row in references.sparse_route(routed, TEXTS, route)]
+    with Engine(routed, **OPTIONS) as engine:
+        found = engine.embed_sparse(TEXTS, route=route, truncate=True)
+        one = engine.embed_sparse(TEXTS[0], route=route, truncate=True)
+        stream = list(engine.embed_sparse_stream(iter(TEXTS), route=route, truncate=True))
+        with pytest.raises(UsageError, match="'route' must be 'query' or 'document'"):
+            engine.embed_sparse(TEXTS)
+    for vectors in (found, [one], stream):
+        for vector, wanted in zip(vectors, expected, strict=False):
+            assert vector.indices.tolist() == np.flatnonzero(wanted).tolist()
+            assert np.linalg.norm(vector.values - wanted[vector.indices]) <= 1e-5 * np.linalg.norm(wanted)
+    assert [len(found), len(stream)] == [len(TEXTS)] * 2
+
+
+def test_a_server_takes_the_route_of_the_request(routed: Path) -> None:
+    options = ("--model", str(routed), "--dtype", "fp32", "--instances", "1", "--token-ids", "accept")
+    with running(*options) as started:
+        started.wait_serving()
+        answers = {
+            route: started.post("/predict", json={"inputs": TEXTS, "route": route, "truncate": True}).json()
+            for route in ("query", "document")
+        }
+        missing = started.post("/predict", json={"inputs": TEXTS})
+        wrong = started.post("/predict", json={"inputs": TEXTS, "route": "passage"})
+        ids = started.post("/predict", json={"inputs": [[5, 6]], "route": "query"})
+    for route, answer in answers.items():
+        expected = references.sparse_route(routed, TEXTS, route)
+        for tokens, (wanted,) in zip(answer["predictions"], expected, strict=True):
+            assert [token["index"] for token in tokens] == np.flatnonzero(wanted).tolist()
+            values = np.array([token["value"] for token in tokens])
+            assert np.linalg.norm(values - wanted[wanted != 0]) <= 1e-5 * np.linalg.norm(wanted)
+    assert [response.status_code for response in (missing, wrong, ids)] == [400] * 3
+    assert all("'query' or 'document'" in response.text for response in (missing, wrong))
+    assert "take texts" in ids.text
 
 
 @pytest.mark.parametrize("task", ["sparse-embed", "token-embed", "fill-mask", "question-answering"])

@@ -37,6 +37,12 @@ def test_items_without_types_get_zeros_and_items_without_a_prompt_its_length_zer
     assert b"".join(parts) == bytes([0, 0, 0, 0, 0, 0, 1, 0, 0])
 
 
+def test_items_without_a_route_get_that_of_the_encoder() -> None:
+    static = ItemDetails(routes=(1, 1))
+    run = with_details(Run(1, (4, 3, 2)), [(None, 0), (static, 1), (ItemDetails(), 0)], [])
+    assert run == Run(1, (4, 3, 2), routes=(0, 1, 0))
+
+
 async def test_typed_and_untyped_requests_share_a_batch(make_front: Any, vector_of: Any) -> None:
     front = make_front()
     worker = await front.ready()

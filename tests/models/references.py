@@ -6,7 +6,6 @@ sends them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def sparse_route(folder: Path, texts: Sequence[str], route: str | None, **settin
     settings |= {"convert_to_sparse_tensor": False, "show_progress_bar": False}
     found = [encode([text], **settings).numpy() for text in texts]
     # The fixed weights end with the vocabulary of the tokenizer, which the encoder's may exceed.
-    size = json.loads((folder / "document_0_Transformer" / "config.json").read_text())["vocab_size"]
+    size = model.encode_document(["a"], **settings).shape[1]
     return [np.pad(row, ((0, 0), (0, size - row.shape[1]))) for row in found]
 
 

@@ -154,6 +154,28 @@ def test_without_a_stated_default_the_first_route_is_taken(folder: Path, tmp_pat
     assert relative_error(expected, routed.results(routed.items(TEXTS, "document"))) > 1e-2
 
 
+def test_an_encoder_in_the_folder_of_the_router_and_former_names_of_classes(folder: Path, tmp_path: Path) -> None:
+    """As models are published that had files of transformers first."""
+    changed = copy_with(folder, tmp_path, "router_config.json")
+    for path in (changed / SPLADE[0]).iterdir():
+        path.rename(changed / path.name)
+    former = "sentence_transformers.sparse_encoder.models."
+    types = {QUERY[0]: "SparseStaticEmbedding", "": "MLMTransformer", SPLADE[1]: "SpladePooling"}
+    config = {
+        "types": {name: former + kind for name, kind in types.items()},
+        "structure": {"query": QUERY, "document": ["", SPLADE[1]]},
+        "parameters": {"default_route": "document", "allow_empty_key": True},
+    }
+    (changed / "router_config.json").write_text(json.dumps(config))
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]
+    (changed / "modules.json").write_text(json.dumps(modules))
+    routed = Routed(changed)
+
+    for route in ("query", "document"):
+        expected = references.sparse_route(changed, TEXTS, route)
+        assert relative_error(expected, routed.results(routed.items(TEXTS, route))) <= BOUND
+
+
 def copy_with(folder: Path, target: Path, file: str, **changes: Any) -> Path:
     copy = target / "changed"
     shutil.copytree(folder, copy)
@@ -172,6 +194,10 @@ QUERY, SPLADE = ["query_0_SparseStaticEmbedding"], ["document_0_Transformer", "d
         ("router_config.json", {"structure": {"query": SPLADE, "document": SPLADE}}, "one of them a SparseStatic"),
         ("router_config.json", {"structure": {"query": QUERY, "document": QUERY}}, "one of them a SparseStatic"),
         ("router_config.json", {"structure": {"query": QUERY * 2, "document": SPLADE}}, "one of them a SparseStatic"),
+        ("router_config.json", {"structure": {"query": 1, "document": SPLADE}}, "sets structure to"),
+        ("router_config.json", {"structure": {"query": [QUERY], "document": SPLADE}}, "sets structure to"),
+        ("router_config.json", {"types": None}, "sets types to None"),
+        ("router_config.json", {"types": {}}, "it is not a module of sentence_transformers"),
         ("router_config.json", {"parameters": {"default_route": "text"}}, "sets default_route to 'text'"),
         ("router_config.json", {"parameters": {"route_mappings": {"(None, None)": "query"}}}, "sets route_mappings"),
         ("router_config.json", {"parameters": {"more": 1}}, "sets more to 1"),

@@ -120,10 +120,12 @@ def test_the_types_of_tokens_follow_their_ids(model_info) -> None:
 
     typed = checked_batch(Run(0, (2, 1), typed=True, prompt_lengths=(1, 0)), ids.tobytes() + types, model)
     plain = checked_batch(Run(0, (2, 1)), ids.tobytes(), model)
+    routed = checked_batch(Run(0, (2, 1), routes=(0, 1)), ids.tobytes(), model)
 
     assert typed.ids.tolist() == plain.ids.tolist() == [5, 6, 7]
     assert typed.type_ids is not None
     assert typed.type_ids.tolist() == [0, 1, 1]
+    assert (tuple(plain.routes), tuple(routed.routes)) == ((), (0, 1))
     assert (plain.type_ids, tuple(plain.prompt_lengths), tuple(typed.prompt_lengths)) == (None, (), (1, 0))
 
 

@@ -7,7 +7,7 @@ Separate from ``sentence_modules``, which reads modules that all texts pass thro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -76,9 +76,9 @@ def read_router(path: Path, refuse: ModelErrors) -> Router | None:
 
 
 def _routes(path: Path, config: Json, refuse: ModelErrors) -> Router:
-    structure, types = config.get("structure"), config.get("types")
-    if not isinstance(structure, dict) or set(structure) != ROUTE_NAMES or not isinstance(types, dict):
-        raise refuse(f"{path} sets structure to {structure!r}, which is not supported: the Router {WANTED}")
+    structure, types = _structure(path, config, refuse), config.get("types")
+    if not isinstance(types, dict):
+        raise refuse(f"{path} sets types to {types!r}, but it must be an object")
     routes = {name: [_entry(path, types, module, refuse) for module in modules] for name, modules in structure.items()}
     kinds = {name: [entry.kind for entry in entries] for name, entries in routes.items()}
     static = [name for name, found in kinds.items() if found == ["SparseStaticEmbedding"]]
@@ -100,6 +100,16 @@ def _routes(path: Path, config: Json, refuse: ModelErrors) -> Router:
         read_chain(path, routes[encoder[0]], refuse),
         _default(path, config.get("parameters"), list(structure), refuse),
     )
+
+
+def _structure(path: Path, config: Json, refuse: ModelErrors) -> Mapping[str, list[str]]:
+    """The names of the modules of each route."""
+    structure = config.get("structure")
+    routes = list(structure.values()) if isinstance(structure, dict) and set(structure) == ROUTE_NAMES else []
+    lists = all(isinstance(route, list) and all(isinstance(name, str) for name in route) for route in routes)
+    if not isinstance(structure, dict) or not routes or not lists:
+        raise refuse(f"{path} sets structure to {structure!r}, which is not supported: the Router {WANTED}")
+    return structure
 
 
 def _default(path: Path, parameters: Any, names: Sequence[str], refuse: ModelErrors) -> str | None:

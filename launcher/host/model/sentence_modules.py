@@ -89,7 +89,7 @@ REFUSED: Mapping[str, str] = {
     "WordEmbeddings": "its tokenizer is not supported",
     "WordWeights": "weights of words are not supported",
     "SparseAutoEncoder": "sparse vectors from an autoencoder (CSR) are not supported",
-    "SparseStaticEmbedding": "it must be a route of a Router, whose other route has an encoder",
+    "SparseStaticEmbedding": "sparse vectors without an encoder are not supported; a Router must have both",
 }
 
 # In modules.json: "idx" states the position, which the order of the list determines. "kwargs" are the names of
