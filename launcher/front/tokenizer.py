@@ -98,6 +98,7 @@ class FrontTokenizer(InputReader):
         self.vocabulary = self._encoder.tokenizer
         self._max_length = model_info.max_length
         self._vocab_size = model_info.vocab_size
+        self._without_rows = {id: text for text, id in model_info.tokens_without_rows.items()}
         self._text_characters = text_characters
         self._default_prompt = model_info.default_prompt
         self._pools_prompt = model_info.include_prompt
@@ -210,6 +211,8 @@ class FrontTokenizer(InputReader):
                     code="too_long",
                     param=names.field,
                 ) from error
+            for encoding in found if self._without_rows else ():
+                self._check_rows(np.array(encoding.ids), names, index)
             encodings += found
             counts.append(len(found))
         items = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
@@ -295,6 +298,9 @@ class FrontTokenizer(InputReader):
                 found.ids.append(np.array(ids, dtype=np.int32))
                 if with_more:
                     self._add_more(found, text, encoding, kept, typed=request.typed)
+        if self._without_rows:
+            for index, item in enumerate(found.ids):
+                self._check_rows(item, request.names, index)
         details = ItemDetails(found.type_ids) if found.type_ids and any(map(np.any, found.type_ids)) else None
         return Tokenized(found.ids, found.tokens, tuple(found.truncated), found.spans, details, sides=found.sides)
 
@@ -338,6 +344,17 @@ class FrontTokenizer(InputReader):
             found.spans.append(_spans(encoding, kept))
             if not isinstance(text, str):
                 found.sides.append(_sides(encoding, kept))
+
+    def _check_rows(self, ids: npt.NDArray[np.int32], names: InputNames, index: int) -> None:
+        """Raise ``RequestError`` for a token without a row in the model's table of embeddings."""
+        highest = int(ids.max())
+        if highest >= self._vocab_size:
+            raise RequestError(
+                f"{names.of(index)} contains {self._without_rows.get(highest, highest)!r}, a token of which the model "
+                "has no embedding; remove it",
+                code="token_out_of_range",
+                param=names.field,
+            )
 
     def _encode(self, texts: list[Text], names: InputNames, first: int) -> list[Encoding]:
         """The encodings of some texts, of which the first has the index ``first`` in its request."""

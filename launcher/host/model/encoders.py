@@ -85,6 +85,9 @@ REFUSED: Mapping[str, str] = {
     "xlm": "its tokenizer has no fast version, and only tokenizers with a tokenizer.json are supported",
 }
 
+# The operation of a model that torch does not have in bf16.
+WITHOUT_BF16: Mapping[str, str] = {"fnet": "Fourier transforms"}
+
 # Models of texts and images, of which texts go through get_text_features, as in sentence-transformers. No padding,
 # because some take the state of the last or of the largest id for that of the text.
 TEXT_TOWERS = frozenset({"altclip", "chinese_clip", "clip", "metaclip_2"})

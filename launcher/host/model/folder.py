@@ -26,7 +26,7 @@ from launcher.host.model.architectures import (
     runs_own_code,
     unused_weights,
 )
-from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWERS, with_defaults
+from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWERS, WITHOUT_BF16, with_defaults
 from launcher.host.model.heads import LABEL_TASKS, entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.output_heads import ModelFiles, task_settings
@@ -54,6 +54,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
     check_own_code(config, task, options, refuse)
+    dtype_notes = _check_bf16(config, options, refuse)
     if task == "embed" and options.task == "auto" and not sentence.kind and not config.get("architectures"):
         check_no_head(sentence.folder, refuse)
     own_code = runs_own_code(config, task, options)
@@ -104,13 +105,15 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         weight_bytes=size,
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
+        tokens_without_rows={text: id for text, id in tokenizer.media_tokens.items() if id >= vocab_size},
         token_types=token_types_of(config),
         sends_token_types=tokenizer.segment_ids,
         entailment=entailment_of(config, refuse) if task == "zero-shot" else -1,
         scores=scores_of(task, config, sentence, refuse),
         batching=batching_of(config, task, options),
         text_features=features,
-        notes=_notes(task, sentence, config, tokenizer),
+        bf16=config.get("model_type") not in WITHOUT_BF16,
+        notes=(*_notes(task, sentence, config, tokenizer), *dtype_notes),
     )
     check_pairs(model_info, refuse)
     if task == "embed":
@@ -133,6 +136,8 @@ def _static_model_info(chain: ModuleChain, sentence: SentenceFiles, options: Mod
         raise refuse(
             f"--task {options.task} needs a model with a head, but this is a StaticEmbedding; use --task embed"
         )
+    if options.dtype == "int8":
+        raise refuse("a StaticEmbedding has no linear layers to quantize to int8; use --dtype bf16 or fp32")
     files = read_static(chain.input, refuse)
     check_widths(chain, files.dimension, refuse)
     limit = f"the model has no limit of its own: texts can have at most {MAX_LENGTH} tokens"
@@ -207,6 +212,17 @@ def _notes(
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
+
+
+def _check_bf16(config: Json, options: ModelOptions, refuse: ModelErrors) -> tuple[str, ...]:
+    """A note if torch cannot compute the model in bf16. Raises ``UsageError`` if that is requested."""
+    kind = str(config.get("model_type"))
+    if kind not in WITHOUT_BF16:
+        return ()
+    reason = f"a {kind} model cannot be computed in bf16, because torch has no {WITHOUT_BF16[kind]} in bf16"
+    if options.dtype == "bf16":
+        raise refuse(f"{reason}; use --dtype fp32")
+    return (f"--dtype auto is fp32: {reason}",) if options.dtype == "auto" else ()
 
 
 def _wrong_features(folder: Path, kind: str, *, features: bool) -> str:

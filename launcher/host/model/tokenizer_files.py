@@ -35,6 +35,7 @@ from launcher.host.model.tokenizer_settings import (
     check_call_settings,
     class_of,
     difference,
+    media_tokens,
     named_tokens,
 )
 
@@ -67,7 +68,8 @@ class TokenizerFacts:
     ``converted`` is the reason why ``worker.convert_tokenizer`` wrote it, or an empty string. ``check`` is the file in
     which a worker notes that it has compared the tokenizer with that of transformers; empty if nothing is to be
     compared.
-    ``largest_id`` is the largest of its vocabulary, added tokens and special tokens, -1 if it has none.
+    ``largest_id`` is the largest of its vocabulary, added tokens and special tokens, -1 if it has none, without those
+    of ``media_tokens``, which stand for images or sounds: a model of texts need not have embeddings of them.
     ``segment_ids``: whether transformers passes them to the model.
     """
 
@@ -77,6 +79,7 @@ class TokenizerFacts:
     converted: str
     check: str
     largest_id: int
+    media_tokens: Mapping[str, int]
     segment_ids: bool
 
 
@@ -134,6 +137,7 @@ def _facts_as_it_is(
         converted="",
         check=str(_cached(_fingerprint(path.parent, request)) / CHECKED_FILE),
         largest_id=_largest_id(parts),
+        media_tokens=media_tokens(parts),
         segment_ids=segment_ids,
     )
 
@@ -155,6 +159,7 @@ def _facts_converted(
         converted=reason,
         check="",
         largest_id=_largest_id(parts),
+        media_tokens=media_tokens(parts),
         segment_ids=built.segment_ids,
     )
 
@@ -197,9 +202,12 @@ def _id(parts: TokenizerParts, token: str | None) -> int | None:
 
 
 def _largest_id(parts: TokenizerParts) -> int:
-    added = (int(token["id"]) for token in parts.added_tokens)
+    # Of tokens with the same text, the tokenizer keeps the first.
+    added = {token["content"]: int(token["id"]) for token in reversed(parts.added_tokens)}.values()
     special = (int(id) for part in _processors(parts.post_processor) for id in _special_ids(part))
-    return max((*parts.vocabulary.values(), *added, *special), default=-1)
+    ids = (*parts.vocabulary.values(), *added, *special)
+    media = media_tokens(parts).values()
+    return max((id for id in ids if id not in media) if media else ids, default=-1)
 
 
 def _processors(part: Json | None) -> Iterator[Json]:

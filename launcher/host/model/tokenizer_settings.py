@@ -123,6 +123,9 @@ KNOWN_KEYS = frozenset(
         "backend",  # "tokenizers", for every class in CLASSES
     }
 )
+# The tokens that stand for an image, a sound or a video, and the keys of objects that may contain them, too.
+_MEDIA_TOKENS = ("image_token", "audio_token", "video_token")
+_OBJECTS_OF_TOKENS = ("extra_special_tokens", "model_specific_special_tokens")
 _LIST_KEYS = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("lstrip", "rstrip", "single_word", "special")
 
@@ -271,6 +274,14 @@ def named_tokens(parts: TokenizerParts, tokenizer_class: TokenizerClass) -> dict
             return key
         tokens[key] = text
     return tokens
+
+
+def media_tokens(parts: TokenizerParts) -> dict[str, int]:
+    """The ids of the added tokens that stand for an image, a sound or a video, by their texts."""
+    objects = [parts.stated, *(parts.stated.get(key) for key in _OBJECTS_OF_TOKENS)]
+    named = [part.get(key) for part in objects if isinstance(part, dict) for key in _MEDIA_TOKENS]
+    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
+    return {token["content"]: int(token["id"]) for token in parts.added_tokens if token["content"] in texts}
 
 
 def _unknown_setting(parts: TokenizerParts) -> str | None:

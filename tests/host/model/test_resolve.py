@@ -656,3 +656,10 @@ def test_the_size_of_pickled_weights_is_the_file_size_converted_to_fp32(folder, 
     change_config(folder, torch_dtype=dtype)
 
     assert model_info_of(folder).weight_bytes == 1000 * factor
+
+
+def test_bf16_is_refused_for_a_model_that_torch_cannot_compute_in_it(folder: Path) -> None:
+    write_json(folder / "config.json", {**BERT, "model_type": "fnet", "architectures": ["FNetModel"]})
+
+    with pytest.raises(UsageError, match=r"a fnet model cannot be computed in bf16, .*; use --dtype fp32"):
+        model_info_of(folder, dtype="bf16")
