@@ -202,8 +202,7 @@ def _id(parts: TokenizerParts, token: str | None) -> int | None:
 
 
 def _largest_id(parts: TokenizerParts) -> int:
-    # Of tokens with the same text, the tokenizer keeps the first.
-    added = {token["content"]: int(token["id"]) for token in reversed(parts.added_tokens)}.values()
+    added = (int(token["id"]) for token in parts.added_tokens)
     special = (int(id) for part in _processors(parts.post_processor) for id in _special_ids(part))
     ids = (*parts.vocabulary.values(), *added, *special)
     media = media_tokens(parts).values()

@@ -238,7 +238,7 @@ def difference(parts: TokenizerParts, config: Json) -> str | None:
         return different
     if tokenizer_class.builds == "as in the file":
         # Without a post-processor, transformers adds one.
-        return "post_processor" if parts.post_processor is None else None
+        return "post_processor" if parts.post_processor is None else _gap_in_ids(parts)
     different = _added_ids(parts)
     if different is not None:
         return different
@@ -329,6 +329,13 @@ def _added_ids(parts: TokenizerParts) -> str | None:
             return f"the id of {token['content']}"
         size += expected == size
     return None
+
+
+def _gap_in_ids(parts: TokenizerParts) -> str | None:
+    """Whether the ids of added tokens leave a gap after those of the vocabulary: the Rust library would close it."""
+    size = len(parts.vocabulary)
+    beyond = sorted(id for token in parts.added_tokens if (id := int(token["id"])) >= size)
+    return None if beyond == list(range(size, size + len(beyond))) else "the ids of added tokens"
 
 
 # --- models, normalizers and pre-tokenizers

@@ -224,7 +224,10 @@ def test_the_side_in_tokenizer_config_comes_first(tmp_path) -> None:
     [
         model(vocab={**TOKENIZER["model"]["vocab"], "b": 50}),
         {"model": {"type": "Unigram", "vocab": [["a", -1.0]] * 51}},
-        {"added_tokens": [*ADDED, {"id": 50, "content": "<ENT>"}]},
+        {
+            **model(vocab={**TOKENIZER["model"]["vocab"], **{f"word{id}": id for id in range(5, 50)}}),
+            "added_tokens": [*ADDED, {"id": 50, "content": "<ENT>"}],
+        },
         {"post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 50]}},
     ],
 )
