@@ -72,7 +72,7 @@ def task_of(
             f"config.json names the architecture {architecture}, whose head is not supported; --task embed ignores the "
             "head and serves embeddings (mean pooling)"
         )
-    if head == "classify" and len(labels_of(config)) == 1:
+    if head == "classify" and len(labels_of(config, refuse)) == 1:
         return "rerank"
     return head or "embed"
 
@@ -86,7 +86,7 @@ def _check_head(task: Task, architecture: str, config: Json, refuse: ModelErrors
         if task == "rerank" and architecture.endswith("ForCausalLM"):
             reason += "; rerankers that compare the logits of two tokens are not supported"
         raise refuse(reason)
-    labels = labels_of(config)
+    labels = labels_of(config, refuse)
     if task == "rerank" and len(labels) != 1:
         raise refuse(
             f"--task rerank needs a model with one label, but config.json names {len(labels)} "
@@ -97,7 +97,7 @@ def _check_head(task: Task, architecture: str, config: Json, refuse: ModelErrors
 def entailment_of(config: Json, refuse: ModelErrors) -> int:
     """The index of the label for entailment, as the zero-shot pipeline finds it. Raises ``UsageError`` if there is
     none."""
-    labels = labels_of(config)
+    labels = labels_of(config, refuse)
     indices = config.get("label2id")
     if not isinstance(indices, dict) or not indices:
         indices = {label: index for index, label in enumerate(labels)}
@@ -117,13 +117,29 @@ def _listed(labels: tuple[str, ...]) -> str:
     return shown + (", …" if len(labels) > LISTED_LABELS else "")
 
 
-def labels_of(config: Json) -> tuple[str, ...]:
-    """The names of the labels, in the order of the logits."""
-    names = config.get("id2label")
-    if isinstance(names, dict) and names:
-        return tuple(str(names[key]) for key in sorted(names, key=int))
-    count = config.get("num_labels", 2)  # transformers' own default
-    return tuple(f"LABEL_{index}" for index in range(int(count)))
+def labels_of(config: Json, refuse: ModelErrors) -> tuple[str, ...]:
+    """The names of the labels, in the order of the logits. As in transformers, a ``num_labels`` that differs from their
+    number replaces them. Raises ``UsageError`` if they do not name each logit."""
+    names, count = config.get("id2label"), config.get("num_labels")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise refuse(f"config.json sets num_labels to {count!r}; it must be a positive integer")
+    if names is None:
+        return _numbered(2 if count is None else count)  # transformers' own default
+    if not isinstance(names, dict):
+        raise refuse(f"config.json sets id2label to {names!r}; it must be an object")
+    if count is not None and count != len(names):
+        return _numbered(count)
+    wanted = list(map(str, range(len(names))))
+    if not names or set(names) != set(wanted):
+        raise refuse(
+            f"config.json sets id2label to labels for the logits {_listed(tuple(names))}; it must have one for each "
+            "logit, counted from 0"
+        )
+    return tuple(str(names[index]) for index in wanted)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{index}" for index in range(count))
 
 
 def scores_of(task: Task, config: Json, sentence: SentenceFiles, refuse: ModelErrors) -> Scores:
@@ -131,7 +147,7 @@ def scores_of(task: Task, config: Json, sentence: SentenceFiles, refuse: ModelEr
     text-classification pipeline. Raises ``UsageError`` for an activation that is not supported."""
     if task not in ("classify", "rerank"):
         return "softmax"
-    one_label = len(labels_of(config)) == 1
+    one_label = len(labels_of(config, refuse)) == 1
     marked = config.get(CROSS_ENCODER)
     if sentence.activation is not None:
         return _activation(sentence.activation, f"{SETTINGS} sets activation_fn", refuse)
