@@ -70,19 +70,10 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         refuse,
     )
     vocab_size = _number(config, refuse, "vocab_size")
-    if tokenizer.largest_id >= vocab_size:
-        raise refuse(
-            f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
-            f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
-        )
+    _check_ids(tokenizer, vocab_size, refuse)
     hidden_size = _number(config, refuse, *HIDDEN_SIZE)
     if task == "embed" and sentence.chain is not None:
-        if not sentence.chain.has_vectors:
-            raise refuse(
-                f"{folder / MODULES} lists no Pooling module, so the model has no embeddings of texts; add one to a "
-                "copy of the folder"
-            )
-        check_widths(sentence.chain, hidden_size, refuse)
+        _check_vectors(sentence.chain, folder, hidden_size, refuse)
     pad_id = _pad_id(config, tokenizer.pad_id)
     max_length = _max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse)
     if not own_code and (check := CHECKS.get(str(config.get("model_type")))):
@@ -212,6 +203,25 @@ def _notes(
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
+
+
+def _check_ids(tokenizer: tokenizer_files.TokenizerFacts, vocab_size: int, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` if the tokenizer has ids for which the model has no embeddings."""
+    if tokenizer.largest_id >= vocab_size:
+        raise refuse(
+            f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
+            f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
+        )
+
+
+def _check_vectors(chain: ModuleChain, folder: Path, hidden_size: int, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` if the modules make no vector of a text, or do not fit together."""
+    if not chain.has_vectors:
+        raise refuse(
+            f"{folder / MODULES} lists no Pooling module, so the model has no embeddings of texts; add one to a copy "
+            "of the folder"
+        )
+    check_widths(chain, hidden_size, refuse)
 
 
 def _check_bf16(config: Json, options: ModelOptions, refuse: ModelErrors) -> tuple[str, ...]:
