@@ -50,6 +50,8 @@ def load_model(setup: Setup) -> torch.nn.Module:
     for config in _configs(model):
         if getattr(config, "use_cache", False):
             config.use_cache = False  # of keys and values, for generation
+        if getattr(config, "return_dict", True) is not True:
+            config.return_dict = True  # the libraries request this in each call
     return TextTower(model).eval() if model_info.text_features else model.eval()
 
 

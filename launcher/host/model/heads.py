@@ -39,7 +39,7 @@ HEAD_NAMES: Mapping[str, str] = {
 ANY_HEAD: frozenset[Task] = frozenset({"embed", "sparse-embed", "token-embed"})
 # Tasks whose results have labels.
 LABEL_TASKS: frozenset[Task] = frozenset({"classify", "tag", "rerank", "zero-shot"})
-LISTED_LABELS = 10  # of a message
+LISTED_LABELS, LISTED_CHARACTERS = 10, 200  # of a message
 OTHER_HEAD = re.compile(r"For[A-Z]\w*|With\w*Head\w*")
 
 # The keys of config.json in which versions 4 and later, and earlier ones, save the activation of a cross-encoder.
@@ -118,28 +118,24 @@ def _listed(labels: tuple[str, ...]) -> str:
 
 
 def labels_of(config: Json, refuse: ModelErrors) -> tuple[str, ...]:
-    """The names of the labels, in the order of the logits. As in transformers, a ``num_labels`` that differs from their
-    number replaces them. Raises ``UsageError`` if they do not name each logit."""
+    """The names of the labels, in the order of the logits. Raises ``UsageError`` if they are not numbered from 0, or
+    contradict ``num_labels``: transformers then fails, or names the logits in another way."""
     names, count = config.get("id2label"), config.get("num_labels")
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise refuse(f"config.json sets num_labels to {count!r}; it must be a positive integer")
     if names is None:
-        return _numbered(2 if count is None else count)  # transformers' own default
-    if not isinstance(names, dict):
-        raise refuse(f"config.json sets id2label to {names!r}; it must be an object")
-    if count is not None and count != len(names):
-        return _numbered(count)
-    wanted = list(map(str, range(len(names))))
-    if not names or set(names) != set(wanted):
+        count = 2 if count is None else count  # transformers' own default
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise refuse(f"config.json sets num_labels to {count!r}; it must be a positive integer")
+        return tuple(f"LABEL_{index}" for index in range(count))
+    if not isinstance(names, dict) or not names or set(map(str, names)) != set(map(str, range(len(names)))):
+        shown = repr(names) if len(repr(names)) <= LISTED_CHARACTERS else f"{repr(names)[:LISTED_CHARACTERS]} …"
         raise refuse(
-            f"config.json sets id2label to labels for the logits {_listed(tuple(names))}; it must have one for each "
-            "logit, counted from 0"
+            f"config.json sets id2label to {shown}; it must be an object with a name for each number from 0 on"
         )
-    return tuple(str(names[index]) for index in wanted)
-
-
-def _numbered(count: int) -> tuple[str, ...]:
-    return tuple(f"LABEL_{index}" for index in range(count))
+    if count not in (None, len(names)):
+        raise refuse(
+            f"config.json sets num_labels to {count!r}, but id2label has {len(names)} labels; remove num_labels"
+        )
+    return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
 def scores_of(task: Task, config: Json, sentence: SentenceFiles, refuse: ModelErrors) -> Scores:

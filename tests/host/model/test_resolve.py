@@ -301,30 +301,6 @@ def test_the_padding_id_comes_from_the_tokenizer_if_the_config_has_none(folder) 
 # --- tasks
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"id2label": {"0": "a", "2": "b"}}, "config.json sets id2label to labels for the logits '0', '2'"),
-        ({"id2label": {"first": "a"}}, "config.json sets id2label to labels for the logits 'first'"),
-        ({"id2label": {}}, "config.json sets id2label to labels for the logits"),
-        ({"id2label": ["a", "b"]}, "config.json sets id2label to ['a', 'b']"),
-        ({"num_labels": "three"}, "config.json sets num_labels to 'three'"),
-    ],
-)
-def test_labels_that_do_not_name_each_logit_are_refused(folder, changes, message) -> None:
-    change_config(folder, architectures=["BertForSequenceClassification"], **changes)
-
-    with pytest.raises(UsageError, match=re.escape(message)):
-        model_info_of(folder)
-
-
-def test_another_number_of_labels_replaces_their_names_as_in_transformers(folder) -> None:
-    names = {"0": "a", "1": "b"}
-    change_config(folder, architectures=["BertForSequenceClassification"], id2label=names, num_labels=3)
-
-    assert model_info_of(folder).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
-
-
 def test_labels_of_a_classifier_are_in_the_order_of_its_logits(folder) -> None:
     names = {str(index): f"class {index}" for index in reversed(range(12))}
     change_config(folder, architectures=["BertForSequenceClassification"], id2label=names)
