@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -68,7 +69,10 @@ class QuestionsHandler(TaskHandler[QuestionsRequest]):
         if len(questions) > self._options.request_items:
             raise too_many_inputs("inputs", str(len(questions)), self._options.request_items)
         pairs: list[Pair] = [(one.question, one.context) for one in questions]
-        return len(pairs), lambda wait: self._tokenizer.windows(pairs, field=QUESTION_NAMES, wait=wait)
+        names = replace(QUESTION_NAMES, lone=not isinstance(body.inputs, list))
+        return len(pairs), lambda wait: self._tokenizer.windows(
+            pairs, limit=self._options.request_items, field=names, wait=wait
+        )
 
     async def encode_outcome(self, body: QuestionsRequest, outcome: Outcome, tokenized: Tokenized) -> list[bytes]:
         """See the base class."""
