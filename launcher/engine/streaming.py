@@ -47,6 +47,7 @@ class Chunker:
         self._truncate = truncate
         self._lone = lone
         self._prompt = prompt
+        self._prompt_characters = len(prompt or "")
         self._pairs = pairs
         self._has_pairs = False
         self._first = 0
@@ -57,7 +58,7 @@ class Chunker:
         """The chunk that this text completes, or None. Raises ``UsageError`` if it is not a ``str``."""
         if isinstance(text, str):
             self._texts.append(text)
-            self._characters += len(text)
+            self._characters += len(text) + self._prompt_characters
         else:
             pair = self._pair(text)
             self._texts.append(pair)

@@ -267,19 +267,21 @@ class Dispatcher:
         details: ItemDetails | None = None,
         priority: Priority = "interactive",
         deadline: float | None = None,
+        max_rows: int | None = None,
     ) -> asyncio.Future[Outcome]:
         """Submit ``items`` (token ids, including special tokens); returns a future of the results or a
         ``RequestError``.
 
         ``deadline`` is a time on the dispatcher's clock: a request that cannot be finished by then, or is still queued
-        then, is rejected. Cancelling the future (or a task that awaits it) cancels the items not computed yet.
+        then, is rejected. If the results have more than ``max_rows`` rows and their number varies, only the numbers are
+        kept. Cancelling the future (or a task that awaits it) cancels the items not computed yet.
         """
         request_id = self._next_request
         self._next_request += 1
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         lengths = tuple(details.sizes if details and details.sizes else map(len, items))
         self._requests[request_id] = _Request(
-            items, details, make_results(self._rows, lengths, self._width), future, self._clock()
+            items, details, make_results(self._rows, lengths, self._width, max_rows), future, self._clock()
         )
         future.add_done_callback(lambda done: self._on_future_done(request_id, done))
         for length in lengths:
