@@ -67,7 +67,7 @@ class Listener(Protocol):
         """The channel is closed. The process may still be alive (it hangs, or sent invalid data) and must be killed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which makes an instance take half a microsecond longer
 class Outcome:
     """The results of one request: float32 of shape (items, width) in the order of the request, or (tokens, width) if
     items have one row per token.
@@ -354,12 +354,16 @@ class Dispatcher:
         worker = self._workers[action.instance]
         lengths = tuple([item.length for item in action.items])
         worker.sent.append(_Sent(action.batch, action.items, sum(lengths)))
-        requests = [self._requests[item.request] for item in action.items]
         # An array is a buffer, which `join` accepts; typeshed cannot express that before Python 3.12.
-        parts: list[Any] = [request.items[item.index] for request, item in zip(requests, action.items, strict=True)]
+        parts: list[Any] = []
+        detailed = False
+        for item in action.items:
+            request = self._requests[item.request]
+            parts.append(request.items[item.index])
+            detailed = detailed or request.details is not None
         run = Run(action.batch, lengths)
-        if any(request.details is not None for request in requests):
-            details = [(request.details, item.index) for request, item in zip(requests, action.items, strict=True)]
+        if detailed:
+            details = [(self._requests[item.request].details, item.index) for item in action.items]
             run = with_details(run, details, parts)
         worker.channel.send(run, b"".join(parts))
 
