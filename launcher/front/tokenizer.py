@@ -331,8 +331,6 @@ class FrontTokenizer(InputReader):
         if isinstance(text, str):
             self._check_truncate(request.truncate, total, names, index)
             return self._cut(total)
-        if request.truncation == "do_not_truncate":
-            return None
         self._check_truncate(request.truncate, total, names, index)
         assert self._pair_layout is not None, "pairs are refused without a layout"
         kept = self._pair_layout.kept(encoding, self._max_length, request.truncation)
