@@ -183,3 +183,13 @@ def test_each_task_is_served_over_http(task: str) -> None:
     assert answer["task"] == task
     assert len(answer["predictions"]) == 2
     assert all(answer["predictions"])
+
+
+def test_contexts_with_many_windows_wait_for_room_in_a_short_queue() -> None:
+    options = {"backend": "fake", "instances": 1, "max_queue_items": 16, "oversubscribe": True}
+    # About 2,000 tokens: 7 or 8 windows of 384.
+    questions = [("Where?", "word " * 2000)] * 12
+    with Engine("random:tiny", task="question-answering", **options) as engine:
+        assert len(engine.answer(questions)) == 12
+        with pytest.raises(RequestError, match=r"'questions\[1\]\[1\]' is read in \d+ windows"):
+            engine.answer([questions[0], ("Where?", "word " * 20_000)])
