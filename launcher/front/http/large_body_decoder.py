@@ -130,11 +130,22 @@ class LargeBodyDecoder(Generic[Body]):
         except msgspec.ValidationError as error:
             if b'"input_ids"' not in raw:
                 raise error
-            ids = self._id_objects(raw)
-            found = [InputObject(input_ids=one.input_ids, token_type_ids=one.token_type_ids) for one in ids]
+            found = [
+                InputObject(
+                    input_ids=self._list_of_ids(one.input_ids),
+                    token_type_ids=self._list_of_ids(one.token_type_ids) if one.token_type_ids else msgspec.UNSET,
+                )
+                for one in self._id_objects(raw)
+            ]
         if len(found) > self._limit:
             raise too_many_inputs(self._field, str(len(found)), self._limit)
         return found
+
+    def _list_of_ids(self, raw: msgspec.Raw) -> list[int]:
+        value = bytes(raw).strip(_WHITESPACE)
+        if not value.startswith(b"["):
+            raise msgspec.ValidationError("token ids and token types must be lists of integers")
+        return [id for chunk in _chunks(value[1:-1]) for id in self._ids(b"[%b]" % chunk)]
 
     def _list_of_lists(self, inside: bytes) -> list[Ids]:
         count = inside.count(b"[")
@@ -173,10 +184,10 @@ class _TextObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _IdObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The ``InputObject`` of token ids."""
+    """The ``InputObject`` of token ids, whose lists are decoded in chunks."""
 
-    input_ids: list[int]
-    token_type_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    input_ids: msgspec.Raw
+    token_type_ids: msgspec.Raw = msgspec.Raw()
 
 
 class _RawInputsDecoder(BodyDecoder[Any]):
