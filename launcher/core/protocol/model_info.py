@@ -27,16 +27,16 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
     ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
-    to use (empty: the one in ``folder``), ``tokenizer_check`` the file to create once a worker has compared it with the
-    tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including special
-    tokens. ``weight_bytes`` is the size of all parameters in fp32. ``token_types`` is the number of token types
+    to use (empty: the one in ``folder``), ``tokenizer_check`` the file in which a worker notes that it has compared it
+    with the tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including
+    special tokens. ``weight_bytes`` is the size of all parameters in fp32. ``token_types`` is the number of token types
     (segments) that the model distinguishes, and ``sends_token_types`` tells whether its tokenizer passes them to it.
     ``entailment`` is the index of the label of that meaning, for ``zero-shot``. ``scores`` is how the logits of a
     classifier, tagger or reranker become scores. ``batching`` is how items may be computed together: ``packed``, if the
     checks at load find the same results; ``padded``; or ``equal``, items of equal length only. ``custom_class`` is the
-    ``module:Class`` of a task of the user's own; its ``max_length`` is a size. ``text_features`` is whether
-    embeddings are those of the text part of a model of texts and images. ``notes`` are messages for the user about how
-    these values were found.
+    ``module:Class`` of a task of the user's own; its ``max_length`` is a size. ``text_features`` is whether embeddings
+    are those of the text part of a model of texts and images. ``notes`` are messages for the user about how these
+    values were found.
 
     For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
     modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
