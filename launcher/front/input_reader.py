@@ -94,7 +94,7 @@ class InputReader:
         raise _not_taken("pairs of texts")
 
     async def windows(
-        self, pairs: Sequence[Pair], *, field: str | InputNames = "input", wait: Wait = await_future
+        self, pairs: Sequence[Pair], *, limit: int, field: str | InputNames = "input", wait: Wait = await_future
     ) -> Tokenized:
         """See ``FrontTokenizer.windows``."""
         raise _not_taken("questions")

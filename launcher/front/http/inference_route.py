@@ -73,6 +73,8 @@ class InferenceHandler(Generic[Body]):
     """
 
     inputs_field: str
+    # See ``Dispatcher.enqueue``.
+    _max_rows: int | None = None
 
     def __init__(self, context: InferenceContext) -> None:
         services, path, body_type = context.services, context.route.path, context.route.request
@@ -172,7 +174,11 @@ class InferenceHandler(Generic[Body]):
         self._tokenize_seconds(done - parsed)
 
         future = self._dispatcher.enqueue(
-            tokenized.items, details=tokenized.details, priority=priority, deadline=deadline
+            tokenized.items,
+            details=tokenized.details,
+            priority=priority,
+            deadline=deadline,
+            max_rows=self._max_rows,
         )
         outcome = await client.wait(future)
 
