@@ -61,7 +61,7 @@ class ItemBatch:
     """The items of a batch, longest first: their lengths in tokens, and their token ids, concatenated.
 
     ``type_ids`` is parallel to ``ids``; None means that all tokens are in segment 0. ``prompt_lengths`` is parallel to
-    ``lengths``; empty means that no item has a prompt that pooling ignores. For a task of the user's own there are no
+    ``lengths``; empty means that no item has a prompt that pooling ignores. For a custom task there are no
     ids: ``payloads`` has the JSON of each item, and ``lengths`` are sizes.
     """
 

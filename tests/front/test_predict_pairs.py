@@ -192,7 +192,7 @@ async def test_ids_with_types_are_computed_as_they_are(exchange: Any) -> None:
         ([{"text": "w1", "text_pair": ""}], "empty_input", "'inputs.text_pair' is an empty string"),
         ([{"text": "w1"}, {"text": "w2 " * 20, "text_pair": "w1"}], "too_long", "'inputs[1]' has 24 tokens"),
         ([{"text": "w1", "text_pair": "w2"}, "w3"], "invalid_type", "mixes objects with texts"),
-        ([{"text_pair": "w2"}], "invalid_type", "other fields than 'text' and 'text_pair'"),
+        ([{"text_pair": "w2"}], "invalid_type", "must have 'text' and optionally 'text_pair'"),
         ([{}], "invalid_type", "other fields than"),
         ([{"text": "w1", "input_ids": [5]}], "invalid_type", "other fields than"),
         ([{"text": "w1"}, {"input_ids": [5]}], "invalid_type", "mixes texts with token ids"),

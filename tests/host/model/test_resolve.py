@@ -513,7 +513,7 @@ def test_classification_needs_a_head_and_embedding_accepts_one(folder) -> None:
         ({"model_type": "bert", "is_decoder": True}, "generates text"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForTokenClassification"]}, "heads of qwen2 models are not"),
         ({"model_type": "vit", "architectures": ["ViTModel"]}, "which is not supported; text encoders"),
-        ({"model_type": "tapas", "architectures": ["TapasModel"]}, "not supported: it needs a table besides the text"),
+        ({"model_type": "tapas", "architectures": ["TapasModel"]}, "not supported: it needs a table in addition"),
         (
             {"model_type": "canine", "architectures": ["CanineModel"]},
             "which is not supported: its tokenizer has no fast",
