@@ -395,7 +395,7 @@ def test_prompts_and_the_cut_of_vectors_are_read(folder) -> None:
             {"prompts": {"query": "find: "}, "default_prompt_name": "query"},
             "sets default_prompt_name of a CrossEncoder",
         ),
-        ({}, "lists modules after the Transformer of a CrossEncoder"),
+        ({}, "lists other modules than a Transformer"),
     ],
 )
 def test_a_cross_encoder_with_a_default_prompt_or_more_modules_is_refused(folder, settings, words) -> None:
