@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "custom-tasks.md"
 
 def write_example(folder: Path) -> None:
     """Write ``images.py``, exactly as documented."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     (folder / "images.py").write_text(code)
 
 

@@ -25,6 +25,7 @@ from launcher.api.results import (
     Entity,
     Vectors,
     concatenate,
+    custom_results,
     entities,
     filled_masks,
     label_scores,
@@ -459,6 +460,20 @@ class AsyncEngine:
         )
         return self._stream(questions, decode, False, progress, pairs=ANSWER_INPUTS)
 
+    async def predict(self, items: Iterable[Any] | AsyncIterable[Any], *, progress: bool = False) -> list[Any]:
+        """See ``Engine.predict``."""
+        return [result async for result in self.predict_stream(items, progress=progress)]
+
+    async def predict_stream(
+        self, items: Iterable[Any] | AsyncIterable[Any], *, progress: bool = False
+    ) -> AsyncIterator[Any]:
+        """See ``Engine.predict_stream``."""
+        decode = custom_results(self._started.model_info)
+        async with aclosing(self._computed(items, False, progress, json=True)) as parts:
+            async for computed in parts:
+                for result in decode(computed):
+                    yield result
+
     # ------------------------------------------------------------------- inside
 
     @property
@@ -500,9 +515,10 @@ class AsyncEngine:
         progress: bool,
         prompt: str | None = None,
         pairs: PairInputs | None = None,
+        json: bool = False,
     ) -> AsyncGenerator[Computed, None]:
         session = self._open_session
-        chunker = Chunker(session.chunk_items, truncate=truncate, prompt=prompt, pairs=pairs)
+        chunker = Chunker(session.chunk_items, truncate=truncate, prompt=prompt, pairs=pairs, json=json)
         limit = chunk_limit(len(self.plan.instances))
         with progress_bar(texts, shown=progress) as advance:
             async with aclosing(in_order_async(texts, chunker, limit, session.compute)) as parts:

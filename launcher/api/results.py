@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +24,7 @@ from launcher.front.tasks.token_labels import TokenLabeler
 from launcher.front.tasks.words import WordStarts
 from launcher.options.choices import Task
 
+_decode_json = msgspec.json.Decoder().decode
 Vectors = npt.NDArray[np.float32]
 Result = TypeVar("Result")
 # The methods of an engine whose names differ from those of their tasks.
@@ -29,6 +32,7 @@ METHODS: Mapping[Task, str] = {
     "sparse-embed": "embed_sparse",
     "token-embed": "embed_tokens",
     "question-answering": "answer",
+    "custom": "predict",
 }
 # The results of a chunk, one for each of its texts.
 Decode = Callable[[Computed], Iterable[Result]]
@@ -111,6 +115,18 @@ def filled_masks(model: ModelInfo, top_k: int, tokenizer: InputReader) -> Decode
 def concatenate(parts: Sequence[Vectors], model: ModelInfo) -> Vectors:
     """All vectors as one array of shape (texts, width)."""
     return np.concatenate(parts) if parts else np.empty((0, model.result_width), dtype=np.float32)
+
+
+def custom_results(model: ModelInfo) -> Decode[Any]:
+    """The results of a user's own class, from JSON. Raises ``UsageError`` if another model is served."""
+    require_task(model, "custom")
+
+    def decode(computed: Computed) -> Iterator[Any]:
+        everything = computed.results.tobytes()
+        for start, end in pairwise(accumulate(computed.rows, initial=0)):
+            yield _decode_json(everything[start:end])
+
+    return decode
 
 
 def require_task(model: ModelInfo, task: Task) -> None:

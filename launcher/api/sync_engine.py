@@ -24,6 +24,7 @@ from launcher.api.results import (
     Entity,
     Vectors,
     concatenate,
+    custom_results,
     entities,
     filled_masks,
     label_scores,
@@ -492,6 +493,18 @@ class Engine:
         )
         return self._stream(questions, decode, False, progress, pairs=ANSWER_INPUTS)
 
+    def predict(self, items: Iterable[Any], *, progress: bool = False) -> list[Any]:
+        """The results of ``items`` of your own class (``task="module:Class"``), in their order. Items and results are
+        JSON values. Raises ``RequestError`` for an item that the class refuses.
+        """
+        return list(self.predict_stream(items, progress=progress))
+
+    def predict_stream(self, items: Iterable[Any], *, progress: bool = False) -> Iterator[Any]:
+        """The result of each item, in order, as ``predict`` returns it, in constant memory."""
+        decode = custom_results(self._setup.model_info)
+        for computed in self._computed(items, False, progress, json=True):
+            yield from decode(computed)
+
     # ------------------------------------------------------------------- inside
 
     def _submit(self, chunk: Chunk) -> concurrent.futures.Future[Computed]:
@@ -522,9 +535,10 @@ class Engine:
         progress: bool,
         prompt: str | None = None,
         pairs: PairInputs | None = None,
+        json: bool = False,
     ) -> Iterator[Computed]:
         limit = chunk_limit(len(self.plan.instances))
-        chunker = Chunker(self._thread.session.chunk_items, truncate=truncate, prompt=prompt, pairs=pairs)
+        chunker = Chunker(self._thread.session.chunk_items, truncate=truncate, prompt=prompt, pairs=pairs, json=json)
         with progress_bar(texts, shown=progress) as advance:
             for computed in in_order(texts, chunker, limit, self._submit):
                 advance(len(computed.chunk.texts))

@@ -14,6 +14,7 @@ from typing import cast
 
 from launcher.engine.inference_engine import InferenceEngine
 from launcher.errors import InstanceError, RequestError, UsageError
+from launcher.front.custom_items import CustomItems
 from launcher.front.input_names import InputNames
 from launcher.front.pairs import Pair, PairTruncation
 from launcher.front.request_results import Vectors, split_rows
@@ -171,6 +172,9 @@ class Session:
 
     async def _tokenize(self, chunk: Chunk) -> Tokenized:
         tokenizer = self.engine.tokenizer
+        if isinstance(tokenizer, CustomItems):
+            names = InputNames("items", chunk.first, chunk.lone)
+            return await tokenizer.items([text.encode() for text in cast("Sequence[str]", chunk.texts)], field=names)
         if chunk.pairs is not None:
             names = replace(
                 chunk.pairs.names,

@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
+
 from launcher.engine.session import CLOSED, Chunk, Computed, PairInputs
 from launcher.errors import UsageError
 from launcher.front.pairs import Pair
@@ -25,6 +27,9 @@ BASE_CHUNKS = 4
 CHUNKS_PER_INSTANCE = 4
 
 
+_encode = msgspec.json.Encoder().encode
+
+
 def chunk_limit(instances: int) -> int:
     """The maximum number of chunks in flight for this number of instances."""
     return BASE_CHUNKS + CHUNKS_PER_INSTANCE * instances
@@ -32,7 +37,8 @@ def chunk_limit(instances: int) -> int:
 
 class Chunker:
     """Groups texts into chunks of at most ``items`` texts. ``lone``: there is one text, so errors need no index.
-    ``prompt`` is that of the chunks. With ``pairs``, texts can be pairs of texts."""
+    ``prompt`` is that of the chunks. With ``pairs``, texts can be pairs of texts. With ``json``, they are items of a
+    user's own class, which become JSON."""
 
     def __init__(
         self,
@@ -42,7 +48,9 @@ class Chunker:
         lone: bool = False,
         prompt: str | None = None,
         pairs: PairInputs | None = None,
+        json: bool = False,
     ) -> None:
+        self._json = json
         self._items = items
         self._truncate = truncate
         self._lone = lone
@@ -54,7 +62,10 @@ class Chunker:
         self._characters = 0
 
     def add(self, text: Any) -> Chunk | None:
-        """The chunk that this text completes, or None. Raises ``UsageError`` if it is not a ``str``."""
+        """The chunk that this text completes, or None. Raises ``UsageError`` if it is not a ``str``, or an item that
+        JSON cannot express."""
+        if self._json:
+            text = self._to_json(text)
         if isinstance(text, str):
             self._texts.append(text)
             self._characters += len(text)
@@ -65,6 +76,13 @@ class Chunker:
         if len(self._texts) < self._items and self._characters < CHUNK_CHARACTERS:
             return None
         return self.rest()
+
+    def _to_json(self, item: Any) -> str:
+        try:
+            return _encode(item).decode()
+        except (TypeError, ValueError) as error:
+            place = self._first + len(self._texts)
+            raise UsageError(f"'items[{place}]' cannot be expressed in JSON: {error}") from error
 
     def _pair(self, value: Any) -> Pair:
         place = self._first + len(self._texts)

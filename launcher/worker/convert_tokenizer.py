@@ -98,6 +98,10 @@ def _lower_case(backend: Any) -> None:
 
 def _facts(tokenizer: Any) -> BuiltTokenizer:
     limit, pad = tokenizer.model_max_length, tokenizer.pad_token_id
+    if limit < 1:
+        raise ValueError(
+            f"tokenizer_config.json sets model_max_length to {limit}; it must be a positive integer or null"
+        )
     return BuiltTokenizer(
         class_name=type(tokenizer).__name__,
         max_length=int(limit) if 1 <= limit < NO_LIMIT else None,

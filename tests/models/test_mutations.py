@@ -144,3 +144,28 @@ def test_a_value_that_transformers_takes_gives_its_results(
     with Served(folder, {}) as served:
         assert relative_error(with_values, served.results(TEXTS, len(TEXTS))) <= BOUND
         assert np.isfinite(served.results(TEXTS[:1], 1)[0]).all()
+
+
+LABELS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "id2label"),
+    ({"id2label": {"0": "a", "1": "b", "4": "c"}}, "id2label"),
+    ({"id2label": {"a": "0", "b": "1", "c": "2"}}, "id2label"),
+    ({"id2label": {}}, "id2label"),
+    ({"num_labels": 2}, "num_labels"),
+    ({"id2label": ABSENT, "num_labels": 0}, "num_labels"),
+)
+
+
+@pytest.mark.parametrize(("values", "key"), LABELS, ids=map(str, range(len(LABELS))))
+def test_labels_that_are_not_those_of_the_logits_are_refused(values: dict[str, Any], key: str, tmp_path: Path) -> None:
+    families.save_classifier(tmp_path / "classifier", family="bert", tokenizer=vocabularies.bert)
+    folder = copy_with(tmp_path / "classifier", tmp_path / "edited", "config.json", values)
+    with pytest.raises(UsageError, match=rf"config\.json sets {key} to"):
+        Served(folder, {})
+
+
+@pytest.mark.parametrize("limit", [0, -1, "long"])
+def test_a_limit_of_the_tokenizer_that_is_no_length_is_refused(limit: Any, embedder: Path, tmp_path: Path) -> None:
+    folder = copy_with(embedder, tmp_path / "edited", "tokenizer_config.json", {"model_max_length": limit})
+    with pytest.raises(UsageError, match=rf"tokenizer_config\.json sets model_max_length to {limit!r}"):
+        Served(folder, {})

@@ -100,7 +100,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         pad_id=pad_id,
         pooling="cls" if features else _default_pooling(config),
         normalize=False,
-        labels=labels_of(config) if task in LABEL_TASKS else (),
+        labels=labels_of(config, refuse) if task in LABEL_TASKS else (),
         weight_bytes=size,
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,

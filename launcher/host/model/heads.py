@@ -39,7 +39,7 @@ HEAD_NAMES: Mapping[str, str] = {
 ANY_HEAD: frozenset[Task] = frozenset({"embed", "sparse-embed", "token-embed"})
 # Tasks whose results have labels.
 LABEL_TASKS: frozenset[Task] = frozenset({"classify", "tag", "rerank", "zero-shot"})
-LISTED_LABELS = 10  # of a message
+LISTED_LABELS, LISTED_CHARACTERS = 10, 200  # of a message
 OTHER_HEAD = re.compile(r"For[A-Z]\w*|With\w*Head\w*")
 
 # The keys of config.json in which versions 4 and later, and earlier ones, save the activation of a cross-encoder.
@@ -72,7 +72,7 @@ def task_of(
             f"config.json names the architecture {architecture}, whose head is not supported; --task embed ignores the "
             "head and serves embeddings (mean pooling)"
         )
-    if head == "classify" and len(labels_of(config)) == 1:
+    if head == "classify" and len(labels_of(config, refuse)) == 1:
         return "rerank"
     return head or "embed"
 
@@ -86,7 +86,7 @@ def _check_head(task: Task, architecture: str, config: Json, refuse: ModelErrors
         if task == "rerank" and architecture.endswith("ForCausalLM"):
             reason += "; rerankers that compare the logits of two tokens are not supported"
         raise refuse(reason)
-    labels = labels_of(config)
+    labels = labels_of(config, refuse)
     if task == "rerank" and len(labels) != 1:
         raise refuse(
             f"--task rerank needs a model with one label, but config.json names {len(labels)} "
@@ -97,7 +97,7 @@ def _check_head(task: Task, architecture: str, config: Json, refuse: ModelErrors
 def entailment_of(config: Json, refuse: ModelErrors) -> int:
     """The index of the label for entailment, as the zero-shot pipeline finds it. Raises ``UsageError`` if there is
     none."""
-    labels = labels_of(config)
+    labels = labels_of(config, refuse)
     indices = config.get("label2id")
     if not isinstance(indices, dict) or not indices:
         indices = {label: index for index, label in enumerate(labels)}
@@ -117,13 +117,25 @@ def _listed(labels: tuple[str, ...]) -> str:
     return shown + (", …" if len(labels) > LISTED_LABELS else "")
 
 
-def labels_of(config: Json) -> tuple[str, ...]:
-    """The names of the labels, in the order of the logits."""
-    names = config.get("id2label")
-    if isinstance(names, dict) and names:
-        return tuple(str(names[key]) for key in sorted(names, key=int))
-    count = config.get("num_labels", 2)  # transformers' own default
-    return tuple(f"LABEL_{index}" for index in range(int(count)))
+def labels_of(config: Json, refuse: ModelErrors) -> tuple[str, ...]:
+    """The names of the labels, in the order of the logits. Raises ``UsageError`` if they are not numbered from 0, or
+    contradict ``num_labels``: transformers then fails, or names the logits in another way."""
+    names, count = config.get("id2label"), config.get("num_labels")
+    if names is None:
+        count = 2 if count is None else count  # transformers' own default
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise refuse(f"config.json sets num_labels to {count!r}; it must be a positive integer")
+        return tuple(f"LABEL_{index}" for index in range(count))
+    if not isinstance(names, dict) or not names or set(map(str, names)) != set(map(str, range(len(names)))):
+        shown = repr(names) if len(repr(names)) <= LISTED_CHARACTERS else f"{repr(names)[:LISTED_CHARACTERS]} …"
+        raise refuse(
+            f"config.json sets id2label to {shown}; it must be an object with a name for each number from 0 on"
+        )
+    if count not in (None, len(names)):
+        raise refuse(
+            f"config.json sets num_labels to {count!r}, but id2label has {len(names)} labels; remove num_labels"
+        )
+    return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
 def scores_of(task: Task, config: Json, sentence: SentenceFiles, refuse: ModelErrors) -> Scores:
@@ -131,7 +143,7 @@ def scores_of(task: Task, config: Json, sentence: SentenceFiles, refuse: ModelEr
     text-classification pipeline. Raises ``UsageError`` for an activation that is not supported."""
     if task not in ("classify", "rerank"):
         return "softmax"
-    one_label = len(labels_of(config)) == 1
+    one_label = len(labels_of(config, refuse)) == 1
     marked = config.get(CROSS_ENCODER)
     if sentence.activation is not None:
         return _activation(sentence.activation, f"{SETTINGS} sets activation_fn", refuse)

@@ -123,6 +123,8 @@ def _facts_as_it_is(
     assert tokenizer_class is not None, "a tokenizer.json is used as it is for known classes only"
     names, limit = named_tokens(parts, tokenizer_class), parts.tokenizer_config.get("model_max_length")
     limit = parts.tokenizer_config.get("max_len") if limit is None else limit
+    if limit is not None and (not isinstance(limit, int | float) or limit < 1):
+        raise refuse(f"tokenizer_config.json sets model_max_length to {limit!r}; it must be a positive integer or null")
     inputs = parts.tokenizer_config.get("model_input_names")
     segment_ids = tokenizer_class.segment_ids if inputs is None else "token_type_ids" in inputs
     check_call_settings(parts, call_settings(parts), request.arguments, config, refuse)
