@@ -494,7 +494,7 @@ class Engine:
         return self._stream(questions, decode, False, progress, pairs=ANSWER_INPUTS)
 
     def predict(self, items: Iterable[Any], *, progress: bool = False) -> list[Any]:
-        """The results of ``items`` of your own class (``task="module:Class"``), in their order. Items and results are
+        """The results of ``items`` of a custom class (``task="module:Class"``), in their order. Items and results are
         JSON values. Raises ``RequestError`` for an item that the class refuses.
         """
         return list(self.predict_stream(items, progress=progress))

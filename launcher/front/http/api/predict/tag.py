@@ -74,7 +74,7 @@ class TagHandler(TaskHandler[TagRequest]):
         self, body: TagRequest, client: Client, priority: Priority, deadline: float | None
     ) -> Tokenized:
         tokenized = await super()._tokenize(body, client, priority, deadline)
-        # Results of other tasks are limited by the number of inputs.
+        # Results with one row for each input are limited by the number of inputs.
         limit = self._options.result_bytes // (FLOAT32_BYTES * self._model_info.result_width)
         if tokenized.tokens > limit:
             raise RequestError(
