@@ -33,6 +33,10 @@ class InstanceError(LauncherError):
     """An instance could not be started, or was lost permanently."""
 
 
+class ModelRefusedError(UsageError, InstanceError):
+    """The workers found when they loaded the model that it cannot be served; a restart would not help."""
+
+
 class RequestError(LauncherError):
     """One request cannot be served; the server keeps running.
 

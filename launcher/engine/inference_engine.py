@@ -29,7 +29,7 @@ from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, Schedule
 from launcher.core.tuning.choose_classes import specs_of
 from launcher.engine.costs import Costs, watch_costs
 from launcher.engine.instance_views import InstanceView, packing_info
-from launcher.errors import InstanceError
+from launcher.errors import InstanceError, ModelRefusedError
 from launcher.front.custom_items import CustomItems
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.input_reader import InputReader
@@ -108,6 +108,7 @@ class InferenceEngine:
         self.setup = setup_of(options, prepared.machine, self.model_info)
         self._draining = False
         self._was_ready = False
+        self._refused_by: set[int] = set()
         self._settled = anyio.Event()
         self._to_start: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
         self._build()
@@ -159,7 +160,7 @@ class InferenceEngine:
 
     async def wait_ready(self) -> None:
         """Wait until every instance is ready or has failed, and at least one is ready. Raises ``InstanceError`` if the
-        engine fails first."""
+        engine fails first, and its subclass ``ModelRefusedError`` if its workers refuse the model."""
         await self._settled.wait()
         if self.failure is not None:
             raise self.failure
@@ -206,13 +207,14 @@ class InferenceEngine:
         while True:
             group.start_soon(await self._to_start.get())
 
-    def _fail(self, reason: str, context: str = "") -> None:
-        """Record that the engine can no longer compute; only the first reason counts."""
+    def _fail(self, error: InstanceError, reason: str = "") -> None:
+        """Record that the engine can no longer compute; only the first error counts. Requests are answered with
+        ``reason``, by default the error itself."""
         if self._draining or self.failure is not None:
             return
-        self.failure = InstanceError(context + reason)
+        self.failure = error
         self._settled.set()
-        self._start(self._answer_with_failure, reason, self.failure)
+        self._start(self._answer_with_failure, reason or str(error), error)
 
     async def _answer_with_failure(self, reason: str, error: InstanceError) -> None:
         self.dispatcher.no_instances_left(reason)
@@ -245,7 +247,7 @@ class InferenceEngine:
         view.pid, view.ready, view.stage = None, None, None
         self._start(self._after_exit)
         if not self._settings.restart:
-            self._fail(f"instance {instance} was lost and is not restarted: {description}")
+            self._fail(InstanceError(f"instance {instance} was lost and is not restarted: {description}"))
 
     async def _after_exit(self) -> None:
         await anyio.sleep(EXIT_SECONDS)  # for the last results, which may still be in the channel
@@ -262,9 +264,13 @@ class InferenceEngine:
     def failed(self, instance: int, reason: str) -> None:
         """No other worker will be started for this instance."""
         if not self._settings.restart:
-            self._fail(f"instance {instance} could not be started: {reason}")
+            self._fail(InstanceError(f"instance {instance} could not be started: {reason}"))
         elif all(state["state"] == "failed" for state in self._supervisor.states().values()):
-            self._fail(f"the last instance to fail was {instance}: {reason}", "no instance is left: ")
+            if instance in self._refused_by:
+                self._fail(ModelRefusedError(reason))
+                return
+            last = f"the last instance to fail was {instance}: {reason}"
+            self._fail(InstanceError(f"no instance is left: {last}"), last)
         else:
             self._check_settled()
 
@@ -316,10 +322,11 @@ class InferenceEngine:
         """The worker reports that it cannot serve its model. This is final only if no worker has ever been ready."""
         pid = self._views[instance].pid
         if not self._settings.restart:
-            self._fail(f"instance {instance} cannot serve the model: {reason}")
+            self._fail(ModelRefusedError(reason))
         elif self._was_ready:
             self._supervisor.kill(instance, reason, pid)
         else:
+            self._refused_by.add(instance)
             self._supervisor.unusable(instance, reason, pid)
 
     def lost(self, instance: int, reason: str) -> None:

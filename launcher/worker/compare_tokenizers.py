@@ -1,9 +1,10 @@
 """Compares the tokenizer file that the front uses with the tokenizer that transformers builds.
 
 Separate from ``convert_tokenizer``, because a worker also compares a file that was not converted, while it loads the
-model: it has imported transformers anyway, so that building the tokenizer is all that this adds to its start. The path
-in ``ModelInfo.tokenizer_check`` is created after that, and the same files are not compared again. Measured for the demo
-model: 0.1 s in the first start, nothing in the following ones; a process of its own takes about 1.3 s.
+model: it has imported transformers anyway, so that building the tokenizer is all that this adds to its start. The file
+``ModelInfo.tokenizer_check`` then gets the versions of the packages that build a tokenizer, and with these versions the
+same files, which its path identifies, are not compared again. Measured for the demo model: 0.1 s in the first start,
+nothing in the following ones; a process of its own takes about 1.3 s.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from launcher.core.check_texts import check_pairs, check_texts
+from launcher.core.protocol.built_tokenizer import BUILDERS
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.interfaces import ModelError, one_line
 
@@ -36,7 +39,8 @@ class _Result:
 
 def check_tokenizer(model_info: ModelInfo, *, trust_remote_code: bool) -> None:
     """Compare the file of the front with the tokenizer of transformers, unless that was done. Raises ``ModelError``."""
-    if not model_info.tokenizer_check:
+    versions = _versions()
+    if not model_info.tokenizer_check or _read(model_info.tokenizer_check) == versions:
         return
     from transformers import AutoTokenizer
 
@@ -57,7 +61,23 @@ def check_tokenizer(model_info: ModelInfo, *, trust_remote_code: bool) -> None:
     with contextlib.suppress(OSError):  # without a cache, every start compares
         marker = Path(model_info.tokenizer_check)
         marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
+        marker.write_text(versions)
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _versions() -> str:
+    """The versions of the packages that build a tokenizer."""
+    found = []
+    for package in BUILDERS:
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
 
 
 def difference(library: Any, path: Path) -> str | None:

@@ -50,6 +50,8 @@ def load_model(setup: Setup) -> torch.nn.Module:
     for config in _configs(model):
         if getattr(config, "use_cache", False):
             config.use_cache = False  # of keys and values, for generation
+        if getattr(config, "return_dict", True) is not True:
+            config.return_dict = True  # the libraries request this in each call
     return TextTower(model).eval() if model_info.text_features else model.eval()
 
 
@@ -159,11 +161,15 @@ def copy_from_file_cache(model: torch.nn.Module) -> None:
 def convert_model(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Convert the model to ``dtype``, except the frequencies of rotary positions, which ``from_pretrained`` keeps in
     fp32 too: their rounding error would grow with the position."""
-    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
-    exact = [buffer.data for buffer in frequencies]
+    frequencies = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+        if name.endswith("inv_freq")
+    ]
     model.to(dtype)
-    for buffer, values in zip(frequencies, exact, strict=True):
-        buffer.data = values
+    for module, name, buffer in frequencies:  # the conversion has replaced the buffers
+        setattr(module, name, buffer)
 
 
 def attention_windows(model: torch.nn.Module) -> list[int]:

@@ -18,7 +18,7 @@ import pytest
 
 from launcher.core.report.topology_report import Command
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
-from launcher.errors import InstanceError, RequestError
+from launcher.errors import InstanceError, ModelRefusedError, RequestError
 from launcher.options import MachineOptions, ModelOptions, ServeOptions, SuperviseOptions
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
@@ -33,6 +33,16 @@ OPTIONS = ServeOptions(
     supervise=QUICK,
 )
 ENDS_AT_ONCE = (sys.executable, "-c", "raise SystemExit('nothing to serve')")
+REFUSES = """
+import socket
+from launcher.core.protocol.messages import Unusable
+from launcher.worker.channel import Channel
+channel = Channel(socket.socket(fileno=0))
+channel.receive()
+channel.send(Unusable("config.json sets a key to a value"))
+raise SystemExit(4)
+"""
+REFUSES_THE_MODEL = (sys.executable, "-c", REFUSES)
 
 
 @pytest.fixture
@@ -168,6 +178,15 @@ async def test_when_all_instances_have_failed_the_engine_fails_with_the_reason()
         await until(lambda: told.failures)
         with pytest.raises(RequestError, match="the last instance to fail was"):
             await engine.dispatcher.enqueue([tokens()])
+
+
+@pytest.mark.parametrize("restart", [True, False])
+async def test_a_model_that_the_workers_refuse_is_an_error_of_the_user(restart: bool) -> None:
+    prepared = prepared_with(instance_0=REFUSES_THE_MODEL, instance_1=REFUSES_THE_MODEL)
+    async with running(InferenceEngine(OPTIONS, prepared, EngineSettings(restart=restart))) as engine:
+        with pytest.raises(ModelRefusedError, match=r"^config.json sets a key to a value$") as caught:
+            await engine.wait_ready()
+        assert caught.value.exit_code == 2
 
 
 async def test_if_one_instance_fails_permanently_the_others_do_its_work() -> None:

@@ -28,7 +28,7 @@ that was measured when the model was loaded.
 MIDDLE = """
 ## Refused
 
-`launch serve` exits with status 2, or refuses the model when it is loaded, and gives the reason.
+`launch serve` exits with status 2 and gives the reason.
 """
 FAMILIES = """
 These families of encoders are refused altogether, as are all types that no table names.

@@ -38,19 +38,19 @@ def error_of(case: ModelCase, expected: Results, actual: Results) -> float:
     return max(relative_error([rows.reshape(1, -1)], [others.reshape(1, -1)]) for rows, others in inputs)
 
 
-def smallest_difference(results: Results) -> float:
-    """The smallest distance between the mean rows of two inputs, relative to their size."""
+def typical_difference(results: Results) -> float:
+    """The median distance between the mean rows of two inputs, relative to their size. (The scores of two of them may
+    be nearly equal by chance.)"""
     means = [rows.mean(axis=0) for rows in results]
-    return min(
-        float(np.linalg.norm(one - other) / np.linalg.norm(one)) for one, other in itertools.combinations(means, 2)
-    )
+    pairs = itertools.combinations(means, 2)
+    return float(np.median([np.linalg.norm(one - other) / np.linalg.norm(one) for one, other in pairs]))
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks_of(case)) for case in CASES])
 def test_results_are_those_of_the_library(case: ModelCase, folder_of: FolderOf, expected_of: ExpectedOf) -> None:
     folder, expected = folder_of(case), expected_of(case)
     # Otherwise, a wrong result would go unnoticed.
-    assert smallest_difference(expected) > 100 * case.bound
+    assert typical_difference(expected) > 1000 * case.bound
 
     for layout in ("auto", "sorted"):
         with Served(folder, case.options, layout=layout) as served:

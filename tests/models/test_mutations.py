@@ -130,6 +130,7 @@ KEYS: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"torch_dtype": "float32", "use_cache": True, "gradient_checkpointing": True, "_name_or_path": "/x"}, False),
     ({"output_hidden_states": True, "output_attentions": True}, False),
     ({"pad_token_id": 7}, False),
+    ({"return_dict": False}, False),
     ({"id2label": {"0": "a", "2": "b"}, "label2id": {}, "problem_type": "regression"}, False),
 )
 
@@ -169,3 +170,15 @@ def test_a_limit_of_the_tokenizer_that_is_no_length_is_refused(limit: Any, embed
     folder = copy_with(embedder, tmp_path / "edited", "tokenizer_config.json", {"model_max_length": limit})
     with pytest.raises(UsageError, match=rf"tokenizer_config\.json sets model_max_length to {limit!r}"):
         Served(folder, {})
+
+
+def test_a_model_that_returns_tuples_by_default_gives_the_results_of_the_library(tmp_path: Path) -> None:
+    from sentence_transformers import SparseEncoder
+
+    families.save_transformer(tmp_path / "masked", auto="AutoModelForMaskedLM", family="bert",
+                              tokenizer=vocabularies.bert)  # fmt: skip
+    folder = copy_with(tmp_path / "masked", tmp_path / "edited", "config.json", {"return_dict": False})
+    expected = SparseEncoder(str(folder), device="cpu").encode(list(TEXTS), show_progress_bar=False).to_dense().numpy()
+    with Served(folder, {"task": "sparse-embed"}) as served:
+        results = served.results(TEXTS, len(TEXTS))
+    assert relative_error([expected], [np.concatenate(results)]) <= BOUND

@@ -297,6 +297,14 @@ def test_precedence_of_length_limits(limits: dict[str, Any], original: Original,
     assert_matters(expected, references.embed(original("embedder"), TEXTS[-2:]))
 
 
+def test_a_limit_of_a_model_without_a_table_of_positions(original: Original, edited: Edit) -> None:
+    positions = json.loads((original("decoder") / "config.json").read_text())["max_position_embeddings"]
+    folder = edited("decoder", LIMITS, max_seq_length=2 * positions)
+    expected = references.embed(folder, [LONG])
+    assert_equal(expected, results_of(folder, [LONG]))
+    assert_matters(expected, references.embed(original("decoder"), [LONG]))
+
+
 # --- heads and their scores
 
 

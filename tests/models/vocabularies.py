@@ -1,4 +1,4 @@
-"""Small tokenizers for the models of the table, trained on the spot, in the classes that real models use.
+"""Small tokenizers for the models of the table, made on the spot, in the classes that real models use.
 
 Vocabularies are small, so that common words are split and rare characters are unknown. Each function returns a
 tokenizer of transformers; ``model_max_length`` is the length that texts are truncated to.
@@ -7,6 +7,8 @@ tokenizer of transformers; ``model_max_length`` is the length that texts are tru
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import Counter
 from typing import Any
 
 from launcher.bench.workload import builtin_workload
@@ -14,6 +16,7 @@ from tests.models.texts import TEXTS
 
 MAX_LENGTH = 72
 VOCABULARY = 600
+LONGEST_PART = 8  # characters of a part of a word in WordPiece vocabularies
 
 
 @functools.cache
@@ -42,17 +45,27 @@ def mpnet() -> Any:
 
 @functools.cache
 def _wordpieces() -> list[str]:
-    """By id; the first five are special tokens."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    """By id; the first five are special tokens.
 
+    The most frequent parts of the words in the corpus. Not trained with ``tokenizers``, whose WordPiece vocabularies
+    differ from run to run.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    characters: set[str] = set()
+    for text in _corpus():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+            characters.update(word)
+            counts[word] += 1
+            for start, end in itertools.combinations(range(len(word) + 1), 2):
+                if 1 < end - start <= LONGEST_PART:
+                    counts["##" * (start > 0) + word[start:end]] += 1
+    single = [piece for character in sorted(characters) for piece in (character, f"##{character}")]
+    parts = [piece for piece, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if len(piece) > 1]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(_corpus(), trainer)
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    return sorted(vocabulary, key=vocabulary.__getitem__)
+    return list(dict.fromkeys([*special, *single, *parts]))[:VOCABULARY]
 
 
 # --- byte-level BPE
@@ -212,5 +225,6 @@ def _trained_pieces() -> tuple[tuple[str, float], ...]:
     trainer = trainers.UnigramTrainer(vocab_size=VOCABULARY, unk_token="<unk>", special_tokens=["<unk>"],
                                       show_progress=False)  # fmt: skip
     tokenizer.train_from_iterator(_corpus(), trainer)
-    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return tuple((piece, score) for piece, score in pieces if piece != "<unk>")
+    pieces = sorted(piece for piece, _ in json.loads(tokenizer.to_str())["model"]["vocab"] if piece != "<unk>")
+    # The trained scores differ from run to run; these prefer few and long pieces.
+    return tuple((piece, len(piece) - 12.0 - rank / len(pieces)) for rank, piece in enumerate(pieces))

@@ -132,7 +132,7 @@ def broken(folder: Path, config: str) -> str:
     ("config", "words"),
     [
         ("{", "not valid JSON"),
-        ('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}', "only encoder models"),
+        ('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}', "generates text"),
         ('{"model_type": "bert", "architectures": ["BertModel"]}', "has no weights"),
     ],
 )

@@ -197,9 +197,19 @@ def test_a_worker_compares_a_tokenizer_once(tmp_path, demo_folder) -> None:
 
     check_tokenizer(demo, trust_remote_code=False)
 
-    assert marker.is_file()
-    unreadable = msgspec.structs.replace(demo, tokenizer_file=str(tmp_path / "nothing"), tokenizer_check="")
+    assert "transformers 5." in marker.read_text()
+    unreadable = msgspec.structs.replace(demo, tokenizer_file=str(tmp_path / "nothing"))
     check_tokenizer(unreadable, trust_remote_code=False)
+
+
+def test_a_worker_compares_a_tokenizer_again_with_other_packages(tmp_path, demo_folder) -> None:
+    marker = tmp_path / "checked"
+    marker.write_text("transformers 5.0.0")
+    demo = msgspec.structs.replace(model_info_of(demo_folder), tokenizer_check=str(marker))
+
+    check_tokenizer(demo, trust_remote_code=False)
+
+    assert marker.read_text() != "transformers 5.0.0"
 
 
 def test_a_worker_refuses_a_tokenizer_that_differs_from_that_of_transformers(tmp_path, demo_folder) -> None:
@@ -223,14 +233,14 @@ def test_a_worker_refuses_a_tokenizer_that_differs_from_that_of_transformers(tmp
     )
 
 
-def test_the_file_that_records_the_comparison_appears_when_files_change(tmp_path, demo_folder, monkeypatch) -> None:
+def test_the_file_that_records_the_comparison_is_another_one_when_files_change(
+    tmp_path, demo_folder, monkeypatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "model"
     shutil.copytree(demo_folder, folder)
     first = model_info_of(folder).tokenizer_check
-    Path(first).parent.mkdir(parents=True)
-    Path(first).touch()
-    assert model_info_of(folder).tokenizer_check == ""
+    assert model_info_of(folder).tokenizer_check == first
 
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "never_split": []}))

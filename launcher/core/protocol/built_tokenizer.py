@@ -10,6 +10,8 @@ import msgspec
 # The files in the folder that the conversion writes. The second is written last.
 TOKENIZER_FILE = "tokenizer.json"
 FACTS_FILE = "facts.json"
+# The packages that build a tokenizer.
+BUILDERS = ("transformers", "tokenizers", "sentencepiece", "protobuf")
 
 
 class BuiltTokenizer(msgspec.Struct, frozen=True):

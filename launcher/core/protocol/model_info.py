@@ -55,7 +55,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     tokenizer_file: str = ""
     """The ``tokenizer.json`` to use; empty: the one in ``folder``."""
     tokenizer_check: str = ""
-    """The file to create once a worker has compared the tokenizer with that of transformers; empty: do not compare."""
+    """The file in which a worker notes that it has compared the tokenizer with that of transformers; empty: do not
+    compare."""
     special_tokens: bool = True
     """Whether texts get the special tokens of the tokenizer."""
     token_types: int = 0

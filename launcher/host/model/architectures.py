@@ -55,6 +55,10 @@ POSITIONS_AFTER_PADDING = frozenset(
     }
 )
 
+# Their positions are computed for any length (rotary), so that max_position_embeddings limits nothing but what the
+# library truncates to without max_seq_length.
+WITHOUT_POSITION_TABLE = DECODERS | {"eurobert", "gte", "modernbert", "nomic_bert"}
+
 # Parts of the names of rotary positions whose frequencies are chosen by the length of the longest text in a batch
 # (transformers/modeling_rope_utils.py, dynamic_rope_update). "su" is the former name of longrope.
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")

@@ -19,6 +19,7 @@ from launcher.host.model import tokenizer_files
 from launcher.host.model.architectures import (
     ENCODER_DECODERS,
     POSITIONS_AFTER_PADDING,
+    WITHOUT_POSITION_TABLE,
     batching_of,
     check_own_code,
     check_positions,
@@ -263,12 +264,13 @@ def _max_length(
     """The limit in the files, reduced to ``--max-length``.
 
     As in sentence-transformers, ``max_seq_length`` replaces ``model_max_length`` of the tokenizer, smaller or larger.
-    The position table limits both.
+    The number of positions limits both, except ``max_seq_length`` of a model that has no table of positions.
     """
     stated = of_tokenizer if sentence.max_length is None else sentence.max_length
     limits = [stated] if stated is not None and stated < NO_LIMIT else []
     positions = _positions(config)
-    if isinstance(positions, int) and positions > 0:
+    unlimited = sentence.max_length is not None and config.get("model_type") in WITHOUT_POSITION_TABLE
+    if isinstance(positions, int) and positions > 0 and not unlimited:
         after_padding = pad_id + 1 if config.get("model_type") in POSITIONS_AFTER_PADDING else 0
         limits.append(positions - after_padding)
     if not limits and options.max_length is None:

@@ -30,6 +30,8 @@ DEFAULTS: Mapping[str, int] = {
     "gte": 1,
     "jina_embeddings_v3": 1,
     "xlm-roberta-xl": 1,
+    # It has no table of them: it computes whether two tokens have the same one. Its tokenizer uses 0, 1 and 2.
+    "xlnet": 3,
 }  # fmt: skip
 
 

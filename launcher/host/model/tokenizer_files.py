@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.check_texts import check_texts
-from launcher.core.protocol.built_tokenizer import FACTS_FILE, TOKENIZER_FILE, BuiltTokenizer
+from launcher.core.protocol.built_tokenizer import BUILDERS, FACTS_FILE, TOKENIZER_FILE, BuiltTokenizer
 from launcher.errors import UsageError
 from launcher.host.model.token_types import token_types_of
 from launcher.host.model.tokenizer_settings import (
@@ -45,7 +45,6 @@ Refuse = Callable[[str], UsageError]
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 # What a tokenizer is built from: its files, the model's config, and the model's own code.
 INPUT_SUFFIXES = frozenset({".json", ".txt", ".model", ".codes", ".bpe", ".vocab", ".tiktoken", ".py"})
-BUILDERS = ("transformers", "tokenizers", "sentencepiece", "protobuf")
 
 CONVERT_SECONDS = 300.0
 CHECKED_FILE = "checked"
@@ -65,8 +64,9 @@ class TokenizerRequest:
 class TokenizerFacts:
     """The path of a tokenizer and its settings.
 
-    ``converted`` is the reason why ``worker.convert_tokenizer`` wrote it, or an empty string. ``check`` is the file
-    that exists once a worker has compared the tokenizer with that of transformers; empty if nothing is to be compared.
+    ``converted`` is the reason why ``worker.convert_tokenizer`` wrote it, or an empty string. ``check`` is the file in
+    which a worker notes that it has compared the tokenizer with that of transformers; empty if nothing is to be
+    compared.
     ``largest_id`` is the largest of its vocabulary, added tokens and special tokens, -1 if it has none.
     ``segment_ids``: whether transformers passes them to the model.
     """
@@ -129,13 +129,12 @@ def _facts_as_it_is(
     segment_ids = tokenizer_class.segment_ids if inputs is None else "token_type_ids" in inputs
     check_call_settings(parts, call_settings(parts), request.arguments, config, refuse)
     _check_segments(path, parts, config if segment_ids else None, refuse)
-    marker = _cached(_fingerprint(path.parent, request)) / CHECKED_FILE
     return TokenizerFacts(
         path=path,
         max_length=int(limit) if isinstance(limit, int | float) and limit >= 1 else None,
         pad_id=_id(parts, names.get("pad_token")) if isinstance(names, dict) else None,
         converted="",
-        check="" if marker.is_file() else str(marker),
+        check=str(_cached(_fingerprint(path.parent, request)) / CHECKED_FILE),
         largest_id=_largest_id(parts),
         segment_ids=segment_ids,
     )
@@ -243,7 +242,7 @@ def _check_segments(path: Path, parts: TokenizerParts, config: Json | None, refu
 
 def _converted(folder: Path, request: TokenizerRequest, refuse: Refuse) -> Path:
     """The folder with the converted tokenizer of ``folder``; converted now unless it is in the cache."""
-    target = _writable(_fingerprint(folder, request))
+    target = _writable(_fingerprint(folder, request, _builder_versions()))
     if (target / FACTS_FILE).is_file():
         return target
     command = [sys.executable, "-m", "launcher.worker.convert_tokenizer", str(folder), str(target)]
@@ -262,20 +261,26 @@ def _converted(folder: Path, request: TokenizerRequest, refuse: Refuse) -> Path:
     return target
 
 
-def _fingerprint(folder: Path, request: TokenizerRequest) -> str:
-    """A fingerprint of all that a tokenizer depends on, and of the texts that it is checked with."""
-    from importlib.metadata import PackageNotFoundError, version  # slow to import
-
-    digest = hashlib.sha256(repr((request, check_texts(()), BuiltTokenizer.__struct_fields__)).encode())
-    for package in BUILDERS:
-        try:
-            digest.update(f"{package} {version(package)}\n".encode())
-        except PackageNotFoundError:
-            digest.update(f"{package} absent\n".encode())
+def _fingerprint(folder: Path, request: TokenizerRequest, packages: str = "") -> str:
+    """A fingerprint of all that a tokenizer depends on, and of the texts that it is checked with. ``packages`` are the
+    versions of those that build it."""
+    digest = hashlib.sha256(repr((request, check_texts(()), BuiltTokenizer.__struct_fields__, packages)).encode())
     for path in sorted(folder.iterdir()):
         if path.suffix in INPUT_SUFFIXES and path.is_file():
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:24]
+
+
+def _builder_versions() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and only conversions need it
+
+    versions = []
+    for package in BUILDERS:
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            versions.append(f"{package} absent")
+    return ", ".join(versions)
 
 
 def _cached(fingerprint: str) -> Path:
