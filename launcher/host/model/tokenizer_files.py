@@ -233,7 +233,7 @@ def _check_segments(path: Path, parts: TokenizerParts, config: Json | None, refu
     if largest >= known:
         raise refuse(
             f"the post_processor in {path} gives tokens of a single text the token type {largest}, but the model has "
-            f"{known} (type_vocab_size); token types must be less"
+            f"{known} token types (type_vocab_size); they must be from 0 to {known - 1}"
         )
 
 
