@@ -118,7 +118,7 @@ def concatenate(parts: Sequence[Vectors], model: ModelInfo) -> Vectors:
 
 
 def custom_results(model: ModelInfo) -> Decode[Any]:
-    """The results of a user's own class, from JSON. Raises ``UsageError`` if another model is served."""
+    """The results of a custom class, from JSON. Raises ``UsageError`` if another model is served."""
     require_task(model, "custom")
 
     def decode(computed: Computed) -> Iterator[Any]:

@@ -40,7 +40,7 @@ def chunk_limit(instances: int) -> int:
 class Chunker:
     """Groups texts into chunks of at most ``items`` texts. ``lone``: there is one text, so errors need no index.
     ``prompt`` is that of the chunks. With ``pairs``, texts can be pairs of texts. With ``json``, they are items of a
-    user's own class, which become JSON."""
+    custom class, which become JSON."""
 
     def __init__(
         self,

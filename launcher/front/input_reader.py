@@ -1,6 +1,6 @@
 """Turns the inputs of requests into items, in a few threads.
 
-``tokenizer`` does it for texts, and ``custom_items`` for items of a user's own class.
+``tokenizer`` does it for texts, and ``custom_items`` for items of a custom class.
 
 Separate because routes and the engine work with either. What an item is does not belong here.
 """

@@ -244,8 +244,8 @@ class InferenceHandler(Generic[Body]):
         self._check_ids_accepted(None)
         if self._id_decoder is not None:
             raise RequestError(
-                f"'{field}' has token ids with token types, which belong to the model's own tokenizer, but this server "
-                "takes token ids of another one (--token-ids); send texts",
+                f"'{field}' has token ids with token types, but this server decodes those of another tokenizer, which "
+                "have no token types (--token-ids); send texts",
                 code="token_ids_refused",
                 param=field,
             )

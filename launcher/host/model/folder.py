@@ -187,7 +187,9 @@ def _prompt_notes(settings: Settings) -> tuple[str, ...]:
     names = ", ".join(sorted(name for name, text in settings.prompts.items() if text))
     if settings.default_prompt:
         return (f"texts get the default prompt {settings.default_prompt!r} unless a request chooses another one",)
-    return (f"requests can choose a prompt by prompt_name ({names}); none is added otherwise",) if names else ()
+    return (
+        (f"requests can choose a prompt with prompt_name ({names}); by default, no prompt is added",) if names else ()
+    )
 
 
 def _notes(
@@ -200,7 +202,7 @@ def _notes(
         pooling = _default_pooling(config)
         notes.append(f"the model has no sentence-transformers files: using {pooling} pooling without normalization")
     if task == "rerank" and sentence.kind != "CrossEncoder":
-        notes.append("serving a reranker of pairs, because the model has one label; --task classify takes single texts")
+        notes.append("serving a reranker, because the model has one label; --task classify serves a classifier instead")
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)

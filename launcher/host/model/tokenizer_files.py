@@ -227,8 +227,8 @@ def _special_ids(part: Json) -> Iterator[Any]:
 
 
 def _check_segments(path: Path, parts: TokenizerParts, config: Json | None, refuse: Refuse) -> None:
-    """Raise ``UsageError`` if a text alone gets segment ids that the model lacks. ``config`` is its config.json, or
-    None if segment ids are not passed to it."""
+    """Raise ``UsageError`` if a text alone gets token types that the model lacks. ``config`` is its config.json, or
+    None if token types are not passed to it."""
     pieces = [
         piece
         for part in _processors(parts.post_processor)
@@ -239,8 +239,8 @@ def _check_segments(path: Path, parts: TokenizerParts, config: Json | None, refu
     known = largest + 1 if config is None else max(1, token_types_of(config))
     if largest >= known:
         raise refuse(
-            f"the post_processor in {path} gives tokens of a single text the segment id {largest}, but the model has "
-            f"{known} (type_vocab_size); they must be less"
+            f"the post_processor in {path} gives tokens of a single text the token type {largest}, but the model has "
+            f"{known} token types (type_vocab_size); they must be from 0 to {known - 1}"
         )
 
 

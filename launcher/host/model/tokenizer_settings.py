@@ -98,7 +98,7 @@ KNOWN_KEYS = frozenset(
         "trim_offsets",  # compared
         "model_max_length",  # a fact: the limit
         "max_len",  # its former name
-        "model_input_names",  # a fact: whether segment ids are passed
+        "model_input_names",  # a fact: whether token types are passed
         "padding_side",  # checked
         "truncation_side",  # checked
         "split_special_tokens",  # checked

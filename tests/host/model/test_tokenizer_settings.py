@@ -181,7 +181,7 @@ def test_segment_ids_of_a_single_text_that_the_model_lacks_are_refused(tmp_path)
         tokenizer={"post_processor": processor},
         settings={**settings, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]},
     )
-    assert "gives tokens of a single text the segment id 1, but the model has 1" in refusal(tmp_path)
+    assert "gives tokens of a single text the token type 1, but the model has 1" in refusal(tmp_path)
 
 
 def test_splitting_special_tokens_is_refused(tmp_path) -> None:

@@ -30,7 +30,9 @@ class FillMaskRequest(Struct, frozen=True):
 
     inputs: Inputs
     truncate: Truncate = False
-    top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="Tokens to return for each mask token.")] = DEFAULT_TOP_K
+    top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="Number of tokens to return for each mask token.")] = (
+        DEFAULT_TOP_K
+    )
     targets: Annotated[Any, Meta(description="Not supported: must be absent or null.")] = None
 
 

@@ -43,12 +43,14 @@ class QuestionsRequest(Struct, frozen=True):
     """Body of ``POST /predict`` if the served model answers questions."""
 
     inputs: Question | list[Question]
-    top_k: Annotated[int, Meta(ge=1, le=MAX_ANSWERS, description="Answers to return.")] = DEFAULT_TOP_K
-    max_answer_len: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS, description="Tokens of an answer at most.")] = (
-        DEFAULT_ANSWER_TOKENS
+    top_k: Annotated[int, Meta(ge=1, le=MAX_ANSWERS, description="Maximum number of answers to return.")] = (
+        DEFAULT_TOP_K
     )
+    max_answer_len: Annotated[
+        int, Meta(ge=1, le=MAX_ANSWER_TOKENS, description="Maximum number of tokens of an answer.")
+    ] = DEFAULT_ANSWER_TOKENS
     handle_impossible_answer: Annotated[
-        bool, Meta(description="Whether an empty answer, which scores that there is none, is among the answers.")
+        bool, Meta(description="Also consider an empty answer; its score tells how likely the context has no answer.")
     ] = False
 
 

@@ -35,7 +35,7 @@ class ZeroShotRequest(Struct, frozen=True):
         str, Meta(description="The statement that the model compares with each text, with {} for the label.")
     ] = DEFAULT_TEMPLATE
     multi_label: Annotated[
-        bool, Meta(description="Score each label independently, instead of all so that their scores sum to 1.")
+        bool, Meta(description="Score each label independently; otherwise the scores of a text sum to 1.")
     ] = False
     truncate: Truncate = False
 
