@@ -1,4 +1,4 @@
-"""Tasks of the user's own: the protocol of their classes, and importing a class that ``--task module:Class`` names.
+"""Custom tasks: the protocol of their classes, and importing a class that ``--task module:Class`` names.
 
 Separate from all layers because the front and every worker import the same class. What runs it is in ``front`` and
 ``worker``.

@@ -43,7 +43,7 @@ class EngineKeywords(TypedDict, total=False):
     """OpenMP runtime; auto and gnu use the one that torch ships. Default: auto."""
 
     task: str
-    """Task to serve; auto reads it from the model; module:Class is a class of yours. Default: auto."""
+    """Task to serve; auto reads it from the model; module:Class is a custom class. Default: auto."""
 
     max_length: int | None
     """Maximum input length in tokens; at most the model's own limit. Default: None."""

@@ -105,7 +105,7 @@ def filled_masks(model: ModelInfo, top_k: int, tokenizer: InputReader) -> Decode
     def decode(computed: Computed) -> list[list[list[FilledMask]]]:
         names = InputNames("texts", computed.chunk.first, computed.chunk.lone)
         for index, ids in enumerate(computed.tokenized.items):
-            filler.count(ids, names.of(index))
+            filler.count(ids, names, index)
         parts = zip(computed.tokenized.items, computed.varying(), strict=True)
         return [filler.fill(ids, rows, top_k) for ids, rows in parts]
 
@@ -118,7 +118,7 @@ def concatenate(parts: Sequence[Vectors], model: ModelInfo) -> Vectors:
 
 
 def custom_results(model: ModelInfo) -> Decode[Any]:
-    """The results of a user's own class, from JSON. Raises ``UsageError`` if another model is served."""
+    """The results of a custom class, from JSON. Raises ``UsageError`` if another model is served."""
     require_task(model, "custom")
 
     def decode(computed: Computed) -> Iterator[Any]:

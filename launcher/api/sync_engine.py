@@ -240,7 +240,7 @@ class Engine:
         """For each text, all ``labels`` with their scores, best first; for a single ``str``, those of this text.
 
         Each label takes the place of ``{}`` in ``hypothesis_template``, and the model tells whether the text entails
-        the result. The scores of a text sum to 1, or with ``multi_label`` each label has a score of its own. With
+        the result. The scores of a text sum to 1, or with ``multi_label`` each label has an independent score. With
         ``truncate``, texts are cut off, but not hypotheses. Otherwise as ``embed``.
         """
         call = ZeroShot.of(self._setup.model_info, labels, hypothesis_template, multi_label=multi_label)
@@ -469,7 +469,7 @@ class Engine:
         for a single tuple, those of this question.
 
         A context of any length is read in windows that overlap. With ``handle_impossible_answer``, an empty answer is
-        among them, whose score is how likely the context has none.
+        among the candidates; its score tells how likely the context has no answer.
         """
         lone = isinstance(questions, tuple) and all(isinstance(part, str) for part in questions)
         pairs = [questions] if lone else questions
@@ -500,7 +500,7 @@ class Engine:
         return self._stream(questions, decode, False, progress, pairs=ANSWER_INPUTS)
 
     def predict(self, items: Iterable[Any], *, progress: bool = False) -> list[Any]:
-        """The results of ``items`` of your own class (``task="module:Class"``), in their order. Items and results are
+        """The results of ``items`` of a custom class (``task="module:Class"``), in their order. Items and results are
         JSON values. Raises ``RequestError`` for an item that the class refuses.
         """
         return list(self.predict_stream(items, progress=progress))

@@ -1,7 +1,8 @@
 """Generates load over HTTP: a closed loop (fixed concurrency) or an open loop (Poisson arrivals at a rate).
 
 In the open loop, the latency of a request counts from its scheduled arrival, so that a server that falls behind cannot
-hide the waiting (coordinated omission). Works with any OpenAI-compatible embeddings route, and with TEI.
+hide the waiting (coordinated omission). Works with any OpenAI-compatible embeddings route, and with TEI; other tasks
+than embeddings are refused.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +91,10 @@ async def run_load(options: LoadOptions, workload: Workload) -> LoadStats:
         await _closed_loop(options.connections, target, requests, stats)
     stats.cpu_seconds, stats.wall_seconds = time.process_time() - cpu_before, time.monotonic() - before
     if not stats.answers:
-        raise LauncherError(f"none of {len(requests)} requests to {options.url} succeeded: {dict(stats.errors)}")
+        reason = f"; the first response: {stats.refusal}" if stats.refusal else ""
+        raise LauncherError(
+            f"none of {len(requests)} requests to {options.url} succeeded: {dict(stats.errors)}{reason}"
+        )
     return stats
 
 
@@ -98,18 +102,32 @@ async def _first_model(options: LoadOptions) -> str:
     """The name of the first model that the server lists."""
     base = options.url.rstrip("/").removesuffix(PATHS["openai"]).removesuffix("/v1")
 
-    def fetch() -> bytes:
+    def fetch(path: str) -> Any:
         Target.parse(base)  # http only, before urllib opens anything else
-        with urllib.request.urlopen(base + "/v1/models", timeout=10) as reply:
-            return bytes(reply.read())
+        with urllib.request.urlopen(base + path, timeout=10) as reply:
+            return msgspec.json.decode(reply.read())
 
     try:
-        return str(msgspec.json.decode(await anyio.to_thread.run_sync(fetch))["data"][0]["id"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        model = (await anyio.to_thread.run_sync(fetch, "/v1/models"))["data"][0]
+        if model.get("owned_by") == "launcher":
+            _check_task((await anyio.to_thread.run_sync(fetch, "/info"))["model"])
+        return str(model["id"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise LauncherError(
             f"cannot read the name of a model from {base}/v1/models ({error}); check that a server is running there, "
             "or set --model"
         ) from error
+
+
+def _check_task(model: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` unless the served model, as in ``GET /info``, has embeddings."""
+    if model["task"] != "embed":
+        without_http = f"launch bench throughput --model {model['asked']} --task {model['task']}"
+        raise UsageError(
+            f"the server has the model {model['name']!r} for the task {model['task']!r}, but this command sends "
+            f"requests for embeddings only ({', '.join(PATHS.values())}); serve an embedder"
+            + (f", or measure this model without HTTP: {without_http}" if model["task"] != "custom" else "")
+        )
 
 
 class _Sender:
@@ -134,6 +152,7 @@ class _Sender:
 
     def _count(self, request: _Request, reply: Reply, due: float | None) -> None:
         if reply.status != 200:
+            self._stats.refusal = self._stats.refusal or reply.body[:500].decode(errors="replace")
             self._count_error(request, f"HTTP {reply.status}")
         elif request.counted:
             now = time.monotonic()

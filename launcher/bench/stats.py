@@ -32,11 +32,13 @@ class Answer(NamedTuple):
 @dataclass(slots=True)
 class LoadStats:
     """The results of a run. ``started`` is when the first counted request was sent. ``late`` holds, for an open loop,
-    the delay of each counted request after its scheduled arrival. CPU and wall time include the warm-up."""
+    the delay of each counted request after its scheduled arrival. CPU and wall time include the warm-up.
+    ``refusal`` is the start of the first response that is not a success."""
 
     answers: list[Answer] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     late: list[float] = field(default_factory=list)
+    refusal: str = ""
     started: float = math.inf
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0

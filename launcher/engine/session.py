@@ -120,8 +120,9 @@ class Session:
     def __init__(self, options: ServeOptions, prepared: Prepared) -> None:
         self.engine = InferenceEngine(options, prepared)
         self.chunk_items = min(256, options.scheduling.queue_items)
+        self._queue_items = options.scheduling.queue_items
         self._drain_seconds = options.front.drain_seconds
-        self._room = QueueCapacity(options.scheduling.queue_items)
+        self._room = QueueCapacity(self._queue_items)
         self._running: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -148,10 +149,13 @@ class Session:
         ``UsageError`` if the engine is closed.
         """
         self._check_open()
-        items = len(chunk.texts)
+        # Only the tokenizer knows in how many windows it reads a text.
+        windows = chunk.pairs is not None and chunk.pairs.windows
+        tokenized = await self._tokenize(chunk) if windows else None
+        items = len(tokenized.items) if tokenized else len(chunk.texts)
         await self._room.take(items)
         try:
-            return await self._compute(chunk)
+            return await self._compute(chunk, tokenized or await self._tokenize(chunk))
         except RequestError as error:
             if error.code in ("draining", "no_instance"):
                 self._check_open(error)
@@ -159,8 +163,7 @@ class Session:
         finally:
             self._room.give_back(items)
 
-    async def _compute(self, chunk: Chunk) -> Computed:
-        tokenized = await self._tokenize(chunk)
+    async def _compute(self, chunk: Chunk, tokenized: Tokenized) -> Computed:
         while True:
             self._check_open()
             try:
@@ -185,7 +188,8 @@ class Session:
                 truncate_hint=TRUNCATE_HINT,
             )
             if chunk.pairs.windows:
-                return await tokenizer.windows(cast("Sequence[Pair]", chunk.texts), field=names)
+                pairs = cast("Sequence[Pair]", chunk.texts)
+                return await tokenizer.windows(pairs, limit=self._queue_items, field=names)
             truncation = chunk.pairs.truncation
             return await tokenizer.pairs(chunk.texts, truncate=chunk.truncate, truncation=truncation, field=names)
         texts = cast("Sequence[str]", chunk.texts)

@@ -23,6 +23,8 @@ from launcher.front.tokenizer import Text
 
 # Characters that are tokenized and queued together: about four batches of English text.
 CHUNK_CHARACTERS = 32_000
+# The same if a text can become several items, so that all of them fit into the queue.
+WINDOWS_CHUNK_CHARACTERS = 4_000
 # Chunks in flight: enough to keep all instances busy while texts are tokenized and results consumed.
 BASE_CHUNKS = 4
 CHUNKS_PER_INSTANCE = 4
@@ -39,7 +41,7 @@ def chunk_limit(instances: int) -> int:
 class Chunker:
     """Groups texts into chunks of at most ``items`` texts. ``lone``: there is one text, so errors need no index.
     ``prompt`` is that of the chunks. With ``pairs``, texts can be pairs of texts. With ``json``, they are items of a
-    user's own class, which become JSON."""
+    custom class, which become JSON."""
 
     def __init__(
         self,
@@ -56,7 +58,9 @@ class Chunker:
         self._truncate = truncate
         self._lone = lone
         self._prompt = prompt
+        self._prompt_characters = len(prompt or "")
         self._pairs = pairs
+        self._most = WINDOWS_CHUNK_CHARACTERS if pairs is not None and pairs.windows else CHUNK_CHARACTERS
         self._has_pairs = False
         self._first = 0
         self._texts: list[Text] = []
@@ -69,12 +73,12 @@ class Chunker:
             text = self._to_json(text)
         if isinstance(text, str):
             self._texts.append(text)
-            self._characters += len(text)
+            self._characters += len(text) + self._prompt_characters
         else:
             pair = self._pair(text)
             self._texts.append(pair)
             self._characters += len(pair[0]) + len(pair[1])
-        if len(self._texts) < self._items and self._characters < CHUNK_CHARACTERS:
+        if len(self._texts) < self._items and self._characters < self._most:
             return None
         return self.rest()
 

@@ -1,4 +1,4 @@
-"""Reads items of a user's own class: JSON, whose size the class determines.
+"""Reads items of a custom class: JSON, whose size the class determines.
 
 Separate from the tokenizer because such items have no tokens. What workers do with them does not belong here.
 """

@@ -1,6 +1,6 @@
 """Turns the inputs of requests into items, in a few threads.
 
-``tokenizer`` does it for texts, and ``custom_items`` for items of a user's own class.
+``tokenizer`` does it for texts, and ``custom_items`` for items of a custom class.
 
 Separate because routes and the engine work with either. What an item is does not belong here.
 """
@@ -95,7 +95,7 @@ class InputReader:
         raise _not_taken("pairs of texts")
 
     async def windows(
-        self, pairs: Sequence[Pair], *, field: str | InputNames = "input", wait: Wait = await_future
+        self, pairs: Sequence[Pair], *, limit: int, field: str | InputNames = "input", wait: Wait = await_future
     ) -> Tokenized:
         """See ``FrontTokenizer.windows``."""
         raise _not_taken("questions")

@@ -25,8 +25,8 @@ class ItemDetails:
     """What items have besides token ids. Each field is parallel to the items, or empty if no item has it.
 
     ``type_ids`` has the token type (segment) of each token, and ``prompt_lengths`` the number of leading tokens that
-    pooling ignores. ``routes`` are those of ``Run``. ``sizes`` are the sizes of items of a user's own class, which are
-    JSON instead of token ids.
+    pooling ignores. ``routes`` are those of ``Run``. ``sizes`` are the sizes of items of a custom class, which are JSON
+    instead of token ids.
     """
 
     type_ids: Sequence[TypeIds] = ()

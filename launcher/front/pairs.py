@@ -15,9 +15,9 @@ from typing import Literal
 from tokenizers import Encoding
 
 Pair = tuple[str, str]
-PairTruncation = Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
+PairTruncation = Literal["longest_first", "only_first", "only_second"]
 """Which text of a pair is truncated, under the names of transformers: ``longest_first`` removes tokens of the longer
-text until both have the same length, and then of both. ``do_not_truncate`` leaves long pairs to the caller."""
+text until both have the same length, and then of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,7 @@ def kept_lengths(first: int, second: int, limit: int, truncation: PairTruncation
     removed = first + second - limit
     if truncation == "only_first":
         return (first - removed, second) if first > removed else None
-    if truncation == "only_second":
-        return (first, second - removed) if second > removed else None
-    return first, second
+    return (first, second - removed) if second > removed else None
 
 
 def take(values: Sequence[int], ranges: Sequence[range]) -> list[int]:

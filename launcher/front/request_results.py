@@ -55,16 +55,26 @@ class _FixedRows:
 class _VaryingRows:
     """Any number of rows for each item."""
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_counts", "_max_rows", "_none", "_parts", "_total")
 
-    def __init__(self, items: int, width: int, dtype: npt.DTypeLike) -> None:
-        self._parts: list[Vectors] = [np.empty((0, width), dtype=dtype)] * items
+    def __init__(self, items: int, none: Vectors, max_rows: int | None) -> None:
+        """``none`` is the result of an item without rows."""
+        self._none = none
+        self._parts = [none] * items
+        self._counts = [0] * items
+        self._total = 0
+        self._max_rows = max_rows
 
     def put(self, index: int, rows: Vectors) -> None:
-        self._parts[index] = rows
+        self._total += len(rows) - self._counts[index]
+        self._counts[index] = len(rows)
+        if self._max_rows is None or self._total <= self._max_rows:
+            self._parts[index] = rows
+        else:  # of no use to the request any more
+            self._parts = [self._none] * len(self._counts)
 
     def outcome(self) -> tuple[Vectors, tuple[int, ...]]:
-        return np.concatenate(self._parts), tuple(map(len, self._parts))
+        return np.concatenate(self._parts), tuple(self._counts)
 
 
 def split_rows(results: Vectors, counts: Sequence[int]) -> list[Vectors]:
@@ -72,13 +82,15 @@ def split_rows(results: Vectors, counts: Sequence[int]) -> list[Vectors]:
     return np.split(results, list(accumulate(counts))[:-1])
 
 
-def make_results(rows: Rows, lengths: Sequence[int], width: int) -> RequestResults:
-    """Storage for the results of items of these lengths, in tokens; ``width`` is the number of values in a row."""
+def make_results(rows: Rows, lengths: Sequence[int], width: int, max_rows: int | None = None) -> RequestResults:
+    """Storage for the results of items of these lengths, in tokens; ``width`` is the number of values in a row.
+
+    If the number of rows varies and is more than ``max_rows``, only the number of rows of each item is kept."""
     if rows == "item":
         return _FixedRows(len(lengths), range(len(lengths)), width)
     if rows == "token":
         return _FixedRows(*_row_slices(lengths), width)
-    return _VaryingRows(len(lengths), width, DTYPES[rows])
+    return _VaryingRows(len(lengths), np.empty((0, width), dtype=DTYPES[rows]), max_rows)
 
 
 def _row_slices(lengths: Sequence[int]) -> tuple[int, Sequence[slice]]:

@@ -65,7 +65,7 @@ class TokenIdDecoder:
                 raise self._unknown(chunk, names, index) from None
             if len(found) > self._text_bytes:
                 raise RequestError(
-                    f"{names.of(index)} stands for a text of more than {self._text_characters} characters, the limit",
+                    f"{names.of(index)} decodes to more than {self._text_characters} characters, the limit of a text",
                     code="too_long",
                     param=names.field,
                 )

@@ -27,7 +27,7 @@ from launcher.front.input_names import InputNames
 from launcher.front.input_reader import InputReader, Wait, await_future
 from launcher.front.item_details import ItemDetails, Tokens, TypeIds
 from launcher.front.pairs import Pair, PairLayout, PairTruncation, take
-from launcher.front.windows import WindowEncoder, answer_spans
+from launcher.front.windows import ContextWindow, Windows
 from launcher.options import FrontOptions
 from launcher.options.choices import Task
 
@@ -44,12 +44,14 @@ KNOWN_PROMPTS = 64
 DEFAULT_THREADS = FrontOptions().tokenizer_threads
 # The tasks whose results refer to places in the texts.
 SPAN_TASKS: frozenset[Task] = frozenset({"tag"})
+# Characters of one call in which texts are repeated: a prompt, a query or a label for each item.
+MAX_REPEATED_CHARACTERS = 8 * 1024 * 1024
 
 Ids = Sequence[int] | npt.NDArray[np.int64]
 Text = str | Pair
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which makes an instance take a microsecond longer
 class Tokenized:
     """The items of a request as int32 ids, the total number of tokens, and the indices of truncated inputs.
 
@@ -74,7 +76,7 @@ class Tokenized:
     windows: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)  # not frozen, which makes an instance take a microsecond longer
+@dataclass(slots=True)
 class _Request:
     """How the inputs of a call are tokenized. ``typed``: whether items have token types."""
 
@@ -95,10 +97,11 @@ class FrontTokenizer(InputReader):
         # The tokenizer's own thread pool would run on the cores of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._with_spans = model_info.task in SPAN_TASKS
-        self._encoder = Encoder(model_info, offsets=self._with_spans)
+        self._encoder = Encoder(model_info, offsets=self._with_spans or model_info.task == "question-answering")
         self.vocabulary = self._encoder.tokenizer
         self._max_length = model_info.max_length
         self._vocab_size = model_info.vocab_size
+        self._without_rows = {id: text for text, id in model_info.tokens_without_rows.items()}
         self._text_characters = text_characters
         self._default_prompt = model_info.default_prompt
         self._pools_prompt = model_info.include_prompt
@@ -109,7 +112,6 @@ class FrontTokenizer(InputReader):
         added, pair = self._encoder.encode(["a", ("a", "a")])
         self._closing_tokens = _closing_tokens(added)
         self._pair_layout = PairLayout.of(pair)
-        self._windows: WindowEncoder | None = None
         self._token_types = model_info.token_types
         typed = model_info.sends_token_types and model_info.token_types > 0
         self._typed_texts, self._typed_pairs = typed and any(added.type_ids), typed and any(pair.type_ids)
@@ -150,17 +152,20 @@ class FrontTokenizer(InputReader):
         prompt = self._default_prompt if prompt is None else prompt
         if prompt:
             characters += len(prompt) * len(texts)
+            _check_total(characters, names)
             texts = [prompt + text for text in texts]
         request = _Request(truncate, names, self._typed_texts)
-        if characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS:
+        inline = characters + INPUT_OVERHEAD * len(texts) <= INLINE_CHARACTERS
+        if inline:
             tokenized = self._tokenize(texts, request)
         else:
             tokenized = await self._tokenize_in_thread(texts, request, wait)
         if not prompt or self._pools_prompt:
             return tokenized
+        count = self._prompt_length
+        length = count(prompt) if inline else await wait(self.in_thread(len(texts), count, prompt))
         details = tokenized.details or ItemDetails()
-        lengths = (self._prompt_length(prompt),) * len(texts)
-        return replace(tokenized, details=replace(details, prompt_lengths=lengths))
+        return replace(tokenized, details=replace(details, prompt_lengths=(length,) * len(texts)))
 
     async def _static_texts(
         self, texts: Sequence[str], truncate: bool, names: InputNames, prompt: str, wait: Wait
@@ -195,54 +200,64 @@ class FrontTokenizer(InputReader):
         With ``truncate``, tokens are removed at the end of the texts that ``truncation`` names.
         """
         names = _names(field, len(pairs))
-        if self._no_pairs:
-            raise RequestError(self._no_pairs, code="pairs_not_supported", param=names.field)
-        characters = 0
-        for index, pair in enumerate(pairs):
-            if isinstance(pair, str):
-                characters += self._check_text(pair, names, index)
-            else:
-                characters += sum(self._check_text(text, names, index, side) for side, text in enumerate(pair))
+        characters = self._check_pairs(pairs, names)
         request = _Request(truncate, names, self._typed_pairs, truncation)
         if characters + INPUT_OVERHEAD * len(pairs) <= INLINE_CHARACTERS:
             return self._tokenize(pairs, request)
         return await self._tokenize_in_thread(pairs, request, wait)
 
     async def windows(
-        self, pairs: Sequence[Pair], *, field: str | InputNames = "input", wait: Wait = await_future
+        self,
+        pairs: Sequence[Pair],
+        *,
+        limit: int,
+        field: str | InputNames = "input",
+        wait: Wait = await_future,
     ) -> Tokenized:
-        """As ``pairs``, for questions and contexts: a long context becomes several items. ``spans`` are those of
-        ``answer_spans``."""
+        """As ``pairs``, for questions and contexts: a long context becomes several items, of which there may be
+        ``limit`` in total. ``spans`` are those of ``answer_spans``."""
         names = _names(field, len(pairs))
-        if self._no_pairs:
-            raise RequestError(self._no_pairs, code="pairs_not_supported", param=names.field)
-        characters = 0
-        for index, pair in enumerate(pairs):
-            characters += sum(self._check_text(text, names, index, side) for side, text in enumerate(pair))
-        if self._windows is not None and characters + INPUT_OVERHEAD * len(pairs) <= INLINE_CHARACTERS:
-            return self._tokenize_windows(pairs, names)
-        return await wait(self.in_thread(len(pairs), self._tokenize_windows, pairs, names))
+        self._check_pairs(pairs, names)
+        stop = threading.Event()
+        # In a thread even if the texts are short, which can have many windows.
+        future = self.in_thread(len(pairs), self._tokenize_windows, pairs, names, limit, stop)
+        future.add_done_callback(lambda _: stop.set())
+        return await wait(future)
 
-    def _tokenize_windows(self, pairs: Sequence[Pair], names: InputNames) -> Tokenized:
-        if self._windows is None:  # made when it is needed: it copies the tokenizer
-            self._windows = WindowEncoder(self.vocabulary, self._max_length)
-        encodings: list[Encoding] = []
-        counts = []
+    def _tokenize_windows(
+        self, pairs: Sequence[Pair], names: InputNames, limit: int, stop: threading.Event
+    ) -> Tokenized:
+        assert self._pair_layout is not None, "pairs are refused without a layout"
+        found: list[ContextWindow] = []
+        counts: list[int] = []
         for index, pair in enumerate(pairs):
+            if stop.is_set():  # the request was cancelled
+                raise CancelledError
+            (encoding,) = self._encode([pair], names, index)
             try:
-                (found,) = self._windows.encode([pair])
-            except Exception as error:  # the Rust library raises plain Exception
+                windows = Windows(encoding, self._pair_layout, self._max_length)
+            except ValueError as error:
                 raise RequestError(
                     f"{names.of_half(index, 0)} leaves no room for its context: {error}",
                     code="too_long",
                     param=names.field,
                 ) from error
-            encodings += found
-            counts.append(len(found))
-        items = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-        types = [np.array(encoding.type_ids, dtype=np.uint8) for encoding in encodings] if self._typed_pairs else []
+            if len(found) + len(windows) > limit:
+                raise RequestError(
+                    f"{names.of_half(index, 1)} is read in {len(windows)} windows, and all contexts in more than "
+                    f"{limit}, the limit per request; send shorter contexts or questions, or several requests",
+                    status=413,
+                    code="too_many_windows",
+                    param=names.field,
+                )
+            for window in windows if self._without_rows else ():
+                self._check_rows(window.ids, names, index)
+            found += windows
+            counts.append(len(windows))
+        items = [window.ids for window in found]
+        types = [window.type_ids for window in found] if self._typed_pairs else []
         details = ItemDetails(types) if any(map(np.any, types)) else None
-        spans = [answer_spans(encoding) for encoding in encodings]
+        spans = [window.spans for window in found]
         return Tokenized(items, sum(map(len, items)), (), spans, details, windows=tuple(counts))
 
     async def _tokenize_in_thread(self, texts: Sequence[Text], request: _Request, wait: Wait) -> Tokenized:
@@ -291,6 +306,19 @@ class FrontTokenizer(InputReader):
                 self._check_text(text, names, index)
         return characters
 
+    def _check_pairs(self, pairs: Sequence[Text], names: InputNames) -> int:
+        """The number of characters of pairs of texts. Raises ``RequestError`` if they cannot be used."""
+        if self._no_pairs:
+            raise RequestError(self._no_pairs, code="pairs_not_supported", param=names.field)
+        characters = 0
+        for index, pair in enumerate(pairs):
+            if isinstance(pair, str):
+                characters += self._check_text(pair, names, index)
+            else:
+                characters += sum(self._check_text(text, names, index, side) for side, text in enumerate(pair))
+        _check_total(characters, names)
+        return characters
+
     def _check_text(self, text: str, names: InputNames, index: int, side: int | None = None) -> int:
         """The number of characters of a text, which is a whole input, or one side of a pair."""
         length = len(text)
@@ -322,6 +350,9 @@ class FrontTokenizer(InputReader):
                 found.ids.append(np.array(ids, dtype=np.int32))
                 if with_more:
                     self._add_more(found, text, encoding, kept, typed=request.typed)
+        if self._without_rows:
+            for index, item in enumerate(found.ids):
+                self._check_rows(item, request.names, index)
         details = ItemDetails(found.type_ids) if found.type_ids and any(map(np.any, found.type_ids)) else None
         return Tokenized(found.ids, found.tokens, tuple(found.truncated), found.spans, details, sides=found.sides)
 
@@ -333,8 +364,6 @@ class FrontTokenizer(InputReader):
         if isinstance(text, str):
             self._check_truncate(request.truncate, total, names, index)
             return self._cut(total)
-        if request.truncation == "do_not_truncate":
-            return None
         self._check_truncate(request.truncate, total, names, index)
         assert self._pair_layout is not None, "pairs are refused without a layout"
         kept = self._pair_layout.kept(encoding, self._max_length, request.truncation)
@@ -365,6 +394,17 @@ class FrontTokenizer(InputReader):
             found.spans.append(_spans(encoding, kept))
             if not isinstance(text, str):
                 found.sides.append(_sides(encoding, kept))
+
+    def _check_rows(self, ids: npt.NDArray[np.int32], names: InputNames, index: int) -> None:
+        """Raise ``RequestError`` for a token without a row in the model's table of embeddings."""
+        highest = int(ids.max())
+        if highest >= self._vocab_size:
+            raise RequestError(
+                f"{names.of(index)} contains {self._without_rows.get(highest, highest)!r}, a token of which the model "
+                "has no embedding; remove it",
+                code="token_out_of_range",
+                param=names.field,
+            )
 
     def _encode(self, texts: list[Text], names: InputNames, first: int) -> list[Encoding]:
         """The encodings of some texts, of which the first has the index ``first`` in its request."""
@@ -507,8 +547,24 @@ def _chunks(texts: Sequence[Text]) -> Iterator[list[Text]]:
         yield chunk
 
 
+def _check_total(characters: int, names: InputNames) -> None:
+    if characters > MAX_REPEATED_CHARACTERS:
+        raise RequestError(
+            f"'{names.field}' have {characters} characters, counting a text as often as it is part of an input; the "
+            f"limit is {MAX_REPEATED_CHARACTERS} per request; send several requests, or shorter texts",
+            status=413,
+            code="too_many_characters",
+            param=names.field,
+        )
+
+
 def _names(field: str | InputNames, count: int) -> InputNames:
-    return field if isinstance(field, InputNames) else InputNames(field, lone=count == 1)
+    return field if isinstance(field, InputNames) else _names_of(field, count == 1)
+
+
+@lru_cache(16)  # each request needs them, although only errors use them
+def _names_of(field: str, lone: bool) -> InputNames:
+    return InputNames(field, lone=lone)
 
 
 def _closing_tokens(encoding: Encoding) -> int:

@@ -1,49 +1,83 @@
 """Pairs of a question and a context as items: one for each window of a context that is too long for one.
 
 Separate from ``pairs``, which truncates. The windows, and the words that answers are aligned to, are those of the
-question-answering pipeline of transformers 4 (version 5 has none).
+question-answering pipeline of transformers 4 (version 5 has none). They are cut here and not by the tokenizers library,
+so that their number is known before they are made: a question that fills a window makes one for each token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
-from launcher.front.pairs import Pair
+from launcher.front.item_details import TypeIds
+from launcher.front.pairs import PairLayout
 
 MAX_TOKENS, MAX_STRIDE = 384, 128
-CONTEXT = 1  # the place of the context in a pair
 
+Ids = npt.NDArray[np.int32]
 Spans = npt.NDArray[np.int32]
 
 
-class WindowEncoder:
-    """Encodes pairs with one tokenizer, in windows that overlap by a third or so. ``max_length`` is that of the
-    model."""
+@dataclass(frozen=True, slots=True)
+class ContextWindow:
+    """The tokens of a question and of one window of its context: their ids, token types and ``answer_spans``."""
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+    ids: Ids
+    type_ids: TypeIds
+    spans: Spans
+
+
+class Windows:
+    """The windows of one encoding of a pair, which overlap by a third or so. ``max_length`` is that of the model.
+
+    Raises ``ValueError`` if the question leaves too little room for a window of the context.
+    """
+
+    def __init__(self, encoding: Encoding, layout: PairLayout, max_length: int) -> None:
         limit = min(MAX_TOKENS, max_length)
-        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(limit, stride=min(limit // 2, MAX_STRIDE), strategy="only_second")
+        stride = min(limit // 2, MAX_STRIDE)
+        self._encoding, self._after = encoding, layout.after
+        self._context = layout.before + layout.tokens_of_first(encoding) + layout.between
+        self._tokens = len(encoding) - self._context - layout.after
+        if len(encoding) <= limit:
+            self._room = self._step = max(self._tokens, 1)
+            return
+        self._room = limit - self._context - layout.after
+        self._step = self._room - stride
+        if self._step < 1:
+            question = layout.tokens_of_first(encoding)
+            most = limit - stride - layout.special_tokens - 1
+            raise ValueError(f"it has {question} tokens, but must have at most {most} if the context is this long")
 
-    def encode(self, pairs: Sequence[Pair]) -> list[list[Encoding]]:
-        """The windows of each pair. Raises a plain ``Exception``, as the Rust library does, if a question leaves no
-        room for its context."""
-        return [[encoding, *encoding.overflowing] for encoding in self._tokenizer.encode_batch(list(pairs))]
+    def __len__(self) -> int:
+        return 1 + -(-max(0, self._tokens - self._room) // self._step)
+
+    def __iter__(self) -> Iterator[ContextWindow]:
+        encoding, context, end = self._encoding, self._context, self._context + self._tokens
+        ids, type_ids = np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.uint8)
+        outside = np.arange(context), np.arange(end, end + self._after)
+        for place in range(len(self)):
+            start = context + place * self._step
+            tokens = range(start, min(start + self._room, end))
+            kept = np.concatenate([outside[0], np.arange(tokens.start, tokens.stop), outside[1]])
+            spans = np.full((len(kept), 2), -1, dtype=np.int32)
+            spans[context : context + len(tokens)] = answer_spans(encoding, tokens)
+            yield ContextWindow(ids[kept], type_ids[kept], spans)
 
 
-def answer_spans(encoding: Encoding) -> Spans:
-    """For each token of a window, the position of its word in the context, int32, tokens × 2, end exclusive; -1 for
-    tokens that are not in the context. A token without a word is its own."""
-    spans = np.full((len(encoding), 2), -1, dtype=np.int32)
-    context = np.array([side == CONTEXT for side in encoding.sequence_ids], dtype=np.bool_)
-    spans[context] = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)[context]
-    words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
-    same = np.flatnonzero(context & (words >= 0))
+def answer_spans(encoding: Encoding, tokens: range) -> Spans:
+    """For each of these tokens of a context, the position of its word, int32, tokens × 2, end exclusive: of the part
+    that is in these tokens. A token without a word is its own."""
+    # One by one: the lists of all tokens would hold the interpreter lock for long.
+    spans = np.array([encoding.token_to_chars(token) or (0, 0) for token in tokens], dtype=np.int32).reshape(-1, 2)
+    found = [encoding.token_to_word(token) for token in tokens]
+    words = np.array([-1 if word is None else word for word in found], dtype=np.int64)
+    same = np.flatnonzero(words >= 0)
     if len(same):
         firsts = np.flatnonzero(np.diff(words[same], prepend=-1))
         counts = np.diff(firsts, append=len(same))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-# The tasks that --task names. A task of the user's own is named by its class, and is "custom" from then on.
+# The tasks that --task names. A custom task is named by its class, and is "custom" from then on.
 NamedTask = Literal[
     "embed", "classify", "tag", "rerank", "zero-shot", "sparse-embed", "token-embed", "fill-mask", "question-answering"
 ]  # fmt: skip

@@ -112,7 +112,7 @@ class ModelOptions:
         metavar="MODEL",
     )
     task: TaskChoice | ClassPath = option(
-        "auto", "Task to serve; auto reads it from the model; module:Class is a class of yours.", group=MODEL
+        "auto", "Task to serve; auto reads it from the model; module:Class is a custom class.", group=MODEL
     )
     max_length: int | None = option(
         None, "Maximum input length in tokens; at most the model's own limit.", group=MODEL, minimum=2, metavar="N"

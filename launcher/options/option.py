@@ -31,7 +31,7 @@ class ClassPath(str):
 
     __slots__ = ()
     PATTERN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-    EXPECTED = "a class of yours as module:Class"
+    EXPECTED = "a custom class as module:Class"
 
 
 class Details(TypedDict, total=False):

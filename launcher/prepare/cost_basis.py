@@ -88,6 +88,5 @@ def cost_key_base(options: ServeOptions, machine: Machine, model_info: ModelInfo
     layout = "auto" if options.model.layout == "auto" else "padded"
     limits = limits_in(environment_of(options.machine), machine.isa)
     limited = replace(machine, isa=(*machine.isa, *limits))
-    return CostKeyBase(
-        limited, model_info, dtype_of(options, machine), backend, options.scheduling.batch_tokens, layout
-    )
+    dtype = dtype_of(options, machine, model_info)
+    return CostKeyBase(limited, model_info, dtype, backend, options.scheduling.batch_tokens, layout)

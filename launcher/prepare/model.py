@@ -57,8 +57,10 @@ def load_model_info(options: ModelOptions, *, needed: bool) -> tuple[ModelInfo |
     return model_info, model_info.notes
 
 
-def dtype_of(options: ServeOptions, machine: Machine) -> RunDtype:
+def dtype_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> RunDtype:
     """The dtype to run in on this machine, as far as the environment lets libraries use its instructions."""
+    if options.model.dtype == "auto" and not model_info.bf16:
+        return "fp32"
     return choose_dtype(options.model.dtype, usable_isa(machine.isa, environment_of(options.machine)))
 
 
@@ -82,7 +84,7 @@ def setup_of(options: ServeOptions, machine: Machine, model_info: ModelInfo) -> 
     """The setup message for every worker. It includes all lengths, because classes help each other."""
     return Setup(
         model_info=model_info,
-        dtype=dtype_of(options, machine),
+        dtype=dtype_of(options, machine, model_info),
         backend=options.model.backend,
         warmup=warmup_shapes(model_info.max_length, options.scheduling.batch_tokens),
         mixed=mixed_batches(model_info.max_length, options.scheduling.batch_tokens),

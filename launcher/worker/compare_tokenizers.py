@@ -84,7 +84,7 @@ def difference(library: Any, path: Path) -> str | None:
     """The first text, or pair of texts, of the check texts that the tokenizer in ``path`` and ``library``, a tokenizer
     of transformers, encode differently, with the ids of both; ``None`` if there is none.
 
-    Ids, segment ids and offsets must be equal, or both must fail.
+    Ids, token types and offsets must be equal, or both must fail.
     """
     own = Tokenizer.from_file(str(path))
     own.no_truncation()
@@ -132,7 +132,7 @@ def _show(result: _Result | None, other: _Result | None) -> str:
         return "an error"
     for name, values, others in (
         ("token ids", result.ids, other.ids if other else []),
-        ("segment ids", result.segment_ids, other.segment_ids if other else []),
+        ("token types", result.segment_ids, other.segment_ids if other else []),
         ("offsets", result.offsets, other.offsets if other else []),
     ):
         if values != others:

@@ -43,7 +43,7 @@ class PackingUnsupportedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One sequence of tokens. ``type_ids`` has the segment of each token, and None means that all are in segment 0.
+    """One sequence of tokens. ``type_ids`` has the type of each token; None means that all are 0.
     ``prompt_length`` is the number of leading tokens that pooling ignores; ``route`` is that of ``messages.Run``.
     """
 
@@ -61,8 +61,8 @@ class Item:
 class ItemBatch:
     """The items of a batch, longest first: their lengths in tokens, and their token ids, concatenated.
 
-    ``type_ids`` is parallel to ``ids``; None means that all tokens are in segment 0. ``prompt_lengths`` is parallel to
-    ``lengths``; empty means that no item has a prompt that pooling ignores. For a task of the user's own there are no
+    ``type_ids`` is parallel to ``ids``; None means that all token types are 0. ``prompt_lengths`` is parallel to
+    ``lengths``; empty means that no item has a prompt that pooling ignores. For a custom task there are no
     ids: ``payloads`` has the JSON of each item, and ``lengths`` are sizes. ``routes`` are those of ``messages.Run``.
     """
 

@@ -113,7 +113,7 @@ def _random_model(model_info: ModelInfo, task: type[Task]) -> torch.nn.Module:
         max_position_embeddings=shape.positions,
         type_vocab_size=shape.token_types,
         pad_token_id=model_info.pad_id,
-        num_labels=max(1, len(model_info.labels)),
+        num_labels=len(model_info.labels) or 2,  # 2 for question answering: start and end of an answer
     )
     torch.manual_seed(SEED)
     model: torch.nn.Module = task.auto_class.from_config(config)

@@ -172,7 +172,7 @@ def checked_batch(run: Run, body: bytes, model_info: ModelInfo) -> ItemBatch:
 
 
 def _custom_batch(run: Run, body: bytes) -> ItemBatch:
-    """The items of a batch for a task of the user's own. Raises ``BatchError`` if they do not match ``run``."""
+    """The items of a batch for a custom task. Raises ``BatchError`` if they do not match ``run``."""
     if len(run.payload_bytes) != len(run.lengths) or min(run.payload_bytes) < 0 or sum(run.payload_bytes) != len(body):
         raise BatchError(f"expected {len(run.lengths)} items in {len(body)} bytes, got sizes of {run.payload_bytes}")
     ends = accumulate(run.payload_bytes, initial=0)

@@ -51,7 +51,7 @@ class Reference:
             ) from error
         if np.isnan(results).any():
             raise ModelError(
-                f"{model_info.asked}: results of texts in fp32 are not numbers (NaN); the weights in "
+                f"{model_info.asked}: the results of texts in fp32 contain NaN; the weights in "
                 f"{model_info.folder} must be finite"
             )
         return cls(model_info, items, results)

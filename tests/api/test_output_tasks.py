@@ -130,10 +130,12 @@ QUESTIONS = [
 
 def test_questions_are_answered_from_the_logits_of_all_windows(tmp_path: Path) -> None:
     import torch
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering
 
+    from launcher.front.pairs import PairLayout
     from launcher.front.tasks.answers import AnswerRules, Window
-    from launcher.front.windows import WindowEncoder, answer_spans
+    from launcher.front.windows import Windows
     from launcher.host.model.resolve import demo_folder
 
     torch.manual_seed(1)
@@ -143,7 +145,12 @@ def test_questions_are_answered_from_the_logits_of_all_windows(tmp_path: Path) -
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo_folder() / name, tmp_path / name)
     plain = AutoTokenizer.from_pretrained(tmp_path)
-    windows = WindowEncoder(plain.backend_tokenizer, 512).encode(QUESTIONS)
+    tokenizer = Tokenizer.from_str(plain.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    layout = PairLayout.of(tokenizer.encode("a", "a"))
+    assert layout is not None
+    windows = [Windows(tokenizer.encode(*pair), layout, 512) for pair in QUESTIONS]
     assert [len(found) for found in windows] == [1, 3]
     expected = []
     for (question, context), found in zip(QUESTIONS, windows, strict=True):
@@ -155,7 +162,7 @@ def test_questions_are_answered_from_the_logits_of_all_windows(tmp_path: Path) -
             with torch.no_grad():
                 output = model(torch.tensor([ids]), token_type_ids=torch.tensor([types]))
             logits = torch.stack([output.start_logits[0], output.end_logits[0]], dim=1).numpy()
-            parts.append(Window(np.array(ids), answer_spans(window), logits))
+            parts.append(Window(np.array(ids), window.spans, logits))
         expected.append(AnswerRules(101, 4, 15, True).answers(context, parts))
     with Engine(tmp_path, **OPTIONS) as engine:
         found = engine.answer(QUESTIONS, top_k=4, handle_impossible_answer=True)
@@ -224,3 +231,13 @@ def test_each_task_is_served_over_http(task: str) -> None:
     assert answer["task"] == task
     assert len(answer["predictions"]) == 2
     assert all(answer["predictions"])
+
+
+def test_contexts_with_many_windows_wait_for_room_in_a_short_queue() -> None:
+    options = {"backend": "fake", "instances": 1, "max_queue_items": 16, "oversubscribe": True}
+    # About 2,000 tokens: 7 or 8 windows of 384.
+    questions = [("Where?", "word " * 2000)] * 12
+    with Engine("random:tiny", task="question-answering", **options) as engine:
+        assert len(engine.answer(questions)) == 12
+        with pytest.raises(RequestError, match=r"'questions\[1\]\[1\]' is read in \d+ windows"):
+            engine.answer([questions[0], ("Where?", "word " * 20_000)])

@@ -25,8 +25,9 @@ async def _serving(answer: Answer) -> AsyncIterator[str]:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                size = int(head.split("content-length: ")[1].split("\r\n")[0])
-                status, reply = answer(head.split()[1], json.loads(await reader.readexactly(size)))
+                _, has_body, rest = head.partition("content-length: ")
+                sent = await reader.readexactly(int(rest.split("\r\n")[0])) if has_body else b"{}"
+                status, reply = answer(head.split()[1], json.loads(sent))
                 body = json.dumps(reply).encode()
                 writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         writer.close()

@@ -70,8 +70,23 @@ async def test_errors_are_counted_separately_and_a_server_without_successes_is_a
         figures = summary(await run_load(options, builtin_workload(20)))
         assert (figures["requests"], figures["errors"]) == (15, {"HTTP 429": 5})
     async with serving(lambda path, body: (503, {})) as url:
-        with pytest.raises(LauncherError, match="HTTP 503"):
+        with pytest.raises(LauncherError, match=r"HTTP 503': 3}; the first response: {}"):
             await run_load(LoadOptions(url, 1, warmup=0, model="m"), builtin_workload(3))
+
+
+async def test_a_model_without_embeddings_is_refused_before_any_request(serving) -> None:
+    paths: list[str] = []
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        paths.append(path)
+        if path == "/info":
+            return 200, {"model": {"name": "m", "asked": "folder/m", "task": "rerank"}}
+        return 200, {"data": [{"id": "m", "owned_by": "launcher"}]}
+
+    async with serving(answer) as url:
+        with pytest.raises(UsageError, match=r"for the task 'rerank'.*throughput --model folder/m --task rerank"):
+            await run_load(LoadOptions(url, 1, warmup=0), builtin_workload(3))
+    assert paths == ["/v1/models", "/info"]
 
 
 async def test_open_loop_latencies_include_waiting_for_a_stalled_server(serving) -> None:

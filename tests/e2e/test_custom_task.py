@@ -1,4 +1,4 @@
-"""A class of the user's own behind a real server: the image classifier of docs/custom-tasks.md."""
+"""A custom class behind a real server: the image classifier of docs/custom-tasks.md."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ async def test_when_all_instances_have_failed_the_engine_fails_with_the_reason()
 async def test_a_model_that_the_workers_refuse_is_an_error_of_the_user(restart: bool) -> None:
     prepared = prepared_with(instance_0=REFUSES_THE_MODEL, instance_1=REFUSES_THE_MODEL)
     async with running(InferenceEngine(OPTIONS, prepared, EngineSettings(restart=restart))) as engine:
-        with pytest.raises(ModelRefusedError, match=r"^config.json sets a key to a value$") as caught:
+        with pytest.raises(ModelRefusedError, match=r"^config\.json sets a key to a value$") as caught:
             await engine.wait_ready()
         assert caught.value.exit_code == 2
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from launcher.core.protocol.messages import Done, Run
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.protocol.task_settings import AnswerTokens
+from launcher.front.pairs import PairLayout
 from launcher.front.tasks.answers import Answer, AnswerRules, Window
-from launcher.front.windows import WindowEncoder, answer_spans
+from launcher.front.windows import Windows
 from launcher.options import FrontOptions
 
 pytestmark = pytest.mark.anyio
@@ -37,44 +38,53 @@ def answering(model_info: ModelInfo) -> ModelInfo:
 def demo() -> Tokenizer:
     from launcher.host.model.resolve import demo_folder
 
-    return Tokenizer.from_file(str(demo_folder() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(demo_folder() / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 CONTEXT = "The harvest was late that year, and the barns stood half empty until the first frost. " * 40
 
 
-@pytest.mark.slow
+def spans_of_words(window: Encoding) -> list[tuple[int, int]]:
+    """The position of the word of each token of the context, as the library tells them for one window."""
+    return [
+        (-1, -1) if side != 1 else window.word_to_chars(word, 1)
+        for side, word in zip(window.sequence_ids, window.word_ids, strict=True)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("max_length", [384, 512, 64])
-def test_windows_are_those_of_transformers(demo: Tokenizer, max_length: int) -> None:
-    from transformers import AutoTokenizer
-
-    from launcher.host.model.resolve import demo_folder
-
+@pytest.mark.parametrize("words", [0, 5, 120])
+def test_windows_are_those_of_the_tokenizers_library(demo: Tokenizer, max_length: int, words: int) -> None:
     limit = min(384, max_length)
-    plain = AutoTokenizer.from_pretrained(demo_folder())
-    expected = plain(
-        "Why was it late?", CONTEXT, truncation="only_second", max_length=limit, stride=min(limit // 2, 128),
-        return_overflowing_tokens=True,
-    )  # fmt: skip
-    (found,) = WindowEncoder(demo, max_length).encode([("Why was it late?", CONTEXT)])
-    assert len(found) > 2
-    assert [window.ids for window in found] == expected["input_ids"]
-    assert [window.type_ids for window in found] == expected["token_type_ids"]
+    question = "Why was it late?" + " really" * min(words, limit // 8)
+    layout = PairLayout.of(demo.encode("a", "a"))
+    assert layout is not None
+    truncating = Tokenizer.from_str(demo.to_str())
+    for context in (CONTEXT, CONTEXT[:1000], "short", "unbelievably " * 300):
+        truncating.enable_truncation(limit, stride=min(limit // 2, 128), strategy="only_second")
+        first = truncating.encode(question, context)
+        expected = [first, *first.overflowing]
+        windows = Windows(demo.encode(question, context), layout, max_length)
+        found = list(windows)
+        assert len(windows) == len(found) == len(expected)
+        assert [window.ids.tolist() for window in found] == [window.ids for window in expected]
+        assert [window.type_ids.tolist() for window in found] == [window.type_ids for window in expected]
+        spans = [[tuple(span) for span in window.spans.tolist()] for window in found]
+        assert spans == [spans_of_words(window) for window in expected]
 
 
-def test_tokens_are_aligned_to_the_words_of_the_context(demo: Tokenizer) -> None:
-    context = "Unbelievably microarchitectural cores"
-    ((encoding,),) = WindowEncoder(demo, 512).encode([("unbelievably what?", context)])
-    spans = answer_spans(encoding)
-    words = [context[start:end] for start, end in spans.tolist() if start >= 0]
-    assert set(words) == set(context.split())
-    assert len(words) > 3
-    assert [side == 1 for side in encoding.sequence_ids] == (spans[:, 0] >= 0).tolist()
-
-
-def test_the_tokenizer_of_other_requests_is_not_truncated(demo: Tokenizer) -> None:
-    WindowEncoder(demo, 32)
-    assert demo.truncation is None or demo.truncation["max_length"] != 32
+def test_a_question_must_leave_room_for_more_than_the_overlap(demo: Tokenizer) -> None:
+    layout = PairLayout.of(demo.encode("a", "a"))
+    assert layout is not None
+    fits, too_long = demo.encode("a " * 252, CONTEXT), demo.encode("a " * 253, CONTEXT)
+    tokens = len(demo.encode("", CONTEXT)) - 3
+    assert len(Windows(fits, layout, 512)) == tokens - 128
+    with pytest.raises(ValueError, match="has 253 tokens, but must have at most 252"):
+        Windows(too_long, layout, 512)
+    assert len(Windows(demo.encode("a " * 370, "short"), layout, 512)) == 1
 
 
 # --- answers
@@ -170,6 +180,20 @@ async def test_a_question_is_answered_in_any_part_of_its_context(
     assert (first["start"], first["end"], first["answer"]) == (3, 8, "w8 w9")
     assert (second["start"], second["end"], second["answer"]) == (120, 125, "w8 w9")
     assert first["score"] > 0.99
+
+
+async def test_a_request_has_a_limited_number_of_windows(
+    make_front: Any, make_client: Any, answering: ModelInfo
+) -> None:
+    # A window has 12 tokens of the context, of which it shares 8 with the next one, so each of these has 23 windows.
+    inputs = [{"question": "w3", "context": "w1 " * 100}] * 2
+    front = make_front(model_info=answering)
+    await front.ready()
+    async with make_client(front.services(answering, FrontOptions(request_items=45))) as client:
+        response = await client.post("/predict", json={"inputs": inputs})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (413, "too_many_windows", "inputs")
+    assert error["message"].startswith("'inputs[1].context' is read in 23 windows")
 
 
 async def test_a_lone_question_may_have_no_answer(make_front: Any, make_client: Any, answering: ModelInfo) -> None:

@@ -181,13 +181,6 @@ async def test_pairs_of_a_task_with_spans_have_offsets_and_sides(typed: ModelInf
     ]
 
 
-async def test_untruncated_pairs_are_returned_whole_if_asked(typed: ModelInfo) -> None:
-    tokenizer = FrontTokenizer(typed, text_characters=1000)
-    found = await tokenizer.pairs([(words(10), words(20, 20))], truncation="do_not_truncate")
-    assert len(found.items[0]) == 33
-    assert found.truncated == ()
-
-
 async def test_many_pairs_are_tokenized_in_a_thread_with_the_same_result(typed: ModelInfo) -> None:
     tokenizer = FrontTokenizer(typed, text_characters=1000)
     pairs = [(words(1 + number % 5), words(1 + number % 7, 20)) for number in range(2000)]

@@ -108,7 +108,7 @@ def test_a_character_that_two_chunks_share_is_decoded(decoder: TokenIdDecoder) -
         ([2**32], "token_out_of_range", "token id 4294967296"),
         ([10**30], "token_out_of_range", "token id of more than 20 digits"),
         ([], "empty_input", "'input[1]' is an empty list of token ids"),
-        ([256] * 500_000, "too_long", "'input[1]' stands for a text of more than 200000 characters"),
+        ([256] * 500_000, "too_long", "'input[1]' decodes to more than 200000 characters"),
     ],
     ids=["gap", "too high", "negative", "33 bits", "huge", "empty", "too long"],
 )

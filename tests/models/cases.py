@@ -128,8 +128,6 @@ ENCODERS_OF_SEQ2SEQ = ("mt5", "t5", "umt5")
 # Families without these heads in transformers.
 WITHOUT_CLASSIFIER = ("bert-generation", "openai_privacy_filter", "splinter")
 WITHOUT_TAGGER = ("bert-generation", "splinter")
-# Padded for one task only: the module that its head reads is not that of BERT.
-PADDED_CLASSIFIERS = ("albert",)
 # Families with operations that torch does not have in bf16.
 NO_BF16 = ("fnet",)
 # Families without nn.Linear, which --dtype int8 replaces, except in their heads.
@@ -141,7 +139,6 @@ MORE_ROUNDING = ("eurobert", "modernbert", "squeezebert", "xlnet")
 def _encoder(family: str) -> list[ModelCase]:
     layout: Layout = "packed" if family in PACKED_ENCODERS else "padded"
     layout = "equal lengths" if family in EQUAL_LENGTHS else layout
-    of_classifier: Layout = "padded" if family in PADDED_CLASSIFIERS else layout
     bound = 1e-5 if family in MORE_ROUNDING else 1e-6
     int8 = "the model has no linear layers" if family in NO_LINEAR else ""
     build = _build(families.save_embedder, family)
@@ -150,7 +147,7 @@ def _encoder(family: str) -> list[ModelCase]:
     cases = [case("embed", build, references.embed, layout, bound, int8=int8)]
     if family not in WITHOUT_CLASSIFIER:
         build = _build(families.save_classifier, family)
-        cases.append(case("classify", build, references.classify, of_classifier, bound))
+        cases.append(case("classify", build, references.classify, layout, bound))
     if family not in WITHOUT_TAGGER:
         cases.append(case("tag", _build(families.save_tagger, family), references.tag, layout))
     return cases
@@ -217,7 +214,7 @@ TYPED = {"type_vocab_size": 2}
 
 def _pairs(family: str) -> list[ModelCase]:
     tokenizer = TOKENIZERS.get(family, vocabularies.bert)
-    layout: Layout = "packed" if family in PACKED_ENCODERS and family not in PADDED_CLASSIFIERS else "padded"
+    layout: Layout = "packed" if family in PACKED_ENCODERS else "padded"
     settings = TYPED if family in ("deberta", "deberta-v2") else {}
     built = {"family": family, "tokenizer": tokenizer, **settings}
     cases = [

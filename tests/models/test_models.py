@@ -11,7 +11,10 @@ import pytest
 
 from launcher.errors import UsageError
 from launcher.host.model.architectures import DECODERS, ENCODER_DECODERS
-from launcher.host.model.encoders import ENCODERS
+from launcher.host.model.encoders import ENCODERS, WITHOUT_BF16
+from launcher.host.model.resolve import resolve
+from launcher.options import ModelOptions
+from launcher.options.choices import Dtype
 from launcher.worker.interfaces import ModelError
 from tests.models.cases import CASES, REFUSED, ModelCase, RefusedCase
 from tests.models.compare import Served, lowest_cosine, relative_error
@@ -68,13 +71,23 @@ def test_results_in_lower_precision_are_as_close_as_stated(
     folder, expected = folder_of(case), expected_of(case)
     for dtype in ("bf16", "int8"):
         if refusal := {"bf16": case.bf16, "int8": case.int8}[dtype]:
-            with pytest.raises(ModelError, match=refusal):
+            with pytest.raises((UsageError, ModelError), match=refusal):
                 Served(folder, case.options, dtype=dtype)
             continue
         with Served(folder, case.options, dtype=dtype) as served:
             least = 1 - FACTOR * (1 - (served.loaded.accuracy or 0)) - MARGIN
             for batching, results in served.results_by_batching(case.inputs).items():
                 assert lowest_cosine(expected, results) >= least, (dtype, batching, served.loaded.accuracy)
+
+
+@pytest.mark.parametrize(("dtype", "noted"), [("auto", True), ("fp32", False)])
+def test_the_automatic_dtype_of_a_model_without_bf16_is_noted(folder_of: FolderOf, dtype: Dtype, noted: bool) -> None:
+    case = next(case for case in CASES if case.family in WITHOUT_BF16)
+
+    model_info = resolve(ModelOptions(model=str(folder_of(case)), dtype=dtype))
+
+    assert not model_info.bf16
+    assert any("--dtype auto is fp32" in note for note in model_info.notes) == noted
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)

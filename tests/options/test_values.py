@@ -158,7 +158,7 @@ def test_a_task_may_be_a_class_of_the_users_own() -> None:
     assert isinstance(place, ClassPath)
     assert place == "package.module:Class"
     for wrong in ("module:", ":Class", "module", "a b:C", "module:Class:other", "1a:B"):
-        with pytest.raises(UsageError, match=r"must be one of auto, .*, or a class of yours as module:Class"):
+        with pytest.raises(UsageError, match=r"must be one of auto, .*, or a custom class as module:Class"):
             from_flat(ServeOptions, {"task": wrong})
     with pytest.raises(UsageError, match="must be one of"):
         from_flat(ServeOptions, {"dtype": "module:Class"})

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from launcher.core.machine.isa_limits import ISA_LIMITS
@@ -14,7 +15,7 @@ from launcher.host.model.resolve import resolve
 from launcher.options import Backend, MachineOptions, ModelOptions, RunOptions, ServeOptions
 from launcher.prepare.cost_basis import cost_key_base
 from launcher.prepare.machine import load_machine, require_this_machine
-from launcher.prepare.model import dtype_of
+from launcher.prepare.model import dtype_of, setup_of
 from launcher.prepare.prepared_instances import deduplicated
 from launcher.prepare.workers import prepare_workers
 from launcher.run.prepare import prepare_run
@@ -113,12 +114,23 @@ def test_a_limit_of_instructions_applies_to_the_dtype_and_to_cost_keys_here_and_
         monkeypatch.delenv(name, raising=False)
     free = cost_key_base(here, bf16, model_info)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert (dtype_of(here, bf16), dtype_of(there, bf16)) == ("fp32", "bf16")
+    assert (dtype_of(here, bf16, model_info), dtype_of(there, bf16, model_info)) == ("fp32", "bf16")
     limited = cost_key_base(here, bf16, model_info)
     assert limited.dtype == "fp32"
     assert "ONEDNN_MAX_CPU_ISA=AVX2" in limited.key_of(1, 1, ()).isa
     assert limited.key_of(1, 1, ()).isa != free.key_of(1, 1, ()).isa
     assert cost_key_base(there, bf16, model_info).key_of(1, 1, ()) == free.key_of(1, 1, ())
+
+
+def test_the_automatic_dtype_is_fp32_for_a_model_that_torch_cannot_compute_in_bf16(elsewhere: MachineOptions) -> None:
+    options = ServeOptions(model=TINY, machine=elsewhere)
+    bf16 = replace(load_machine(elsewhere), isa=("avx2", "avx512f", "avx512_bf16"))
+    model_info = resolve(TINY)
+    fourier = msgspec.structs.replace(model_info, bf16=False)
+
+    assert (dtype_of(options, bf16, model_info), dtype_of(options, bf16, fourier)) == ("bf16", "fp32")
+    assert cost_key_base(options, bf16, fourier).dtype == "fp32"
+    assert setup_of(options, bf16, fourier).dtype == "fp32"
 
 
 def broken(folder: Path, config: str) -> str:

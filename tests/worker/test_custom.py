@@ -1,4 +1,4 @@
-"""Classes of the user's own in a worker: what is checked, and what their failures look like."""
+"""Custom classes in a worker: what is checked, and what their failures look like."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_metadata_is_that_of_the_class(write: Any) -> None:
     assert (found.rows, found.result_width, found.notes) == ("bytes", 1, ())
     lowered = resolve(ModelOptions(task=ClassPath(f"{module}:Counter"), max_length=8))
     assert lowered.max_length == 8
-    with pytest.raises(UsageError, match="--backend fake: a class of yours runs only with --backend eager"):
+    with pytest.raises(UsageError, match="--backend fake: a custom class runs only with --backend eager"):
         resolve(ModelOptions(task=ClassPath(f"{module}:Counter"), backend="fake"))
 
 

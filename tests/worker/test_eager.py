@@ -18,7 +18,7 @@ from launcher.bench.workload import builtin_workload
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.host.model.architectures import POSITIONS_AFTER_PADDING
-from launcher.host.model.resolve import resolve
+from launcher.host.model.resolve import RANDOM_HEADS, resolve
 from launcher.options import ModelOptions
 from launcher.worker.interfaces import ItemBatch
 from launcher.worker.numerics import largest_relative_error
@@ -374,6 +374,20 @@ def test_a_compiled_model_gives_the_same_vectors_for_any_number_of_tokens(start,
         results.append(np.concatenate([run_in_batches(worker, items, size) for size in (1, 2, 4)]))
         assert worker.stop() == 0
     assert cosines(*results).min() > 0.99999
+
+
+@pytest.mark.parametrize("task", RANDOM_HEADS)
+def test_random_models_have_the_head_of_their_task(task) -> None:
+    from launcher.worker.backends.eager import EagerBackend
+
+    model_info = resolve(ModelOptions(model="random:tiny", task=task, max_length=128))
+    backend = EagerBackend(Setup(model_info, "fp32", "eager", ()))
+    loaded = backend.load(lambda stage, done, detail: None)
+
+    assert loaded.packed
+    values = backend.run(backend.sample_batch((9, 3))).values
+    assert values.shape[1] == model_info.result_width
+    assert np.isfinite(values).all()
 
 
 def test_a_model_that_cannot_be_compiled_runs_eagerly_with_a_note(start, tmp_path) -> None:

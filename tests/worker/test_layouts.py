@@ -14,6 +14,7 @@ from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
 from launcher.worker.batches import LengthGroup, group_by_length, pack, pad
 from launcher.worker.interfaces import Item, ItemBatch, PackingUnsupportedError
+from launcher.worker.layouts.item_attention import AttentionPattern
 from launcher.worker.layouts.packed_attention import IMPLEMENTATION, PackedAttention
 
 
@@ -151,3 +152,20 @@ def test_tensors_that_would_have_to_be_split_by_item_cannot_be_packed(options: d
     states = torch.randn(1, 2, 3, 4)
     with pytest.raises(PackingUnsupportedError, match=r"its own attention mask|s_aux"):
         attention.attention_forward(torch.nn.Identity(), states, states, states, options.pop("mask", None), **options)
+
+
+@pytest.mark.parametrize("kind", sorted(MASK_FUNCTIONS))
+@pytest.mark.parametrize("lengths", [(1, 2, 3, 4, 5, 9), (9, 5, 4, 3, 2, 1), (5, 1, 1300, 3, 4, 700)])
+def test_the_pattern_of_an_item_does_not_depend_on_the_lengths_before(kind: str, lengths: tuple[int, ...]) -> None:
+    pattern = AttentionPattern(MASK_FUNCTIONS[kind])
+
+    for length in lengths:
+        mask, causal = pattern.of(length)
+        if mask is None:
+            mask = torch.ones(length, length, dtype=torch.bool)
+            mask = mask.tril() if causal else mask
+        wanted = masking_utils.sdpa_mask(
+            1, length, length, mask_function=MASK_FUNCTIONS[kind], allow_is_causal_skip=False
+        )
+        assert torch.equal(mask, wanted[0, 0])
+    assert (pattern.of(1300)[0] is None) == (kind in ("bidirectional", "causal"))

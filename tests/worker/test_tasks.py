@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.worker.batches import pad
+from launcher.worker.batches import pack, pad
 from launcher.worker.interfaces import ItemBatch
+from launcher.worker.layouts.equal_lengths import split_by_length
 from launcher.worker.tasks.classify import score
+from launcher.worker.tasks.embed import Embed
 from launcher.worker.tasks.pooling import TokenEmbeddings, pool
+from tests.worker.conftest import make_model_info
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(lambda lengths: sorted(lengths, reverse=True))
 
@@ -109,3 +114,24 @@ def test_scores_of_bf16_logits_are_computed_in_fp32() -> None:
 
     assert scores.dtype == torch.float32
     assert float(scores.sum()) == pytest.approx(1, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.sampled_from([mode for mode in MODES if mode != "max"]), st.data())
+def test_prompts_are_left_out_in_every_layout(lengths, mode, data) -> None:
+    """Packed, padded, and as groups of equal length. Of an item that is all prompt, the maximum is not defined."""
+    prompts = tuple(data.draw(st.integers(0, length)) for length in lengths)
+    batch = ItemBatch(ids_of(lengths), lengths, prompt_lengths=prompts)
+    task = Embed(None, make_model_info(hidden_size=3, pooling=(mode, "mean"), normalize=False))
+    states = torch.randn(sum(lengths) + 1, 3, generator=torch.Generator().manual_seed(len(lengths)))
+
+    def padded(part: ItemBatch) -> torch.Tensor:
+        made = pad(part, 0)
+        hidden = states[made.input_ids]
+        return task.from_padded(SimpleNamespace(last_hidden_state=hidden), made)
+
+    expected = padded(batch)
+    packed = pack(batch, 0, None)
+
+    torch.testing.assert_close(task.from_packed(states[packed.input_ids[0]], packed), expected)
+    torch.testing.assert_close(torch.cat([padded(part) for part in split_by_length(batch)]), expected)

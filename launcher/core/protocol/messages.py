@@ -40,7 +40,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
 
 class Run(msgspec.Struct, tag="run", frozen=True):
     """Front → worker: one batch. Body: the token ids of all items, int32, concatenated; then, if ``typed``, their token
-    type ids, uint8. For a task of the user's own: the JSON of all items, concatenated, of ``payload_bytes`` each.
+    type ids, uint8. For a custom task: the JSON of all items, concatenated, of ``payload_bytes`` each.
 
     ``lengths`` are the items' lengths in tokens, special tokens included, longest first. ``prompt_lengths`` is parallel
     to it: the number of leading tokens of each item that pooling ignores; empty if there are none.
@@ -101,7 +101,7 @@ class Unusable(msgspec.Struct, tag="unusable", frozen=True):
 
 class Done(msgspec.Struct, tag="done", frozen=True):
     """Worker → front: the results of a batch. Body: float32, rows × ``width``, in the order of ``Run.lengths``; for a
-    task of the user's own, the JSON of the results, of which ``rows`` has the sizes in bytes.
+    custom task, the JSON of the results, of which ``rows`` has the sizes in bytes.
 
     ``ModelInfo.rows`` tells the number of rows of an item; if it varies, ``rows`` has it for each item, and is empty
     otherwise. ``seconds`` is the time from receiving the batch to having the results; ``computed_tokens`` includes

@@ -23,69 +23,88 @@ FLOAT32_BYTES = 4
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """Metadata of one model.
-
-    ``name`` is the name for clients, ``asked`` the value of ``--model``. ``folder`` contains configuration and weights;
-    ``shape`` is set for ``random:`` models, which have no weights on disk. ``tokenizer_file`` is the ``tokenizer.json``
-    to use (empty: the one in ``folder``), ``tokenizer_check`` the file in which a worker notes that it has compared it
-    with the tokenizer that transformers builds (empty: not to be compared). ``max_length`` is in tokens, including
-    special tokens. ``weight_bytes`` is the size of all parameters in fp32. ``token_types`` is the number of token types
-    (segments) that the model distinguishes, and ``sends_token_types`` tells whether its tokenizer passes them to it.
-    ``entailment`` is the index of the label of that meaning, for ``zero-shot``. ``scores`` is how the logits of a
-    classifier, tagger or reranker become scores. ``batching`` is how items may be computed together: ``packed``, if the
-    checks at load find the same results; ``padded``; or ``equal``, items of equal length only. ``custom_class`` is the
-    ``module:Class`` of a task of the user's own; its ``max_length`` is a size. ``text_features`` is whether embeddings
-    are those of the text part of a model of texts and images. ``notes`` are messages for the user about how these
-    values were found.
-
-    For ``embed``, ``token_modules`` are applied to the embedding of each token, ``pooling`` (the vectors of several
-    modes are concatenated) makes one vector per item, without the tokens of its prompt unless ``include_prompt``, then
-    ``modules`` are applied, the vector is normalized if ``normalize`` is set, and cut to ``truncate_dim`` values.
-    ``prompts`` are texts by name that a request can have prepended to its inputs; ``default_prompt`` is prepended if a
-    request does not choose. ``layers`` is 0 for static embeddings, which are the mean of fixed vectors of the tokens;
-    ``special_tokens`` is whether texts get the special tokens of the tokenizer.
-
-    ``sparse``, ``token_vectors``, ``masks`` and ``answers`` are set for the tasks that need them, ``routes`` for a
-    sparse embedder that has some.
-    """
+    """Metadata of one model. Lengths and limits are in tokens, including special tokens."""
 
     name: str
+    """The name for clients."""
     asked: str
+    """The value of ``--model``."""
     task: Task
     folder: str
+    """The folder with configuration and weights."""
     shape: str | None
+    """The name in ``SHAPES`` of a ``random:`` model, which has no weights on disk."""
     architecture: str
+    """The class that config.json names, or else its model type."""
     hidden_size: int
     layers: int
+    """0 for static embeddings, which are the mean of fixed vectors of the tokens."""
     vocab_size: int
     max_length: int
+    """The longest item; for a custom task, the largest size."""
     pad_id: int
     pooling: Pooling
+    """For ``embed``: how the embeddings of tokens become a vector; the vectors of several modes are concatenated."""
     normalize: bool
+    """For ``embed``: whether vectors are normalized after ``modules``."""
     labels: tuple[str, ...]
+    """The names of the labels, in the order of the logits."""
     weight_bytes: int
+    """The size of all parameters in fp32."""
+
     tokenizer_file: str = ""
+    """The ``tokenizer.json`` to use; empty: the one in ``folder``."""
     tokenizer_check: str = ""
-    token_types: int = 0
-    sends_token_types: bool = False
-    entailment: int = -1
-    scores: Scores = "softmax"
-    batching: Batching = "packed"
-    text_features: bool = False
-    custom_class: str = ""
-    notes: tuple[str, ...] = ()
-    include_prompt: bool = True
-    token_modules: tuple[EmbeddingModule, ...] = ()
-    modules: tuple[EmbeddingModule, ...] = ()
-    truncate_dim: int | None = None
-    prompts: dict[str, str] = {}
-    default_prompt: str = ""
+    """The file in which a worker notes that it has compared the tokenizer with that of transformers; empty: do not
+    compare."""
+    tokens_without_rows: dict[str, int] = {}
+    """The tokens of the tokenizer, with their ids, for which the model has no embeddings."""
     special_tokens: bool = True
+    """Whether texts get the special tokens of the tokenizer."""
+    token_types: int = 0
+    """The number of token types that the model distinguishes; 0: it ignores them."""
+    sends_token_types: bool = False
+    """Whether the tokenizer passes token types to the model."""
+
+    entailment: int = -1
+    """For ``zero-shot``: the index of the label for entailment."""
+    scores: Scores = "softmax"
+    """How the logits of a classifier, tagger or reranker become scores."""
+    batching: Batching = "packed"
+    """How items may be computed together: ``packed``, if the checks at load find the same results; ``padded``; or
+    ``equal``, only items of equal length."""
+    text_features: bool = False
+    """Whether embeddings are those of the text part of a model of texts and images."""
+    bf16: bool = True
+    """Whether torch can compute the model in bf16."""
+    custom_class: str = ""
+    """The ``module:Class`` of a custom task."""
+    notes: tuple[str, ...] = ()
+    """Messages for the user about how these values were found."""
+
+    include_prompt: bool = True
+    """Whether pooling includes the tokens of the prompt."""
+    token_modules: tuple[EmbeddingModule, ...] = ()
+    """The modules that are applied to the embedding of each token, before pooling."""
+    modules: tuple[EmbeddingModule, ...] = ()
+    """The modules that are applied to the vector of an item, after pooling."""
+    truncate_dim: int | None = None
+    """The number of leading values to which vectors are cut, after normalization."""
+    prompts: dict[str, str] = {}
+    """The texts, by name, that a request can have prepended to its inputs."""
+    default_prompt: str = ""
+    """The text that is prepended if a request does not choose a prompt."""
+
     sparse: SparsePooling | None = None
+    """Set for ``sparse-embed``."""
     routes: SparseRoutes | None = None
+    """Set for ``sparse-embed`` if queries and documents have modules of their own."""
     token_vectors: TokenVectors | None = None
+    """Set for ``token-embed``."""
     masks: MaskTokens | None = None
+    """Set for ``fill-mask``."""
     answers: AnswerTokens | None = None
+    """Set for ``question-answering``."""
 
     @property
     def tokenizer_path(self) -> str:

@@ -22,6 +22,10 @@ class RoutedPrompt:
     text: str
     static: bool
 
+    def __len__(self) -> int:
+        """The number of characters."""
+        return len(self.text)
+
 
 Prompt = str | RoutedPrompt
 """The prompt of a call; a ``RoutedPrompt`` if the model has routes."""
@@ -61,5 +65,6 @@ def static_route(model_info: ModelInfo) -> ModelInfo:
         vocab_size=routes.vocab_size,
         sends_token_types=False,
         special_tokens=False,
+        tokens_without_rows={},
         routes=None,
     )

@@ -74,6 +74,8 @@ class InferenceHandler(Generic[Body]):
     """
 
     inputs_field: str
+    # See ``Dispatcher.enqueue``.
+    _max_rows: int | None = None
 
     def __init__(self, context: InferenceContext) -> None:
         services, path, body_type = context.services, context.route.path, context.route.request
@@ -174,7 +176,11 @@ class InferenceHandler(Generic[Body]):
         self._tokenize_seconds(done - parsed)
 
         future = self._dispatcher.enqueue(
-            tokenized.items, details=tokenized.details, priority=priority, deadline=deadline
+            tokenized.items,
+            details=tokenized.details,
+            priority=priority,
+            deadline=deadline,
+            max_rows=self._max_rows,
         )
         outcome = await client.wait(future)
 
@@ -240,8 +246,8 @@ class InferenceHandler(Generic[Body]):
         self._check_ids_accepted(None)
         if self._id_decoder is not None:
             raise RequestError(
-                f"'{field}' has token ids with token types, which belong to the model's own tokenizer, but this server "
-                "takes token ids of another one (--token-ids); send texts",
+                f"'{field}' has token ids with token types, but this server decodes those of another tokenizer, which "
+                "have no token types (--token-ids); send texts",
                 code="token_ids_refused",
                 param=field,
             )

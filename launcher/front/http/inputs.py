@@ -97,10 +97,10 @@ def texts_or_token_ids(value: Any, field: str, limit: int) -> tuple[list[str], N
 def token_ids_refused(field: str) -> RequestError:
     """The error for token ids if the server takes only texts: ids of another tokenizer cannot be recognized."""
     return RequestError(
-        f"'{field}' has token ids, and this server takes texts: ids of another tokenizer, such as tiktoken's, would "
-        "give meaningless results. Send texts (in LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)); or, "
-        "start the server with --token-ids accept if the ids are those of this model's tokenizer, or with the name of "
-        "a tiktoken encoding (--token-ids cl100k_base for LangChain) to have them decoded",
+        f"'{field}' has token ids, and this server accepts only texts: ids of another tokenizer, such as tiktoken's, "
+        "would give meaningless results. Send texts (in LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)) "
+        "or start the server with --token-ids accept if the ids are those of this model's tokenizer, or with the name "
+        "of a tiktoken encoding (--token-ids cl100k_base for LangChain) to have them decoded",
         code="token_ids_refused",
         param=field,
     )
@@ -141,8 +141,8 @@ def read_objects(objects: Sequence[InputObject], field: str) -> Objects:
             type_ids.append([0] * len(entry.input_ids) if entry.token_type_ids is UNSET else entry.token_type_ids)
         else:
             raise RequestError(
-                f"'{field}' has an object (entry {index}) with other fields than 'text' and 'text_pair', or "
-                "'input_ids' and 'token_type_ids'",
+                f"'{field}' has an invalid object (entry {index}); it must have 'text' and optionally 'text_pair', "
+                "or 'input_ids' and optionally 'token_type_ids'",
                 code="invalid_type",
                 param=field,
             )

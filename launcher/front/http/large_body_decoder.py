@@ -9,7 +9,7 @@ that only small bodies need belongs here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic
+from typing import Any, Generic, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from launcher.errors import RequestError
 from launcher.front.http.body_decoder import Body, BodyDecoder
-from launcher.front.http.inputs import InputObject, PairInputs, too_many_inputs
+from launcher.front.http.inputs import InputObject, too_many_inputs
 
 # Larger bodies are not decoded on the event loop; the worst case of this size takes 3 ms.
 INLINE_BYTES = 64 * 1024
-# The limit of everything but the inputs, if some of the fields are unknown.
+# The limit of everything but the inputs if some of the fields are unknown, and of another field that is a list.
 OTHER_FIELDS_BYTES = 64 * 1024
 # Decoded in one call: about 1 ms for token ids.
 CHUNK_BYTES = 32 * 1024
@@ -37,43 +37,78 @@ class LargeBodyDecoder(Generic[Body]):
         self._body_type = body_type
         self._field = field
         self._limit = limit
+        self._lists = {
+            f.name: msgspec.json.Decoder(f.type).decode
+            for f in msgspec.structs.fields(body_type)
+            if f.name != field and _may_be_list(f.type)
+        }
         fields = [
-            (f.name, msgspec.Raw if f.name == field else f.type, f.default) for f in msgspec.structs.fields(body_type)
+            (f.name, msgspec.Raw if f.name == field or f.name in self._lists else f.type, f.default)
+            for f in msgspec.structs.fields(body_type)
         ]
         self._decoder = _RawInputsDecoder(msgspec.defstruct(f"Large{body_type.__name__}", fields, frozen=True), field)
         self._texts = msgspec.json.Decoder(list[str]).decode
         self._ids = msgspec.json.Decoder(list[int]).decode
         of_field = next(f.type for f in msgspec.structs.fields(body_type) if f.name == field)
         self._any = msgspec.json.Decoder(of_field).decode
-        self._takes_objects = of_field == PairInputs
+        self._has_texts, self._has_token_ids = self._accepts(b'[""]'), self._accepts(b"[0]")
+        self._has_objects = _has_struct(of_field)
         self._text_objects = msgspec.json.Decoder(list[_TextObject]).decode
         self._id_objects = msgspec.json.Decoder(list[_IdObject]).decode
+
+    def _accepts(self, raw: bytes) -> bool:
+        """Whether the field of the inputs can have this value."""
+        try:
+            self._any(raw)
+        except msgspec.ValidationError:
+            return False
+        return True
 
     def decode(self, body: bytes) -> tuple[Body, Sequence[str]]:
         """The decoded body and the names of the fields that were ignored. Raises ``RequestError``."""
         decoded, ignored = self._decoder.decode(body)
         values = msgspec.structs.asdict(decoded)
+        for name in self._lists:
+            values[name] = self._other_list(name, values[name])
         try:
             values[self._field] = self._inputs(bytes(values[self._field]).strip(_WHITESPACE))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            reason = f"'{self._field}' must be texts or token ids, all of one kind: {error}"
+            kinds = "must be texts or token ids, all of one kind" if self._has_token_ids else "is invalid"
+            reason = f"'{self._field}' {kinds}: {error}"
             raise RequestError(reason, code="invalid_type", param=self._field) from error
         except OverflowError as error:
             reason = f"'{self._field}' has a token id of more than 64 bits"
             raise RequestError(reason, code="token_out_of_range", param=self._field) from error
         return self._body_type(**values), ignored
 
+    def _other_list(self, name: str, value: Any) -> Any:
+        """The value of another field that may be a list; it is raw unless it is the default."""
+        if not isinstance(value, msgspec.Raw):
+            return value
+        raw = bytes(value)
+        if len(raw) > OTHER_FIELDS_BYTES:
+            raise RequestError(
+                f"'{name}' has {len(raw)} bytes, the limit is {OTHER_FIELDS_BYTES}",
+                status=413,
+                code="body_too_large",
+                param=name,
+            )
+        try:
+            return self._lists[name](raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise RequestError(f"'{name}' is invalid: {error}", code="invalid_type", param=name) from error
+
     def _inputs(self, raw: bytes) -> Any:
         """A text, a list of texts, or arrays of token ids. ``raw`` is JSON whose syntax was checked."""
         inside = raw[1:-1].strip(_WHITESPACE) if raw.startswith(b"[") else b""
         match inside[:1]:
-            case b'"':
+            case b'"' if self._has_texts:
                 return self._list_of_texts(raw)
-            case b"[":
+            case b"[" if self._has_token_ids:
                 return self._list_of_lists(inside)
-            case b"{" if self._takes_objects:
+            case b"{" if self._has_objects:
                 return self._list_of_objects(raw)
-            case first if first and first in b"-0123456789":
+            case first if self._has_token_ids and first and first in b"-0123456789":
                 return [self._array(inside)]
         return self._any(raw)  # one text, an empty list, or a type that is rejected at its first entry
 
@@ -84,21 +119,33 @@ class LargeBodyDecoder(Generic[Body]):
             raise too_many_inputs(self._field, f"more than {self._limit}", self._limit)
         return self._texts(raw)
 
-    def _list_of_objects(self, raw: bytes) -> list[InputObject]:
-        # Each object has one of these keys, and at most one of its values is equal to it. The decoders stop at the
-        # first object that has none, so they decode no more objects than were counted.
-        if raw.count(b'"text"') + raw.count(b'"input_ids"') > 2 * self._limit:
+    def _list_of_objects(self, raw: bytes) -> Any:
+        # An object has at most two keys and two texts; see _list_of_texts.
+        if raw.count(b'"') - raw.count(b'\\"') > 8 * self._limit:
             raise too_many_inputs(self._field, f"more than {self._limit}", self._limit)
+        if not self._has_token_ids:
+            return self._any(raw)
         try:
             found = [InputObject(text=one.text, text_pair=one.text_pair) for one in self._text_objects(raw)]
         except msgspec.ValidationError as error:
             if b'"input_ids"' not in raw:
                 raise error
-            ids = self._id_objects(raw)
-            found = [InputObject(input_ids=one.input_ids, token_type_ids=one.token_type_ids) for one in ids]
+            found = [
+                InputObject(
+                    input_ids=self._list_of_ids(one.input_ids),
+                    token_type_ids=self._list_of_ids(one.token_type_ids) if one.token_type_ids else msgspec.UNSET,
+                )
+                for one in self._id_objects(raw)
+            ]
         if len(found) > self._limit:
             raise too_many_inputs(self._field, str(len(found)), self._limit)
         return found
+
+    def _list_of_ids(self, raw: msgspec.Raw) -> list[int]:
+        value = bytes(raw).strip(_WHITESPACE)
+        if not value.startswith(b"["):
+            raise msgspec.ValidationError("token ids and token types must be lists of integers")
+        return [id for chunk in _chunks(value[1:-1]) for id in self._ids(b"[%b]" % chunk)]
 
     def _list_of_lists(self, inside: bytes) -> list[Ids]:
         count = inside.count(b"[")
@@ -121,6 +168,14 @@ class LargeBodyDecoder(Generic[Body]):
         return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
 
 
+def _may_be_list(hint: Any) -> bool:
+    return hint is Any or get_origin(hint) is list or any(map(_may_be_list, get_args(hint)))
+
+
+def _has_struct(hint: Any) -> bool:
+    return (isinstance(hint, type) and issubclass(hint, msgspec.Struct)) or any(map(_has_struct, get_args(hint)))
+
+
 class _TextObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The ``InputObject`` of a text or a pair."""
 
@@ -129,10 +184,10 @@ class _TextObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _IdObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The ``InputObject`` of token ids."""
+    """The ``InputObject`` of token ids, whose lists are decoded in chunks."""
 
-    input_ids: list[int]
-    token_type_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    input_ids: msgspec.Raw
+    token_type_ids: msgspec.Raw = msgspec.Raw()
 
 
 class _RawInputsDecoder(BodyDecoder[Any]):

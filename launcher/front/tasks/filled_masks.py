@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import RequestError
+from launcher.front.input_names import InputNames
 from launcher.front.request_results import Vectors
 
 Ids = npt.NDArray[np.int32]
@@ -40,12 +41,11 @@ class MaskFiller:
         mask = tokenizer.id_to_token(self._masks.mask_id)
         self._no_mask = f"has no mask token; mark the place to fill with {mask}"
 
-    def count(self, ids: Ids, name: str) -> int:
-        """The number of mask tokens in an input. Raises ``RequestError`` if there is none; ``name`` is that of the
-        input."""
+    def count(self, ids: Ids, names: InputNames, index: int) -> int:
+        """The number of mask tokens in the input with this index. Raises ``RequestError`` if there is none."""
         found = int(np.count_nonzero(ids == self._masks.mask_id))
         if not found:
-            raise RequestError(f"{name} {self._no_mask}", code="no_mask")
+            raise RequestError(f"{names.of(index)} {self._no_mask}", code="no_mask", param=names.field)
         return found
 
     def fill(self, ids: Ids, rows: Vectors, top_k: int) -> list[list[FilledMask]]:

@@ -15,8 +15,10 @@ from launcher.errors import RequestError
 from launcher.front.pairs import Pair
 from launcher.front.request_results import Vectors
 from launcher.front.tasks.label_scores import LabelScore
+from launcher.front.tokenizer import MAX_REPEATED_CHARACTERS
 
 DEFAULT_TEMPLATE = "This example is {}."
+MAX_TEMPLATE_CHARACTERS = 10_000
 
 
 def parse_labels(labels: str | Sequence[str], *, field: str = "candidate_labels") -> list[str]:
@@ -35,6 +37,8 @@ def hypotheses(labels: Sequence[str], template: str) -> list[str]:
     Not ``str.format`` as in transformers, because the template comes from a client: a format specification can ask for
     a text of any length.
     """
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise _bad_template(template, f"it has {len(template)} characters; the limit is {MAX_TEMPLATE_CHARACTERS}")
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -46,6 +50,15 @@ def hypotheses(labels: Sequence[str], template: str) -> list[str]:
         raise _bad_template(template, f"it has the fields {', '.join(f'{{{field}}}' for field in fields)}")
     if any(specification or conversion for _, _, specification, conversion in parts):
         raise _bad_template(template, "format specifications are not supported")
+    characters = len(labels) * len(template) + len(fields) * sum(map(len, labels))
+    if characters > MAX_REPEATED_CHARACTERS:
+        raise RequestError(
+            f"the hypotheses of all labels have up to {characters} characters; the limit is {MAX_REPEATED_CHARACTERS}; "
+            "use a shorter template, or shorter labels",
+            status=413,
+            code="too_many_characters",
+            param="hypothesis_template",
+        )
     return ["".join(text + (label if field is not None else "") for text, field, _, _ in parts) for label in labels]
 
 

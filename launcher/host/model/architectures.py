@@ -80,8 +80,8 @@ def read_architecture(config: Json, options: ModelOptions, refuse: ModelErrors, 
         return architecture
     if architecture.endswith(GENERATIVE_HEADS) or config.get("is_decoder") or config.get("is_encoder_decoder"):
         raise refuse(
-            f"a {kind} model ({architecture}) generates text; encoders can be served, and embeddings of decoders of "
-            f"these types: {', '.join(sorted(DECODERS | ENCODER_DECODERS))}"
+            f"a {kind} model ({architecture}) generates text, which is not supported; embeddings can be served of "
+            f"generative models of these types: {', '.join(sorted(DECODERS | ENCODER_DECODERS))}"
         )
     if kind in TEXT_TOWERS and not architecture.endswith("Model") and architecture != kind:
         raise refuse(
@@ -136,8 +136,8 @@ def check_own_code(config: Json, task: Task, options: ModelOptions, refuse: Mode
     supported = kind in ENCODERS or kind in DECODERS | ENCODER_DECODERS | TEXT_TOWERS
     if not supported and "auto_map" in config and not runs_own_code(config, task, options):
         raise refuse(
-            f"auto_map in config.json has no class of the model's own code for the task {task} "
-            f"({AUTO_CLASSES.get(task, 'AutoModel')}), and transformers has none for the model_type {kind}"
+            f"auto_map in config.json names no {AUTO_CLASSES.get(task, 'AutoModel')}, which --task {task} needs, and "
+            f"transformers has no class for the model_type {kind}"
         )
 
 
@@ -151,9 +151,9 @@ def _check_decoder(kind: str, architecture: str, embeds: bool, refuse: ModelErro
         )
     if generates and not embeds:
         raise refuse(
-            f"a {kind} model ({architecture}) generates text, and no modules.json of sentence-transformers says how to "
-            "make an embedding with it; --task embed serves what that library makes without one: the last hidden state "
-            "of a ForCausalLM, the mean of others"
+            f"a {kind} model ({architecture}) generates text, and it has no modules.json that defines its embeddings; "
+            "with --task embed, the pooling is the default of sentence-transformers: the last token of a ForCausalLM, "
+            "otherwise the mean"
         )
 
 
@@ -173,8 +173,8 @@ def check_positions(config: Json, refuse: ModelErrors) -> None:
                 if kind == FORMER_LONGROPE or any(name in kind for name in BATCH_DEPENDENT_ROPE):
                     raise refuse(
                         f"config.json sets the type of {key} to {kind!r}, whose factors depend on the longest text of "
-                        "a batch, so that a text would have different results alone and in a batch; it must be one "
-                        "that does not, such as 'default', 'linear', 'yarn' or 'llama3'"
+                        "a batch, so a text would have different results alone and in a batch; it must be one "
+                        "whose factors do not, such as 'default', 'linear', 'yarn' or 'llama3'"
                     )
 
 

@@ -1,4 +1,4 @@
-"""The metadata of a task of the user's own, from its class.
+"""The metadata of a custom task, from its class.
 
 Separate from ``resolve`` because nothing about such a model is read from files.
 """
@@ -17,7 +17,7 @@ def custom_model_info(place: ClassPath, options: ModelOptions) -> ModelInfo:
     """The metadata of the class at ``place``. Raises ``UsageError`` if it cannot be served."""
     task = load_custom_task(place)
     if options.backend != "eager":
-        raise UsageError(f"--backend {options.backend}: a class of yours runs only with --backend eager; omit it")
+        raise UsageError(f"--backend {options.backend}: a custom class runs only with --backend eager; omit the option")
     weight_bytes = getattr(task, "weight_bytes", 0)
     if not isinstance(weight_bytes, int) or weight_bytes < 0:
         raise UsageError(
@@ -25,7 +25,7 @@ def custom_model_info(place: ClassPath, options: ModelOptions) -> ModelInfo:
         )
     notes: tuple[str, ...] = ()
     if not weight_bytes:
-        notes = (f"{place} states no weight_bytes, so the plan does not take the memory of its weights into account",)
+        notes = (f"{place} has no weight_bytes, so the plan does not account for the memory of its weights",)
     return ModelInfo(
         name=str(getattr(task, "name", place.partition(":")[2])),
         asked=options.model,

@@ -61,7 +61,7 @@ REFUSED: Mapping[str, str] = {
     "bros": "it needs the position of each word on a page, which texts do not have",
     "canine": "its tokenizer has no fast version, and only tokenizers with a tokenizer.json are supported",
     "cpmant": "its tokenizer has no fast version, and only tokenizers with a tokenizer.json are supported",
-    "dpr": "its library has no token embeddings for it; convert the encoder to a BertModel "
+    "dpr": "its model classes return no token embeddings; convert the encoder to a BertModel "
     "(DPRQuestionEncoder.question_encoder.bert_model) and save that",
     "ernie_m": "transformers 5 does not contain it",
     "esm": "it is a model of proteins, not of texts",
@@ -72,18 +72,21 @@ REFUSED: Mapping[str, str] = {
     "layoutlmv2": "it needs an image of the page, which texts do not have",
     "layoutlmv3": "it needs an image of the page, which texts do not have",
     "lilt": "it needs the position of each word on a page, which texts do not have",
-    "lxmert": "it needs an image besides the text",
+    "lxmert": "it needs an image in addition to the text",
     "markuplm": "it needs the path of each word in a page of HTML, which texts do not have",
     "mra": "its attention needs a CUDA kernel; without one, transformers computes zeros",
     "perceiver": "its tokenizer has no fast version, and only tokenizers with a tokenizer.json are supported",
     "qdqbert": "transformers 5 does not contain it",
-    "reformer": "its attention draws random hashes, so a text has a different result each time",
+    "reformer": "its attention uses random hashes, so the result of a text differs from run to run",
     "roc_bert": "its tokenizer, which adds the shape and pronunciation of each character, has no fast version",
     "siglip": "its result is that of the last token of a padded row, so it depends on the other texts of the batch",
     "siglip2": "its result is that of the last token of a padded row, so it depends on the other texts of the batch",
-    "tapas": "it needs a table besides the text",
+    "tapas": "it needs a table in addition to the text",
     "xlm": "its tokenizer has no fast version, and only tokenizers with a tokenizer.json are supported",
 }
+
+# The operation of a model that torch does not have in bf16.
+WITHOUT_BF16: Mapping[str, str] = {"fnet": "Fourier transforms"}
 
 # Models of texts and images, of which texts go through get_text_features, as in sentence-transformers. No padding,
 # because some take the state of the last or of the largest id for that of the text.

@@ -27,7 +27,7 @@ from launcher.host.model.architectures import (
     runs_own_code,
     unused_weights,
 )
-from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWERS, with_defaults
+from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWERS, WITHOUT_BF16, with_defaults
 from launcher.host.model.heads import LABEL_TASKS, entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.output_heads import ModelFiles, task_settings
@@ -56,6 +56,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     _check_adapter(sentence.folder, refuse)
     task = task_of(architecture, config, sentence, options, refuse)
     check_own_code(config, task, options, refuse)
+    dtype_notes = _check_bf16(config, options, refuse)
     if task == "embed" and options.task == "auto" and not sentence.kind and not config.get("architectures"):
         check_no_head(sentence.folder, refuse)
     own_code = runs_own_code(config, task, options)
@@ -71,19 +72,10 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         refuse,
     )
     vocab_size = _number(config, refuse, "vocab_size")
-    if tokenizer.largest_id >= vocab_size:
-        raise refuse(
-            f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
-            f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
-        )
+    _check_ids(tokenizer, vocab_size, refuse)
     hidden_size = _number(config, refuse, *HIDDEN_SIZE)
     if task == "embed" and sentence.chain is not None:
-        if not sentence.chain.has_vectors:
-            raise refuse(
-                f"{folder / MODULES} lists no Pooling module, so the model has no embeddings of texts; add one to a "
-                "copy of the folder"
-            )
-        check_widths(sentence.chain, hidden_size, refuse)
+        _check_vectors(sentence.chain, folder, hidden_size, refuse)
     pad_id = _pad_id(config, tokenizer.pad_id)
     max_length = _max_length(config, sentence, tokenizer.max_length, pad_id, options, refuse)
     if not own_code and (check := CHECKS.get(str(config.get("model_type")))):
@@ -106,13 +98,15 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         weight_bytes=size,
         tokenizer_file=str(tokenizer.path),
         tokenizer_check=tokenizer.check,
+        tokens_without_rows={text: id for text, id in tokenizer.media_tokens.items() if id >= vocab_size},
         token_types=token_types_of(config),
         sends_token_types=tokenizer.segment_ids,
         entailment=entailment_of(config, refuse) if task == "zero-shot" else -1,
         scores=scores_of(task, config, sentence, refuse),
         batching=batching_of(config, task, options),
         text_features=features,
-        notes=_notes(task, sentence, config, tokenizer),
+        bf16=config.get("model_type") not in WITHOUT_BF16,
+        notes=(*_notes(task, sentence, config, tokenizer), *dtype_notes),
     )
     check_pairs(model_info, refuse)
     if sentence.router is not None:
@@ -137,6 +131,8 @@ def _static_model_info(chain: ModuleChain, sentence: SentenceFiles, options: Mod
         raise refuse(
             f"--task {options.task} needs a model with a head, but this is a StaticEmbedding; use --task embed"
         )
+    if options.dtype == "int8":
+        raise refuse("a StaticEmbedding has no linear layers to quantize to int8; use --dtype bf16 or fp32")
     files = read_static(chain.input, refuse)
     check_widths(chain, files.dimension, refuse)
     limit = f"the model has no limit of its own: texts can have at most {MAX_LENGTH} tokens"
@@ -194,7 +190,9 @@ def _prompt_notes(settings: Settings) -> tuple[str, ...]:
     names = ", ".join(sorted(name for name, text in settings.prompts.items() if text))
     if settings.default_prompt:
         return (f"texts get the default prompt {settings.default_prompt!r} unless a request chooses another one",)
-    return (f"requests can choose a prompt by prompt_name ({names}); none is added otherwise",) if names else ()
+    return (
+        (f"requests can choose a prompt with prompt_name ({names}); by default, no prompt is added",) if names else ()
+    )
 
 
 def _notes(
@@ -207,10 +205,40 @@ def _notes(
         pooling = _default_pooling(config)
         notes.append(f"the model has no sentence-transformers files: using {pooling} pooling without normalization")
     if task == "rerank" and sentence.kind != "CrossEncoder":
-        notes.append("serving a reranker of pairs, because the model has one label; --task classify takes single texts")
+        notes.append("serving a reranker, because the model has one label; --task classify serves a classifier instead")
     if tokenizer.converted:
         notes.append(f"{tokenizer.converted}: using the one that transformers builds, {tokenizer.path}")
     return tuple(notes)
+
+
+def _check_ids(tokenizer: tokenizer_files.TokenizerFacts, vocab_size: int, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` if the tokenizer has ids for which the model has no embeddings."""
+    if tokenizer.largest_id >= vocab_size:
+        raise refuse(
+            f"{tokenizer.path} has token ids up to {tokenizer.largest_id}, but config.json has a vocab_size of "
+            f"{vocab_size}; the tokenizer belongs to another model, or the model was not resized after adding tokens"
+        )
+
+
+def _check_vectors(chain: ModuleChain, folder: Path, hidden_size: int, refuse: ModelErrors) -> None:
+    """Raise ``UsageError`` if the modules make no vector of a text, or do not fit together."""
+    if not chain.has_vectors:
+        raise refuse(
+            f"{folder / MODULES} lists no Pooling module, so the model has no embeddings of texts; add one to a copy "
+            "of the folder"
+        )
+    check_widths(chain, hidden_size, refuse)
+
+
+def _check_bf16(config: Json, options: ModelOptions, refuse: ModelErrors) -> tuple[str, ...]:
+    """A note if torch cannot compute the model in bf16. Raises ``UsageError`` if that is requested."""
+    kind = str(config.get("model_type"))
+    if kind not in WITHOUT_BF16:
+        return ()
+    reason = f"a {kind} model cannot be computed in bf16, because torch has no {WITHOUT_BF16[kind]} in bf16"
+    if options.dtype == "bf16":
+        raise refuse(f"{reason}; use --dtype fp32")
+    return (f"--dtype auto is fp32: {reason}",) if options.dtype == "auto" else ()
 
 
 def _wrong_features(folder: Path, kind: str, *, features: bool) -> str:

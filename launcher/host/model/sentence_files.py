@@ -162,9 +162,7 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
 
 def _check_cross_encoder(folder: Path, chain: ModuleChain, settings: Settings, refuse: ModelErrors) -> None:
     if chain.static or chain.pooling is not None or chain.token_modules or chain.modules:
-        raise refuse(
-            f"{folder / MODULES} lists modules after the Transformer of a CrossEncoder; it must have no others"
-        )
+        raise refuse(f"{folder / MODULES} lists other modules than a Transformer; a CrossEncoder must have only that")
     if settings.default_prompt:
         raise refuse(
             f"{folder / SETTINGS} sets default_prompt_name of a CrossEncoder, which is not supported; it must be null: "
@@ -177,8 +175,8 @@ def _check_sparse_encoder(chain: ModuleChain, settings: Settings, limits: Json, 
     sparse = settings.kind == SPARSE_ENCODER
     if sparse != (chain.splade is not None) or (sparse and (chain.modules or chain.pooling or chain.token_modules)):
         raise refuse(
-            f"{chain.path} lists modules that a {settings.kind} ({SETTINGS}, model_type) must not have, or lacks some: "
-            "a SparseEncoder must have a Transformer and SpladePooling, and other models must not have SpladePooling"
+            f"{chain.path} does not list the modules of a {settings.kind} (model_type in {SETTINGS}): a SparseEncoder "
+            "must have a Transformer and SpladePooling, and other models must not have SpladePooling"
         )
     if chain.masked_language_model and not sparse:
         raise refuse(f"{chain.path} lists MLMTransformer, which only a SparseEncoder may have")

@@ -57,7 +57,7 @@ def read_settings(path: Path, refuse: ModelErrors) -> Settings:
     kind = settings.get("model_type", "SentenceTransformer")
     if kind not in MODEL_TYPES:
         raise refuse(
-            f"{path} sets model_type to {kind!r}, which is not supported; must be one of {', '.join(MODEL_TYPES)}"
+            f"{path} sets model_type to {kind!r}, which is not supported; it must be one of {', '.join(MODEL_TYPES)}"
         )
     prompts = _prompts(path, settings, refuse)
     return Settings(

@@ -53,7 +53,9 @@ def read_static(folder: Path, refuse: ModelErrors) -> StaticFiles:
         raise refuse(f"{path} has token ids up to {largest}, but {folder / SAFETENSORS} has vectors of {rows} tokens")
     truncation = tokenizer.truncation
     if truncation is not None and str(truncation["direction"]).lower() != "right":
-        raise refuse(f"{path} truncates texts on the {truncation['direction']}, which is not supported; must be right")
+        raise refuse(
+            f"{path} truncates texts on the {truncation['direction']}, which is not supported; it must be 'right'"
+        )
     return StaticFiles(
         vocab_size=rows,
         dimension=dimension,

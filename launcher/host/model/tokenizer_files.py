@@ -35,6 +35,7 @@ from launcher.host.model.tokenizer_settings import (
     check_call_settings,
     class_of,
     difference,
+    media_tokens,
     named_tokens,
 )
 
@@ -67,7 +68,8 @@ class TokenizerFacts:
     ``converted`` is the reason why ``worker.convert_tokenizer`` wrote it, or an empty string. ``check`` is the file in
     which a worker notes that it has compared the tokenizer with that of transformers; empty if nothing is to be
     compared.
-    ``largest_id`` is the largest of its vocabulary, added tokens and special tokens, -1 if it has none.
+    ``largest_id`` is the largest of its vocabulary, added tokens and special tokens, -1 if it has none, without those
+    of ``media_tokens``, which stand for images or sounds: a model of texts need not have embeddings of them.
     ``segment_ids``: whether transformers passes them to the model.
     """
 
@@ -77,6 +79,7 @@ class TokenizerFacts:
     converted: str
     check: str
     largest_id: int
+    media_tokens: Mapping[str, int]
     segment_ids: bool
 
 
@@ -136,6 +139,7 @@ def _facts_as_it_is(
         converted="",
         check=str(_cached(_fingerprint(path.parent, request)) / CHECKED_FILE),
         largest_id=_largest_id(parts),
+        media_tokens=media_tokens(parts),
         segment_ids=segment_ids,
     )
 
@@ -157,6 +161,7 @@ def _facts_converted(
         converted=reason,
         check="",
         largest_id=_largest_id(parts),
+        media_tokens=media_tokens(parts),
         segment_ids=built.segment_ids,
     )
 
@@ -201,7 +206,9 @@ def _id(parts: TokenizerParts, token: str | None) -> int | None:
 def _largest_id(parts: TokenizerParts) -> int:
     added = (int(token["id"]) for token in parts.added_tokens)
     special = (int(id) for part in _processors(parts.post_processor) for id in _special_ids(part))
-    return max((*parts.vocabulary.values(), *added, *special), default=-1)
+    ids = (*parts.vocabulary.values(), *added, *special)
+    media = media_tokens(parts).values()
+    return max((id for id in ids if id not in media) if media else ids, default=-1)
 
 
 def _processors(part: Json | None) -> Iterator[Json]:
@@ -220,8 +227,8 @@ def _special_ids(part: Json) -> Iterator[Any]:
 
 
 def _check_segments(path: Path, parts: TokenizerParts, config: Json | None, refuse: Refuse) -> None:
-    """Raise ``UsageError`` if a text alone gets segment ids that the model lacks. ``config`` is its config.json, or
-    None if segment ids are not passed to it."""
+    """Raise ``UsageError`` if a text alone gets token types that the model lacks. ``config`` is its config.json, or
+    None if token types are not passed to it."""
     pieces = [
         piece
         for part in _processors(parts.post_processor)
@@ -232,8 +239,8 @@ def _check_segments(path: Path, parts: TokenizerParts, config: Json | None, refu
     known = largest + 1 if config is None else max(1, token_types_of(config))
     if largest >= known:
         raise refuse(
-            f"the post_processor in {path} gives tokens of a single text the segment id {largest}, but the model has "
-            f"{known} (type_vocab_size); they must be less"
+            f"the post_processor in {path} gives tokens of a single text the token type {largest}, but the model has "
+            f"{known} token types (type_vocab_size); they must be from 0 to {known - 1}"
         )
 
 

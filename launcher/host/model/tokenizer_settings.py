@@ -98,7 +98,7 @@ KNOWN_KEYS = frozenset(
         "trim_offsets",  # compared
         "model_max_length",  # a fact: the limit
         "max_len",  # its former name
-        "model_input_names",  # a fact: whether segment ids are passed
+        "model_input_names",  # a fact: whether token types are passed
         "padding_side",  # checked
         "truncation_side",  # checked
         "split_special_tokens",  # checked
@@ -123,6 +123,9 @@ KNOWN_KEYS = frozenset(
         "backend",  # "tokenizers", for every class in CLASSES
     }
 )
+# The tokens that stand for an image, a sound or a video, and the keys of objects that may contain them, too.
+_MEDIA_TOKENS = ("image_token", "audio_token", "video_token")
+_OBJECTS_OF_TOKENS = ("extra_special_tokens", "model_specific_special_tokens")
 _LIST_KEYS = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("lstrip", "rstrip", "single_word", "special")
 
@@ -235,7 +238,7 @@ def difference(parts: TokenizerParts, config: Json) -> str | None:
         return different
     if tokenizer_class.builds == "as in the file":
         # Without a post-processor, transformers adds one.
-        return "post_processor" if parts.post_processor is None else None
+        return "post_processor" if parts.post_processor is None else _gap_in_ids(parts)
     different = _added_ids(parts)
     if different is not None:
         return different
@@ -271,6 +274,14 @@ def named_tokens(parts: TokenizerParts, tokenizer_class: TokenizerClass) -> dict
             return key
         tokens[key] = text
     return tokens
+
+
+def media_tokens(parts: TokenizerParts) -> dict[str, int]:
+    """The ids of the added tokens that stand for an image, a sound or a video, by their texts."""
+    objects = [parts.stated, *(parts.stated.get(key) for key in _OBJECTS_OF_TOKENS)]
+    named = [part.get(key) for part in objects if isinstance(part, dict) for key in _MEDIA_TOKENS]
+    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
+    return {token["content"]: int(token["id"]) for token in parts.added_tokens if token["content"] in texts}
 
 
 def _unknown_setting(parts: TokenizerParts) -> str | None:
@@ -318,6 +329,13 @@ def _added_ids(parts: TokenizerParts) -> str | None:
             return f"the id of {token['content']}"
         size += expected == size
     return None
+
+
+def _gap_in_ids(parts: TokenizerParts) -> str | None:
+    """Whether the ids of added tokens leave a gap after those of the vocabulary: the Rust library would close it."""
+    size = len(parts.vocabulary)
+    beyond = sorted(id for token in parts.added_tokens if (id := int(token["id"])) >= size)
+    return None if beyond == list(range(size, size + len(beyond))) else "the ids of added tokens"
 
 
 # --- models, normalizers and pre-tokenizers

@@ -107,7 +107,7 @@ def check_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]], refuse: M
 
 
 def _described(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return f"the tensor {name} of the shape {list(shapes[name])}" if name in shapes else f"no tensor {name}"
+    return f"the tensor {name} of shape {list(shapes[name])}" if name in shapes else f"no tensor {name}"
 
 
 def _safetensors_parameters(path: Path, unused: tuple[str, ...], refuse: ModelErrors) -> int:

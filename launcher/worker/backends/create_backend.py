@@ -61,7 +61,7 @@ BACKENDS: dict[choices.Backend, Callable[[Setup, int], Backend]] = {"eager": _ea
 def create_backend(setup: Setup, threads: int) -> Backend:
     """The backend that ``setup`` names, without a model yet; its libraries are imported and configured.
 
-    Static embeddings and classes of the user's own are computed in one way only, whether ``eager`` or ``compile`` is
+    Static embeddings and custom classes are computed in one way only, whether ``eager`` or ``compile`` is
     named.
     """
     if setup.model_info.task == "custom":

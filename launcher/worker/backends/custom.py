@@ -1,4 +1,4 @@
-"""The backend for a class of the user's own (``--task module:Class``; see ``launcher.custom_task``).
+"""The backend for a custom class (``--task module:Class``; see ``launcher.custom_task``).
 
 Separate from the other backends because it gets items as JSON and knows neither tokens nor layouts.
 """

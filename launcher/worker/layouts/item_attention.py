@@ -7,12 +7,15 @@ Separate from ``packed_attention``, which only applies them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+ROWS_AT_ONCE = 512  # of a mask that is compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +42,43 @@ class AttentionPattern:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._mask = torch.ones(0, 0, dtype=torch.bool)
-        self._plain: dict[int, bool | None] = {}
+        # The longest item known to need no mask, whether its attention is causal, and the shortest known to need one.
+        self._longest_plain, self._causal, self._shortest_masked = 0, False, sys.maxsize
 
     def of(self, length: int) -> tuple[Tensor | None, bool]:
         """The mask of an item, length × length, and whether it is causal instead: then the mask is None, as it is for
         an item in which every token attends to every token."""
+        if self._longest_plain < length < self._shortest_masked:
+            causal = self._causal_or_full(length)
+            if causal is None:
+                self._shortest_masked = length
+            else:
+                self._longest_plain, self._causal = length, causal
+        if length <= self._longest_plain:
+            return None, self._causal
         if length > len(self._mask):
-            self._mask = self._compute(length)
-        mask = self._mask[:length, :length]
-        if length not in self._plain:
-            self._plain[length] = _is_causal_or_full(mask)
-        causal = self._plain[length]
-        return (mask, False) if causal is None else (None, causal)
+            self._mask = self._rows(range(length), length)
+        return self._mask[:length, :length], False
 
-    def _compute(self, length: int) -> Tensor:
-        zero, positions = torch.zeros(1, 1, 1, 1, dtype=torch.int64), torch.arange(length)
-        mask = self._function(zero, zero, positions[:, None], positions[None, :])
-        return mask.expand(1, 1, length, length)[0, 0]  # type: ignore[no-any-return]
+    def _causal_or_full(self, length: int) -> bool | None:
+        """True for a causal mask, False for one that hides nothing, and None for any other. Only a part of the mask
+        exists at a time: that of a long item is as large as the square of its length."""
+        full = causal = True
+        for start in range(0, length, ROWS_AT_ONCE):
+            queries = range(start, min(start + ROWS_AT_ONCE, length))
+            rows = self._rows(queries, length)
+            full = full and bool(rows.all())
+            causal = causal and torch.equal(rows, torch.ones_like(rows).tril(start))
+            if not full and not causal:
+                return None
+        return not full
 
-
-def _is_causal_or_full(mask: Tensor) -> bool | None:
-    """True for a causal mask, False for one that hides nothing, and None for any other."""
-    if bool(mask.all()):
-        return False
-    return True if torch.equal(mask, torch.ones_like(mask).tril()) else None
+    def _rows(self, queries: range, length: int) -> Tensor:
+        """The rows of the mask of an item for these tokens, queries × length."""
+        zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
+        rows, columns = torch.arange(queries.start, queries.stop)[:, None], torch.arange(length)[None, :]
+        mask = self._function(zero, zero, rows, columns)
+        return mask.expand(1, 1, len(queries), length)[0, 0]  # type: ignore[no-any-return]
 
 
 class PositionBias:

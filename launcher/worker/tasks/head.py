@@ -19,9 +19,7 @@ class _PrecomputedEncoder(torch.nn.Module):
     def __init__(self, encoder: Any, hidden: Tensor) -> None:
         super().__init__()
         object.__setattr__(self, "_encoder", encoder)  # not as a submodule
-        pooler = getattr(encoder, "pooler", None)
-        pooled = pooler(hidden) if pooler is not None else None
-        self._output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+        self._output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=_pooled(encoder, hidden))
 
     def __getattr__(self, name: str) -> Any:
         """Other attributes are those of the encoder: some heads read its embeddings."""
@@ -33,6 +31,17 @@ class _PrecomputedEncoder(torch.nn.Module):
     def forward(self, *arguments: Any, **options: Any) -> BaseModelOutputWithPooling:
         """The given hidden states, and the pooler's output if the encoder has a pooler."""
         return self._output
+
+
+def _pooled(encoder: Any, hidden: Tensor) -> Tensor | None:
+    """The output of the encoder's pooler; None if it has none."""
+    pooler = getattr(encoder, "pooler", None)
+    if pooler is None:
+        return None
+    activation = getattr(encoder, "pooler_activation", None)
+    if activation is not None:  # in ALBERT, the pooler is only the linear layer of that of BERT
+        return activation(pooler(hidden[:, 0]))  # type: ignore[no-any-return]
+    return pooler(hidden)  # type: ignore[no-any-return]
 
 
 def run_head(model: Any, hidden: Tensor, **inputs: Tensor | None) -> Any:

@@ -30,7 +30,7 @@ def test_a_generative_model_is_an_embedder_if_files_say_how_or_on_request(config
     (architecture,) = config["architectures"]
     assert architecture_of(config, embedder=True) == architecture
     assert architecture_of(config, "embed") == architecture
-    with pytest.raises(UsageError, match=r"generates text, and no modules\.json of sentence-transformers says how"):
+    with pytest.raises(UsageError, match=r"generates text, and it has no modules\.json that defines its embeddings"):
         architecture_of(config)
 
 

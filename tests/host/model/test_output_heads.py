@@ -145,7 +145,7 @@ def test_other_modules_with_sparse_vectors_are_refused(folder: Path, name: str, 
 def test_a_sparse_encoder_has_no_other_task(folder: Path) -> None:
     splade(folder)
     for task in ("embed", "token-embed", "fill-mask"):
-        assert "this is a sparse encoder; it must be --task sparse-embed" in refusal(folder, task=task)
+        assert "this is a sparse encoder; use --task sparse-embed" in refusal(folder, task=task)
 
 
 def test_a_masked_language_model_fills_masks_and_makes_sparse_vectors_if_asked(folder: Path) -> None:

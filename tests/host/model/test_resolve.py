@@ -217,7 +217,7 @@ def test_sentence_transformers_files_set_normalization_limit_and_prompts(folder)
 
     assert (model_info.pooling, model_info.normalize, model_info.max_length) == ("cls", True, 48)
     assert (model_info.prompts, model_info.default_prompt) == ({"query": "query: ", "document": ""}, "")
-    assert any("choose a prompt by prompt_name (query)" in note for note in model_info.notes)
+    assert any("choose a prompt with prompt_name (query)" in note for note in model_info.notes)
 
 
 def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
@@ -383,7 +383,7 @@ def test_a_model_with_one_label_is_a_reranker_with_the_activation_of_cross_encod
     model_info = model_info_of(folder)
 
     assert (model_info.task, model_info.scores, model_info.result_width) == ("rerank", scores, 2)
-    assert any("--task classify takes single texts" in note for note in model_info.notes)
+    assert any("--task classify serves a classifier instead" in note for note in model_info.notes)
     assert model_info_of(folder, task="classify").task == "classify"
 
 
@@ -509,11 +509,14 @@ def test_classification_needs_a_head_and_embedding_accepts_one(folder) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "bart", "architectures": ["BartForConditionalGeneration"]}, "generates text; encoders can"),
+        (
+            {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]},
+            "generates text, which is not supported",
+        ),
         ({"model_type": "bert", "is_decoder": True}, "generates text"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForTokenClassification"]}, "heads of qwen2 models are not"),
         ({"model_type": "vit", "architectures": ["ViTModel"]}, "which is not supported; text encoders"),
-        ({"model_type": "tapas", "architectures": ["TapasModel"]}, "not supported: it needs a table besides the text"),
+        ({"model_type": "tapas", "architectures": ["TapasModel"]}, "not supported: it needs a table in addition"),
         (
             {"model_type": "canine", "architectures": ["CanineModel"]},
             "which is not supported: its tokenizer has no fast",
@@ -656,3 +659,10 @@ def test_the_size_of_pickled_weights_is_the_file_size_converted_to_fp32(folder, 
     change_config(folder, torch_dtype=dtype)
 
     assert model_info_of(folder).weight_bytes == 1000 * factor
+
+
+def test_bf16_is_refused_for_a_model_that_torch_cannot_compute_in_it(folder: Path) -> None:
+    write_json(folder / "config.json", {**BERT, "model_type": "fnet", "architectures": ["FNetModel"]})
+
+    with pytest.raises(UsageError, match=r"a fnet model cannot be computed in bf16, .*; use --dtype fp32"):
+        model_info_of(folder, dtype="bf16")

@@ -169,7 +169,7 @@ def test_a_dense_module_sets_the_width_and_adds_to_the_memory(folder) -> None:
         ({"activation_function": None}, "sets activation_function to None"),
         ({"module_output_name": "projected"}, "sets module_output_name to 'projected'"),
         ({"module_input_name": "token_embeddings", "module_output_name": "sentence_embedding"}, "module_output_name"),
-        ({"in_features": 16}, "model.safetensors has the tensor linear.weight of the shape [4, 8]"),
+        ({"in_features": 16}, "model.safetensors has the tensor linear.weight of shape [4, 8]"),
         ({"bias": False}, "the module's config requires no tensor linear.bias"),
         ({"bias": "yes"}, "sets bias to 'yes', but it must be true or false"),
         ({"out_features": 0}, "sets out_features to 0, but it must be a positive integer"),
@@ -395,7 +395,7 @@ def test_prompts_and_the_cut_of_vectors_are_read(folder) -> None:
             {"prompts": {"query": "find: "}, "default_prompt_name": "query"},
             "sets default_prompt_name of a CrossEncoder",
         ),
-        ({}, "lists modules after the Transformer of a CrossEncoder"),
+        ({}, "lists other modules than a Transformer"),
     ],
 )
 def test_a_cross_encoder_with_a_default_prompt_or_more_modules_is_refused(folder, settings, words) -> None:

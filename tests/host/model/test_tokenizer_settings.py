@@ -181,7 +181,7 @@ def test_segment_ids_of_a_single_text_that_the_model_lacks_are_refused(tmp_path)
         tokenizer={"post_processor": processor},
         settings={**settings, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]},
     )
-    assert "gives tokens of a single text the segment id 1, but the model has 1" in refusal(tmp_path)
+    assert "gives tokens of a single text the token type 1, but the model has 1" in refusal(tmp_path)
 
 
 def test_splitting_special_tokens_is_refused(tmp_path) -> None:
@@ -224,7 +224,10 @@ def test_the_side_in_tokenizer_config_comes_first(tmp_path) -> None:
     [
         model(vocab={**TOKENIZER["model"]["vocab"], "b": 50}),
         {"model": {"type": "Unigram", "vocab": [["a", -1.0]] * 51}},
-        {"added_tokens": [*ADDED, {"id": 50, "content": "<ENT>"}]},
+        {
+            **model(vocab={**TOKENIZER["model"]["vocab"], **{f"word{id}": id for id in range(5, 50)}}),
+            "added_tokens": [*ADDED, {"id": 50, "content": "<ENT>"}],
+        },
         {"post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 50]}},
     ],
 )

@@ -1,4 +1,4 @@
-"""``POST /predict`` for a task of the user's own: JSON items in, JSON results out."""
+"""``POST /predict`` for a custom task: JSON items in, JSON results out."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from launcher.front.tokenizer import Tokenized
 
 
 class CustomRequest(Struct, frozen=True):
-    """Body of ``POST /predict`` if a class of the user's own is served."""
+    """Body of ``POST /predict`` if a custom class is served."""
 
     inputs: Annotated[list[msgspec.Raw], Meta(description="The items, as the class takes them.")]
 
 
 class CustomResponse(Struct, frozen=True):
-    """Response of ``POST /predict`` if a class of the user's own is served: one result per item, in order.
+    """Response of ``POST /predict`` if a custom class is served: one result per item, in order.
 
     The token counts in ``usage`` are the sizes that the class gave the items.
     """

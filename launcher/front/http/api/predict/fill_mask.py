@@ -9,19 +9,20 @@ from msgspec import Meta, Struct
 from launcher.core.protocol.task_settings import MAX_TOP_K
 from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
-from launcher.front.http.api.predict.item_rows import ItemRowsHandler
-from launcher.front.http.api.predict.task_route import TaskRoute, encode_json
+from launcher.front.dispatcher import Outcome
+from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute, encode_json
 from launcher.front.http.disconnect import Client
 from launcher.front.http.inference_route import InferenceContext
 from launcher.front.http.inputs import Inputs, Truncate
 from launcher.front.http.json_results import Usage
 from launcher.front.input_names import InputNames
-from launcher.front.request_results import Vectors
+from launcher.front.request_results import split_rows
 from launcher.front.tasks.filled_masks import DEFAULT_TOP_K, FilledMask, MaskFiller
 from launcher.front.tokenizer import Tokenized
 
 # Each filled text is decoded and returned as a whole.
 MAX_FILLED = 5000
+MAX_FILLED_TOKENS = 2_000_000
 
 
 class FillMaskRequest(Struct, frozen=True):
@@ -29,7 +30,9 @@ class FillMaskRequest(Struct, frozen=True):
 
     inputs: Inputs
     truncate: Truncate = False
-    top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="Tokens to return for each mask token.")] = DEFAULT_TOP_K
+    top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="Number of tokens to return for each mask token.")] = (
+        DEFAULT_TOP_K
+    )
     targets: Annotated[Any, Meta(description="Not supported: must be absent or null.")] = None
 
 
@@ -43,7 +46,7 @@ class FillMaskResponse(Struct, frozen=True):
     usage: Usage
 
 
-class FillMaskHandler(ItemRowsHandler[FillMaskRequest]):
+class FillMaskHandler(TaskHandler[FillMaskRequest]):
     """Fills the mask tokens of the inputs."""
 
     def __init__(self, context: InferenceContext) -> None:
@@ -64,20 +67,28 @@ class FillMaskHandler(ItemRowsHandler[FillMaskRequest]):
     ) -> Tokenized:
         tokenized = await super()._tokenize(body, client, priority, deadline)
         names = InputNames("inputs", lone=len(tokenized.items) == 1)
-        masks = sum(self._filler.count(ids, names.of(index)) for index, ids in enumerate(tokenized.items))
-        if masks * body.top_k > MAX_FILLED:
+        masks = [self._filler.count(ids, names, index) for index, ids in enumerate(tokenized.items)]
+        texts = sum(masks) * body.top_k
+        tokens = sum(count * len(ids) for count, ids in zip(masks, tokenized.items, strict=True)) * body.top_k
+        if texts > MAX_FILLED or tokens > MAX_FILLED_TOKENS:
             raise RequestError(
-                f"{masks} mask tokens with 'top_k' {body.top_k} make {masks * body.top_k} texts; the limit is "
-                f"{MAX_FILLED} per request; send several requests, or a smaller 'top_k'",
+                f"{sum(masks)} mask tokens with 'top_k' {body.top_k} make {texts} texts of {tokens} tokens together; "
+                f"the limits are {MAX_FILLED} texts and {MAX_FILLED_TOKENS} tokens per request; send several requests, "
+                "or a smaller 'top_k'",
                 status=413,
                 code="too_many_results",
                 param="inputs",
             )
         return tokenized
 
-    def encode_item(self, body: FillMaskRequest, rows: Vectors, index: int, tokenized: Tokenized) -> bytes:
-        """See the base class."""
-        return encode_json(self._filler.fill(tokenized.items[index], rows, body.top_k))
+    async def encode_outcome(self, body: FillMaskRequest, outcome: Outcome, tokenized: Tokenized) -> list[bytes]:
+        """See the base class. In a thread, because decoding a long text takes a fraction of a millisecond."""
+        return await self._tokenizer.in_thread(1, self._encoded, tokenized, outcome, body.top_k)
+
+    def _encoded(self, tokenized: Tokenized, outcome: Outcome, top_k: int) -> list[bytes]:
+        rows = split_rows(outcome.results, outcome.rows)
+        fill = self._filler.fill
+        return [encode_json(fill(ids, own, top_k)) for ids, own in zip(tokenized.items, rows, strict=True)]
 
 
 FILL_MASK = TaskRoute(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -14,7 +17,7 @@ from launcher.front.http.inputs import too_many_inputs
 from launcher.front.http.json_results import Usage
 from launcher.front.input_names import InputNames
 from launcher.front.pairs import Pair
-from launcher.front.request_results import split_rows
+from launcher.front.request_results import Vectors, split_rows
 from launcher.front.tasks.answers import (
     DEFAULT_ANSWER_TOKENS,
     DEFAULT_TOP_K,
@@ -40,12 +43,14 @@ class QuestionsRequest(Struct, frozen=True):
     """Body of ``POST /predict`` if the served model answers questions."""
 
     inputs: Question | list[Question]
-    top_k: Annotated[int, Meta(ge=1, le=MAX_ANSWERS, description="Answers to return.")] = DEFAULT_TOP_K
-    max_answer_len: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS, description="Tokens of an answer at most.")] = (
-        DEFAULT_ANSWER_TOKENS
+    top_k: Annotated[int, Meta(ge=1, le=MAX_ANSWERS, description="Maximum number of answers to return.")] = (
+        DEFAULT_TOP_K
     )
+    max_answer_len: Annotated[
+        int, Meta(ge=1, le=MAX_ANSWER_TOKENS, description="Maximum number of tokens of an answer.")
+    ] = DEFAULT_ANSWER_TOKENS
     handle_impossible_answer: Annotated[
-        bool, Meta(description="Whether an empty answer, which scores that there is none, is among the answers.")
+        bool, Meta(description="Also consider an empty answer; its score tells how likely the context has no answer.")
     ] = False
 
 
@@ -68,7 +73,10 @@ class QuestionsHandler(TaskHandler[QuestionsRequest]):
         if len(questions) > self._options.request_items:
             raise too_many_inputs("inputs", str(len(questions)), self._options.request_items)
         pairs: list[Pair] = [(one.question, one.context) for one in questions]
-        return len(pairs), lambda wait: self._tokenizer.windows(pairs, field=QUESTION_NAMES, wait=wait)
+        names = replace(QUESTION_NAMES, lone=not isinstance(body.inputs, list))
+        return len(pairs), lambda wait: self._tokenizer.windows(
+            pairs, limit=self._options.request_items, field=names, wait=wait
+        )
 
     async def encode_outcome(self, body: QuestionsRequest, outcome: Outcome, tokenized: Tokenized) -> list[bytes]:
         """See the base class."""
@@ -76,17 +84,18 @@ class QuestionsHandler(TaskHandler[QuestionsRequest]):
         rules = AnswerRules(
             self._model_info.answers.cls_id, body.top_k, body.max_answer_len, body.handle_impossible_answer
         )
-        logits = iter(split_rows(outcome.results, [len(item) for item in tokenized.items]))
-        windows = map(Window, tokenized.items, tokenized.spans, logits)
-        parts = []
-        for question, count in zip(_questions(body.inputs), tokenized.windows, strict=True):
-            own = [next(windows) for _ in range(count)]
-            parts.append(await self._tokenizer.in_thread(1, _encoded, rules, question.context, own))
-        return parts
+        questions = _questions(body.inputs)
+        return await self._tokenizer.in_thread(1, _encoded, rules, questions, outcome.results, tokenized)
 
 
-def _encoded(rules: AnswerRules, context: str, windows: list[Window]) -> bytes:
-    return encode_json(rules.answers(context, windows))
+def _encoded(rules: AnswerRules, questions: Sequence[Question], results: Vectors, tokenized: Tokenized) -> list[bytes]:
+    """The JSON of the answers to each question."""
+    logits = split_rows(results, [len(item) for item in tokenized.items])
+    windows = map(Window, tokenized.items, tokenized.spans, logits)
+    return [
+        encode_json(rules.answers(question.context, list(islice(windows, count))))
+        for question, count in zip(questions, tokenized.windows, strict=True)
+    ]
 
 
 def _questions(inputs: Any) -> list[Question]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -57,7 +57,11 @@ class RerankHandler(TaskHandler[RerankRequest]):
 
     def prepare(self, body: RerankRequest) -> tuple[int, Tokenize]:
         """See the base class."""
-        documents = _texts(body.documents)
+        documents = body.documents
+        if not documents:
+            raise RequestError(
+                "'documents' is an empty list; send at least one document", code="empty_input", param="documents"
+            )
         if len(documents) > self._options.request_items:
             raise too_many_inputs("documents", str(len(documents)), self._options.request_items)
         pairs: list[Pair] = [(body.query, document) for document in documents]
@@ -70,17 +74,6 @@ class RerankHandler(TaskHandler[RerankRequest]):
         if body.return_documents:
             return [encode_json(RankedDocument(index, score, body.documents[index])) for index, score in found]
         return [encode_json(RankedDocument(index, score)) for index, score in found]
-
-
-def _texts(documents: Any) -> list[str]:
-    """The documents, which the decoder of large bodies may have taken for token ids. Raises ``RequestError``."""
-    if not documents:
-        raise RequestError(
-            "'documents' is an empty list; send at least one document", code="empty_input", param="documents"
-        )
-    if not isinstance(documents, list) or not isinstance(documents[0], str):
-        raise RequestError("'documents' must be a list of texts", code="invalid_type", param="documents")
-    return documents
 
 
 RERANK = TaskRoute(

@@ -14,7 +14,6 @@ from launcher.front.http.inputs import Inputs, Prompt, PromptName, Route, Trunca
 from launcher.front.http.json_results import Usage
 from launcher.front.request_results import Vectors
 from launcher.front.tasks.sparse_vectors import TokenWeight, sparse_json
-from launcher.front.tokenizer import Tokenized
 
 
 class SparseEmbedRequest(Struct, frozen=True):
@@ -40,13 +39,16 @@ class SparseEmbedResponse(Struct, frozen=True):
 class SparseEmbedHandler(ItemRowsHandler[SparseEmbedRequest]):
     """Embeds the inputs."""
 
+    # About 3 ms: each row becomes an object.
+    values_per_turn = 5_000
+
     def prompt(self, body: SparseEmbedRequest) -> str | RoutedPrompt | None:
         """See the base class."""
         if body.route is not None or self._model_info.routes is not None:
             return chosen_route(self._model_info, body.route, body.prompt, body.prompt_name)
         return chosen_prompt(self._model_info, body.prompt, body.prompt_name)
 
-    def encode_item(self, body: SparseEmbedRequest, rows: Vectors, index: int, tokenized: Tokenized) -> bytes:
+    def encode_rows(self, rows: Vectors) -> bytes:
         """See the base class."""
         return sparse_json(rows)
 

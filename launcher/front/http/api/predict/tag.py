@@ -7,16 +7,14 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from launcher.core.protocol.model_info import FLOAT32_BYTES
-from launcher.core.scheduling.events import Priority
 from launcher.core.tasks.entities import Aggregation, default_aggregation
 from launcher.errors import RequestError
-from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
-from launcher.front.http.disconnect import Client
+from launcher.front.dispatcher import Outcome
+from launcher.front.http.api.predict.item_rows import ItemRowsHandler
+from launcher.front.http.api.predict.task_route import TaskRoute
 from launcher.front.http.inference_route import InferenceContext
 from launcher.front.http.inputs import Inputs, Truncate
 from launcher.front.http.json_results import Usage
-from launcher.front.request_results import Vectors
 from launcher.front.tasks.token_labels import TokenLabel, TokenLabeler
 from launcher.front.tasks.words import WordStarts
 from launcher.front.tokenizer import Tokenized
@@ -51,7 +49,7 @@ class TagResponse(Struct, frozen=True):
     usage: Usage
 
 
-class TagHandler(TaskHandler[TagRequest]):
+class TagHandler(ItemRowsHandler[TagRequest]):
     """Tags the tokens of the inputs."""
 
     def __init__(self, context: InferenceContext) -> None:
@@ -70,27 +68,11 @@ class TagHandler(TaskHandler[TagRequest]):
                 param="aggregation",
             )
 
-    async def _tokenize(
-        self, body: TagRequest, client: Client, priority: Priority, deadline: float | None
-    ) -> Tokenized:
-        tokenized = await super()._tokenize(body, client, priority, deadline)
-        # Results of other tasks are limited by the number of inputs.
-        limit = self._options.result_bytes // (FLOAT32_BYTES * self._model_info.result_width)
-        if tokenized.tokens > limit:
-            raise RequestError(
-                f"'inputs' have {tokenized.tokens} tokens together, the limit is {limit} per request for this model; "
-                "send several requests",
-                status=413,
-                code="too_many_tokens",
-                param="inputs",
-            )
-        return tokenized
-
-    async def encode_all_results(self, body: TagRequest, results: Vectors, tokenized: Tokenized) -> list[bytes]:
+    async def encode_outcome(self, body: TagRequest, outcome: Outcome, tokenized: Tokenized) -> list[bytes]:
         """See the base class."""
         aggregation = body.aggregation or self._default_aggregation
         texts = _texts(body.inputs) if tokenized.texts is None else tokenized.texts
-        return await self._labeler.encode(results, tokenized, texts, aggregation)
+        return await self._labeler.encode(outcome.results, tokenized, texts, aggregation)
 
 
 def _texts(inputs: Any) -> Sequence[str] | None:

@@ -13,7 +13,6 @@ from launcher.front.http.inference_route import InferenceContext, chosen_prompt
 from launcher.front.http.inputs import Inputs, Prompt, PromptName, Truncate
 from launcher.front.http.json_results import Usage
 from launcher.front.request_results import Vectors
-from launcher.front.tokenizer import Tokenized
 
 
 class TokenEmbedRequest(Struct, frozen=True):
@@ -41,15 +40,15 @@ class TokenEmbedHandler(ItemRowsHandler[TokenEmbedRequest]):
     def __init__(self, context: InferenceContext) -> None:
         super().__init__(context)
         assert self._model_info.token_vectors is not None, "set for this task"
-        self._first = int(self._model_info.token_vectors.skip_first)
+        self.first_row = int(self._model_info.token_vectors.skip_first)
 
     def prompt(self, body: TokenEmbedRequest) -> str | None:
         """See the base class."""
         return chosen_prompt(self._model_info, body.prompt, body.prompt_name)
 
-    def encode_item(self, body: TokenEmbedRequest, rows: Vectors, index: int, tokenized: Tokenized) -> bytes:
+    def encode_rows(self, rows: Vectors) -> bytes:
         """See the base class."""
-        return orjson.dumps(rows[self._first :], option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 TOKEN_EMBED = TaskRoute(

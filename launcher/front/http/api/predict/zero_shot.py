@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from launcher.errors import RequestError
 from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute, encode_json
 from launcher.front.http.inference_route import Tokenize
 from launcher.front.http.inputs import Truncate, texts_or_token_ids, too_many_inputs
@@ -36,7 +35,7 @@ class ZeroShotRequest(Struct, frozen=True):
         str, Meta(description="The statement that the model compares with each text, with {} for the label.")
     ] = DEFAULT_TEMPLATE
     multi_label: Annotated[
-        bool, Meta(description="Score each label independently, instead of all so that their scores sum to 1.")
+        bool, Meta(description="Score each label independently; otherwise the scores of a text sum to 1.")
     ] = False
     truncate: Truncate = False
 
@@ -58,8 +57,7 @@ class ZeroShotHandler(TaskHandler[ZeroShotRequest]):
         """See the base class."""
         limit = self._options.request_items
         texts, _ = texts_or_token_ids(body.inputs, "inputs", limit)
-        if texts is None:
-            raise RequestError("'inputs' must be a text or a list of texts", code="invalid_type", param="inputs")
+        assert texts is not None, "the type of the field excludes token ids"
         labels = parse_labels(body.candidate_labels)
         items = len(texts) * len(labels)
         if items > limit:
