@@ -237,7 +237,7 @@ def test_weights_that_do_not_fit_the_tokenizer_are_refused(
     static = changed / QUERY[0]
     weights = change(load_file(static / "model.safetensors")["weight"]).contiguous()
     save_file({"weight": weights}, static / "model.safetensors")
-    with pytest.raises(UsageError, match="tensor weight of the shape"):
+    with pytest.raises(UsageError, match="tensor weight of shape"):
         resolve(ModelOptions(model=str(changed)))
 
     (static / "model.safetensors").unlink()
