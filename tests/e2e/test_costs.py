@@ -46,9 +46,9 @@ def test_costs_are_measured_at_the_first_start_and_reused_at_the_second(launch: 
     assert said == []
     measured = [first["cost"]["per_token"]]
     for _ in range(3):  # another program may disturb a measurement
-        anew, _ = start(launch, tmp_path, "--measure")
-        assert anew["cost"]["source"] == "measured"
-        measured.append(anew["cost"]["per_token"])
+        fresh, _ = start(launch, tmp_path, "--measure")
+        assert fresh["cost"]["source"] == "measured"
+        measured.append(fresh["cost"]["per_token"])
         if 1e-5 <= measured[-1] <= 3e-5:
             break
     assert any(1e-5 <= seconds <= 3e-5 for seconds in measured), measured
