@@ -324,7 +324,9 @@ def test_code_in_the_folder_needs_trust_remote_code(tmp_path) -> None:
 def test_code_in_the_folder_without_a_class_for_the_task_is_refused(tmp_path) -> None:
     save_own_code(tmp_path, "keywords", architectures=["NearForSequenceClassification"])
 
-    with pytest.raises(UsageError, match=r"auto_map .* task classify \(AutoModelForSequenceClassification\)"):
+    with pytest.raises(
+        UsageError, match=r"auto_map .* names no AutoModelForSequenceClassification, which --task classify needs"
+    ):
         resolve(ModelOptions(model=str(tmp_path), trust_remote_code=True))
 
 

@@ -101,7 +101,7 @@ def save_bge_m3(folder: Path) -> Any:
     for name, outputs in (("sparse_linear.pt", 1), ("colbert_linear.pt", families.HIDDEN)):
         heads[name] = torch.nn.Linear(families.HIDDEN, outputs)
         with torch.no_grad():
-            heads[name].bias.add_(0.5)  # so that most weights are positive
+            heads[name].bias.add_(2)  # so that most weights are positive
         torch.save(heads[name].state_dict(), folder / name)
     return encoder, heads
 

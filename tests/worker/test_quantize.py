@@ -147,9 +147,9 @@ def test_the_demo_model_in_int8_is_close_to_fp32_reports_its_accuracy_and_ignore
     backend, accuracy, notes = load(model_info, "int8", pack=pack)
     items = check_items(model_info)
 
-    alone = np.concatenate([backend.run(ItemBatch(item, [len(item)])).values for item in items])
-    expected = np.concatenate([exact.run(item, [len(item)]).values for item in items])
-    together = backend.run(np.concatenate(items), [len(item) for item in items]).values
+    alone = np.concatenate([backend.run(ItemBatch.of([item])).values for item in items])
+    expected = np.concatenate([exact.run(ItemBatch.of([item])).values for item in items])
+    together = backend.run(ItemBatch.of(items)).values
     assert accuracy is not None
     assert accuracy > 0.99
     assert np.sum(alone * expected, axis=1).min() > 0.99

@@ -38,7 +38,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     known_packed: bool = False
 
 
-class Run(msgspec.Struct, tag="run", frozen=True):
+class Run(msgspec.Struct, tag="run", frozen=True, omit_defaults=True):
     """Front → worker: one batch. Body: the token ids of all items, int32, concatenated; then, if ``typed``, their token
     type ids, uint8. For a custom task: the JSON of all items, concatenated, of ``payload_bytes`` each.
 
@@ -99,7 +99,7 @@ class Unusable(msgspec.Struct, tag="unusable", frozen=True):
     reason: str
 
 
-class Done(msgspec.Struct, tag="done", frozen=True):
+class Done(msgspec.Struct, tag="done", frozen=True, omit_defaults=True):
     """Worker → front: the results of a batch. Body: float32, rows × ``width``, in the order of ``Run.lengths``; for a
     custom task, the JSON of the results, of which ``rows`` has the sizes in bytes.
 

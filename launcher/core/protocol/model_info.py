@@ -119,6 +119,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
         ``question-answering`` is the logits that an answer starts and ends at a token.
         float32 holds integers up to 2**24 exactly.
         """
+        if self.task == "embed" and isinstance(self.pooling, str) and not (self.modules or self.token_modules):
+            # The usual case first: backends read this for each batch.
+            return self.hidden_size if self.truncate_dim is None else min(self.hidden_size, self.truncate_dim)
         if self.token_vectors is not None:
             return output_width(self.token_vectors.width, self.token_modules)
         if self.task == "rerank":
