@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
-from tokenizers import Tokenizer
 
 from launcher.core.protocol.model_info import FLOAT32_BYTES, ModelInfo
 from launcher.core.protocol.task_settings import SparseRoutes
@@ -151,6 +150,8 @@ def with_routes(model_info: ModelInfo, router: Router, options: ModelOptions, re
     tokenizer = tokenizer_files.locate(
         router.folder, {}, tokenizer_files.TokenizerRequest(trust_remote_code=options.trust_remote_code), refuse
     )
+    from tokenizers import Tokenizer  # few models need it, and a report imports nothing else that does
+
     size = Tokenizer.from_file(str(tokenizer.path)).get_vocab_size(with_added_tokens=True)
     if tokenizer.largest_id >= size or size > model_info.vocab_size:
         raise refuse(

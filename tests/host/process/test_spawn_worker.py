@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,7 +109,7 @@ async def test_the_channel_reads_end_of_file_as_soon_as_the_worker_exits() -> No
     with worker.sock, anyio.fail_after(5):
         await anyio.wait_readable(worker.sock)
         assert worker.sock.recv(1) == b""
-        assert await worker.wait() == "killed by SIGKILL"
+        assert (await worker.wait()).startswith("killed by SIGKILL")
 
 
 async def test_both_outputs_are_logged_line_by_line_with_the_instance(caplog: pytest.LogCaptureFixture) -> None:
@@ -161,7 +162,9 @@ async def test_more_output_than_a_pipe_holds_does_not_block(caplog: pytest.LogCa
     ],
 )
 async def test_an_exit_is_described(code: str, described: str) -> None:
-    assert await outcome(code) == described
+    found = await outcome(code)
+    # Another process that the OOM killer kills in the meantime is mentioned after a SIGKILL.
+    assert re.sub(r" \(probably out of memory: .*\)$", "", found) == described
 
 
 @pytest.mark.skipif(shutil.which("numactl") is None, reason="numactl is not installed")
