@@ -96,7 +96,7 @@ def test_usable_cpus_are_online_in_the_cpuset_in_the_mask_and_not_isolated() -> 
 
 def test_requested_isolated_cpus_must_be_in_the_cpuset_but_not_in_the_mask() -> None:
     reading = _reading(isolated=(2, 3, 6, 7), cpuset=(0, 1, 2, 4, 6), affinity=(0, 4))
-    machine = build_machine(reading, include_isolated=True)
+    machine = build_machine(reading, isolated="use")
     assert machine.allowed == (0, 2, 4, 6)
     assert [core.cpus for core in machine.cores] == [(0, 4), (2, 6)]
 

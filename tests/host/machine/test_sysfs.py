@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from launcher.core.machine.assemble import IsolatedPolicy
 from launcher.core.machine.cpuset import parse_cpu_list
 from launcher.core.machine.topology import Core, Machine, machine_from_json, machine_to_json
 from launcher.errors import MachineError, UsageError
@@ -31,8 +32,8 @@ Groups = list[tuple[int, ...]]
 
 
 @functools.cache
-def _read(name: str, include_isolated: bool = False) -> Machine:
-    return read_machine(recorded(name), include_isolated=include_isolated)
+def _read(name: str, isolated: IsolatedPolicy = "auto") -> Machine:
+    return read_machine(recorded(name), isolated=isolated)
 
 
 def _groups(cores: tuple[Core, ...], what: str) -> dict[int, tuple[int, ...]]:
@@ -56,7 +57,7 @@ def _has_level_3(root: Path) -> bool:
 @each_recorded()
 def test_cores_are_the_usable_ones_reported_by_the_kernel(name: str) -> None:
     known = truth(name)
-    machine = _read(name, include_isolated=True)
+    machine = _read(name, isolated="use")
     allowed = set(known["cpus_allowed"])
     assert [core.cpus for core in machine.cores] == _limited(known["kernel_cores"], allowed)
     assert [core.id for core in machine.cores] == list(range(len(machine.cores)))
@@ -81,7 +82,7 @@ def test_online_allowed_and_isolated_cpus_match_the_ground_truth(name: str) -> N
 @each_recorded()
 def test_packages_and_nodes_are_those_reported_by_the_kernel(name: str) -> None:
     known = truth(name)
-    machine = _read(name, include_isolated=True)
+    machine = _read(name, isolated="use")
     allowed = set(known["cpus_allowed"])
     packages = {
         int(key): tuple(cpu for cpu in cpus if cpu in allowed) for key, cpus in known["kernel_packages"].items()
@@ -99,7 +100,7 @@ def test_packages_and_nodes_are_those_reported_by_the_kernel(name: str) -> None:
 def test_l3_groups_match_the_ground_truth_if_the_kernel_reports_l3_caches(name: str) -> None:
     known = truth(name)
     root = recorded(name)
-    machine = _read(name, include_isolated=True)
+    machine = _read(name, isolated="use")
     # If the kernel shows none, the ground truth may still have the memory-side caches of Xeon Phi.
     stated = [group["cpus"] for group in known["l3_groups"]] if _has_level_3(root) else []
     assert sorted(_groups(machine.cores, "l3").values()) == _limited(stated, set(known["cpus_allowed"]))
@@ -109,7 +110,7 @@ def test_l3_groups_match_the_ground_truth_if_the_kernel_reports_l3_caches(name: 
 def test_kinds_match_the_kernel_or_else_the_ground_truth(name: str) -> None:
     known = truth(name)
     root = recorded(name)
-    machine = _read(name, include_isolated=True)
+    machine = _read(name, isolated="use")
     slow = {core.cpus for core in machine.cores if core.kind == "efficiency"}
     counters = root / "sys/devices/cpu_atom/cpus"
     if counters.exists():
@@ -170,7 +171,7 @@ def test_a_sound_machine_has_no_warnings(name: str) -> None:
 
 def test_isolated_cpus_are_used_only_on_request() -> None:
     root = recorded("nri-server")
-    without, with_them = read_machine(root), read_machine(root, include_isolated=True)
+    without, with_them = read_machine(root), read_machine(root, isolated="use")
     isolated = set(without.isolated)
     assert isolated == {4, 5, 6, 7, 60, 61, 62, 63}
     assert not any(isolated & set(core.cpus) for core in without.cores)
@@ -358,7 +359,7 @@ def test_a_machine_without_usable_cpus_is_refused_with_its_limits(tmp_path: Path
     build(tmp_path, regular(cores=2, threads=1, isolated=(0, 1)))
     with pytest.raises(MachineError, match=r"online 0-1.*isolated 0-1.*include the isolated"):
         read_machine(tmp_path)
-    assert len(read_machine(tmp_path, include_isolated=True).cores) == 2
+    assert len(read_machine(tmp_path, isolated="use").cores) == 2
 
 
 def test_links_out_of_the_root_are_not_followed(tmp_path: Path) -> None:
