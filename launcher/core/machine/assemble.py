@@ -72,9 +72,7 @@ class RawMachine:
     microarchitecture: str | None = None
 
 
-def build_machine(
-    raw: RawMachine, anomalies: Anomalies | None = None, *, isolated: IsolatedPolicy = "auto"
-) -> Machine:
+def build_machine(raw: RawMachine, anomalies: Anomalies | None = None, *, isolated: IsolatedPolicy = "auto") -> Machine:
     """The machine as this process may use it; ``anomalies`` has those already found.
 
     Raises ``MachineError`` when no cpu is usable.
