@@ -14,6 +14,7 @@ from launcher.options.choices import (
     Backend,
     Dtype,
     ExportTarget,
+    IsolatedPolicy,
     Layout,
     LogLevel,
     OnFailure,
@@ -73,9 +74,12 @@ class MachineOptions:
     sysroot: Path = option(
         Path("/"), "Read the machine from this copy of /sys and /proc.", group=MACHINE, metavar="DIR"
     )
+    isolated: IsolatedPolicy = option(
+        "auto", "Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others.", group=MACHINE
+    )
     machine_file: Path | None = option(
         None,
-        "Plan for another machine: a FILE (--save, --json, lscpu -p; - is stdin) or a known NAME; 'list' lists them.",
+        "Plan for another machine: a FILE (--save, --json, lscpu; - is stdin) or a known NAME; 'list' lists them.",
         group=MACHINE,
         name="machine",
         metavar="FILE|NAME",

@@ -11,16 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
 
 from launcher.core.machine.anomalies import Anomalies
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Core, Limits, Machine, Node
 from launcher.errors import MachineError
+from launcher.options.choices import IsolatedPolicy
 
 Cpus = tuple[int, ...]
-# auto: isolated cpus are used only if the cpuset and the affinity mask leave no others.
-IsolatedPolicy = Literal["auto", "use", "avoid"]
 
 # Within a kind of core, clocks differ by turbo bins (5.2 and 5.0 GHz); between kinds, by a quarter or more.
 FREQUENCY_GAP = 1.2
@@ -249,9 +247,12 @@ def efficiency_cpus(kinds: KindHints, online: Cpus) -> frozenset[int]:
     if by_capacity:
         return by_capacity
     by_clock = _below_gap(kinds.max_khz, online, FREQUENCY_GAP)
+    by_base = _below_gap(kinds.base_khz, online, FREQUENCY_GAP)
     if by_clock and kinds.base_khz:
-        # Base clocks alone can differ within a kind (Speed Select), and so can turbo clocks: require both.
-        return by_clock & _below_gap(kinds.base_khz, online, FREQUENCY_GAP)
+        # Turbo clocks differ within a kind too, if favoured cores reach more: require both.
+        return by_clock & by_base
+    if by_base and len({kinds.max_khz.get(cpu) for cpu in online}) == 1:
+        return by_base
     return by_clock
 
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.core.machine.assemble import IsolatedPolicy, KindHints, RawCpu, RawMachine, build_machine
+from launcher.core.machine.assemble import KindHints, RawCpu, RawMachine, build_machine
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Limits, Machine, Node
 from launcher.errors import MachineError, UsageError
@@ -20,6 +20,7 @@ from launcher.host.machine import lscpu
 from launcher.host.machine.cgroup import read_bounds
 from launcher.host.machine.file_tree import Tree, decimal
 from launcher.host.machine.processor import meminfo, read_memory, read_processor
+from launcher.options.choices import IsolatedPolicy
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"

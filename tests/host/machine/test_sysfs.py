@@ -19,11 +19,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.core.machine.assemble import IsolatedPolicy
 from launcher.core.machine.cpuset import parse_cpu_list
 from launcher.core.machine.topology import Core, Machine, machine_from_json, machine_to_json
 from launcher.errors import MachineError, UsageError
 from launcher.host.machine.sysfs import read_machine
+from launcher.options.choices import IsolatedPolicy
 from tests.machines import Described, DescribedCpu, build, each_recorded, recorded, regular, truth
 
 CPU = "sys/devices/system/cpu"
@@ -357,8 +357,9 @@ def test_a_root_without_a_machine_is_refused_with_the_missing_directory(tmp_path
 
 def test_a_machine_without_usable_cpus_is_refused_with_its_limits(tmp_path: Path) -> None:
     build(tmp_path, regular(cores=2, threads=1, isolated=(0, 1)))
-    with pytest.raises(MachineError, match=r"online 0-1.*isolated 0-1.*include the isolated"):
-        read_machine(tmp_path)
+    with pytest.raises(MachineError, match=r"online 0-1.*isolated 0-1.*use the isolated cpus with --isolated use"):
+        read_machine(tmp_path, isolated="avoid")
+    assert len(read_machine(tmp_path).cores) == 2
     assert len(read_machine(tmp_path, isolated="use").cores) == 2
 
 
@@ -416,7 +417,9 @@ def test_if_sys_is_hidden_each_cpu_of_the_mask_is_a_core() -> None:
     if result.returncode and "Traceback" not in result.stderr:
         pytest.skip(f"/sys cannot be hidden here: {result.stderr.strip()}")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"{len(os.sched_getaffinity(0))} () ('cpus known only from the affinity mask")
+    assert result.stdout.startswith(f"{len(os.sched_getaffinity(0))} () (")
+    assert "cpus known only from the affinity mask" in result.stdout
+    assert "so its cpu quota, cpuset and memory limit are unknown" in result.stdout
 
 
 def _read_in_child(before: str) -> Machine:
