@@ -38,7 +38,6 @@ MemoryPolicy = Literal["bind", "interleave", "local"]
 RESERVE_MIN_CORES = 8
 # The event loop is one thread and needs one core; from this many cores on, tokenizing keeps a second one busy.
 RESERVE_TWO_MIN_CORES = 64
-SPANNING_SOCKETS = ". In measurements, spanning sockets was 27–33 % slower for up to 128 tokens and 7–11 % faster for 384 to 512 tokens."
 # The cpu time that a front needs, in cpus: a minimum, and an amount per core of the instances. Measured next to the
 # fastest worker, with a margin (docs/decisions/0006-front-under-a-quota.md). A quota that leaves this much has room for
 # the front.
@@ -512,7 +511,7 @@ class _Planner:
                 where = _nodes_text({node for index in spanning for node in owns[index]})
                 self.warnings.append(
                     f"No node has room for {_instances_text(spanning)}: cores and memory span {where}"
-                    f"{SPANNING_SOCKETS if sockets else ', but no socket.'}"
+                    f"{_socket_penalty() if sockets else ', in one package.'}"
                 )
         foreign: dict[tuple[tuple[int, ...], bool], tuple[list[int], set[int]]] = {}
         for index, own in enumerate(owns):
@@ -529,6 +528,13 @@ class _Planner:
                 f"The memory of {_instances_text(who)} comes from {_nodes_text(nodes)}, the nearest with memory, "
                 f"because {_nodes_text(lacking)} {reason}."
             )
+
+
+def _socket_penalty() -> str:
+    return (
+        ". In measurements, spanning sockets was 27–33 % slower for up to 128 tokens and 7–11 % faster for 384 to 512 "
+        "tokens."
+    )
 
 
 def _plural(things: Iterable[object], one: str, many: str) -> str:

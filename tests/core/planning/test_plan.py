@@ -205,8 +205,9 @@ def test_instances_of_a_size_are_spread_over_the_nodes() -> None:
 
 def test_a_size_that_fits_in_no_remaining_node_spans_nodes() -> None:
     plan = plan_of(TWO_SOCKETS, instances=3, cores_per_instance=16)
-    assert cpus(plan) == ["0-15", "24-39", "16-23,40-47"]
-    assert plan.instances[2].memory == "interleave"
+    assert cpus(plan) == ["0-15", "16-23,40-47", "24-39"]
+    assert [one.memory for one in plan.instances] == ["bind", "interleave", "bind"]
+    assert any("spanning sockets" in warning for warning in plan.warnings)
 
 
 def test_the_reference_classes_fit_into_nodes() -> None:
@@ -279,7 +280,8 @@ def test_a_wrong_distance_table_moves_no_memory_off_its_own_node() -> None:
     [
         (Limits(), 40, ["4 instances of 40.0 GiB", "80.0 GiB", "node 0", "64.0 GiB free", "--instances 2"]),
         (Limits(memory_bytes=30 * GIB), 10, ["40.0 GiB", "limit", "30.0 GiB", "--instances 3"]),
-        (Limits(), 70, ["not even one fits", "bf16"]),
+        (Limits(), 70, ["70.0 GiB", "node 0", "--instances 1"]),  # one alone uses the memory of both nodes
+        (Limits(), 140, ["not even one fits", "bf16"]),
     ],
 )
 def test_models_that_cannot_fit_are_refused_with_the_numbers(limits: Limits, each: int, words: list[str]) -> None:
