@@ -252,11 +252,12 @@ def test_kinds_come_from_capacity_or_clock_if_the_gap_is_wide(
     assert [core.id for core in machine.cores if core.kind == "efficiency"] == slow
 
 
-def test_a_difference_in_base_clocks_alone_does_not_make_kinds(tmp_path: Path) -> None:
-    files = {f"{CPU}/cpu{cpu}/cpufreq/cpuinfo_max_freq": "3900000" for cpu in range(4)}
+@pytest.mark.parametrize(("favoured", "kinds"), [(3_900_000, "ppee"), (4_300_000, "pppp")])
+def test_base_clocks_make_kinds_only_if_the_highest_clocks_are_equal(tmp_path: Path, favoured: int, kinds: str) -> None:
+    files = {f"{CPU}/cpu{cpu}/cpufreq/cpuinfo_max_freq": str(favoured if cpu == 0 else 3_900_000) for cpu in range(4)}
     files |= {f"{CPU}/cpu{cpu}/cpufreq/base_frequency": str(2_800_000 - 700_000 * (cpu > 1)) for cpu in range(4)}
     machine = read_machine(build(tmp_path, regular(cores=4, threads=1, files=files)))
-    assert {core.kind for core in machine.cores} == {"performance"}
+    assert "".join(core.kind[0] for core in machine.cores) == kinds
 
 
 def test_siblings_of_which_only_one_lists_the_other_are_two_cores_and_reported(tmp_path: Path) -> None:
@@ -361,6 +362,36 @@ def test_a_machine_without_usable_cpus_is_refused_with_its_limits(tmp_path: Path
         read_machine(tmp_path, isolated="avoid")
     assert len(read_machine(tmp_path).cores) == 2
     assert len(read_machine(tmp_path, isolated="use").cores) == 2
+
+
+@pytest.mark.parametrize(
+    ("online", "mask", "cores"),
+    [
+        ("0", "5", [(5,)]),  # lxcfs with one cpu
+        ("0-1", "4,6", [(4,), (6,)]),  # renumbered
+        ("0-3", "2-5", [(2,), (3,), (4,), (5,)]),  # overlapping
+        ("0-7", "0-63", [(0, 4), (1, 5), (2, 6), (3, 7)]),  # not contradicted: the mask has cpus that do not exist
+    ],
+)
+def test_the_affinity_mask_wins_over_a_virtual_list_of_online_cpus(
+    tmp_path: Path, online: str, mask: str, cores: list[tuple[int, ...]]
+) -> None:
+    build(tmp_path, regular(cores=4, threads=2))
+    (tmp_path / CPU / "online").write_text(online)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text(f"Cpus_allowed_list:\t{mask}\n")
+    machine = read_machine(tmp_path)
+    assert sorted(cpu for core in machine.cores for cpu in core.cpus) == sorted(cpu for core in cores for cpu in core)
+    assert any("lxcfs" in warning for warning in machine.warnings) == (online != "0-7")
+
+
+def test_an_offline_cpu_of_the_mask_stays_offline(tmp_path: Path) -> None:
+    build(tmp_path, regular(cores=4, threads=1))
+    (tmp_path / CPU / "online").write_text("0-2")
+    (tmp_path / CPU / "cpu3/online").write_text("0")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("Cpus_allowed_list:\t0-3\n")
+    assert read_machine(tmp_path).online == (0, 1, 2)
 
 
 def test_links_out_of_the_root_are_not_followed(tmp_path: Path) -> None:
