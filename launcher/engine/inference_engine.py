@@ -113,6 +113,7 @@ class InferenceEngine:
         self._change: RollingChange | None = None
         self._ended: asyncio.Future[ChangeResult] | None = None
         self._changing = False
+        self._kind: Kind = "restart"
         self._running = False
         self._last_change: RollingChange | None = None
         self._draining = False
@@ -410,7 +411,7 @@ class InferenceEngine:
 
     async def _run_change(self, kind: Kind, configuration: Configuration, order: Order) -> ChangeResult:
         self._check_change(configuration)
-        self._changing = True
+        self._changing, self._kind = True, kind
         ended = self._ended = asyncio.get_running_loop().create_future()
         # In a task of the engine: it must go on if the caller is cancelled.
         self._start(self._carry_out, kind, configuration, order, ended)
@@ -533,6 +534,8 @@ class InferenceEngine:
 
     def change_status(self) -> dict[str, Any] | None:
         """The change in progress, or else the last one; None if there was none."""
+        if self._changing and self._change is None:
+            return {"kind": self._kind, "state": "preparing"}
         change = self._change or self._last_change
         return None if change is None else change.status()
 
