@@ -16,11 +16,12 @@ from typing import Literal
 
 from launcher.core.lifecycle.transitions import TransitionTable
 from launcher.core.planning.length_classes import LengthClass
+from launcher.options.choices import ChangeOrder
 
 ChangeState = Literal["retiring", "starting", "restoring", "new", "old"]
 ChangeGuard = Literal["more to do", "nothing left"]
 # How new instances start: next to the old ones, or each in place of an old one; auto: next to them if memory allows.
-Order = Literal["auto", "beside", "in_place"]
+Order = ChangeOrder
 
 
 @dataclass(frozen=True, slots=True)
