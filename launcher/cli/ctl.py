@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
-import socket
 import sys
 import threading
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from launcher.errors import InstanceError, UsageError
 from launcher.options.ctl import ConnectOptions, CtlOptions, PlanChangeOptions
-from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE
 from launcher.options.option import options_of
 from launcher.options.sources import Resolved
 
+if TYPE_CHECKING:
+    from launcher.cli.admin_client import AdminClient
+
 POLL_SECONDS = 0.2
-CONNECT_SECONDS = 10.0
 
 
 def restart(options: CtlOptions) -> None:
@@ -38,7 +34,7 @@ def plan(options: CtlOptions, wanted: PlanChangeOptions, given: Resolved) -> Non
 
 def status(options: CtlOptions) -> None:
     """Show the instances of a running server, and the last change of them."""
-    server = _Server(options.connect)
+    server = _connect(options.connect)
     _, ready = server.request("GET", "/ready")
     code, change = server.request("GET", "/admin/change")
     if code != 200:
@@ -55,10 +51,10 @@ def status(options: CtlOptions) -> None:
 
 def _change(options: CtlOptions, path: str, body: Mapping[str, Any]) -> None:
     """Ask for a change and wait for its end, which decides the exit status."""
-    server = _Server(options.connect)
+    server = _connect(options.connect)
     ended = threading.Event()
     if not options.format.json:
-        threading.Thread(target=_show_progress, args=(_Server(options.connect), ended), daemon=True).start()
+        threading.Thread(target=_show_progress, args=(_connect(options.connect), ended), daemon=True).start()
     try:
         code, change = server.request("POST", path, body)
     finally:
@@ -73,7 +69,7 @@ def _change(options: CtlOptions, path: str, body: Mapping[str, Any]) -> None:
         sys.exit(1)
 
 
-def _show_progress(server: _Server, ended: threading.Event) -> None:
+def _show_progress(server: AdminClient, ended: threading.Event) -> None:
     """Print each new state of the change in progress."""
     last = ""
     while not ended.wait(POLL_SECONDS):
@@ -107,74 +103,7 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+def _connect(options: ConnectOptions) -> AdminClient:
+    from launcher.cli.admin_client import AdminClient  # imports ssl, which other commands do not need
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(CONNECT_SECONDS)
-        self.sock.connect(str(self._path))
-        self.sock.settimeout(None)  # a change takes as long as a model takes to load
-
-
-class _Server:
-    """The server to control; each request has its own connection."""
-
-    def __init__(self, options: ConnectOptions) -> None:
-        if options.url is not None and options.socket is not None:
-            raise UsageError("--url and --socket exclude each other; use one of them")
-        self._url = options.url
-        self._path = options.socket or (None if options.url else _default_path(options.port))
-        self._key = _key(options) if options.url else ""
-
-    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
-        """The status and the JSON of a response. Raises ``UsageError`` if nobody listens, and ``InstanceError`` if the
-        server goes away."""
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        connection = self._connection()
-        try:
-            connection.connect()
-        except OSError as error:
-            reason = error.strerror or error
-            raise UsageError(
-                f"no server at {self._url or self._path}: {reason}; use --port, --socket or --url of a running one"
-            ) from error
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise InstanceError(
-                f"the connection to the server was lost, and the state is unknown: {error!r}"
-            ) from error
-        finally:
-            connection.close()
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._path is not None:
-            return _UnixConnection(self._path)
-        parts = urlsplit(self._url or "")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"--url {self._url}: must be an http:// or https:// URL, such as http://127.0.0.1:8000")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname, parts.port)
-
-
-def _default_path(port: int) -> Path:
-    from launcher.front.http.admin_socket import default_path
-
-    return default_path(port, os.environ)
-
-
-def _key(options: ConnectOptions) -> str:
-    from launcher.front.http.admin_access import read_admin_key
-
-    if options.admin_key_file is not None:
-        return read_admin_key(options.admin_key_file)
-    return os.environ.get(ADMIN_KEY_VARIABLE, "").strip()
+    return AdminClient(options)
