@@ -61,6 +61,9 @@ class EngineObserver(Protocol):
     def all_ready(self) -> None:
         """Every instance is ready. Called again when a lost instance is ready again."""
 
+    def changed(self, prepared: Prepared) -> None:
+        """A change has ended with another plan."""
+
     def failed(self, error: InstanceError) -> None:
         """The engine can no longer compute, and queued requests have failed. Call ``drain`` and ``stop``."""
 
@@ -69,6 +72,9 @@ class Unobserved:
     """An observer that ignores everything."""
 
     def all_ready(self) -> None:
+        """See ``EngineObserver``."""
+
+    def changed(self, prepared: Prepared) -> None:
         """See ``EngineObserver``."""
 
     def failed(self, error: InstanceError) -> None:
@@ -268,7 +274,7 @@ class InferenceEngine:
         if view.role != "standby" or view.failures >= START_ATTEMPTS:
             view.settle(description)
         self._start(self._after_exit)
-        if not self._settings.restart:
+        if not self._settings.restart and view.role == "serving":
             self._fail(InstanceError(f"instance {instance} was lost and is not restarted: {description}"))
 
     async def _after_exit(self) -> None:
@@ -359,9 +365,12 @@ class InferenceEngine:
 
     def unusable(self, instance: int, reason: str) -> None:
         """The worker reports that it cannot serve its model. This is final only if no worker has ever been ready."""
-        pid = self._views[instance].pid
-        self._views[instance].settle(reason)
-        if not self._settings.restart:
+        view = self._views[instance]
+        pid = view.pid
+        view.settle(reason)
+        if view.role == "standby":
+            self._supervisor.unusable(instance, reason, pid)
+        elif not self._settings.restart:
             self._fail(ModelRefusedError(reason))
         elif self._was_ready:
             self._supervisor.kill(instance, reason, pid)
@@ -485,6 +494,7 @@ class InferenceEngine:
         self._options = configuration.options
         for view in self._views.values():
             view.configuration = self._configuration
+        self._observer.changed(prepared)
 
     def begin_start(self, one: PreparedInstance, configuration: Configuration, *, standby: bool) -> Outcome:
         """See ``rolling_change.Instances``."""
@@ -516,6 +526,10 @@ class InferenceEngine:
 
     def _cost_of(self, instance: int) -> CostModel | None:
         return self.scheduler.cost(instance) if self.scheduler.knows(instance) else None
+
+    def set_mask(self, mask: tuple[int, ...] | None) -> None:
+        """Set ``EngineSettings.mask`` for workers that are started from now on."""
+        self._settings = replace(self._settings, mask=mask)
 
     @property
     def configuration(self) -> Configuration:

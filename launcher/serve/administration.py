@@ -15,6 +15,7 @@ from typing import Any
 import anyio.to_thread
 
 from launcher.core.lifecycle.change import Order
+from launcher.core.machine.topology import Machine
 from launcher.engine.configuration import Configuration, configure
 from launcher.engine.inference_engine import InferenceEngine
 from launcher.engine.rolling_change import ChangeResult
@@ -43,7 +44,7 @@ class EngineActions:
     def __init__(self, engine: InferenceEngine, mask: tuple[int, ...] | None = None) -> None:
         """``mask`` is the affinity to probe bindings with if the front has bound itself."""
         self._engine = engine
-        self._mask = mask
+        self.mask = mask
         self._running: asyncio.Task[ChangeResult] | None = None
 
     async def restart(self, *, wait: bool) -> Mapping[str, Any]:
@@ -62,15 +63,15 @@ class EngineActions:
         """The change in progress, or else the last one."""
         return self._engine.change_status()
 
-    async def configuration(self, given: Mapping[str, object]) -> Configuration:
-        """The configuration that follows from the present one with these options. Raises ``LauncherError``."""
+    async def configuration(self, given: Mapping[str, object], machine: Machine | None = None) -> Configuration:
+        """The configuration that follows from the present one with these options, for ``machine`` or, by default, for
+        the one that the present plan was made for. Raises ``LauncherError``."""
         now = self._engine.configuration
         wanted = replace(now.options, machine=_changed(now.options.machine, given))
-        return await anyio.to_thread.run_sync(self._prepare, wanted)
+        return await anyio.to_thread.run_sync(self._prepare, wanted, machine or now.prepared.machine)
 
-    def _prepare(self, options: ServeOptions) -> Configuration:
-        with masked(self._mask):
-            machine = self._engine.prepared.machine
+    def _prepare(self, options: ServeOptions, machine: Machine) -> Configuration:
+        with masked(self.mask):
             return configure(options, prepare_workers(options, model_needed=True, machine=machine))
 
     async def _run(self, change: Coroutine[Any, Any, ChangeResult], wait: bool) -> Mapping[str, Any]:

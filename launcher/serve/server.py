@@ -32,7 +32,7 @@ from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 from launcher.serve.administration import AdminParts, AdminServer, EngineActions
-from launcher.serve.process_setup import bind_front, raise_descriptor_limit
+from launcher.serve.process_setup import bind_front, raise_descriptor_limit, rebind_front
 
 log = logging.getLogger("launcher.serve")
 
@@ -74,6 +74,8 @@ class Server:
         admin = admin or AdminParts()
         self._prepared = prepared
         self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=mask), self)
+        self._mask = mask
+        self._actions = EngineActions(engine, mask)
         services = Services(
             dispatcher=engine.dispatcher,
             tokenizer=engine.tokenizer,
@@ -84,7 +86,7 @@ class Server:
             is_ready=engine.is_ready,
             metrics=engine.metrics,
             id_decoder=id_decoder,
-            administration=Administration(EngineActions(engine, mask), admin.access),
+            administration=Administration(self._actions, admin.access),
         )
         self._http = HttpServer(create_app(services), sock, options.front)
         self._admin = AdminServer(services, admin.socket)
@@ -167,6 +169,12 @@ class Server:
     def all_ready(self) -> None:
         """See ``EngineObserver``."""
         log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
+
+    def changed(self, prepared: Prepared) -> None:
+        """Bind the front to its cpus in the new plan."""
+        self._mask = rebind_front(prepared, self._mask)
+        self._engine.set_mask(self._mask)
+        self._actions.mask = self._mask
 
     def failed(self, error: InstanceError) -> None:
         """Shut down; the exit status says that the server failed."""
