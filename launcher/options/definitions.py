@@ -36,6 +36,7 @@ MODEL = "Model"
 EXECUTION = "Execution"
 HTTP = "HTTP"
 LIMITS = "HTTP limits"
+ADMINISTRATION = "Administration"
 SCHEDULING = "Scheduling"
 SUPERVISION = "Supervision"
 PROGRAMS = "Programs"
@@ -170,6 +171,18 @@ class FrontOptions:
     )
     drain_seconds: float = option(
         30.0, "Graceful shutdown timeout for admitted requests.", group=HTTP, minimum=0.0, metavar="SECONDS"
+    )
+    admin_socket: str = option(
+        "auto",
+        "Unix socket for launch ctl; auto is admin-PORT.sock in $XDG_RUNTIME_DIR/launch or a private folder.",
+        group=ADMINISTRATION,
+        metavar="PATH|auto|none",
+    )
+    admin_key_file: Path | None = option(
+        None,
+        "Open /admin over HTTP: a file with the admin key (or set LAUNCH_ADMIN_KEY).",
+        group=ADMINISTRATION,
+        metavar="FILE",
     )
     token_ids: TokenIdsPolicy = option(
         "refuse",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import socket
 
@@ -18,16 +19,20 @@ from anyio.abc import TaskGroup
 from launcher.core.report.forecast import describe_basis
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError
+from launcher.front.http.admin_access import Administration, load_admin_access
+from launcher.front.http.admin_socket import admin_socket
 from launcher.front.http.app import Services, create_app
 from launcher.front.http.http_server import HttpServer
 from launcher.front.http.listening_socket import listen
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
 from launcher.options import ServeOptions
+from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
-from launcher.serve.process_setup import bind_front, raise_descriptor_limit
+from launcher.serve.administration import AdminParts, AdminServer, EngineActions
+from launcher.serve.process_setup import bind_front, raise_descriptor_limit, rebind_front
 
 log = logging.getLogger("launcher.serve")
 
@@ -41,10 +46,13 @@ def run(options: ServeOptions) -> None:
     id_decoder = load_decoder(front.token_ids, text_characters=front.text_characters)
     sock = listen(options.front)
     with sock:
+        admin_access = load_admin_access(front.admin_key_file, os.environ)
         prepared = prepare_workers(options, model_needed=True)
+        os.environ.pop(ADMIN_KEY_VARIABLE, None)  # workers inherit the environment
         mask = bind_front(prepared, strict=options.machine.strict)
-        server = Server(options, prepared, sock, mask, id_decoder)
-        anyio.run(server.run, backend_options={"use_uvloop": True})
+        with admin_socket(front.admin_socket, sock.getsockname()[1], os.environ) as admin:
+            server = Server(options, prepared, sock, mask, id_decoder, AdminParts(admin_access, admin))
+            anyio.run(server.run, backend_options={"use_uvloop": True})
     if server.failure:
         raise server.failure
 
@@ -59,11 +67,15 @@ class Server:
         sock: socket.socket,
         mask: tuple[int, ...] | None = None,
         id_decoder: TokenIdDecoder | None = None,
+        admin: AdminParts | None = None,
     ) -> None:
         """``mask`` is the affinity that workers inherit if the front has bound itself."""
         self._options = options
+        admin = admin or AdminParts()
         self._prepared = prepared
         self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=mask), self)
+        self._mask = mask
+        self._actions = EngineActions(engine, mask)
         services = Services(
             dispatcher=engine.dispatcher,
             tokenizer=engine.tokenizer,
@@ -74,8 +86,10 @@ class Server:
             is_ready=engine.is_ready,
             metrics=engine.metrics,
             id_decoder=id_decoder,
+            administration=Administration(self._actions, admin.access),
         )
         self._http = HttpServer(create_app(services), sock, options.front)
+        self._admin = AdminServer(services, admin.socket)
         host, port = sock.getsockname()[:2]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._group: TaskGroup | None = None
@@ -99,6 +113,7 @@ class Server:
             self._group = group
             group.start_soon(self._watch_signals)
             group.start_soon(self._http.run)
+            group.start_soon(self._admin.run)
             group.start_soon(self._engine.run)
             await self._finished.wait()
             group.cancel_scope.cancel()
@@ -147,12 +162,19 @@ class Server:
         await self._engine.drain(self._options.front.drain_seconds)
         await self._engine.stop()
         await self._http.stop(self._options.supervise.stop_seconds)  # for responses that are being written
+        await self._admin.stop(self._options.supervise.stop_seconds)
         self._engine.close()
         self._finished.set()
 
     def all_ready(self) -> None:
         """See ``EngineObserver``."""
         log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
+
+    def changed(self, prepared: Prepared) -> None:
+        """Bind the front to its cpus in the new plan."""
+        self._mask = rebind_front(prepared, self._mask)
+        self._engine.set_mask(self._mask)
+        self._actions.mask = self._mask
 
     def failed(self, error: InstanceError) -> None:
         """Shut down; the exit status says that the server failed."""
