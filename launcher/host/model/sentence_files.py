@@ -9,7 +9,7 @@ approximation gives wrong vectors. The modules are read in ``sentence_modules``,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,8 @@ class SentenceFiles:
     ``folder`` is that of the first module. ``chain`` has the modules, and is ``None`` without these files; then
     ``kind`` is an empty string, and otherwise the class that saved the model. ``lower_case``: lower-case each text
     before anything else. ``tokenizer_arguments`` are those with which the tokenizer is built. ``router`` is set if the
-    model has routes; then ``chain`` has the modules of the route with an encoder.
+    model has routes; then the other fields are those of the first route, and ``second`` has those of the second, unless
+    that is a SparseStaticEmbedding.
     """
 
     folder: Path
@@ -113,6 +114,7 @@ class SentenceFiles:
     tokenizer_arguments: Json = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     router: Router | None = None
+    second: SentenceFiles | None = None
 
     @property
     def kind(self) -> str:
@@ -138,8 +140,15 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
     if not path.is_file():
         return SentenceFiles(folder)
     settings = read_settings(folder / SETTINGS, refuse)
-    router = read_router(path, refuse) if settings.kind == SPARSE_ENCODER else None
-    chain = read_modules(path, refuse) if router is None else router.chain
+    sparse = settings.kind == SPARSE_ENCODER
+    router = read_router(path, refuse, sparse=sparse) if settings.kind != "CrossEncoder" else None
+    if router is None:
+        return _of_chain(folder, read_modules(path, refuse), settings, refuse)
+    second = None if isinstance(router.second, Path) else _of_chain(folder, router.second, settings, refuse)
+    return replace(_of_chain(folder, router.first, settings, refuse), router=router, second=second)
+
+
+def _of_chain(folder: Path, chain: ModuleChain, settings: Settings, refuse: ModelErrors) -> SentenceFiles:
     if settings.kind == "CrossEncoder":
         _check_cross_encoder(folder, chain, settings, refuse)
     if chain.static:
@@ -156,7 +165,6 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
             key: value for key, value in _tokenizer_arguments(limits).items() if key in BUILDING_ARGUMENTS
         },
         settings=settings,
-        router=router,
     )
 
 
