@@ -156,7 +156,7 @@ def test_routes_with_vectors_of_different_sizes_are_refused(tmp_path: Path) -> N
     ("change", "reason"),
     [
         (lambda modules: modules * 2, "several Routers"),
-        (lambda modules: [*modules, {"type": "custom.Module"}], "requests the module Module"),
+        (lambda modules: [*modules, {"name": "1", "path": "", "type": "custom.Module"}], "requests the module Module"),
         (lambda modules: [modules[0] | {"more": 1}], "sets more of a module to 1"),
     ],
     ids=["two", "custom", "key"],

@@ -20,7 +20,6 @@ from launcher.host.model import tokenizer_files
 from launcher.host.model.json_files import Json, ModelErrors, read_object, read_value
 from launcher.host.model.sentence_modules import (
     CONFIG,
-    ENTRY_KEYS,
     MODULE_KINDS,
     Entry,
     ModuleChain,
@@ -68,9 +67,7 @@ def read_router(path: Path, refuse: ModelErrors, *, sparse: bool) -> Router | No
         others = "several Routers" if len(places) > 1 else "modules after the Router"
         raise refuse(f"{path} lists {others}, which is not supported: it {WANTED}")
     (place,) = places
-    for key, value in listed[place].items():
-        if key not in ENTRY_KEYS:
-            raise refuse(f"{path} sets {key} of a module to {value!r}, which is not supported; it must be absent")
+    entries = read_entries(path, listed, refuse, known=ROUTER_KINDS)
     root = _folder(path, path.parent, listed[place].get("path", ""), refuse)
     config_path = root / ROUTER_CONFIG if (root / ROUTER_CONFIG).is_file() else root / CONFIG
     config = read_object(config_path, refuse)
@@ -84,7 +81,6 @@ def read_router(path: Path, refuse: ModelErrors, *, sparse: bool) -> Router | No
             raise refuse(f"{config_path} sets structure to one in which the route {name!r} has no modules")
     if sparse:
         return _sparse_router(config_path, routes, default, refuse)
-    entries = read_entries(path, listed, refuse, known=ROUTER_KINDS)
     first, second = (
         read_chain(config_path, [*entries[:place], *own, *entries[place + 1 :]], refuse) for own in routes.values()
     )

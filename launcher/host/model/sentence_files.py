@@ -42,10 +42,15 @@ LIMIT_KEYS = frozenset(
         "backend",  # the library replaces it by that of its caller
     }
 )
+# Keys of LIMIT_FILES that are not supported, which the library takes if they are null or empty.
+UNSET_KEYS = frozenset(
+    {"processing_kwargs", "query_length", "document_length", "query_expansion", "tokenizer_name_or_path"}
+)
+FEATURE_EXTRACTION = "feature-extraction"  # the task of a Transformer that names none
 # Keys of LIMIT_FILES with their default values, by the kind of model.
 LIMIT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "SentenceTransformer": {
-        "transformer_task": "feature-extraction",
+        "transformer_task": FEATURE_EXTRACTION,
         "module_output_name": "token_embeddings",
         "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     },
@@ -59,7 +64,7 @@ LIMIT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 # The same for a SentenceTransformer whose first module makes text features: a CLIPModel, or a Transformer as versions
 # from 5.4 on save it. It may embed images, too.
 FEATURE_DEFAULTS: Mapping[str, Any] = {
-    "transformer_task": "feature-extraction",
+    "transformer_task": FEATURE_EXTRACTION,
     "module_output_name": "sentence_embedding",
 }
 FEATURE_METHOD = {"method": "get_text_features", "method_output_name": "pooler_output"}
@@ -211,9 +216,16 @@ def _check_limits(path: Path, limits: Json, defaults: Json, refuse: ModelErrors)
             _check_arguments(path, key, value, refuse)
         elif key == "modality_config" and defaults is FEATURE_DEFAULTS:
             _check_features(path, value, refuse)
-        elif key not in LIMIT_KEYS and value not in (None, {}, defaults.get(key)):
-            wanted = f"{defaults[key]!r} or absent" if key in defaults else "null or absent"
+        elif key in UNSET_KEYS:
+            if value not in (None, {}):
+                raise refuse(f"{path} sets {key} to {value!r}, which is not supported; it must be null or absent")
+        elif key not in LIMIT_KEYS and (key not in defaults or value != defaults[key]):
+            wanted = f"{defaults[key]!r} or absent" if key in defaults else "absent"
             raise refuse(f"{path} sets {key} to {value!r}, which is not supported; it must be {wanted}")
+    if "modality_config" in limits:  # then the library does not infer these
+        for key in ("module_output_name", "transformer_task"):
+            if key not in limits and defaults[key] != FEATURE_EXTRACTION:
+                raise refuse(f"{path} sets modality_config and has no {key}; it must be {defaults[key]!r}")
     _check_length(path, "max_seq_length", limits.get("max_seq_length"), refuse)
 
 

@@ -190,7 +190,7 @@ def check_widths(chain: ModuleChain, hidden_size: int, refuse: ModelErrors) -> N
     values."""
     width = _checked_width(hidden_size, chain.token_modules[: chain.pooled_modules], refuse)
     if chain.pooling is not None:
-        if chain.pooling.dimension not in (None, width):
+        if chain.pooling.dimension != width:
             raise refuse(
                 f"{chain.pooling.path} sets the embedding dimension to {chain.pooling.dimension}, but the token "
                 f"embeddings have {width} values"
@@ -221,7 +221,13 @@ def read_entries(path: Path, listed: Any, refuse: ModelErrors, *, known: tuple[s
     Raises ``UsageError`` for one that is not supported."""
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
         raise refuse(f"{path} must contain a list of modules")
-    names = [str(entry["name"]) for entry in listed if "name" in entry]
+    for entry in listed:
+        name = entry.get("name")
+        if not isinstance(name, str) or not name or "." in name:
+            raise refuse(f"{path} sets name of a module to {name!r}; it must be a text without '.'")
+        if not isinstance(entry.get("path"), str):
+            raise refuse(f"{path} sets path of the module {name!r} to {entry.get('path')!r}; it must be a text")
+    names = [entry["name"] for entry in listed]
     if len(set(names)) < len(names):
         raise refuse(f"{path} gives several modules the same name ({names}); sentence-transformers would drop one")
     return [_entry(path, entry, known, refuse) for entry in listed]
