@@ -149,7 +149,7 @@ class FrontOptions:
 
     ``body_bytes`` limits one request body, ``total_body_bytes`` all bodies and responses held at a time.
     ``request_items`` is the number of texts in one request, ``text_characters`` the maximum length of a text before it
-    is tokenized, ``result_bytes`` the size of the results of a request that has one result per token.
+    is tokenized, ``result_bytes`` the size of the results of a request whose results vary in size.
     """
 
     host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
@@ -222,7 +222,7 @@ class FrontOptions:
     )
     result_bytes: int = option(
         16 * MIB,
-        "Maximum size of the per-token results of a request.",
+        "Maximum size of the results of a request that vary in size: per-token results, and those of a custom class.",
         group=LIMITS,
         name="max_result_bytes",
         minimum=1,
