@@ -21,7 +21,7 @@ from launcher.front.http.coalescing_transport import CoalescingTransport
 from launcher.front.http.disconnect import EXTENSION, Client
 from launcher.front.http.error_response import DEFAULT_ERRORS
 from launcher.front.http.half_closed import HalfClosedWatch, is_reset
-from launcher.front.http.responses import LINGER_BYTES, LINGER_SECONDS
+from launcher.front.http.responses import LINGER_SECONDS
 from launcher.options import FrontOptions
 
 # Each header takes about 200 bytes, however short it is.
@@ -82,7 +82,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _tail = b""  # the last bytes of an unfinished head or chunked body, in which its end may have begun
     _pending: bytes | bytearray = b""  # received and not parsed, from ``_pending_at`` on
     _pending_at = 0
-    _discarding = 0  # bytes that are still discarded after the client was refused
+    _discarding = False  # what the client sends, because it was refused
     _half_closed: HalfClosedWatch | None = None
     _closing_timer: asyncio.TimerHandle | None = None
     _incomplete_since: float | None = None
@@ -141,9 +141,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Called by the event loop."""
         if self._pending:
             self._append(data)
-        elif self._discarding:
-            self._discard(data)
-        else:
+        elif not self._discarding:
             self._unset_keepalive_if_required()
             self._parse(data, 0)
         if len(data) >= RECEIVE_BUFFER_BYTES:
@@ -366,7 +364,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return cycle is not None and not cycle.response_started and cycle.scope["http_version"] == "1.1"
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer with an error, and discard what the client sends until it closes the connection.
+        """Answer with an error, and for a while discard what the client sends.
 
         Closing a connection with unread data would reset it, and the client might never see the response.
         """
@@ -383,14 +381,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         transport.flush()
         if transport.can_write_eof():
             transport.write_eof()
-        self._discarding = LINGER_BYTES
+        self._discarding = True
         self._closing_timer = self.loop.call_later(LINGER_SECONDS, transport.close)
         self.flow.release()
-
-    def _discard(self, data: bytes) -> None:
-        self._discarding -= len(data)
-        if self._discarding <= 0:
-            self.transport.close()
 
     def shutdown(self) -> None:
         """Called by the server: close the connection, or let it close after the response."""
