@@ -192,7 +192,7 @@ class FrontOptions:
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
     header_bytes: int = option(
         64 * KIB,
-        "Maximum size of a request's headers.",
+        "Maximum size of the request line, headers and trailers.",
         group=LIMITS,
         name="max_header_bytes",
         minimum=1024,
