@@ -10,13 +10,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
 from launcher.front.custom_items import CustomItems
 from launcher.front.dispatcher import Outcome
 from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
-from launcher.front.http.disconnect import Client
-from launcher.front.http.inference_route import RESULTS_PER_TURN, Tokenize
+from launcher.front.http.inference_route import RESULTS_PER_TURN, Caller, Tokenize
 from launcher.front.http.inputs import too_many_inputs
 from launcher.front.http.json_results import Usage
 from launcher.front.http.large_body_decoder import INLINE_BYTES
@@ -48,16 +46,16 @@ class CustomHandler(TaskHandler[CustomRequest]):
         """See the base class; nothing is truncated."""
         return body.inputs, False
 
-    async def _decode(self, raw: bytes, client: Client, priority: Priority) -> tuple[CustomRequest, Sequence[str]]:
+    async def _decode(self, raw: bytes, caller: Caller) -> tuple[CustomRequest, Sequence[str]]:
         if len(raw) <= INLINE_BYTES:
             return self._decoder.decode(raw)
-        self._dispatcher.check_admission(1, ahead=self._tokenizer.pending, priority=priority)
+        self._dispatcher.check_admission(1, client=caller.name, priority=caller.priority)
 
         async def decode() -> tuple[CustomRequest, Sequence[str]]:
             # The items stay raw, so this holds the interpreter lock for 2 ns per byte.
-            return await client.wait(self._tokenizer.in_thread(1, self._decoder.decode, raw))
+            return await caller.connection.wait(self._tokenizer.in_thread(1, self._decoder.decode, raw))
 
-        return await (self._one_at_a_time(decode) if priority == "bulk" else decode())
+        return await (self._one_at_a_time(decode) if caller.priority == "bulk" else decode())
 
     def prepare(self, body: CustomRequest) -> tuple[int, Tokenize]:
         """See the base class."""
