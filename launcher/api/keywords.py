@@ -91,10 +91,13 @@ class EngineKeywords(TypedDict, total=False):
     """Predicted duration limit of a bulk batch. Default: 0.05."""
 
     hang_factor: float
-    """Replace a worker whose batch takes this many times longer than predicted. Default: 5.0."""
+    """A batch that takes this many times longer than predicted is overdue. Default: 5.0."""
 
     hang_seconds: float
-    """Minimum duration of a batch before its worker is replaced. Default: 30.0."""
+    """Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then. Default: 1.0."""
+
+    busy_hang_seconds: float
+    """Minimum duration of an overdue batch before a worker that uses CPU time is replaced. Default: 30.0."""
 
     max_attempts: int
     """Number of attempts to compute an input, each on another worker. Default: 2."""

@@ -25,7 +25,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from launcher.core.protocol.messages import Loading, Ready
-from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits
+from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits, WorkerActivity
 from launcher.core.tuning.choose_classes import specs_of
 from launcher.engine.costs import Costs, watch_costs
 from launcher.engine.instance_views import InstanceView, packing_info
@@ -35,6 +35,7 @@ from launcher.front.dispatcher import Dispatcher
 from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
 from launcher.front.tokenizer import FrontTokenizer
+from launcher.host.process.activity import watch_activity
 from launcher.host.process.spawn_worker import Launch
 from launcher.host.process.supervisor import Supervisor
 from launcher.host.process.verify_binding import verify
@@ -47,6 +48,8 @@ log = logging.getLogger("launcher.engine")
 
 # After a channel has closed: time for its process to exit by itself.
 EXIT_SECONDS = 0.25
+# The longest wait for a sample batch, if ``hang_seconds`` is longer; one more second is for a loaded machine.
+MAX_PROBE_SECONDS = 4.0
 
 
 class EngineObserver(Protocol):
@@ -108,6 +111,7 @@ class InferenceEngine:
         self.setup = setup_of(options, prepared.machine, self.model_info)
         self._draining = False
         self._was_ready = False
+        self._was_complete = False
         self._refused_by: set[int] = set()
         self._settled = anyio.Event()
         self._to_start: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
@@ -295,7 +299,7 @@ class InferenceEngine:
         self.scheduler.set_initial_drift(instance, self._costs.save_measurements(view.prepared.plan, message))
         if self._settings.verify:
             self._start(self._verify, instance, message)
-        if self.is_ready() and all(v.ready for v in self._views.values()):
+        if not self._draining and all(v.ready for v in self._views.values()):
             self._observer.all_ready()
         self._check_settled()
 
@@ -329,6 +333,21 @@ class InferenceEngine:
             self._refused_by.add(instance)
             self._supervisor.unusable(instance, reason, pid)
 
+    def overdue(self, instance: int, batch: int) -> None:
+        """The worker is far later than predicted: look at its process."""
+        if (pid := self._views[instance].pid) is not None:
+            self._start(self._inspect, instance, pid, batch)
+
+    async def _inspect(self, instance: int, pid: int, batch: int) -> None:
+        state = await anyio.to_thread.run_sync(watch_activity, pid)
+        if state is None or self._views[instance].pid != pid:
+            return
+        if state == "inactive" and self.model_info.task == "custom":
+            state = "active"  # a custom class may wait for anything, such as a database
+        extra = {"instance": instance, "event": "overdue", "activity": state}
+        log.warning("a batch takes far longer than predicted; the worker is %s", state, extra=extra)
+        self.dispatcher.inspected(WorkerActivity(instance, batch, state))
+
     def lost(self, instance: int, reason: str) -> None:
         """The channel is closed; the process may still run."""
         self._views[instance].ready = None
@@ -350,17 +369,49 @@ class InferenceEngine:
         return self._draining
 
     def is_ready(self) -> bool:
-        """Whether an instance of each length class is ready and the engine is not shutting down."""
-        classes = {view.prepared.plan.length_class for view in self._views.values()}
-        warm = {view.prepared.plan.length_class for view in self._views.values() if view.ready}
-        return not self._draining and warm == classes
+        """Whether requests of every length can be answered and the engine is not shutting down.
+
+        At first, that requires a ready instance of each length class. Later, one ready instance is enough, since
+        classes help each other; but not if its batch is overdue.
+        """
+        if self._draining:
+            return False
+        if not self._was_complete:
+            classes = {view.prepared.plan.length_class for view in self._views.values()}
+            warm = {view.prepared.plan.length_class for view in self._views.values() if view.ready}
+            self._was_complete = warm == classes
+        return self._was_complete and any(self._responds(instance) for instance in self._views)
+
+    def _responds(self, instance: int) -> bool:
+        return self._views[instance].ready is not None and self.scheduler.responds(instance)
 
     def states(self) -> dict[str, Any]:
         """The state of every instance, by its id, for ``/ready``."""
+        now = self.dispatcher.now()
         return {
-            str(instance): {**state, "stage": self._views[instance].stage}
+            str(instance): {
+                **state,
+                "stage": self._views[instance].stage,
+                "responds": self._responds(instance),
+                **self._ages(instance, now),
+            }
             for instance, state in self._supervisor.states().items()
         }
+
+    def _ages(self, instance: int, now: float) -> dict[str, float | None]:
+        finished, running = self.scheduler.ages(instance, now)
+        return {
+            "seconds_since_batch": None if finished is None else round(finished, 3),
+            "running_seconds": None if running is None else round(running, 3),
+        }
+
+    async def probe(self) -> dict[str, bool]:
+        """Whether each instance, by its id, finishes a batch now; idle ones compute a sample of one token. An instance
+        that is busy with a batch, and not overdue, counts as well. Takes ``hang_seconds`` and a second at most."""
+        busy = {i for i in self._views if self._responds(i) and self.scheduler.ages(i, 0.0)[1] is not None}
+        seconds = min(self._options.scheduling.hang_seconds, MAX_PROBE_SECONDS) + 1.0
+        found = await asyncio.gather(*(self.dispatcher.finishes_batch(i, seconds) for i in self._views))
+        return {str(i): done or (i in busy and self._responds(i)) for i, done in zip(self._views, found, strict=True)}
 
     def cost_sources(self) -> tuple[str, ...]:
         """The sources of the costs of ready instances: ``measured``, ``cached``, or both."""

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, ToFront, Unusable
+from launcher.core.protocol.messages import Done, Failed, Loading, Probe, Ready, Run, Setup, Stop, ToFront, Unusable
 from launcher.core.protocol.model_info import Rows
 from launcher.core.scheduling.batching import Item
 from launcher.core.scheduling.scheduler import (
@@ -32,14 +32,17 @@ from launcher.core.scheduling.scheduler import (
     DrainStarted,
     Event,
     Finish,
+    InspectWorker,
     InstanceLost,
     InstanceReady,
     NoInstancesLeft,
     Priority,
+    ProbeRequested,
     Reject,
     ReplaceWorker,
     Scheduler,
     Send,
+    WorkerActivity,
 )
 from launcher.errors import RequestError
 from launcher.front.channel import Channel
@@ -62,6 +65,10 @@ class Listener(Protocol):
 
     def unusable(self, instance: int, reason: str) -> None:
         """The worker reports that its model cannot be served and that a restart would not help."""
+
+    def overdue(self, instance: int, batch: int) -> None:
+        """The worker is far later with this batch than predicted: inspect its process, and report what it does with
+        ``Dispatcher.inspected``."""
 
     def lost(self, instance: int, reason: str) -> None:
         """The channel is closed. The process may still be alive (it hangs, or sent invalid data) and must be killed."""
@@ -105,7 +112,7 @@ class _Sent:
 class _Worker:
     """The state of one worker: its channel, and the batches that were sent to it and not answered yet."""
 
-    __slots__ = ("channel", "instance", "metrics", "ready", "sent", "stopping")
+    __slots__ = ("channel", "instance", "metrics", "ready", "sent", "stopping", "waiters")
 
     def __init__(self, instance: int, metrics: InstanceMetrics, dispatcher: Dispatcher) -> None:
         self.instance = instance
@@ -113,6 +120,8 @@ class _Worker:
         self.ready = False
         self.stopping = False
         self.sent: deque[_Sent] = deque()
+        # Resolved when it finishes a batch (True) or is lost (False).
+        self.waiters: list[asyncio.Future[bool]] = []
         self.channel = Channel(partial(dispatcher._received, self), partial(dispatcher._lost, self))
 
 
@@ -171,6 +180,27 @@ class Dispatcher:
             worker.stopping = True
             worker.channel.send(Stop())
 
+    async def finishes_batch(self, instance: int, seconds: float) -> bool:
+        """Whether the worker of an instance finishes a batch within ``seconds``. If it is idle, it is sent a probe."""
+        worker = self._workers.get(instance)
+        if worker is None or not worker.ready:
+            return False
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        worker.waiters.append(waiter)
+        self._feed(ProbeRequested(instance))
+        try:
+            return await asyncio.wait_for(waiter, seconds)
+        except asyncio.TimeoutError:
+            return False
+        finally:
+            if waiter in worker.waiters:
+                worker.waiters.remove(waiter)
+
+    def inspected(self, activity: WorkerActivity) -> None:
+        """What the worker of an overdue batch does; ignored if the batch is finished."""
+        if activity.instance in self._workers:
+            self._feed(activity)
+
     def no_instances_left(self, reason: str) -> None:
         """No instance is left and none will be restarted: answer all waiting and all future requests with 503."""
         self._feed(NoInstancesLeft(reason))
@@ -179,8 +209,12 @@ class Dispatcher:
         match message:
             case Done():
                 self._done(worker, message, body)
+                if worker.waiters:
+                    _resolve(worker, worker.channel.open)
             case Failed():
                 self._failed(worker, message)
+                if worker.waiters:
+                    _resolve(worker, False)
             case _ if worker.ready:
                 worker.channel.fail(f"the worker sent {type(message).__name__} after it was ready")
             case Loading():
@@ -206,6 +240,9 @@ class Dispatcher:
         mismatch = _mismatch(sent, message, len(body), self._width, self._rows)
         if sent is None or mismatch:
             worker.channel.fail(f"the worker's results do not match the batch it was sent: {mismatch}")
+            return
+        if not sent.items:  # a probe
+            self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
             return
         rows = np.frombuffer(body, dtype=DTYPES[self._rows]).reshape(-1, message.width)
         if not np.isfinite(rows).all():
@@ -249,6 +286,7 @@ class Dispatcher:
     def _lost(self, worker: _Worker, reason: str) -> None:
         del self._workers[worker.instance]
         worker.metrics.lost()
+        _resolve(worker, False)
         if worker.ready:
             self._feed(InstanceLost(worker.instance))
         self._listener.lost(worker.instance, "stopped as requested" if worker.stopping else reason)
@@ -346,6 +384,8 @@ class Dispatcher:
                     self._finish(action.request)
                 case Reject():
                     self._reject(action)
+                case InspectWorker():
+                    self._listener.overdue(action.instance, action.batch)
                 case ReplaceWorker():
                     self._workers[action.instance].channel.fail(action.reason)
         self._arm()
@@ -354,6 +394,9 @@ class Dispatcher:
         worker = self._workers[action.instance]
         lengths = tuple([item.length for item in action.items])
         worker.sent.append(_Sent(action.batch, action.items, sum(lengths)))
+        if not lengths:
+            worker.channel.send(Probe(action.batch))
+            return
         # An array is a buffer, which `join` accepts; typeshed cannot express that before Python 3.12.
         parts: list[Any] = []
         detailed = False
@@ -402,6 +445,13 @@ class Dispatcher:
         if deadline is not None and self._now < deadline <= self._now + TIMER_RESOLUTION:
             self._now = deadline
         self._carry_out(self._scheduler.tick(self._now))
+
+
+def _resolve(worker: _Worker, finished: bool) -> None:
+    for waiter in worker.waiters:
+        if not waiter.done():
+            waiter.set_result(finished)
+    worker.waiters.clear()
 
 
 def _error(rejection: Reject) -> RequestError:

@@ -219,7 +219,8 @@ class SchedulingOptions:
 
     ``queue_items`` limits the queue, ``batch_tokens`` is the token budget of one batch, padding included.
 
-    A batch counts as hung when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``.
+    A batch is overdue when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``. Its
+    worker is replaced then if it uses no CPU time, and after ``busy_hang_seconds`` if it does.
     Inputs of a lost instance are sent to another one, ``max_attempts`` times in all.
     """
 
@@ -247,14 +248,21 @@ class SchedulingOptions:
     )
     hang_factor: float = option(
         5.0,
-        "Replace a worker whose batch takes this many times longer than predicted.",
+        "A batch that takes this many times longer than predicted is overdue.",
         group=SCHEDULING,
         minimum=1.0,
         metavar="FACTOR",
     )
     hang_seconds: float = option(
+        1.0,
+        "Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then.",
+        group=SCHEDULING,
+        minimum=0.1,
+        metavar="SECONDS",
+    )
+    busy_hang_seconds: float = option(
         30.0,
-        "Minimum duration of a batch before its worker is replaced.",
+        "Minimum duration of an overdue batch before a worker that uses CPU time is replaced.",
         group=SCHEDULING,
         minimum=0.1,
         metavar="SECONDS",

@@ -16,6 +16,7 @@ from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item
 
 Priority = Literal["interactive", "bulk"]
+ActivityState = Literal["stopped", "inactive", "active"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
 
@@ -69,6 +70,21 @@ class BatchFailed(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
+class WorkerActivity(msgspec.Struct, frozen=True, gc=False):
+    """What the worker with an overdue batch does, in response to ``InspectWorker``: it is ``stopped`` (by a signal or a
+    debugger), ``inactive`` (it waits, and uses no CPU time), or ``active`` (anything else)."""
+
+    instance: int
+    batch: int
+    state: ActivityState
+
+
+class ProbeRequested(msgspec.Struct, frozen=True, gc=False):
+    """An idle instance is to show that it computes: it gets a batch without items."""
+
+    instance: int
+
+
 class NoInstancesLeft(msgspec.Struct, frozen=True, gc=False):
     """No instance is left and none will be restarted: all waiting requests are rejected."""
 
@@ -80,7 +96,10 @@ class DrainStarted(msgspec.Struct, frozen=True, gc=False):
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """Send these items to this instance as one batch, longest first; ``predicted`` is its duration in seconds."""
+    """Send these items to this instance as one batch, longest first; ``predicted`` is its duration in seconds.
+
+    A batch without items is a probe: the worker computes a sample of its own.
+    """
 
     instance: int
     batch: int
@@ -111,8 +130,26 @@ class ReplaceWorker(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Event = Arrived | Cancelled | InstanceReady | InstanceLost | BatchDone | BatchFailed | NoInstancesLeft | DrainStarted
-Action = Send | Reject | Finish | ReplaceWorker
+class InspectWorker(msgspec.Struct, frozen=True, gc=False):
+    """The batch of this instance is overdue: report what its process does with ``WorkerActivity``."""
+
+    instance: int
+    batch: int
+
+
+Event = (
+    Arrived
+    | Cancelled
+    | InstanceReady
+    | InstanceLost
+    | BatchDone
+    | BatchFailed
+    | WorkerActivity
+    | ProbeRequested
+    | NoInstancesLeft
+    | DrainStarted
+)
+Action = Send | Reject | Finish | ReplaceWorker | InspectWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +169,8 @@ class SchedulerLimits:
     which is how long an interactive item may have to wait for it; short batches spend relatively more on their overhead
     (about 2 ms).
 
-    A batch counts as a hang when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``.
+    A batch is overdue when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``. It counts as a
+    hang then if its worker uses no CPU time, and otherwise after ``busy_hang_seconds`` (``hang_detection``).
     ``max_attempts``: the number of workers that an item is sent to before it fails.
 
     ``fifo_items`` makes FIFO batches of that many items, whatever their lengths and without a budget: for comparison.
@@ -144,5 +182,6 @@ class SchedulerLimits:
     bulk_batch_seconds: float
     hang_factor: float
     hang_seconds: float
+    busy_hang_seconds: float
     max_attempts: int
     fifo_items: int | None = None
