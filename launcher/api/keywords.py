@@ -102,6 +102,9 @@ class EngineKeywords(TypedDict, total=False):
     max_attempts: int
     """Number of attempts to compute an input, each on another worker. Default: 2."""
 
+    quarantine_seconds: float
+    """Refuse an input this long after two workers were lost with it; 0 disables this. Default: 3600.0."""
+
     start_seconds: float
     """Time for a worker to become ready. Default: 600.0."""
 

@@ -34,6 +34,7 @@ from launcher.front.custom_items import CustomItems
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
+from launcher.front.quarantine import Quarantine
 from launcher.front.tokenizer import FrontTokenizer
 from launcher.host.process.activity import watch_activity
 from launcher.host.process.spawn_worker import Launch
@@ -125,8 +126,14 @@ class InferenceEngine:
         self.metrics.watch_queue(sorted(set(names.values())), self.scheduler.queued_by_class)
         watch_costs(self.metrics, self.scheduler.cost)
         self.dispatcher = Dispatcher(
-            self.scheduler, self, self.metrics, width=model_info.result_width, rows=model_info.rows
+            self.scheduler,
+            self,
+            self.metrics,
+            width=model_info.result_width,
+            rows=model_info.rows,
+            quarantine=Quarantine(model_info.task, self._options.scheduling.quarantine_seconds),
         )
+        self.metrics.watch_quarantine(self.dispatcher.quarantine)
         self.metrics.watch_in_flight(lambda: self.dispatcher.in_flight)
         launches = [
             Launch(one.plan.id, one.command.command, {**os.environ, **one.command.env}, mask=self._settings.mask)
@@ -249,12 +256,14 @@ class InferenceEngine:
         """The worker process has exited; its channel informs the dispatcher."""
         view = self._views[instance]
         view.pid, view.ready, view.stage = None, None, None
-        self._start(self._after_exit)
+        self._start(self._after_exit, instance, description)
         if not self._settings.restart:
             self._fail(InstanceError(f"instance {instance} was lost and is not restarted: {description}"))
 
-    async def _after_exit(self) -> None:
+    async def _after_exit(self, instance: int, description: str) -> None:
+        exited = self.dispatcher.now()
         await anyio.sleep(EXIT_SECONDS)  # for the last results, which may still be in the channel
+        self.dispatcher.quarantine.explain(instance, exited - EXIT_SECONDS, description)
         self._fail_requests_without_workers()
 
     def _fail_requests_without_workers(self) -> None:
@@ -363,6 +372,10 @@ class InferenceEngine:
 
     # ------------------------------------------------------------------- views
 
+    def clear_quarantine(self) -> int:
+        """Accept quarantined inputs again; returns their number."""
+        return self.dispatcher.quarantine.clear()
+
     @property
     def draining(self) -> bool:
         """Whether the engine is shutting down."""
@@ -448,5 +461,6 @@ class InferenceEngine:
             "front_cpus": sorted(os.sched_getaffinity(0)),
             "reserved_cpus": list(plan.reserved_cpus),
             "unused_cpus": list(plan.unused_cpus),
+            "quarantine": self.dispatcher.quarantine.report(self.dispatcher.now()),
             "warnings": list(self.prepared.warnings),
         }

@@ -48,6 +48,7 @@ from launcher.errors import RequestError
 from launcher.front.channel import Channel
 from launcher.front.item_details import ItemDetails, Tokens, with_details
 from launcher.front.metrics import FrontMetrics, InstanceMetrics
+from launcher.front.quarantine import Loss, Quarantine
 from launcher.front.request_results import DTYPES, RequestResults, Vectors, make_results
 
 # uvloop's timers have a resolution of 1 ms; a deadline this close counts as reached.
@@ -107,6 +108,8 @@ class _Sent:
     batch: int
     items: tuple[Item, ...]
     tokens: int
+    contents: Sequence[Tokens]
+    computed: set[Item] | None = None  # by another worker since this one is late
 
 
 class _Worker:
@@ -140,6 +143,7 @@ class Dispatcher:
         *,
         width: int,
         rows: Rows = "item",
+        quarantine: Quarantine | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
@@ -150,11 +154,14 @@ class Dispatcher:
         self._clock = clock
         self._now = clock()
         self.draining = False
+        self.quarantine = quarantine or Quarantine("", 0.0)
         # The number of items of each length, including rejected ones; bounded by the model's limit.
         self.lengths: Counter[int] = Counter()
         self._workers: dict[int, _Worker] = {}
         self._requests: dict[int, _Request] = {}
         self._next_request = 1
+        # Instances whose batch is, or was, overdue since their worker started.
+        self._late: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._empty: list[asyncio.Future[None]] = []
@@ -251,7 +258,40 @@ class Dispatcher:
             return
         worker.metrics.batch_done(message.items, sent.tokens, message.computed_tokens, message.seconds)
         self._store_results(worker.instance, sent.items, self._by_item(rows, sent, message), message.seconds)
+        if self.quarantine:
+            self.quarantine.clear_computed(sent.contents)
+        if self._late:
+            self._note_computed(worker.instance, sent)
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
+
+    def _note_computed(self, own: int, sent: _Sent) -> None:
+        """Note that items in the running batch of a late worker are computed: they are not to blame if it is lost."""
+        self._late.discard(own)
+        for instance in self._late:
+            worker = self._workers.get(instance)
+            if worker is not None and worker.sent:
+                late = worker.sent[0]
+                late.computed = (late.computed or set()).union(sent.items)
+
+    def _blame(self, worker: _Worker, reason: str) -> tuple[int, ...]:
+        """The running batch of a lost worker may be the cause. Returns the requests that fail because one of their
+        inputs is quarantined now."""
+        if not worker.sent or worker.stopping:
+            return ()
+        sent, now = worker.sent[0], self._clock()
+        computed = sent.computed or ()
+        items = [c for item, c in zip(sent.items, sent.contents, strict=True) if item not in computed]
+        if not self.quarantine.blame(items, Loss(worker.instance, reason, now)):
+            return ()
+        failed = []
+        for request_id, request in list(self._requests.items()):
+            refusal, _ = self.quarantine.check(request.items, now)
+            if refusal is not None:
+                failed.append(request_id)
+                self._close(request_id)
+                if not request.future.done():
+                    request.future.set_exception(RequestError(refusal, status=500, code="instance_failed"))
+        return tuple(failed)
 
     def _by_item(self, rows: Vectors, sent: _Sent, done: Done) -> Iterable[Vectors]:
         """The rows of each item of a batch."""
@@ -287,8 +327,10 @@ class Dispatcher:
         del self._workers[worker.instance]
         worker.metrics.lost()
         _resolve(worker, False)
+        self._late.discard(worker.instance)
+        failed = self._blame(worker, reason)
         if worker.ready:
-            self._feed(InstanceLost(worker.instance))
+            self._feed(InstanceLost(worker.instance, failed))
         self._listener.lost(worker.instance, "stopped as requested" if worker.stopping else reason)
 
     # ---------------------------------------------------------------- requests
@@ -324,8 +366,15 @@ class Dispatcher:
         future.add_done_callback(lambda done: self._on_future_done(request_id, done))
         for length in lengths:
             self.lengths[length] += 1
+        suspects: tuple[int, ...] = ()
+        if self.quarantine:
+            refusal, suspects = self.quarantine.check(items, self._clock())
+            if refusal is not None:
+                self._close(request_id)
+                future.set_exception(RequestError(refusal, status=422, code="input_quarantined"))
+                return future
         try:
-            self._feed(Arrived(request_id, lengths, priority, deadline))
+            self._feed(Arrived(request_id, lengths, priority, deadline, suspects))
         except BaseException:
             self._close(request_id)
             raise
@@ -385,6 +434,7 @@ class Dispatcher:
                 case Reject():
                     self._reject(action)
                 case InspectWorker():
+                    self._late.add(action.instance)
                     self._listener.overdue(action.instance, action.batch)
                 case ReplaceWorker():
                     self._workers[action.instance].channel.fail(action.reason)
@@ -393,8 +443,8 @@ class Dispatcher:
     def _send(self, action: Send) -> None:
         worker = self._workers[action.instance]
         lengths = tuple([item.length for item in action.items])
-        worker.sent.append(_Sent(action.batch, action.items, sum(lengths)))
         if not lengths:
+            worker.sent.append(_Sent(action.batch, (), 0, ()))
             worker.channel.send(Probe(action.batch))
             return
         # An array is a buffer, which `join` accepts; typeshed cannot express that before Python 3.12.
@@ -404,8 +454,10 @@ class Dispatcher:
             request = self._requests[item.request]
             parts.append(request.items[item.index])
             detailed = detailed or request.details is not None
+        worker.sent.append(_Sent(action.batch, action.items, sum(lengths), parts))
         run = Run(action.batch, lengths)
         if detailed:
+            parts = parts.copy()  # token types are appended
             details = [(self._requests[item.request].details, item.index) for item in action.items]
             run = with_details(run, details, parts)
         worker.channel.send(run, b"".join(parts))

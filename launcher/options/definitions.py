@@ -221,7 +221,8 @@ class SchedulingOptions:
 
     A batch is overdue when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``. Its
     worker is replaced then if it uses no CPU time, and after ``busy_hang_seconds`` if it does.
-    Inputs of a lost instance are sent to another one, ``max_attempts`` times in all.
+    Inputs of a lost instance are sent to another one, ``max_attempts`` times in all. Those with which two workers were
+    lost are refused for ``quarantine_seconds``.
     """
 
     queue_items: int = option(
@@ -269,6 +270,13 @@ class SchedulingOptions:
     )
     max_attempts: int = option(
         2, "Number of attempts to compute an input, each on another worker.", group=SCHEDULING, minimum=1, metavar="N"
+    )
+    quarantine_seconds: float = option(
+        3600.0,
+        "Refuse an input this long after two workers were lost with it; 0 disables this.",
+        group=SCHEDULING,
+        minimum=0.0,
+        metavar="SECONDS",
     )
 
 

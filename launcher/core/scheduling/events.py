@@ -23,13 +23,15 @@ PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A request arrived; ``lengths`` are the lengths of its items in tokens, in the order of the request.
 
-    ``deadline`` is a time on the scheduler's clock after which the result is no longer needed.
+    ``deadline`` is a time on the scheduler's clock after which the result is no longer needed. ``suspects`` are the
+    indices of items with which a worker was lost in an earlier request: they are sent alone, for a last attempt.
     """
 
     request: int
     lengths: tuple[int, ...]
     priority: Priority = "interactive"
     deadline: float | None = None
+    suspects: tuple[int, ...] = ()
 
 
 class Cancelled(msgspec.Struct, frozen=True, gc=False):
@@ -49,9 +51,13 @@ class InstanceReady(msgspec.Struct, frozen=True, gc=False):
 
 
 class InstanceLost(msgspec.Struct, frozen=True, gc=False):
-    """The worker of this instance is gone, together with its running batch."""
+    """The worker of this instance is gone, together with its running batch.
+
+    ``dropped`` are requests that were answered because of that; nothing more is computed for them.
+    """
 
     instance: int
+    dropped: tuple[int, ...] = ()
 
 
 class BatchDone(msgspec.Struct, frozen=True, gc=False):

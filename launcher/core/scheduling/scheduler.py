@@ -132,7 +132,7 @@ class Scheduler:
             case InstanceReady():
                 self._instance_ready(event, now)
             case InstanceLost():
-                self._instance_lost(event.instance, now, actions)
+                self._instance_lost(event, actions)
             case BatchFailed():
                 self._batch_failed(event, now, actions)
             case WorkerActivity():
@@ -220,7 +220,12 @@ class Scheduler:
         if not count:
             self._finish(event.request, actions)
             return
+        for index in event.suspects:
+            request.attempts[index] = self._limits.max_attempts - 1
+            self._suspects[event.priority].append(Item(event.request, index, event.lengths[index]))
         for index, length in enumerate(event.lengths):
+            if index in request.attempts:
+                continue
             group = group_for(self._groups, length)
             group.arrived = now
             group.queues[event.priority].push(Item(event.request, index, length), ranks[index])
@@ -258,7 +263,10 @@ class Scheduler:
             instance.cost = CostModel(fit(event.measured), instance.drift)
         instance.update_speed()
 
-    def _instance_lost(self, instance_id: int, now: float, actions: list[Action]) -> None:
+    def _instance_lost(self, event: InstanceLost, actions: list[Action]) -> None:
+        for request in event.dropped:
+            self._drop_request(request)
+        instance_id = event.instance
         instance = self._instances[instance_id]
         instance.ready = False
         instance.group.ready.pop(instance_id, None)

@@ -50,6 +50,7 @@ INFERENCE_ERRORS: Mapping[int, str] = {
     400: "The body is invalid: not JSON, a wrong type, token ids that are refused, an empty or too long input.",
     413: "The body or the number of inputs exceeds a limit; do not retry.",
     415: "The body is not plain application/json.",
+    422: "Two workers were lost while they computed an input; it is quarantined.",
     429: "Overloaded; retry after the time in Retry-After.",
     500: "The inputs could not be computed, in two attempts.",
     503: "No instance is ready, or the server is shutting down.",
