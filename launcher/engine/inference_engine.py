@@ -302,6 +302,9 @@ class InferenceEngine:
         view = self._views[instance]
         view.ready, view.stage = message, None
         self._was_ready = True
+        classes = {view.prepared.plan.length_class for view in self._views.values()}
+        warm = {view.prepared.plan.length_class for view in self._views.values() if view.ready}
+        self._was_complete = self._was_complete or warm == classes
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
@@ -389,10 +392,6 @@ class InferenceEngine:
         """
         if self._draining:
             return False
-        if not self._was_complete:
-            classes = {view.prepared.plan.length_class for view in self._views.values()}
-            warm = {view.prepared.plan.length_class for view in self._views.values() if view.ready}
-            self._was_complete = warm == classes
         return self._was_complete and any(self._responds(instance) for instance in self._views)
 
     def _responds(self, instance: int) -> bool:

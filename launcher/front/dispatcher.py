@@ -154,7 +154,7 @@ class Dispatcher:
         self._clock = clock
         self._now = clock()
         self.draining = False
-        self.quarantine = quarantine or Quarantine("", 0.0)
+        self.quarantine = Quarantine("", 0.0) if quarantine is None else quarantine
         # The number of items of each length, including rejected ones; bounded by the model's limit.
         self.lengths: Counter[int] = Counter()
         self._workers: dict[int, _Worker] = {}

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launcher.front.channel import CLOSED
 from launcher.front.item_details import Tokens
 
 # Workers that an input may cost.
@@ -87,9 +88,10 @@ class Quarantine:
         return quarantined
 
     def explain(self, instance: int, at: float, reason: str) -> None:
-        """How the worker of an instance, which was lost with its batch at ``at`` or later, has ended."""
+        """How the worker of an instance, which was lost with its batch at ``at`` or later, has ended; ignored if the
+        reason of its loss is known."""
         for entry in self._entries.values():
-            if entry.instance == instance and entry.at >= at:
+            if entry.instance == instance and entry.at >= at and entry.reason == CLOSED:
                 entry.reason = reason
 
     def clear_computed(self, items: Sequence[Tokens]) -> None:

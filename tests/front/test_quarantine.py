@@ -10,6 +10,7 @@ import pytest
 
 from launcher.core.protocol.messages import Run
 from launcher.errors import RequestError
+from launcher.front.channel import CLOSED
 from launcher.front.quarantine import Loss, Quarantine
 
 
@@ -77,11 +78,12 @@ def test_entries_expire_are_bounded_and_can_be_cleared() -> None:
 
 def test_the_way_in_which_the_process_ended_becomes_the_reason() -> None:
     quarantine = Quarantine("embed", 100.0)
-    quarantine.blame([BAD], loss(0.0, instance=0))
-    quarantine.blame([BAD], loss(1.0, instance=1))
+    quarantine.blame([BAD], Loss(0, CLOSED, 0.0))
+    quarantine.blame([BAD], Loss(1, CLOSED, 1.0))
     quarantine.explain(0, 0.0, "of another instance")
     quarantine.explain(1, 2.0, "of a later worker")
     quarantine.explain(1, 0.9, "exit status 77")
+    quarantine.explain(1, 0.9, "it was killed after that")
     (entry,) = quarantine.report(3.0)
     assert entry["reason"] == "exit status 77"
     assert (entry["workers_lost"], entry["seconds_ago"], entry["expires_in"], entry["size"]) == (2, 2.0, 98.0, 3)

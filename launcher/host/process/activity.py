@@ -16,6 +16,8 @@ Activity = Literal["stopped", "inactive", "active"]
 
 # The time between two readings of the CPU time, whose unit is 10 ms on Linux.
 SECONDS = 0.4
+# Readings of the state in this time: some tools limit the CPU time of a process by stopping it again and again.
+READINGS = 8
 # A process that waits uses no CPU time; 20 ms may be a thread that looks whether the front still exists.
 INACTIVE_CPU_SECONDS = 0.02
 STOPPED = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP})
@@ -27,11 +29,12 @@ def watch_activity(pid: int, seconds: float = SECONDS) -> Activity | None:
     """What the process does in the next ``seconds``; None if it does not exist. Blocks; call it in a thread."""
     try:
         process = psutil.Process(pid)
-        if process.status() in STOPPED:
-            return "stopped"
         before = _cpu_seconds(process)
-        time.sleep(seconds)
-        if process.status() in STOPPED:
+        stopped = True
+        for _ in range(READINGS):
+            time.sleep(seconds / READINGS)
+            stopped = stopped and process.status() in STOPPED
+        if stopped:
             return "stopped"
         used = _cpu_seconds(process) - before
         return "active" if used > INACTIVE_CPU_SECONDS or _is_held_up(process) else "inactive"
