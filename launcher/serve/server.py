@@ -84,6 +84,7 @@ class Server:
             info=engine.info,
             states=engine.states,
             is_ready=engine.is_ready,
+            probe=engine.probe,
             metrics=engine.metrics,
             id_decoder=id_decoder,
             administration=Administration(self._actions, admin.access),

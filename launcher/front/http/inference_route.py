@@ -52,6 +52,7 @@ INFERENCE_ERRORS: Mapping[int, str] = {
     408: "The body is sent too slowly.",
     413: "The body or the number of inputs exceeds a limit, or their predicted time does; do not retry.",
     415: "The body is not plain application/json.",
+    422: "Two workers were lost while they computed an input; it is quarantined.",
     429: "The client has too much queued, or the server is overloaded; retry after the time in Retry-After.",
     500: "The inputs could not be computed, in two attempts.",
     503: "No instance is ready, or the server is shutting down.",
