@@ -39,6 +39,7 @@ from launcher.host.process.spawn_worker import Launch
 from launcher.host.process.supervisor import Supervisor
 from launcher.host.process.verify_binding import verify
 from launcher.options import ServeOptions
+from launcher.pinning import allowed_cpus
 from launcher.prepare.cost_basis import cost_key_base
 from launcher.prepare.model import limits_of, setup_of
 from launcher.prepare.prepared_instances import Prepared
@@ -310,6 +311,11 @@ class InferenceEngine:
         except InstanceError as error:  # it has exited meanwhile; the supervisor logs how
             log.debug("%s", error, extra={"instance": instance})
             return
+        except (OSError, RuntimeError) as error:  # no descriptor or no thread is left; the worker serves nevertheless
+            log.warning(
+                "its binding could not be verified: %s", error, extra={"instance": instance, "event": "warning"}
+            )
+            return
         if view.pid != message.pid:
             return
         view.verification = found
@@ -394,7 +400,7 @@ class InferenceEngine:
             if model_info.task == "custom"
             else packing_info([view.ready for view in views if view.ready], self._options.model.layout),
             "instances": [view.info(states[id], self.scheduler.cost(id)) for id, view in self._views.items()],
-            "front_cpus": sorted(os.sched_getaffinity(0)),
+            "front_cpus": list(allowed_cpus()),
             "reserved_cpus": list(plan.reserved_cpus),
             "unused_cpus": list(plan.unused_cpus),
             "warnings": list(self.prepared.warnings),

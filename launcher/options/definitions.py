@@ -173,6 +173,15 @@ class FrontOptions:
         group=HTTP,
     )
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
+    connections: int | None = option(
+        None,
+        "Maximum number of connections; auto leaves enough of the limit of open files to workers.",
+        group=LIMITS,
+        name="max_connections",
+        minimum=1,
+        metavar="N|auto",
+        none="auto",
+    )
     header_bytes: int = option(
         64 * KIB,
         "Maximum size of a request's headers.",

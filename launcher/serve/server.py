@@ -21,13 +21,14 @@ from launcher.errors import InstanceError, LauncherError
 from launcher.front.http.app import Services, create_app
 from launcher.front.http.http_server import HttpServer
 from launcher.front.http.listening_socket import listen
+from launcher.front.metrics import FrontMetrics
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
 from launcher.options import ServeOptions
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
-from launcher.serve.process_setup import bind_front, raise_descriptor_limit
+from launcher.serve.process_setup import bind_front, connections_of_process, raise_descriptor_limit
 
 log = logging.getLogger("launcher.serve")
 
@@ -75,7 +76,9 @@ class Server:
             metrics=engine.metrics,
             id_decoder=id_decoder,
         )
-        self._http = HttpServer(create_app(services), sock, options.front)
+        maximum = connections_of_process(options.front.connections, len(prepared.plan.instances))
+        self._http = HttpServer(create_app(services), sock, options.front, max_connections=maximum)
+        self._watch_resources(engine.metrics)
         host, port = sock.getsockname()[:2]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._group: TaskGroup | None = None
@@ -122,6 +125,18 @@ class Server:
             extra = {"instance": instance.plan.id, "event": "planned", "command": list(command)}
             log.info("%s", instance.plan.why, extra=extra)
             log.debug("command: %s", " ".join(command), extra=extra)
+
+    def _watch_resources(self, metrics: FrontMetrics) -> None:
+        http = self._http
+        metrics.watch("launcher_connections", "Open connections.", lambda: http.connections)
+        metrics.watch(
+            "launcher_connections_refused", "Connections refused because of --max-connections.", lambda: http.refused
+        )
+        metrics.watch(
+            "launcher_log_lines_dropped",
+            "Lines of the log dropped because standard error did not accept them.",
+            logs.dropped_lines,
+        )
 
     async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
