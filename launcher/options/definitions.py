@@ -182,6 +182,14 @@ class FrontOptions:
         metavar="N|auto",
         none="auto",
     )
+    memory_reserve: int | None = option(
+        None,
+        "Refuse requests if less memory than this is left under the limit of the control group; auto is 5 % of it.",
+        group=LIMITS,
+        minimum=0,
+        metavar="BYTES|auto",
+        none="auto",
+    )
     header_bytes: int = option(
         64 * KIB,
         "Maximum size of a request's headers.",

@@ -16,6 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from launcher.core.report.forecast import describe_basis
+from launcher.core.scheduling.memory_gate import MemoryGate
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError
 from launcher.front.http.app import Services, create_app
@@ -28,6 +29,7 @@ from launcher.options import ServeOptions
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
+from launcher.serve.memory_watch import MemoryWatch
 from launcher.serve.process_setup import bind_front, connections_of_process, raise_descriptor_limit
 
 log = logging.getLogger("launcher.serve")
@@ -65,6 +67,8 @@ class Server:
         self._options = options
         self._prepared = prepared
         self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=mask), self)
+        gate = MemoryGate(options.front.memory_reserve)
+        self._memory = MemoryWatch(gate, engine.metrics)
         services = Services(
             dispatcher=engine.dispatcher,
             tokenizer=engine.tokenizer,
@@ -75,6 +79,7 @@ class Server:
             is_ready=engine.is_ready,
             metrics=engine.metrics,
             id_decoder=id_decoder,
+            memory_gate=gate,
         )
         maximum = connections_of_process(options.front.connections, len(prepared.plan.instances))
         self._http = HttpServer(create_app(services), sock, options.front, max_connections=maximum)
@@ -102,6 +107,7 @@ class Server:
             self._group = group
             group.start_soon(self._watch_signals)
             group.start_soon(self._http.run)
+            group.start_soon(self._memory.run)
             group.start_soon(self._engine.run)
             await self._finished.wait()
             group.cancel_scope.cancel()
@@ -167,6 +173,7 @@ class Server:
 
     def all_ready(self) -> None:
         """See ``EngineObserver``."""
+        self._memory.became_ready()
         log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
 
     def failed(self, error: InstanceError) -> None:

@@ -52,7 +52,7 @@ INFERENCE_ERRORS: Mapping[int, str] = {
     415: "The body is not plain application/json.",
     429: "Overloaded; retry after the time in Retry-After.",
     500: "The inputs could not be computed, in two attempts.",
-    503: "No instance is ready, or the server is shutting down.",
+    503: "No instance is ready, the server is shutting down, or memory is short.",
     504: "The deadline cannot be met (refused at once), or passed while inputs were queued.",
 }
 
@@ -89,6 +89,7 @@ class InferenceHandler(Generic[Body]):
         self._metrics = services.metrics
         self._bulk_lock = services.bulk_lock
         self._body_memory = context.body_memory
+        self._memory_gate = services.memory_gate
         self._reader = BodyReader(self._options.body_bytes, context.body_memory)
         self._decoder: BodyDecoder[Body] = BodyDecoder(body_type)
         self._large: LargeBodyDecoder[Body] = LargeBodyDecoder(
@@ -146,6 +147,8 @@ class InferenceHandler(Generic[Body]):
         await send_json(self._body_memory, send, status, payload, headers)
 
     async def _answer(self, scope: Scope, receive: Receive, arrived: float) -> tuple[bytes, Headers]:
+        if self._memory_gate.reason is not None:
+            raise BodyNotRead(self._memory_gate.reason, status=503, code="memory_short", retry_after=1.0)
         raw = await self._reader.read(scope, receive)
         try:
             client = client_of(scope)

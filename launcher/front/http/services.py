@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.scheduling.memory_gate import MemoryGate
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
@@ -25,7 +26,7 @@ class Services:
     ``info`` returns the body of ``GET /info``; ``states`` the state of each instance, by id; ``is_ready`` whether
     enough instances are ready and the server is not draining. ``id_decoder`` decodes token ids of clients, if
     ``options.token_ids`` is an encoding. ``bulk_lock`` is held by the one bulk request that may
-    use a thread.
+    use a thread. ``memory_gate`` refuses requests while memory is short.
     """
 
     dispatcher: Dispatcher
@@ -38,3 +39,4 @@ class Services:
     metrics: FrontMetrics
     id_decoder: TokenIdDecoder | None = None
     bulk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    memory_gate: MemoryGate = field(default_factory=MemoryGate)
