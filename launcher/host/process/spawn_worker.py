@@ -17,6 +17,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -181,8 +182,13 @@ def spawn(command: Sequence[str], *, stdin: int | None, stderr: int, env: Mappin
         # A failed exec names its file.
         if error.filename is not None or error.errno not in REFUSED:
             raise
-    log.warning("The system call setsid is refused, so processes are started in the session of the launcher")
+    _warn_of_shared_session()
     return start(session=False)
+
+
+@cache
+def _warn_of_shared_session() -> None:
+    log.warning("The system call setsid is refused, so processes are started in the session of the launcher")
 
 
 def start_error(what: str, error: OSError | ValueError) -> InstanceError:
@@ -216,13 +222,23 @@ def kill_group(pid: int) -> None:
 
 
 def signal_group(pid: int, number: int) -> None:
-    """Send a signal to every process of the group that ``pid`` leads, or to ``pid`` alone if it leads none."""
+    """Send a signal to every process of the group that ``pid`` leads; if it leads none, to it and its descendants."""
     # An empty group is the goal; a group of another user cannot be that of a child.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         try:
             os.killpg(pid, number)
         except ProcessLookupError:
-            os.kill(pid, number)
+            for each in (*_descendants(pid), pid):
+                os.kill(each, number)
+
+
+def _descendants(pid: int) -> list[int]:
+    import psutil  # only where setsid is refused
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 async def open_reader(pipe: IO[bytes]) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
