@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from launcher.cli import standard_streams
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, UsageError
 
 
 def main() -> None:
@@ -34,11 +34,22 @@ def _run() -> str | int | None:
         return 0
     from launcher.cli.commands import app
 
+    _check_option_names()
     try:
         app(standalone_mode=True)
     except SystemExit as end:
         return end.code
     return 0
+
+
+def _check_option_names() -> None:
+    """Raise ``UsageError`` for an option that is not printable: the parser shows unknown names as they are."""
+    for word in sys.argv[1:]:
+        if word == "--":
+            return
+        name = word.partition("=")[0]
+        if name.startswith("-") and not name.isprintable():
+            raise UsageError(f"{name}: there is no such option")
 
 
 def _report(error: LauncherError) -> None:
