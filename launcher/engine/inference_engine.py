@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -44,6 +43,7 @@ from launcher.host.process.activity import watch_activity
 from launcher.host.process.supervisor import Supervisor
 from launcher.host.process.verify_binding import verify
 from launcher.options import ServeOptions
+from launcher.pinning import allowed_cpus
 from launcher.prepare.memory_beside import fits_beside
 from launcher.prepare.model import limits_of
 from launcher.prepare.prepared_instances import Prepared, PreparedInstance
@@ -369,6 +369,11 @@ class InferenceEngine:
         except InstanceError as error:  # it has exited meanwhile; the supervisor logs how
             log.debug("%s", error, extra={"instance": instance})
             return
+        except (OSError, RuntimeError) as error:  # no descriptor or no thread is left; the worker serves nevertheless
+            log.warning(
+                "its binding could not be verified: %s", error, extra={"instance": instance, "event": "warning"}
+            )
+            return
         if view.pid != message.pid:
             return
         view.verification = found
@@ -675,7 +680,7 @@ class InferenceEngine:
             "instances": [
                 view.info(states[id], self._cost_of(id)) for id, view in sorted(self._views.items()) if id in states
             ],
-            "front_cpus": sorted(os.sched_getaffinity(0)),
+            "front_cpus": list(allowed_cpus()),
             "reserved_cpus": list(plan.reserved_cpus),
             "unused_cpus": list(plan.unused_cpus),
             "quarantine": self.dispatcher.quarantine.report(self.dispatcher.now()),

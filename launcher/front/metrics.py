@@ -233,8 +233,11 @@ class FrontMetrics:
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Export the number of requests in flight, read on scrape."""
-        gauge = Gauge("launcher_requests_in_flight", "Requests admitted and not yet answered.", registry=self.registry)
-        gauge.set_function(count)
+        self.watch("launcher_requests_in_flight", "Requests admitted and not yet answered.", count)
+
+    def watch(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """Export one value of the process, read on scrape."""
+        Gauge(name, description, registry=self.registry).set_function(value)
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""

@@ -191,6 +191,23 @@ class FrontOptions:
         group=HTTP,
     )
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
+    connections: int | None = option(
+        None,
+        "Maximum number of connections; auto leaves enough of the limit of open files to workers.",
+        group=LIMITS,
+        name="max_connections",
+        minimum=1,
+        metavar="N|auto",
+        none="auto",
+    )
+    memory_reserve: int | None = option(
+        None,
+        "Refuse requests if less memory than this is left under the limit of the control group; auto is 5 % of it.",
+        group=LIMITS,
+        minimum=0,
+        metavar="BYTES|auto",
+        none="auto",
+    )
     header_bytes: int = option(
         64 * KIB,
         "Maximum size of the request line, headers and trailers.",

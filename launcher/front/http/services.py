@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.scheduling.memory_gate import MemoryGate
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.admin_access import Administration
 from launcher.front.input_reader import InputReader
@@ -27,7 +28,7 @@ class Services:
     enough instances are ready and the server is not draining; ``probe`` has each instance compute, and returns whether
     it did. ``id_decoder`` decodes token ids of clients, if
     ``options.token_ids`` is an encoding. ``bulk_lock`` is held by the one bulk request that may
-    use a thread. ``administration`` is None if there is none.
+    use a thread. ``administration`` is None if there is none. ``memory_gate`` refuses requests while memory is short.
     """
 
     dispatcher: Dispatcher
@@ -42,3 +43,4 @@ class Services:
     id_decoder: TokenIdDecoder | None = None
     administration: Administration | None = None
     bulk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    memory_gate: MemoryGate = field(default_factory=MemoryGate)
