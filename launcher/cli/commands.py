@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from launcher.cli import bench, config, doctor, run, serve, topology
 from launcher.cli.flags import Command, add_command, keep_text, without_metavars
-from launcher.options.definitions import HTTP, LIMITS, SUPERVISION
+from launcher.options.definitions import ACCESS, HTTP, LIMITS, SUPERVISION
 
 DEFAULT_COMMAND = "serve"
 
@@ -54,7 +54,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 COMMANDS = (
     Command(serve.serve, "launch --model demo --instances 4 --port 8000"),
-    Command(topology.topology, "launch topology --instances 4 --svg plan.svg", (HTTP, LIMITS, SUPERVISION)),
+    Command(topology.topology, "launch topology --instances 4 --svg plan.svg", (HTTP, ACCESS, LIMITS, SUPERVISION)),
     Command(
         run.run,
         "launch run --instances 4 -- python train.py --seed {instance}",

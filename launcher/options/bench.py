@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from launcher.options.choices import EmbeddingsApi, VectorEncoding
 from launcher.options.definitions import (
+    ACCESS,
     HTTP,
     LIMITS,
     OUTPUT,
@@ -162,6 +163,7 @@ class ThroughputCommandOptions:
             "sysroot",
             "machine",
             HTTP,
+            ACCESS,
             LIMITS,
             "max_queue_items",
             "interactive_share",

@@ -34,6 +34,7 @@ MACHINE = "Machine"
 MODEL = "Model"
 EXECUTION = "Execution"
 HTTP = "HTTP"
+ACCESS = "Access"
 LIMITS = "HTTP limits"
 SCHEDULING = "Scheduling"
 SUPERVISION = "Supervision"
@@ -145,6 +146,9 @@ class FrontOptions:
     ``body_bytes`` limits one request body, ``total_body_bytes`` all bodies and responses held at a time.
     ``request_items`` is the number of texts in one request, ``text_characters`` the maximum length of a text before it
     is tokenized, ``result_bytes`` the size of the results of a request that has one result per token.
+
+    With ``uds``, ``host`` and ``port`` are not used. ``uds_mode`` is in octal digits. API keys are read from
+    ``api_key_file`` and from the environment variable ``LAUNCH_API_KEY``, which is not an option.
     """
 
     host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
@@ -173,6 +177,31 @@ class FrontOptions:
         group=HTTP,
     )
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
+    uds: Path | None = option(
+        None, "Listen on this Unix socket instead of --host and --port.", group=ACCESS, metavar="PATH"
+    )
+    uds_mode: str = option("600", "Permissions of the Unix socket, in octal.", group=ACCESS, metavar="MODE")
+    api_key_file: Path | None = option(
+        None,
+        "Require an API key: a file with KEY or NAME KEY per line (LAUNCH_API_KEY holds keys, too).",
+        group=ACCESS,
+        metavar="FILE",
+    )
+    tls_cert: Path | None = option(
+        None, "Serve HTTPS with this certificate chain, in PEM format.", group=ACCESS, metavar="FILE"
+    )
+    tls_key: Path | None = option(
+        None, "Private key of --tls-cert, in PEM format; by default in the same file.", group=ACCESS, metavar="FILE"
+    )
+    tls_key_password_file: Path | None = option(
+        None, "File with the password of the private key.", group=ACCESS, metavar="FILE"
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "Let web pages of this origin call the API, e.g. https://app.example.com; * is any; may be repeated.",
+        group=ACCESS,
+        metavar="ORIGIN",
+    )
     header_bytes: int = option(
         64 * KIB,
         "Maximum size of a request's headers.",

@@ -5,6 +5,7 @@ Reports and starts share this module, so a report shows exactly what would be st
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from launcher.core.report.topology_report import Command
 from launcher.core.tuning.choose_classes import choose_classes
 from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.errors import UsageError
+from launcher.front.http.listening_socket import exposure_warnings
 from launcher.host.files.length_histogram import read_histogram
 from launcher.options import ServeOptions
 from launcher.prepare.cost_basis import basis_of, cost_key_base
@@ -59,7 +61,8 @@ def prepare_workers(options: ServeOptions, *, model_needed: bool, machine: Machi
     live = is_this_machine(options.machine)
     instances, notes = prepare_instances(plan, options.machine, options.runtime, _worker_command, live=live)
     limited = dtype_notes(options.model.dtype, machine.isa, environment_of(options.machine))
-    warnings = deduplicated(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *limited, *notes)
+    exposed = exposure_warnings(options.front, os.environ) if live else ()
+    warnings = deduplicated(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *limited, *notes, *exposed)
     return Prepared(machine, model_info, plan, instances, warnings, forecast)
 
 

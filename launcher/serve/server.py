@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import socket
+import ssl
+from dataclasses import dataclass
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,11 +22,15 @@ from launcher.core.report.forecast import describe_basis
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError
 from launcher.front.http.app import Services, create_app
+from launcher.front.http.authentication import ApiKeys, load_api_keys
+from launcher.front.http.cors import check_origins
 from launcher.front.http.http_server import HttpServer
-from launcher.front.http.listening_socket import listen
+from launcher.front.http.listening_socket import address_of, listening
+from launcher.front.http.tls import load_tls, reload_certificate
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
-from launcher.options import ServeOptions
+from launcher.options import FrontOptions, ServeOptions
+from launcher.options.env_prefixes import API_KEY_VARIABLE
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
@@ -39,14 +46,38 @@ def run(options: ServeOptions) -> None:
     raise_descriptor_limit()
     front = options.front
     id_decoder = load_decoder(front.token_ids, text_characters=front.text_characters)
-    sock = listen(options.front)
-    with sock:
+    access = load_access(front)
+    with listening(front) as sock:
         prepared = prepare_workers(options, model_needed=True)
+        os.environ.pop(API_KEY_VARIABLE, None)  # workers inherit the environment and need no keys
         mask = bind_front(prepared, strict=options.machine.strict)
-        server = Server(options, prepared, sock, mask, id_decoder)
+        server = Server(options, prepared, sock, ServerParts(mask, id_decoder, access))
         anyio.run(server.run, backend_options={"use_uvloop": True})
     if server.failure:
         raise server.failure
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect: the API keys and the TLS context; None: not required."""
+
+    api_keys: ApiKeys | None = None
+    tls: ssl.SSLContext | None = None
+
+
+def load_access(front: FrontOptions) -> Access:
+    """Read keys and certificates. Raises ``UsageError``."""
+    check_origins(front.cors_origin)
+    return Access(load_api_keys(front.api_key_file, os.environ), load_tls(front))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerParts:
+    """Optional parts of a server. ``mask`` is the affinity that workers inherit if the front has bound itself."""
+
+    mask: tuple[int, ...] | None = None
+    id_decoder: TokenIdDecoder | None = None
+    access: Access = Access()
 
 
 class Server:
@@ -57,13 +88,12 @@ class Server:
         options: ServeOptions,
         prepared: Prepared,
         sock: socket.socket,
-        mask: tuple[int, ...] | None = None,
-        id_decoder: TokenIdDecoder | None = None,
+        parts: ServerParts = ServerParts(),
     ) -> None:
-        """``mask`` is the affinity that workers inherit if the front has bound itself."""
         self._options = options
+        self._access = access = parts.access
         self._prepared = prepared
-        self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=mask), self)
+        self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=parts.mask), self)
         services = Services(
             dispatcher=engine.dispatcher,
             tokenizer=engine.tokenizer,
@@ -73,11 +103,11 @@ class Server:
             states=engine.states,
             is_ready=engine.is_ready,
             metrics=engine.metrics,
-            id_decoder=id_decoder,
+            id_decoder=parts.id_decoder,
+            api_keys=access.api_keys,
         )
-        self._http = HttpServer(create_app(services), sock, options.front)
-        host, port = sock.getsockname()[:2]
-        self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._http = HttpServer(create_app(services), sock, options.front, tls=access.tls)
+        self._address = address_of(sock, tls=access.tls is not None)
         self._group: TaskGroup | None = None
         self._signals = 0
         self._finished = anyio.Event()
@@ -86,6 +116,13 @@ class Server:
     def failure(self) -> LauncherError | None:
         """Why the server stopped without a signal, or None."""
         return self._engine.failure
+
+    def reload_access(self) -> None:
+        """Read the API keys and the certificate again. Raises ``UsageError``, and keeps those that cannot be read."""
+        if self._access.api_keys is not None:
+            self._access.api_keys.reload()
+        if self._access.tls is not None:
+            reload_certificate(self._access.tls, self._options.front)
 
     async def run(self) -> None:
         """Serve until a signal arrives, or until no instance is left."""
