@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launcher.cli import bench, config, doctor, run, serve, topology
+from launcher.cli import bench, config, doctor, ps, run, serve, stop, topology
 from launcher.cli.flags import Command, add_command, keep_text, without_metavars
 from launcher.options.definitions import ACCESS, HTTP, LIMITS, SUPERVISION
 
@@ -61,6 +61,8 @@ COMMANDS = (
         settings={"allow_interspersed_args": False},
     ),
     Command(doctor.doctor, "launch doctor --json"),
+    Command(ps.ps, "launch ps --json"),
+    Command(stop.stop, "launch stop demo-8000"),
     Command(config.config, "launch config --instances 4 > launch.toml"),
 )
 BENCH_COMMANDS = (

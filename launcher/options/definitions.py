@@ -48,7 +48,7 @@ class MachineOptions:
 
     ``machine_file`` describes another machine; ``-`` is standard input. It cannot be combined with ``sysroot``.
     ``classes`` may be ``auto``. ``lengths`` is a histogram of lengths for ``auto`` and for predictions; None is the
-    built-in one.
+    built-in one. With ``shared_cores``, the plan ignores the claims of other launchers.
     """
 
     instances: int | None = option(None, "Number of instances.", group=PLAN, minimum=1, metavar="N|auto", none="auto")
@@ -71,6 +71,10 @@ class MachineOptions:
     oversubscribe: bool = option(False, "Allow more instances than cores.", group=PLAN)
     mix_kinds: bool = option(False, "Allow performance and efficiency cores in one instance.", group=PLAN)
     strict: bool = option(False, "Fail if an instance cannot be bound exactly as planned.", group=PLAN)
+    shared_cores: bool = option(False, "Also use cores that other launchers have claimed.", group=PLAN)
+    name: str | None = option(
+        None, "Name for launch ps and launch stop (default: from model and port).", group=PLAN, metavar="NAME"
+    )
     sysroot: Path = option(
         Path("/"), "Read the machine from this copy of /sys and /proc.", group=MACHINE, metavar="DIR"
     )
@@ -432,3 +436,15 @@ class FormatOptions:
     command_line_only: ClassVar[bool] = True
 
     json: bool = option(False, "Print JSON.", group=OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class StopOptions:
+    """The launchers to stop, by name or process id, and how long to wait for each."""
+
+    command_line_only: ClassVar[bool] = True
+
+    names: tuple[str, ...] = argument((), "Names or process IDs, as launch ps prints them.", metavar="[NAME|PID]...")
+    all: bool = option(False, "Stop all launchers of this user; as root, of all users.", group=OUTPUT)
+    seconds: float = option(60.0, "How long to wait for them to exit.", group=OUTPUT, minimum=0.0, metavar="SECONDS")
+    kill: bool = option(False, "Then kill those that have not exited.", group=OUTPUT)

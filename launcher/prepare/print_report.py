@@ -21,6 +21,7 @@ from launcher.core.tuning.simulation import Scenario, predict
 from launcher.errors import UsageError
 from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
+from launcher.prepare.claims import prepare_report
 from launcher.prepare.machine import load_machine
 from launcher.prepare.prepared_instances import Prepared, PreparedInstance
 from launcher.prepare.workers import OWN_ENV, prepare_workers
@@ -38,7 +39,9 @@ def show(options: ServeOptions, wanted: ReportOptions) -> None:
     if wanted.save is not None:  # before the plan: a machine can be saved even if the plan does not fit
         write_machine_file(wanted.save, machine)
         _say(f"wrote the machine ({len(machine.cores)} usable cores) to {wanted.save}")
-    prepared = prepare_workers(options, model_needed=False, machine=machine)
+    prepared = prepare_report(
+        options.machine, lambda claims: prepare_workers(options, model_needed=False, machine=machine, claims=claims)
+    )
     if wanted.svg is not None:
         _write_svg(wanted.svg, prepared)
     if wanted.export is not None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
 from dataclasses import dataclass
+from pathlib import Path
 
 import anyio
 from anyio.abc import TaskGroup
@@ -31,6 +33,7 @@ from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
 from launcher.options import FrontOptions, ServeOptions
 from launcher.options.env_prefixes import API_KEY_VARIABLE
+from launcher.prepare.claims import Holder, prepare_and_claim
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
@@ -48,13 +51,24 @@ def run(options: ServeOptions) -> None:
     id_decoder = load_decoder(front.token_ids, text_characters=front.text_characters)
     access = load_access(front)
     with listening(front) as sock:
-        prepared = prepare_workers(options, model_needed=True)
+        holder = _holder(options, address_of(sock, tls=access.tls is not None))
+        prepared, claim = prepare_and_claim(
+            options.machine, holder, lambda claims: prepare_workers(options, model_needed=True, claims=claims)
+        )
         os.environ.pop(API_KEY_VARIABLE, None)  # workers inherit the environment and need no keys
         mask = bind_front(prepared, strict=options.machine.strict)
         server = Server(options, prepared, sock, ServerParts(mask, id_decoder, access))
-        anyio.run(server.run, backend_options={"use_uvloop": True})
+        with claim:
+            anyio.run(server.run, backend_options={"use_uvloop": True})
     if server.failure:
         raise server.failure
+
+
+def _holder(options: ServeOptions, address: str) -> Holder:
+    """How other launchers see this one; the default name has the end of the address: ``demo-8000``."""
+    model = options.model.model
+    end = re.split(r"[:/]", address)[-1]
+    return Holder("serve", f"{Path(model).name}-{end}", address, model)
 
 
 @dataclass(frozen=True, slots=True)
