@@ -20,8 +20,9 @@ import secrets
 import stat
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -69,13 +70,13 @@ class Listing:
 
 
 class Held:
-    """A claim that this process holds until ``release``, or until it ends."""
+    """A claim that this process holds until ``release``, or until it ends. ``claim`` is None if nothing could be
+    claimed."""
 
-    def __init__(self, folder: int | None = None, file: int | None = None, name: str = "") -> None:
-        self._release = None
-        if folder is not None and file is not None:
-            # Also when the claim is dropped, and when the interpreter exits.
-            self._release = weakref.finalize(self, _release, os.getpid(), folder, file, name)
+    def __init__(self, claim: Claim | None = None, remove: Callable[[], None] | None = None) -> None:
+        self.claim = claim
+        # Also when the claim is dropped, and when the interpreter exits.
+        self._release = None if remove is None else weakref.finalize(self, remove)
 
     def release(self) -> None:
         """Remove the claim. Can be called repeatedly."""
@@ -137,9 +138,12 @@ class Registry:
                 os.close(handle)
         return Listing(tuple(sorted(claims, key=lambda claim: (claim.since, claim.pid))), tuple(problems), owners)
 
-    def others(self) -> tuple[Claim, ...]:
-        """The claims of other launchers than those that have started this process, such as ``launch run``."""
-        claims = self.read().claims
+    def others(self, held: Held | None = None) -> tuple[Claim, ...]:
+        """The claims that concern this process: all except ``held`` and those of the launchers that have started this
+        process, such as ``launch run``.
+        """
+        own = held.claim if held is not None else None
+        claims = [claim for claim in self.read().claims if claim != own]
         if not claims:
             return ()
         ancestors = {process.pid for process in psutil.Process().parents()}
@@ -197,7 +201,7 @@ class Registry:
             return Held()
         held = os.dup(handle)
         os.set_inheritable(held, False)
-        return Held(held, file, token + SUFFIX)
+        return Held(claim, partial(_release, os.getpid(), held, file, token + SUFFIX))
 
 
 def user_name(uid: int) -> str:

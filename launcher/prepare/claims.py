@@ -37,18 +37,22 @@ class Holder:
     model: str | None = None
 
 
-def prepare_and_claim(options: MachineOptions, holder: Holder, prepare: Prepare) -> tuple[Prepared, Held]:
+def prepare_and_claim(
+    options: MachineOptions, holder: Holder, prepare: Prepare, held: Held | None = None
+) -> tuple[Prepared, Held]:
     """A plan for cores that no other launcher has claimed, which are then claimed until the result is released.
 
-    ``prepare`` makes the plan, given the claims of others. Raises any ``LauncherError``.
+    ``prepare`` makes the plan, given the claims of others. ``held`` is the claim of a previous plan of the same
+    launcher: its cores are free for the new plan, and it stays until the caller releases it. Raises any
+    ``LauncherError``.
     """
     name = _name(options.name) if options.name else _default_name(holder.default_name)
     registry = Registry.of(os.environ)
     for _ in range(ATTEMPTS):
-        prepared = prepare(() if options.shared_cores else registry.others())
+        prepared = prepare(() if options.shared_cores else registry.others(held))
         cpus = claimed_cpus(prepared.machine, prepared.plan)
         with registry.locked() as folder:
-            if options.shared_cores or not overlapping(registry.others(), cpus):
+            if options.shared_cores or not overlapping(registry.others(held), cpus):
                 claim = Claim(
                     name=name,
                     pid=os.getpid(),

@@ -10,7 +10,7 @@ from launcher.core.machine.topology import Machine
 from launcher.core.planning.claims import Claim, chosen, claimed_cpus, overlapping, refused, without_claimed
 from launcher.core.planning.plan import PlanRequest, make_plan
 from launcher.errors import MachineError, UsageError
-from tests.machines import machine
+from tests.core.by_hand import machine
 
 
 def claim(cpus: tuple[int, ...], name: str = "demo-8000", pid: int = 7) -> Claim:
@@ -20,7 +20,7 @@ def claim(cpus: tuple[int, ...], name: str = "demo-8000", pid: int = 7) -> Claim
 @pytest.fixture
 def smt() -> Machine:
     """Four cores with two hardware threads each: cpus 0 and 4, 1 and 5, …"""
-    return machine(cores=4, threads=2)
+    return machine(((4,),))
 
 
 def test_a_core_is_taken_if_any_of_its_cpus_is_claimed(smt: Machine) -> None:
