@@ -23,10 +23,10 @@ from launcher.core.report.topology_report import Command
 from launcher.core.tuning.choose_classes import choose_classes
 from launcher.core.tuning.simulation import CostBasis, Traffic
 from launcher.errors import MachineError, UsageError
-from launcher.front.http.listening_socket import exposure_warnings
 from launcher.host.files.length_histogram import read_histogram
 from launcher.options import ServeOptions
 from launcher.prepare.cost_basis import basis_of, cost_key_base
+from launcher.prepare.exposure import exposure_warnings
 from launcher.prepare.machine import environment_of, is_this_machine, load_machine
 from launcher.prepare.model import check_backend, check_worker_packages, load_model_info
 from launcher.prepare.prepared_instances import (

@@ -11,8 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from launcher.front.http.listening_socket import exposure_warnings
 from launcher.options import FrontOptions
+from launcher.prepare.exposure import exposure_warnings
 from tests.cli.running import launch as command
 from tests.e2e.running import Launch, Running
 

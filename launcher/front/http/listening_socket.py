@@ -9,18 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import ipaddress
 import os
 import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.options import FrontOptions
-from launcher.options.env_prefixes import API_KEY_VARIABLE
 
 # A live server accepts at once; one whose backlog is full does not, and is alive all the same.
 CONNECT_SECONDS = 1.0
@@ -75,26 +73,6 @@ def address_of(sock: socket.socket, *, tls: bool) -> str:
         return f"unix:{Path(sock.getsockname()).absolute()}"
     host, port = sock.getsockname()[:2]
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def exposure_warnings(front: FrontOptions, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """A warning if other machines may be able to connect and no API key is required."""
-    if not _is_exposed(front) or front.api_key_file is not None or environment.get(API_KEY_VARIABLE):
-        return ()
-    return (
-        f"Everyone who can reach {front.host} port {front.port} can use this server, because no API key is required; "
-        f"set --api-key-file FILE or {API_KEY_VARIABLE}, or listen on 127.0.0.1 (--host).",
-    )
-
-
-def _is_exposed(front: FrontOptions) -> bool:
-    """Whether other machines may be able to connect. A host name other than localhost counts as exposed."""
-    if front.uds is not None or front.host == "localhost" or front.host.endswith(".localhost"):
-        return False
-    try:
-        return not ipaddress.ip_address(front.host.partition("%")[0]).is_loopback
-    except ValueError:
-        return True
 
 
 def _mode(text: str) -> int:
