@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from launcher.options.choices import EmbeddingsApi, VectorEncoding
 from launcher.options.definitions import (
+    ACCESS,
     HTTP,
     LIMITS,
     OUTPUT,
@@ -92,7 +93,10 @@ class LoadCommandOptions:
     command_line_only: ClassVar[bool] = True
 
     url: tuple[str, ...] = option(
-        (), f"Server address (default: {DEFAULT_URL}); repeat it to compare servers in turn.", group=LOAD, metavar="URL"
+        (),
+        f"Server address, or unix:PATH (default: {DEFAULT_URL}); repeat it to compare servers in turn.",
+        group=LOAD,
+        metavar="URL",
     )
     rounds: int = option(1, "Runs on each server; medians are printed.", group=LOAD, minimum=1, metavar="N")
     pause: float = option(
@@ -162,6 +166,7 @@ class ThroughputCommandOptions:
             "sysroot",
             "machine",
             HTTP,
+            ACCESS,
             LIMITS,
             "max_queue_items",
             "max_queue_seconds",

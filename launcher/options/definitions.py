@@ -35,6 +35,7 @@ MACHINE = "Machine"
 MODEL = "Model"
 EXECUTION = "Execution"
 HTTP = "HTTP"
+ACCESS = "Access"
 LIMITS = "HTTP limits"
 ADMINISTRATION = "Administration"
 SCHEDULING = "Scheduling"
@@ -49,7 +50,7 @@ class MachineOptions:
 
     ``machine_file`` describes another machine; ``-`` is standard input. It cannot be combined with ``sysroot``.
     ``classes`` may be ``auto``. ``lengths`` is a histogram of lengths for ``auto`` and for predictions; None is the
-    built-in one.
+    built-in one. With ``shared_cores``, the plan ignores the claims of other launchers.
     """
 
     instances: int | None = option(None, "Number of instances.", group=PLAN, minimum=1, metavar="N|auto", none="auto")
@@ -72,6 +73,10 @@ class MachineOptions:
     oversubscribe: bool = option(False, "Allow more instances than cores.", group=PLAN)
     mix_kinds: bool = option(False, "Allow performance and efficiency cores in one instance.", group=PLAN)
     strict: bool = option(False, "Fail if an instance cannot be bound exactly as planned.", group=PLAN)
+    shared_cores: bool = option(False, "Also use cores that other launchers have claimed.", group=PLAN)
+    name: str | None = option(
+        None, "Name for launch ps and launch stop (default: from model and port).", group=PLAN, metavar="NAME"
+    )
     sysroot: Path = option(
         Path("/"), "Read the machine from this copy of /sys and /proc.", group=MACHINE, metavar="DIR"
     )
@@ -151,6 +156,9 @@ class FrontOptions:
     A client must send ``min_upload_rate`` bytes of a body per second, on average over ``upload_window_seconds``.
     ``request_items`` is the number of texts in one request, ``text_characters`` the maximum length of a text before it
     is tokenized, ``result_bytes`` the size of the results of a request whose results vary in size.
+
+    With ``uds``, ``host`` and ``port`` are not used. ``uds_mode`` is in octal digits. API keys are read from
+    ``api_key_file`` and from the environment variable ``LAUNCH_API_KEY``, which is not an option.
     """
 
     host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
@@ -207,6 +215,31 @@ class FrontOptions:
         minimum=0,
         metavar="BYTES|auto",
         none="auto",
+    )
+    uds: Path | None = option(
+        None, "Listen on this Unix socket instead of --host and --port.", group=ACCESS, metavar="PATH"
+    )
+    uds_mode: str = option("600", "Permissions of the Unix socket, in octal.", group=ACCESS, metavar="MODE")
+    api_key_file: Path | None = option(
+        None,
+        "Require an API key: a file with KEY or NAME KEY per line (LAUNCH_API_KEY holds keys, too).",
+        group=ACCESS,
+        metavar="FILE",
+    )
+    tls_cert: Path | None = option(
+        None, "Serve HTTPS with this certificate chain, in PEM format.", group=ACCESS, metavar="FILE"
+    )
+    tls_key: Path | None = option(
+        None, "Private key of --tls-cert, in PEM format; by default in the same file.", group=ACCESS, metavar="FILE"
+    )
+    tls_key_password_file: Path | None = option(
+        None, "File with the password of the private key.", group=ACCESS, metavar="FILE"
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "Let web pages of this origin call the API, e.g. https://app.example.com; * is any; may be repeated.",
+        group=ACCESS,
+        metavar="ORIGIN",
     )
     header_bytes: int = option(
         64 * KIB,
@@ -469,3 +502,15 @@ class FormatOptions:
     command_line_only: ClassVar[bool] = True
 
     json: bool = option(False, "Print JSON.", group=OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class StopOptions:
+    """The launchers to stop, by name or process id, and how long to wait for each."""
+
+    command_line_only: ClassVar[bool] = True
+
+    names: tuple[str, ...] = argument((), "Names or process IDs, as launch ps prints them.", metavar="[NAME|PID]...")
+    all: bool = option(False, "Stop all launchers of this user; as root, of all users.", group=OUTPUT)
+    seconds: float = option(60.0, "How long to wait for them to exit.", group=OUTPUT, minimum=0.0, metavar="SECONDS")
+    kill: bool = option(False, "Then kill those that have not exited.", group=OUTPUT)

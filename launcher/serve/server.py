@@ -10,8 +10,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import signal
 import socket
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,17 +27,21 @@ from launcher.errors import InstanceError, LauncherError
 from launcher.front.http.admin_access import Administration, load_admin_access
 from launcher.front.http.admin_socket import admin_socket
 from launcher.front.http.app import Services, create_app
+from launcher.front.http.authentication import ApiKeys, load_api_keys
+from launcher.front.http.cors import check_origins
 from launcher.front.http.http_server import HttpServer
-from launcher.front.http.listening_socket import listen
+from launcher.front.http.listening_socket import address_of, listening
+from launcher.front.http.tls import load_tls, reload_certificate
 from launcher.front.metrics import FrontMetrics
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
-from launcher.options import ServeOptions
-from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE
+from launcher.options import FrontOptions, ServeOptions
+from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE
+from launcher.prepare.claims import Holder, prepare_and_claim
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
-from launcher.serve.administration import AdminParts, AdminServer, EngineActions
+from launcher.serve.administration import AdminParts, AdminServer, CoreClaim, EngineActions
 from launcher.serve.memory_watch import MemoryWatch
 from launcher.serve.process_setup import (
     bind_front,
@@ -52,17 +60,60 @@ def run(options: ServeOptions) -> None:
     raise_descriptor_limit()
     front = options.front
     id_decoder = load_decoder(front.token_ids, text_characters=front.text_characters)
-    sock = listen(options.front)
-    with sock:
-        admin_access = load_admin_access(front.admin_key_file, os.environ)
-        prepared = prepare_workers(options, model_needed=True)
-        os.environ.pop(ADMIN_KEY_VARIABLE, None)  # workers inherit the environment
+    access = load_access(front)
+    admin_access = load_admin_access(front.admin_key_file, os.environ)
+    with listening(front) as sock:
+        holder = _holder(options, address_of(sock, tls=access.tls is not None))
+        prepared, held = prepare_and_claim(
+            options.machine, holder, lambda claims: prepare_workers(options, model_needed=True, claims=claims)
+        )
+        for secret in (ADMIN_KEY_VARIABLE, API_KEY_VARIABLE):
+            os.environ.pop(secret, None)  # workers inherit the environment and need no keys
         mask = bind_front(prepared, strict=options.machine.strict)
-        with admin_socket(front.admin_socket, sock.getsockname()[1], os.environ) as admin:
-            server = Server(options, prepared, sock, mask, id_decoder, AdminParts(admin_access, admin))
+        with CoreClaim(holder, held) as claim, admin_socket(front.admin_socket, _end_of(sock), os.environ) as admin:
+            parts = ServerParts(mask, id_decoder, access, AdminParts(admin_access, admin), claim)
+            server = Server(options, prepared, sock, parts)
             anyio.run(server.run, backend_options={"use_uvloop": True})
     if server.failure:
         raise server.failure
+
+
+def _holder(options: ServeOptions, address: str) -> Holder:
+    """How other launchers see this one; the default name has the end of the address: ``demo-8000``."""
+    model = options.model.model
+    end = re.split(r"[:/]", address)[-1]
+    return Holder("serve", f"{Path(model).name}-{end}", address, model)
+
+
+def _end_of(sock: socket.socket) -> int | str:
+    """What distinguishes the address from those of other servers of this user: the port, or the name of the socket."""
+    name = sock.getsockname()
+    return Path(name).stem if sock.family == socket.AF_UNIX else int(name[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect: the API keys and the TLS context; None: not required."""
+
+    api_keys: ApiKeys | None = None
+    tls: ssl.SSLContext | None = None
+
+
+def load_access(front: FrontOptions) -> Access:
+    """Read keys and certificates. Raises ``UsageError``."""
+    check_origins(front.cors_origin)
+    return Access(load_api_keys(front.api_key_file, os.environ), load_tls(front))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerParts:
+    """Optional parts of a server. ``mask`` is the affinity that workers inherit if the front has bound itself."""
+
+    mask: tuple[int, ...] | None = None
+    id_decoder: TokenIdDecoder | None = None
+    access: Access = Access()
+    admin: AdminParts = field(default_factory=AdminParts)
+    claim: CoreClaim | None = None
 
 
 class Server:
@@ -73,17 +124,15 @@ class Server:
         options: ServeOptions,
         prepared: Prepared,
         sock: socket.socket,
-        mask: tuple[int, ...] | None = None,
-        id_decoder: TokenIdDecoder | None = None,
-        admin: AdminParts | None = None,
+        parts: ServerParts = ServerParts(),
     ) -> None:
-        """``mask`` is the affinity that workers inherit if the front has bound itself."""
         self._options = options
-        admin = admin or AdminParts()
+        self._access, admin = parts.access, parts.admin
+        access = self._access
         self._prepared = prepared
-        self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=mask), self)
-        self._mask = mask
-        self._actions = EngineActions(engine, mask)
+        self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=parts.mask), self)
+        self._mask = parts.mask
+        self._actions = EngineActions(engine, parts.mask, parts.claim)
         gate = MemoryGate(options.front.memory_reserve)
         self._memory = MemoryWatch(gate, engine.metrics)
         services = Services(
@@ -96,16 +145,17 @@ class Server:
             is_ready=engine.is_ready,
             probe=engine.probe,
             metrics=engine.metrics,
-            id_decoder=id_decoder,
+            id_decoder=parts.id_decoder,
+            api_keys=access.api_keys,
             administration=Administration(self._actions, admin.access),
             memory_gate=gate,
         )
         maximum = connections_of_process(options.front.connections, len(prepared.plan.instances))
-        self._http = HttpServer(create_app(services), sock, options.front, max_connections=maximum)
+        app = create_app(services)
+        self._http = HttpServer(app, sock, options.front, max_connections=maximum, tls=access.tls)
         self._admin = AdminServer(services, admin.socket)
         self._watch_resources(engine.metrics)
-        host, port = sock.getsockname()[:2]
-        self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._address = address_of(sock, tls=access.tls is not None)
         self._group: TaskGroup | None = None
         self._signals = 0
         self._finished = anyio.Event()
@@ -114,6 +164,13 @@ class Server:
     def failure(self) -> LauncherError | None:
         """Why the server stopped without a signal, or None."""
         return self._engine.failure
+
+    def reload_access(self) -> None:
+        """Read the API keys and the certificate again. Raises ``UsageError``, and keeps those that cannot be read."""
+        if self._access.api_keys is not None:
+            self._access.api_keys.reload()
+        if self._access.tls is not None:
+            reload_certificate(self._access.tls, self._options.front)
 
     async def run(self) -> None:
         """Serve until a signal arrives, or until no instance is left."""
