@@ -2,15 +2,15 @@
 
 Start: the port, the machine, the model's files, the plan, the probes; only then processes. Shutdown (first Ctrl-C or
 SIGTERM): not ready, admitted requests are finished, workers stop, HTTP closes, exit 0. A second signal exits at once.
-Signal handlers only record; a task reacts.
+SIGHUP reads the configuration again and restarts the instances. Signal handlers only record; a task reacts.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import signal
 import socket
+from dataclasses import dataclass
 
 import anyio
 from anyio.abc import TaskGroup
@@ -24,27 +24,52 @@ from launcher.front.http.listening_socket import listen
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
 from launcher.options import ServeOptions
+from launcher.options.sources import Configuration
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 from launcher.serve.process_setup import bind_front, raise_descriptor_limit
+from launcher.serve.reload import after_reload, changes
+from launcher.serve.service_manager import ServiceManager
+from launcher.serve.signals import STOP, SignalInbox, StoppedAtStart, name_of
+from launcher.serve.state_report import report_state
 
 log = logging.getLogger("launcher.serve")
 
 
-def run(options: ServeOptions) -> None:
+@dataclass(frozen=True, slots=True)
+class ProcessContext:
+    """What this process was started with, besides its options: its signals, its service manager, and the sources of its
+    options, which SIGHUP reads again; None if they cannot be read again."""
+
+    signals: SignalInbox
+    manager: ServiceManager
+    configuration: Configuration | None = None
+    mask: tuple[int, ...] | None = None
+    id_decoder: TokenIdDecoder | None = None
+
+
+def run(options: ServeOptions, configuration: Configuration | None = None) -> None:
     """Serve until a signal arrives. Raises any ``LauncherError``; returns after a graceful shutdown."""
     require_this_machine(options.machine)
     logs.set_up(options.log)
+    signals, manager = SignalInbox(), ServiceManager()
     raise_descriptor_limit()
     front = options.front
     id_decoder = load_decoder(front.token_ids, text_characters=front.text_characters)
     sock = listen(options.front)
     with sock:
-        prepared = prepare_workers(options, model_needed=True)
+        try:
+            prepared = prepare_workers(options, model_needed=True)
+        except StoppedAtStart:
+            log.info("stopped before an instance was started", extra={"event": "ended"})
+            raise
         mask = bind_front(prepared, strict=options.machine.strict)
-        server = Server(options, prepared, sock, mask, id_decoder)
+        context = ProcessContext(signals, manager, configuration, mask, id_decoder)
+        server = Server(options, prepared, sock, context)
+        signals.hold()
         anyio.run(server.run, backend_options={"use_uvloop": True})
+    signals.finish(server.failure.exit_code if server.failure else 0)
     if server.failure:
         raise server.failure
 
@@ -52,18 +77,12 @@ def run(options: ServeOptions) -> None:
 class Server:
     """One run of the server; the observer of its engine."""
 
-    def __init__(
-        self,
-        options: ServeOptions,
-        prepared: Prepared,
-        sock: socket.socket,
-        mask: tuple[int, ...] | None = None,
-        id_decoder: TokenIdDecoder | None = None,
-    ) -> None:
-        """``mask`` is the affinity that workers inherit if the front has bound itself."""
+    def __init__(self, options: ServeOptions, prepared: Prepared, sock: socket.socket, context: ProcessContext) -> None:
         self._options = options
         self._prepared = prepared
-        self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=mask), self)
+        self._context = context
+        self._manager = context.manager
+        self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=context.mask), self)
         services = Services(
             dispatcher=engine.dispatcher,
             tokenizer=engine.tokenizer,
@@ -73,13 +92,14 @@ class Server:
             states=engine.states,
             is_ready=engine.is_ready,
             metrics=engine.metrics,
-            id_decoder=id_decoder,
+            id_decoder=context.id_decoder,
         )
         self._http = HttpServer(create_app(services), sock, options.front)
         host, port = sock.getsockname()[:2]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._group: TaskGroup | None = None
-        self._signals = 0
+        self._draining = self._reloading = self._reload_again = False
+        self._ignored: set[int] = set()
         self._finished = anyio.Event()
 
     @property
@@ -100,6 +120,7 @@ class Server:
             group.start_soon(self._watch_signals)
             group.start_soon(self._http.run)
             group.start_soon(self._engine.run)
+            group.start_soon(report_state, self._manager, self._engine, self._is_healthy)
             await self._finished.wait()
             group.cancel_scope.cancel()
         log.info("ended", extra={"event": "ended"})
@@ -123,23 +144,83 @@ class Server:
             log.info("%s", instance.plan.why, extra=extra)
             log.debug("command: %s", " ".join(command), extra=extra)
 
+    def _is_healthy(self) -> bool:
+        return self._http.serving and self._engine.failure is None
+
     async def _watch_signals(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
-            async for number in received:
-                self._signals += 1
-                name = signal.Signals(number).name
-                if self._signals == 1:
-                    log.info(
-                        "%s: draining; a second signal stops the server at once", name, extra={"event": "draining"}
-                    )
-                    self._begin_shutdown()
-                else:
-                    log.warning("%s again: stopping at once", name, extra={"event": "ending"})
-                    self._engine.stop_now()
-                    self._finished.set()
+        async for number in self._context.signals.received():
+            name, meaning = name_of(number), self._context.signals.meaning(number)
+            if meaning == "none":
+                # Once: a timer of another program may send it again and again.
+                level = logging.DEBUG if number in self._ignored else logging.INFO
+                self._ignored.add(number)
+                log.log(level, "%s has no effect; SIGTERM drains, SIGHUP reloads", name, extra={"event": "signal"})
+            elif meaning == "reload":
+                self._request_reload()
+            elif not self._draining:
+                log.info("%s: draining; a second signal stops the server at once", name, extra={"event": "draining"})
+                self._begin_shutdown()
+            elif number in STOP:
+                log.warning("%s again: stopping at once", name, extra={"event": "ending"})
+                self._engine.stop_now()
+                self._finished.set()
+
+    def _request_reload(self) -> None:
+        if self._draining:
+            log.info("SIGHUP has no effect: the server is draining", extra={"event": "signal"})
+        elif self._reloading:
+            self._reload_again = True
+        elif self._group is not None:
+            self._reloading = True
+            self._group.start_soon(self._reload)
+
+    async def _reload(self) -> None:
+        """Read the configuration again, use what can change in a running server, and restart the instances."""
+        self._manager.reloading()
+        try:
+            self._reload_again = True
+            while self._reload_again and not self._draining:
+                self._reload_again = False
+                if self._reconfigure():
+                    await self._restart_instances()
+        finally:
+            self._reloading = False
+            if not self._draining:
+                self._manager.ready()
+
+    def _reconfigure(self) -> bool:
+        """Returns False if the configuration cannot be used; then nothing has changed."""
+        configuration, old = self._context.configuration, self._options
+        try:
+            new = old if configuration is None else configuration.read(ServeOptions)
+        except LauncherError as error:
+            log.error(
+                "SIGHUP: the configuration is not used, and nothing has changed: %s", error,
+                extra={"event": "reload_refused"},
+            )  # fmt: skip
+            return False
+        self._options = after_reload(old, new)
+        self._engine.reconfigure(self._options.supervise)
+        self._http.reconfigure(self._options.front)
+        logs.set_up(self._options.log)
+        path = configuration.path if configuration else None
+        what = f"read {path} again" if path else "there is no configuration file to read again"
+        log.info("SIGHUP: %s; restarting the instances one by one", what, extra={"event": "reloading"})
+        for change in changes(old, new):
+            if change.live:
+                log.info("changed: %s", change, extra={"event": "option_changed", "option": change.option.key})
+            else:
+                message = "not in effect until the server is started again: %s"
+                log.warning(message, change, extra={"event": "option_unchanged", "option": change.option.key})
+        return True
+
+    async def _restart_instances(self) -> None:
+        pass
 
     def _begin_shutdown(self) -> None:
-        if self._group is not None:
+        if self._group is not None and not self._draining:
+            self._draining = True
+            self._manager.stopping()
             self._group.start_soon(self._shut_down)
 
     async def _shut_down(self) -> None:

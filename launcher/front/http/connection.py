@@ -14,12 +14,15 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from launcher.errors import RequestError
+from launcher.front.http.closing import is_readable
 from launcher.front.http.disconnect import EXTENSION, Client
 from launcher.front.http.error_response import DEFAULT_ERRORS
 from launcher.options import FrontOptions
 
 # Clients offer to upgrade to another protocol with these: as options of the header Connection, and as headers.
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+# When the server stops: how often to look whether a request that has arrived was read.
+UNREAD_SECONDS = 0.01
 
 
 class CoalescingTransport:
@@ -191,6 +194,26 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         )
         self.transport.write(headers.encode() + body)
         self.transport.close()
+
+    def is_waiting(self) -> bool:
+        """Whether the client has connected and sent nothing yet, or sent something that is not answered yet."""
+        if self.cycle is None:
+            return True  # type: ignore[unreachable]  # uvicorn's types do not say that it starts as None
+        return not self.cycle.response_complete or self._has_unread_data()
+
+    def _has_unread_data(self) -> bool:
+        sock = self.transport.get_extra_info("socket")
+        return not self.transport.is_closing() and sock is not None and is_readable(sock.fileno())
+
+    def shutdown(self) -> None:
+        """Called by the server when it stops: close the connection, after the response to a request that has arrived.
+
+        A request that has not been read yet is read first: closing would reset the connection.
+        """
+        if self._has_unread_data():
+            self.loop.call_later(UNREAD_SECONDS, self.shutdown)
+        else:
+            super().shutdown()
 
     def close_if_slow(self, now: float) -> None:
         """Close the connection if for more than ``request_seconds`` the client has left a request incomplete or read
