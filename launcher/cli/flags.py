@@ -22,14 +22,14 @@ from launcher.errors import UsageError
 from launcher.options import DoctorOptions, RunOptions, ServeOptions
 from launcher.options.definitions import OUTPUT
 from launcher.options.option import Option, option, options_of
-from launcher.options.sources import CONFIG_VARIABLE, ConfigFile, Configuration, Resolved, Sources, resolve
+from launcher.options.sources import CONFIG_VARIABLE, ConfigFile, ConfigurationSources, Resolved, Sources, resolve
 from launcher.options.values import build
 
 # A configuration file and the environment may contain the options of all of these, whichever command reads them.
 ROOTS = (ServeOptions, RunOptions, DoctorOptions)
 NO = "no_"
 # Parameters of commands that are not options themselves.
-SOURCES = (Resolved, Configuration)
+SOURCES = (Resolved, ConfigurationSources)
 
 EPILOG = "Each option is also an environment variable (LAUNCH_MAX_LENGTH) and a key of --config FILE (max-length)."
 
@@ -53,8 +53,8 @@ class Command:
     """A command of the command line.
 
     The parameters of ``function`` are option dataclasses; one of type ``Resolved`` receives all values with their
-    sources, one of type ``Configuration`` the means to read the sources again. Options of the groups ``unlisted`` are
-    accepted but not listed in help. ``settings`` are passed to the click context.
+    sources, one of type ``ConfigurationSources`` the means to read the sources again. Options of the groups
+    ``unlisted`` are accepted but not listed in help. ``settings`` are passed to the click context.
     """
 
     function: Callable[..., None]
@@ -120,10 +120,10 @@ def add_command(app: typer.Typer, command: Command) -> None:
         for warning in resolved.warnings:
             print(f"launch: warning: {warning}", file=sys.stderr)
         path = _config_path(flags)
-        again = Configuration(partial(_resolve, options, flags), str(path) if path else None)
+        again = ConfigurationSources(partial(_resolve, options, flags), str(path) if path else None)
         command.function(
             **{
-                name: {Resolved: resolved, Configuration: again}.get(root) or build(root, resolved.given(root))
+                name: {Resolved: resolved, ConfigurationSources: again}.get(root) or build(root, resolved.given(root))
                 for name, root in roots.items()
             }
         )

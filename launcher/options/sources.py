@@ -77,7 +77,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
+class ConfigurationSources:
     """The sources of the options of this process, which can be read again.
 
     ``resolve`` reads the configuration file again and raises ``UsageError`` if it cannot be used; flags and environment

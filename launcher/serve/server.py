@@ -24,15 +24,16 @@ from launcher.front.http.listening_socket import listen
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
 from launcher.options import ServeOptions
-from launcher.options.sources import Configuration
+from launcher.options.sources import ConfigurationSources
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 from launcher.serve.process_setup import bind_front, raise_descriptor_limit
 from launcher.serve.reload import after_reload, changes
 from launcher.serve.service_manager import ServiceManager
-from launcher.serve.signals import STOP, SignalInbox, StoppedAtStart, name_of
+from launcher.serve.signals import STOP, SignalInbox, StoppedAtStart
 from launcher.serve.state_report import report_state
+from launcher.signal_sets import name_of
 
 log = logging.getLogger("launcher.serve")
 
@@ -44,12 +45,12 @@ class ProcessContext:
 
     signals: SignalInbox
     manager: ServiceManager
-    configuration: Configuration | None = None
+    configuration: ConfigurationSources | None = None
     mask: tuple[int, ...] | None = None
     id_decoder: TokenIdDecoder | None = None
 
 
-def run(options: ServeOptions, configuration: Configuration | None = None) -> None:
+def run(options: ServeOptions, configuration: ConfigurationSources | None = None) -> None:
     """Serve until a signal arrives. Raises any ``LauncherError``; returns after a graceful shutdown."""
     require_this_machine(options.machine)
     logs.set_up(options.log)
@@ -205,7 +206,7 @@ class Server:
         logs.set_up(self._options.log)
         path = configuration.path if configuration else None
         what = f"read {path} again" if path else "there is no configuration file to read again"
-        log.info("SIGHUP: %s; restarting the instances one by one", what, extra={"event": "reloading"})
+        log.info("SIGHUP: %s", what, extra={"event": "reloading"})
         for change in changes(old, new):
             if change.live:
                 log.info("changed: %s", change, extra={"event": "option_changed", "option": change.option.key})

@@ -12,8 +12,9 @@ import os
 import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from typing import Literal, NoReturn
+
+from launcher.signal_sets import TERMINAL_STOPS, UNUSED_SIGNALS
 
 Meaning = Literal["drain", "reload", "none"]
 
@@ -23,31 +24,10 @@ STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 # Drain as well, but repetitions do not count: the kernel repeats SIGXCPU every second, an init system SIGPWR.
 DRAIN_ONCE = (signal.SIGXCPU, signal.SIGPWR)
 RELOAD = signal.SIGHUP
-# Would stop the process, and with it every client that waits for a response.
-TERMINAL_STOPS = (signal.SIGTTIN, signal.SIGTTOU)
-# The default action of these would kill or suspend the server; nothing here uses them.
-WITHOUT_EFFECT = (
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGALRM,
-    signal.SIGVTALRM,
-    signal.SIGPROF,
-    signal.SIGIO,
-    signal.SIGTSTP,
-    signal.SIGSTKFLT if hasattr(signal, "SIGSTKFLT") else signal.SIGIO,  # not on every architecture
-    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
-)
 
 
 class StoppedAtStart(SystemExit):
     """Raised by a stop signal before there is anything to drain; the exit status is 0, as after a drain."""
-
-
-def name_of(number: int) -> str:
-    """The name of a signal, such as ``SIGTERM`` or ``SIGRTMIN+1``."""
-    with suppress(ValueError):
-        return signal.Signals(number).name
-    return f"SIGRTMIN+{number - signal.SIGRTMIN}"
 
 
 class SignalInbox:
@@ -63,7 +43,7 @@ class SignalInbox:
         self._stopped_at_start = False
         self._under_nohup = signal.getsignal(RELOAD) is signal.SIG_IGN
         self._had_terminal = _has_terminal()
-        for number in (*STOP, *DRAIN_ONCE, RELOAD, *WITHOUT_EFFECT):
+        for number in (*STOP, *DRAIN_ONCE, RELOAD, *UNUSED_SIGNALS):
             if number not in STOP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._record)
         # Handled instead of ignored, they would interrupt the same read or write again and again.
