@@ -22,6 +22,7 @@ OpenMP = Literal["auto", "intel", "gnu"]
 OnFailure = Literal["stop", "continue", "restart"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 ExportTarget = Literal["shell", "systemd", "compose", "slurm"]
+ExportMode = Literal["instances", "server"]
 EmbeddingsApi = Literal["openai", "tei"]
 TokenIdsPolicy = Literal[
     "refuse", "accept",

@@ -13,6 +13,7 @@ from launcher.options.choices import (
     Allocator,
     Backend,
     Dtype,
+    ExportMode,
     ExportTarget,
     Layout,
     LogLevel,
@@ -368,7 +369,7 @@ class ReportOptions:
     """The output of a report on a machine and its plan.
 
     ``save`` is the file for the machine, ``svg`` the file for the drawing; ``export`` prints the plan for another
-    supervisor that starts ``program`` once per instance.
+    supervisor that starts ``program`` once per instance, or one server with all instances (``export_mode``).
     """
 
     command_line_only: ClassVar[bool] = True
@@ -378,6 +379,11 @@ class ReportOptions:
     svg: Path | None = option(None, "Draw the machine and the plan to FILE, as SVG.", group=OUTPUT, metavar="FILE")
     export: ExportTarget | None = option(
         None, "Print the plan for another supervisor instead of the report.", group=OUTPUT
+    )
+    export_mode: ExportMode = option(
+        "instances",
+        "With --export: a service for each instance, or one server with its dispatcher.",
+        group=OUTPUT,
     )
     program: tuple[str, ...] = argument(
         (),
