@@ -33,6 +33,9 @@ class EngineKeywords(TypedDict, total=False):
     strict: bool
     """Fail if an instance cannot be bound exactly as planned. Default: False."""
 
+    isolated: Literal["auto", "use", "avoid"]
+    """Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others. Default: auto."""
+
     probe_seconds: float
     """Timeout of each binding probe. Default: 20.0."""
 

@@ -15,6 +15,7 @@ from launcher.options.choices import (
     Dtype,
     ExportMode,
     ExportTarget,
+    IsolatedPolicy,
     Layout,
     LogLevel,
     OnFailure,
@@ -36,6 +37,7 @@ MODEL = "Model"
 EXECUTION = "Execution"
 HTTP = "HTTP"
 LIMITS = "HTTP limits"
+ADMINISTRATION = "Administration"
 SCHEDULING = "Scheduling"
 SUPERVISION = "Supervision"
 PROGRAMS = "Programs"
@@ -74,9 +76,12 @@ class MachineOptions:
     sysroot: Path = option(
         Path("/"), "Read the machine from this copy of /sys and /proc.", group=MACHINE, metavar="DIR"
     )
+    isolated: IsolatedPolicy = option(
+        "auto", "Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others.", group=MACHINE
+    )
     machine_file: Path | None = option(
         None,
-        "Plan for another machine: a FILE (--save, --json, lscpu -p; - is stdin) or a known NAME; 'list' lists them.",
+        "Plan for another machine: a FILE (--save, --json, lscpu; - is stdin) or a known NAME; 'list' lists them.",
         group=MACHINE,
         name="machine",
         metavar="FILE|NAME",
@@ -145,7 +150,7 @@ class FrontOptions:
 
     ``body_bytes`` limits one request body, ``total_body_bytes`` all bodies and responses held at a time.
     ``request_items`` is the number of texts in one request, ``text_characters`` the maximum length of a text before it
-    is tokenized, ``result_bytes`` the size of the results of a request that has one result per token.
+    is tokenized, ``result_bytes`` the size of the results of a request whose results vary in size.
     """
 
     host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
@@ -168,6 +173,18 @@ class FrontOptions:
     drain_seconds: float = option(
         30.0, "Graceful shutdown timeout for admitted requests.", group=HTTP, minimum=0.0, metavar="SECONDS"
     )
+    admin_socket: str = option(
+        "auto",
+        "Unix socket for launch ctl; auto is admin-PORT.sock in $XDG_RUNTIME_DIR/launch or a private folder.",
+        group=ADMINISTRATION,
+        metavar="PATH|auto|none",
+    )
+    admin_key_file: Path | None = option(
+        None,
+        "Open /admin over HTTP: a file with the admin key (or set LAUNCH_ADMIN_KEY).",
+        group=ADMINISTRATION,
+        metavar="FILE",
+    )
     token_ids: TokenIdsPolicy = option(
         "refuse",
         "Token ids as inputs: accept those of the model's tokenizer, or decode those of a tiktoken encoding.",
@@ -176,7 +193,7 @@ class FrontOptions:
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
     header_bytes: int = option(
         64 * KIB,
-        "Maximum size of a request's headers.",
+        "Maximum size of the request line, headers and trailers.",
         group=LIMITS,
         name="max_header_bytes",
         minimum=1024,
@@ -206,7 +223,7 @@ class FrontOptions:
     )
     result_bytes: int = option(
         16 * MIB,
-        "Maximum size of the per-token results of a request.",
+        "Maximum size of the results of a request that vary in size: per-token results, and those of a custom class.",
         group=LIMITS,
         name="max_result_bytes",
         minimum=1,

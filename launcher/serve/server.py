@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import socket
 from dataclasses import dataclass
 
@@ -17,18 +18,22 @@ from anyio.abc import TaskGroup
 
 from launcher.core.report.forecast import describe_basis
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
-from launcher.errors import InstanceError, LauncherError
+from launcher.errors import ChangeInProgressError, InstanceError, LauncherError
+from launcher.front.http.admin_access import Administration, load_admin_access
+from launcher.front.http.admin_socket import admin_socket
 from launcher.front.http.app import Services, create_app
 from launcher.front.http.http_server import HttpServer
 from launcher.front.http.listening_socket import listen
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
 from launcher.options import ServeOptions
+from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE
 from launcher.options.sources import ConfigurationSources
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
-from launcher.serve.process_setup import bind_front, raise_descriptor_limit
+from launcher.serve.administration import AdminParts, AdminServer, EngineActions
+from launcher.serve.process_setup import bind_front, raise_descriptor_limit, rebind_front
 from launcher.serve.reload import after_reload, changes
 from launcher.serve.service_manager import ServiceManager
 from launcher.serve.signals import STOP, SignalInbox, StoppedAtStart
@@ -37,14 +42,21 @@ from launcher.signal_sets import name_of
 
 log = logging.getLogger("launcher.serve")
 
+# How often to look whether another change of the instances has ended.
+CHANGE_SECONDS = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessContext:
-    """What this process was started with, besides its options: its signals, its service manager, and the sources of its
-    options, which SIGHUP reads again; None if they cannot be read again."""
+    """What this process was started with, besides its options.
+
+    ``configuration``: the sources of its options, which SIGHUP reads again; None if they cannot be read again. ``mask``
+    is the affinity that workers inherit if the front has bound itself.
+    """
 
     signals: SignalInbox
     manager: ServiceManager
+    admin: AdminParts
     configuration: ConfigurationSources | None = None
     mask: tuple[int, ...] | None = None
     id_decoder: TokenIdDecoder | None = None
@@ -60,16 +72,20 @@ def run(options: ServeOptions, configuration: ConfigurationSources | None = None
     id_decoder = load_decoder(front.token_ids, text_characters=front.text_characters)
     sock = listen(options.front)
     with sock:
+        admin_access = load_admin_access(front.admin_key_file, os.environ)
         try:
             prepared = prepare_workers(options, model_needed=True)
         except StoppedAtStart:
             log.info("stopped before an instance was started", extra={"event": "ended"})
             raise
+        os.environ.pop(ADMIN_KEY_VARIABLE, None)  # workers inherit the environment
         mask = bind_front(prepared, strict=options.machine.strict)
-        context = ProcessContext(signals, manager, configuration, mask, id_decoder)
-        server = Server(options, prepared, sock, context)
-        signals.hold()
-        anyio.run(server.run, backend_options={"use_uvloop": True})
+        with admin_socket(front.admin_socket, sock.getsockname()[1], os.environ) as admin:
+            parts = AdminParts(admin_access, admin)
+            context = ProcessContext(signals, manager, parts, configuration, mask, id_decoder)
+            server = Server(options, prepared, sock, context)
+            signals.hold()
+            anyio.run(server.run, backend_options={"use_uvloop": True})
     signals.finish(server.failure.exit_code if server.failure else 0)
     if server.failure:
         raise server.failure
@@ -84,6 +100,8 @@ class Server:
         self._context = context
         self._manager = context.manager
         self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=context.mask), self)
+        self._mask = context.mask
+        self._actions = EngineActions(engine, context.mask)
         services = Services(
             dispatcher=engine.dispatcher,
             tokenizer=engine.tokenizer,
@@ -94,8 +112,10 @@ class Server:
             is_ready=engine.is_ready,
             metrics=engine.metrics,
             id_decoder=context.id_decoder,
+            administration=Administration(self._actions, context.admin.access),
         )
         self._http = HttpServer(create_app(services), sock, options.front)
+        self._admin = AdminServer(services, context.admin.socket)
         host, port = sock.getsockname()[:2]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._group: TaskGroup | None = None
@@ -120,6 +140,7 @@ class Server:
             self._group = group
             group.start_soon(self._watch_signals)
             group.start_soon(self._http.run)
+            group.start_soon(self._admin.run)
             group.start_soon(self._engine.run)
             group.start_soon(report_state, self._manager, self._engine, self._is_healthy)
             await self._finished.wait()
@@ -203,7 +224,8 @@ class Server:
         self._options = after_reload(old, new)
         self._engine.reconfigure(self._options.supervise)
         self._http.reconfigure(self._options.front)
-        logs.set_up(self._options.log)
+        if self._options.log != old.log:
+            logs.set_up(self._options.log)
         path = configuration.path if configuration else None
         what = f"read {path} again" if path else "there is no configuration file to read again"
         log.info("SIGHUP: %s", what, extra={"event": "reloading"})
@@ -216,7 +238,20 @@ class Server:
         return True
 
     async def _restart_instances(self) -> None:
-        pass
+        """Restart the instances one by one, after another change of them if one is in progress."""
+        try:
+            await self._engine.wait_ready()
+            while not self._draining:
+                try:
+                    result = await self._engine.restart_instances()
+                except ChangeInProgressError:
+                    await anyio.sleep(CHANGE_SECONDS)
+                    continue
+                if result.state == "old" and not self._draining:
+                    log.error("SIGHUP: not all instances were restarted: %s", result.reason)
+                return
+        except LauncherError as error:
+            log.error("SIGHUP: the instances were not restarted: %s", error)
 
     def _begin_shutdown(self) -> None:
         if self._group is not None and not self._draining:
@@ -229,12 +264,19 @@ class Server:
         await self._engine.drain(self._options.front.drain_seconds)
         await self._engine.stop()
         await self._http.stop(self._options.supervise.stop_seconds)  # for responses that are being written
+        await self._admin.stop(self._options.supervise.stop_seconds)
         self._engine.close()
         self._finished.set()
 
     def all_ready(self) -> None:
         """See ``EngineObserver``."""
         log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
+
+    def changed(self, prepared: Prepared) -> None:
+        """Bind the front to its cpus in the new plan."""
+        self._mask = rebind_front(prepared, self._mask)
+        self._engine.set_mask(self._mask)
+        self._actions.mask = self._mask
 
     def failed(self, error: InstanceError) -> None:
         """Shut down; the exit status says that the server failed."""

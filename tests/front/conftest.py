@@ -218,7 +218,7 @@ class Front:
         names = {spec.id: spec.length_class.name if spec.length_class else "all" for spec in specs}
         self.metrics = FrontMetrics(names)
         self.scheduler = Scheduler(specs, limits)
-        self.metrics.watch_queue(sorted(set(names.values())), self.scheduler.queued_by_class)
+        self.metrics.watch_queue(self.scheduler.queued_by_class)
         self.listener = Recorder()
         self.dispatcher = Dispatcher(
             self.scheduler,

@@ -19,13 +19,15 @@ from launcher.core.scheduling.instance_state import Group, group_for, serving_in
 
 
 class Admission:
-    """See the module docstring. ``no_instances`` is the reason why no instance will be restarted, once none is left."""
+    """See the module docstring. ``no_instances`` is the reason why no instance will be restarted, once none is left.
+    ``changing``: instances are being replaced, and requests wait if none is ready."""
 
     def __init__(self, limits: SchedulerLimits, groups: Sequence[Group]) -> None:
         reserved = int(limits.queue_items * limits.interactive_share)
         self._limit: dict[Priority, int] = {"interactive": limits.queue_items, "bulk": limits.queue_items - reserved}
-        self._groups = groups
+        self.groups = groups
         self.draining = False
+        self.changing = False
         self.no_instances: str | None = None
 
     def check(self, request: int, count: int, priority: Priority, held: int, now: float) -> Reject | None:
@@ -39,7 +41,7 @@ class Admission:
             what = "the queue holds" if priority == "interactive" else "the queue holds for bulk requests"
             reason = f"the request has {count} inputs, but {what} at most {limit}; send fewer inputs per request"
             return Reject(request, 413, "too_many_items", reason)
-        if serving_instance(self._groups) is None:
+        if serving_instance(self.groups) is None and not self.changing:
             return Reject(request, 503, "not_ready", "no model instance is ready yet", 1.0)
         if held + count > limit:
             wait = max(1.0, self.seconds_until_empty(priority, now))
@@ -69,11 +71,11 @@ class Admission:
         return None
 
     def _by_group(self, lengths: tuple[int, ...]) -> Iterable[tuple[Group, Sequence[int]]]:
-        if len(lengths) == 1 or len(self._groups) == 1:
-            return ((group_for(self._groups, lengths[0]), lengths),)
+        if len(lengths) == 1 or len(self.groups) == 1:
+            return ((group_for(self.groups, lengths[0]), lengths),)
         own: dict[int, tuple[Group, list[int]]] = {}
         for length in lengths:
-            group = group_for(self._groups, length)
+            group = group_for(self.groups, length)
             own.setdefault(id(group), (group, []))[1].append(length)
         return own.values()
 
@@ -81,7 +83,7 @@ class Admission:
         self, group: Group, own: Sequence[int], priority: Priority, left: float, now: float
     ) -> CompletionEstimate | None:
         """When items of these lengths would be done if they arrived now; None if they are certain to be in time."""
-        served = serving_instance(self._groups, group)
+        served = serving_instance(self.groups, group)
         if served is None:
             return None
         queue, tokens, longest = group.queues[priority], sum(own), max(own)
@@ -97,17 +99,17 @@ class Admission:
         return (
             None
             if completion_upper_bound(work, served, now) <= left
-            else predict_completion(work, group, self._groups, served, now)
+            else predict_completion(work, group, self.groups, served, now)
         )
 
     def seconds_until_empty(self, priority: Priority, now: float) -> float:
         """Predicted seconds until no work of this priority or a higher one is left: the Retry-After of a full queue."""
         before = PRIORITIES[: PRIORITIES.index(priority) + 1]
         seconds = 0.0
-        for group in self._groups:
+        for group in self.groups:
             queues = [group.queues[p] for p in before]
             work = QueuedWork(sum(q.tokens for q in queues), sum(q.pairs for q in queues), 0)
-            served = serving_instance(self._groups, group)
+            served = serving_instance(self.groups, group)
             if served and (work.tokens or group.busy):
                 seconds = max(seconds, predict_completion(work, group, (), served, now).seconds)
         return seconds

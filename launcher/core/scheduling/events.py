@@ -19,6 +19,15 @@ Priority = Literal["interactive", "bulk"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
 
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """An instance as the scheduler sees it; ``length_class`` None serves every length."""
+
+    id: int
+    threads: int
+    length_class: LengthClass | None = None
+
+
 class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A request arrived; ``lengths`` are the lengths of its items in tokens, in the order of the request.
 
@@ -51,6 +60,32 @@ class InstanceLost(msgspec.Struct, frozen=True, gc=False):
     """The worker of this instance is gone, together with its running batch."""
 
     instance: int
+
+
+class InstanceAdded(msgspec.Struct, frozen=True, gc=False):
+    """A change has added this instance; it gets batches after ``InstanceReady``."""
+
+    spec: InstanceSpec
+
+
+class InstanceRetiring(msgspec.Struct, frozen=True, gc=False):
+    """A change will stop this instance: it finishes the batches that it has and gets no others."""
+
+    instance: int
+
+
+class InstanceRemoved(msgspec.Struct, frozen=True, gc=False):
+    """This instance is gone and will not return. A batch that it had is computed by another one."""
+
+    instance: int
+
+
+class ChangeStarted(msgspec.Struct, frozen=True, gc=False):
+    """Instances are about to be replaced: until ``ChangeEnded``, requests are admitted even if none is ready."""
+
+
+class ChangeEnded(msgspec.Struct, frozen=True, gc=False):
+    """No more instances are replaced."""
 
 
 class BatchDone(msgspec.Struct, frozen=True, gc=False):
@@ -111,17 +146,19 @@ class ReplaceWorker(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Event = Arrived | Cancelled | InstanceReady | InstanceLost | BatchDone | BatchFailed | NoInstancesLeft | DrainStarted
+InstanceChange = InstanceAdded | InstanceRetiring | InstanceRemoved | ChangeStarted | ChangeEnded
+Event = (
+    Arrived
+    | Cancelled
+    | InstanceReady
+    | InstanceLost
+    | BatchDone
+    | BatchFailed
+    | NoInstancesLeft
+    | DrainStarted
+    | InstanceChange
+)
 Action = Send | Reject | Finish | ReplaceWorker
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceSpec:
-    """An instance as the scheduler sees it; ``length_class`` None serves every length."""
-
-    id: int
-    threads: int
-    length_class: LengthClass | None = None
 
 
 @dataclass(frozen=True, slots=True)

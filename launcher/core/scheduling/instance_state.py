@@ -102,7 +102,8 @@ class Group:
 @dataclass(slots=True)
 class Instance:
     """State of one instance. ``batches`` holds the running and the ready batch, and is the only record of
-    reservations. ``drift`` is the initial drift of its cost model when it becomes ready."""
+    reservations. ``drift`` is the initial drift of its cost model when it becomes ready. ``retiring``: it gets
+    no more batches, and will be removed."""
 
     spec: InstanceSpec
     group: Group
@@ -112,6 +113,7 @@ class Instance:
     batches: deque[Batch] = field(default_factory=deque)
     started: float = 0.0
     replaced: bool = False
+    retiring: bool = False
     speed: float = 0.0
     drift: float = 1.0
 
@@ -126,7 +128,7 @@ class Instance:
     def update_speed(self) -> None:
         """Recompute the speed after a change of the cost model or the loss of the worker."""
         before, self.speed = self.speed, 0.0
-        if self.ready:
+        if self.ready and not self.retiring:
             self.speed = 1 / max(1e-9, self.cost.seconds(*WORK_UNIT) - self.cost.overhead)
         self.group.speed = self.group.speed + self.speed - before if self.group.ready else 0.0
 
@@ -135,8 +137,8 @@ class Instance:
         return now > self.started + max(OVERDUE_FLOOR, OVERDUE_FACTOR * self.batches[0].predicted)
 
     def is_stuck(self, now: float) -> bool:
-        """Whether this busy instance cannot be expected to finish: it is being replaced, or overdue."""
-        return self.replaced or self.overdue(now)
+        """Whether this busy instance cannot be expected to take more: it is being replaced, retiring, or overdue."""
+        return self.replaced or self.retiring or self.overdue(now)
 
     def lead_time(self) -> float:
         """When the ready batch is to be cut."""

@@ -19,6 +19,9 @@ The dispatcher feeds events and carries out the actions; there is no clock and n
   fail the other inputs of its batch. An item that fails twice fails its request.
 * A batch that takes far longer than predicted counts as a hang, and its instance is replaced.
 
+* Instances and classes can change: a retiring instance finishes its batches, and the items that wait move to the queues
+  of the classes that there are.
+
 Request ids come from the dispatcher, and batches are numbered here. Neither is reused, so that a late message about a
 finished batch is recognized and dropped.
 """
@@ -27,12 +30,13 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
-from heapq import heappop, heappush
+from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import accumulate, islice
 from math import inf
 
 from launcher.core.cost.cost_model import CostModel, fit, work_of
+from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.admission import Admission
 from launcher.core.scheduling.batching import Item, LengthQueue
 from launcher.core.scheduling.events import (
@@ -42,11 +46,17 @@ from launcher.core.scheduling.events import (
     BatchDone,
     BatchFailed,
     Cancelled,
+    ChangeEnded,
+    ChangeStarted,
     DrainStarted,
     Event,
     Finish,
+    InstanceAdded,
+    InstanceChange,
     InstanceLost,
     InstanceReady,
+    InstanceRemoved,
+    InstanceRetiring,
     InstanceSpec,
     NoInstancesLeft,
     Priority,
@@ -65,11 +75,16 @@ __all__ = [
     "BatchDone",
     "BatchFailed",
     "Cancelled",
+    "ChangeEnded",
+    "ChangeStarted",
     "DrainStarted",
     "Event",
     "Finish",
+    "InstanceAdded",
     "InstanceLost",
     "InstanceReady",
+    "InstanceRemoved",
+    "InstanceRetiring",
     "InstanceSpec",
     "NoInstancesLeft",
     "Priority",
@@ -94,9 +109,7 @@ class Scheduler:
         self._requests: dict[int, Request] = {}
         self._deadlines = Deadlines(self._requests)
         self._suspects: dict[Priority, deque[Item]] = {priority: deque() for priority in PRIORITIES}
-        classes = {spec.length_class for spec in instances}
-        ordered = sorted(classes, key=lambda c: (c is None, c.min_length if c else 0))
-        self._groups_by_class = {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
+        self._groups_by_class = self._make_groups({spec.length_class for spec in instances})
         self._groups = tuple(self._groups_by_class.values())
         self._instances = {s.id: Instance(s, self._groups_by_class[s.length_class]) for s in instances}
         # When each running batch counts as a hang: a heap of (time, batch, instance), with stale entries as in leads.
@@ -123,6 +136,8 @@ class Scheduler:
                 self._instance_lost(event.instance, now, actions)
             case BatchFailed():
                 self._batch_failed(event, now, actions)
+            case InstanceAdded() | InstanceRetiring() | InstanceRemoved() | ChangeStarted() | ChangeEnded():
+                self._change_instances(event, now, actions)
             case DrainStarted():
                 self._admission.draining = True
             case NoInstancesLeft():
@@ -174,7 +189,7 @@ class Scheduler:
             _, batch, instance_id = group.leads[0]
             instance = self._instances[instance_id]
             alone = len(instance.batches) == 1 and instance.batches[0].id == batch
-            if alone and instance.ready and not instance.replaced:
+            if alone and instance.ready and not instance.replaced and not instance.retiring:
                 return group.leads[0]
             heappop(group.leads)
         return None
@@ -233,13 +248,18 @@ class Scheduler:
         ready."""
         self._instances[instance].drift = drift
 
+    def knows(self, instance: int) -> bool:
+        """Whether there is an instance with this id."""
+        return instance in self._instances
+
     def _instance_ready(self, event: InstanceReady) -> None:
         instance = self._instances[event.instance]
         if instance.ready:
             raise ValueError(f"instance {event.instance} became ready twice")
         instance.ready, instance.replaced, instance.packed = True, False, event.packed
-        instance.group.ready[event.instance] = instance
-        instance.group.idle[event.instance] = instance
+        if not instance.retiring:
+            instance.group.ready[event.instance] = instance
+            instance.group.idle[event.instance] = instance
         if event.measured:
             instance.cost = CostModel(fit(event.measured), instance.drift)
         instance.update_speed()
@@ -288,7 +308,7 @@ class Scheduler:
         del instance.group.busy[instance_id]
         if instance.batches:
             self._begin(instance, now)
-        elif not instance.replaced:
+        elif not instance.replaced and not instance.retiring:
             instance.group.idle[instance_id] = instance
         return batch
 
@@ -327,6 +347,71 @@ class Scheduler:
             self._suspects[request.priority].append(item)
         else:
             group_for(self._groups, item.length).queues[request.priority].push(item, request.ranks[item.index])
+
+    # ----------------------------------------------------------------- changes
+
+    def _change_instances(self, event: InstanceChange, now: float, actions: list[Action]) -> None:
+        match event:
+            case InstanceAdded():
+                self._instance_added(event.spec)
+            case InstanceRetiring():
+                self._instance_retiring(self._instances[event.instance])
+            case InstanceRemoved():
+                self._instance_lost(event.instance, now, actions)
+                self._instance_removed(event.instance)
+            case ChangeStarted():
+                self._admission.changing = True
+            case ChangeEnded():
+                self._admission.changing = False
+
+    def _make_groups(self, classes: Iterable[LengthClass | None]) -> dict[LengthClass | None, Group]:
+        """A group for each class, in the order in which `group_for` searches them."""
+        ordered = sorted(set(classes), key=_order_of_class)
+        return {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
+
+    def _instance_added(self, spec: InstanceSpec) -> None:
+        if spec.id in self._instances:
+            raise ValueError(f"instance {spec.id} was added twice")
+        groups = self._groups_by_class
+        if spec.length_class not in groups:
+            self._set_groups({*groups, spec.length_class})
+        self._instances[spec.id] = Instance(spec, self._groups_by_class[spec.length_class])
+        # A class that only existed because there must be one.
+        self._drop_unused_groups()
+
+    def _instance_retiring(self, instance: Instance) -> None:
+        instance.retiring = True
+        instance.group.ready.pop(instance.spec.id, None)
+        instance.group.idle.pop(instance.spec.id, None)
+        instance.update_speed()
+
+    def _instance_removed(self, instance_id: int) -> None:
+        removed = self._instances.pop(instance_id)
+        self._hangs = [entry for entry in self._hangs if entry[2] != instance_id]
+        heapify(self._hangs)
+        removed.group.leads = [entry for entry in removed.group.leads if entry[2] != instance_id]
+        heapify(removed.group.leads)
+        self._drop_unused_groups()
+
+    def _drop_unused_groups(self) -> None:
+        """Classes without an instance are dropped, unless that would leave none: items must be able to wait."""
+        used = {instance.spec.length_class for instance in self._instances.values()}
+        if used and used != set(self._groups_by_class):
+            self._set_groups(used)
+
+    def _set_groups(self, classes: set[LengthClass | None]) -> None:
+        """Change the classes. Those that stay keep their instances; all waiting items are queued again, in order."""
+        before = self._groups_by_class
+        self._groups_by_class = self._make_groups(classes)
+        for kept in before.keys() & classes:
+            before[kept].queues = self._groups_by_class[kept].queues
+            self._groups_by_class[kept] = before[kept]
+        self._groups = self._admission.groups = tuple(self._groups_by_class.values())
+        for id, request in self._requests.items():
+            for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
+                if state == WAITING and index not in request.attempts:
+                    queues = group_for(self._groups, length).queues
+                    queues[request.priority].push(Item(id, index, length), request.ranks[index])
 
     # ---------------------------------------------------------------- requests
 
@@ -458,7 +543,8 @@ class Scheduler:
     def _earliest_finish(self, group: Group, length: int, pairs: int, now: float) -> float:
         """Seconds until an item would be done by its own class: by one of the instances that are idle or started first,
         or the one whose ready batch is cut next; infinite if none is ready."""
-        owners = [*islice(group.idle.values(), SCAN_LIMIT), *islice(group.busy.values(), SCAN_LIMIT)]
+        busy = [instance for instance in islice(group.busy.values(), SCAN_LIMIT) if not instance.retiring]
+        owners = [*islice(group.idle.values(), SCAN_LIMIT), *busy]
         if lead := self._next_lead(group):
             owners.append(self._instances[lead[2]])
         return min([owner.seconds_until_free(now) + owner.cost.seconds(length, pairs) for owner in owners], default=inf)
@@ -556,11 +642,13 @@ class Scheduler:
         for instance in self._instances.values():
             assert len(instance.batches) <= 2, f"{instance.spec} has more than a running and a ready batch"
             assert instance.ready or not instance.batches, f"{instance.spec} is not ready and has batches"
-            free = instance.ready and not instance.batches and not instance.replaced
+            serves = instance.ready and not instance.retiring
+            free = serves and not instance.batches and not instance.replaced
             assert free == (instance.spec.id in instance.group.idle), f"{instance.spec}: wrong idle state"
-            assert instance.ready == (instance.spec.id in instance.group.ready)
+            assert serves == (instance.spec.id in instance.group.ready)
             assert bool(instance.batches) == (instance.spec.id in instance.group.busy)
-            assert instance.ready == (instance.speed > 0)
+            assert serves == (instance.speed > 0)
+            assert any(instance.group is group for group in self._groups), f"{instance.spec}: its class has no queue"
             for batch in instance.batches:
                 assert batch.items, "an empty batch"
                 lengths = [item.length for item in batch.items]
@@ -598,3 +686,11 @@ class Scheduler:
             queue.check(waiting[id(queue)])
         for id_, index in suspects:
             assert self._requests[id_].states[index] == WAITING, "a suspect item is not waiting"
+
+
+def _order_of_class(length_class: LengthClass | None) -> tuple[bool, int, float]:
+    """Shorter classes first; of classes with the same minimum (those of two plans) the narrower; then no class."""
+    if length_class is None:
+        return True, 0, 0.0
+    most = length_class.max_length
+    return False, length_class.min_length, inf if most is None else most

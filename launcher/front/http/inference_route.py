@@ -339,6 +339,16 @@ def chosen_prompt(model_info: ModelInfo, prompt: str | None, prompt_name: str | 
         raise RequestError(str(error), code="invalid_prompt", param=param) from error
 
 
+def routed_prompt(
+    model_info: ModelInfo, route: str | None, prompt: str | None, prompt_name: str | None
+) -> Prompt | None:
+    """The prompt that a request chooses, and its route if it chooses one or the model has some; None if it leaves the
+    prompt to the model. Raises ``RequestError``."""
+    if route is not None or model_info.routes is not None:
+        return chosen_route(model_info, route, prompt, prompt_name)
+    return chosen_prompt(model_info, prompt, prompt_name)
+
+
 def chosen_route(model_info: ModelInfo, route: str | None, prompt: str | None, prompt_name: str | None) -> Prompt:
     """The prompt and the route that a request chooses. Raises ``RequestError``."""
     text = chosen_prompt(model_info, prompt, prompt_name)  # its errors name their own parameters

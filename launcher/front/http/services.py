@@ -12,6 +12,7 @@ from typing import Any
 
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.front.dispatcher import Dispatcher
+from launcher.front.http.admin_access import Administration
 from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
 from launcher.front.token_id_decoder import TokenIdDecoder
@@ -25,7 +26,7 @@ class Services:
     ``info`` returns the body of ``GET /info``; ``states`` the state of each instance, by id; ``is_ready`` whether
     enough instances are ready and the server is not draining. ``id_decoder`` decodes token ids of clients, if
     ``options.token_ids`` is an encoding. ``bulk_lock`` is held by the one bulk request that may
-    use a thread.
+    use a thread. ``administration`` is None if there is none.
     """
 
     dispatcher: Dispatcher
@@ -37,4 +38,5 @@ class Services:
     is_ready: Callable[[], bool]
     metrics: FrontMetrics
     id_decoder: TokenIdDecoder | None = None
+    administration: Administration | None = None
     bulk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)

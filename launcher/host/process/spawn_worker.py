@@ -135,7 +135,7 @@ def start(launch: Launch) -> Worker:
     front_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     oom = read_oom_count(own_memory_cgroup())
     try:
-        with _masked(launch.mask):
+        with masked(launch.mask):
             process = subprocess.Popen(
                 launch.command,
                 stdin=worker_end.fileno(),
@@ -158,7 +158,7 @@ def start(launch: Launch) -> Worker:
 
 
 @contextlib.contextmanager
-def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
+def masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
     """Give this thread that mask temporarily, because a process inherits the mask of the thread that starts it.
 
     If none of the cpus is allowed any longer, the mask is unchanged, and the command reports the missing cpus.
