@@ -113,7 +113,7 @@ def running(*arguments: str, env: dict[str, str] | None = None, prefix: Sequence
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        server.process.wait(10)
+        server.process.wait(60)
 
 
 Launch = Callable[..., contextlib.AbstractContextManager[Running]]

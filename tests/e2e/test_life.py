@@ -27,7 +27,7 @@ def test_ctrl_c_drains_and_leaves_no_process(launch: Launch) -> None:
         pids = [p.pid for p in server.workers()]
         assert len(pids) == 2
         server.signal(signal.SIGINT)
-        assert server.process.wait(10) == 0
+        assert server.process.wait(20) == 0
         assert gone(pids)
 
 
@@ -112,8 +112,8 @@ def test_a_drain_does_not_wait_for_a_killed_worker(launch: Launch) -> None:
         server.signal(signal.SIGTERM)
         server.wait_for("draining")
         os.kill(victim, signal.SIGKILL)
-        assert server.process.wait(5) == 0
-        thread.join(5)
+        assert server.process.wait(20) == 0
+        thread.join(20)
         assert [r.status_code for r in replies] == [503]
 
 

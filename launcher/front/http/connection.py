@@ -389,10 +389,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._closing_timer = self.loop.call_later(LINGER_SECONDS, transport.close)
         self.flow.release()
 
-    def is_waiting(self) -> bool:
-        """Whether the client has connected and sent nothing yet, or sent something that is not answered yet."""
-        received = self._is_new or bool(self._pending) or (self._in_head and self._head_bytes > 0)
-        return not self._discarding and (received or self._is_answering() or self._has_unread_data())
+    def is_expected(self) -> bool:
+        """Whether a request is expected: the client has connected and sent none yet, or one has arrived in part, or has
+        not been read."""
+        if self._discarding:
+            return False
+        return (
+            self._is_new or bool(self._pending) or (self._in_head and self._head_bytes > 0) or self._has_unread_data()
+        )
 
     def _has_unread_data(self) -> bool:
         sock = self.transport.get_extra_info("socket")

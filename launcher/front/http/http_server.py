@@ -23,9 +23,7 @@ from launcher.options import FrontOptions
 
 # How often all connections are checked for slow clients, so that requests do not pay for a timer.
 SWEEP_SECONDS = 5
-
-
-# At the end: connections are served until none has arrived or waits for its response for this long.
+# At the end: connections are served until none has arrived, and no request is expected, for this long.
 QUIET_SECONDS = 0.2
 # At the end: the time that a new connection has to send its request.
 FIRST_REQUEST_SECONDS = 1.0
@@ -119,13 +117,13 @@ class HttpServer:
         await self._stopped.wait()
 
     async def _quiet(self) -> None:
-        """Wait until no client has connected, or waits for a response, for ``QUIET_SECONDS``."""
+        """Wait until no client has connected, or is expected to send a request, for ``QUIET_SECONDS``."""
         loop = asyncio.get_running_loop()
         since = loop.time()
         while loop.time() < since + QUIET_SECONDS:
             await anyio.sleep(POLL_SECONDS)
             connections = [one for one in self._server.server_state.connections if isinstance(one, LimitedHttpProtocol)]
-            if is_readable(self._sock.fileno()) or any(one.is_waiting() for one in connections):
+            if is_readable(self._sock.fileno()) or any(one.is_expected() for one in connections):
                 since = loop.time()
 
     async def sweep(self) -> None:
