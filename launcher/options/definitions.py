@@ -149,6 +149,7 @@ class FrontOptions:
     """HTTP and its limits.
 
     ``body_bytes`` limits one request body, ``total_body_bytes`` all bodies and responses held at a time.
+    A client must send ``min_upload_rate`` bytes of a body per second, on average over ``upload_window_seconds``.
     ``request_items`` is the number of texts in one request, ``text_characters`` the maximum length of a text before it
     is tokenized, ``result_bytes`` the size of the results of a request whose results vary in size.
     """
@@ -210,6 +211,12 @@ class FrontOptions:
         minimum=1,
         metavar="BYTES",
     )
+    min_upload_rate: float = option(
+        4096.0, "Minimum rate at which a client sends a body.", group=LIMITS, minimum=0.0, metavar="BYTES/S"
+    )
+    upload_window_seconds: float = option(
+        10.0, "Time over which the upload rate is measured.", group=LIMITS, minimum=0.1, metavar="SECONDS"
+    )
     request_items: int = option(
         2048, "Maximum number of inputs in a request.", group=LIMITS, name="max_request_items", minimum=1, metavar="N"
     )
@@ -235,15 +242,24 @@ class FrontOptions:
 class SchedulingOptions:
     """The queue, the batches, how requests of different priorities share them, and when a batch counts as hung.
 
-    ``queue_items`` limits the queue, ``batch_tokens`` is the token budget of one batch, padding included.
+    ``queue_seconds`` and ``queue_items`` limit what one client may have in the queue, less half of what others have
+    there. ``batch_tokens`` is the token budget of one batch, padding included.
 
     A batch counts as hung when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``.
     Inputs of a lost instance are sent to another one, ``max_attempts`` times in all.
     """
 
+    queue_seconds: float = option(
+        300.0,
+        "Maximum predicted time of the queued work of a client.",
+        group=SCHEDULING,
+        name="max_queue_seconds",
+        minimum=0.1,
+        metavar="SECONDS",
+    )
     queue_items: int = option(
         16_384,
-        "Maximum number of queued and running inputs.",
+        "Maximum number of queued and running inputs of a client.",
         group=SCHEDULING,
         name="max_queue_items",
         minimum=1,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import assume, given, settings, HealthCheck
 from hypothesis import strategies as st
 
 from launcher.errors import RequestError
@@ -165,6 +165,7 @@ RAW = LargeBodyDecoder(CustomRequest, "inputs", LIMIT)
     st.lists(_text | _id | _odd | st.dictionaries(_text, _odd, max_size=2), max_size=LIMIT), st.sampled_from([None, 1])
 )
 def test_items_of_a_custom_class_stay_raw(items: list[Any], indent: Any) -> None:
+    assume("Infinity" not in json.dumps(items))  # not JSON
     body = json.dumps({"inputs": items, "more": 1}, indent=indent).encode()
     decoded, ignored = RAW.decode(body)
 
