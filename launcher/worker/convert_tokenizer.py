@@ -131,6 +131,11 @@ def main(arguments: Sequence[str]) -> int:
         # transformers then treats torch as not installed, which tokenizers do not need: 1.2 instead of 3.3 s.
         sys.modules["torch"] = None  # type: ignore[assignment]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return run(values)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Convert, and print the reason to stderr if that fails; returns the exit status."""
     try:
         convert(Request(values.folder, values.arguments, values.lower_case, values.trust_remote_code), values.out)
     except Exception as error:
