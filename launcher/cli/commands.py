@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from launcher.cli import bench, config, ctl, doctor, ps, run, serve, stop, topology
 from launcher.cli.flags import Command, add_command, keep_text, without_metavars
-from launcher.options.definitions import ACCESS, ADMINISTRATION, HTTP, LIMITS, SUPERVISION
+from launcher.options.definitions import ACCESS, ADMINISTRATION, CONNECTIONS, HTTP, LIMITS, SUPERVISION
 
 DEFAULT_COMMAND = "serve"
 
@@ -57,7 +57,7 @@ COMMANDS = (
     Command(
         topology.topology,
         "launch topology --instances 4 --svg plan.svg",
-        (HTTP, ACCESS, ADMINISTRATION, LIMITS, SUPERVISION),
+        (HTTP, CONNECTIONS, ACCESS, ADMINISTRATION, LIMITS, SUPERVISION),
     ),
     Command(
         run.run,

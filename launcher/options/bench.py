@@ -12,6 +12,7 @@ from launcher.options.choices import EmbeddingsApi, VectorEncoding
 from launcher.options.definitions import (
     ACCESS,
     HTTP,
+    CONNECTIONS,
     LIMITS,
     OUTPUT,
     FormatOptions,
@@ -167,6 +168,7 @@ class ThroughputCommandOptions:
             "machine",
             HTTP,
             ACCESS,
+            CONNECTIONS,
             LIMITS,
             "max_queue_items",
             "max_queue_seconds",

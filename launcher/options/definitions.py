@@ -13,6 +13,7 @@ from launcher.options.choices import (
     Allocator,
     Backend,
     Dtype,
+    ExportMode,
     ExportTarget,
     IsolatedPolicy,
     Layout,
@@ -36,9 +37,11 @@ MODEL = "Model"
 EXECUTION = "Execution"
 HTTP = "HTTP"
 ACCESS = "Access"
-LIMITS = "HTTP limits"
+LIMITS = "Request limits"
+CONNECTIONS = "Connections and memory"
 ADMINISTRATION = "Administration"
 SCHEDULING = "Scheduling"
+FAULTS = "Hangs and quarantine"
 SUPERVISION = "Supervision"
 PROGRAMS = "Programs"
 OUTPUT = "Configuration and output"
@@ -169,12 +172,12 @@ class FrontOptions:
         2048, "Maximum number of connections waiting to be accepted.", group=HTTP, minimum=1, metavar="N"
     )
     keep_alive_seconds: float = option(
-        75.0, "Close a connection that is idle this long.", group=HTTP, minimum=0.0, metavar="SECONDS"
+        75.0, "Close a connection that is idle this long.", group=CONNECTIONS, minimum=0.0, metavar="SECONDS"
     )
     request_seconds: float = option(
         60.0,
         "Time for a client to send a request's headers, then its body.",
-        group=HTTP,
+        group=CONNECTIONS,
         minimum=0.1,
         metavar="SECONDS",
     )
@@ -202,7 +205,7 @@ class FrontOptions:
     connections: int | None = option(
         None,
         "Maximum number of connections; auto leaves enough of the limit of open files to workers.",
-        group=LIMITS,
+        group=CONNECTIONS,
         name="max_connections",
         minimum=1,
         metavar="N|auto",
@@ -211,7 +214,7 @@ class FrontOptions:
     memory_reserve: int | None = option(
         None,
         "Refuse requests if less memory than this is left under the limit of the control group; auto is 5 % of it.",
-        group=LIMITS,
+        group=CONNECTIONS,
         minimum=0,
         metavar="BYTES|auto",
         none="auto",
@@ -255,16 +258,16 @@ class FrontOptions:
     total_body_bytes: int = option(
         256 * MIB,
         "Maximum memory for all request bodies and responses held at a time.",
-        group=LIMITS,
+        group=CONNECTIONS,
         name="max_total_body_bytes",
         minimum=1,
         metavar="BYTES",
     )
     min_upload_rate: float = option(
-        4096.0, "Minimum rate at which a client sends a body.", group=LIMITS, minimum=0.0, metavar="BYTES/S"
+        4096.0, "Minimum rate at which a client sends a body.", group=CONNECTIONS, minimum=0.0, metavar="BYTES/S"
     )
     upload_window_seconds: float = option(
-        10.0, "Time over which the upload rate is measured.", group=LIMITS, minimum=0.1, metavar="SECONDS"
+        10.0, "Time over which the upload rate is measured.", group=CONNECTIONS, minimum=0.1, metavar="SECONDS"
     )
     request_items: int = option(
         2048, "Maximum number of inputs in a request.", group=LIMITS, name="max_request_items", minimum=1, metavar="N"
@@ -333,31 +336,31 @@ class SchedulingOptions:
     hang_factor: float = option(
         5.0,
         "A batch that takes this many times longer than predicted is overdue.",
-        group=SCHEDULING,
+        group=FAULTS,
         minimum=1.0,
         metavar="FACTOR",
     )
     hang_seconds: float = option(
         1.0,
         "Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then.",
-        group=SCHEDULING,
+        group=FAULTS,
         minimum=0.1,
         metavar="SECONDS",
     )
     busy_hang_seconds: float = option(
         30.0,
         "Minimum duration of an overdue batch before a worker that uses CPU time is replaced.",
-        group=SCHEDULING,
+        group=FAULTS,
         minimum=0.1,
         metavar="SECONDS",
     )
     max_attempts: int = option(
-        2, "Number of attempts to compute an input, each on another worker.", group=SCHEDULING, minimum=1, metavar="N"
+        2, "Number of attempts to compute an input, each on another worker.", group=FAULTS, minimum=1, metavar="N"
     )
     quarantine_seconds: float = option(
         3600.0,
         "Refuse an input this long after two workers were lost with it; 0 disables this.",
-        group=SCHEDULING,
+        group=FAULTS,
         minimum=0.0,
         metavar="SECONDS",
     )
@@ -467,7 +470,7 @@ class ReportOptions:
     """The output of a report on a machine and its plan.
 
     ``save`` is the file for the machine, ``svg`` the file for the drawing; ``export`` prints the plan for another
-    supervisor that starts ``program`` once per instance.
+    supervisor that starts ``program`` once per instance, or one server with all instances (``export_mode``).
     """
 
     command_line_only: ClassVar[bool] = True
@@ -477,6 +480,11 @@ class ReportOptions:
     svg: Path | None = option(None, "Draw the machine and the plan to FILE, as SVG.", group=OUTPUT, metavar="FILE")
     export: ExportTarget | None = option(
         None, "Print the plan for another supervisor instead of the report.", group=OUTPUT
+    )
+    export_mode: ExportMode = option(
+        "instances",
+        "With --export: a service for each instance, or one server with its dispatcher.",
+        group=OUTPUT,
     )
     program: tuple[str, ...] = argument(
         (),

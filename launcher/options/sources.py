@@ -7,9 +7,9 @@ in; nothing is read here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from launcher.errors import UsageError
 from launcher.options.env_prefixes import (
@@ -20,8 +20,9 @@ from launcher.options.env_prefixes import (
     RUN_PREFIX,
 )
 from launcher.options.option import Option, options_of
-from launcher.options.values import convert, nearest, parse
+from launcher.options.values import build, convert, nearest, parse
 
+Root = TypeVar("Root")
 Source = Literal["flag", "environment", "file", "default"]
 
 CONFIG_VARIABLE = OPTION_PREFIX + "CONFIG"
@@ -80,6 +81,22 @@ class Sources:
     environment: Mapping[str, str]
     file: ConfigFile | None
     known: Sequence[type]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationSources:
+    """The sources of the options of this process, which can be read again.
+
+    ``resolve`` reads the configuration file again and raises ``UsageError`` if it cannot be used; flags and environment
+    variables are those of the start. ``path`` is that of the file, None without one.
+    """
+
+    resolve: Callable[[], Resolved]
+    path: str | None
+
+    def read(self, root: type[Root]) -> Root:
+        """The options of ``root`` as they are configured now. Raises ``UsageError``."""
+        return build(root, self.resolve().given(root))
 
 
 def resolve(options: Sequence[Option], sources: Sources) -> Resolved:

@@ -213,8 +213,10 @@ class Runner:
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         stopping = subreaper.not_ignored(subreaper.STOP_SIGNALS)
+        own = subreaper.not_ignored(subreaper.OWN_STOP_SIGNALS)
         forwarded = subreaper.not_ignored(subreaper.USER_SIGNALS)
-        with anyio.open_signal_receiver(signal.SIGCHLD, *stopping, *forwarded) as received:
+        received_numbers = [signal.Signals(number) for number in {signal.SIGCHLD, *stopping, *own, *forwarded}]
+        with anyio.open_signal_receiver(*received_numbers) as received:
             task_status.started()
             async for number in received:
                 if number == signal.SIGCHLD:
@@ -222,6 +224,9 @@ class Runner:
                 elif number in forwarded:
                     for program in self._programs.values():
                         program.signal(number)
+                elif number in own:
+                    if not self._job.stopping:  # the kernel repeats SIGXCPU every second
+                        self._stop(signal.SIGTERM, f"{signal.Signals(number).name} received")
                 else:
                     self._stop(number, f"{signal.Signals(number).name} received")
 

@@ -406,4 +406,4 @@ def test_it_exits_immediately_if_the_channel_is_closed_while_it_starts(start, st
     worker.wait_for_stage(stage)
     worker.socket.close()
 
-    assert worker.process.wait(10) == 0
+    assert worker.process.wait(60) == 0

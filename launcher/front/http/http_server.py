@@ -19,12 +19,18 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
+from launcher.front.http.closing import is_readable, refuse_new_connections
 from launcher.front.http.connection import LimitedHttpProtocol
 from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
 
 # How often all connections are checked for slow clients, so that requests do not pay for a timer.
 SWEEP_SECONDS = 5
+# At the end: connections are served until none has arrived, and no request is expected, for this long.
+QUIET_SECONDS = 0.2
+# At the end: the time that a new connection has to send its request.
+FIRST_REQUEST_SECONDS = 1.0
+POLL_SECONDS = 0.01
 
 
 class _Server(uvicorn.Server):
@@ -71,8 +77,8 @@ class HttpServer:
     """Serves ``app`` on ``sock``, a bound socket, which it owns from then on.
 
     A client that does not send the rest of a request within ``options.request_seconds`` is disconnected; this is
-    checked every ``sweep_seconds``. Connections over ``max_connections`` are refused. With ``tls``, clients must complete
-    a TLS handshake within the same time.
+    checked every ``sweep_seconds``. Connections over ``max_connections`` are refused. With ``tls``, clients must
+    complete a TLS handshake within the same time.
     """
 
     def __init__(
@@ -130,17 +136,42 @@ class HttpServer:
         finally:
             self._stopped.set()
 
+    @property
+    def serving(self) -> bool:
+        """Whether connections are accepted."""
+        return self._server.started and self._stopped is not None and not self._stopped.is_set()
+
+    def reconfigure(self, options: FrontOptions) -> None:
+        """Use these limits for connections that are accepted from now on."""
+        protocol: Any = partial(LimitedHttpProtocol, options=options)
+        self._server.config.http_protocol_class = protocol
+
     async def stop(self, seconds: float) -> None:
-        """Stop accepting connections, close idle ones, and wait until all requests are answered.
+        """Answer those who have connected, stop accepting connections, close idle ones, and wait until all requests are
+        answered.
 
         Requests that are not answered after ``seconds`` are aborted.
         """
         if self._stopped is None:
             self._sock.close()
             return
+        if self.serving:
+            refuse_new_connections(self._sock)
+            with anyio.move_on_after(min(seconds, FIRST_REQUEST_SECONDS)):
+                await self._quiet()
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # typed as whole seconds
         self._server.request_exit()
         await self._stopped.wait()
+
+    async def _quiet(self) -> None:
+        """Wait until no client has connected, or is expected to send a request, for ``QUIET_SECONDS``."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while loop.time() < since + QUIET_SECONDS:
+            await anyio.sleep(POLL_SECONDS)
+            connections = [one for one in self._server.server_state.connections if isinstance(one, LimitedHttpProtocol)]
+            if is_readable(self._sock.fileno()) or any(one.is_expected() for one in connections):
+                since = loop.time()
 
     async def sweep(self) -> None:
         """Disconnect clients that are too slow. The server does this itself every few seconds."""
