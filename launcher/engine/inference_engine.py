@@ -377,7 +377,7 @@ class InferenceEngine:
             "draining": self._draining,
             "model": {
                 "name": model_info.name,
-                "asked": model_info.asked,
+                "requested": model_info.requested,
                 "task": model_info.task,
                 "architecture": model_info.architecture,
                 "max_length": model_info.max_length,
