@@ -142,8 +142,8 @@ def _check_shapes(model_info: ModelInfo, mismatched: Iterable[Sequence[Any]]) ->
     if wrong:
         name, found, wanted = wrong[0]
         raise ModelError(
-            f"{model_info.requested}: config.json and the weights in {model_info.folder} contradict each other: the tensor "
-            f"{name} has the shape {found}, but config.json requires {wanted}"
+            f"{model_info.requested}: config.json and the weights in {model_info.folder} contradict each other: the "
+            f"tensor {name} has the shape {found}, but config.json requires {wanted}"
             + (f"; {len(wrong) - 1} more tensors differ" if len(wrong) > 1 else "")
         )
 
