@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import RequestError
@@ -164,6 +164,7 @@ RAW = LargeBodyDecoder(CustomRequest, "inputs", LIMIT)
 @settings(max_examples=200, deadline=None)
 @given(st.lists(_item, max_size=LIMIT), st.sampled_from([None, 1]))
 def test_items_of_a_custom_class_stay_raw(items: list[Any], indent: Any) -> None:
+    assume("Infinity" not in json.dumps(items))  # not JSON
     body = json.dumps({"inputs": items, "more": 1}, indent=indent).encode()
     decoded, ignored = RAW.decode(body)
 
