@@ -139,8 +139,8 @@ def check_padding(reference: Reference, runner: BatchRunner) -> float:
     if not error <= MAX_RELATIVE_ERROR:
         raise ModelError(
             f"{reference.model_info.requested}: the result of a text depends on the padding in its batch (relative "
-            f"error {error:.2g} on the check texts; at most {MAX_RELATIVE_ERROR:g} is allowed), so this model cannot be "
-            "served in batches"
+            f"error {error:.2g} on the check texts; at most {MAX_RELATIVE_ERROR:g} is allowed), so this model cannot "
+            "be served in batches"
         )
     return error
 
