@@ -470,7 +470,8 @@ class InferenceEngine:
         if configuration.model_info != self.model_info:
             raise UsageError(
                 f"the model cannot be changed while the server runs: it serves {self.model_info.requested}, and the "
-                f"new configuration has {configuration.model_info.requested} or other settings of it; restart the server"
+                f"new configuration has {configuration.model_info.requested} or other settings of it; restart "
+                "the server"
             )
 
     async def _carry_out(
