@@ -142,7 +142,7 @@ async def _first_model(options: LoadOptions) -> str:
 def _check_task(model: Mapping[str, Any]) -> None:
     """Raise ``UsageError`` unless the served model, as in ``GET /info``, has embeddings."""
     if model["task"] != "embed":
-        without_http = f"launch bench throughput --model {model['asked']} --task {model['task']}"
+        without_http = f"launch bench throughput --model {model['requested']} --task {model['task']}"
         raise UsageError(
             f"the server has the model {model['name']!r} for the task {model['task']!r}, but this command sends "
             f"requests for embeddings only ({', '.join(PATHS.values())}); serve an embedder"
