@@ -11,8 +11,8 @@ from typing import ClassVar
 from launcher.options.choices import EmbeddingsApi, VectorEncoding
 from launcher.options.definitions import (
     ACCESS,
-    HTTP,
     CONNECTIONS,
+    HTTP,
     LIMITS,
     OUTPUT,
     FormatOptions,
