@@ -21,35 +21,41 @@ from launcher.serve.process_setup import FrontBinding
 log = logging.getLogger("launcher.serve")
 
 SECONDS = 10.0
+# How often to see whether the processes are still the same.
+STEP_SECONDS = 2.0
 
 
 class InterferenceWatch:
-    """Compares the CPU time of the planned cpus with that of the server's own processes, every ``SECONDS``."""
+    """Compares the CPU time of the planned cpus with that of the server's own processes, over ``SECONDS``."""
 
     def __init__(self, engine: InferenceEngine, front: FrontBinding) -> None:
         self._engine = engine
         self._front = front
         self._warnings = InterferenceWarnings()
-        self._before: tuple[CpuTime, tuple[int, ...], frozenset[int]] | None = None
+        self._subject: tuple[tuple[int, ...], frozenset[int]] | None = None
+        self._before = CpuTime(0.0, 0.0, 0.0)
 
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
             await self._look()
-            await anyio.sleep(SECONDS)
+            await anyio.sleep(STEP_SECONDS)
 
     async def _look(self) -> None:
         instances = self._engine.prepared.plan.instances
         cpus = tuple(sorted({*(cpu for one in instances for cpu in one.cpus), *(self._front.bound or ())}))
         own = frozenset({os.getpid(), *self._engine.worker_pids().values()})
-        # A thread may still be sampling when the server ends.
-        now = await anyio.to_thread.run_sync(partial(read_cpu_time, cpus, own), abandon_on_cancel=True)
-        before, self._before = self._before, (now, cpus, own)
-        # After a change of the processes, the sums cannot be compared.
-        if before is None or before[1:] != (cpus, own):
+        # With other processes, sums cannot be compared.
+        same, self._subject = self._subject == (cpus, own), (cpus, own)
+        if same and time.monotonic() < self._before.at + SECONDS:
             return
-        foreign = foreign_cpus(before[0], now)
-        self._engine.metrics.foreign_cpu_seconds.add(foreign * (now.at - before[0].at))
+        # A thread may still be reading when the server ends.
+        now = await anyio.to_thread.run_sync(partial(read_cpu_time, cpus, own), abandon_on_cancel=True)
+        before, self._before = self._before, now
+        if not same:
+            return
+        foreign = foreign_cpus(before, now)
+        self._engine.metrics.foreign_cpu_seconds.add(foreign * (now.at - before.at))
         if is_noticeable(foreign, len(cpus)):
             await self._warn(cpus)
 

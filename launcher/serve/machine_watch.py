@@ -49,7 +49,7 @@ from launcher.serve.process_setup import FrontBinding
 log = logging.getLogger("launcher.serve")
 
 # Two readings must agree, so that a change is noticed within twice this time.
-SECONDS = 2.0
+SECONDS = 1.0
 # After an attempt that failed.
 RETRY_SECONDS = 60.0
 # Between two lines of the log about moved threads of the same process.
@@ -81,6 +81,8 @@ class MachineWatch:
         # The options as the operator has set them, and those of the plan that was made instead.
         self._asked: MachineOptions | None = None
         self._instead: MachineOptions | None = None
+        # Why the options as asked do not fit the machine that the plan accounts for.
+        self._refusal: tuple[str, ...] = ()
         self._quiet_until: dict[int, float] = {}
         # Its own thread, whose affinity mask changes for each reading.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher machine")
@@ -126,12 +128,16 @@ class MachineWatch:
         seen = self._detector.observe(now, at)
         if seen.report:
             self._report(now, reading)
-        if seen.replan and not self._replanning and not self._engine.draining:
-            if self.options.on_machine_change == "replan":
+        if self._refusal and self._engine.configuration.options.machine is not self._instead:
+            self._refusal = self._actions.degraded = ()  # an administrator has asked for another plan
+        if seen.replan and self.options.on_machine_change == "replan":
+            if not self._replanning and not self._engine.draining:
                 self._replanning = True
                 group.start_soon(self._replan, now)
-            elif seen.report:
-                await self._only_report(now)
+        elif seen.report and now == self._detector.planned:
+            self._actions.degraded = self._refusal
+        if seen.report and self.options.on_machine_change == "report":
+            await self._only_report(now)
 
     def _update_limit(self, reading: Reading) -> bool:
         """Returns whether the front has been moved, though not to restrict it."""
@@ -238,10 +244,10 @@ class MachineWatch:
                 "the plan for the changed machine is in effect after %.1f s, with %d instances",
                 result.seconds, len(result.instances), extra={"event": "machine_replanned"},
             )  # fmt: skip
-        degraded = () if refusal is None else (f"the options do not fit the machine as it is now: {refusal}",)
-        if degraded and degraded != self._actions.degraded:
-            log.warning("%s", degraded[0], extra={"event": "machine_degraded"})
-        self._actions.degraded = degraded
+        refusals = () if refusal is None else (f"the options do not fit the machine as it is now: {refusal}",)
+        if refusals and refusals != self._refusal:
+            log.warning("%s", refusals[0], extra={"event": "machine_degraded"})
+        self._refusal = self._actions.degraded = refusals
         return None
 
     async def _possible(self, asked: MachineOptions, machine: Machine) -> tuple[Configuration, Held, str | None]:

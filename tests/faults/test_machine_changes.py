@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,7 @@ def loaded(launch: Launch, *arguments: str, group: Group | None = None) -> Itera
     if group is not None:
         group.set("cpuset.cpus", f"{FIRST},{SECOND}")
         group.set("cpu.cfs_quota_us", "-1")
+        group.set("memory.limit_in_bytes", "-1")
     words = ("taskset", "-c", f"{FIRST},{SECOND}") if group is None else ()
     with launch(*PLAIN, *CHANGING, *arguments, prefix=(*prefix, *words)) as server:
         server.wait_serving()
@@ -69,9 +71,9 @@ def cpus_of(server: Running) -> list[list[int]]:
 def masks(pid: int) -> set[frozenset[int]]:
     """The affinity masks of the threads of a process."""
     found = set()
-    for thread in os.listdir(f"/proc/{pid}/task"):
+    for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
-            found.add(frozenset(os.sched_getaffinity(int(thread))))
+            found.add(frozenset(os.sched_getaffinity(int(thread.name))))
     return found
 
 
@@ -90,21 +92,24 @@ def metric(server: Running, name: str) -> float:
 
 
 @two_cpus
-def test_mode_41_a_cpuset_that_shrinks_and_grows_gets_a_plan_for_each_state(launch: Launch, group: Group) -> None:
+def test_mode_41_42_68_cpuset_quota_and_memory_limit_change_under_load(launch: Launch, group: Group) -> None:
     with loaded(launch, "--instances", "2", group=group) as (server, load):
         assert sorted(cpus_of(server)) == [[FIRST], [SECOND]]
+
         group.set("cpuset.cpus", str(SECOND))
         changed = server.wait_for("machine_changed")
         assert f"cpus {FIRST}-{SECOND} -> {SECOND}" in changed["message"]
+        assert f"the plan uses cpus {FIRST}, which are no longer available" in changed["message"]
         server.wait_for("machine_replanned")
         assert cpus_of(server) == [[SECOND]]
         machine = server.info()["machine"]
         assert (machine["state"], machine["cpus"]) == ("degraded", str(SECOND))
         assert "--instances 2" in machine["degraded"][0]
-        assert "degraded: " in ctl(server, "status").stdout
+        assert "degraded: the options do not fit" in ctl(server, "status").stdout
         assert metric(server, "launcher_plan_degraded") == 1
         assert metric(server, 'launcher_machine_changes_total{part="cpus"}') == 1
         load.wait_answers(CONNECTIONS)
+
         group.set("cpuset.cpus", f"{FIRST},{SECOND}")
         server.wait_for("machine_replanned")
         assert sorted(cpus_of(server)) == [[FIRST], [SECOND]]
@@ -112,3 +117,80 @@ def test_mode_41_a_cpuset_that_shrinks_and_grows_gets_a_plan_for_each_state(laun
         assert metric(server, "launcher_plan_degraded") == 0
         for one in server.info()["instances"]:
             eventually(lambda one=one: masks(one["pid"]) == {frozenset(one["cpus"])}, one)
+
+        group.quota(1.5)  # one whole cpu
+        changed = server.wait_for("machine_changed")
+        assert "cpu quota none -> 1.5 cpus" in changed["message"]
+        assert "the plan uses 2 cpus, and the cpu quota allows 1.5" in changed["message"]
+        server.wait_for("machine_replanned")
+        assert len(cpus_of(server)) == 1
+        load.wait_answers(CONNECTIONS)
+
+        group.set("cpu.cfs_quota_us", "-1")
+        group.set("memory.limit_in_bytes", str(900 << 20))
+        assert "memory limit none -> 0.88 GiB" in server.wait_for("machine_changed")["message"]
+        server.wait_for("machine_replanned")  # cores for two instances, but memory for one
+        assert cpus_of(server) == [[FIRST, SECOND]]
+        assert server.info()["machine"]["state"] == "degraded"
+
+        group.set("memory.limit_in_bytes", "-1")
+        server.wait_for("machine_replanned")
+        assert len(cpus_of(server)) == 2
+        assert server.info()["machine"]["state"] == "planned"
+
+
+@two_cpus
+def test_mode_68_a_server_that_only_reports_keeps_its_plan(launch: Launch, group: Group) -> None:
+    with loaded(launch, "--instances", "2", "--on-machine-change", "report", group=group) as (server, load):
+        before = {one["pid"] for one in server.info()["instances"]}
+        group.set("cpuset.cpus", str(FIRST))
+        message = server.wait_for("machine_changed")["message"]
+        assert f"the plan uses cpus {SECOND}, which are no longer available" in message
+        eventually(lambda: server.info()["machine"]["state"] == "degraded")
+        load.wait_answers(CONNECTIONS)
+        group.set("cpuset.cpus", f"{FIRST},{SECOND}")
+        server.wait_for("machine_changed")
+        eventually(lambda: server.info()["machine"]["state"] == "planned")
+        assert {one["pid"] for one in server.info()["instances"]} == before
+        # In cgroup v1, each change of a cpuset unbinds all of its threads.
+        for one in server.info()["instances"]:
+            eventually(lambda one=one: masks(one["pid"]) == {frozenset(one["cpus"])}, one)
+
+
+@two_cpus
+def test_mode_41_masks_that_are_set_from_outside(launch: Launch) -> None:
+    with loaded(launch, "--instances", "2") as (server, load):
+        (first, second) = sorted(server.info()["instances"], key=lambda one: one["cpus"])
+        for thread in Path(f"/proc/{first['pid']}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {FIRST, SECOND})
+        moved = server.wait_for("rebound")
+        assert f"were moved to cpus {FIRST}-{SECOND} and were bound again to cpus {FIRST}" in moved["message"]
+        eventually(lambda: masks(first["pid"]) == {frozenset({FIRST})})
+        os.sched_setaffinity(second["pid"], {FIRST})  # one thread only, as `taskset -p` does
+        server.wait_for("rebound")
+        eventually(lambda: masks(second["pid"]) == {frozenset({SECOND})})
+        assert metric(server, "launcher_rebound_threads_total") >= 2
+        assert {one["pid"] for one in server.info()["instances"]} == {first["pid"], second["pid"]}
+
+        # The mask of the front is a limit of the server, and can be lifted again.
+        front = server.process.pid
+        os.sched_setaffinity(front, {FIRST})
+        server.wait_for("machine_replanned")
+        assert cpus_of(server) == [[FIRST]]
+        load.wait_answers(CONNECTIONS)
+        os.sched_setaffinity(front, {FIRST, SECOND})
+        server.wait_for("machine_replanned")
+        assert sorted(cpus_of(server)) == [[FIRST], [SECOND]]
+
+
+def test_mode_46_a_program_that_uses_a_planned_core_is_named_in_the_log(launch: Launch) -> None:
+    busy = ["taskset", "-c", str(FIRST), sys.executable, "-c", "while True: pass"]
+    with launch(*SERVER, "--instances", "1", prefix=("taskset", "-c", str(FIRST))) as server:
+        with subprocess.Popen(busy) as program:
+            try:
+                found = server.wait_for("interference", program_pid=program.pid)
+            finally:
+                program.kill()
+        assert f"pid {program.pid}, python" in found["message"]
+        assert f"affinity {FIRST}" in found["message"]
+        assert metric(server, "launcher_foreign_cpu_seconds_total") > 0

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.core.diagnosis.facts import Program
-from launcher.core.diagnosis.interference_checks import BUSY
+from launcher.core.diagnosis.interference_checks import BUSY, MOST_NAMED
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.printable import printable
 
@@ -59,7 +59,7 @@ class InterferenceWarnings:
         """The programs to warn about now, each with a sentence; a program of None is one that cannot be seen."""
         wanted = set(planned)
         found = [one for one in programs if one.share >= BUSY and wanted & set(one.cpus)]
-        for one in sorted(found, key=lambda one: (-one.share, one.pid)):
+        for one in sorted(found, key=lambda one: (-one.share, one.pid))[:MOST_NAMED]:
             if self._due(one.pid, at):
                 shared = format_cpu_list(wanted & set(one.cpus))
                 yield (
