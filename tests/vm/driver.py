@@ -91,6 +91,51 @@ def serve(arguments: list[str], texts: list[str], port: int, seconds: float, ins
     return found
 
 
+def resize(arguments: list[str], port: int, seconds: float, inside: str, changes: list[Json]) -> Json:
+    """Start the server inside a cgroup and change the machine under it, while one request after another is sent.
+
+    Each change has the ``files`` of the cgroup to write, or the cpus to take ``offline``, and the ``state`` of the
+    server to wait for: its instances and the state of the machine. Returns what is found after each change.
+    """
+    address = f"http://127.0.0.1:{port}"
+    log = RESULTS / "resized.log"
+    after: list[Json] = []
+    with log.open("w") as stream:
+        command = [*_enter(inside), *LAUNCH, *arguments, "--port", str(port)]
+        server = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            _until_ready(server, address, log, seconds)
+            for change in changes:
+                for name, value in change.get("files", {}).items():
+                    (CGROUPS / inside / name).write_text(value)
+                offline(change.get("offline", []))
+                after.append(_until_changed(address, change["instances"], log, seconds))
+            server.send_signal(signal.SIGTERM)
+            code = server.wait(60)
+        finally:
+            server.kill()
+            server.wait()
+    return {"after": after, "code": code, "log": log.read_text()}
+
+
+def _until_changed(address: str, instances: int, log: Path, seconds: float) -> Json:
+    """Send requests until the server has this many instances and no change is in progress."""
+    started, answered = time.monotonic(), 0
+    while time.monotonic() < started + seconds:
+        _embed(address, "a text")
+        answered += 1
+        info = _get(f"{address}/info")
+        each = info["instances"]
+        if len(each) == instances and info["machine"]["state"] in ("planned", "degraded") and _bound(each):
+            workers = {str(one["id"]): _look(one["pid"])["threads"] for one in each}
+            return {"seconds": time.monotonic() - started, "answered": answered, "info": info, "workers": workers}
+    raise TimeoutError(f"not {instances} instances within {seconds} s: {log.read_text()}")
+
+
+def _bound(instances: list[Json]) -> bool:
+    return all(each["verification"] and each["verification"]["ok"] for each in instances)
+
+
 def _enter(inside: str | None) -> list[str]:
     return ["sh", "-c", ENTER, str(CGROUPS / inside)] if inside else []
 
@@ -196,6 +241,7 @@ STEPS: dict[str, Callable[..., Json]] = {
     "cgroup": cgroup,
     "topology": topology,
     "serve": serve,
+    "resize": resize,
 }
 
 

@@ -47,6 +47,22 @@ def serve(name: str, *arguments: str, inside: str | None = None, port: int = 800
     return {"name": name, "do": "serve", "arguments": [*arguments, *MODEL], **options}
 
 
+# Changes under a running server with two instances: the quota, the cpuset, and a cpu that goes offline. A quota of one
+# cpu leaves one instance; so does a cpuset of which one cpu is left.
+CHANGES: list[Step] = [
+    {"files": {"cpu.max": "150000 100000"}, "instances": 1},
+    {"files": {"cpu.max": "320000 100000", "cpuset.cpus": "9-10"}, "instances": 2},
+    {"offline": [10], "instances": 1},
+]
+
+
+def resize(name: str, *arguments: str, inside: str) -> Step:
+    """A step that changes the machine under a server that computes nothing."""
+    fake = ("--model", "random:tiny", "--backend", "fake", "--replan-seconds", "0")
+    options = {"port": 8001, "seconds": READY_SECONDS, "inside": inside, "changes": CHANGES}
+    return {"name": name, "do": "resize", "arguments": [*arguments, *fake], **options}
+
+
 OUTER = {"cpuset.cpus": "1-13", "cpuset.mems": "0-1", "cpu.max": "450000 100000"}
 # The inner group requests cpus that the outer one does not have, and its quota is lower.
 INNER = {"cpuset.cpus": "2-11,15", "cpu.max": "320000 100000"}
@@ -60,6 +76,7 @@ STEPS: dict[str, list[Step]] = {
         {"name": "inner", "do": "cgroup", "path": "outer/inner", "files": INNER},
         topology("plan-limited", *TWO, inside="outer/inner"),
         serve("served-limited", *TWO, inside="outer/inner"),
+        resize("resized", *TWO, inside="outer/inner"),
     ],
     "four-unequal-nodes": [
         topology("plan", "--instances", "4"),
