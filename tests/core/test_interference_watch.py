@@ -37,9 +37,9 @@ def test_each_program_is_named_at_most_once_a_minute_and_less_often_if_it_stays(
 
 def test_idle_programs_and_those_elsewhere_are_not_named_and_few_of_many_are() -> None:
     warnings = InterferenceWarnings()
-    idle, elsewhere = program(1, 0.1), program(2, 1.0, (5, 6))
-    busy = [program(10 + number, 0.3 + number / 100) for number in range(9)]
-    assert pids(warnings, [idle, elsewhere, *busy], 0.0) == [18, 17, 16, 15]
+    idle, elsewhere, pinned = program(1, 0.1, (0, 5)), program(2, 1.0, (5, 6)), program(3, 0.1)
+    busy = [program(10 + number, 0.3 + number / 100, (0, 5)) for number in range(9)]
+    assert pids(warnings, [idle, elsewhere, *busy, pinned], 0.0) == [3, 18, 17, 16]
 
 
 def test_load_without_a_visible_program_is_said_too() -> None:

@@ -92,9 +92,9 @@ def metric(server: Running, name: str) -> float:
 
 
 @two_cpus
-def test_mode_41_42_68_cpuset_quota_and_memory_limit_change_under_load(launch: Launch, group: Group) -> None:
+def test_mode_41_42_68_cpuset_masks_quota_and_memory_limit_change_under_load(launch: Launch, group: Group) -> None:
     with loaded(launch, "--instances", "2", group=group) as (server, load):
-        assert sorted(cpus_of(server)) == [[FIRST], [SECOND]]
+        threads_are_bound_again(server)
 
         group.set("cpuset.cpus", str(SECOND))
         changed = server.wait_for("machine_changed")
@@ -115,8 +115,16 @@ def test_mode_41_42_68_cpuset_quota_and_memory_limit_change_under_load(launch: L
         assert sorted(cpus_of(server)) == [[FIRST], [SECOND]]
         assert server.info()["machine"]["state"] == "planned"
         assert metric(server, "launcher_plan_degraded") == 0
-        for one in server.info()["instances"]:
-            eventually(lambda one=one: masks(one["pid"]) == {frozenset(one["cpus"])}, one)
+        are_bound(server)
+
+        os.sched_setaffinity(server.process.pid, {FIRST})  # the mask of the front is a limit of the server
+        server.wait_for("machine_replanned")
+        assert cpus_of(server) == [[FIRST]]
+        load.wait_answers(CONNECTIONS)
+
+        os.sched_setaffinity(server.process.pid, {FIRST, SECOND})
+        server.wait_for("machine_replanned")
+        assert sorted(cpus_of(server)) == [[FIRST], [SECOND]]
 
         group.quota(1.5)  # one whole cpu
         changed = server.wait_for("machine_changed")
@@ -133,15 +141,31 @@ def test_mode_41_42_68_cpuset_quota_and_memory_limit_change_under_load(launch: L
         assert cpus_of(server) == [[FIRST, SECOND]]
         assert server.info()["machine"]["state"] == "degraded"
 
-        group.set("memory.limit_in_bytes", "-1")
-        server.wait_for("machine_replanned")
-        assert len(cpus_of(server)) == 2
-        assert server.info()["machine"]["state"] == "planned"
+
+def threads_are_bound_again(server: Running) -> None:
+    (first, second) = sorted(server.info()["instances"], key=lambda one: one["cpus"])
+    for thread in Path(f"/proc/{first['pid']}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {FIRST, SECOND})
+    moved = server.wait_for("rebound")
+    assert f"were moved to cpus {FIRST}-{SECOND} and were bound again to cpus {FIRST}" in moved["message"]
+    os.sched_setaffinity(second["pid"], {FIRST})  # one thread only, as `taskset -p` does
+    server.wait_for("rebound")
+    are_bound(server)
+    assert metric(server, "launcher_rebound_threads_total") >= 2
+    assert {one["pid"] for one in server.info()["instances"]} == {first["pid"], second["pid"]}
+
+
+def are_bound(server: Running) -> None:
+    for one in server.info()["instances"]:
+        eventually(lambda one=one: masks(one["pid"]) == {frozenset(one["cpus"])}, one)
 
 
 @two_cpus
-def test_mode_68_a_server_that_only_reports_keeps_its_plan(launch: Launch, group: Group) -> None:
-    with loaded(launch, "--instances", "2", "--on-machine-change", "report", group=group) as (server, load):
+def test_mode_46_68_a_server_that_only_reports_keeps_its_plan_and_names_others_on_its_cores(
+    launch: Launch, group: Group
+) -> None:
+    reporting = ("--instances", "2", "--on-machine-change", "report")
+    with loaded(launch, *reporting, group=group) as (server, load), busy_program(SECOND) as program:
         before = {one["pid"] for one in server.info()["instances"]}
         group.set("cpuset.cpus", str(FIRST))
         message = server.wait_for("machine_changed")["message"]
@@ -152,45 +176,19 @@ def test_mode_68_a_server_that_only_reports_keeps_its_plan(launch: Launch, group
         server.wait_for("machine_changed")
         eventually(lambda: server.info()["machine"]["state"] == "planned")
         assert {one["pid"] for one in server.info()["instances"]} == before
-        # In cgroup v1, each change of a cpuset unbinds all of its threads.
-        for one in server.info()["instances"]:
-            eventually(lambda one=one: masks(one["pid"]) == {frozenset(one["cpus"])}, one)
+        are_bound(server)  # in cgroup v1, each change of a cpuset unbinds all of its threads
 
-
-@two_cpus
-def test_mode_41_masks_that_are_set_from_outside(launch: Launch) -> None:
-    with loaded(launch, "--instances", "2") as (server, load):
-        (first, second) = sorted(server.info()["instances"], key=lambda one: one["cpus"])
-        for thread in Path(f"/proc/{first['pid']}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), {FIRST, SECOND})
-        moved = server.wait_for("rebound")
-        assert f"were moved to cpus {FIRST}-{SECOND} and were bound again to cpus {FIRST}" in moved["message"]
-        eventually(lambda: masks(first["pid"]) == {frozenset({FIRST})})
-        os.sched_setaffinity(second["pid"], {FIRST})  # one thread only, as `taskset -p` does
-        server.wait_for("rebound")
-        eventually(lambda: masks(second["pid"]) == {frozenset({SECOND})})
-        assert metric(server, "launcher_rebound_threads_total") >= 2
-        assert {one["pid"] for one in server.info()["instances"]} == {first["pid"], second["pid"]}
-
-        # The mask of the front is a limit of the server, and can be lifted again.
-        front = server.process.pid
-        os.sched_setaffinity(front, {FIRST})
-        server.wait_for("machine_replanned")
-        assert cpus_of(server) == [[FIRST]]
-        load.wait_answers(CONNECTIONS)
-        os.sched_setaffinity(front, {FIRST, SECOND})
-        server.wait_for("machine_replanned")
-        assert sorted(cpus_of(server)) == [[FIRST], [SECOND]]
-
-
-def test_mode_46_a_program_that_uses_a_planned_core_is_named_in_the_log(launch: Launch) -> None:
-    busy = ["taskset", "-c", str(FIRST), sys.executable, "-c", "while True: pass"]
-    with launch(*SERVER, "--instances", "1", prefix=("taskset", "-c", str(FIRST))) as server:
-        with subprocess.Popen(busy) as program:
-            try:
-                found = server.wait_for("interference", program_pid=program.pid)
-            finally:
-                program.kill()
+        found = server.wait_for("interference", program_pid=program.pid)
         assert f"pid {program.pid}, python" in found["message"]
-        assert f"affinity {FIRST}" in found["message"]
+        assert f"affinity {SECOND}" in found["message"]
         assert metric(server, "launcher_foreign_cpu_seconds_total") > 0
+
+
+@contextlib.contextmanager
+def busy_program(cpu: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that is pinned to a cpu and keeps it busy."""
+    with subprocess.Popen(["taskset", "-c", str(cpu), sys.executable, "-c", "while True: pass"]) as program:
+        try:
+            yield program
+        finally:
+            program.kill()

@@ -6,11 +6,11 @@ asks it all the time, so it first compares sums, and looks at programs only when
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.core.diagnosis.facts import Program
-from launcher.core.diagnosis.interference_checks import BUSY, MOST_NAMED
+from launcher.core.diagnosis.interference_checks import BUSY, MOST_NAMED, RAN
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.printable import printable
 
@@ -54,12 +54,16 @@ class InterferenceWarnings:
         self._said: dict[int, _Said] = {}
 
     def about(
-        self, programs: Iterable[Program], planned: Sequence[int], at: float
+        self, programs: Sequence[Program], planned: Sequence[int], at: float
     ) -> Iterator[tuple[Program | None, str]]:
         """The programs to warn about now, each with a sentence; a program of None is one that cannot be seen."""
         wanted = set(planned)
-        found = [one for one in programs if one.share >= BUSY and wanted & set(one.cpus)]
-        for one in sorted(found, key=lambda one: (-one.share, one.pid))[:MOST_NAMED]:
+        # One that is pinned there is meant first: others may run elsewhere.
+        pinned = {one.pid for one in programs if wanted.issuperset(one.cpus)}
+        found = [
+            one for one in programs if one.share >= (RAN if one.pid in pinned else BUSY) and wanted & set(one.cpus)
+        ]
+        for one in sorted(found, key=lambda one: (one.pid not in pinned, -one.share, one.pid))[:MOST_NAMED]:
             if self._due(one.pid, at):
                 shared = format_cpu_list(wanted & set(one.cpus))
                 yield (
