@@ -75,6 +75,7 @@ class MachineWatch:
         self._detector = ChangeDetector(capacity_of(machine, self._policy))
         self._now = self._detector.planned
         self._limit: tuple[int, ...] | None = None
+        self._front_was: tuple[int, ...] | None = None
         self._first = True
         self._replanning = False
         self._last_change: dict[str, Any] | None = None
@@ -147,8 +148,10 @@ class MachineWatch:
             self._limit = restriction(self._front.mask or reading.front, reading.allowed, self._isolated)
         else:
             self._limit = affinity_limit(masks, self._limit, self._isolated)
+        # While it starts a worker, the front has the worker's mask for a moment.
+        lasting, self._front_was = reading.front == self._front_was, reading.front
         unrestricted = restriction(reading.front, reading.allowed, self._isolated) is None
-        return masks.bound is not None and reading.front != masks.bound and unrestricted
+        return lasting and masks.bound is not None and reading.front != masks.bound and unrestricted
 
     def _mask(self, allowed: tuple[int, ...]) -> set[int]:
         if self._limit is None:

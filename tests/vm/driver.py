@@ -26,6 +26,16 @@ CGROUPS = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
 LAUNCH = [sys.executable, "-m", "launcher"]
 POLL_SECONDS = 0.5
+SETTLE_SECONDS = 1.0  # the kernel adapts cpusets to cpus that went offline in the background
+READER = """
+import dataclasses, json, os, sys
+from launcher.host.machine.capacity import CapacityReader
+from launcher.host.machine.sysfs import read_machine
+reader = CapacityReader(read_machine())
+os.sched_setaffinity(0, map(int, sys.argv[1:]))
+for _ in sys.stdin:
+    print(json.dumps(dataclasses.asdict(reader.read())), flush=True)
+"""
 # The process moves itself before it executes the program, so that all threads are inside from the start.
 ENTER = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
 
@@ -91,49 +101,29 @@ def serve(arguments: list[str], texts: list[str], port: int, seconds: float, ins
     return found
 
 
-def resize(arguments: list[str], port: int, seconds: float, inside: str, changes: list[Json]) -> Json:
-    """Start the server inside a cgroup and change the machine under it, while one request after another is sent.
+def resize(inside: str, bound: list[int], changes: list[Json]) -> Json:
+    """Change the machine under a process in a cgroup, and read its capacity before, and after each change.
 
-    Each change has the ``files`` of the cgroup to write, or the cpus to take ``offline``, and the ``state`` of the
-    server to wait for: its instances and the state of the machine. Returns what is found after each change.
+    The process has bound itself to the cpus ``bound``, as the front of a server does. Each change has the ``files`` of
+    the cgroup to write and the cpus to take ``offline``.
     """
-    address = f"http://127.0.0.1:{port}"
-    log = RESULTS / "resized.log"
-    after: list[Json] = []
-    with log.open("w") as stream:
-        command = [*_enter(inside), *LAUNCH, *arguments, "--port", str(port)]
-        server = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
-        try:
-            _until_ready(server, address, log, seconds)
-            for change in changes:
-                for name, value in change.get("files", {}).items():
-                    (CGROUPS / inside / name).write_text(value)
-                offline(change.get("offline", []))
-                after.append(_until_changed(address, change["instances"], log, seconds))
-            server.send_signal(signal.SIGTERM)
-            code = server.wait(60)
-        finally:
-            server.kill()
-            server.wait()
-    return {"after": after, "code": code, "log": log.read_text()}
-
-
-def _until_changed(address: str, instances: int, log: Path, seconds: float) -> Json:
-    """Send requests until the server has this many instances and no change is in progress."""
-    started, answered = time.monotonic(), 0
-    while time.monotonic() < started + seconds:
-        _embed(address, "a text")
-        answered += 1
-        info = _get(f"{address}/info")
-        each = info["instances"]
-        if len(each) == instances and info["machine"]["state"] in ("planned", "degraded") and _bound(each):
-            workers = {str(one["id"]): _look(one["pid"])["threads"] for one in each}
-            return {"seconds": time.monotonic() - started, "answered": answered, "info": info, "workers": workers}
-    raise TimeoutError(f"not {instances} instances within {seconds} s: {log.read_text()}")
-
-
-def _bound(instances: list[Json]) -> bool:
-    return all(each["verification"] and each["verification"]["ok"] for each in instances)
+    readings: list[Json] = []
+    command = [*_enter(inside), sys.executable, "-c", READER, *map(str, bound)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for change in [{}, *changes]:
+            for name, value in change.get("files", {}).items():
+                (CGROUPS / inside / name).write_text(value)
+            offline(change.get("offline", []))
+            time.sleep(SETTLE_SECONDS)
+            process.stdin.write("read\n")
+            process.stdin.flush()
+            reading = json.loads(process.stdout.readline())
+            effective = (CGROUPS / inside / "cpuset.cpus.effective").read_text().strip()
+            readings.append({**reading, "effective": effective, "online_file": (CPUS / "online").read_text().strip()})
+        process.stdin.close()
+    return {"readings": readings, "code": process.returncode}
 
 
 def _enter(inside: str | None) -> list[str]:

@@ -47,20 +47,13 @@ def serve(name: str, *arguments: str, inside: str | None = None, port: int = 800
     return {"name": name, "do": "serve", "arguments": [*arguments, *MODEL], **options}
 
 
-# Changes under a running server with two instances: the quota, the cpuset, and a cpu that goes offline. A quota of one
-# cpu leaves one instance; so does a cpuset of which one cpu is left.
+# Changes under a running process: quota and memory limit, the cpuset, a cpu that goes offline, and back to more.
 CHANGES: list[Step] = [
-    {"files": {"cpu.max": "150000 100000"}, "instances": 1},
-    {"files": {"cpu.max": "320000 100000", "cpuset.cpus": "9-10"}, "instances": 2},
-    {"offline": [10], "instances": 1},
+    {"files": {"cpu.max": "150000 100000", "memory.max": str(1 << 30)}},
+    {"files": {"cpuset.cpus": "9-10"}},
+    {"offline": [10]},
+    {"files": {"cpuset.cpus": "2-11", "cpu.max": "max", "memory.max": "max"}},
 ]
-
-
-def resize(name: str, *arguments: str, inside: str) -> Step:
-    """A step that changes the machine under a server that computes nothing."""
-    fake = ("--model", "random:tiny", "--backend", "fake", "--replan-seconds", "0")
-    options = {"port": 8001, "seconds": READY_SECONDS, "inside": inside, "changes": CHANGES}
-    return {"name": name, "do": "resize", "arguments": [*arguments, *fake], **options}
 
 
 OUTER = {"cpuset.cpus": "1-13", "cpuset.mems": "0-1", "cpu.max": "450000 100000"}
@@ -76,7 +69,7 @@ STEPS: dict[str, list[Step]] = {
         {"name": "inner", "do": "cgroup", "path": "outer/inner", "files": INNER},
         topology("plan-limited", *TWO, inside="outer/inner"),
         serve("served-limited", *TWO, inside="outer/inner"),
-        resize("resized", *TWO, inside="outer/inner"),
+        {"name": "resized", "do": "resize", "inside": "outer/inner", "bound": [2, 3], "changes": CHANGES},
     ],
     "four-unequal-nodes": [
         topology("plan", "--instances", "4"),
