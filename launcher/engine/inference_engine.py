@@ -361,7 +361,8 @@ class InferenceEngine:
         self._check_settled()
 
     def _notify_ready(self) -> None:
-        if self.is_ready() and all(view.ready for view in self._views.values() if view.role == "serving"):
+        # Not `is_ready`: the scheduler learns of the last instance only after this.
+        if not self._draining and all(view.ready for view in self._views.values() if view.role == "serving"):
             self._observer.all_ready()
 
     async def _verify(self, instance: int, message: Ready) -> None:
