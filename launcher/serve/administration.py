@@ -30,7 +30,7 @@ from launcher.host.process.spawn_worker import masked
 from launcher.options import MachineOptions, ServeOptions
 from launcher.options.option import options_of
 from launcher.options.values import convert
-from launcher.prepare.workers import prepare_workers
+from launcher.prepare.workers import AUTO, prepare_workers
 
 log = logging.getLogger("launcher.serve")
 
@@ -45,6 +45,8 @@ class EngineActions:
         """``mask`` is the affinity to probe bindings with if the front has bound itself."""
         self._engine = engine
         self.mask = mask
+        # A plan without --classes auto drops them; another one with it needs them again.
+        self._lengths = engine.configuration.options.machine.lengths
         self._running: asyncio.Task[ChangeResult] | None = None
 
     async def restart(self, *, wait: bool) -> Mapping[str, Any]:
@@ -67,12 +69,20 @@ class EngineActions:
         """The configuration that follows from the present one with these options, for ``machine`` or, by default, for
         the one that the present plan was made for. Raises ``LauncherError``."""
         now = self._engine.configuration
-        wanted = replace(now.options, machine=_changed(now.options.machine, given))
+        wanted = replace(now.options, machine=self._changed(now.options.machine, given))
         return await anyio.to_thread.run_sync(self._prepare, wanted, machine or now.prepared.machine)
 
     def _prepare(self, options: ServeOptions, machine: Machine) -> Configuration:
         with masked(self.mask):
             return configure(options, prepare_workers(options, model_needed=True, machine=machine))
+
+    def _changed(self, now: MachineOptions, given: Mapping[str, object]) -> MachineOptions:
+        """The options with the given ones changed. Raises ``UsageError``."""
+        known = {option.name: option for option in options_of(MachineOptions)}
+        inherited: dict[str, Any] = dict.fromkeys(_INSTANCES) if any(name in given for name in _INSTANCES) else {}
+        values = {name: convert(known[name], value, name) for name, value in given.items()}
+        changed = replace(now, **{**inherited, **values})
+        return replace(changed, lengths=self._lengths if changed.classes == AUTO else None)
 
     async def _run(self, change: Coroutine[Any, Any, ChangeResult], wait: bool) -> Mapping[str, Any]:
         task = asyncio.create_task(change, name="launcher change")
@@ -88,14 +98,6 @@ class EngineActions:
             except LauncherError as error:
                 raise RequestError(str(error), status=503, code="draining") from error
         return self._engine.change_status() or {}
-
-
-def _changed(now: MachineOptions, given: Mapping[str, object]) -> MachineOptions:
-    """The options with the given ones changed. Raises ``UsageError``."""
-    known = {option.name: option for option in options_of(MachineOptions)}
-    inherited = dict.fromkeys(_INSTANCES) if any(name in given for name in _INSTANCES) else {}
-    values = {name: convert(known[name], value, name) for name, value in given.items()}
-    return replace(now, **{**inherited, **values})
 
 
 @dataclass(frozen=True, slots=True)
