@@ -1,7 +1,6 @@
 """Restarts and changes of the plan while 32 connections send requests: every request is answered, and correctly.
 
-The answers of the fake backend are vectors that depend on the text only, so each response is compared with the first
-one for the same text.
+Vectors depend on the text only, so each response is compared with the first one for the same text.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,17 @@ SERVER = (
     "--reserve-cores", "0", "--backoff-seconds", "0.05",
 )  # fmt: skip
 
+DEMO = ("--model", "demo", "--dtype", "fp32", "--oversubscribe", "--reserve-cores", "0")
+
 
 class Load:
-    """Requests from 32 connections; ``wrong`` has everything but right answers."""
+    """Requests from 32 connections, each pausing between its requests, since the new workers need the cpus to load.
 
-    def __init__(self, server: Running) -> None:
+    ``wrong`` has everything but right answers.
+    """
+
+    def __init__(self, server: Running, pause: float) -> None:
+        self._pause = pause
         self._address = server.address
         self.vectors = {text: vectors_of(server.embed([text, TEXTS[0]])) for text in TEXTS}
         rows = [row.tobytes() for vectors in self.vectors.values() for row in vectors[:1]]
@@ -52,6 +57,7 @@ class Load:
             while not self._stop.is_set():
                 number += 1
                 self._request(client, TEXTS[number % len(TEXTS)])
+                self._stop.wait(self._pause)
 
     def _request(self, client: httpx.Client, text: str) -> None:
         try:
@@ -88,13 +94,15 @@ def vectors_of(response: httpx.Response) -> Any:
 
 
 @contextlib.contextmanager
-def under_load(launch: Launch, *arguments: str, env: dict[str, str] | None = None) -> Iterator[tuple[Running, Load]]:
+def under_load(
+    launch: Launch, *arguments: str, env: dict[str, str] | None = None, server: Sequence[str] = SERVER
+) -> Iterator[tuple[Running, Load]]:
     """A serving server with load; afterwards no answer may be missing or wrong."""
-    with launch(*SERVER, *arguments, env=env) as server:
-        server.wait_serving()
-        with Load(server) as load:
+    with launch(*server, *arguments, env=env) as running:
+        running.wait_serving()
+        with Load(running, 0.5 if server is DEMO else 0.02) as load:
             load.wait_answers(2 * CONNECTIONS)
-            yield server, load
+            yield running, load
             load.wait_answers(2 * CONNECTIONS)
         assert load.wrong == []
 
@@ -142,6 +150,14 @@ def failing_workers(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     )
     # Python ignores errors in sitecustomize, but not SystemExit.
     return flag, {"PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")]))}
+
+
+def test_mode_39_a_restart_of_the_demo_model_under_load_has_no_error(launch: Launch) -> None:
+    with under_load(launch, "--instances", "1", server=DEMO) as (server, _):
+        before = pids(server)
+        report = change(server, "/admin/restart")
+        assert (report["state"], report["steps_done"]) == ("new", 1)
+        assert not before & pids(server)
 
 
 def test_mode_39_a_rolling_restart_of_all_instances_under_load_has_no_error(launch: Launch) -> None:
@@ -228,7 +244,7 @@ def test_mode_39_a_shutdown_in_the_middle_of_a_change_answers_what_was_admitted(
     for order in ("beside", "in_place"):
         with launch(*SERVER, "--instances", "1") as server:
             server.wait_serving()
-            load = Load(server)
+            load = Load(server, 0.02)
             with load:
                 load.wait_answers(CONNECTIONS)
                 change(server, "/admin/plan", instances=1, order=order, wait=False)
