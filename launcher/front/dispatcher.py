@@ -342,13 +342,15 @@ class Dispatcher:
         priority: Priority = "interactive",
         deadline: float | None = None,
         max_rows: int | None = None,
+        client: str = "",
     ) -> asyncio.Future[Outcome]:
         """Submit ``items`` (token ids, including special tokens); returns a future of the results or a
         ``RequestError``.
 
         ``deadline`` is a time on the dispatcher's clock: a request that cannot be finished by then, or is still queued
-        then, is rejected. If the results have more than ``max_rows`` rows and their number varies, only the numbers are
-        kept. Cancelling the future (or a task that awaits it) cancels the items not computed yet.
+        then, is rejected. ``client`` shares the instances with other clients. If the results have more than
+        ``max_rows`` rows and their number varies, only the numbers are kept. Cancelling the future (or a task that
+        awaits it) cancels the items not computed yet.
         """
         request_id = self._next_request
         self._next_request += 1
@@ -361,7 +363,7 @@ class Dispatcher:
         for length in lengths:
             self.lengths[length] += 1
         try:
-            self._feed(Arrived(request_id, lengths, priority, deadline))
+            self._feed(Arrived(request_id, lengths, priority, deadline, client))
         except BaseException:
             self._close(request_id)
             raise
@@ -371,14 +373,21 @@ class Dispatcher:
         """The current time, on the clock of the deadlines."""
         return self._clock()
 
-    def check_admission(self, count: int, *, ahead: int = 0, priority: Priority = "interactive") -> None:
-        """Raise the ``RequestError`` with which a request of ``count`` items would be rejected now, if any.
-
-        ``ahead`` more items are about to be enqueued before it.
-        """
+    def check_admission(self, count: int, *, client: str = "", priority: Priority = "interactive") -> None:
+        """Raise the ``RequestError`` with which a request of ``count`` items would be rejected now, if any."""
         self._now = max(self._now, self._clock())
-        if rejection := self._scheduler.check_admission(count, self._now, ahead=ahead, priority=priority):
+        if rejection := self._scheduler.check_admission(count, self._now, client=client, priority=priority):
             raise _error(rejection)
+
+    def hold(self, count: int, *, client: str = "", priority: Priority = "interactive") -> None:
+        """Count ``count`` items of a client as queued, until ``release``. Raises ``RequestError`` as
+        ``check_admission`` does."""
+        self.check_admission(count, client=client, priority=priority)
+        self._scheduler.hold(count, client)
+
+    def release(self, count: int, *, client: str = "") -> None:
+        """The items counted by ``hold`` are enqueued next, or never will be."""
+        self._scheduler.release(count, client)
 
     def begin_drain(self) -> None:
         """Stop admitting requests."""

@@ -19,6 +19,8 @@ Backend = Literal["eager", "compile", "fake"]
 Layout = Literal["auto", "sorted", "fifo"]
 Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
 OpenMP = Literal["auto", "intel", "gnu"]
+# auto: isolated cpus are used only if the cpuset and the affinity mask leave no others.
+IsolatedPolicy = Literal["auto", "use", "avoid"]
 OnFailure = Literal["stop", "continue", "restart"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 ExportTarget = Literal["shell", "systemd", "compose", "slurm"]

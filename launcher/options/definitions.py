@@ -14,6 +14,7 @@ from launcher.options.choices import (
     Backend,
     Dtype,
     ExportTarget,
+    IsolatedPolicy,
     Layout,
     LogLevel,
     OnFailure,
@@ -74,9 +75,12 @@ class MachineOptions:
     sysroot: Path = option(
         Path("/"), "Read the machine from this copy of /sys and /proc.", group=MACHINE, metavar="DIR"
     )
+    isolated: IsolatedPolicy = option(
+        "auto", "Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others.", group=MACHINE
+    )
     machine_file: Path | None = option(
         None,
-        "Plan for another machine: a FILE (--save, --json, lscpu -p; - is stdin) or a known NAME; 'list' lists them.",
+        "Plan for another machine: a FILE (--save, --json, lscpu; - is stdin) or a known NAME; 'list' lists them.",
         group=MACHINE,
         name="machine",
         metavar="FILE|NAME",
@@ -144,8 +148,9 @@ class FrontOptions:
     """HTTP and its limits.
 
     ``body_bytes`` limits one request body, ``total_body_bytes`` all bodies and responses held at a time.
+    A client must send ``min_upload_rate`` bytes of a body per second, on average over ``upload_window_seconds``.
     ``request_items`` is the number of texts in one request, ``text_characters`` the maximum length of a text before it
-    is tokenized, ``result_bytes`` the size of the results of a request that has one result per token.
+    is tokenized, ``result_bytes`` the size of the results of a request whose results vary in size.
     """
 
     host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
@@ -188,7 +193,7 @@ class FrontOptions:
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
     header_bytes: int = option(
         64 * KIB,
-        "Maximum size of a request's headers.",
+        "Maximum size of the request line, headers and trailers.",
         group=LIMITS,
         name="max_header_bytes",
         minimum=1024,
@@ -205,6 +210,12 @@ class FrontOptions:
         minimum=1,
         metavar="BYTES",
     )
+    min_upload_rate: float = option(
+        4096.0, "Minimum rate at which a client sends a body.", group=LIMITS, minimum=0.0, metavar="BYTES/S"
+    )
+    upload_window_seconds: float = option(
+        10.0, "Time over which the upload rate is measured.", group=LIMITS, minimum=0.1, metavar="SECONDS"
+    )
     request_items: int = option(
         2048, "Maximum number of inputs in a request.", group=LIMITS, name="max_request_items", minimum=1, metavar="N"
     )
@@ -218,7 +229,7 @@ class FrontOptions:
     )
     result_bytes: int = option(
         16 * MIB,
-        "Maximum size of the per-token results of a request.",
+        "Maximum size of the results of a request that vary in size: per-token results, and those of a custom class.",
         group=LIMITS,
         name="max_result_bytes",
         minimum=1,
@@ -230,15 +241,24 @@ class FrontOptions:
 class SchedulingOptions:
     """The queue, the batches, how requests of different priorities share them, and when a batch counts as hung.
 
-    ``queue_items`` limits the queue, ``batch_tokens`` is the token budget of one batch, padding included.
+    ``queue_seconds`` and ``queue_items`` limit what one client may have in the queue, less half of what others have
+    there. ``batch_tokens`` is the token budget of one batch, padding included.
 
     A batch counts as hung when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``.
     Inputs of a lost instance are sent to another one, ``max_attempts`` times in all.
     """
 
+    queue_seconds: float = option(
+        300.0,
+        "Maximum predicted time of the queued work of a client.",
+        group=SCHEDULING,
+        name="max_queue_seconds",
+        minimum=0.1,
+        metavar="SECONDS",
+    )
     queue_items: int = option(
         16_384,
-        "Maximum number of queued and running inputs.",
+        "Maximum number of queued and running inputs of a client.",
         group=SCHEDULING,
         name="max_queue_items",
         minimum=1,

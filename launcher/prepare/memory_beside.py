@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.footprint import instance_bytes
-from launcher.core.planning.memory_check import MemoryDemand, check_memory
+from launcher.core.planning.memory_check import MemoryDemand, fits_memory
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import MachineError
 from launcher.options import ServeOptions
@@ -28,9 +28,9 @@ def fits_beside(
     each = instance_bytes(model_info)
     try:
         machine = load_machine(options.machine)
-        for group in groups:
-            check_memory(machine, MemoryDemand([one.plan.nodes for one in group], each))
     except MachineError:
+        return False
+    if not all(fits_memory(machine, MemoryDemand([one.plan.nodes for one in group], each)) for group in groups):
         return False
     total = machine.limits.memory_bytes
     return total is None or (running + max(map(len, groups), default=0)) * each <= total

@@ -31,13 +31,15 @@ class InstanceSpec:
 class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A request arrived; ``lengths`` are the lengths of its items in tokens, in the order of the request.
 
-    ``deadline`` is a time on the scheduler's clock after which the result is no longer needed.
+    ``deadline`` is a time on the scheduler's clock after which the result is no longer needed. ``client`` is who shares
+    the instances with others; the empty name is for a program that has the queue to itself.
     """
 
     request: int
     lengths: tuple[int, ...]
     priority: Priority = "interactive"
     deadline: float | None = None
+    client: str = ""
 
 
 class Cancelled(msgspec.Struct, frozen=True, gc=False):
@@ -163,11 +165,12 @@ Action = Send | Reject | Finish | ReplaceWorker
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """``queue_items``: the maximum number of queued and running items. ``batch_tokens``: the token budget of a batch,
-    including padding. ``interactive_share``: the share of the queue that is reserved for interactive items, so that a
-    queue full of bulk cannot shut them out. ``bulk_batch_seconds``: the predicted duration of the longest bulk batch,
-    which is how long an interactive item may have to wait for it; short batches spend relatively more on their overhead
-    (about 2 ms).
+    """``queue_items``: the maximum number of queued and running items of a client, less half of those of others.
+    ``queue_seconds``: the same for the predicted seconds of its queued work. ``batch_tokens``: the token budget of a
+    batch, including padding. ``interactive_share``: the share of the queue that is reserved for interactive items, so
+    that a queue full of bulk cannot shut them out. ``bulk_batch_seconds``: the predicted duration of the longest bulk
+    batch, which is how long an interactive item may have to wait for it; short batches spend relatively more on their
+    overhead (about 2 ms).
 
     A batch counts as a hang when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``.
     ``max_attempts``: the number of workers that an item is sent to before it fails.
@@ -176,6 +179,7 @@ class SchedulerLimits:
     """
 
     queue_items: int
+    queue_seconds: float
     batch_tokens: int
     interactive_share: float
     bulk_batch_seconds: float

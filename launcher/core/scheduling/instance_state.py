@@ -102,8 +102,8 @@ class Group:
 @dataclass(slots=True)
 class Instance:
     """State of one instance. ``batches`` holds the running and the ready batch, and is the only record of
-    reservations. ``drift`` is the initial drift of its cost model when it becomes ready. ``retiring``: it gets
-    no more batches, and will be removed."""
+    reservations. ``drift`` is the initial drift of its cost model when it becomes ready, and ``measured`` says whether
+    that model was fitted to measurements. ``retiring``: it gets no more batches, and will be removed."""
 
     spec: InstanceSpec
     group: Group
@@ -116,6 +116,7 @@ class Instance:
     retiring: bool = False
     speed: float = 0.0
     drift: float = 1.0
+    measured: bool = False
 
     def seconds_until_free(self, now: float) -> float:
         """Predicted seconds until its batches are done. An overdue batch is assumed to take as long again as it is

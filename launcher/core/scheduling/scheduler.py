@@ -3,6 +3,8 @@
 The dispatcher feeds events and carries out the actions; there is no clock and no I/O here. ``batching`` cuts batches,
 ``admission`` accepts or rejects requests. The rules:
 
+* The clients that have items in a queue share its instances by predicted seconds of work, whatever they send; so do
+  the large requests of one client (``batching``, ``client_queue``).
 * Items wait in the queue of their length class, not at instances. Each instance has at most one running and one ready
   batch; the ready batch is cut as late as possible, so that it is as full as possible.
 * If several instances are idle, each takes a share of the waiting work by predicted seconds, unless a share would be
@@ -11,7 +13,7 @@ The dispatcher feeds events and carries out the actions; there is no clock and n
   items far longer than its own while its own keep arriving.
 * Bulk uses idle time only. An instance gets bulk when it is idle, or about to be, and no interactive item waits in its
   class, and only in short batches, since a sent batch cannot be recalled. Interactive items never wait for queued
-  bulk, and a quarter of the queue is closed to bulk. Bulk therefore waits as long as there is no idle time.
+  bulk, and a part of the queue is closed to bulk. Bulk therefore waits as long as there is no idle time.
 * A request with a deadline is rejected at once if its predicted finish, less the error of predictions, is after the
   deadline. A request whose deadline passes while any of its items waits is answered at that time, and none of its
   waiting items is sent.
@@ -30,7 +32,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, islice
 from math import inf
@@ -115,7 +117,6 @@ class Scheduler:
         # When each running batch counts as a hang: a heap of (time, batch, instance), with stale entries as in leads.
         self._hangs: list[tuple[float, int, int]] = []
         self._admission = Admission(limits, self._groups)
-        self._items = 0
         self._next_batch = 1
 
     # ------------------------------------------------------------------ events
@@ -208,40 +209,54 @@ class Scheduler:
     def _arrived(self, event: Arrived, now: float, actions: list[Action]) -> None:
         if event.request in self._requests:
             raise ValueError(f"request {event.request} arrived twice")
-        count = len(event.lengths)
-        rejection = self.check_admission(count, now, request=event.request, priority=event.priority)
-        rejection = rejection or self._admission.check_deadline(event, now)
+        rejection = self._admission.check(event, now)
         if rejection:
             actions.append(rejection)
             return
-        ranks = self._ranks(event.lengths, now)
+        count, client, priority = len(event.lengths), event.client, event.priority
+        ranks = self._offsets(event.lengths)
         states = bytearray(count)
-        request = Request(event.lengths, ranks, event.priority, now, event.deadline, states, count)
+        request = Request(event.lengths, ranks, priority, now, event.deadline, states, count, client)
         self._requests[event.request] = request
-        self._items += count
+        self._admission.hold(client, count)
         if not count:
             self._finish(event.request, actions)
             return
+        clocks: dict[int, float] = {}
         for index, length in enumerate(event.lengths):
             group = group_for(self._groups, length)
             group.arrived = now
-            group.queues[event.priority].push(Item(event.request, index, length), ranks[index])
+            queue = group.queues[priority]
+            clock = clocks.get(id(queue))
+            if clock is None:
+                clock = clocks[id(queue)] = queue.clock(client)
+            rank = ranks[index] = clock + ranks[index]
+            queue.push(client, Item(event.request, index, length), rank)
         self._deadlines.add(event.request)
 
-    def _ranks(self, lengths: tuple[int, ...], now: float) -> Sequence[float]:
-        """When each item would arrive if its client sent them one after another, each when the one before is done."""
+    def _offsets(self, lengths: tuple[int, ...]) -> MutableSequence[float]:
+        """The seconds of work before each item in its own request."""
         if len(lengths) == 1:
-            return (now,)
+            return [0.0]
         serving = serving_instance(self._groups)
         cost = serving.cost if serving else CostModel()
-        seconds = [cost.seconds(length, length * length) for length in lengths]
-        return array("d", accumulate(seconds[:-1], initial=now))
+        overhead = cost.overhead
+        seconds = [cost.seconds(length, length * length) - overhead for length in lengths]
+        return array("d", accumulate(seconds[:-1], initial=0.0))
 
     def check_admission(
-        self, count: int, now: float, *, ahead: int = 0, request: int = 0, priority: Priority = "interactive"
+        self, count: int, now: float, *, client: str = "", priority: Priority = "interactive"
     ) -> Reject | None:
-        """The rejection of a request of ``count`` items arriving after ``ahead`` other items; None: admitted."""
-        return self._admission.check(request, count, priority, self._items + ahead, now)
+        """The rejection of a request of ``count`` items, as far as it is known before their lengths; None: admitted."""
+        return self._admission.check_items(Arrived(0, (0,) * count, priority, client=client), now)
+
+    def hold(self, count: int, client: str) -> None:
+        """Count ``count`` items of a client as queued, until ``release``: inputs that are being tokenized."""
+        self._admission.hold(client, count)
+
+    def release(self, count: int, client: str) -> None:
+        """The items counted by ``hold`` arrived, or never will."""
+        self._admission.release(client, count)
 
     def set_initial_drift(self, instance: int, drift: float) -> None:
         """Set the initial drift of an instance's cost model (actual over measured time), from the next time it becomes
@@ -261,6 +276,7 @@ class Scheduler:
             instance.group.ready[event.instance] = instance
             instance.group.idle[event.instance] = instance
         if event.measured:
+            instance.measured = True
             instance.cost = CostModel(fit(event.measured), instance.drift)
         instance.update_speed()
 
@@ -346,7 +362,8 @@ class Scheduler:
         if item.index in request.attempts:
             self._suspects[request.priority].append(item)
         else:
-            group_for(self._groups, item.length).queues[request.priority].push(item, request.ranks[item.index])
+            queue = group_for(self._groups, item.length).queues[request.priority]
+            queue.push(request.client, item, request.ranks[item.index])
 
     # ----------------------------------------------------------------- changes
 
@@ -411,7 +428,7 @@ class Scheduler:
             for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
                 if state == WAITING and index not in request.attempts:
                     queues = group_for(self._groups, length).queues
-                    queues[request.priority].push(Item(id, index, length), request.ranks[index])
+                    queues[request.priority].push(request.client, Item(id, index, length), request.ranks[index])
 
     # ---------------------------------------------------------------- requests
 
@@ -420,7 +437,8 @@ class Scheduler:
         return request is not None and request.states[item.index] == WAITING
 
     def _finish(self, request_id: int, actions: list[Action]) -> None:
-        self._items -= len(self._requests.pop(request_id).lengths)
+        request = self._requests.pop(request_id)
+        self._admission.release(request.client, len(request.lengths))
         actions.append(Finish(request_id))
 
     def _reject(self, request_id: int, status: int, code: str, reason: str, actions: list[Action]) -> None:
@@ -435,9 +453,10 @@ class Scheduler:
         for index, state in enumerate(request.states):
             if state == WAITING and index not in request.attempts:
                 item = Item(request_id, index, request.lengths[index])
-                group_for(self._groups, item.length).queues[request.priority].discard(item, request.ranks[index])
+                queue = group_for(self._groups, item.length).queues[request.priority]
+                queue.discard(request.client, item, request.ranks[index])
         del self._requests[request_id]
-        self._items -= len(request.lengths)
+        self._admission.release(request.client, len(request.lengths))
         if request.attempts:
             suspects = self._suspects[request.priority]
             self._suspects[request.priority] = deque(item for item in suspects if item.request != request_id)
@@ -671,17 +690,16 @@ class Scheduler:
             speeds = sum(instance.speed for instance in group.ready.values())
             assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not the sum over its instances"
         self._deadlines.check()
-        assert self._items == sum(len(r.lengths) for r in self._requests.values())
-        assert self._items <= self._limits.queue_items, "the queue exceeds its limit"
+        self._admission.check_held((r.client, len(r.lengths)) for r in self._requests.values())
 
     def _check_waiting(self) -> None:
         suspects = {(item.request, item.index) for items in self._suspects.values() for item in items}
-        waiting: dict[int, list[tuple[int, int]]] = {id(queue): [] for queue in self._queues()}
+        waiting: dict[int, dict[str, list[Item]]] = {id(queue): {} for queue in self._queues()}
         for id_, request in self._requests.items():
             for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
                 if state == WAITING and (id_, index) not in suspects:
                     queue = group_for(self._groups, length).queues[request.priority]
-                    waiting[id(queue)].append((index, length))
+                    waiting[id(queue)].setdefault(request.client, []).append(Item(id_, index, length))
         for queue in self._queues():
             queue.check(waiting[id(queue)])
         for id_, index in suspects:

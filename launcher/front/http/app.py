@@ -40,7 +40,7 @@ def create_app(services: Services, families: Sequence[FamilyFactory] = FAMILIES)
     """The application that serves ``families``. Raises ``ValueError`` if two of them have the same route."""
     options = services.options
     served = [family(services) for family in families]
-    memory = BodyMemory(max(options.total_body_bytes, options.body_bytes))
+    memory = BodyMemory(max(options.total_body_bytes, options.body_bytes), options.body_bytes)
     inference: dict[str, ASGIApp] = {}
     routes: list[_FamilyRoute] = []
     for family in served:

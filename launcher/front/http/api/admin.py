@@ -6,6 +6,7 @@ change does belongs to the engine.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from launcher.front.http.services import Services
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_BODIES_BYTES = 1024 * 1024
+CLIENT = "admin"  # all administrators share this memory
 # Planning takes longer with more, and more processes are not of use.
 MAX_INSTANCES = 1024
 
@@ -75,7 +77,8 @@ class Admin:
 
     def __init__(self, services: Services) -> None:
         self._administration = services.administration
-        self._reader = BodyReader(MAX_BODY_BYTES, BodyMemory(MAX_BODIES_BYTES))
+        options = replace(services.options, body_bytes=MAX_BODY_BYTES)
+        self._reader = BodyReader(options, BodyMemory(MAX_BODIES_BYTES, MAX_BODY_BYTES))
 
     async def restart(self, request: Request) -> Response:
         """Restart all instances, one after another."""
@@ -103,13 +106,13 @@ class Admin:
         return self._administration.actions
 
     async def _body(self, request: Request, kind: type[BodyT]) -> BodyT:
-        body = await self._reader.read(request.scope, request.receive)
+        body = await self._reader.read(request.scope, request.receive, CLIENT)
         try:
             return msgspec.json.decode(body or b"{}", type=kind)
         except msgspec.DecodeError as error:
             raise RequestError(f"the body is not valid: {error}") from error
         finally:
-            self._reader.release(body)
+            self._reader.release(body, CLIENT)
 
 
 def _report(change: Any, status: int = 200) -> Response:
