@@ -284,9 +284,14 @@ def test_the_administration_needs_the_socket_or_the_key(launch: Launch, tmp_path
     assert not (tmp_path / "own.sock").exists()
     key = tmp_path / "key"
     key.write_text("a-secret-key\n")
-    with launch(*SERVER, "--instances", "1", "--admin-key-file", str(key), "--admin-socket", "none") as server:
-        for headers, status in (({}, 401), ({"Authorization": "Bearer wrong"}, 401), (bearer("a-secret-key"), 200)):
+    with launch(
+        *SERVER, "--instances", "1", "--admin-key-file", str(key), env={"LAUNCH_API_KEY": "a-client-key"}
+    ) as server:
+        for given, status in (("", 401), ("wrong", 401), ("a-client-key", 401), ("a-secret-key", 200)):
+            headers = {"Authorization": f"Bearer {given}"} if given else {}
             assert httpx.get(server.address + "/admin/change", headers=headers).status_code == status
+            assert (httpx.get(server.address + "/info", headers=headers).status_code == 200) == (given[:3] == "a-c")
+        assert ctl(server, "status").returncode == 0, "the socket needs no key"
         done = subprocess.run(
             [sys.executable, "-m", "launcher", "ctl", "status", "--url", server.address],
             check=False, capture_output=True, text=True, timeout=60,
@@ -295,7 +300,3 @@ def test_the_administration_needs_the_socket_or_the_key(launch: Launch, tmp_path
         assert done.returncode == 0, done.stderr
         assert server.end() == 0
         assert "a-secret-key" not in server.story()
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
