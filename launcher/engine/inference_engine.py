@@ -647,7 +647,7 @@ class InferenceEngine:
     async def probe(self) -> dict[str, bool]:
         """Whether each instance, by its id, finishes a batch now; idle ones compute a sample of one token. An instance
         that is busy with a batch, and not overdue, counts as well. Takes ``hang_seconds`` and a second at most."""
-        known = [i for i in self._views if self.scheduler.knows(i)]
+        known = [i for i, view in self._views.items() if view.role == "serving"]
         busy = {i for i in known if self._responds(i) and self.scheduler.ages(i, 0.0)[1] is not None}
         seconds = min(self._options.scheduling.hang_seconds, MAX_PROBE_SECONDS) + 1.0
         found = await asyncio.gather(*(self.dispatcher.finishes_batch(i, seconds) for i in known))
