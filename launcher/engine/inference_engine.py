@@ -365,7 +365,9 @@ class InferenceEngine:
             self._observer.all_ready()
 
     async def _verify(self, instance: int, message: Ready) -> None:
-        view = self._views[instance]
+        view = self._views.get(instance)
+        if view is None:  # removed meanwhile
+            return
         plan, level = view.prepared.plan, view.prepared.binding.level
         # From the plan, not from the worker: the check is for OpenMP teams that are smaller than planned.
         threads = plan.threads if message.backend != "fake" else None
@@ -412,7 +414,8 @@ class InferenceEngine:
 
     async def _inspect(self, instance: int, pid: int, batch: int) -> None:
         state = await anyio.to_thread.run_sync(watch_activity, pid)
-        if state is None or self._views[instance].pid != pid:
+        view = self._views.get(instance)
+        if state is None or view is None or view.pid != pid:
             return
         if state == "inactive" and self.model_info.task == "custom":
             state = "active"  # a custom class may wait for anything, such as a database
