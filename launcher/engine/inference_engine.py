@@ -489,8 +489,8 @@ class InferenceEngine:
         old = {id: (view.prepared, view.configuration) for id, view in sorted(self._views.items())}
         change: RollingChange | None = None
         try:
-            steps = await self._steps(kind, configuration, order)
             same = configuration is self._configuration
+            steps = await self._steps(kind, configuration, order)
             change = self._change = RollingChange(self, old, Target(kind, configuration, steps, same))
             self.dispatcher.change_started()
             await change.run()
@@ -536,8 +536,9 @@ class InferenceEngine:
         instances = tuple(one for _, one in sorted(change.new.items()))
         plan = replace(configuration.prepared.plan, instances=tuple(one.plan for one in instances))
         prepared = replace(configuration.prepared, plan=plan, instances=instances)
-        self._configuration = replace(configuration, prepared=prepared)
-        self._options = configuration.options
+        # Those of the supervision may have been changed meanwhile.
+        self._options = replace(configuration.options, supervise=self._options.supervise)
+        self._configuration = replace(configuration, options=self._options, prepared=prepared)
         for view in self._views.values():
             view.configuration = self._configuration
         self._observer.changed(prepared)
