@@ -507,9 +507,9 @@ class Scheduler:
                 self._requeue_item(item, request)
 
     def _worker_inspected(self, event: WorkerActivity, now: float, actions: list[Action]) -> None:
-        instance = self._instances[event.instance]
-        running = bool(instance.batches) and instance.batches[0].id == event.batch
-        if running and event.state != "active" and not instance.replaced:
+        instance = self._instances.get(event.instance)
+        running = instance is not None and instance.batches and instance.batches[0].id == event.batch
+        if instance is not None and running and event.state != "active" and not instance.replaced:
             reason = describe_hang(now - instance.started, instance.batches[0].predicted, event)
             self._replace(instance, reason, actions)
 
@@ -519,7 +519,7 @@ class Scheduler:
 
     def _probe(self, instance_id: int, now: float, actions: list[Action]) -> None:
         instance = self._instances[instance_id]
-        if instance.ready and not instance.batches and not instance.replaced:
+        if instance.ready and not instance.batches and not instance.replaced and not instance.retiring:
             predicted = instance.cost.seconds(PROBE_WORK.tokens, PROBE_WORK.pairs)
             self._append(instance, Batch(self._next_batch, (), PROBE_WORK, predicted, "interactive"), now, actions)
 
