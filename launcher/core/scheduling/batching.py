@@ -27,9 +27,8 @@ from launcher.core.scheduling.client_queue import AGEING, BOUNDS, ClientQueue, H
 
 __all__ = ["BOUNDS", "ClientQueue", "Item", "LengthQueue"]
 
-# The order of clients is purged of those without waiting items when it exceeds twice the others by this many, and so is
-# the record of clients that are ahead of the virtual time.
-STALE_CLIENTS = 1000
+# Clients without waiting items are forgotten when they outnumber the others by this many.
+IDLE_CLIENTS = 1000
 # At most this many clients, those to be served next, are examined for a padded batch.
 PADDED_CLIENTS = 256
 # An item costs at least this many seconds, so that the virtual time advances whatever the costs are.
@@ -41,113 +40,110 @@ class LengthQueue:
 
     def __init__(self, is_waiting: Callable[[Item], bool]) -> None:
         self._is_waiting = is_waiting
-        # The clients with waiting items, and a heap of them: start, length of the first item, number, client. A start
-        # may be out of date, that is, too early.
+        # All clients that are remembered, and how many of them have waiting items.
         self._clients: dict[str, ClientQueue] = {}
+        self._waiting = 0
+        # The clients with waiting items, and some that have had some, as a heap of (start, length of the first item,
+        # number, client). A start may be out of date, that is, too early. Each client is in it at most once.
         self._order: list[tuple[float, int, int, ClientQueue]] = []
         self._number = 0
         self._time = 0.0  # the virtual time of the queue
-        # The starts of clients without waiting items that are ahead of the virtual time.
-        self._ahead: dict[str, float] = {}
-        self._rank = 0.0  # no rank of an item that was taken is later
+        self._rank = 0.0  # no item that was taken from a client that is forgotten had a later rank
         self.count = 0
         self.tokens = 0
         self.pairs = 0
 
     # ----------------------------------------------------------------- clients
 
-    def clock(self, client: str) -> float:
-        """The virtual clock of a client: the rank of the first item of a request that arrives now."""
-        waiting = self._clients.get(client)
-        return self._rank if waiting is None else waiting.clock
+    def client(self, name: str) -> ClientQueue:
+        """The items of a client, which ``push`` adds to; the rank of the first item of a request is its clock."""
+        client = self._clients.get(name)
+        if client is None:
+            if len(self._clients) > 2 * self._waiting + IDLE_CLIENTS:
+                self._forget_idle()
+            client = self._clients[name] = ClientQueue(name, self._is_waiting, self._rank, self._time)
+        return client
 
-    def clients(self) -> int:
+    def waiting_clients(self) -> int:
         """The number of clients with waiting items."""
-        return len(self._clients)
+        return self._waiting
 
-    def backlog(self, client: str) -> tuple[int, int]:
+    def backlog(self, name: str) -> tuple[int, int]:
         """The waiting tokens and pairs of a client."""
-        waiting = self._clients.get(client)
-        return (0, 0) if waiting is None else (waiting.tokens, waiting.pairs)
+        client = self._clients.get(name)
+        return (0, 0) if client is None else (client.tokens, client.pairs)
 
-    def push(self, client: str, item: Item, rank: float) -> None:
+    def push(self, client: ClientQueue, item: Item, rank: float) -> None:
         """Add an item of a client; ``rank`` is a time on the clock of the client, and the lowest is served first."""
-        waiting = self._clients.get(client)
-        if waiting is None:
-            waiting = self._add_client(client, item.length)
-        waiting.push(item, rank)
         length = item.length
+        if not client.count:
+            self._waiting += 1
+            if client.start < self._time:
+                client.start = self._time
+            if not client.ordered:
+                self._insert(client, length)
+        client.push(item, rank)
         self.count += 1
         self.tokens += length
         self.pairs += length * length
 
-    def discard(self, client: str, item: Item, rank: float) -> None:
+    def discard(self, name: str, item: Item, rank: float) -> None:
         """Remove a cancelled item, pushed with ``rank``."""
-        waiting = self._clients[client]
-        waiting.discard(item, rank)
+        client = self._clients[name]
+        client.discard(item, rank)
+        if not client.count:
+            self._waiting -= 1
+            client.clear()
         self._removed(item.length)
-        if not waiting.count:
-            self._drop_client(waiting)
 
     def _removed(self, length: int) -> None:
         self.count -= 1
         self.tokens -= length
         self.pairs -= length * length
 
-    def _add_client(self, client: str, length: int) -> ClientQueue:
-        start = self._time
-        if self._ahead:
-            start = max(start, self._ahead.pop(client, start))
-        if len(self._order) > 2 * len(self._clients) + STALE_CLIENTS:
-            self._order = [entry for entry in self._order if entry[3].count]
-            heapify(self._order)
-        waiting = self._clients[client] = ClientQueue(client, self._is_waiting, self._rank, start)
+    def _insert(self, client: ClientQueue, length: int) -> None:
+        """Add a client to the order; ``length`` is that of its first item."""
         self._number += 1
-        heappush(self._order, (start, length, self._number, waiting))
-        return waiting
+        client.ordered = True
+        heappush(self._order, (client.start, length, self._number, client))
 
-    def _drop_client(self, client: ClientQueue) -> None:
-        """Forget a client without waiting items, except how far it is ahead of others that wait."""
-        del self._clients[client.name]
-        self._rank = max(self._rank, client.clock)
-        if not self._clients:
-            self._order.clear()
-            self._ahead.clear()
-        elif client.start > self._time:
-            if len(self._ahead) > len(self._clients) + STALE_CLIENTS:
-                self._ahead = {name: start for name, start in self._ahead.items() if start > self._time}
-                if len(self._ahead) > len(self._clients) + STALE_CLIENTS:
-                    self._ahead.clear()  # each of them gets at most one batch too early
-            self._ahead[client.name] = client.start
+    def _forget_idle(self) -> None:
+        """Forget clients without waiting items. Those that were ahead of others get at most one batch too early."""
+        idle = [client for client in self._clients.values() if not client.count]
+        self._rank = max(self._rank, *[client.clock for client in idle])
+        self._clients = {name: client for name, client in self._clients.items() if client.count}
+        self._order = [entry for entry in self._order if entry[3].count]
+        heapify(self._order)
 
     def _next_client(self) -> ClientQueue | None:
         """The client to be served next, which is then the first of the order; None if no item waits."""
-        while self._order:
-            start, _, _, client = self._order[0]
+        order = self._order
+        while order:
+            start, _, _, client = order[0]
             if not client.count:
-                heappop(self._order)
+                heappop(order)
+                client.ordered = False
             elif start != client.start:
-                self._reorder(client)
+                self._number += 1
+                heapreplace(order, (client.start, client.peek().length, self._number, client))
             else:
                 return client
         return None
 
-    def _reorder(self, client: ClientQueue) -> None:
-        """Move the first client of the order to the place that its start has now."""
-        self._number += 1
-        heapreplace(self._order, (client.start, client.peek().length, self._number, client))
-
     def _charge(self, client: ClientQueue, rank: float, seconds: float) -> None:
         """Record that work of ``seconds`` was taken from a client, up to an item of this rank."""
-        seconds = max(seconds, MIN_SECONDS)
-        served_from = client.start
-        client.start += seconds
+        if seconds < MIN_SECONDS:
+            seconds = MIN_SECONDS
+        waiting, start = self._waiting, client.start
+        client.start = end = start + seconds
         client.advance(rank, seconds)
-        # A client that is alone takes from nobody: one that comes later starts beside it.
-        waiting = len(self._clients)
-        self._time = client.start if waiting == 1 else max(served_from, self._time + AGEING * seconds / waiting)
+        if waiting == 1:  # it takes from nobody: a client that comes later starts beside it
+            self._time = end
+        else:
+            aged = self._time + AGEING * seconds / waiting
+            self._time = aged if aged > start else start
         if not client.count:
-            self._drop_client(client)
+            self._waiting = waiting - 1
 
     # ----------------------------------------------------------------- batches
 
@@ -182,22 +178,25 @@ class LengthQueue:
         opened: dict[str, list[Head]] = {}
         full, before = False, 0.0
         while not full and (client := self._next_client()):
-            heads = opened.get(client.name)
+            alone = self._waiting == 1
+            heads = None if alone else opened.get(client.name)
             if heads is None:
-                heads = opened[client.name] = client.heads()
-            alone = len(self._clients) == 1
-            taken, rank = len(batch.items), 0.0
+                heads = client.heads()
+                if not alone and client.count > 1:
+                    opened[client.name] = heads
+            rank = -1.0
             while heads:
-                item = heads[0][2]
+                head = heads[0]
+                item = head[2]
                 if not batch.take(item):
                     full = True
                     break
-                rank = heads[0][0]
+                rank = head[0]
                 client.take(heads)
                 self._removed(item.length)
                 if not alone:
                     break
-            if len(batch.items) > taken:
+            if rank >= 0:
                 seconds = batch.seconds
                 self._charge(client, rank, seconds - before)
                 before = seconds
@@ -228,8 +227,9 @@ class LengthQueue:
 
     def _first_clients(self) -> Sequence[ClientQueue]:
         """The clients to be served next, in order; at most ``PADDED_CLIENTS`` of them."""
-        if len(self._clients) == 1:
-            return tuple(self._clients.values())
+        first = self._next_client()
+        if first is not None and self._waiting == 1:
+            return (first,)
         entries: list[tuple[float, int, int, ClientQueue]] = []
         while len(entries) < PADDED_CLIENTS and self._next_client():
             entries.append(heappop(self._order))
@@ -254,14 +254,14 @@ class LengthQueue:
         """The approximate tokens and pairs that will be taken before the last item of a request of these tokens and
         pairs, which arrives now: the client's own waiting work, as far as its rank is not later, and as much of each
         other client."""
-        waiting = self._clients.get(client)
+        asking = self._clients.get(client)
         tokens = pairs = 0
-        if waiting is not None:
-            tokens, pairs = waiting.work_before(waiting.clock + cost.seconds(*work))
-        if waiting is None or len(self._clients) > 1:
+        if asking is not None and asking.count:
+            tokens, pairs = asking.work_before(asking.clock + cost.seconds(*work))
+        if tokens < self.tokens:
             own = cost.seconds(tokens + work[0], pairs + work[1])
             for other in self._clients.values():
-                if other is not waiting:
+                if other is not asking and other.count:
                     part = min(1.0, own / max(MIN_SECONDS, cost.seconds(other.tokens, other.pairs)))
                     tokens += int(part * other.tokens)
                     pairs += int(part * other.pairs)
@@ -273,11 +273,14 @@ class LengthQueue:
         assert self.count == len(everything), "waiting items are miscounted"
         assert self.tokens == sum(item.length for item in everything), "waiting tokens are miscounted"
         assert self.pairs == sum(item.length**2 for item in everything), "waiting pairs are miscounted"
-        assert set(self._clients) == set(waiting), "clients without waiting items are kept"
+        assert self._waiting == len(waiting), "waiting clients are miscounted"
+        assert len(self._clients) <= 2 * self._waiting + IDLE_CLIENTS + 1 + self.count, "clients are not forgotten"
         for name, client in self._clients.items():
-            client.check(waiting[name])
-        ordered = [entry[3] for entry in self._order if entry[3].count]
-        assert sorted(client.name for client in ordered) == sorted(waiting), "a client is not in the order exactly once"
+            client.check(waiting.get(name, ()))
+        ordered = [id(entry[3]) for entry in self._order]
+        assert len(ordered) == len(set(ordered)), "a client is in the order twice"
+        assert set(ordered) == {id(client) for client in self._clients.values() if client.ordered}
+        assert all(self._clients[name].ordered for name in waiting), "a waiting client is not in the order"
         assert all(entry[0] <= entry[3].start for entry in self._order), "a client is too late in the order"
 
 

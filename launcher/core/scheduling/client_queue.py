@@ -58,8 +58,8 @@ BOUNDS = _bucket_bounds()
 class ClientQueue:
     """The waiting items of a client. ``is_waiting`` is false for items that were cancelled since.
 
-    ``clock`` is the client's virtual time, and ``start`` the virtual start time of its next item among all clients,
-    which ``batching`` keeps here.
+    ``clock`` is the client's virtual time. ``batching`` keeps two facts here: ``start``, the virtual start time of the
+    client's next item among all clients, and ``ordered``, whether the client is in their order.
     """
 
     __slots__ = (
@@ -72,6 +72,7 @@ class ClientQueue:
         "clock",
         "count",
         "name",
+        "ordered",
         "pairs",
         "start",
         "tokens",
@@ -81,6 +82,7 @@ class ClientQueue:
         self.name = name
         self.clock = clock
         self.start = start
+        self.ordered = False
         self.count = self.tokens = self.pairs = 0
         # Each bucket is a heap of (rank, sequence number, item); the number keeps items of equal rank in order.
         self.buckets: dict[int, list[tuple[float, int, Item]]] = {}
@@ -114,6 +116,11 @@ class ClientQueue:
         """Remove a cancelled item, pushed with ``rank``, from the sums; its entry is dropped when it is reached."""
         self._remove(item, rank)
         self._stale += 1
+
+    def clear(self) -> None:
+        """Drop the entries of cancelled items, when no item is waiting."""
+        self.buckets.clear()
+        self._stale = 0
 
     def _clean(self) -> None:
         """Purge cancelled items: bulk entries may not be reached for long, while clients come and go."""
@@ -176,9 +183,17 @@ class ClientQueue:
     def take(self, heads: list[Head]) -> None:
         """Remove the item of the lowest rank; ``heads`` is the heap of all heads."""
         rank, _, item, key = heappop(heads)
-        heappop(self.buckets[key])
-        self._remove(item, rank)
-        if following := self.head(key):
+        bucket = self.buckets[key]
+        heappop(bucket)
+        length = item.length
+        self.count -= 1
+        self.tokens -= length
+        self.pairs -= length * length
+        if item.index:
+            self._defer(item, rank, -1)
+        if not bucket:
+            del self.buckets[key]
+        elif following := self.head(key):
             heappush(heads, (*following, key))
 
     def take_from(self, key: int) -> None:

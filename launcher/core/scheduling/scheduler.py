@@ -207,16 +207,15 @@ class Scheduler:
         if not count:
             self._finish(event.request, actions)
             return
-        clocks: dict[int, float] = {}
+        last = None
         for index, length in enumerate(event.lengths):
             group = group_for(self._groups, length)
-            group.arrived = now
-            queue = group.queues[priority]
-            clock = clocks.get(id(queue))
-            if clock is None:
-                clock = clocks[id(queue)] = queue.clock(client)
-            rank = ranks[index] = clock + ranks[index]
-            queue.push(client, Item(event.request, index, length), rank)
+            if group is not last:
+                last, group.arrived = group, now
+                queue = group.queues[priority]
+                waiting = queue.client(client)
+            rank = ranks[index] = waiting.clock + ranks[index]
+            queue.push(waiting, Item(event.request, index, length), rank)
         self._deadlines.add(event.request)
 
     def _offsets(self, lengths: tuple[int, ...]) -> MutableSequence[float]:
@@ -343,7 +342,7 @@ class Scheduler:
             self._suspects[request.priority].append(item)
         else:
             queue = group_for(self._groups, item.length).queues[request.priority]
-            queue.push(request.client, item, request.ranks[item.index])
+            queue.push(queue.client(request.client), item, request.ranks[item.index])
 
     # ---------------------------------------------------------------- requests
 
