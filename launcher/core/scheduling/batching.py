@@ -30,9 +30,12 @@ __all__ = ["BOUNDS", "ClientQueue", "Item", "LengthQueue"]
 # Clients without waiting items are forgotten when they outnumber the others by this many.
 IDLE_CLIENTS = 1000
 # At most this many clients, those to be served next, are examined for a padded batch.
-PADDED_CLIENTS = 256
+PADDED_CLIENTS = 128
 # An item costs at least this many seconds, so that the virtual time advances whatever the costs are.
 MIN_SECONDS = 1e-9
+
+# Start, length of the first item, number, client.
+Entry = tuple[float, int, int, ClientQueue]
 
 
 class LengthQueue:
@@ -43,9 +46,9 @@ class LengthQueue:
         # All clients that are remembered, and how many of them have waiting items.
         self._clients: dict[str, ClientQueue] = {}
         self._waiting = 0
-        # The clients with waiting items, and some that have had some, as a heap of (start, length of the first item,
-        # number, client). A start may be out of date, that is, too early. Each client is in it at most once.
-        self._order: list[tuple[float, int, int, ClientQueue]] = []
+        # A heap of the clients with waiting items, and of some that have had some. A start may be out of date, that is,
+        # too early. Each client is in it at most once.
+        self._order: list[Entry] = []
         self._number = 0
         self._time = 0.0  # the virtual time of the queue
         self._rank = 0.0  # no item that was taken from a client that is forgotten had a later rank
@@ -207,7 +210,7 @@ class LengthQueue:
         Only the client of the first item gets more than ``window`` seconds ahead of it: which items need little padding
         must not decide how much work a client gets.
         """
-        clients = self._first_clients()
+        clients, entries = self._first_clients()
         first, end = clients[0].peek(), clients[0].start + window
         members: dict[int, list[ClientQueue]] = {}
         for client in clients:
@@ -218,6 +221,10 @@ class LengthQueue:
             if not batch.items or self._is_worth_padding(batch, key, members[key]):
                 for client in members[key]:
                     self._fill(batch, key, client, inf if client is clients[0] else end)
+        for _, length, number, client in entries:
+            client.ordered = client.count > 0
+            if client.ordered:
+                heappush(self._order, (client.start, length, number, client))
 
     def _is_worth_padding(self, batch: _BatchBuilder, key: int, clients: Sequence[ClientQueue]) -> bool:
         """Whether padding for the items of a bucket costs less than another batch for them would."""
@@ -225,28 +232,29 @@ class LengthQueue:
         rows = sum([len(client.buckets.get(key, ())) for client in clients]) if bound <= width else len(batch.items)
         return rows * abs(width - bound) * batch.cost.per_token <= batch.cost.overhead
 
-    def _first_clients(self) -> Sequence[ClientQueue]:
-        """The clients to be served next, in order; at most ``PADDED_CLIENTS`` of them."""
+    def _first_clients(self) -> tuple[Sequence[ClientQueue], Sequence[Entry]]:
+        """The clients to be served next, in order, at most ``PADDED_CLIENTS`` of them; and their entries, which are
+        removed from the order."""
         first = self._next_client()
         if first is not None and self._waiting == 1:
-            return (first,)
-        entries: list[tuple[float, int, int, ClientQueue]] = []
+            return (first,), ()
+        entries: list[Entry] = []
         while len(entries) < PADDED_CLIENTS and self._next_client():
             entries.append(heappop(self._order))
-        for entry in entries:
-            heappush(self._order, entry)
-        return [entry[3] for entry in entries]
+        return [entry[3] for entry in entries], entries
 
     def _fill(self, batch: _BatchBuilder, key: int, client: ClientQueue, end: float) -> None:
         """Move items from a bucket to the batch in rank order, as long as they fit, and the client starts before
         ``end``."""
-        while client.start <= end and (head := client.head(key)):
-            before = batch.seconds
-            if not batch.take(head[2]):
-                return
+        before, rank, start = batch.seconds, -1.0, client.start
+        while start <= end and (head := client.head(key)) and batch.take(head[2]):
             client.take_from(key)
             self._removed(head[2].length)
-            self._charge(client, head[0], batch.seconds - before)
+            rank = head[0]
+            if end < inf:
+                start = client.start + batch.seconds - before
+        if rank >= 0:
+            self._charge(client, rank, batch.seconds - before)
 
     # ------------------------------------------------------------- predictions
 
@@ -294,6 +302,7 @@ class _BatchBuilder:
         self.items: list[Item] = []
         self.width = 0
         self.cost = cost
+        self._per_token, self._per_pair = cost.per_token, cost.per_pair
         self._budget, self._share, self._packed, self._max_seconds = budget, share, packed, max_seconds
         self._max_items = max_items
         self._tokens = self._pairs = 0
@@ -301,7 +310,7 @@ class _BatchBuilder:
     @property
     def seconds(self) -> float:
         """The predicted seconds of its items, without padding and the overhead of a batch."""
-        return self.cost.seconds(self._tokens, self._pairs) - self.cost.overhead
+        return self._per_token * self._tokens + self._per_pair * self._pairs
 
     def take(self, item: Item) -> bool:
         """Add an item unless it exceeds a limit; the first is always taken. Returns whether it was taken."""

@@ -161,6 +161,10 @@ class ClientQueue:
 
     def heads(self) -> list[Head]:
         """A heap of the first items of all buckets, for ``take``."""
+        if len(self.buckets) == 1:
+            (key,) = self.buckets
+            first = self.head(key)
+            return [(*first, key)] if first else []
         heads = [(*head, key) for key in list(self.buckets) if (head := self.head(key))]
         heapify(heads)
         return heads
