@@ -3,12 +3,13 @@
 Clients are served by start-time fair queueing (Goyal, Vin and Cheng 1996) over predicted seconds of work. Each client
 with waiting items has a virtual start time, which advances by the work taken from it, and the client with the lowest
 one is served next. A client that had nothing waiting starts at the virtual time of the queue, which is the start time
-of the client served last: it gets no credit for the past, and waits for nobody's backlog. Of equal clients the one with
-the shorter item is first. While two clients wait, the work that they get differs by at most their longest items and a
-batch. ``client_queue`` decides in which order the items of one client are taken.
+of the client served last: it gets no credit for the past, and waits for nobody's backlog. While two clients wait, the
+work that they get differs by at most their longest items and a batch. ``client_queue`` decides in which order the items
+of one client are taken.
 
-The virtual time also advances with all work taken, at a rate that promises each waiting client a part of it: otherwise
-an endless sequence of new clients, each of which starts at the virtual time, would starve the others.
+Start times count in rounds, in which each client may take about the work of the longest item. In a round, the client
+with the shorter item is first, so that a short request does not wait for one item of each of many clients. But an item
+waits for shorter ones only for a limited time, so that an endless sequence of new clients does not starve it.
 
 A packed batch takes items in this order, whatever their lengths. A padded batch starts with the first item and adds
 items that need little padding next to it: first from its own bucket, then from neighbouring buckets as long as the
@@ -23,7 +24,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
 
 from launcher.core.cost.cost_model import CostModel
-from launcher.core.scheduling.client_queue import AGEING, BOUNDS, ClientQueue, Head, Item
+from launcher.core.scheduling.client_queue import BOUNDS, ClientQueue, Head, Item
 
 __all__ = ["BOUNDS", "ClientQueue", "Item", "LengthQueue"]
 
@@ -31,11 +32,14 @@ __all__ = ["BOUNDS", "ClientQueue", "Item", "LengthQueue"]
 IDLE_CLIENTS = 1000
 # At most this many clients, those to be served next, are examined for a padded batch.
 PADDED_CLIENTS = 128
+# In a round, a client waits for those with shorter items until this many tokens have been taken for each token of its
+# own item. Rounds of fewer clients than this are taken in order of length.
+PATIENCE = 512
 # An item costs at least this many seconds, so that the virtual time advances whatever the costs are.
 MIN_SECONDS = 1e-9
 
-# Start, length of the first item, number, client.
-Entry = tuple[float, int, int, ClientQueue]
+# Round, place in the round, number, start, client.
+Entry = tuple[int, int, int, float, ClientQueue]
 
 
 class LengthQueue:
@@ -51,6 +55,9 @@ class LengthQueue:
         self._order: list[Entry] = []
         self._number = 0
         self._time = 0.0  # the virtual time of the queue
+        self._taken = 0  # tokens
+        self._longest = 0  # tokens
+        self._round = MIN_SECONDS  # the work of a round: at least that of the longest item
         self._rank = 0.0  # no item that was taken from a client that is forgotten had a later rank
         self.count = 0
         self.tokens = 0
@@ -86,6 +93,8 @@ class LengthQueue:
             if not client.ordered:
                 self._insert(client, length)
         client.push(item, rank)
+        if length > self._longest:
+            self._longest = length
         self.count += 1
         self.tokens += length
         self.pairs += length * length
@@ -100,6 +109,7 @@ class LengthQueue:
         self._removed(item.length)
 
     def _removed(self, length: int) -> None:
+        self._taken += length
         self.count -= 1
         self.tokens -= length
         self.pairs -= length * length
@@ -108,27 +118,39 @@ class LengthQueue:
         """Add a client to the order; ``length`` is that of its first item."""
         self._number += 1
         client.ordered = True
-        heappush(self._order, (client.start, length, self._number, client))
+        place = self._taken + PATIENCE * length
+        heappush(self._order, (int(client.start / self._round), place, self._number, client.start, client))
 
     def _forget_idle(self) -> None:
         """Forget clients without waiting items. Those that were ahead of others get at most one batch too early."""
         idle = [client for client in self._clients.values() if not client.count]
         self._rank = max(self._rank, *[client.clock for client in idle])
         self._clients = {name: client for name, client in self._clients.items() if client.count}
-        self._order = [entry for entry in self._order if entry[3].count]
+        self._order = [entry for entry in self._order if entry[4].count]
+        heapify(self._order)
+
+    def _widen_rounds(self, cost: CostModel) -> None:
+        """Let a round have the work of the longest item, if it has less. It doubles, so that this is rare."""
+        longest = cost.per_token * self._longest + cost.per_pair * self._longest**2
+        if longest <= self._round:
+            return
+        while self._round < longest:
+            self._round *= 2
+        self._order = [(int(entry[3] / self._round), *entry[1:]) for entry in self._order]
         heapify(self._order)
 
     def _next_client(self) -> ClientQueue | None:
         """The client to be served next, which is then the first of the order; None if no item waits."""
         order = self._order
         while order:
-            start, _, _, client = order[0]
+            client = order[0][4]
             if not client.count:
                 heappop(order)
                 client.ordered = False
-            elif start != client.start:
+            elif order[0][3] != client.start:
                 self._number += 1
-                heapreplace(order, (client.start, client.peek().length, self._number, client))
+                place = self._taken + PATIENCE * client.peek().length
+                heapreplace(order, (int(client.start / self._round), place, self._number, client.start, client))
             else:
                 return client
         return None
@@ -142,9 +164,8 @@ class LengthQueue:
         client.advance(rank, seconds)
         if waiting == 1:  # it takes from nobody: a client that comes later starts beside it
             self._time = end
-        else:
-            aged = self._time + AGEING * seconds / waiting
-            self._time = aged if aged > start else start
+        elif start > self._time:
+            self._time = start
         if not client.count:
             self._waiting = waiting - 1
 
@@ -158,6 +179,7 @@ class LengthQueue:
     def cut_fifo(self, max_items: int) -> tuple[Item, ...]:
         """Remove the first ``max_items`` items, whatever their lengths; longest first."""
         batch = _BatchBuilder(CostModel(), 0, inf, packed=True, max_seconds=inf, max_items=max_items)
+        self._widen_rounds(batch.cost)
         self._fill_in_order(batch)
         return tuple(sorted(batch.items, key=lambda item: -item.length))
 
@@ -170,6 +192,7 @@ class LengthQueue:
         If any item waits, at least one is taken, whatever its length.
         """
         batch = _BatchBuilder(cost, budget, share, packed, max_seconds)
+        self._widen_rounds(cost)
         if packed:
             self._fill_in_order(batch)
         elif self.count:
@@ -221,10 +244,10 @@ class LengthQueue:
             if not batch.items or self._is_worth_padding(batch, key, members[key]):
                 for client in members[key]:
                     self._fill(batch, key, client, inf if client is clients[0] else end)
-        for _, length, number, client in entries:
-            client.ordered = client.count > 0
-            if client.ordered:
-                heappush(self._order, (client.start, length, number, client))
+        for *_, client in entries:
+            client.ordered = False
+            if client.count:
+                self._insert(client, client.peek().length)
 
     def _is_worth_padding(self, batch: _BatchBuilder, key: int, clients: Sequence[ClientQueue]) -> bool:
         """Whether padding for the items of a bucket costs less than another batch for them would."""
@@ -241,7 +264,7 @@ class LengthQueue:
         entries: list[Entry] = []
         while len(entries) < PADDED_CLIENTS and self._next_client():
             entries.append(heappop(self._order))
-        return [entry[3] for entry in entries], entries
+        return [entry[4] for entry in entries], entries
 
     def _fill(self, batch: _BatchBuilder, key: int, client: ClientQueue, end: float) -> None:
         """Move items from a bucket to the batch in rank order, as long as they fit, and the client starts before
@@ -285,11 +308,11 @@ class LengthQueue:
         assert len(self._clients) <= 2 * self._waiting + IDLE_CLIENTS + 1 + self.count, "clients are not forgotten"
         for name, client in self._clients.items():
             client.check(waiting.get(name, ()))
-        ordered = [id(entry[3]) for entry in self._order]
+        ordered = [id(entry[4]) for entry in self._order]
         assert len(ordered) == len(set(ordered)), "a client is in the order twice"
         assert set(ordered) == {id(client) for client in self._clients.values() if client.ordered}
         assert all(self._clients[name].ordered for name in waiting), "a waiting client is not in the order"
-        assert all(entry[0] <= entry[3].start for entry in self._order), "a client is too late in the order"
+        assert all(entry[3] <= entry[4].start for entry in self._order), "a client is too late in the order"
 
 
 class _BatchBuilder:

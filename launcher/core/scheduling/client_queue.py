@@ -63,10 +63,12 @@ class ClientQueue:
     """
 
     __slots__ = (
+        "_aged",
         "_deferred",
         "_is_waiting",
         "_large",
         "_sequence",
+        "_slack",
         "_stale",
         "buckets",
         "clock",
@@ -86,6 +88,10 @@ class ClientQueue:
         self.count = self.tokens = self.pairs = 0
         # Each bucket is a heap of (rank, sequence number, item); the number keeps items of equal rank in order.
         self.buckets: dict[int, list[tuple[float, int, Item]]] = {}
+        # The second clock, and the most that the first may be ahead of it: the longest work taken at once, so that it
+        # does not overtake the items of other large requests that are due in the same round.
+        self._aged = clock
+        self._slack = 0.0
         self._is_waiting = is_waiting
         self._sequence = 0
         self._stale = 0  # entries of cancelled items
@@ -149,8 +155,12 @@ class ClientQueue:
 
     def advance(self, rank: float, seconds: float) -> None:
         """Record that ``seconds`` of work were taken, and that the last item of them had this rank."""
-        aged = self.clock + AGEING * seconds / max(1, len(self._large))
-        self.clock = rank if rank > aged else aged
+        if seconds > self._slack:
+            self._slack = seconds
+        clock = self.clock if self.clock > rank else rank
+        aged = max(self._aged, clock - self._slack) + AGEING * seconds / max(1, len(self._large))
+        self._aged = aged
+        self.clock = aged if aged > clock else clock
 
     def work_before(self, rank: float) -> tuple[int, int]:
         """The approximate tokens and pairs waiting at ranks up to ``rank``, which must not be before the clock."""
