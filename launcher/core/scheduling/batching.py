@@ -31,7 +31,7 @@ __all__ = ["BOUNDS", "ClientQueue", "Item", "LengthQueue"]
 # Clients without waiting items are forgotten when they outnumber the others by this many.
 IDLE_CLIENTS = 1000
 # At most this many clients, those to be served next, are examined for a padded batch.
-PADDED_CLIENTS = 128
+PADDED_CLIENTS = 64
 # In a round, a client waits for those with shorter items until this many tokens have been taken for each token of its
 # own item. Rounds of fewer clients than this are taken in order of length.
 PATIENCE = 512
@@ -244,10 +244,14 @@ class LengthQueue:
             if not batch.items or self._is_worth_padding(batch, key, members[key]):
                 for client in members[key]:
                     self._fill(batch, key, client, inf if client is clients[0] else end)
-        for *_, client in entries:
-            client.ordered = False
-            if client.count:
-                self._insert(client, client.peek().length)
+        for entry in entries:
+            client = entry[4]
+            if entry[3] == client.start:
+                heappush(self._order, entry)
+            else:
+                client.ordered = False
+                if client.count:
+                    self._insert(client, client.peek().length)
 
     def _is_worth_padding(self, batch: _BatchBuilder, key: int, clients: Sequence[ClientQueue]) -> bool:
         """Whether padding for the items of a bucket costs less than another batch for them would."""
