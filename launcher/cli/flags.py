@@ -7,7 +7,6 @@ that is derived from the definitions of its options; no flag is written by hand.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from functools import partial
@@ -114,8 +113,11 @@ def add_command(app: typer.Typer, command: Command) -> None:
 
     def run(ctx: typer.Context, **values: Any) -> None:
         resolved = _resolve(options, _flags(ctx, options, values))
-        for warning in resolved.warnings:
-            print(f"launch: warning: {warning}", file=sys.stderr)
+        if resolved.warnings:
+            from launcher.host.log import write_line  # rarely needed
+
+            for warning in resolved.warnings:
+                write_line(f"launch: warning: {warning}")
         command.function(
             **{
                 name: resolved if root is Resolved else build(root, resolved.given(root))

@@ -508,7 +508,7 @@ async def test_the_limits_of_connections_are_those_of_the_options(start: Any, un
     reader, writer = await running.connect()
     writer.write(b"GET /health HTTP/1.1\r\n")
     connections = running.server._server.server_state.connections
-    await until(lambda: any(connection._in_headers for connection in connections))
+    await until(lambda: any(connection._head_bytes for connection in connections))
     writer.write(b"x-padding: " + b"x" * 1100)
     status, _, body = await answer_of(reader)
     assert (status, "more than 1024 bytes" in json.loads(body)["error"]["message"]) == (431, True)

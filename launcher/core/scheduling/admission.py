@@ -37,16 +37,18 @@ KNOWN_BATCHES = 16
 
 
 class Admission:
-    """See the module docstring. ``no_instances`` is the reason why no instance will be restarted, once none is left."""
+    """See the module docstring. ``no_instances`` is the reason why no instance will be restarted, once none is left.
+    ``changing``: instances are being replaced, and requests wait if none is ready."""
 
     def __init__(self, limits: SchedulerLimits, groups: Sequence[Group]) -> None:
         reserved = int(limits.queue_items * limits.interactive_share)
         self._limit: dict[Priority, int] = {"interactive": limits.queue_items, "bulk": limits.queue_items - reserved}
         self._limits = limits
-        self._groups = groups
+        self.groups = groups
         self._held = 0  # queued and running items
         self._held_by: dict[str, int] = {}  # the same by client
         self.draining = False
+        self.changing = False
         self.no_instances: str | None = None
 
     def hold(self, client: str, items: int) -> None:
@@ -88,7 +90,7 @@ class Admission:
         if len(lengths) != 1:
             return False
         length = lengths[0]
-        group = self._groups[0] if len(self._groups) == 1 else group_for(self._groups, length)
+        group = self.groups[0] if len(self.groups) == 1 else group_for(self.groups, length)
         queue = group.queues["interactive"]
         tokens = queue.tokens + length
         if event.priority == "bulk" or not group.ready:
@@ -108,7 +110,7 @@ class Admission:
             what = "the queue holds" if priority == "interactive" else "the queue holds for bulk requests"
             reason = f"the request has {count} inputs, but {what} at most {limit}; send fewer inputs per request"
             return Reject(request, 413, "too_many_items", reason)
-        if serving_instance(self._groups) is None:
+        if serving_instance(self.groups) is None and not self.changing:
             return Reject(request, 503, "not_ready", "no model instance is ready yet", 1.0)
         if self._held + count <= limit:
             return None  # whoever holds them
@@ -129,7 +131,7 @@ class Admission:
             room += int(SMALL_SHARE * limit)
         if count <= room:
             return None
-        seconds = sum(_own_wait(self._groups, group, client, priority) for group in self._groups)
+        seconds = sum(_own_wait(self.groups, group, client, priority) for group in self.groups)
         if not own:
             seconds = self.seconds_until_empty(priority, now)
         wait = max(1.0, seconds * min(1.0, (count - room) / max(1, own)))
@@ -144,7 +146,7 @@ class Admission:
         """The rejection of a request because of the predicted seconds of its work; None: admitted."""
         limit = self._limits.queue_seconds
         for group, lengths in self._by_group(event.lengths) if event.lengths else ():
-            served = serving_instance(self._groups, group)
+            served = serving_instance(self.groups, group)
             if served is None or not _costs_are_known(served):
                 continue
             queues = _queues_before(group, event.priority)
@@ -207,11 +209,11 @@ class Admission:
         return None
 
     def _by_group(self, lengths: tuple[int, ...]) -> Iterable[tuple[Group, Sequence[int]]]:
-        if len(lengths) == 1 or len(self._groups) == 1:
-            return ((group_for(self._groups, lengths[0]), lengths),)
+        if len(lengths) == 1 or len(self.groups) == 1:
+            return ((group_for(self.groups, lengths[0]), lengths),)
         own: dict[int, tuple[Group, list[int]]] = {}
         for length in lengths:
-            group = group_for(self._groups, length)
+            group = group_for(self.groups, length)
             own.setdefault(id(group), (group, []))[1].append(length)
         return own.values()
 
@@ -219,7 +221,7 @@ class Admission:
         """When items of these lengths would be done if they arrived now; None if they are certain to be in time."""
         assert event.deadline is not None
         priority, left = event.priority, event.deadline - now
-        served = serving_instance(self._groups, group)
+        served = serving_instance(self.groups, group)
         if served is None:
             return None
         queue, tokens, longest = group.queues[priority], sum(own), max(own)
@@ -235,16 +237,16 @@ class Admission:
         return (
             None
             if completion_upper_bound(queued, served, now) <= left
-            else predict_completion(queued, group, self._groups, served, now)
+            else predict_completion(queued, group, self.groups, served, now)
         )
 
     def seconds_until_empty(self, priority: Priority, now: float) -> float:
         """Predicted seconds until no work of this priority or a higher one is left: the Retry-After of a full queue."""
         seconds = 0.0
-        for group in self._groups:
+        for group in self.groups:
             queues = _queues_before(group, priority)
             work = QueuedWork(sum(q.tokens for q in queues), sum(q.pairs for q in queues), 0)
-            served = serving_instance(self._groups, group)
+            served = serving_instance(self.groups, group)
             if served and (work.tokens or group.busy):
                 seconds = max(seconds, predict_completion(work, group, (), served, now).seconds)
         return seconds

@@ -43,9 +43,10 @@ Entry = tuple[int, int, int, float, ClientQueue]
 
 
 class LengthQueue:
-    """Items waiting for one class of instances. ``is_waiting`` is false for items that were cancelled since."""
+    """Items waiting for one class of instances. ``is_waiting`` is false for items that were cancelled since; ``rank``
+    is where the clocks of clients begin."""
 
-    def __init__(self, is_waiting: Callable[[Item], bool]) -> None:
+    def __init__(self, is_waiting: Callable[[Item], bool], rank: float = 0.0) -> None:
         self._is_waiting = is_waiting
         # All clients that are remembered, and how many of them have waiting items.
         self._clients: dict[str, ClientQueue] = {}
@@ -58,7 +59,8 @@ class LengthQueue:
         self._taken = 0  # tokens
         self._longest = 0  # tokens
         self._round = MIN_SECONDS  # the work of a round: at least that of the longest item
-        self._rank = 0.0  # no item that was taken from a client that is forgotten had a later rank
+        # No item that was taken had a later rank, except for those of the clients that are remembered.
+        self._rank = rank
         self.count = 0
         self.tokens = 0
         self.pairs = 0
@@ -73,6 +75,10 @@ class LengthQueue:
                 self._forget_idle()
             client = self._clients[name] = ClientQueue(name, self._is_waiting, self._rank, self._time)
         return client
+
+    def latest_clock(self) -> float:
+        """The latest clock of any client so far: a queue that replaces this one begins there."""
+        return max(self._rank, *[client.clock for client in self._clients.values()], 0.0)
 
     def waiting_clients(self) -> int:
         """The number of clients with waiting items."""
