@@ -170,6 +170,9 @@ class LengthQueue:
         client.advance(rank, seconds)
         if waiting == 1:  # it takes from nobody: a client that comes later starts beside it
             self._time = end
+            if len(self._order) == 1:  # cheaper than to do it when it is served next
+                place = self._taken + PATIENCE * self._longest
+                self._order[0] = (int(end / self._round), place, 0, end, client)
         elif start > self._time:
             self._time = start
         if not client.count:
@@ -211,6 +214,15 @@ class LengthQueue:
         full, before = False, 0.0
         while not full and (client := self._next_client()):
             alone = self._waiting == 1
+            if not alone and (only := client.only()):
+                if not batch.take(only[1]):
+                    return
+                client.remove_only(*only)
+                self._removed(only[1].length)
+                seconds = batch.seconds
+                self._charge(client, only[0], seconds - before)
+                before = seconds
+                continue
             heads = None if alone else opened.get(client.name)
             if heads is None:
                 heads = client.heads()

@@ -155,9 +155,12 @@ class ClientQueue:
 
     def advance(self, rank: float, seconds: float) -> None:
         """Record that ``seconds`` of work were taken, and that the last item of them had this rank."""
+        clock = self.clock if self.clock > rank else rank
+        if not self._large:
+            self.clock = clock
+            return
         if seconds > self._slack:
             self._slack = seconds
-        clock = self.clock if self.clock > rank else rank
         aged = max(self._aged, clock - self._slack) + AGEING * seconds / max(1, len(self._large))
         self._aged = aged
         self.clock = aged if aged > clock else clock
@@ -209,6 +212,22 @@ class ClientQueue:
             del self.buckets[key]
         elif following := self.head(key):
             heappush(heads, (*following, key))
+
+    def only(self) -> tuple[float, Item] | None:
+        """Rank and item, if exactly one waits and nothing else is in the buckets; ``remove_only`` removes it."""
+        if self.count != 1 or self._stale:
+            return None
+        for bucket in self.buckets.values():
+            if bucket:
+                return bucket[0][0], bucket[0][2]
+        return None
+
+    def remove_only(self, rank: float, item: Item) -> None:
+        """Remove the item of ``only``."""
+        self.buckets.clear()
+        self.count = self.tokens = self.pairs = 0
+        if item.index:
+            self._defer(item, rank, -1)
 
     def take_from(self, key: int) -> None:
         """Remove the head of a bucket."""
