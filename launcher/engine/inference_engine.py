@@ -29,6 +29,7 @@ from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, Schedule
 from launcher.core.tuning.choose_classes import specs_of
 from launcher.engine.costs import Costs, watch_costs
 from launcher.engine.instance_views import InstanceView, packing_info
+from launcher.engine.load_proofs import LoadProofs
 from launcher.errors import InstanceError, ModelRefusedError
 from launcher.front.custom_items import CustomItems
 from launcher.front.dispatcher import Dispatcher
@@ -108,7 +109,9 @@ class InferenceEngine:
         self._observer: EngineObserver = observer or Unobserved()
         self._started_at = time.time()
         self._views = {instance.plan.id: InstanceView(instance) for instance in prepared.instances}
-        self._costs = Costs(cost_key_base(options, prepared.machine, self.model_info), fresh=options.model.measure)
+        key_base = cost_key_base(options, prepared.machine, self.model_info)
+        self._costs = Costs(key_base, fresh=options.model.measure)
+        self._proofs = LoadProofs(key_base)
         self.setup = setup_of(options, prepared.machine, self.model_info)
         self._draining = False
         self._was_ready = False
@@ -247,7 +250,8 @@ class InferenceEngine:
 
     async def _attach(self, instance: int, sock: socket.socket) -> None:
         try:
-            setup = self._costs.with_measurements(self.setup, self._views[instance].prepared.plan)
+            plan = self._views[instance].prepared.plan
+            setup = self._proofs.with_proof(self._costs.with_measurements(self.setup, plan), plan)
             await self.dispatcher.attach(instance, sock, setup)
         except OSError as error:
             self._supervisor.kill(instance, f"its channel could not be opened: {error}")
@@ -255,6 +259,8 @@ class InferenceEngine:
     def exited(self, instance: int, pid: int, description: str) -> None:
         """The worker process has exited; its channel informs the dispatcher."""
         view = self._views[instance]
+        if view.stage is not None:  # it was not ready
+            self._proofs.forget(view.prepared.plan)
         view.pid, view.ready, view.stage = None, None, None
         self._start(self._after_exit, instance, description)
         if not self._settings.restart:
@@ -308,6 +314,7 @@ class InferenceEngine:
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
+        self._proofs.save(view.prepared.plan, message)
         self.scheduler.set_initial_drift(instance, self._costs.save_measurements(view.prepared.plan, message))
         if self._settings.verify:
             self._start(self._verify, instance, message)
