@@ -140,10 +140,9 @@ def _load(setup: Setup, threads: int, report: ReportProgress) -> tuple[Backend, 
 
 
 def _few(batches: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The smallest and the largest batches: they pay for what the first batch and the first large one cost. A restarted
-    worker leaves the rest to the first requests, because all requests wait for it if it is the only one."""
-    ordered = sorted(batches, key=sum)
-    return list(dict.fromkeys((ordered[0], ordered[-1])))
+    """The two smallest batches, which pay for what libraries do only once. A restarted worker leaves what they do for
+    each shape to the first requests, because all requests wait for it if it is the only one."""
+    return sorted(batches, key=sum)[:2]
 
 
 def run_batches(channel: Channel, backend: Backend, model_info: ModelInfo) -> int:

@@ -121,7 +121,7 @@ class EagerBackend:
             convert_model(self._model, torch.bfloat16)
         elif self._setup.dtype == "int8":
             self._quantize(check_items(model_info, attention_windows(self._model)))
-        batch = self.sample_batch(mixed_batches(model_info.max_length, TIMED_TOKENS)[0])
+        batch = self._traced_batch()  # small: nothing is timed
         self.run(batch)  # as before the first optimization of the earlier worker: the layout learns from it
         self.repeat_optimizations(proof.optimizations, lambda: self.run(batch))
         report("check", 1.0, "as in an earlier worker")
@@ -208,7 +208,7 @@ class EagerBackend:
         return notes
 
     def repeat_optimizations(self, kept: Sequence[Optimization], run: Callable[[], object]) -> None:
-        """Do what ``optimize`` has kept in an earlier worker; ``run`` is that of ``optimize``."""
+        """Do what ``optimize`` has kept in an earlier worker; ``run`` runs a batch of any size."""
         if "prepacked" in kept:
             prepack(self._model, TIMED_TOKENS, run)
         if isinstance(self.layout, PackedLayout):
