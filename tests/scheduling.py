@@ -12,6 +12,7 @@ def limits(queue_items: int, batch_tokens: int, *, fifo_items: int | None = None
     """Limits with these bounds of the queue and of a batch."""
     return SchedulerLimits(
         queue_items=queue_items,
+        queue_seconds=RULES.queue_seconds,
         batch_tokens=batch_tokens,
         interactive_share=RULES.interactive_share,
         bulk_batch_seconds=RULES.bulk_batch_seconds,

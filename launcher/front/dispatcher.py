@@ -29,12 +29,18 @@ from launcher.core.scheduling.scheduler import (
     BatchDone,
     BatchFailed,
     Cancelled,
+    ChangeEnded,
+    ChangeStarted,
     DrainStarted,
     Event,
     Finish,
     InspectWorker,
+    InstanceAdded,
     InstanceLost,
     InstanceReady,
+    InstanceRemoved,
+    InstanceRetiring,
+    InstanceSpec,
     NoInstancesLeft,
     Priority,
     ProbeRequested,
@@ -113,12 +119,30 @@ class _Sent:
 
 
 class _Worker:
-    """The state of one worker: its channel, and the batches that were sent to it and not answered yet."""
+    """The state of one worker: its channel, and the batches that were sent to it and not answered yet.
 
-    __slots__ = ("channel", "instance", "metrics", "ready", "sent", "stopping", "waiters")
+    ``standby``: it gets no batches before ``Dispatcher.admit``; ``announced`` is then what it said when it was ready.
+    ``finished`` is set while its instance retires: a future of the end of its batches.
+    """
 
-    def __init__(self, instance: int, metrics: InstanceMetrics, dispatcher: Dispatcher) -> None:
+    __slots__ = (
+        "announced",
+        "channel",
+        "finished",
+        "instance",
+        "metrics",
+        "ready",
+        "sent",
+        "standby",
+        "stopping",
+        "waiters",
+    )
+
+    def __init__(self, instance: int, metrics: InstanceMetrics, dispatcher: Dispatcher, standby: bool) -> None:
         self.instance = instance
+        self.standby = standby
+        self.announced: InstanceReady | None = None
+        self.finished: asyncio.Future[None] | None = None
         self.metrics = metrics
         self.ready = False
         self.stopping = False
@@ -168,11 +192,14 @@ class Dispatcher:
 
     # ----------------------------------------------------------------- workers
 
-    async def attach(self, instance: int, sock: socket.socket, setup: Setup) -> None:
-        """Take ownership of ``sock``, a Unix stream socket connected to the worker of ``instance``; send ``setup``."""
+    async def attach(self, instance: int, sock: socket.socket, setup: Setup, *, standby: bool = False) -> None:
+        """Take ownership of ``sock``, a Unix stream socket connected to the worker of ``instance``; send ``setup``.
+
+        With ``standby`` it gets no batches before ``admit``; otherwise the scheduler must know the instance.
+        """
         if instance in self._workers:
             raise ValueError(f"instance {instance} has a worker already")
-        worker = self._workers[instance] = _Worker(instance, self._metrics.instances[instance], self)
+        worker = self._workers[instance] = _Worker(instance, self._metrics.instances[instance], self, standby)
         try:
             await worker.channel.connect(sock)
         except BaseException:
@@ -180,6 +207,47 @@ class Dispatcher:
             raise
         worker.metrics.attached()
         worker.channel.send(setup)
+
+    def admit(self, spec: InstanceSpec, drift: float) -> None:
+        """Add an instance whose worker is on standby. ``drift`` as in ``Scheduler.set_initial_drift``."""
+        self._feed(InstanceAdded(spec))
+        self._scheduler.set_initial_drift(spec.id, drift)
+        worker = self._workers.get(spec.id)
+        if worker is not None:
+            worker.standby = False
+            if worker.announced is not None:
+                self._feed(worker.announced)
+
+    async def retire(self, instance: int) -> None:
+        """Give no more batches to an instance, wait until it has finished those that it has, and tell its worker to
+        stop. An instance that hangs is lost after the usual time, and its batches are computed by another one."""
+        if self._scheduler.knows(instance):
+            self._feed(InstanceRetiring(instance))
+        worker = self._workers.get(instance)
+        if worker is None:
+            return
+        worker.finished = asyncio.get_running_loop().create_future()
+        if worker.sent:
+            await worker.finished
+        worker.stopping = True
+        worker.channel.send(Stop())
+
+    def remove(self, instance: int) -> None:
+        """Forget an instance whose worker has exited."""
+        worker = self._workers.pop(instance, None)
+        if worker is not None:
+            worker.channel.fail("the instance was removed")
+            worker.metrics.stopped()
+        if self._scheduler.knows(instance):
+            self._feed(InstanceRemoved(instance))
+
+    def change_started(self) -> None:
+        """From now on requests are admitted even if no instance is ready: instances are being replaced."""
+        self._feed(ChangeStarted())
+
+    def change_ended(self) -> None:
+        """No more instances are replaced."""
+        self._feed(ChangeEnded())
 
     def stop_workers(self) -> None:
         """Tell every worker to finish its batches and exit."""
@@ -239,8 +307,10 @@ class Dispatcher:
             return
         worker.ready = True
         worker.metrics.ready()
+        worker.announced = InstanceReady(worker.instance, message.measured, message.packed)
         self._listener.ready(worker.instance, message)
-        self._feed(InstanceReady(worker.instance, message.measured, message.packed))
+        if not worker.standby:
+            self._feed(worker.announced)
 
     def _done(self, worker: _Worker, message: Done, body: bytes) -> None:
         sent = worker.sent.popleft() if worker.sent else None
@@ -263,6 +333,13 @@ class Dispatcher:
         if self._late:
             self._note_computed(worker.instance, sent)
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
+        if worker.finished is not None:
+            self._check_finished(worker)
+
+    def _check_finished(self, worker: _Worker) -> None:
+        """Tell a retiring worker's waiter if it has no batch left."""
+        if worker.finished is not None and not worker.sent and not worker.finished.done():
+            worker.finished.set_result(None)
 
     def _note_computed(self, own: int, sent: _Sent) -> None:
         """Note that items in the running batch of a late worker are computed: they are not to blame if it is lost."""
@@ -323,15 +400,23 @@ class Dispatcher:
             return
         worker.metrics.batch_failed()
         self._feed(BatchFailed(worker.instance, message.batch, message.reason))
+        self._check_finished(worker)
 
     def _lost(self, worker: _Worker, reason: str) -> None:
+        if self._workers.get(worker.instance) is not worker:  # removed
+            return
         del self._workers[worker.instance]
-        worker.metrics.lost()
+        if worker.stopping:
+            worker.metrics.stopped()
+        else:
+            worker.metrics.lost()
         _resolve(worker, False)
         self._late.discard(worker.instance)
         failed = self._blame(worker, reason)
-        if worker.ready:
+        if worker.ready and not worker.standby:
             self._feed(InstanceLost(worker.instance, failed))
+        worker.sent.clear()
+        self._check_finished(worker)
         self._listener.lost(worker.instance, "stopped as requested" if worker.stopping else reason)
 
     # ---------------------------------------------------------------- requests
@@ -349,13 +434,15 @@ class Dispatcher:
         priority: Priority = "interactive",
         deadline: float | None = None,
         max_rows: int | None = None,
+        client: str = "",
     ) -> asyncio.Future[Outcome]:
         """Submit ``items`` (token ids, including special tokens); returns a future of the results or a
         ``RequestError``.
 
         ``deadline`` is a time on the dispatcher's clock: a request that cannot be finished by then, or is still queued
-        then, is rejected. If the results have more than ``max_rows`` rows and their number varies, only the numbers are
-        kept. Cancelling the future (or a task that awaits it) cancels the items not computed yet.
+        then, is rejected. ``client`` shares the instances with other clients. If the results have more than
+        ``max_rows`` rows and their number varies, only the numbers are kept. Cancelling the future (or a task that
+        awaits it) cancels the items not computed yet.
         """
         request_id = self._next_request
         self._next_request += 1
@@ -375,7 +462,7 @@ class Dispatcher:
                 future.set_exception(RequestError(refusal, status=422, code="input_quarantined"))
                 return future
         try:
-            self._feed(Arrived(request_id, lengths, priority, deadline, suspects))
+            self._feed(Arrived(request_id, lengths, priority, deadline, client, suspects))
         except BaseException:
             self._close(request_id)
             raise
@@ -385,14 +472,21 @@ class Dispatcher:
         """The current time, on the clock of the deadlines."""
         return self._clock()
 
-    def check_admission(self, count: int, *, ahead: int = 0, priority: Priority = "interactive") -> None:
-        """Raise the ``RequestError`` with which a request of ``count`` items would be rejected now, if any.
-
-        ``ahead`` more items are about to be enqueued before it.
-        """
+    def check_admission(self, count: int, *, client: str = "", priority: Priority = "interactive") -> None:
+        """Raise the ``RequestError`` with which a request of ``count`` items would be rejected now, if any."""
         self._now = max(self._now, self._clock())
-        if rejection := self._scheduler.check_admission(count, self._now, ahead=ahead, priority=priority):
+        if rejection := self._scheduler.check_admission(count, self._now, client=client, priority=priority):
             raise _error(rejection)
+
+    def hold(self, count: int, *, client: str = "", priority: Priority = "interactive") -> None:
+        """Count ``count`` items of a client as queued, until ``release``. Raises ``RequestError`` as
+        ``check_admission`` does."""
+        self.check_admission(count, client=client, priority=priority)
+        self._scheduler.hold(count, client)
+
+    def release(self, count: int, *, client: str = "") -> None:
+        """The items counted by ``hold`` are enqueued next, or never will be."""
+        self._scheduler.release(count, client)
 
     def begin_drain(self) -> None:
         """Stop admitting requests."""

@@ -70,6 +70,7 @@ def limits_of(options: ServeOptions) -> SchedulerLimits:
     rules = options.scheduling
     return SchedulerLimits(
         queue_items=rules.queue_items,
+        queue_seconds=rules.queue_seconds,
         batch_tokens=rules.batch_tokens,
         interactive_share=rules.interactive_share,
         bulk_batch_seconds=rules.bulk_batch_seconds,

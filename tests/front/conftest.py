@@ -69,7 +69,7 @@ def model_info(model_folder: Path) -> ModelInfo:
     """An embedder with vectors of 8 values and a limit of 16 tokens."""
     return ModelInfo(
         name="words",
-        asked="demo",
+        requested="demo",
         task="embed",
         folder=str(model_folder),
         shape=None,
@@ -221,7 +221,7 @@ class Front:
         names = {spec.id: spec.length_class.name if spec.length_class else "all" for spec in specs}
         self.metrics = FrontMetrics(names)
         self.scheduler = Scheduler(specs, limits)
-        self.metrics.watch_queue(sorted(set(names.values())), self.scheduler.queued_by_class)
+        self.metrics.watch_queue(self.scheduler.queued_by_class)
         self.listener = Recorder()
         self.dispatcher = Dispatcher(
             self.scheduler,

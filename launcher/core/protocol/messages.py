@@ -48,7 +48,8 @@ class Run(msgspec.Struct, tag="run", frozen=True, omit_defaults=True):
 
     ``lengths`` are the items' lengths in tokens, special tokens included, longest first. ``prompt_lengths`` is parallel
     to it: the number of leading tokens of each item that pooling ignores; empty if there are none.
-    ``routes`` is parallel, too: 1 for an item of the static route, 0 for one of the encoder; empty if all are 0.
+    ``routes`` is parallel, too: 1 for an item of the second route (see ``Routes``), 0 for one of the first; empty if
+    all are 0.
     """
 
     batch: int

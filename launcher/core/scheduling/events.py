@@ -20,10 +20,20 @@ ActivityState = Literal["stopped", "inactive", "active"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
 
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """An instance as the scheduler sees it; ``length_class`` None serves every length."""
+
+    id: int
+    threads: int
+    length_class: LengthClass | None = None
+
+
 class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A request arrived; ``lengths`` are the lengths of its items in tokens, in the order of the request.
 
-    ``deadline`` is a time on the scheduler's clock after which the result is no longer needed. ``suspects`` are the
+    ``deadline`` is a time on the scheduler's clock after which the result is no longer needed. ``client`` is who shares
+    the instances with others; the empty name is for a program that has the queue to itself. ``suspects`` are the
     indices of items with which a worker was lost in an earlier request: they are sent alone, for a last attempt.
     """
 
@@ -31,6 +41,7 @@ class Arrived(msgspec.Struct, frozen=True, gc=False):
     lengths: tuple[int, ...]
     priority: Priority = "interactive"
     deadline: float | None = None
+    client: str = ""
     suspects: tuple[int, ...] = ()
 
 
@@ -58,6 +69,32 @@ class InstanceLost(msgspec.Struct, frozen=True, gc=False):
 
     instance: int
     dropped: tuple[int, ...] = ()
+
+
+class InstanceAdded(msgspec.Struct, frozen=True, gc=False):
+    """A change has added this instance; it gets batches after ``InstanceReady``."""
+
+    spec: InstanceSpec
+
+
+class InstanceRetiring(msgspec.Struct, frozen=True, gc=False):
+    """A change will stop this instance: it finishes the batches that it has and gets no others."""
+
+    instance: int
+
+
+class InstanceRemoved(msgspec.Struct, frozen=True, gc=False):
+    """This instance is gone and will not return. A batch that it had is computed by another one."""
+
+    instance: int
+
+
+class ChangeStarted(msgspec.Struct, frozen=True, gc=False):
+    """Instances are about to be replaced: until ``ChangeEnded``, requests are admitted even if none is ready."""
+
+
+class ChangeEnded(msgspec.Struct, frozen=True, gc=False):
+    """No more instances are replaced."""
 
 
 class BatchDone(msgspec.Struct, frozen=True, gc=False):
@@ -136,6 +173,9 @@ class ReplaceWorker(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
+InstanceChange = InstanceAdded | InstanceRetiring | InstanceRemoved | ChangeStarted | ChangeEnded
+
+
 class InspectWorker(msgspec.Struct, frozen=True, gc=False):
     """The batch of this instance is overdue: report what its process does with ``WorkerActivity``."""
 
@@ -154,26 +194,19 @@ Event = (
     | ProbeRequested
     | NoInstancesLeft
     | DrainStarted
+    | InstanceChange
 )
 Action = Send | Reject | Finish | ReplaceWorker | InspectWorker
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceSpec:
-    """An instance as the scheduler sees it; ``length_class`` None serves every length."""
-
-    id: int
-    threads: int
-    length_class: LengthClass | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """``queue_items``: the maximum number of queued and running items. ``batch_tokens``: the token budget of a batch,
-    including padding. ``interactive_share``: the share of the queue that is reserved for interactive items, so that a
-    queue full of bulk cannot shut them out. ``bulk_batch_seconds``: the predicted duration of the longest bulk batch,
-    which is how long an interactive item may have to wait for it; short batches spend relatively more on their overhead
-    (about 2 ms).
+    """``queue_items``: the maximum number of queued and running items of a client, less half of those of others.
+    ``queue_seconds``: the same for the predicted seconds of its queued work. ``batch_tokens``: the token budget of a
+    batch, including padding. ``interactive_share``: the share of the queue that is reserved for interactive items, so
+    that a queue full of bulk cannot shut them out. ``bulk_batch_seconds``: the predicted duration of the longest bulk
+    batch, which is how long an interactive item may have to wait for it; short batches spend relatively more on their
+    overhead (about 2 ms).
 
     A batch is overdue when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``. It counts as a
     hang then if its worker uses no CPU time, and otherwise after ``busy_hang_seconds`` (``hang_detection``).
@@ -183,6 +216,7 @@ class SchedulerLimits:
     """
 
     queue_items: int
+    queue_seconds: float
     batch_tokens: int
     interactive_share: float
     bulk_batch_seconds: float

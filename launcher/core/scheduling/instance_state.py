@@ -107,8 +107,9 @@ class Group:
 @dataclass(slots=True)
 class Instance:
     """State of one instance. ``batches`` holds the running and the ready batch, and is the only record of
-    reservations. ``drift`` is the initial drift of its cost model when it becomes ready. ``finished`` is when its
-    worker last finished a batch, or became ready."""
+    reservations. ``drift`` is the initial drift of its cost model when it becomes ready, and ``measured`` says whether
+    that model was fitted to measurements. ``finished`` is when its worker last finished a batch, or became ready.
+    ``retiring``: it gets no more batches, and will be removed."""
 
     spec: InstanceSpec
     group: Group
@@ -119,8 +120,10 @@ class Instance:
     started: float = 0.0
     finished: float = 0.0
     replaced: bool = False
+    retiring: bool = False
     speed: float = 0.0
     drift: float = 1.0
+    measured: bool = False
 
     def seconds_until_free(self, now: float) -> float:
         """Predicted seconds until its batches are done. An overdue batch is assumed to take as long again as it is
@@ -133,7 +136,7 @@ class Instance:
     def update_speed(self) -> None:
         """Recompute the speed after a change of the cost model or the loss of the worker."""
         before, self.speed = self.speed, 0.0
-        if self.ready:
+        if self.ready and not self.retiring:
             self.speed = 1 / max(1e-9, self.cost.seconds(*WORK_UNIT) - self.cost.overhead)
         self.group.speed = self.group.speed + self.speed - before if self.group.ready else 0.0
 
@@ -142,8 +145,8 @@ class Instance:
         return now > self.started + max(OVERDUE_FLOOR, OVERDUE_FACTOR * self.batches[0].predicted)
 
     def is_stuck(self, now: float) -> bool:
-        """Whether this busy instance cannot be expected to finish: it is being replaced, or overdue."""
-        return self.replaced or self.overdue(now)
+        """Whether this busy instance cannot be expected to take more: it is being replaced, retiring, or overdue."""
+        return self.replaced or self.retiring or self.overdue(now)
 
     def lead_time(self) -> float:
         """When the ready batch is to be cut."""

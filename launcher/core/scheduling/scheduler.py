@@ -3,6 +3,8 @@
 The dispatcher feeds events and carries out the actions; there is no clock and no I/O here. ``batching`` cuts batches,
 ``admission`` accepts or rejects requests. The rules:
 
+* The clients that have items in a queue share its instances by predicted seconds of work, whatever they send; so do
+  the large requests of one client (``batching``, ``client_queue``).
 * Items wait in the queue of their length class, not at instances. Each instance has at most one running and one ready
   batch; the ready batch is cut as late as possible, so that it is as full as possible.
 * If several instances are idle, each takes a share of the waiting work by predicted seconds, unless a share would be
@@ -11,7 +13,7 @@ The dispatcher feeds events and carries out the actions; there is no clock and n
   items far longer than its own while its own keep arriving.
 * Bulk uses idle time only. An instance gets bulk when it is idle, or about to be, and no interactive item waits in its
   class, and only in short batches, since a sent batch cannot be recalled. Interactive items never wait for queued
-  bulk, and a quarter of the queue is closed to bulk. Bulk therefore waits as long as there is no idle time.
+  bulk, and a part of the queue is closed to bulk. Bulk therefore waits as long as there is no idle time.
 * A request with a deadline is rejected at once if its predicted finish, less the error of predictions, is after the
   deadline. A request whose deadline passes while any of its items waits is answered at that time, and none of its
   waiting items is sent.
@@ -19,6 +21,9 @@ The dispatcher feeds events and carries out the actions; there is no clock and n
   fail the other inputs of its batch. An item that fails twice fails its request.
 * A batch that takes far longer than predicted is overdue: its items are offered to other instances, one by one, and the
   first result counts. Its worker is replaced if it hangs (``hang_detection``).
+
+* Instances and classes can change: a retiring instance finishes its batches, and the items that wait move to the queues
+  of the classes that there are.
 
 Request ids come from the dispatcher, and batches are numbered here. Neither is reused, so that a late message about a
 finished batch is recognized and dropped.
@@ -28,12 +33,13 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
-from heapq import heappop, heappush
+from collections.abc import Iterable, MutableSequence, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import accumulate, islice
 from math import inf
 
 from launcher.core.cost.cost_model import CostModel, Work, fit, work_of
+from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.admission import Admission
 from launcher.core.scheduling.batching import Item, LengthQueue
 from launcher.core.scheduling.events import (
@@ -43,12 +49,18 @@ from launcher.core.scheduling.events import (
     BatchDone,
     BatchFailed,
     Cancelled,
+    ChangeEnded,
+    ChangeStarted,
     DrainStarted,
     Event,
     Finish,
     InspectWorker,
+    InstanceAdded,
+    InstanceChange,
     InstanceLost,
     InstanceReady,
+    InstanceRemoved,
+    InstanceRetiring,
     InstanceSpec,
     NoInstancesLeft,
     Priority,
@@ -70,12 +82,17 @@ __all__ = [
     "BatchDone",
     "BatchFailed",
     "Cancelled",
+    "ChangeEnded",
+    "ChangeStarted",
     "DrainStarted",
     "Event",
     "Finish",
     "InspectWorker",
+    "InstanceAdded",
     "InstanceLost",
     "InstanceReady",
+    "InstanceRemoved",
+    "InstanceRetiring",
     "InstanceSpec",
     "NoInstancesLeft",
     "Priority",
@@ -104,9 +121,7 @@ class Scheduler:
         self._requests: dict[int, Request] = {}
         self._deadlines = Deadlines(self._requests)
         self._suspects: dict[Priority, deque[Item]] = {priority: deque() for priority in PRIORITIES}
-        classes = {spec.length_class for spec in instances}
-        ordered = sorted(classes, key=lambda c: (c is None, c.min_length if c else 0))
-        self._groups_by_class = {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
+        self._groups_by_class = self._make_groups({spec.length_class for spec in instances})
         self._groups = tuple(self._groups_by_class.values())
         self._instances = {s.id: Instance(s, self._groups_by_class[s.length_class]) for s in instances}
         # When each running batch is to be checked for a hang: a heap of (time, batch, instance), with stale entries as
@@ -114,7 +129,6 @@ class Scheduler:
         self._hangs: list[tuple[float, int, int]] = []
         self._copies = CopyCounts()
         self._admission = Admission(limits, self._groups)
-        self._items = 0
         self._next_batch = 1
 
     # ------------------------------------------------------------------ events
@@ -135,19 +149,25 @@ class Scheduler:
                 self._instance_lost(event, actions)
             case BatchFailed():
                 self._batch_failed(event, now, actions)
-            case WorkerActivity():
-                self._worker_inspected(event, now, actions)
-            case ProbeRequested():
-                self._probe(event.instance, now, actions)
             case DrainStarted():
                 self._admission.draining = True
+            case WorkerActivity() | ProbeRequested():
+                self._overdue_or_probed(event, now, actions)
             case NoInstancesLeft():
                 self._admission.no_instances = event.reason
                 for request in list(self._requests):
                     self._reject(request, 503, "no_instance", event.reason, actions)
+            case _:
+                self._change_instances(event, now, actions)
         self._expire(now, actions)
         self._dispatch(now, actions)
         return actions
+
+    def _overdue_or_probed(self, event: WorkerActivity | ProbeRequested, now: float, actions: list[Action]) -> None:
+        if isinstance(event, WorkerActivity):
+            self._worker_inspected(event, now, actions)
+        else:
+            self._probe(event.instance, now, actions)
 
     def tick(self, now: float) -> list[Action]:
         """Must be called at ``next_deadline()``."""
@@ -187,7 +207,7 @@ class Scheduler:
             _, batch, instance_id = group.leads[0]
             instance = self._instances[instance_id]
             alone = len(instance.batches) == 1 and instance.batches[0].id == batch
-            if alone and instance.ready and not instance.replaced:
+            if alone and instance.ready and not instance.replaced and not instance.retiring:
                 return group.leads[0]
             heappop(group.leads)
         return None
@@ -206,50 +226,68 @@ class Scheduler:
     def _arrived(self, event: Arrived, now: float, actions: list[Action]) -> None:
         if event.request in self._requests:
             raise ValueError(f"request {event.request} arrived twice")
-        count = len(event.lengths)
-        rejection = self.check_admission(count, now, request=event.request, priority=event.priority)
-        rejection = rejection or self._admission.check_deadline(event, now)
+        rejection = self._admission.check(event, now)
         if rejection:
             actions.append(rejection)
             return
-        ranks = self._ranks(event.lengths, now)
+        count, client, priority = len(event.lengths), event.client, event.priority
+        ranks = self._offsets(event.lengths)
         states = bytearray(count)
-        request = Request(event.lengths, ranks, event.priority, now, event.deadline, states, count)
+        request = Request(event.lengths, ranks, priority, now, event.deadline, states, count, client)
         self._requests[event.request] = request
-        self._items += count
+        self._admission.hold(client, count)
         if not count:
             self._finish(event.request, actions)
             return
         for index in event.suspects:
             request.attempts[index] = self._limits.max_attempts - 1
             self._suspects[event.priority].append(Item(event.request, index, event.lengths[index]))
+        clocks: dict[int, float] = {}
         for index, length in enumerate(event.lengths):
             if index in request.attempts:
                 continue
             group = group_for(self._groups, length)
             group.arrived = now
-            group.queues[event.priority].push(Item(event.request, index, length), ranks[index])
+            queue = group.queues[priority]
+            clock = clocks.get(id(queue))
+            if clock is None:
+                clock = clocks[id(queue)] = queue.clock(client)
+            rank = ranks[index] = clock + ranks[index]
+            queue.push(client, Item(event.request, index, length), rank)
         self._deadlines.add(event.request)
 
-    def _ranks(self, lengths: tuple[int, ...], now: float) -> Sequence[float]:
-        """When each item would arrive if its client sent them one after another, each when the one before is done."""
+    def _offsets(self, lengths: tuple[int, ...]) -> MutableSequence[float]:
+        """The seconds of work before each item in its own request."""
         if len(lengths) == 1:
-            return (now,)
+            return [0.0]
         serving = serving_instance(self._groups)
         cost = serving.cost if serving else CostModel()
-        seconds = [cost.seconds(length, length * length) for length in lengths]
-        return array("d", accumulate(seconds[:-1], initial=now))
+        overhead = cost.overhead
+        seconds = [cost.seconds(length, length * length) - overhead for length in lengths]
+        return array("d", accumulate(seconds[:-1], initial=0.0))
 
     def check_admission(
-        self, count: int, now: float, *, ahead: int = 0, request: int = 0, priority: Priority = "interactive"
+        self, count: int, now: float, *, client: str = "", priority: Priority = "interactive"
     ) -> Reject | None:
-        """The rejection of a request of ``count`` items arriving after ``ahead`` other items; None: admitted."""
-        return self._admission.check(request, count, priority, self._items + ahead, now)
+        """The rejection of a request of ``count`` items, as far as it is known before their lengths; None: admitted."""
+        return self._admission.check_items(Arrived(0, (0,) * count, priority, client=client), now)
+
+    def hold(self, count: int, client: str) -> None:
+        """Count ``count`` items of a client as queued, until ``release``: inputs that are being tokenized."""
+        self._admission.hold(client, count)
+
+    def release(self, count: int, client: str) -> None:
+        """The items counted by ``hold`` arrived, or never will."""
+        self._admission.release(client, count)
 
     def set_initial_drift(self, instance: int, drift: float) -> None:
         """Set the initial drift of an instance's cost model (actual over measured time), from the next time it becomes
         ready."""
         self._instances[instance].drift = drift
+
+    def knows(self, instance: int) -> bool:
+        """Whether there is an instance with this id."""
+        return instance in self._instances
 
     def _instance_ready(self, event: InstanceReady, now: float) -> None:
         instance = self._instances[event.instance]
@@ -257,9 +295,11 @@ class Scheduler:
             raise ValueError(f"instance {event.instance} became ready twice")
         instance.ready, instance.replaced, instance.packed = True, False, event.packed
         instance.finished = now
-        instance.group.ready[event.instance] = instance
-        instance.group.idle[event.instance] = instance
+        if not instance.retiring:
+            instance.group.ready[event.instance] = instance
+            instance.group.idle[event.instance] = instance
         if event.measured:
+            instance.measured = True
             instance.cost = CostModel(fit(event.measured), instance.drift)
         instance.update_speed()
 
@@ -323,7 +363,7 @@ class Scheduler:
         del instance.group.busy[instance_id]
         if instance.batches:
             self._begin(instance, now)
-        elif not instance.replaced:
+        elif not instance.replaced and not instance.retiring:
             instance.group.idle[instance_id] = instance
         return batch
 
@@ -368,7 +408,73 @@ class Scheduler:
         if item.index in request.attempts:
             self._suspects[request.priority].append(item)
         else:
-            group_for(self._groups, item.length).queues[request.priority].push(item, request.ranks[item.index])
+            queue = group_for(self._groups, item.length).queues[request.priority]
+            queue.push(request.client, item, request.ranks[item.index])
+
+    # ----------------------------------------------------------------- changes
+
+    def _change_instances(self, event: InstanceChange, now: float, actions: list[Action]) -> None:
+        match event:
+            case InstanceAdded():
+                self._instance_added(event.spec)
+            case InstanceRetiring():
+                self._instance_retiring(self._instances[event.instance])
+            case InstanceRemoved():
+                self._instance_lost(InstanceLost(event.instance), actions)
+                self._instance_removed(event.instance)
+            case ChangeStarted():
+                self._admission.changing = True
+            case ChangeEnded():
+                self._admission.changing = False
+
+    def _make_groups(self, classes: Iterable[LengthClass | None]) -> dict[LengthClass | None, Group]:
+        """A group for each class, in the order in which `group_for` searches them."""
+        ordered = sorted(set(classes), key=_order_of_class)
+        return {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
+
+    def _instance_added(self, spec: InstanceSpec) -> None:
+        if spec.id in self._instances:
+            raise ValueError(f"instance {spec.id} was added twice")
+        groups = self._groups_by_class
+        if spec.length_class not in groups:
+            self._set_groups({*groups, spec.length_class})
+        self._instances[spec.id] = Instance(spec, self._groups_by_class[spec.length_class])
+        # A class that only existed because there must be one.
+        self._drop_unused_groups()
+
+    def _instance_retiring(self, instance: Instance) -> None:
+        instance.retiring = True
+        instance.group.ready.pop(instance.spec.id, None)
+        instance.group.idle.pop(instance.spec.id, None)
+        instance.update_speed()
+
+    def _instance_removed(self, instance_id: int) -> None:
+        removed = self._instances.pop(instance_id)
+        self._hangs = [entry for entry in self._hangs if entry[2] != instance_id]
+        heapify(self._hangs)
+        removed.group.leads = [entry for entry in removed.group.leads if entry[2] != instance_id]
+        heapify(removed.group.leads)
+        self._drop_unused_groups()
+
+    def _drop_unused_groups(self) -> None:
+        """Classes without an instance are dropped, unless that would leave none: items must be able to wait."""
+        used = {instance.spec.length_class for instance in self._instances.values()}
+        if used and used != set(self._groups_by_class):
+            self._set_groups(used)
+
+    def _set_groups(self, classes: set[LengthClass | None]) -> None:
+        """Change the classes. Those that stay keep their instances; all waiting items are queued again, in order."""
+        before = self._groups_by_class
+        self._groups_by_class = self._make_groups(classes)
+        for kept in before.keys() & classes:
+            before[kept].queues = self._groups_by_class[kept].queues
+            self._groups_by_class[kept] = before[kept]
+        self._groups = self._admission.groups = tuple(self._groups_by_class.values())
+        for id, request in self._requests.items():
+            for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
+                if state == WAITING and index not in request.attempts:
+                    queues = group_for(self._groups, length).queues
+                    queues[request.priority].push(request.client, Item(id, index, length), request.ranks[index])
 
     # ------------------------------------------------------------------- hangs
 
@@ -435,7 +541,8 @@ class Scheduler:
         return request is not None and request.states[item.index] == WAITING
 
     def _finish(self, request_id: int, actions: list[Action]) -> None:
-        self._items -= len(self._requests.pop(request_id).lengths)
+        request = self._requests.pop(request_id)
+        self._admission.release(request.client, len(request.lengths))
         actions.append(Finish(request_id))
 
     def _reject(self, request_id: int, status: int, code: str, reason: str, actions: list[Action]) -> None:
@@ -450,9 +557,10 @@ class Scheduler:
         for index, state in enumerate(request.states):
             if state == WAITING and index not in request.attempts:
                 item = Item(request_id, index, request.lengths[index])
-                group_for(self._groups, item.length).queues[request.priority].discard(item, request.ranks[index])
+                queue = group_for(self._groups, item.length).queues[request.priority]
+                queue.discard(request.client, item, request.ranks[index])
         del self._requests[request_id]
-        self._items -= len(request.lengths)
+        self._admission.release(request.client, len(request.lengths))
         if request.attempts:
             suspects = self._suspects[request.priority]
             self._suspects[request.priority] = deque(item for item in suspects if item.request != request_id)
@@ -560,7 +668,8 @@ class Scheduler:
     def _earliest_finish(self, group: Group, length: int, pairs: int, now: float) -> float:
         """Seconds until an item would be done by its own class: by one of the instances that are idle or started first,
         or the one whose ready batch is cut next; infinite if none is ready."""
-        owners = [*islice(group.idle.values(), SCAN_LIMIT), *islice(group.busy.values(), SCAN_LIMIT)]
+        busy = [instance for instance in islice(group.busy.values(), SCAN_LIMIT) if not instance.retiring]
+        owners = [*islice(group.idle.values(), SCAN_LIMIT), *busy]
         if lead := self._next_lead(group):
             owners.append(self._instances[lead[2]])
         return min([owner.seconds_until_free(now) + owner.cost.seconds(length, pairs) for owner in owners], default=inf)
@@ -662,11 +771,13 @@ class Scheduler:
         for instance in self._instances.values():
             assert len(instance.batches) <= 2, f"{instance.spec} has more than a running and a ready batch"
             assert instance.ready or not instance.batches, f"{instance.spec} is not ready and has batches"
-            free = instance.ready and not instance.batches and not instance.replaced
+            serves = instance.ready and not instance.retiring
+            free = serves and not instance.batches and not instance.replaced
             assert free == (instance.spec.id in instance.group.idle), f"{instance.spec}: wrong idle state"
-            assert instance.ready == (instance.spec.id in instance.group.ready)
+            assert serves == (instance.spec.id in instance.group.ready)
             assert bool(instance.batches) == (instance.spec.id in instance.group.busy)
-            assert instance.ready == (instance.speed > 0)
+            assert serves == (instance.speed > 0)
+            assert any(instance.group is group for group in self._groups), f"{instance.spec}: its class has no queue"
             for batch in instance.batches:
                 lengths = [item.length for item in batch.items]
                 assert lengths == sorted(lengths, reverse=True), "a batch is not sorted"
@@ -693,18 +804,25 @@ class Scheduler:
             speeds = sum(instance.speed for instance in group.ready.values())
             assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not the sum over its instances"
         self._deadlines.check()
-        assert self._items == sum(len(r.lengths) for r in self._requests.values())
-        assert self._items <= self._limits.queue_items, "the queue exceeds its limit"
+        self._admission.check_held((r.client, len(r.lengths)) for r in self._requests.values())
 
     def _check_waiting(self) -> None:
         suspects = {(item.request, item.index) for items in self._suspects.values() for item in items}
-        waiting: dict[int, list[tuple[int, int]]] = {id(queue): [] for queue in self._queues()}
+        waiting: dict[int, dict[str, list[Item]]] = {id(queue): {} for queue in self._queues()}
         for id_, request in self._requests.items():
             for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
                 if state == WAITING and (id_, index) not in suspects:
                     queue = group_for(self._groups, length).queues[request.priority]
-                    waiting[id(queue)].append((index, length))
+                    waiting[id(queue)].setdefault(request.client, []).append(Item(id_, index, length))
         for queue in self._queues():
             queue.check(waiting[id(queue)])
         for id_, index in suspects:
             assert self._requests[id_].states[index] == WAITING, "a suspect item is not waiting"
+
+
+def _order_of_class(length_class: LengthClass | None) -> tuple[bool, int, float]:
+    """Shorter classes first; of classes with the same minimum (those of two plans) the narrower; then no class."""
+    if length_class is None:
+        return True, 0, 0.0
+    most = length_class.max_length
+    return False, length_class.min_length, inf if most is None else most

@@ -224,6 +224,7 @@ def simulate(
     # All items are interactive, and nothing hangs or fails in virtual time.
     limits = SchedulerLimits(
         queue_items=max(1, len(arrivals)),
+        queue_seconds=math.inf,
         batch_tokens=batch_tokens,
         interactive_share=0.0,
         bulk_batch_seconds=math.inf,

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.scheduling.memory_gate import MemoryGate
 from launcher.front.dispatcher import Dispatcher
+from launcher.front.http.admin_access import Administration
+from launcher.front.http.authentication import ApiKeys
 from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
 from launcher.front.token_id_decoder import TokenIdDecoder
@@ -26,7 +29,8 @@ class Services:
     enough instances are ready and the server is not draining; ``probe`` has each instance compute, and returns whether
     it did. ``id_decoder`` decodes token ids of clients, if
     ``options.token_ids`` is an encoding. ``bulk_lock`` is held by the one bulk request that may
-    use a thread.
+    use a thread. ``administration`` is None if there is none. ``memory_gate`` refuses requests while memory is short.
+    With ``api_keys``, requests need one of them.
     """
 
     dispatcher: Dispatcher
@@ -39,4 +43,7 @@ class Services:
     probe: Callable[[], Awaitable[Mapping[str, bool]]]
     metrics: FrontMetrics
     id_decoder: TokenIdDecoder | None = None
+    administration: Administration | None = None
     bulk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    memory_gate: MemoryGate = field(default_factory=MemoryGate)
+    api_keys: ApiKeys | None = None
