@@ -37,8 +37,10 @@ def subject() -> Any:
 
     return Subject(
         CostKey(
-            processor="cpu", arch="x86_64", isa=(), threads=1, nodes=1, kinds=(), model="demo", weights="",
-            task="embed", max_length=128, dtype="bf16", backend="eager", batch_tokens=2048, layout="auto", torch="2", launcher="0",
+            processor="cpu", arch="x86_64", isa=(), threads=1, nodes=1, kinds=(), model="demo",
+            weights="",
+            task="embed", max_length=128, dtype="bf16", backend="eager", batch_tokens=2048, layout="auto", torch="2",
+            launcher="0",
         )
     )  # fmt: skip
 
