@@ -159,9 +159,17 @@ def test_mode_05_an_input_with_which_workers_are_killed_for_memory_fails_alone(m
         assert fails_alone(server, KILL) == "killed by SIGKILL"
 
 
-def test_mode_08_a_bad_input_fails_alone_and_is_refused_afterwards(misbehaving: Callable[..., Any]) -> None:
-    with misbehaving(*TWO) as server:
+def test_mode_08_a_bad_input_fails_alone_and_is_refused_until_it_is_cleared(
+    misbehaving: Callable[..., Any], tmp_path: Path
+) -> None:
+    with misbehaving(*TWO, XDG_RUNTIME_DIR=str(tmp_path)) as server:
         assert fails_alone(server, EXIT) == "exit status 0"
+        socket = httpx.HTTPTransport(uds=str(next(tmp_path.glob("launch/admin-*.sock"))))
+        with httpx.Client(transport=socket, base_url="http://admin", timeout=60) as client:
+            assert client.post("/admin/quarantine/clear").json() == {"cleared": 1}
+        assert server.info()["quarantine"] == []
+        assert server.embed([bad(EXIT)]).status_code == 500
+        assert lost(server) == 4
 
 
 def fails_alone(server: Running, token: int) -> str:
