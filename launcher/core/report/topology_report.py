@@ -90,8 +90,7 @@ def report_text(report: PlanReport, width: int, *, unicode: bool = True) -> Text
     ]
     text = Text()
     for lines in sections:
-        for line in lines:
-            line = without_controls(line)
+        for line in map(without_controls, lines):
             line.rstrip()
             text.append_text(line if unicode else _to_ascii(line)).append("\n")
         text.append("\n")
