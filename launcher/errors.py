@@ -19,6 +19,10 @@ class UsageError(LauncherError):
     exit_code = 2
 
 
+class ChangeInProgressError(UsageError):
+    """The instances are being replaced already; only one change runs at a time."""
+
+
 class ModelAbsentError(UsageError):
     """The model is not on this machine. A server cannot start without it; a report can be made."""
 

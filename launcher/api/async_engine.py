@@ -131,6 +131,7 @@ class AsyncEngine:
         self,
         texts: str | Texts,
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -139,7 +140,7 @@ class AsyncEngine:
         """See ``Engine.embed``."""
         model = self._started.model_info
         decode = vectors(model)
-        chosen = choose_prompt(model, prompt, prompt_name)
+        chosen = choose_route(model, route, prompt, prompt_name)
         if isinstance(texts, str):
             return await self._one(texts, decode, truncate, chosen)
         parts = [computed.results async for computed in self._computed(texts, truncate, progress, chosen)]
@@ -149,6 +150,7 @@ class AsyncEngine:
         self,
         texts: Texts,
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -156,7 +158,7 @@ class AsyncEngine:
     ) -> AsyncIterator[Vectors]:
         """See ``Engine.embed_stream``."""
         model = self._started.model_info
-        return self._stream(texts, vectors(model), truncate, progress, choose_prompt(model, prompt, prompt_name))
+        return self._stream(texts, vectors(model), truncate, progress, choose_route(model, route, prompt, prompt_name))
 
     @overload
     async def classify(self, texts: str, *, truncate: bool = False, progress: bool = False) -> list[LabelScore]: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too

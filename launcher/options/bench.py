@@ -164,6 +164,7 @@ class ThroughputCommandOptions:
             HTTP,
             LIMITS,
             "max_queue_items",
+            "max_queue_seconds",
             "interactive_share",
             "bulk_batch_seconds",
             "max_attempts",

@@ -14,6 +14,7 @@ from launcher.options.choices import (
     Backend,
     Dtype,
     ExportTarget,
+    IsolatedPolicy,
     Layout,
     LogLevel,
     OnFailure,
@@ -35,6 +36,7 @@ MODEL = "Model"
 EXECUTION = "Execution"
 HTTP = "HTTP"
 LIMITS = "HTTP limits"
+ADMINISTRATION = "Administration"
 SCHEDULING = "Scheduling"
 SUPERVISION = "Supervision"
 PROGRAMS = "Programs"
@@ -73,9 +75,12 @@ class MachineOptions:
     sysroot: Path = option(
         Path("/"), "Read the machine from this copy of /sys and /proc.", group=MACHINE, metavar="DIR"
     )
+    isolated: IsolatedPolicy = option(
+        "auto", "Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others.", group=MACHINE
+    )
     machine_file: Path | None = option(
         None,
-        "Plan for another machine: a FILE (--save, --json, lscpu -p; - is stdin) or a known NAME; 'list' lists them.",
+        "Plan for another machine: a FILE (--save, --json, lscpu; - is stdin) or a known NAME; 'list' lists them.",
         group=MACHINE,
         name="machine",
         metavar="FILE|NAME",
@@ -143,8 +148,9 @@ class FrontOptions:
     """HTTP and its limits.
 
     ``body_bytes`` limits one request body, ``total_body_bytes`` all bodies and responses held at a time.
+    A client must send ``min_upload_rate`` bytes of a body per second, on average over ``upload_window_seconds``.
     ``request_items`` is the number of texts in one request, ``text_characters`` the maximum length of a text before it
-    is tokenized, ``result_bytes`` the size of the results of a request that has one result per token.
+    is tokenized, ``result_bytes`` the size of the results of a request whose results vary in size.
     """
 
     host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
@@ -166,6 +172,18 @@ class FrontOptions:
     )
     drain_seconds: float = option(
         30.0, "Graceful shutdown timeout for admitted requests.", group=HTTP, minimum=0.0, metavar="SECONDS"
+    )
+    admin_socket: str = option(
+        "auto",
+        "Unix socket for launch ctl; auto is admin-PORT.sock in $XDG_RUNTIME_DIR/launch or a private folder.",
+        group=ADMINISTRATION,
+        metavar="PATH|auto|none",
+    )
+    admin_key_file: Path | None = option(
+        None,
+        "Open /admin over HTTP: a file with the admin key (or set LAUNCH_ADMIN_KEY).",
+        group=ADMINISTRATION,
+        metavar="FILE",
     )
     token_ids: TokenIdsPolicy = option(
         "refuse",
@@ -192,7 +210,7 @@ class FrontOptions:
     )
     header_bytes: int = option(
         64 * KIB,
-        "Maximum size of a request's headers.",
+        "Maximum size of the request line, headers and trailers.",
         group=LIMITS,
         name="max_header_bytes",
         minimum=1024,
@@ -209,6 +227,12 @@ class FrontOptions:
         minimum=1,
         metavar="BYTES",
     )
+    min_upload_rate: float = option(
+        4096.0, "Minimum rate at which a client sends a body.", group=LIMITS, minimum=0.0, metavar="BYTES/S"
+    )
+    upload_window_seconds: float = option(
+        10.0, "Time over which the upload rate is measured.", group=LIMITS, minimum=0.1, metavar="SECONDS"
+    )
     request_items: int = option(
         2048, "Maximum number of inputs in a request.", group=LIMITS, name="max_request_items", minimum=1, metavar="N"
     )
@@ -222,7 +246,7 @@ class FrontOptions:
     )
     result_bytes: int = option(
         16 * MIB,
-        "Maximum size of the per-token results of a request.",
+        "Maximum size of the results of a request that vary in size: per-token results, and those of a custom class.",
         group=LIMITS,
         name="max_result_bytes",
         minimum=1,
@@ -234,15 +258,26 @@ class FrontOptions:
 class SchedulingOptions:
     """The queue, the batches, how requests of different priorities share them, and when a batch counts as hung.
 
-    ``queue_items`` limits the queue, ``batch_tokens`` is the token budget of one batch, padding included.
+    ``queue_seconds`` and ``queue_items`` limit what one client may have in the queue, less half of what others have
+    there. ``batch_tokens`` is the token budget of one batch, padding included.
 
-    A batch counts as hung when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``.
-    Inputs of a lost instance are sent to another one, ``max_attempts`` times in all.
+    A batch is overdue when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``. Its
+    worker is replaced then if it uses no CPU time, and after ``busy_hang_seconds`` if it does.
+    Inputs of a lost instance are sent to another one, ``max_attempts`` times in all. Those with which two workers were
+    lost are refused for ``quarantine_seconds``.
     """
 
+    queue_seconds: float = option(
+        300.0,
+        "Maximum predicted time of the queued work of a client.",
+        group=SCHEDULING,
+        name="max_queue_seconds",
+        minimum=0.1,
+        metavar="SECONDS",
+    )
     queue_items: int = option(
         16_384,
-        "Maximum number of queued and running inputs.",
+        "Maximum number of queued and running inputs of a client.",
         group=SCHEDULING,
         name="max_queue_items",
         minimum=1,
@@ -264,20 +299,34 @@ class SchedulingOptions:
     )
     hang_factor: float = option(
         5.0,
-        "Replace a worker whose batch takes this many times longer than predicted.",
+        "A batch that takes this many times longer than predicted is overdue.",
         group=SCHEDULING,
         minimum=1.0,
         metavar="FACTOR",
     )
     hang_seconds: float = option(
+        1.0,
+        "Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then.",
+        group=SCHEDULING,
+        minimum=0.1,
+        metavar="SECONDS",
+    )
+    busy_hang_seconds: float = option(
         30.0,
-        "Minimum duration of a batch before its worker is replaced.",
+        "Minimum duration of an overdue batch before a worker that uses CPU time is replaced.",
         group=SCHEDULING,
         minimum=0.1,
         metavar="SECONDS",
     )
     max_attempts: int = option(
         2, "Number of attempts to compute an input, each on another worker.", group=SCHEDULING, minimum=1, metavar="N"
+    )
+    quarantine_seconds: float = option(
+        3600.0,
+        "Refuse an input this long after two workers were lost with it; 0 disables this.",
+        group=SCHEDULING,
+        minimum=0.0,
+        metavar="SECONDS",
     )
 
 

@@ -5,3 +5,7 @@ OPTION_PREFIX = "LAUNCH_"
 # Variables that ``launch run`` sets for its programs: LAUNCH_RUN_INSTANCE. They are never options, because one of the
 # programs may be ``launch``.
 RUN_PREFIX = "LAUNCH_RUN_"
+
+# Not an option, because it must not be a flag or a key: a flag is visible in the list of processes, and the output of
+# ``launch config`` would contain the key.
+ADMIN_KEY_VARIABLE = OPTION_PREFIX + "ADMIN_KEY"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.errors import UsageError
-from launcher.options.env_prefixes import OPTION_PREFIX, RUN_PREFIX
+from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE, OPTION_PREFIX, RUN_PREFIX
 from launcher.options.option import Option, options_of
 from launcher.options.values import convert, nearest, parse
 
@@ -122,7 +122,7 @@ def _from_file(file: ConfigFile, known: Mapping[str, Option]) -> Iterator[tuple[
 
 
 def _warnings(environment: Mapping[str, str], known: Mapping[str, Option]) -> Iterator[str]:
-    variables = {option.variable for option in known.values()} | {CONFIG_VARIABLE}
+    variables = {option.variable for option in known.values()} | {CONFIG_VARIABLE, ADMIN_KEY_VARIABLE}
     for name, value in sorted(environment.items()):
         if not name.startswith(OPTION_PREFIX) or name in variables or name.startswith(RUN_PREFIX):
             continue

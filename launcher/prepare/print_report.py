@@ -10,14 +10,22 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from launcher.core.machine.topology import Machine
 from launcher.core.planning.program_placeholders import fill, values_of
 from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
 from launcher.core.report.svg_map import draw_svg
-from launcher.core.report.topology_report import Command, PlanReport, report_json, report_text
+from launcher.core.report.topology_report import (
+    Command,
+    PlanReport,
+    refused_json,
+    refused_text,
+    report_json,
+    report_text,
+)
 from launcher.core.tuning.choose_classes import classes_of, specs_of
 from launcher.core.tuning.simulation import Scenario, predict
-from launcher.errors import UsageError
+from launcher.errors import MachineError, UsageError
 from launcher.host.log import write_line
 from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
@@ -38,7 +46,11 @@ def show(options: ServeOptions, wanted: ReportOptions) -> None:
     if wanted.save is not None:  # before the plan: a machine can be saved even if the plan does not fit
         write_machine_file(wanted.save, machine)
         _say(f"wrote the machine ({len(machine.cores)} usable cores) to {wanted.save}")
-    prepared = prepare_workers(options, model_needed=False, machine=machine)
+    try:
+        prepared = prepare_workers(options, model_needed=False, machine=machine)
+    except MachineError as error:  # the machine shows why
+        _print_machine(machine, str(error), as_json=wanted.json)
+        raise
     if wanted.svg is not None:
         _write_svg(wanted.svg, prepared)
     if wanted.export is not None:
@@ -84,6 +96,15 @@ def print_json(prepared: Prepared, forecast: Forecast | None = None) -> None:
     """Print the JSON document of schema 1, and nothing else."""
     document = report_json(_report_of(prepared, forecast))
     print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def _print_machine(machine: Machine, refusal: str, *, as_json: bool) -> None:
+    """Print the machine alone, because no plan for it satisfies the request."""
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(refused_json(machine, refusal)), indent=2).decode())
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(refused_text(machine, console.width, unicode=console.encoding.lower().startswith("utf")))
 
 
 def print_report(prepared: Prepared, *, front: bool = True, forecast: Forecast | None = None) -> None:

@@ -46,6 +46,18 @@ def connections_of_process(asked: int | None, instances: int) -> int:
     return found
 
 
+def rebind_front(prepared: Prepared, mask: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Bind this process to the front's cpus in another plan. ``mask`` is the one before it was first bound, or None if
+    it is not bound; returns that of now. A refusal is logged."""
+    if mask is not None:
+        try:
+            bind_process(mask)
+        except MachineError as error:
+            log.warning("The front keeps its cpus: %s", error, extra={"event": "warning"})
+            return mask
+    return bind_front(prepared, strict=False)
+
+
 def bind_front(prepared: Prepared, *, strict: bool) -> tuple[int, ...] | None:
     """Bind this process to the front's cpus in the plan. Returns the previous mask, or None if it is unchanged.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import socket
 
@@ -19,6 +20,8 @@ from launcher.core.report.forecast import describe_basis
 from launcher.core.scheduling.memory_gate import MemoryGate
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, LauncherError
+from launcher.front.http.admin_access import Administration, load_admin_access
+from launcher.front.http.admin_socket import admin_socket
 from launcher.front.http.app import Services, create_app
 from launcher.front.http.http_server import HttpServer
 from launcher.front.http.listening_socket import listen
@@ -26,11 +29,18 @@ from launcher.front.metrics import FrontMetrics
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
 from launcher.options import ServeOptions
+from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
+from launcher.serve.administration import AdminParts, AdminServer, EngineActions
 from launcher.serve.memory_watch import MemoryWatch
-from launcher.serve.process_setup import bind_front, connections_of_process, raise_descriptor_limit
+from launcher.serve.process_setup import (
+    bind_front,
+    connections_of_process,
+    raise_descriptor_limit,
+    rebind_front,
+)
 
 log = logging.getLogger("launcher.serve")
 
@@ -44,10 +54,13 @@ def run(options: ServeOptions) -> None:
     id_decoder = load_decoder(front.token_ids, text_characters=front.text_characters)
     sock = listen(options.front)
     with sock:
+        admin_access = load_admin_access(front.admin_key_file, os.environ)
         prepared = prepare_workers(options, model_needed=True)
+        os.environ.pop(ADMIN_KEY_VARIABLE, None)  # workers inherit the environment
         mask = bind_front(prepared, strict=options.machine.strict)
-        server = Server(options, prepared, sock, mask, id_decoder)
-        anyio.run(server.run, backend_options={"use_uvloop": True})
+        with admin_socket(front.admin_socket, sock.getsockname()[1], os.environ) as admin:
+            server = Server(options, prepared, sock, mask, id_decoder, AdminParts(admin_access, admin))
+            anyio.run(server.run, backend_options={"use_uvloop": True})
     if server.failure:
         raise server.failure
 
@@ -62,11 +75,15 @@ class Server:
         sock: socket.socket,
         mask: tuple[int, ...] | None = None,
         id_decoder: TokenIdDecoder | None = None,
+        admin: AdminParts | None = None,
     ) -> None:
         """``mask`` is the affinity that workers inherit if the front has bound itself."""
         self._options = options
+        admin = admin or AdminParts()
         self._prepared = prepared
         self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=mask), self)
+        self._mask = mask
+        self._actions = EngineActions(engine, mask)
         gate = MemoryGate(options.front.memory_reserve)
         self._memory = MemoryWatch(gate, engine.metrics)
         services = Services(
@@ -77,12 +94,15 @@ class Server:
             info=engine.info,
             states=engine.states,
             is_ready=engine.is_ready,
+            probe=engine.probe,
             metrics=engine.metrics,
             id_decoder=id_decoder,
+            administration=Administration(self._actions, admin.access),
             memory_gate=gate,
         )
         maximum = connections_of_process(options.front.connections, len(prepared.plan.instances))
         self._http = HttpServer(create_app(services), sock, options.front, max_connections=maximum)
+        self._admin = AdminServer(services, admin.socket)
         self._watch_resources(engine.metrics)
         host, port = sock.getsockname()[:2]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -107,6 +127,7 @@ class Server:
             self._group = group
             group.start_soon(self._watch_signals)
             group.start_soon(self._http.run)
+            group.start_soon(self._admin.run)
             group.start_soon(self._memory.run)
             group.start_soon(self._engine.run)
             await self._finished.wait()
@@ -168,6 +189,7 @@ class Server:
         await self._engine.drain(self._options.front.drain_seconds)
         await self._engine.stop()
         await self._http.stop(self._options.supervise.stop_seconds)  # for responses that are being written
+        await self._admin.stop(self._options.supervise.stop_seconds)
         self._engine.close()
         self._finished.set()
 
@@ -175,6 +197,12 @@ class Server:
         """See ``EngineObserver``."""
         self._memory.became_ready()
         log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
+
+    def changed(self, prepared: Prepared) -> None:
+        """Bind the front to its cpus in the new plan."""
+        self._mask = rebind_front(prepared, self._mask)
+        self._engine.set_mask(self._mask)
+        self._actions.mask = self._mask
 
     def failed(self, error: InstanceError) -> None:
         """Shut down; the exit status says that the server failed."""

@@ -1,91 +1,98 @@
-"""One HTTP connection: uvicorn's protocol with limits on header size and slow clients, and with fewer system calls.
+"""One HTTP connection: uvicorn's protocol, bounded in memory and time whatever the client sends.
 
 Separate from the server because this module defends against a single client, while the server is started and stopped as
-a whole. uvicorn itself limits neither the size of the headers nor the time that a request may take to arrive.
+a whole. uvicorn itself limits neither the size of the headers nor the number of pipelined requests nor the time that a
+request may take to arrive.
 """
 
 from __future__ import annotations
 
 import asyncio
 import http
+import re
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from launcher.errors import RequestError
+from launcher.front.http.coalescing_transport import CoalescingTransport
 from launcher.front.http.disconnect import EXTENSION, Client
 from launcher.front.http.error_response import DEFAULT_ERRORS
+from launcher.front.http.half_closed import HalfClosedWatch, is_reset
+from launcher.front.http.responses import LINGER_SECONDS
 from launcher.options import FrontOptions
+
+# Each header takes about 200 bytes, however short it is.
+MAX_HEADER_FIELDS = 256
+# Reading pauses when more than this was received after a request that is not answered yet. Up to here a client that
+# disconnects is noticed at once.
+MAX_PENDING_BYTES = 64 * 1024
+# The trailers of a chunked body are counted in segments of this size.
+CHUNKED_SEGMENT_BYTES = 4 * 1024
+# Segments that are parsed before other connections get a turn.
+MAX_SEGMENTS = 500
+# uvloop reads this much at a time, and from one connection up to 32 times before it turns to others.
+RECEIVE_BUFFER_BYTES = 256 * 1024
 
 # Clients offer to upgrade to another protocol with these: as options of the header Connection, and as headers.
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+_EMPTY_LINES = re.compile(rb"[\r\n]*")
 
 
-class CoalescingTransport:
-    """A transport that sends the headers and the body of a response together.
+class _Flow(FlowControl):
+    """Flow control in which reading can also be held, whatever uvicorn's requests ask for."""
 
-    uvicorn writes them separately, and each write would be a system call and a packet. All other calls are passed
-    through.
-    """
+    held = False
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held: bytes | None = None
-        self._written = 0
+    def hold(self) -> None:
+        """Pause reading until ``release``."""
+        self.held = True
+        self.pause_reading()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def release(self) -> None:
+        """Read on."""
+        self.held = False
+        self.resume_reading()
 
-    def is_closing(self) -> bool:
-        """Whether the transport is closing; defined here because it is called often."""
-        return self._transport.is_closing()
-
-    def sent(self) -> tuple[int, int]:
-        """Bytes that the kernel has accepted, and bytes that it has not because the client does not read."""
-        unsent = self._transport.get_write_buffer_size()
-        return self._written - unsent, unsent
-
-    def write(self, data: bytes) -> None:
-        """Hold the first write until the second one, or until the next iteration of the event loop."""
-        if self._held is None:
-            self._held = data
-            self._loop.call_soon(self._flush)
-        else:
-            held, self._held = self._held, None
-            self._written += len(held) + len(data)
-            self._transport.writelines((held, data))
-
-    def close(self) -> None:
-        """Send what is held, then close."""
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._written += len(held)
-            self._transport.write(held)
+    def resume_reading(self) -> None:
+        """Read on, unless reading is held."""
+        if self.read_paused and not self.held:
+            self.read_paused = False
+            self._transport.resume_reading()
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
     """One connection, with the limits of ``options``.
 
-    ``header_bytes`` limits the request line and headers of each request; those received in one piece with the first
-    byte are not counted. ``keep_alive_seconds`` is the idle timeout, ``request_seconds`` the time for a request to
-    arrive.
+    ``header_bytes`` limits the request line, the headers and the trailers of each request. ``keep_alive_seconds`` is
+    the idle timeout, ``request_seconds`` the time for a request to arrive.
+
+    The parser is fed in segments, none of which reaches beyond the end of a head or of a body. So heads are counted
+    exactly, and no request is parsed before the previous one is answered: until then its bytes are kept as they are.
     """
 
-    _current: RequestResponseCycle | None = None  # the request being answered; ``cycle`` is the last one received
-    _in_headers = False
-    _headers_received = 0
+    flow: _Flow
+    _in_head = True  # a head is expected or has begun; otherwise a body
+    _head_bytes = 0
+    _body_left = 0  # of a body whose length is announced
+    _content_length: bytes | int = 0
+    _framing_bytes = 0  # of a chunked body, since its last data
+    _tail = b""  # the last bytes of an unfinished head or chunked body, in which its end may have begun
+    _pending: bytes | bytearray = b""  # received and not parsed, from ``_pending_at`` on
+    _pending_at = 0
+    _discarding = False  # what the client sends, because it was refused
+    _half_closed: HalfClosedWatch | None = None
+    _closing_timer: asyncio.TimerHandle | None = None
     _incomplete_since: float | None = None
-    _incomplete_cycle: RequestResponseCycle | None = None
     _stalled_since: float | None = None
     _stalled_at = 0
 
     def __init__(self, *args: Any, options: FrontOptions, **kwargs: Any) -> None:
+        # The parser calls this for each chunk of a body, however short it is.
+        self._body_parts: list[bytes] = []
+        self.on_body = self._body_parts.append  # type: ignore[assignment, method-assign]
         super().__init__(*args, **kwargs)
         self._header_bytes = options.header_bytes
         self._request_seconds = options.request_seconds
@@ -95,47 +102,148 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Called by the event loop."""
         coalescing = CoalescingTransport(cast(asyncio.Transport, transport), self.loop)
         super().connection_made(cast(asyncio.Transport, coalescing))
+        self.flow = _Flow(self.transport)
         self._client = Client()
         self._extensions: dict[str, Any] = {EXTENSION: self._client}
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the event loop."""
-        super().connection_lost(exc)
-        # uvicorn only tells the newest request, which may be queued behind the one that is being answered.
-        if self._current is not None:
-            self._current.disconnected = True
+        """Called by the event loop, also after an error such as RST, when uvicorn's method would keep its timer.
+
+        Nothing may refer to this object from now on. References in circles are cut too, since the garbage collector
+        would keep them for a while.
+        """
+        self.connections.discard(self)
+        self._unset_keepalive_if_required()
+        if self._closing_timer is not None:
+            self._closing_timer.cancel()
+        if self._half_closed is not None:
+            self._half_closed.cancel()
+        self._disconnect_request()
+        self.flow.resume_writing()
+        self._pending = b""
+        self._forget_request()
+        self.parser = self._half_closed = self._closing_timer = None  # type: ignore[assignment]
+
+    def _disconnect_request(self) -> None:
+        """Tell the request that is being received or answered that its client has gone."""
+        if self.cycle is not None:
+            if not self.cycle.response_complete:
+                self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._client.disconnected()
+
+    def _forget_request(self) -> None:
+        """Release the request that was answered: an idle connection must not keep its headers."""
+        self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
+        self.url = b""
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        continued = self._in_headers
-        self._unset_keepalive_if_required()
+        if self._pending:
+            self._append(data)
+        elif not self._discarding:
+            self._unset_keepalive_if_required()
+            self._parse(data, 0)
+        if len(data) >= RECEIVE_BUFFER_BYTES:
+            self._let_others_read()
+
+    def _parse(self, data: bytes | bytearray, at: int) -> None:
+        """Parse what was received, from ``at`` on, until a request is complete that must be answered first."""
+        end = len(data)
+        last = MAX_SEGMENTS
         try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            self.send_400_response("")
-            return
-        if continued and self._in_headers:
-            self._headers_received += len(data)
-            if self._headers_received > self._header_bytes:
-                message = f"the request line and headers have more than {self._header_bytes} bytes"
-                self._refuse(RequestError(message, status=431, code="head_too_large"))
+            while at < end:
+                if not self._in_head:
+                    at = self._parse_body(data, at)
+                elif self.cycle is None or self.cycle.response_complete:
+                    at = self._parse_head(data, at)
+                else:
+                    self._keep(data, at)
+                    return
+                last -= 1
+                if not last and at < end:
+                    self._keep(data, at)
+                    self.loop.call_soon(self._parse_pending)
+                    return
+        except RequestError as error:
+            self._refuse(error)
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, RequestError) else _invalid_http())
 
-    def _parse(self, data: bytes) -> None:
-        """Parse data that was received, and ignore any offer to upgrade to another protocol.
+    def _parse_head(self, data: bytes | bytearray, at: int) -> int:
+        """Parse the head that begins or continues at ``at``, to its end or to that of the data; returns where."""
+        if not self._head_bytes:
+            if data[at] in b"\r\n":  # empty lines before a request are allowed (RFC 9112, section 2.2)
+                return _after_empty_lines(data, at)
+            self._content_length = 0
+        stop = self._end_of_section(data, at, len(data))
+        self._head_bytes += stop - at
+        self._check_head()
+        self._feed(data, at, stop)
+        return stop
 
-        Clients may offer an upgrade with any request (Java's offers HTTP/2), and a server may ignore it. But the parser
-        stops there and takes the rest of the stream, including the body, for the other protocol. So a new parser
-        continues: it gets the headers without the offer, then the rest.
+    def _parse_body(self, data: bytes | bytearray, at: int) -> int:
+        """Parse the body that continues at ``at``, to its end or to that of the data at most; returns where."""
+        if self._body_left:
+            stop = min(len(data), at + self._body_left)
+            self._body_left -= stop - at
+            self._feed(data, at, stop)
+            return stop
+        stop = self._end_of_section(data, at, min(len(data), at + CHUNKED_SEGMENT_BYTES))
+        if self._feed(data, at, stop):
+            self._framing_bytes = 0
+        elif not self._in_head:
+            self._framing_bytes += stop - at
+            self._check_head()
+        return stop
+
+    def _end_of_section(self, data: bytes | bytearray, at: int, limit: int) -> int:
+        """Where the empty line ends that ends a head or a chunked body, or else ``limit``."""
+        if self._tail:
+            begun = self._tail + data[at : at + 3]
+            found = begun.find(b"\r\n\r\n")
+            if found >= 0:
+                stop = at + found + 4 - len(self._tail)
+                self._tail = b""
+                return stop
+        found = data.find(b"\r\n\r\n", at, limit)
+        if found >= 0:
+            self._tail = b""
+            return found + 4
+        self._tail = (self._tail + data[max(at, limit - 3) : limit])[-3:]
+        return limit
+
+    def _check_head(self) -> None:
+        """Raise ``RequestError`` if head and trailers are too large."""
+        if self._head_bytes + self._framing_bytes > self._header_bytes:
+            message = f"the request line, headers and trailers have more than {self._header_bytes} bytes"
+            raise RequestError(message, status=431, code="head_too_large")
+
+    def _feed(self, data: bytes | bytearray, at: int, stop: int) -> bool:
+        """Feed a segment to the parser; returns whether it contained data of a body.
+
+        Clients may offer an upgrade to another protocol with any request (Java's offers HTTP/2), and a server may
+        ignore it. But the parser stops there and takes the rest of the stream, including the body, for the other
+        protocol. So a new parser continues: it gets the headers without the offer.
         """
-        while data:
-            try:
-                self.parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as stop:
-                data = self._headers_without_upgrade() + data[stop.args[0] :]
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        try:
+            self.parser.feed_data(memoryview(data)[at:stop])
+        except httptools.HttpParserUpgrade:
+            head = self._headers_without_upgrade()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.feed_data(head)
+        parts = self._body_parts
+        if not parts:
+            return False
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.body += parts[0] if len(parts) == 1 else b"".join(parts)
+            if self.cycle.more_body and len(self.cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            self.cycle.message_event.set()
+        parts.clear()
+        return True
 
     def _headers_without_upgrade(self) -> bytes:
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
@@ -147,57 +255,152 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
-        self._in_headers, self._headers_received = True, 0
+        self._in_head = True
         super().on_message_begin()
         self.scope["extensions"] = self._extensions
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser, also for trailers, which are dropped: they must not pass for headers."""
+        if not self._in_head:
+            return
+        name = name.lower()
+        if name == b"content-length":
+            self._content_length = value
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+        if len(self.headers) > MAX_HEADER_FIELDS:
+            message = f"the request has more than {MAX_HEADER_FIELDS} headers"
+            raise RequestError(message, status=431, code="head_too_large")
+
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        self._in_headers = False
+        self._in_head = False
+        self._incomplete_since = None
         if not self.parser.should_upgrade():
+            self._body_left = int(self._content_length)  # the parser has checked that these are digits
             super().on_headers_complete()
         elif self.parser.get_method() == b"CONNECT":
             raise ValueError("this server is not a proxy")
-        if not self.pipeline:
-            self._current = self.cycle
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
         if self.parser.should_upgrade():
             return
-        super().on_message_complete()
-        # uvicorn pauses reading during a large body. Without reading, a disconnect would not be noticed. Pipelined
-        # requests are the exception, since no more of them may be read: a disconnect is noticed after the first.
-        if not self.pipeline:
-            self.flow.resume_reading()
+        self._in_head = True
+        self._head_bytes = self._framing_bytes = 0
+        self._incomplete_since = None
+        if self.cycle.response_complete:
+            self._forget_request()
+            return
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        # Reading pauses during a large body. Without reading, a disconnect would not be noticed.
+        self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
-        """Called when a response was written; starts the next pipelined request, if there is one."""
-        following = self.pipeline[-1][0] if self.pipeline else None
+        """Called when a response was written."""
         super().on_response_complete()
-        self._current = following or self._current
+        if self._in_head:
+            self._forget_request()
+        if self._pending or self._half_closed is not None:
+            self._parse_pending()
 
-    def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn for invalid HTTP."""
-        self._refuse(RequestError("this is not a valid HTTP request", status=400, code="invalid_http"))
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
-    def _refuse(self, error: RequestError) -> None:
+    def _keep(self, data: bytes | bytearray, at: int) -> None:
+        """Keep what was received from ``at`` on, to be parsed later."""
+        self._pending, self._pending_at = data, at
+        if len(data) - at > MAX_PENDING_BYTES:
+            self.flow.hold()
+
+    def _append(self, data: bytes) -> None:
+        pending = self._pending
+        if isinstance(pending, bytes):
+            pending = bytearray(memoryview(pending)[self._pending_at :])
+            self._pending_at = 0
+        pending += data
+        self._keep(pending, self._pending_at)
+
+    def _parse_pending(self) -> None:
+        """Parse what was kept; close the connection if it was the last of a client that sends nothing more."""
         if self.transport.is_closing():
             return
-        status, body, _ = DEFAULT_ERRORS.response(error)
-        headers = (
-            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(headers.encode() + body)
-        self.transport.close()
+        data, self._pending = self._pending, b""
+        if data:
+            self._unset_keepalive_if_required()
+            self._parse(data, self._pending_at)
+        if not self._pending:
+            self.flow.release()
+            if self._half_closed is not None and not self._is_answering():
+                self.transport.close()
+
+    def _let_others_read(self) -> None:
+        """Read on in the next iteration of the event loop."""
+        if not self.flow.read_paused and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.flow.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # typed as always closing
+        """Called by the event loop when the client sends nothing more; returns whether the connection stays open."""
+        cast(CoalescingTransport, self.transport).flush()
+        if self.scheme == "https" or self._discarding:  # TLS has no half-closed connections
+            return False
+        if not self._pending and (not self._is_answering() or self.cycle.more_body):
+            return False
+        if self._half_closed is None:
+            if not self._pending:
+                self.cycle.keep_alive = False
+            self._half_closed = HalfClosedWatch(self.transport, self._may_send_interim_response)
+        return True
+
+    def _may_send_interim_response(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_started and cycle.scope["http_version"] == "1.1"
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer with an error, and for a while discard what the client sends.
+
+        Closing a connection with unread data would reset it, and the client might never see the response.
+        """
+        self._pending = b""
+        if self.transport.is_closing():
+            return
+        responding = self.cycle is not None and self.cycle.response_started
+        self._disconnect_request()
+        if responding:
+            self.transport.close()
+            return
+        transport = cast(CoalescingTransport, self.transport)
+        transport.write(_response(error))
+        transport.flush()
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._discarding = True
+        self._closing_timer = self.loop.call_later(LINGER_SECONDS, transport.close)
+        self.flow.release()
+
+    def shutdown(self) -> None:
+        """Called by the server: close the connection, or let it close after the response."""
+        if self._discarding:
+            self.transport.close()
+        else:
+            super().shutdown()
 
     def close_if_slow(self, now: float) -> None:
         """Close the connection if for more than ``request_seconds`` the client has left a request incomplete or read
-        nothing.
+        nothing, or if it has disconnected while nothing was read from it.
 
         If it reads nothing, closing would wait for it too, so the connection is aborted.
         """
+        if self.flow.held and is_reset(self.transport):
+            self.transport.abort()
+            return
         seconds = self._request_seconds
         sent, unsent = cast(CoalescingTransport, self.transport).sent()
         if not unsent:
@@ -209,21 +412,38 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         if not self._is_incomplete():
             self._incomplete_since = None
-        elif self._incomplete_since is None or self._incomplete_cycle is not self.cycle:
-            self._incomplete_since, self._incomplete_cycle = now, self.cycle
+        elif self._incomplete_since is None:
+            self._incomplete_since = now
         elif now - self._incomplete_since > seconds:
             self.transport.close()
 
     def _is_incomplete(self) -> bool:
         """Whether the rest of a request is missing, or the client has connected and sent no request yet."""
-        if self.cycle is None:
-            return True  # type: ignore[unreachable]  # uvicorn's types do not say that it starts as None
-        if self.cycle.response_complete:
-            return self.timeout_keep_alive_task is None
-        return self.cycle.more_body
+        if self._is_answering():
+            return self.cycle.more_body
+        return self.timeout_keep_alive_task is None
 
 
 def _without_upgrade(value: bytes) -> bytes:
     """The value of a header Connection without the options that offer an upgrade."""
     options = [option.strip() for option in value.split(b",")]
     return b", ".join(option for option in options if option.lower() not in _UPGRADE_HEADERS)
+
+
+def _after_empty_lines(data: bytes | bytearray, at: int) -> int:
+    match = _EMPTY_LINES.match(data, at)
+    assert match is not None
+    return match.end()
+
+
+def _invalid_http() -> RequestError:
+    return RequestError("this is not a valid HTTP request", status=400, code="invalid_http")
+
+
+def _response(error: RequestError) -> bytes:
+    status, body, _ = DEFAULT_ERRORS.response(error)
+    head = (
+        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body

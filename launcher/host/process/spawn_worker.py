@@ -144,7 +144,7 @@ def start(launch: Launch) -> Worker:
     with contextlib.ExitStack() as opened:
         try:
             front_end, worker_end = map(opened.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
-            with _masked(launch.mask):
+            with masked(launch.mask):
                 process = spawn(
                     launch.command, stdin=worker_end.fileno(), stderr=subprocess.STDOUT, env=dict(launch.env)
                 )
@@ -198,7 +198,7 @@ def start_error(what: str, error: OSError | ValueError) -> InstanceError:
 
 
 @contextlib.contextmanager
-def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
+def masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
     """Give this thread that mask temporarily, because a process inherits the mask of the thread that starts it.
 
     If none of the cpus is allowed any longer, the mask is unchanged, and the command reports the missing cpus.

@@ -91,6 +91,7 @@ class Supervisor:
         self._listener = listener
         self._statuses = {one.instance: WorkerStatus(one.instance, since=time.monotonic()) for one in launches}
         self._workers: dict[int, Worker] = {}
+        self._removing: dict[int, anyio.Event] = {}
         self._inbox: deque[tuple[int, Event, int | None]] = deque()
         self._handling = False
         self._changed = anyio.Event()
@@ -107,7 +108,7 @@ class Supervisor:
             async with anyio.create_task_group() as group:
                 self._group = group
                 try:
-                    for instance, status in self._statuses.items():
+                    for instance, status in list(self._statuses.items()):
                         if TRANSITIONS.accepts(status.state, StartRequested):  # else it was stopped before its start
                             self._post(instance, StartRequested())
                         await anyio.lowlevel.checkpoint()  # a start blocks for milliseconds; other tasks need a turn
@@ -116,6 +117,25 @@ class Supervisor:
                     self.stop_now()
         finally:
             self._group = None
+
+    def add(self, launch: Launch) -> None:
+        """Start another instance and keep it running. Raises ``InstanceError`` if all are being stopped."""
+        if self._stopping or self._group is None:
+            raise InstanceError("the server is shutting down")
+        if launch.instance in self._statuses:
+            raise ValueError(f"there is an instance {launch.instance} already")
+        self._launches[launch.instance] = launch
+        self._statuses[launch.instance] = WorkerStatus(launch.instance, since=time.monotonic())
+        self._post(launch.instance, StartRequested())
+
+    async def remove(self, instance: int, grace: float) -> None:
+        """Stop one instance as `stop` does, and forget it when its worker has exited."""
+        ended = self._removing.setdefault(instance, anyio.Event())
+        self._post(instance, StopRequested(grace))
+        await ended.wait()
+        self._removing.pop(instance, None)
+        self._statuses.pop(instance, None)
+        self._launches.pop(instance, None)
 
     def ready(self, instance: int, pid: int | None = None) -> None:
         """The worker has reported that it is ready. With ``pid``, reports of an earlier worker are ignored."""
@@ -196,11 +216,17 @@ class Supervisor:
         finally:
             self._handling = False
         self._changed.set()
+        for instance, ended in self._removing.items():
+            if instance not in self._statuses or self._statuses[instance].state in FINAL:
+                ended.set()
         if self._stopping and all(status.state in FINAL for status in self._statuses.values()):
             self._all_stopped.set()
 
     def _handle(self, instance: int, event: Event, pid: int | None) -> None:
-        before = self._statuses[instance]
+        before = self._statuses.get(instance)
+        if before is None:
+            log.debug("ignored %s of an instance that was removed", event, extra={"instance": instance})
+            return
         if pid is not None and before.pid is not None and pid != before.pid:
             log.debug("ignored %s of an earlier worker, pid %d", event, pid, extra={"instance": instance})
             return
