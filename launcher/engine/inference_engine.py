@@ -42,7 +42,7 @@ from launcher.front.tokenizer import FrontTokenizer
 from launcher.host.process.activity import watch_activity
 from launcher.host.process.supervisor import Supervisor
 from launcher.host.process.verify_binding import verify
-from launcher.options import ServeOptions
+from launcher.options import ServeOptions, SuperviseOptions
 from launcher.pinning import allowed_cpus
 from launcher.prepare.memory_beside import fits_beside
 from launcher.prepare.model import limits_of
@@ -224,6 +224,12 @@ class InferenceEngine:
         """Kill the workers; ``run`` returns when they are reaped."""
         self._draining = True
         self._supervisor.stop_now()
+
+    def reconfigure(self, options: SuperviseOptions) -> None:
+        """Supervise with these options from now on: restarts and timeouts that have begun are unaffected."""
+        self._options = replace(self._options, supervise=options)
+        self._configuration = replace(self._configuration, options=self._options)
+        self._supervisor.reconfigure(options if self._settings.restart else replace(options, max_failures=1))
 
     def close(self) -> None:
         """Release the threads of the tokenizer. Call it when tokenizing has ended."""
@@ -469,8 +475,9 @@ class InferenceEngine:
             raise UsageError(NOT_RUNNING)
         if configuration.model_info != self.model_info:
             raise UsageError(
-                f"the model cannot be changed while the server runs: it serves {self.model_info.asked}, and the new "
-                f"configuration has {configuration.model_info.asked} or other settings of it; restart the server"
+                f"the model cannot be changed while the server runs: it serves {self.model_info.requested}, and the "
+                f"new configuration has {configuration.model_info.requested} or other settings of it; restart "
+                "the server"
             )
 
     async def _carry_out(
@@ -661,7 +668,7 @@ class InferenceEngine:
             "draining": self._draining,
             "model": {
                 "name": model_info.name,
-                "asked": model_info.asked,
+                "requested": model_info.requested,
                 "task": model_info.task,
                 "architecture": model_info.architecture,
                 "max_length": model_info.max_length,

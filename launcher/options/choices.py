@@ -24,6 +24,7 @@ IsolatedPolicy = Literal["auto", "use", "avoid"]
 OnFailure = Literal["stop", "continue", "restart"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 ExportTarget = Literal["shell", "systemd", "compose", "slurm"]
+ExportMode = Literal["instances", "server"]
 EmbeddingsApi = Literal["openai", "tei"]
 TokenIdsPolicy = Literal[
     "refuse", "accept",

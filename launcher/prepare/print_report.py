@@ -11,12 +11,9 @@ import msgspec
 from rich.console import Console
 
 from launcher.core.machine.topology import Machine
-from launcher.core.planning.program_placeholders import fill, values_of
-from launcher.core.report.export import export_plan
 from launcher.core.report.forecast import Forecast
 from launcher.core.report.svg_map import draw_svg
 from launcher.core.report.topology_report import (
-    Command,
     PlanReport,
     refused_json,
     refused_text,
@@ -29,9 +26,11 @@ from launcher.errors import MachineError, UsageError
 from launcher.host.log import write_line
 from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
+from launcher.prepare.claims import prepare_report
+from launcher.prepare.exported import export_text
 from launcher.prepare.machine import load_machine
-from launcher.prepare.prepared_instances import Prepared, PreparedInstance
-from launcher.prepare.workers import OWN_ENV, prepare_workers
+from launcher.prepare.prepared_instances import Prepared
+from launcher.prepare.workers import prepare_workers
 
 
 def show(options: ServeOptions, wanted: ReportOptions) -> None:
@@ -47,16 +46,17 @@ def show(options: ServeOptions, wanted: ReportOptions) -> None:
         write_machine_file(wanted.save, machine)
         _say(f"wrote the machine ({len(machine.cores)} usable cores) to {wanted.save}")
     try:
-        prepared = prepare_workers(options, model_needed=False, machine=machine)
+        prepared = prepare_report(
+            options.machine,
+            lambda claims: prepare_workers(options, model_needed=False, machine=machine, claims=claims),
+        )
     except MachineError as error:  # the machine shows why
         _print_machine(machine, str(error), as_json=wanted.json)
         raise
     if wanted.svg is not None:
         _write_svg(wanted.svg, prepared)
     if wanted.export is not None:
-        count = len(prepared.instances)
-        commands = [_exported(options, wanted.program, instance, count) for instance in prepared.instances]
-        print(export_plan(prepared.plan, commands, wanted.export), end="")
+        print(export_text(options, wanted, prepared), end="")
         for warning in prepared.warnings:
             _say(f"warning: {warning}")
     elif wanted.json:
@@ -88,6 +88,8 @@ def _check(wanted: ReportOptions) -> None:
             f"{wanted.program[0]!r}: a program requires --export; to start it on this machine, use `launch run -- "
             "PROGRAM`"
         )
+    if wanted.export is None and wanted.export_mode != "instances":
+        raise UsageError(f"--export-mode {wanted.export_mode} requires --export; add it, or omit --export-mode")
     if wanted.export is not None and wanted.json:
         raise UsageError("--export and --json exclude each other; use one of them")
 
@@ -124,18 +126,6 @@ def _write_svg(file: Path, prepared: Prepared) -> None:
     except OSError as error:
         raise UsageError(f"--svg {file}: cannot be written: {error.strerror or error}") from error
     _say(f"wrote the plan as SVG to {file}")
-
-
-def _exported(options: ServeOptions, program: tuple[str, ...], instance: PreparedInstance, count: int) -> Command:
-    """The command that another supervisor starts for this instance: the program, or a server of one instance.
-
-    Each server uses the cores that its supervisor binds it to, and the next port.
-    """
-    if not program:
-        front, model = options.front, options.model
-        program = ("launch", "--instances", "1", "--model", model.model, "--port", str(front.port + instance.plan.id))
-    env = {name: value for name, value in instance.command.env.items() if name not in OWN_ENV}
-    return Command(fill(program, values_of(instance.plan, count)), env)
 
 
 def _say(sentence: str) -> None:

@@ -90,7 +90,7 @@ def report_unusable(connection: socket.socket, reason: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker until ``Stop`` or EOF on its channel; returns the exit status."""
-    shutdown.ignore_termination_signals()
+    shutdown.ignore_signals()
     values = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
         connection = take_channel()

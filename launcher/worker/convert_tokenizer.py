@@ -146,6 +146,11 @@ def main(arguments: Sequence[str]) -> int:
         sys.modules["torch"] = None  # type: ignore[assignment]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tolerate_absence()
+    return run(values)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Convert, and print the reason to stderr if that fails; returns the exit status."""
     try:
         convert(Request(values.folder, values.arguments, values.lower_case, values.trust_remote_code), values.out)
     except Exception as error:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import ssl
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -18,18 +19,43 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
+from launcher.front.http.closing import is_readable, refuse_new_connections
 from launcher.front.http.connection import LimitedHttpProtocol
 from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
 
 # How often all connections are checked for slow clients, so that requests do not pay for a timer.
 SWEEP_SECONDS = 5
+# At the end: connections are served until none has arrived, and no request is expected, for this long.
+QUIET_SECONDS = 0.2
+# At the end: the time that a new connection has to send its request.
+FIRST_REQUEST_SECONDS = 1.0
+POLL_SECONDS = 0.01
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._exit = anyio.Event()
+        self.tls: ssl.SSLContext | None = None
+        self.handshake_seconds = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As in the base class, which has no limit of its own for the duration of TLS handshakes."""
+        if self.tls is None:
+            await super().startup(sockets)
+            return
+        loop, config = asyncio.get_running_loop(), self.config
+        make: Any = config.http_protocol_class
+        factory = partial(make, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        timeout = self.handshake_seconds
+        self.servers = [
+            await loop.create_server(
+                factory, sock=sock, ssl=self.tls, ssl_handshake_timeout=timeout, backlog=config.backlog
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
 
     def request_exit(self) -> None:
         self.should_exit = True
@@ -51,7 +77,8 @@ class HttpServer:
     """Serves ``app`` on ``sock``, a bound socket, which it owns from then on.
 
     A client that does not send the rest of a request within ``options.request_seconds`` is disconnected; this is
-    checked every ``sweep_seconds``. Connections over ``max_connections`` are refused.
+    checked every ``sweep_seconds``. Connections over ``max_connections`` are refused. With ``tls``, clients must
+    complete a TLS handshake within the same time.
     """
 
     def __init__(
@@ -62,6 +89,7 @@ class HttpServer:
         *,
         sweep_seconds: int = SWEEP_SECONDS,
         max_connections: float = math.inf,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.refused = 0
         self._max_connections = max_connections
@@ -84,6 +112,7 @@ class HttpServer:
             timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
+        self._server.tls, self._server.handshake_seconds = tls, options.request_seconds
         self._sock = sock
         self._stopped: anyio.Event | None = None
 
@@ -107,17 +136,42 @@ class HttpServer:
         finally:
             self._stopped.set()
 
+    @property
+    def serving(self) -> bool:
+        """Whether connections are accepted."""
+        return self._server.started and self._stopped is not None and not self._stopped.is_set()
+
+    def reconfigure(self, options: FrontOptions) -> None:
+        """Use these limits for connections that are accepted from now on."""
+        protocol: Any = partial(LimitedHttpProtocol, options=options)
+        self._server.config.http_protocol_class = protocol
+
     async def stop(self, seconds: float) -> None:
-        """Stop accepting connections, close idle ones, and wait until all requests are answered.
+        """Answer those who have connected, stop accepting connections, close idle ones, and wait until all requests are
+        answered.
 
         Requests that are not answered after ``seconds`` are aborted.
         """
         if self._stopped is None:
             self._sock.close()
             return
+        if self.serving:
+            refuse_new_connections(self._sock)
+            with anyio.move_on_after(min(seconds, FIRST_REQUEST_SECONDS)):
+                await self._quiet()
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # typed as whole seconds
         self._server.request_exit()
         await self._stopped.wait()
+
+    async def _quiet(self) -> None:
+        """Wait until no client has connected, or is expected to send a request, for ``QUIET_SECONDS``."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while loop.time() < since + QUIET_SECONDS:
+            await anyio.sleep(POLL_SECONDS)
+            connections = [one for one in self._server.server_state.connections if isinstance(one, LimitedHttpProtocol)]
+            if is_readable(self._sock.fileno()) or any(one.is_expected() for one in connections):
+                since = loop.time()
 
     async def sweep(self) -> None:
         """Disconnect clients that are too slow. The server does this itself every few seconds."""

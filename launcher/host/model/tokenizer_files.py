@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -272,22 +272,29 @@ def _convert(folder: Path, request: TokenizerRequest, target: Path, refuse: Refu
     """Convert to ``target``, unless that was done; returns False if it has no space or cannot be written."""
     if (target / FACTS_FILE).is_file():
         return True
-    command = [sys.executable, "-m", "launcher.worker.convert_tokenizer", str(folder), str(target)]
-    command += ["--arguments", json.dumps(request.arguments)] if request.arguments else []
-    command += ["--lower-case"] if request.lower_case else []
-    command += ["--trust-remote-code"] if request.trust_remote_code else []
+    arguments = [str(folder), str(target)]
+    arguments += ["--arguments", json.dumps(request.arguments)] if request.arguments else []
+    arguments += ["--lower-case"] if request.lower_case else []
+    arguments += ["--trust-remote-code"] if request.trust_remote_code else []
     try:
-        made = subprocess.run(
-            command, capture_output=True, text=True, timeout=CONVERT_SECONDS, check=False, stdin=subprocess.DEVNULL
-        )
+        status, output = convert_in_process(arguments)
     except subprocess.TimeoutExpired as error:
         raise refuse(f"the conversion of the tokenizer in {folder} took over {CONVERT_SECONDS:.0f} s") from error
-    if made.returncode == EXIT_NOT_WRITTEN:
+    if status == EXIT_NOT_WRITTEN:
         return False
-    if made.returncode != 0 or not (target / FACTS_FILE).is_file():
-        reason = (made.stderr.strip().splitlines() or [f"exit status {made.returncode}"])[-1]
+    if status != 0 or not (target / FACTS_FILE).is_file():
+        reason = (output.strip().splitlines() or [f"exit status {status}"])[-1]
         raise refuse(f"the tokenizer in {folder} cannot be used as transformers builds it: {reason}")
     return True
+
+
+def convert_in_process(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run ``worker.convert_tokenizer`` in a process of its own; returns its exit status and its stderr."""
+    command = [sys.executable, "-m", "launcher.worker.convert_tokenizer", *arguments]
+    made = subprocess.run(
+        command, capture_output=True, text=True, timeout=CONVERT_SECONDS, check=False, stdin=subprocess.DEVNULL
+    )
+    return made.returncode, made.stderr
 
 
 def _fingerprint(folder: Path, request: TokenizerRequest, packages: str = "") -> str:

@@ -149,6 +149,10 @@ class Supervisor:
         """Kill a worker that hangs or whose channel is broken; the restart policy decides what follows."""
         self._post(instance, BecameUnhealthy(reason), pid)
 
+    def reconfigure(self, options: SuperviseOptions) -> None:
+        """Use these options for all that follows."""
+        self._options = options
+
     def begin_drain(self) -> None:
         """From now on no worker is started or restarted."""
         for instance in self._statuses:
