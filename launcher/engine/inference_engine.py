@@ -357,7 +357,8 @@ class InferenceEngine:
         if not (self._settings.verify and self._options.machine.strict):
             view.settle(None)
         if view.role == "serving":
-            self._notify_ready()
+            # The scheduler is told that the instance is ready only after this call.
+            asyncio.get_running_loop().call_soon(self._notify_ready)
         self._check_settled()
 
     def _notify_ready(self) -> None:
