@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -266,3 +267,20 @@ def test_mode_69_output_of_a_worker_cannot_forge_lines_or_control_the_terminal()
     json_line = JsonFormatter().format(logging.makeLogRecord(record))
     assert json_line.isprintable()
     assert json.loads(json_line)["message"] == EVIL
+
+
+@pytest.mark.slow
+def test_mode_61_programs_whose_output_is_not_read_can_be_stopped() -> None:
+    with pipe() as (read, write):
+        fill(write)
+        options = ("--instances", "2", "--grace-seconds", "300")
+        program = ("sh", "-c", "while :; do echo text; done")
+        process = subprocess.Popen([*LAUNCH, "run", *options, "--", *program], stdout=write, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        while b"started as pid" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 128 + signal.SIGTERM
+        process.stderr.close()
+        os.close(write)
+        assert os.read(read, 1) == b"x"
