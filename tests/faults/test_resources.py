@@ -243,6 +243,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_completely_is_named(tmp_path: Path) -> None:
     for option, name in (("--save", "machine.json"), ("--svg", "plan.svg")):
         ended = shell(f"launch topology {option} {tmp_path / name}")
