@@ -127,7 +127,7 @@ def test_mode_60_too_few_descriptors_for_any_connection_are_refused_at_start() -
 
 
 @pytest.mark.slow
-def test_mode_5_admission_closes_before_the_memory_of_the_group_is_used_up(launch: Launch) -> None:
+def test_mode_05_admission_closes_before_the_memory_of_the_group_is_used_up(launch: Launch) -> None:
     with cgroups.made(cgroups.fresh_name()) as group:
         options = ("--instances", "1", "--memory-reserve", str(100 * MIB))
         with launch(*FAKE, *options, prefix=group.prefix()) as server:
