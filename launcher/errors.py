@@ -37,6 +37,10 @@ class InstanceError(LauncherError):
     """An instance could not be started, or was lost permanently."""
 
 
+class ResourceShortageError(InstanceError):
+    """The operating system lacks descriptors, memory or processes at the moment; the same start may succeed later."""
+
+
 class ModelRefusedError(UsageError, InstanceError):
     """The workers found when they loaded the model that it cannot be served; a restart would not help."""
 

@@ -18,6 +18,7 @@ def limits(queue_items: int, batch_tokens: int, *, fifo_items: int | None = None
         bulk_batch_seconds=RULES.bulk_batch_seconds,
         hang_factor=RULES.hang_factor,
         hang_seconds=RULES.hang_seconds,
+        busy_hang_seconds=RULES.busy_hang_seconds,
         max_attempts=RULES.max_attempts,
         fifo_items=fifo_items,
     )

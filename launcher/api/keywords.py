@@ -97,13 +97,19 @@ class EngineKeywords(TypedDict, total=False):
     """Predicted duration limit of a bulk batch. Default: 0.05."""
 
     hang_factor: float
-    """Replace a worker whose batch takes this many times longer than predicted. Default: 5.0."""
+    """A batch that takes this many times longer than predicted is overdue. Default: 5.0."""
 
     hang_seconds: float
-    """Minimum duration of a batch before its worker is replaced. Default: 30.0."""
+    """Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then. Default: 1.0."""
+
+    busy_hang_seconds: float
+    """Minimum duration of an overdue batch before a worker that uses CPU time is replaced. Default: 30.0."""
 
     max_attempts: int
     """Number of attempts to compute an input, each on another worker. Default: 2."""
+
+    quarantine_seconds: float
+    """Refuse an input this long after two workers were lost with it; 0 disables this. Default: 3600.0."""
 
     start_seconds: float
     """Time for a worker to become ready. Default: 600.0."""

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from typing import Any
 
 import anyio
@@ -112,7 +113,7 @@ async def _first_model(options: LoadOptions) -> str:
         if model.get("owned_by") == "launcher":
             _check_task((await anyio.to_thread.run_sync(fetch, "/info"))["model"])
         return str(model["id"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, HTTPException) as error:
         raise LauncherError(
             f"cannot read the name of a model from {base}/v1/models ({error}); check that a server is running there, "
             "or set --model"

@@ -7,7 +7,6 @@ that is derived from the definitions of its options; no flag is written by hand.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from functools import partial
@@ -117,8 +116,11 @@ def add_command(app: typer.Typer, command: Command) -> None:
     def run(ctx: typer.Context, **values: Any) -> None:
         flags = _flags(ctx, options, values)
         resolved = _resolve(options, flags)
-        for warning in resolved.warnings:
-            print(f"launch: warning: {warning}", file=sys.stderr)
+        if resolved.warnings:
+            from launcher.host.log import write_line  # rarely needed
+
+            for warning in resolved.warnings:
+                write_line(f"launch: warning: {warning}")
         path = _config_path(flags)
         again = ConfigurationSources(partial(_resolve, options, flags), str(path) if path else None)
         command.function(

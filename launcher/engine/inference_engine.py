@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -27,7 +26,7 @@ from anyio.abc import TaskGroup
 from launcher.core.cost.cost_model import CostModel
 from launcher.core.lifecycle.change import Order, Step, replace_steps, restart_steps
 from launcher.core.protocol.messages import Loading, Ready, Setup
-from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits
+from launcher.core.scheduling.scheduler import InstanceSpec, Scheduler, SchedulerLimits, WorkerActivity
 from launcher.core.tuning.choose_classes import specs_of
 from launcher.engine.configuration import Configuration, class_name_of, configure, spec_of
 from launcher.engine.costs import watch_costs
@@ -38,10 +37,13 @@ from launcher.front.custom_items import CustomItems
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
+from launcher.front.quarantine import Quarantine
 from launcher.front.tokenizer import FrontTokenizer
+from launcher.host.process.activity import watch_activity
 from launcher.host.process.supervisor import Supervisor
 from launcher.host.process.verify_binding import verify
 from launcher.options import ServeOptions, SuperviseOptions
+from launcher.pinning import allowed_cpus
 from launcher.prepare.memory_beside import fits_beside
 from launcher.prepare.model import limits_of
 from launcher.prepare.prepared_instances import Prepared, PreparedInstance
@@ -53,6 +55,8 @@ EXIT_SECONDS = 0.25
 # In a change, a new instance has failed after this many workers that did not become ready.
 START_ATTEMPTS = 2
 NOT_RUNNING = "instances can only be replaced while the server runs"
+# The longest wait for a sample batch, if ``hang_seconds`` is longer; one more second is for a loaded machine.
+MAX_PROBE_SECONDS = 4.0
 
 
 class EngineObserver(Protocol):
@@ -124,6 +128,7 @@ class InferenceEngine:
         self._last_change: RollingChange | None = None
         self._draining = False
         self._was_ready = False
+        self._was_complete = False
         self._refused_by: set[int] = set()
         self._settled = anyio.Event()
         self._to_start: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
@@ -136,8 +141,14 @@ class InferenceEngine:
         self.metrics.watch_queue(self.scheduler.queued_by_class)
         watch_costs(self.metrics, self._cost_of)
         self.dispatcher = Dispatcher(
-            self.scheduler, self, self.metrics, width=model_info.result_width, rows=model_info.rows
+            self.scheduler,
+            self,
+            self.metrics,
+            width=model_info.result_width,
+            rows=model_info.rows,
+            quarantine=Quarantine(model_info.task, self._options.scheduling.quarantine_seconds),
         )
+        self.metrics.watch_quarantine(self.dispatcher.quarantine)
         self.metrics.watch_in_flight(lambda: self.dispatcher.in_flight)
         launches = [self._configuration.launch(one, self._settings.mask) for one in self.prepared.instances]
         supervise = self._options.supervise
@@ -279,12 +290,14 @@ class InferenceEngine:
         view.failures += 1
         if view.role != "standby" or view.failures >= START_ATTEMPTS:
             view.settle(description)
-        self._start(self._after_exit)
+        self._start(self._after_exit, instance, description)
         if not self._settings.restart and view.role == "serving":
             self._fail(InstanceError(f"instance {instance} was lost and is not restarted: {description}"))
 
-    async def _after_exit(self) -> None:
+    async def _after_exit(self, instance: int, description: str) -> None:
+        exited = self.dispatcher.now()
         await anyio.sleep(EXIT_SECONDS)  # for the last results, which may still be in the channel
+        self.dispatcher.quarantine.explain(instance, exited - EXIT_SECONDS, description)
         self._fail_requests_without_workers()
 
     def _fail_requests_without_workers(self) -> None:
@@ -330,6 +343,9 @@ class InferenceEngine:
         view = self._views[instance]
         view.ready, view.stage, view.failures = message, None, 0
         self._was_ready = True
+        serving = [one for one in self._views.values() if one.role == "serving"]
+        warm = {one.prepared.plan.length_class for one in serving if one.ready}
+        self._was_complete = self._was_complete or warm == {one.prepared.plan.length_class for one in serving}
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
@@ -359,6 +375,11 @@ class InferenceEngine:
         except InstanceError as error:  # it has exited meanwhile; the supervisor logs how
             log.debug("%s", error, extra={"instance": instance})
             return
+        except (OSError, RuntimeError) as error:  # no descriptor or no thread is left; the worker serves nevertheless
+            log.warning(
+                "its binding could not be verified: %s", error, extra={"instance": instance, "event": "warning"}
+            )
+            return
         if view.pid != message.pid:
             return
         view.verification = found
@@ -383,6 +404,21 @@ class InferenceEngine:
         else:
             self._refused_by.add(instance)
             self._supervisor.unusable(instance, reason, pid)
+
+    def overdue(self, instance: int, batch: int) -> None:
+        """The worker is far later than predicted: look at its process."""
+        if (pid := self._views[instance].pid) is not None:
+            self._start(self._inspect, instance, pid, batch)
+
+    async def _inspect(self, instance: int, pid: int, batch: int) -> None:
+        state = await anyio.to_thread.run_sync(watch_activity, pid)
+        if state is None or self._views[instance].pid != pid:
+            return
+        if state == "inactive" and self.model_info.task == "custom":
+            state = "active"  # a custom class may wait for anything, such as a database
+        extra = {"instance": instance, "event": "overdue", "activity": state}
+        log.warning("a batch takes far longer than predicted; the worker is %s", state, extra=extra)
+        self.dispatcher.inspected(WorkerActivity(instance, batch, state))
 
     def lost(self, instance: int, reason: str) -> None:
         """The channel is closed; the process may still run."""
@@ -561,25 +597,60 @@ class InferenceEngine:
 
     # ------------------------------------------------------------------- views
 
+    def clear_quarantine(self) -> int:
+        """Accept quarantined inputs again; returns their number."""
+        return self.dispatcher.quarantine.clear()
+
     @property
     def draining(self) -> bool:
         """Whether the engine is shutting down."""
         return self._draining
 
     def is_ready(self) -> bool:
-        """Whether an instance of each length class is ready and the engine is not shutting down."""
-        serving = [view for view in self._views.values() if view.role == "serving"]
-        classes = {view.prepared.plan.length_class for view in serving}
-        warm = {view.prepared.plan.length_class for view in serving if view.ready}
-        return not self._draining and bool(warm) and warm == classes
+        """Whether requests of every length can be answered and the engine is not shutting down.
+
+        At first, that requires a ready instance of each length class. Later, one ready instance is enough, since
+        classes help each other; but not if its batch is overdue.
+        """
+        if self._draining:
+            return False
+        return self._was_complete and any(
+            self._responds(i) for i, view in self._views.items() if view.role == "serving"
+        )
+
+    def _responds(self, instance: int) -> bool:
+        known = self._views[instance].ready is not None and self.scheduler.knows(instance)
+        return known and self.scheduler.responds(instance)
 
     def states(self) -> dict[str, Any]:
         """The state of every instance, by its id, for ``/ready``."""
+        now = self.dispatcher.now()
         return {
-            str(instance): {**state, "stage": self._views[instance].stage}
+            str(instance): {
+                **state,
+                "stage": self._views[instance].stage,
+                "responds": self._responds(instance),
+                **self._ages(instance, now),
+            }
             for instance, state in sorted(self._supervisor.states().items())
             if instance in self._views
         }
+
+    def _ages(self, instance: int, now: float) -> dict[str, float | None]:
+        finished, running = self.scheduler.ages(instance, now) if self.scheduler.knows(instance) else (None, None)
+        return {
+            "seconds_since_batch": None if finished is None else round(finished, 3),
+            "running_seconds": None if running is None else round(running, 3),
+        }
+
+    async def probe(self) -> dict[str, bool]:
+        """Whether each instance, by its id, finishes a batch now; idle ones compute a sample of one token. An instance
+        that is busy with a batch, and not overdue, counts as well. Takes ``hang_seconds`` and a second at most."""
+        known = [i for i in self._views if self.scheduler.knows(i)]
+        busy = {i for i in known if self._responds(i) and self.scheduler.ages(i, 0.0)[1] is not None}
+        seconds = min(self._options.scheduling.hang_seconds, MAX_PROBE_SECONDS) + 1.0
+        found = await asyncio.gather(*(self.dispatcher.finishes_batch(i, seconds) for i in known))
+        return {str(i): done or (i in busy and self._responds(i)) for i, done in zip(known, found, strict=True)}
 
     def cost_sources(self) -> tuple[str, ...]:
         """The sources of the costs of ready instances: ``measured``, ``cached``, or both."""
@@ -615,9 +686,10 @@ class InferenceEngine:
             "instances": [
                 view.info(states[id], self._cost_of(id)) for id, view in sorted(self._views.items()) if id in states
             ],
-            "front_cpus": sorted(os.sched_getaffinity(0)),
+            "front_cpus": list(allowed_cpus()),
             "reserved_cpus": list(plan.reserved_cpus),
             "unused_cpus": list(plan.unused_cpus),
+            "quarantine": self.dispatcher.quarantine.report(self.dispatcher.now()),
             "warnings": list(self.prepared.warnings),
         }
 

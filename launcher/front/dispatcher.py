@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, ToFront, Unusable
+from launcher.core.protocol.messages import Done, Failed, Loading, Probe, Ready, Run, Setup, Stop, ToFront, Unusable
 from launcher.core.protocol.model_info import Rows
 from launcher.core.scheduling.batching import Item
 from launcher.core.scheduling.scheduler import (
@@ -34,6 +34,7 @@ from launcher.core.scheduling.scheduler import (
     DrainStarted,
     Event,
     Finish,
+    InspectWorker,
     InstanceAdded,
     InstanceLost,
     InstanceReady,
@@ -42,15 +43,18 @@ from launcher.core.scheduling.scheduler import (
     InstanceSpec,
     NoInstancesLeft,
     Priority,
+    ProbeRequested,
     Reject,
     ReplaceWorker,
     Scheduler,
     Send,
+    WorkerActivity,
 )
 from launcher.errors import RequestError
 from launcher.front.channel import Channel
 from launcher.front.item_details import ItemDetails, Tokens, with_details
 from launcher.front.metrics import FrontMetrics, InstanceMetrics
+from launcher.front.quarantine import Loss, Quarantine
 from launcher.front.request_results import DTYPES, RequestResults, Vectors, make_results
 
 # uvloop's timers have a resolution of 1 ms; a deadline this close counts as reached.
@@ -68,6 +72,10 @@ class Listener(Protocol):
 
     def unusable(self, instance: int, reason: str) -> None:
         """The worker reports that its model cannot be served and that a restart would not help."""
+
+    def overdue(self, instance: int, batch: int) -> None:
+        """The worker is far later with this batch than predicted: inspect its process, and report what it does with
+        ``Dispatcher.inspected``."""
 
     def lost(self, instance: int, reason: str) -> None:
         """The channel is closed. The process may still be alive (it hangs, or sent invalid data) and must be killed."""
@@ -106,6 +114,8 @@ class _Sent:
     batch: int
     items: tuple[Item, ...]
     tokens: int
+    contents: Sequence[Tokens]
+    computed: set[Item] | None = None  # by another worker since this one is late
 
 
 class _Worker:
@@ -115,7 +125,18 @@ class _Worker:
     ``finished`` is set while its instance retires: a future of the end of its batches.
     """
 
-    __slots__ = ("announced", "channel", "finished", "instance", "metrics", "ready", "sent", "standby", "stopping")
+    __slots__ = (
+        "announced",
+        "channel",
+        "finished",
+        "instance",
+        "metrics",
+        "ready",
+        "sent",
+        "standby",
+        "stopping",
+        "waiters",
+    )
 
     def __init__(self, instance: int, metrics: InstanceMetrics, dispatcher: Dispatcher, standby: bool) -> None:
         self.instance = instance
@@ -126,6 +147,8 @@ class _Worker:
         self.ready = False
         self.stopping = False
         self.sent: deque[_Sent] = deque()
+        # Resolved when it finishes a batch (True) or is lost (False).
+        self.waiters: list[asyncio.Future[bool]] = []
         self.channel = Channel(partial(dispatcher._received, self), partial(dispatcher._lost, self))
 
 
@@ -144,6 +167,7 @@ class Dispatcher:
         *,
         width: int,
         rows: Rows = "item",
+        quarantine: Quarantine | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
@@ -154,11 +178,14 @@ class Dispatcher:
         self._clock = clock
         self._now = clock()
         self.draining = False
+        self.quarantine = Quarantine("", 0.0) if quarantine is None else quarantine
         # The number of items of each length, including rejected ones; bounded by the model's limit.
         self.lengths: Counter[int] = Counter()
         self._workers: dict[int, _Worker] = {}
         self._requests: dict[int, _Request] = {}
         self._next_request = 1
+        # Instances whose batch is, or was, overdue since their worker started.
+        self._late: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._empty: list[asyncio.Future[None]] = []
@@ -228,6 +255,27 @@ class Dispatcher:
             worker.stopping = True
             worker.channel.send(Stop())
 
+    async def finishes_batch(self, instance: int, seconds: float) -> bool:
+        """Whether the worker of an instance finishes a batch within ``seconds``. If it is idle, it is sent a probe."""
+        worker = self._workers.get(instance)
+        if worker is None or not worker.ready:
+            return False
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        worker.waiters.append(waiter)
+        self._feed(ProbeRequested(instance))
+        try:
+            return await asyncio.wait_for(waiter, seconds)
+        except asyncio.TimeoutError:
+            return False
+        finally:
+            if waiter in worker.waiters:
+                worker.waiters.remove(waiter)
+
+    def inspected(self, activity: WorkerActivity) -> None:
+        """What the worker of an overdue batch does; ignored if the batch is finished."""
+        if activity.instance in self._workers:
+            self._feed(activity)
+
     def no_instances_left(self, reason: str) -> None:
         """No instance is left and none will be restarted: answer all waiting and all future requests with 503."""
         self._feed(NoInstancesLeft(reason))
@@ -236,8 +284,12 @@ class Dispatcher:
         match message:
             case Done():
                 self._done(worker, message, body)
+                if worker.waiters:
+                    _resolve(worker, worker.channel.open)
             case Failed():
                 self._failed(worker, message)
+                if worker.waiters:
+                    _resolve(worker, False)
             case _ if worker.ready:
                 worker.channel.fail(f"the worker sent {type(message).__name__} after it was ready")
             case Loading():
@@ -266,6 +318,9 @@ class Dispatcher:
         if sent is None or mismatch:
             worker.channel.fail(f"the worker's results do not match the batch it was sent: {mismatch}")
             return
+        if not sent.items:  # a probe
+            self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
+            return
         rows = np.frombuffer(body, dtype=DTYPES[self._rows]).reshape(-1, message.width)
         if not np.isfinite(rows).all():
             worker.metrics.batch_failed()
@@ -273,6 +328,10 @@ class Dispatcher:
             return
         worker.metrics.batch_done(message.items, sent.tokens, message.computed_tokens, message.seconds)
         self._store_results(worker.instance, sent.items, self._by_item(rows, sent, message), message.seconds)
+        if self.quarantine:
+            self.quarantine.clear_computed(sent.contents)
+        if self._late:
+            self._note_computed(worker.instance, sent)
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
         if worker.finished is not None:
             self._check_finished(worker)
@@ -281,6 +340,35 @@ class Dispatcher:
         """Tell a retiring worker's waiter if it has no batch left."""
         if worker.finished is not None and not worker.sent and not worker.finished.done():
             worker.finished.set_result(None)
+
+    def _note_computed(self, own: int, sent: _Sent) -> None:
+        """Note that items in the running batch of a late worker are computed: they are not to blame if it is lost."""
+        self._late.discard(own)
+        for instance in self._late:
+            worker = self._workers.get(instance)
+            if worker is not None and worker.sent:
+                late = worker.sent[0]
+                late.computed = (late.computed or set()).union(sent.items)
+
+    def _blame(self, worker: _Worker, reason: str) -> tuple[int, ...]:
+        """The running batch of a lost worker may be the cause. Returns the requests that fail because one of their
+        inputs is quarantined now."""
+        if not worker.sent or worker.stopping:
+            return ()
+        sent, now = worker.sent[0], self._clock()
+        computed = sent.computed or ()
+        items = [c for item, c in zip(sent.items, sent.contents, strict=True) if item not in computed]
+        if not self.quarantine.blame(items, Loss(worker.instance, reason, now)):
+            return ()
+        failed = []
+        for request_id, request in list(self._requests.items()):
+            refusal, _ = self.quarantine.check(request.items, now)
+            if refusal is not None:
+                failed.append(request_id)
+                self._close(request_id)
+                if not request.future.done():
+                    request.future.set_exception(RequestError(refusal, status=500, code="instance_failed"))
+        return tuple(failed)
 
     def _by_item(self, rows: Vectors, sent: _Sent, done: Done) -> Iterable[Vectors]:
         """The rows of each item of a batch."""
@@ -321,8 +409,11 @@ class Dispatcher:
             worker.metrics.stopped()
         else:
             worker.metrics.lost()
+        _resolve(worker, False)
+        self._late.discard(worker.instance)
+        failed = self._blame(worker, reason)
         if worker.ready and not worker.standby:
-            self._feed(InstanceLost(worker.instance))
+            self._feed(InstanceLost(worker.instance, failed))
         worker.sent.clear()
         self._check_finished(worker)
         self._listener.lost(worker.instance, "stopped as requested" if worker.stopping else reason)
@@ -362,8 +453,15 @@ class Dispatcher:
         future.add_done_callback(lambda done: self._on_future_done(request_id, done))
         for length in lengths:
             self.lengths[length] += 1
+        suspects: tuple[int, ...] = ()
+        if self.quarantine:
+            refusal, suspects = self.quarantine.check(items, self._clock())
+            if refusal is not None:
+                self._close(request_id)
+                future.set_exception(RequestError(refusal, status=422, code="input_quarantined"))
+                return future
         try:
-            self._feed(Arrived(request_id, lengths, priority, deadline, client))
+            self._feed(Arrived(request_id, lengths, priority, deadline, client, suspects))
         except BaseException:
             self._close(request_id)
             raise
@@ -429,6 +527,9 @@ class Dispatcher:
                     self._finish(action.request)
                 case Reject():
                     self._reject(action)
+                case InspectWorker():
+                    self._late.add(action.instance)
+                    self._listener.overdue(action.instance, action.batch)
                 case ReplaceWorker():
                     self._workers[action.instance].channel.fail(action.reason)
         self._arm()
@@ -436,7 +537,10 @@ class Dispatcher:
     def _send(self, action: Send) -> None:
         worker = self._workers[action.instance]
         lengths = tuple([item.length for item in action.items])
-        worker.sent.append(_Sent(action.batch, action.items, sum(lengths)))
+        if not lengths:
+            worker.sent.append(_Sent(action.batch, (), 0, ()))
+            worker.channel.send(Probe(action.batch))
+            return
         # An array is a buffer, which `join` accepts; typeshed cannot express that before Python 3.12.
         parts: list[Any] = []
         detailed = False
@@ -444,8 +548,10 @@ class Dispatcher:
             request = self._requests[item.request]
             parts.append(request.items[item.index])
             detailed = detailed or request.details is not None
+        worker.sent.append(_Sent(action.batch, action.items, sum(lengths), parts))
         run = Run(action.batch, lengths)
         if detailed:
+            parts = parts.copy()  # token types are appended
             details = [(self._requests[item.request].details, item.index) for item in action.items]
             run = with_details(run, details, parts)
         worker.channel.send(run, b"".join(parts))
@@ -485,6 +591,13 @@ class Dispatcher:
         if deadline is not None and self._now < deadline <= self._now + TIMER_RESOLUTION:
             self._now = deadline
         self._carry_out(self._scheduler.tick(self._now))
+
+
+def _resolve(worker: _Worker, finished: bool) -> None:
+    for waiter in worker.waiters:
+        if not waiter.done():
+            waiter.set_result(finished)
+    worker.waiters.clear()
 
 
 def _error(rejection: Reject) -> RequestError:

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from launcher.core.scheduling.events import PRIORITIES, Priority
 from launcher.front.counters import CounterFamily, CounterValue, HistogramFamily
+from launcher.front.quarantine import Quarantine
 
 Stage = Literal["parse", "tokenize", "queue", "compute", "reply"]
 STAGES: tuple[Stage, ...] = ("parse", "tokenize", "queue", "compute", "reply")
@@ -223,10 +224,20 @@ class FrontMetrics:
 
         _Gauges(self.registry, name, description, ("instance", "class"), read)
 
+    def watch_quarantine(self, quarantine: Quarantine) -> None:
+        """Export the number of quarantined inputs, and of requests refused because of one, read on scrape."""
+        count = Gauge("launcher_quarantined_inputs", "Inputs that are refused.", registry=self.registry)
+        count.set_function(lambda: quarantine.count)
+        name, description = "launcher_quarantine_refusals", "Requests refused because of a quarantined input."
+        Gauge(name, description, registry=self.registry).set_function(lambda: quarantine.refused)
+
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Export the number of requests in flight, read on scrape."""
-        gauge = Gauge("launcher_requests_in_flight", "Requests admitted and not yet answered.", registry=self.registry)
-        gauge.set_function(count)
+        self.watch("launcher_requests_in_flight", "Requests admitted and not yet answered.", count)
+
+    def watch(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """Export one value of the process, read on scrape."""
+        Gauge(name, description, registry=self.registry).set_function(value)
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""

@@ -192,6 +192,23 @@ class FrontOptions:
         group=HTTP,
     )
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
+    connections: int | None = option(
+        None,
+        "Maximum number of connections; auto leaves enough of the limit of open files to workers.",
+        group=LIMITS,
+        name="max_connections",
+        minimum=1,
+        metavar="N|auto",
+        none="auto",
+    )
+    memory_reserve: int | None = option(
+        None,
+        "Refuse requests if less memory than this is left under the limit of the control group; auto is 5 % of it.",
+        group=LIMITS,
+        minimum=0,
+        metavar="BYTES|auto",
+        none="auto",
+    )
     header_bytes: int = option(
         64 * KIB,
         "Maximum size of the request line, headers and trailers.",
@@ -245,8 +262,10 @@ class SchedulingOptions:
     ``queue_seconds`` and ``queue_items`` limit what one client may have in the queue, less half of what others have
     there. ``batch_tokens`` is the token budget of one batch, padding included.
 
-    A batch counts as hung when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``.
-    Inputs of a lost instance are sent to another one, ``max_attempts`` times in all.
+    A batch is overdue when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``. Its
+    worker is replaced then if it uses no CPU time, and after ``busy_hang_seconds`` if it does.
+    Inputs of a lost instance are sent to another one, ``max_attempts`` times in all. Those with which two workers were
+    lost are refused for ``quarantine_seconds``.
     """
 
     queue_seconds: float = option(
@@ -281,20 +300,34 @@ class SchedulingOptions:
     )
     hang_factor: float = option(
         5.0,
-        "Replace a worker whose batch takes this many times longer than predicted.",
+        "A batch that takes this many times longer than predicted is overdue.",
         group=SCHEDULING,
         minimum=1.0,
         metavar="FACTOR",
     )
     hang_seconds: float = option(
+        1.0,
+        "Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then.",
+        group=SCHEDULING,
+        minimum=0.1,
+        metavar="SECONDS",
+    )
+    busy_hang_seconds: float = option(
         30.0,
-        "Minimum duration of a batch before its worker is replaced.",
+        "Minimum duration of an overdue batch before a worker that uses CPU time is replaced.",
         group=SCHEDULING,
         minimum=0.1,
         metavar="SECONDS",
     )
     max_attempts: int = option(
         2, "Number of attempts to compute an input, each on another worker.", group=SCHEDULING, minimum=1, metavar="N"
+    )
+    quarantine_seconds: float = option(
+        3600.0,
+        "Refuse an input this long after two workers were lost with it; 0 disables this.",
+        group=SCHEDULING,
+        minimum=0.0,
+        metavar="SECONDS",
     )
 
 

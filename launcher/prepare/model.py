@@ -76,6 +76,7 @@ def limits_of(options: ServeOptions) -> SchedulerLimits:
         bulk_batch_seconds=rules.bulk_batch_seconds,
         hang_factor=rules.hang_factor,
         hang_seconds=rules.hang_seconds,
+        busy_hang_seconds=rules.busy_hang_seconds,
         max_attempts=rules.max_attempts,
         fifo_items=fifo_items,
     )

@@ -5,7 +5,6 @@ Used by ``launch topology`` and ``launch … --dry-run``; nothing is started.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import msgspec
@@ -24,6 +23,7 @@ from launcher.core.report.topology_report import (
 from launcher.core.tuning.choose_classes import classes_of, specs_of
 from launcher.core.tuning.simulation import Scenario, predict
 from launcher.errors import MachineError, UsageError
+from launcher.host.log import write_line
 from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
 from launcher.prepare.exported import export_text
@@ -125,4 +125,4 @@ def _write_svg(file: Path, prepared: Prepared) -> None:
 
 
 def _say(sentence: str) -> None:
-    print(f"launch: {sentence}", file=sys.stderr)
+    write_line(f"launch: {sentence}")

@@ -36,7 +36,7 @@ from launcher.core.lifecycle.program import (
     exit_code,
 )
 from launcher.core.machine.cpuset import format_cpu_list
-from launcher.errors import InstanceError, UsageError
+from launcher.errors import InstanceError, ResourceShortageError, UsageError
 from launcher.host import log as logs
 from launcher.host.process import subreaper
 from launcher.host.process.exit_status import describe_status
@@ -162,7 +162,8 @@ class Runner:
             program = start_program(self._launch_of(instance), relay)
         except InstanceError as error:
             self._log(logging.ERROR, instance, "%s", error)
-            return self._job.spawn_failed(instance, str(error), time.monotonic())
+            transient = isinstance(error, ResourceShortageError)
+            return self._job.spawn_failed(instance, str(error), time.monotonic(), transient=transient)
         self._programs[instance] = program
         self._log(logging.INFO, instance, "started as pid %d", program.pid)
         self._group.start_soon(self._watch, program)

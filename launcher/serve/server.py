@@ -17,6 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from launcher.core.report.forecast import describe_basis
+from launcher.core.scheduling.memory_gate import MemoryGate
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import ChangeInProgressError, InstanceError, LauncherError
 from launcher.front.http.admin_access import Administration, load_admin_access
@@ -24,6 +25,7 @@ from launcher.front.http.admin_socket import admin_socket
 from launcher.front.http.app import Services, create_app
 from launcher.front.http.http_server import HttpServer
 from launcher.front.http.listening_socket import listen
+from launcher.front.metrics import FrontMetrics
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
 from launcher.options import ServeOptions
@@ -33,7 +35,13 @@ from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 from launcher.serve.administration import AdminParts, AdminServer, EngineActions
-from launcher.serve.process_setup import bind_front, raise_descriptor_limit, rebind_front
+from launcher.serve.memory_watch import MemoryWatch
+from launcher.serve.process_setup import (
+    bind_front,
+    connections_of_process,
+    raise_descriptor_limit,
+    rebind_front,
+)
 from launcher.serve.reload import after_reload, changes
 from launcher.serve.service_manager import ServiceManager
 from launcher.serve.signals import STOP, SignalInbox, StoppedAtStart
@@ -102,6 +110,8 @@ class Server:
         self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=context.mask), self)
         self._mask = context.mask
         self._actions = EngineActions(engine, context.mask)
+        gate = MemoryGate(options.front.memory_reserve)
+        self._memory = MemoryWatch(gate, engine.metrics)
         services = Services(
             dispatcher=engine.dispatcher,
             tokenizer=engine.tokenizer,
@@ -110,12 +120,16 @@ class Server:
             info=engine.info,
             states=engine.states,
             is_ready=engine.is_ready,
+            probe=engine.probe,
             metrics=engine.metrics,
             id_decoder=context.id_decoder,
             administration=Administration(self._actions, context.admin.access),
+            memory_gate=gate,
         )
-        self._http = HttpServer(create_app(services), sock, options.front)
+        maximum = connections_of_process(options.front.connections, len(prepared.plan.instances))
+        self._http = HttpServer(create_app(services), sock, options.front, max_connections=maximum)
         self._admin = AdminServer(services, context.admin.socket)
+        self._watch_resources(engine.metrics)
         host, port = sock.getsockname()[:2]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._group: TaskGroup | None = None
@@ -141,6 +155,7 @@ class Server:
             group.start_soon(self._watch_signals)
             group.start_soon(self._http.run)
             group.start_soon(self._admin.run)
+            group.start_soon(self._memory.run)
             group.start_soon(self._engine.run)
             group.start_soon(report_state, self._manager, self._engine, self._is_healthy)
             await self._finished.wait()
@@ -168,6 +183,18 @@ class Server:
 
     def _is_healthy(self) -> bool:
         return self._http.serving and self._engine.failure is None
+
+    def _watch_resources(self, metrics: FrontMetrics) -> None:
+        http = self._http
+        metrics.watch("launcher_connections", "Open connections.", lambda: http.connections)
+        metrics.watch(
+            "launcher_connections_refused", "Connections refused because of --max-connections.", lambda: http.refused
+        )
+        metrics.watch(
+            "launcher_log_lines_dropped",
+            "Lines of the log dropped because standard error did not accept them.",
+            logs.dropped_lines,
+        )
 
     async def _watch_signals(self) -> None:
         async for number in self._context.signals.received():
@@ -270,6 +297,7 @@ class Server:
 
     def all_ready(self) -> None:
         """See ``EngineObserver``."""
+        self._memory.became_ready()
         log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
 
     def changed(self, prepared: Prepared) -> None:

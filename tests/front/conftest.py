@@ -106,6 +106,9 @@ class Recorder:
     def unusable(self, instance: int, reason: str) -> None:
         self._add("unusable", instance, reason)
 
+    def overdue(self, instance: int, batch: int) -> None:
+        self._add("overdue", instance, batch)
+
     def lost(self, instance: int, reason: str) -> None:
         self._add("lost", instance, reason)
 
@@ -268,9 +271,13 @@ class Front:
             "info": lambda: {"model": model_info.name},
             "states": lambda: {0: {"state": "ready"}},
             "is_ready": lambda: True,
+            "probe": self._probe,
             "metrics": self.metrics,
         }
         return Services(**{**values, **changes})
+
+    async def _probe(self) -> dict[str, bool]:
+        return {str(instance): await self.dispatcher.finishes_batch(instance, DEADLINE) for instance in (0,)}
 
     async def end(self) -> None:
         for worker in self.workers:

@@ -20,7 +20,7 @@ from launcher.core.planning.memory_check import gib
 from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.core.report.ascii_map import RESERVED, UNUSED, Mark, draw_cores, legend, mark_of
 from launcher.core.report.forecast import Forecast, forecast_lines
-from launcher.core.report.text_format import shorten, table, wrap
+from launcher.core.report.text_format import shorten, table, without_controls, wrap
 
 SCHEMA = 1
 MIN_WIDTH = 72
@@ -118,7 +118,7 @@ def refused_text(machine: Machine, width: int, *, unicode: bool = True) -> Text:
 def _joined(sections: Sequence[Sequence[Text]], unicode: bool) -> Text:
     text = Text()
     for lines in sections:
-        for line in lines:
+        for line in map(without_controls, lines):
             line.rstrip()
             text.append_text(line if unicode else _to_ascii(line)).append("\n")
         text.append("\n")

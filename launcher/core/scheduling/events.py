@@ -16,6 +16,7 @@ from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item
 
 Priority = Literal["interactive", "bulk"]
+ActivityState = Literal["stopped", "inactive", "active"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
 
@@ -32,7 +33,8 @@ class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A request arrived; ``lengths`` are the lengths of its items in tokens, in the order of the request.
 
     ``deadline`` is a time on the scheduler's clock after which the result is no longer needed. ``client`` is who shares
-    the instances with others; the empty name is for a program that has the queue to itself.
+    the instances with others; the empty name is for a program that has the queue to itself. ``suspects`` are the
+    indices of items with which a worker was lost in an earlier request: they are sent alone, for a last attempt.
     """
 
     request: int
@@ -40,6 +42,7 @@ class Arrived(msgspec.Struct, frozen=True, gc=False):
     priority: Priority = "interactive"
     deadline: float | None = None
     client: str = ""
+    suspects: tuple[int, ...] = ()
 
 
 class Cancelled(msgspec.Struct, frozen=True, gc=False):
@@ -59,9 +62,13 @@ class InstanceReady(msgspec.Struct, frozen=True, gc=False):
 
 
 class InstanceLost(msgspec.Struct, frozen=True, gc=False):
-    """The worker of this instance is gone, together with its running batch."""
+    """The worker of this instance is gone, together with its running batch.
+
+    ``dropped`` are requests that were answered because of that; nothing more is computed for them.
+    """
 
     instance: int
+    dropped: tuple[int, ...] = ()
 
 
 class InstanceAdded(msgspec.Struct, frozen=True, gc=False):
@@ -106,6 +113,21 @@ class BatchFailed(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
+class WorkerActivity(msgspec.Struct, frozen=True, gc=False):
+    """What the worker with an overdue batch does, in response to ``InspectWorker``: it is ``stopped`` (by a signal or a
+    debugger), ``inactive`` (it waits, and uses no CPU time), or ``active`` (anything else)."""
+
+    instance: int
+    batch: int
+    state: ActivityState
+
+
+class ProbeRequested(msgspec.Struct, frozen=True, gc=False):
+    """An idle instance is to show that it computes: it gets a batch without items."""
+
+    instance: int
+
+
 class NoInstancesLeft(msgspec.Struct, frozen=True, gc=False):
     """No instance is left and none will be restarted: all waiting requests are rejected."""
 
@@ -117,7 +139,10 @@ class DrainStarted(msgspec.Struct, frozen=True, gc=False):
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """Send these items to this instance as one batch, longest first; ``predicted`` is its duration in seconds."""
+    """Send these items to this instance as one batch, longest first; ``predicted`` is its duration in seconds.
+
+    A batch without items is a probe: the worker computes a sample of its own.
+    """
 
     instance: int
     batch: int
@@ -149,6 +174,15 @@ class ReplaceWorker(msgspec.Struct, frozen=True, gc=False):
 
 
 InstanceChange = InstanceAdded | InstanceRetiring | InstanceRemoved | ChangeStarted | ChangeEnded
+
+
+class InspectWorker(msgspec.Struct, frozen=True, gc=False):
+    """The batch of this instance is overdue: report what its process does with ``WorkerActivity``."""
+
+    instance: int
+    batch: int
+
+
 Event = (
     Arrived
     | Cancelled
@@ -156,11 +190,13 @@ Event = (
     | InstanceLost
     | BatchDone
     | BatchFailed
+    | WorkerActivity
+    | ProbeRequested
     | NoInstancesLeft
     | DrainStarted
     | InstanceChange
 )
-Action = Send | Reject | Finish | ReplaceWorker
+Action = Send | Reject | Finish | ReplaceWorker | InspectWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +208,8 @@ class SchedulerLimits:
     batch, which is how long an interactive item may have to wait for it; short batches spend relatively more on their
     overhead (about 2 ms).
 
-    A batch counts as a hang when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``.
+    A batch is overdue when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``. It counts as a
+    hang then if its worker uses no CPU time, and otherwise after ``busy_hang_seconds`` (``hang_detection``).
     ``max_attempts``: the number of workers that an item is sent to before it fails.
 
     ``fifo_items`` makes FIFO batches of that many items, whatever their lengths and without a budget: for comparison.
@@ -185,5 +222,6 @@ class SchedulerLimits:
     bulk_batch_seconds: float
     hang_factor: float
     hang_seconds: float
+    busy_hang_seconds: float
     max_attempts: int
     fifo_items: int | None = None

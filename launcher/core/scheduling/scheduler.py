@@ -19,7 +19,8 @@ The dispatcher feeds events and carries out the actions; there is no clock and n
   waiting items is sent.
 * The batch that an instance was running when it was lost is retried once, item by item, so that one bad input cannot
   fail the other inputs of its batch. An item that fails twice fails its request.
-* A batch that takes far longer than predicted counts as a hang, and its instance is replaced.
+* A batch that takes far longer than predicted is overdue: its items are offered to other instances, one by one, and the
+  first result counts. Its worker is replaced if it hangs (``hang_detection``).
 
 * Instances and classes can change: a retiring instance finishes its batches, and the items that wait move to the queues
   of the classes that there are.
@@ -37,7 +38,7 @@ from heapq import heapify, heappop, heappush
 from itertools import accumulate, islice
 from math import inf
 
-from launcher.core.cost.cost_model import CostModel, fit, work_of
+from launcher.core.cost.cost_model import CostModel, Work, fit, work_of
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.admission import Admission
 from launcher.core.scheduling.batching import Item, LengthQueue
@@ -53,6 +54,7 @@ from launcher.core.scheduling.events import (
     DrainStarted,
     Event,
     Finish,
+    InspectWorker,
     InstanceAdded,
     InstanceChange,
     InstanceLost,
@@ -62,11 +64,14 @@ from launcher.core.scheduling.events import (
     InstanceSpec,
     NoInstancesLeft,
     Priority,
+    ProbeRequested,
     Reject,
     ReplaceWorker,
     SchedulerLimits,
     Send,
+    WorkerActivity,
 )
+from launcher.core.scheduling.hang_detection import CopyCounts, describe_hang, hangs_after, overdue_after
 from launcher.core.scheduling.instance_state import SCAN_LIMIT, Batch, Group, Instance, group_for, serving_instance
 from launcher.core.scheduling.requests import COMPUTED, SENT, WAITING, Deadlines, Request
 from launcher.core.scheduling.water_filling import SHARE_OVER_OVERHEAD, common_finish
@@ -82,6 +87,7 @@ __all__ = [
     "DrainStarted",
     "Event",
     "Finish",
+    "InspectWorker",
     "InstanceAdded",
     "InstanceLost",
     "InstanceReady",
@@ -90,15 +96,19 @@ __all__ = [
     "InstanceSpec",
     "NoInstancesLeft",
     "Priority",
+    "ProbeRequested",
     "Reject",
     "ReplaceWorker",
     "Scheduler",
     "SchedulerLimits",
     "Send",
+    "WorkerActivity",
 ]
 
 # An instance slower than this fraction of the average leaves an item to a faster one that finishes it earlier.
 SLOW_FRACTION = 0.75
+# A worker that is probed computes a sample of one token.
+PROBE_WORK = Work(1, 1, 1)
 # Keeps a share that should include the last item from missing it by a rounding error.
 ROUNDING = 1 + 1e-9
 
@@ -114,8 +124,10 @@ class Scheduler:
         self._groups_by_class = self._make_groups({spec.length_class for spec in instances})
         self._groups = tuple(self._groups_by_class.values())
         self._instances = {s.id: Instance(s, self._groups_by_class[s.length_class]) for s in instances}
-        # When each running batch counts as a hang: a heap of (time, batch, instance), with stale entries as in leads.
+        # When each running batch is to be checked for a hang: a heap of (time, batch, instance), with stale entries as
+        # in leads.
         self._hangs: list[tuple[float, int, int]] = []
+        self._copies = CopyCounts()
         self._admission = Admission(limits, self._groups)
         self._next_batch = 1
 
@@ -132,32 +144,37 @@ class Scheduler:
             case Cancelled():
                 self._drop_request(event.request)
             case InstanceReady():
-                self._instance_ready(event)
+                self._instance_ready(event, now)
             case InstanceLost():
-                self._instance_lost(event.instance, now, actions)
+                self._instance_lost(event, actions)
             case BatchFailed():
                 self._batch_failed(event, now, actions)
-            case InstanceAdded() | InstanceRetiring() | InstanceRemoved() | ChangeStarted() | ChangeEnded():
-                self._change_instances(event, now, actions)
             case DrainStarted():
                 self._admission.draining = True
+            case WorkerActivity() | ProbeRequested():
+                self._overdue_or_probed(event, now, actions)
             case NoInstancesLeft():
                 self._admission.no_instances = event.reason
                 for request in list(self._requests):
                     self._reject(request, 503, "no_instance", event.reason, actions)
+            case _:
+                self._change_instances(event, now, actions)
         self._expire(now, actions)
         self._dispatch(now, actions)
         return actions
+
+    def _overdue_or_probed(self, event: WorkerActivity | ProbeRequested, now: float, actions: list[Action]) -> None:
+        if isinstance(event, WorkerActivity):
+            self._worker_inspected(event, now, actions)
+        else:
+            self._probe(event.instance, now, actions)
 
     def tick(self, now: float) -> list[Action]:
         """Must be called at ``next_deadline()``."""
         actions: list[Action] = []
         while (hang := self._next_hang()) and now >= hang[0]:
-            instance = self._instances[hang[2]]
-            instance.replaced = True
-            running, expected = now - instance.started, instance.batches[0].predicted
-            reason = f"a batch has been running for {running:.1f} s; {expected:.3f} s were predicted"
-            actions.append(ReplaceWorker(instance.spec.id, reason))
+            heappop(self._hangs)
+            self._check_overdue(self._instances[hang[2]], now, actions)
         self._expire(now, actions)
         self._dispatch(now, actions)
         return actions
@@ -175,7 +192,7 @@ class Scheduler:
         return None if earliest == inf else earliest
 
     def _next_hang(self) -> tuple[float, int, int] | None:
-        """The earliest time at which a running batch counts as a hang."""
+        """The earliest time at which a running batch becomes overdue, or must be inspected again."""
         while self._hangs:
             _, batch, instance_id = self._hangs[0]
             instance = self._instances[instance_id]
@@ -222,8 +239,13 @@ class Scheduler:
         if not count:
             self._finish(event.request, actions)
             return
+        for index in event.suspects:
+            request.attempts[index] = self._limits.max_attempts - 1
+            self._suspects[event.priority].append(Item(event.request, index, event.lengths[index]))
         clocks: dict[int, float] = {}
         for index, length in enumerate(event.lengths):
+            if index in request.attempts:
+                continue
             group = group_for(self._groups, length)
             group.arrived = now
             queue = group.queues[priority]
@@ -267,11 +289,12 @@ class Scheduler:
         """Whether there is an instance with this id."""
         return instance in self._instances
 
-    def _instance_ready(self, event: InstanceReady) -> None:
+    def _instance_ready(self, event: InstanceReady, now: float) -> None:
         instance = self._instances[event.instance]
         if instance.ready:
             raise ValueError(f"instance {event.instance} became ready twice")
         instance.ready, instance.replaced, instance.packed = True, False, event.packed
+        instance.finished = now
         if not instance.retiring:
             instance.group.ready[event.instance] = instance
             instance.group.idle[event.instance] = instance
@@ -280,7 +303,10 @@ class Scheduler:
             instance.cost = CostModel(fit(event.measured), instance.drift)
         instance.update_speed()
 
-    def _instance_lost(self, instance_id: int, now: float, actions: list[Action]) -> None:
+    def _instance_lost(self, event: InstanceLost, actions: list[Action]) -> None:
+        for request in event.dropped:
+            self._drop_request(request)
+        instance_id = event.instance
         instance = self._instances[instance_id]
         instance.ready = False
         instance.group.ready.pop(instance_id, None)
@@ -299,16 +325,28 @@ class Scheduler:
         if batch is None:
             return
         instance = self._instances[event.instance]
-        instance.cost.observe(batch.work, event.seconds)
-        instance.update_speed()
+        if batch.items:  # a probe may compute more than its token, for the shapes that a backend has
+            instance.cost.observe(batch.work, event.seconds)
+            instance.update_speed()
+        if self._copies:
+            self._withdraw_copies(batch)
         for item in batch.items:
             request = self._requests.get(item.request)
-            if request is None:
+            if request is None or request.states[item.index] == COMPUTED:
                 continue
             request.states[item.index] = COMPUTED
             request.remaining -= 1
             if not request.remaining:
                 self._finish(item.request, actions)
+
+    def _withdraw_copies(self, batch: Batch) -> None:
+        """Remove the computed items from the queue if they wait there to be computed a second time."""
+        self._copies.ended(batch.items)
+        if batch.overdue:
+            for priority, suspects in self._suspects.items():
+                done = set(batch.items).intersection(suspects)
+                if done:
+                    self._suspects[priority] = deque(item for item in suspects if item not in done)
 
     def _batch_failed(self, event: BatchFailed, now: float, actions: list[Action]) -> None:
         batch = self._release_batch(event.instance, event.batch, now)
@@ -321,6 +359,7 @@ class Scheduler:
         if not instance.batches or instance.batches[0].id != batch_id:
             return None
         batch = instance.batches.popleft()
+        instance.finished = now
         del instance.group.busy[instance_id]
         if instance.batches:
             self._begin(instance, now)
@@ -333,25 +372,32 @@ class Scheduler:
         instance.started = now
         instance.group.busy[instance.spec.id] = instance
         batch = instance.batches[0].id
-        heappush(self._hangs, (instance.hang_time(self._limits), batch, instance.spec.id))
+        overdue = now + overdue_after(instance.batches[0].predicted, self._limits)
+        heappush(self._hangs, (overdue, batch, instance.spec.id))
         heappush(instance.group.leads, (instance.lead_time(), batch, instance.spec.id))
 
     def _retry(self, batch: Batch, reason: str, actions: list[Action]) -> None:
+        self._copies.ended(batch.items)
         for item in batch.items:
             request = self._requests.get(item.request)
-            if request is None:
+            if request is None or request.states[item.index] == COMPUTED:
                 continue
             attempts = request.attempts[item.index] = request.attempts.get(item.index, 0) + 1
-            if attempts < self._limits.max_attempts:
-                self._requeue_item(item, request)
-            else:
+            if attempts >= self._limits.max_attempts:
                 what = f"input {item.index} failed {attempts} times"
                 self._reject(item.request, 500, "instance_failed", f"{what}; the last time: {reason}", actions)
+            elif request.states[item.index] == SENT and self._may_send_again(item, request):
+                self._requeue_item(item, request)
+
+    def _may_send_again(self, item: Item, request: Request) -> bool:
+        """Whether the attempts so far, and those that still run, leave another one."""
+        return request.attempts.get(item.index, 0) + self._copies.of(item) < self._limits.max_attempts
 
     def _requeue_batch(self, batch: Batch) -> None:
+        self._copies.ended(batch.items)
         for item in batch.items:
             request = self._requests.get(item.request)
-            if request is not None:
+            if request is not None and request.states[item.index] == SENT:
                 self._requeue_item(item, request)
 
     def _requeue_item(self, item: Item, request: Request) -> None:
@@ -374,7 +420,7 @@ class Scheduler:
             case InstanceRetiring():
                 self._instance_retiring(self._instances[event.instance])
             case InstanceRemoved():
-                self._instance_lost(event.instance, now, actions)
+                self._instance_lost(InstanceLost(event.instance), actions)
                 self._instance_removed(event.instance)
             case ChangeStarted():
                 self._admission.changing = True
@@ -429,6 +475,64 @@ class Scheduler:
                 if state == WAITING and index not in request.attempts:
                     queues = group_for(self._groups, length).queues
                     queues[request.priority].push(request.client, Item(id, index, length), request.ranks[index])
+
+    # ------------------------------------------------------------------- hangs
+
+    def _check_overdue(self, instance: Instance, now: float, actions: list[Action]) -> None:
+        """Inspect the worker of an overdue batch, or replace it if it had its time."""
+        batch, running = instance.batches[0], now - instance.started
+        if batch.overdue and running >= hangs_after(batch.predicted, self._limits):
+            self._replace(instance, describe_hang(running, batch.predicted), actions)
+            return
+        if not batch.overdue:
+            batch.overdue = True
+            self._offer_to_others(instance)
+        heappush(self._hangs, (now + overdue_after(batch.predicted, self._limits), batch.id, instance.spec.id))
+        actions.append(InspectWorker(instance.spec.id, batch.id))
+
+    def _offer_to_others(self, instance: Instance) -> None:
+        """Queue the items of an overdue batch a second time, and take back the ready batch, which has not started.
+
+        If the worker computes the ready batch nevertheless, its number is not known any more, and it is dropped.
+        """
+        if len(instance.batches) > 1:
+            self._requeue_batch(instance.batches.pop())
+        for item in instance.batches[0].items:
+            request = self._requests.get(item.request)
+            if request is None or request.states[item.index] != SENT:
+                continue
+            self._copies.offered(item)
+            if self._may_send_again(item, request):
+                request.attempts.setdefault(item.index, 0)  # it is sent alone, and counted among the suspects
+                self._requeue_item(item, request)
+
+    def _worker_inspected(self, event: WorkerActivity, now: float, actions: list[Action]) -> None:
+        instance = self._instances[event.instance]
+        running = bool(instance.batches) and instance.batches[0].id == event.batch
+        if running and event.state != "active" and not instance.replaced:
+            reason = describe_hang(now - instance.started, instance.batches[0].predicted, event)
+            self._replace(instance, reason, actions)
+
+    def _replace(self, instance: Instance, reason: str, actions: list[Action]) -> None:
+        instance.replaced = True
+        actions.append(ReplaceWorker(instance.spec.id, reason))
+
+    def _probe(self, instance_id: int, now: float, actions: list[Action]) -> None:
+        instance = self._instances[instance_id]
+        if instance.ready and not instance.batches and not instance.replaced:
+            predicted = instance.cost.seconds(PROBE_WORK.tokens, PROBE_WORK.pairs)
+            self._append(instance, Batch(self._next_batch, (), PROBE_WORK, predicted, "interactive"), now, actions)
+
+    def responds(self, instance: int) -> bool:
+        """Whether an instance is ready, and its running batch is not overdue."""
+        return self._instances[instance].responds()
+
+    def ages(self, instance: int, now: float) -> tuple[float | None, float | None]:
+        """Seconds since the worker of an instance last finished a batch (or became ready), and since its running batch
+        started; None if it is not ready, or runs none."""
+        state = self._instances[instance]
+        finished = now - state.finished if state.ready else None
+        return finished, now - state.started if state.batches else None
 
     # ---------------------------------------------------------------- requests
 
@@ -494,7 +598,9 @@ class Scheduler:
             self._steal_across_classes(priority, now, actions)
 
     def _send_suspect(self, instance: Instance, suspects: deque[Item], now: float, actions: list[Action]) -> None:
-        self._send(instance, (suspects.popleft(),), now, actions)
+        item = suspects.popleft()
+        self._copies.sent(item)
+        self._send(instance, (item,), now, actions)
 
     def _distribute(self, group: Group, priority: Priority, now: float, actions: list[Action]) -> None:
         """Give each idle instance of a class its share of the waiting work, by predicted seconds."""
@@ -554,7 +660,7 @@ class Scheduler:
         own, gain = instance.cost.seconds(length, pairs), inf
         if priority == "interactive" or not behind.queues["interactive"].count:
             gain = self._earliest_finish(behind, length, pairs, now) - own
-        if gain <= 0 or (behind.ready and group.declines(length, own, instance, now)):
+        if gain <= 0 or (behind.responds() and group.declines(length, own, instance, now)):
             return False
         self._cut(instance, queue, priority, gain + own, now, actions)
         return True
@@ -626,12 +732,16 @@ class Scheduler:
         work = work_of([item.length for item in items], packed=instance.packed)
         predicted = instance.cost.seconds(work.tokens, work.pairs)
         priority = self._requests[items[0].request].priority
-        instance.batches.append(Batch(self._next_batch, items, work, predicted, priority))
+        self._append(instance, Batch(self._next_batch, items, work, predicted, priority), now, actions)
+
+    def _append(self, instance: Instance, batch: Batch, now: float, actions: list[Action]) -> None:
+        """Send a batch: it runs, or is ready to run."""
+        instance.batches.append(batch)
         if len(instance.batches) == 1:
             del instance.group.idle[instance.spec.id]
             self._begin(instance, now)
         instance.group.busy_until = max(instance.group.busy_until, now + instance.seconds_until_free(now))
-        actions.append(Send(instance.spec.id, self._next_batch, items, predicted))
+        actions.append(Send(instance.spec.id, batch.id, batch.items, batch.predicted))
         self._next_batch += 1
 
     # -------------------------------------------------------------- inspection
@@ -669,22 +779,26 @@ class Scheduler:
             assert serves == (instance.speed > 0)
             assert any(instance.group is group for group in self._groups), f"{instance.spec}: its class has no queue"
             for batch in instance.batches:
-                assert batch.items, "an empty batch"
                 lengths = [item.length for item in batch.items]
                 assert lengths == sorted(lengths, reverse=True), "a batch is not sorted"
-                unbound = len(lengths) == 1 or self._limits.fifo_items
+                unbound = len(lengths) <= 1 or self._limits.fifo_items
                 assert unbound or batch.work.tokens <= self._limits.batch_tokens, "a batch exceeds its token budget"
                 sent += [(i.request, i.index) for i in batch.items]
                 requests = [self._requests[i.request] for i in batch.items if i.request in self._requests]
                 assert {request.priority for request in requests} <= {batch.priority}, "a batch mixes priorities"
-                short = len(lengths) == 1 or batch.predicted <= self._limits.bulk_batch_seconds
+                short = len(lengths) <= 1 or batch.predicted <= self._limits.bulk_batch_seconds
                 assert short or batch.priority == "interactive", "a bulk batch is long"
-        assert len(sent) == len(set(sent)), "an item is in two batches"
-        live_sent = {place for place in sent if place[0] in self._requests}
+        copied = self._copies.check(sent)
+        single = [place for place in sent if place not in copied]
+        assert len(single) == len(set(single)), "an item is in two batches"
+        live_sent = {place for place in single if place[0] in self._requests}
         for request_id, request in self._requests.items():
             assert request.remaining == sum(s != COMPUTED for s in request.states) > 0
             for index, state in enumerate(request.states):
-                assert (state == SENT) == ((request_id, index) in live_sent), "an item's state contradicts its batch"
+                if (request_id, index) not in copied:
+                    assert (state == SENT) == ((request_id, index) in live_sent), (
+                        "an item's state contradicts its batch"
+                    )
         self._check_waiting()
         for group in self._groups:
             speeds = sum(instance.speed for instance in group.ready.values())

@@ -230,6 +230,7 @@ def simulate(
         bulk_batch_seconds=math.inf,
         hang_factor=1.0,
         hang_seconds=math.inf,
+        busy_hang_seconds=math.inf,
         max_attempts=1,
     )
     return _Simulation(Scheduler(instances, limits), instances, basis).run(arrivals)

@@ -39,7 +39,7 @@ _encode = msgspec.json.Encoder().encode
 def create_app(services: Services, families: Sequence[FamilyFactory] = FAMILIES) -> Starlette:
     """The application that serves ``families``. Raises ``ValueError`` if two of them have the same route."""
     options = services.options
-    served = [family(services) for family in families]
+    served = [one for family in families if (one := family(services)).routes]
     memory = BodyMemory(max(options.total_body_bytes, options.body_bytes), options.body_bytes)
     inference: dict[str, ASGIApp] = {}
     routes: list[_FamilyRoute] = []

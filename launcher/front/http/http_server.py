@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp
 
 from launcher.front.http.closing import is_readable, refuse_new_connections
 from launcher.front.http.connection import LimitedHttpProtocol
+from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
 
 # How often all connections are checked for slow clients, so that requests do not pay for a timer.
@@ -55,13 +57,23 @@ class HttpServer:
     """Serves ``app`` on ``sock``, a bound socket, which it owns from then on.
 
     A client that does not send the rest of a request within ``options.request_seconds`` is disconnected; this is
-    checked every ``sweep_seconds``.
+    checked every ``sweep_seconds``. Connections over ``max_connections`` are refused.
     """
 
     def __init__(
-        self, app: ASGIApp, sock: socket.socket, options: FrontOptions, *, sweep_seconds: int = SWEEP_SECONDS
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        options: FrontOptions,
+        *,
+        sweep_seconds: int = SWEEP_SECONDS,
+        max_connections: float = math.inf,
     ) -> None:
-        protocol: Any = partial(LimitedHttpProtocol, options=options)
+        self.refused = 0
+        self._max_connections = max_connections
+        self._lingering: set[RefusedConnection] = set()
+        self._make_connection = partial(LimitedHttpProtocol, options=options)
+        protocol: Any = self._accepted
         config = uvicorn.Config(
             app,
             loop="none",
@@ -81,6 +93,18 @@ class HttpServer:
         self._sock = sock
         self._stopped: anyio.Event | None = None
 
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self._server.server_state.connections)
+
+    def _accepted(self, **arguments: Any) -> asyncio.Protocol:
+        """The protocol of a connection that was accepted."""
+        if self.connections < self._max_connections:
+            return self._make_connection(**arguments)
+        self.refused += 1
+        return RefusedConnection(self._lingering, int(self._max_connections))
+
     async def run(self) -> None:
         """Serve; returns after ``stop``."""
         self._stopped = anyio.Event()
@@ -96,8 +120,7 @@ class HttpServer:
 
     def reconfigure(self, options: FrontOptions) -> None:
         """Use these limits for connections that are accepted from now on."""
-        protocol: Any = partial(LimitedHttpProtocol, options=options)
-        self._server.config.http_protocol_class = protocol
+        self._make_connection = partial(LimitedHttpProtocol, options=options)
 
     async def stop(self, seconds: float) -> None:
         """Answer those who have connected, stop accepting connections, close idle ones, and wait until all requests are

@@ -52,9 +52,10 @@ INFERENCE_ERRORS: Mapping[int, str] = {
     408: "The body is sent too slowly.",
     413: "The body or the number of inputs exceeds a limit, or their predicted time does; do not retry.",
     415: "The body is not plain application/json.",
+    422: "Two workers were lost while they computed an input; it is quarantined.",
     429: "The client has too much queued, or the server is overloaded; retry after the time in Retry-After.",
     500: "The inputs could not be computed, in two attempts.",
-    503: "No instance is ready, or the server is shutting down.",
+    503: "No instance is ready, the server is shutting down, or memory is short.",
     504: "The deadline cannot be met (refused at once), or passed while inputs were queued.",
 }
 
@@ -102,6 +103,7 @@ class InferenceHandler(Generic[Body]):
         self._metrics = services.metrics
         self._bulk_lock = services.bulk_lock
         self._body_memory = context.body_memory
+        self._memory_gate = services.memory_gate
         self._reader = BodyReader(self._options, context.body_memory)
         self._decoder: BodyDecoder[Body] = BodyDecoder(body_type)
         self._large: LargeBodyDecoder[Body] = LargeBodyDecoder(
@@ -161,6 +163,8 @@ class InferenceHandler(Generic[Body]):
 
     async def _answer(self, scope: Scope, receive: Receive, client: str) -> tuple[bytes, Headers]:
         arrived = self._dispatcher.now()
+        if self._memory_gate.reason is not None:
+            raise BodyNotRead(self._memory_gate.reason, status=503, code="memory_short", retry_after=1.0)
         raw = await self._reader.read(scope, receive, client)
         try:
             asked = parse_request_headers(scope["headers"])

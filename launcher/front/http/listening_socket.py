@@ -20,10 +20,11 @@ def listen(front: FrontOptions) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((front.host, front.port))
         sock.listen(front.backlog)
-    except OSError as error:
+    except (OSError, TypeError, UnicodeError) as error:  # the latter two for a host that no name can be
         sock.close()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UsageError(
-            f"cannot listen on {front.host} port {front.port}: {error.strerror or error}; "
+            f"cannot listen on {front.host} port {front.port}: {reason}; "
             "use another --port (0 picks a free one) or --host, or stop the program that uses it"
         ) from error
     sock.setblocking(False)

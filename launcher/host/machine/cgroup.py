@@ -8,7 +8,6 @@ group and its mount is read and the lowest limit applies. Formats: ``cgroups(7)`
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TypeVar
 from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.machine.topology import Limits
 from launcher.host.machine.file_tree import Tree, decimal
+from launcher.pinning import allowed_cpus
 
 Amount = TypeVar("Amount", int, float)
 
@@ -94,7 +94,7 @@ def read_bounds(tree: Tree) -> Bounds:
     status = _status(tree)
     affinity = _mask(status.get("Cpus_allowed_list"))
     if tree.live:
-        affinity = tuple(sorted(os.sched_getaffinity(0)))
+        affinity = allowed_cpus()
     allowed = _mask(status.get("Mems_allowed_list"))
     nodes = [set(part) for part in (mems, allowed) if part is not None]
     limits = Limits(

@@ -7,7 +7,6 @@ with a root other than ``/``, no fact of the machine this runs on is used. Forma
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from launcher.host.machine.cgroup import read_bounds
 from launcher.host.machine.file_tree import Tree, decimal
 from launcher.host.machine.processor import meminfo, read_memory, read_processor
 from launcher.options.choices import IsolatedPolicy
+from launcher.pinning import allowed_cpus
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"
@@ -86,7 +86,7 @@ def _present_and_online(tree: Tree, mask: tuple[int, ...] | None) -> tuple[tuple
         online = tuple(cpu for cpu in folders if tree.text(f"{CPU}/cpu{cpu}/online") != "0")
     if not online and tree.live:
         # Some sandboxes have no /sys at all.
-        online = tuple(sorted(os.sched_getaffinity(0)))
+        online = allowed_cpus()
         tree.anomalies.add(
             "cpus known only from the affinity mask, because /sys has no data; each is treated as a core: {}",
             f"cpus {format_cpu_list(online)}",

@@ -38,7 +38,10 @@ def main(words: Sequence[str]) -> int:
         return _fail("no program after --", EXIT_USAGE)
     try:
         if "--parent" in options:
-            pinning.die_with_parent()
+            try:
+                pinning.die_with_parent()
+            except MachineError as error:  # a sandbox: the launcher kills the program, unless it is killed itself
+                print(f"launch run: warning: {error}", file=sys.stderr)
             if os.getppid() != int(options["--parent"]):
                 return _fail("the launcher has exited", EXIT_MACHINE)  # before the death signal was set
         if "--cpus" in options:

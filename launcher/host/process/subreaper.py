@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher.core.lifecycle.program import exit_code
+from launcher.errors import MachineError
+from launcher.host.log import write_line
 from launcher.pinning import adopt_orphans
 from launcher.signal_sets import TERMINAL_STOPS, UNUSED_SIGNALS
 
@@ -41,9 +43,13 @@ def fork_subreaper() -> int:
     """Returns only in the child: a descriptor that reads end-of-file when the subreaper is gone.
 
     The parent never returns; it exits with the child's status once the child has exited and no descendant is left. Must
-    be called before any thread exists. Raises ``MachineError`` if orphans cannot be adopted.
+    be called before any thread exists. In a sandbox in which orphans cannot be adopted, daemons of the programs may
+    survive; a warning says so.
     """
-    adopt_orphans()
+    try:
+        adopt_orphans()
+    except MachineError as error:
+        write_line(f"launch: warning: {error}, so what the programs start in the background may outlive them")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     lifeline, write_end = os.pipe()  # not inherited by programs
@@ -63,7 +69,8 @@ def fork_subreaper() -> int:
         _reap_until_exit(child, forwarded)
     os.setpgid(0, 0)
     os.close(write_end)
-    adopt_orphans()
+    with contextlib.suppress(MachineError):  # reported above
+        adopt_orphans()
     if signal.SIGINT in forwarded:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop installs its handler: no traceback
     signal.pthread_sigmask(signal.SIG_SETMASK, before)

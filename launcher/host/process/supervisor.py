@@ -44,7 +44,7 @@ from launcher.core.lifecycle.worker import (
     step,
     timeout_event,
 )
-from launcher.errors import InstanceError
+from launcher.errors import InstanceError, ResourceShortageError
 from launcher.host.process.spawn_worker import Launch, Worker, start
 from launcher.options import SuperviseOptions
 
@@ -201,7 +201,10 @@ class Supervisor:
     async def _watch(self, worker: Worker) -> None:
         # A worker that nobody waits for becomes a zombie, so this is shielded: `run` kills, then this returns.
         with anyio.CancelScope(shield=True):
-            description = await worker.wait()
+            try:
+                description = await worker.wait()
+            except OSError as error:  # its output or its exit cannot be watched; it has been killed and reaped
+                description = f"killed, because it could not be watched: {error}"
         del self._workers[worker.instance]
         self._post(worker.instance, Exited(description), worker.pid)
 
@@ -248,8 +251,13 @@ class Supervisor:
         elif isinstance(action, Kill):
             self._workers[instance].kill(action.reason)
         elif isinstance(action, AnnounceRestart):
-            message = "restarts on the same cores in %.1f s (consecutive failure %d)"
-            _log(logging.WARNING, status, "restarting", message, action.delay, action.failures)
+            if status.shortages:
+                _log(
+                    logging.WARNING, status, "restarting", "another attempt to start it follows in %.1f s", action.delay
+                )
+            else:
+                message = "restarts on the same cores in %.1f s (consecutive failure %d)"
+                _log(logging.WARNING, status, "restarting", message, action.delay, action.failures)
             self._listener.restarting(instance, action.delay)
         elif isinstance(action, AnnounceFailure):
             _log(logging.ERROR, status, "failed", "failed and will not be restarted: %s", action.reason)
@@ -260,7 +268,7 @@ class Supervisor:
         try:
             worker = start(self._launches[instance])
         except InstanceError as error:
-            self._inbox.appendleft((instance, SpawnFailed(str(error)), None))
+            self._inbox.appendleft((instance, SpawnFailed(str(error), isinstance(error, ResourceShortageError)), None))
             return
         self._workers[instance] = worker
         # First in the queue: events that arrived meanwhile refer to an instance with this process.
@@ -273,7 +281,8 @@ class Supervisor:
             _log(logging.INFO, after, "started", "started as pid %d", event.pid)
             self._listener.started(after.instance, event.pid, self._workers[after.instance].sock)
         elif isinstance(event, SpawnFailed):
-            _log(logging.ERROR, after, "spawn_failed", "%s", event.reason)
+            level = logging.WARNING if after.shortages else logging.ERROR
+            _log(level, after, "spawn_failed", "%s", event.reason)
         elif isinstance(event, BecameReady):
             _log(logging.INFO, after, "ready", "ready after %.1f s", now - before.since)
         elif isinstance(event, BecameUnhealthy | FailedPermanently) and before.pid is not None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from launcher.core.planning.length_classes import LengthClass
+from launcher.core.scheduling.events import ActivityState
 from launcher.core.scheduling.scheduler import (
     Action,
     Arrived,
@@ -18,14 +19,17 @@ from launcher.core.scheduling.scheduler import (
     DrainStarted,
     Event,
     Finish,
+    InspectWorker,
     InstanceLost,
     InstanceReady,
     InstanceSpec,
     NoInstancesLeft,
+    ProbeRequested,
     Reject,
     ReplaceWorker,
     Scheduler,
     Send,
+    WorkerActivity,
 )
 from tests.scheduling import limits
 
@@ -299,8 +303,11 @@ def test_a_hanging_instance_is_replaced_once() -> None:
     (send,) = sends(scheduler.handle(Arrived(1, (8,)), 0.0))
     deadline = scheduler.next_deadline()
     assert deadline is not None
-    assert deadline >= 30.0
-    assert [type(a) for a in scheduler.tick(deadline)] == [ReplaceWorker]
+    assert deadline >= 1.0
+    assert scheduler.tick(deadline) == [InspectWorker(0, send.batch)]
+    stopped = WorkerActivity(0, send.batch, "stopped")
+    assert [type(a) for a in scheduler.handle(stopped, deadline + 0.1)] == [ReplaceWorker]
+    assert scheduler.handle(stopped, deadline + 0.2) == []
     assert scheduler.tick(deadline + 1) == []
     assert scheduler.next_deadline() is None
     scheduler.handle(InstanceLost(0), deadline + 2)
@@ -440,6 +447,7 @@ class Histories(RuleBasedStateMachine):
         self.scheduler = Scheduler(specs, limits(60, 256))
         self.ready: set[int] = set()
         self.hanging: set[int] = set()
+        self.overdue: dict[int, int] = {}
         self.running: dict[int, list[Send]] = {i: [] for i in range(count)}
         self.open: dict[int, int] = {}
         self.deadlines: dict[int, float] = {}
@@ -471,6 +479,8 @@ class Histories(RuleBasedStateMachine):
                     assert action.request in self.deadlines, "it never had a deadline"
                     unreachable = action.code == "deadline_unreachable"
                     assert unreachable == (self.now < self.deadlines[action.request])
+            elif isinstance(action, InspectWorker):
+                self.overdue[action.instance] = action.batch
             else:
                 self.hanging.add(action.instance)
 
@@ -516,6 +526,18 @@ class Histories(RuleBasedStateMachine):
         self.ready.remove(instance)
         self.running[instance] = []
         self.feed(InstanceLost(instance))
+
+    @precondition(lambda self: self.overdue)
+    @rule(data=st.data(), state=st.sampled_from(["stopped", "inactive", "active"]))
+    def inspect(self, data: st.DataObject, state: ActivityState) -> None:
+        instance = data.draw(st.sampled_from(sorted(self.overdue)))
+        self.feed(WorkerActivity(instance, self.overdue.pop(instance), state))
+        self.lose_hanging()
+
+    @precondition(lambda self: self.ready)
+    @rule(data=st.data())
+    def probe(self, data: st.DataObject) -> None:
+        self.feed(ProbeRequested(data.draw(st.sampled_from(sorted(self.ready)))))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())

@@ -141,7 +141,9 @@ _BEGUN = ResponseSpec("The change has begun, because wait is false.", ChangeRepo
 
 
 def family(services: Services) -> ApiFamily:
-    """The routes for administrators."""
+    """The routes for administrators; none if the server has no administration."""
+    if services.administration is None:
+        return ApiFamily("administration", ())
     admin = Admin(services)
     return ApiFamily(
         "administration",
