@@ -54,3 +54,11 @@ def default_signals_in_children() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_registry() -> Iterator[None]:
+    """Servers of tests share cores: several run at a time on a small machine, next to those of other sessions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAUNCH_REGISTRY", "off")
+        yield

@@ -33,6 +33,12 @@ class EngineKeywords(TypedDict, total=False):
     strict: bool
     """Fail if an instance cannot be bound exactly as planned. Default: False."""
 
+    shared_cores: bool
+    """Also use cores that other launchers have claimed. Default: False."""
+
+    name: str | None
+    """Name for launch ps and launch stop (default: from model and port). Default: None."""
+
     isolated: Literal["auto", "use", "avoid"]
     """Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others. Default: auto."""
 

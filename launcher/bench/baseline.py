@@ -22,7 +22,9 @@ def run_baseline(model_info: ModelInfo, workload: Workload, batch: int) -> dict[
     Raises ``UsageError`` for models that this script cannot run.
     """
     if model_info.shape is not None or model_info.task != "embed":
-        raise UsageError(f"--model {model_info.asked}: must be demo, or an embedding model in a folder or on the Hub")
+        raise UsageError(
+            f"--model {model_info.requested}: must be demo, or an embedding model in a folder or on the Hub"
+        )
 
     tolerate_absence()
     import torch

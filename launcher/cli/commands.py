@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launcher.cli import bench, config, ctl, doctor, run, serve, topology
+from launcher.cli import bench, config, ctl, doctor, ps, run, serve, stop, topology
 from launcher.cli.flags import Command, add_command, keep_text, without_metavars
-from launcher.options.definitions import ADMINISTRATION, HTTP, LIMITS, SUPERVISION
+from launcher.options.definitions import ACCESS, ADMINISTRATION, CONNECTIONS, HTTP, LIMITS, SUPERVISION
 
 DEFAULT_COMMAND = "serve"
 
@@ -55,7 +55,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 COMMANDS = (
     Command(serve.serve, "launch --model demo --instances 4 --port 8000"),
     Command(
-        topology.topology, "launch topology --instances 4 --svg plan.svg", (HTTP, ADMINISTRATION, LIMITS, SUPERVISION)
+        topology.topology,
+        "launch topology --instances 4 --svg plan.svg",
+        (HTTP, CONNECTIONS, ACCESS, ADMINISTRATION, LIMITS, SUPERVISION),
     ),
     Command(
         run.run,
@@ -63,6 +65,8 @@ COMMANDS = (
         settings={"allow_interspersed_args": False},
     ),
     Command(doctor.doctor, "launch doctor --json"),
+    Command(ps.ps, "launch ps --json"),
+    Command(stop.stop, "launch stop demo-8000"),
     Command(config.config, "launch config --instances 4 > launch.toml"),
 )
 BENCH_COMMANDS = (

@@ -475,8 +475,9 @@ class InferenceEngine:
             raise UsageError(NOT_RUNNING)
         if configuration.model_info != self.model_info:
             raise UsageError(
-                f"the model cannot be changed while the server runs: it serves {self.model_info.asked}, and the new "
-                f"configuration has {configuration.model_info.asked} or other settings of it; restart the server"
+                f"the model cannot be changed while the server runs: it serves {self.model_info.requested}, and the "
+                f"new configuration has {configuration.model_info.requested} or other settings of it; restart "
+                "the server"
             )
 
     async def _carry_out(
@@ -667,7 +668,7 @@ class InferenceEngine:
             "draining": self._draining,
             "model": {
                 "name": model_info.name,
-                "asked": model_info.asked,
+                "requested": model_info.requested,
                 "task": model_info.task,
                 "architecture": model_info.architecture,
                 "max_length": model_info.max_length,

@@ -163,6 +163,9 @@ class FrontMetrics:
             "Requests answered with 504: refused because the deadline was unreachable, or expired in the queue.",
             ("priority", "kind"),
         )
+        self.unauthorized = CounterFamily(
+            registry, "launcher_unauthorized_requests", "Requests refused with 401: without a valid API key.", ()
+        ).labels()
         self._missed = {(p, code): missed.labels(p, kind) for p in PRIORITIES for code, kind in MISSES.items()}
         stages = HistogramFamily(
             registry,

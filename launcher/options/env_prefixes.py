@@ -1,4 +1,4 @@
-"""Prefixes of environment variables. Separate and without imports, so that ``core`` can use them."""
+"""Names and prefixes of environment variables. Separate and without imports, so that ``core`` can use them."""
 
 # Options: LAUNCH_PORT.
 OPTION_PREFIX = "LAUNCH_"
@@ -6,6 +6,10 @@ OPTION_PREFIX = "LAUNCH_"
 # programs may be ``launch``.
 RUN_PREFIX = "LAUNCH_RUN_"
 
-# Not an option, because it must not be a flag or a key: a flag is visible in the list of processes, and the output of
+# Not options, because they must not be flags or keys: a flag is visible in the list of processes, and the output of
 # ``launch config`` would contain the key.
 ADMIN_KEY_VARIABLE = OPTION_PREFIX + "ADMIN_KEY"
+API_KEY_VARIABLE = OPTION_PREFIX + "API_KEY"
+# Where launchers on this machine register their cores. Not an option, because all commands and the Python API must
+# agree about it.
+REGISTRY_VARIABLE = OPTION_PREFIX + "REGISTRY"

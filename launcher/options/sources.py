@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from launcher.errors import UsageError
-from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE, OPTION_PREFIX, RUN_PREFIX
+from launcher.options.env_prefixes import (
+    ADMIN_KEY_VARIABLE,
+    API_KEY_VARIABLE,
+    OPTION_PREFIX,
+    REGISTRY_VARIABLE,
+    RUN_PREFIX,
+)
 from launcher.options.option import Option, options_of
 from launcher.options.values import build, convert, nearest, parse
 
@@ -20,6 +26,7 @@ Root = TypeVar("Root")
 Source = Literal["flag", "environment", "file", "default"]
 
 CONFIG_VARIABLE = OPTION_PREFIX + "CONFIG"
+_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, REGISTRY_VARIABLE})
 
 # Variables that Kubernetes sets in every container for a Service whose name begins with "launch".
 _SERVICE_VARIABLE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
@@ -139,7 +146,7 @@ def _from_file(file: ConfigFile, known: Mapping[str, Option]) -> Iterator[tuple[
 
 
 def _warnings(environment: Mapping[str, str], known: Mapping[str, Option]) -> Iterator[str]:
-    variables = {option.variable for option in known.values()} | {CONFIG_VARIABLE, ADMIN_KEY_VARIABLE}
+    variables = {option.variable for option in known.values()} | _OTHER_VARIABLES
     for name, value in sorted(environment.items()):
         if not name.startswith(OPTION_PREFIX) or name in variables or name.startswith(RUN_PREFIX):
             continue

@@ -26,6 +26,7 @@ from launcher.errors import MachineError, UsageError
 from launcher.host.log import write_line
 from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
+from launcher.prepare.claims import prepare_report
 from launcher.prepare.exported import export_text
 from launcher.prepare.machine import load_machine
 from launcher.prepare.prepared_instances import Prepared
@@ -45,7 +46,10 @@ def show(options: ServeOptions, wanted: ReportOptions) -> None:
         write_machine_file(wanted.save, machine)
         _say(f"wrote the machine ({len(machine.cores)} usable cores) to {wanted.save}")
     try:
-        prepared = prepare_workers(options, model_needed=False, machine=machine)
+        prepared = prepare_report(
+            options.machine,
+            lambda claims: prepare_workers(options, model_needed=False, machine=machine, claims=claims),
+        )
     except MachineError as error:  # the machine shows why
         _print_machine(machine, str(error), as_json=wanted.json)
         raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from launcher.core.lifecycle.change import Order
 from launcher.core.machine.topology import Machine
+from launcher.core.planning.claims import Claim
 from launcher.engine.configuration import Configuration, configure
 from launcher.engine.inference_engine import InferenceEngine
 from launcher.engine.rolling_change import ChangeResult
@@ -27,9 +28,12 @@ from launcher.front.http.app import create_app
 from launcher.front.http.http_server import HttpServer
 from launcher.front.http.services import Services
 from launcher.host.process.spawn_worker import masked
+from launcher.host.registry import Held
 from launcher.options import MachineOptions, ServeOptions
 from launcher.options.option import options_of
 from launcher.options.values import convert
+from launcher.prepare.claims import Holder, Prepare, prepare_and_claim
+from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 
 log = logging.getLogger("launcher.serve")
@@ -38,13 +42,41 @@ log = logging.getLogger("launcher.serve")
 _INSTANCES = ("instances", "cores_per_instance", "classes")
 
 
+class CoreClaim:
+    """The claim of a server's cores, which follows its plan. Without a holder, no cores are claimed."""
+
+    def __init__(self, holder: Holder | None = None, held: Held | None = None) -> None:
+        self._holder = holder
+        self._held = held or Held()
+
+    def prepare(self, options: MachineOptions, prepare: Prepare) -> tuple[Prepared, Held]:
+        """Another plan, for the cores that no other launcher has claimed, and its claim. Raises ``LauncherError``."""
+        if self._holder is None:
+            return prepare(()), Held()
+        return prepare_and_claim(options, self._holder, prepare, self._held)
+
+    def settle(self, held: Held, *, taken: bool) -> None:
+        """The other plan was ``taken`` or not: release the claim that is no longer needed."""
+        released, self._held = (self._held, held) if taken else (held, self._held)
+        released.release()
+
+    def __enter__(self) -> CoreClaim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.release()
+
+
 class EngineActions:
     """See ``front.http.admin_access.AdminActions``."""
 
-    def __init__(self, engine: InferenceEngine, mask: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, engine: InferenceEngine, mask: tuple[int, ...] | None = None, claim: CoreClaim | None = None
+    ) -> None:
         """``mask`` is the affinity to probe bindings with if the front has bound itself."""
         self._engine = engine
         self.mask = mask
+        self._claim = claim or CoreClaim()
         self._running: asyncio.Task[ChangeResult] | None = None
 
     async def restart(self, *, wait: bool) -> Mapping[str, Any]:
@@ -54,25 +86,41 @@ class EngineActions:
     async def plan(self, options: Mapping[str, object], order: Order, *, wait: bool) -> Mapping[str, Any]:
         """Change to the plan for these options of the command line, for the machine that the server started on."""
         try:
-            configuration = await self.configuration(options)
+            configuration, held = await self.configuration(options)
         except LauncherError as error:
             raise RequestError(str(error), status=400, code="plan_not_possible") from error
-        return await self._run(self._engine.apply(configuration, order=order), wait)
+        return await self._run(self.apply(configuration, held, order), wait)
+
+    async def apply(self, configuration: Configuration, held: Held, order: Order) -> ChangeResult:
+        """Change to a configuration, whose cores are claimed as ``held``. Raises as ``InferenceEngine.apply``."""
+        taken = False
+        try:
+            result = await self._engine.apply(configuration, order=order)
+            taken = result.state == "new"
+            return result
+        finally:
+            self._claim.settle(held, taken=taken)
 
     def change(self) -> Mapping[str, Any] | None:
         """The change in progress, or else the last one."""
         return self._engine.change_status()
 
-    async def configuration(self, given: Mapping[str, object], machine: Machine | None = None) -> Configuration:
+    async def configuration(
+        self, given: Mapping[str, object], machine: Machine | None = None
+    ) -> tuple[Configuration, Held]:
         """The configuration that follows from the present one with these options, for ``machine`` or, by default, for
-        the one that the present plan was made for. Raises ``LauncherError``."""
+        the one that the present plan was made for; and the claim of its cores. Raises ``LauncherError``."""
         now = self._engine.configuration
         wanted = replace(now.options, machine=_changed(now.options.machine, given))
         return await anyio.to_thread.run_sync(self._prepare, wanted, machine or now.prepared.machine)
 
-    def _prepare(self, options: ServeOptions, machine: Machine) -> Configuration:
+    def _prepare(self, options: ServeOptions, machine: Machine) -> tuple[Configuration, Held]:
+        def prepare(claims: Sequence[Claim]) -> Prepared:
+            return prepare_workers(options, model_needed=True, machine=machine, claims=claims)
+
         with masked(self.mask):
-            return configure(options, prepare_workers(options, model_needed=True, machine=machine))
+            prepared, held = self._claim.prepare(options.machine, prepare)
+        return configure(options, prepared), held
 
     async def _run(self, change: Coroutine[Any, Any, ChangeResult], wait: bool) -> Mapping[str, Any]:
         task = asyncio.create_task(change, name="launcher change")

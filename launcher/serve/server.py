@@ -10,8 +10,11 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import socket
+import ssl
 from dataclasses import dataclass
+from pathlib import Path
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,18 +26,22 @@ from launcher.errors import ChangeInProgressError, InstanceError, LauncherError
 from launcher.front.http.admin_access import Administration, load_admin_access
 from launcher.front.http.admin_socket import admin_socket
 from launcher.front.http.app import Services, create_app
+from launcher.front.http.authentication import ApiKeys, load_api_keys
+from launcher.front.http.cors import check_origins
 from launcher.front.http.http_server import HttpServer
-from launcher.front.http.listening_socket import listen
+from launcher.front.http.listening_socket import address_of, listening
+from launcher.front.http.tls import load_tls, reload_certificate
 from launcher.front.metrics import FrontMetrics
 from launcher.front.token_id_decoder import TokenIdDecoder, load_decoder
 from launcher.host import log as logs
-from launcher.options import ServeOptions
-from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE
+from launcher.options import FrontOptions, ServeOptions
+from launcher.options.env_prefixes import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE
 from launcher.options.sources import ConfigurationSources
+from launcher.prepare.claims import Holder, prepare_and_claim
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
-from launcher.serve.administration import AdminParts, AdminServer, EngineActions
+from launcher.serve.administration import AdminParts, AdminServer, CoreClaim, EngineActions
 from launcher.serve.memory_watch import MemoryWatch
 from launcher.serve.process_setup import (
     bind_front,
@@ -55,6 +62,23 @@ CHANGE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect: the API keys and the TLS context; None: not required."""
+
+    api_keys: ApiKeys | None = None
+    tls: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerParts:
+    """Who may connect, the administration, and the claim of the cores."""
+
+    access: Access
+    admin: AdminParts
+    claim: CoreClaim
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessContext:
     """What this process was started with, besides its options.
 
@@ -64,7 +88,7 @@ class ProcessContext:
 
     signals: SignalInbox
     manager: ServiceManager
-    admin: AdminParts
+    parts: ServerParts
     configuration: ConfigurationSources | None = None
     mask: tuple[int, ...] | None = None
     id_decoder: TokenIdDecoder | None = None
@@ -78,18 +102,22 @@ def run(options: ServeOptions, configuration: ConfigurationSources | None = None
     raise_descriptor_limit()
     front = options.front
     id_decoder = load_decoder(front.token_ids, text_characters=front.text_characters)
-    sock = listen(options.front)
-    with sock:
-        admin_access = load_admin_access(front.admin_key_file, os.environ)
+    access = load_access(front)
+    admin_access = load_admin_access(front.admin_key_file, os.environ)
+    with listening(front) as sock:
+        holder = _holder(options, address_of(sock, tls=access.tls is not None))
         try:
-            prepared = prepare_workers(options, model_needed=True)
+            prepared, held = prepare_and_claim(
+                options.machine, holder, lambda claims: prepare_workers(options, model_needed=True, claims=claims)
+            )
         except StoppedAtStart:
             log.info("stopped before an instance was started", extra={"event": "ended"})
             raise
-        os.environ.pop(ADMIN_KEY_VARIABLE, None)  # workers inherit the environment
+        for secret in (ADMIN_KEY_VARIABLE, API_KEY_VARIABLE):
+            os.environ.pop(secret, None)  # workers inherit the environment and need no keys
         mask = bind_front(prepared, strict=options.machine.strict)
-        with admin_socket(front.admin_socket, sock.getsockname()[1], os.environ) as admin:
-            parts = AdminParts(admin_access, admin)
+        with CoreClaim(holder, held) as claim, admin_socket(front.admin_socket, _end_of(sock), os.environ) as admin:
+            parts = ServerParts(access, AdminParts(admin_access, admin), claim)
             context = ProcessContext(signals, manager, parts, configuration, mask, id_decoder)
             server = Server(options, prepared, sock, context)
             signals.hold()
@@ -97,6 +125,25 @@ def run(options: ServeOptions, configuration: ConfigurationSources | None = None
     signals.finish(server.failure.exit_code if server.failure else 0)
     if server.failure:
         raise server.failure
+
+
+def _holder(options: ServeOptions, address: str) -> Holder:
+    """How other launchers see this one; the default name has the end of the address: ``demo-8000``."""
+    model = options.model.model
+    end = re.split(r"[:/]", address)[-1]
+    return Holder("serve", f"{Path(model).name}-{end}", address, model)
+
+
+def _end_of(sock: socket.socket) -> int | str:
+    """What distinguishes the address from those of other servers of this user: the port, or the name of the socket."""
+    name = sock.getsockname()
+    return Path(name).stem if sock.family == socket.AF_UNIX else int(name[1])
+
+
+def load_access(front: FrontOptions) -> Access:
+    """Read keys and certificates. Raises ``UsageError``."""
+    check_origins(front.cors_origin)
+    return Access(load_api_keys(front.api_key_file, os.environ), load_tls(front))
 
 
 class Server:
@@ -107,9 +154,10 @@ class Server:
         self._prepared = prepared
         self._context = context
         self._manager = context.manager
+        self._access, admin = context.parts.access, context.parts.admin
         self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=context.mask), self)
         self._mask = context.mask
-        self._actions = EngineActions(engine, context.mask)
+        self._actions = EngineActions(engine, context.mask, context.parts.claim)
         gate = MemoryGate(options.front.memory_reserve)
         self._memory = MemoryWatch(gate, engine.metrics)
         services = Services(
@@ -123,15 +171,16 @@ class Server:
             probe=engine.probe,
             metrics=engine.metrics,
             id_decoder=context.id_decoder,
-            administration=Administration(self._actions, context.admin.access),
+            api_keys=self._access.api_keys,
+            administration=Administration(self._actions, admin.access),
             memory_gate=gate,
         )
         maximum = connections_of_process(options.front.connections, len(prepared.plan.instances))
-        self._http = HttpServer(create_app(services), sock, options.front, max_connections=maximum)
-        self._admin = AdminServer(services, context.admin.socket)
+        app, tls = create_app(services), self._access.tls
+        self._http = HttpServer(app, sock, options.front, max_connections=maximum, tls=tls)
+        self._admin = AdminServer(services, admin.socket)
         self._watch_resources(engine.metrics)
-        host, port = sock.getsockname()[:2]
-        self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._address = address_of(sock, tls=tls is not None)
         self._group: TaskGroup | None = None
         self._draining = self._reloading = self._reload_again = False
         self._ignored: set[int] = set()
@@ -141,6 +190,13 @@ class Server:
     def failure(self) -> LauncherError | None:
         """Why the server stopped without a signal, or None."""
         return self._engine.failure
+
+    def reload_access(self) -> None:
+        """Read the API keys and the certificate again. Raises ``UsageError``, and keeps those that cannot be read."""
+        if self._access.api_keys is not None:
+            self._access.api_keys.reload()
+        if self._access.tls is not None:
+            reload_certificate(self._access.tls, self._options.front)
 
     async def run(self) -> None:
         """Serve until a signal arrives, or until no instance is left."""
@@ -181,9 +237,6 @@ class Server:
             log.info("%s", instance.plan.why, extra=extra)
             log.debug("command: %s", " ".join(command), extra=extra)
 
-    def _is_healthy(self) -> bool:
-        return self._http.serving and self._engine.failure is None
-
     def _watch_resources(self, metrics: FrontMetrics) -> None:
         http = self._http
         metrics.watch("launcher_connections", "Open connections.", lambda: http.connections)
@@ -195,6 +248,9 @@ class Server:
             "Lines of the log dropped because standard error did not accept them.",
             logs.dropped_lines,
         )
+
+    def _is_healthy(self) -> bool:
+        return self._http.serving and self._engine.failure is None
 
     async def _watch_signals(self) -> None:
         async for number in self._context.signals.received():

@@ -90,7 +90,7 @@ def _start(channel: Channel, setup: Setup, threads: int) -> Backend | None:
         return None
     except Exception as error:
         traceback.print_exc()
-        channel.send(Unusable(f"{setup.model_info.asked} cannot be loaded: {one_line(error)}"))
+        channel.send(Unusable(f"{setup.model_info.requested} cannot be loaded: {one_line(error)}"))
         return None
     # The objects of the model live as long as the process. Freezing them keeps the garbage collector from traversing
     # hundreds of thousands of objects in the middle of a batch.

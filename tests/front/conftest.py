@@ -69,7 +69,7 @@ def model_info(model_folder: Path) -> ModelInfo:
     """An embedder with vectors of 8 values and a limit of 16 tokens."""
     return ModelInfo(
         name="words",
-        asked="demo",
+        requested="demo",
         task="embed",
         folder=str(model_folder),
         shape=None,

@@ -27,7 +27,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     name: str
     """The name for clients."""
-    asked: str
+    requested: str
     """The value of ``--model``."""
     task: Task
     folder: str

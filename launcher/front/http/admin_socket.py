@@ -34,9 +34,10 @@ class AdminSocket:
     path: Path
 
 
-def default_path(port: int, environment: Mapping[str, str]) -> Path:
-    """Where ``--admin-socket auto`` is for a server on this port: in ``$XDG_RUNTIME_DIR``, or else in a private folder
-    among the temporary files. Raises ``OSError`` if no temporary folder can be used."""
+def default_path(port: int | str, environment: Mapping[str, str]) -> Path:
+    """Where ``--admin-socket auto`` is for a server on this port, or on the Unix socket of this name: in
+    ``$XDG_RUNTIME_DIR``, or else in a private folder among the temporary files. Raises ``OSError`` if no temporary
+    folder can be used."""
     runtime = environment.get("XDG_RUNTIME_DIR", "")
     if runtime and os.access(runtime, os.W_OK | os.X_OK):
         return Path(runtime) / "launch" / f"admin-{port}.sock"
@@ -44,7 +45,7 @@ def default_path(port: int, environment: Mapping[str, str]) -> Path:
 
 
 @contextlib.contextmanager
-def admin_socket(wanted: str, port: int, environment: Mapping[str, str]) -> Iterator[AdminSocket | None]:
+def admin_socket(wanted: str, port: int | str, environment: Mapping[str, str]) -> Iterator[AdminSocket | None]:
     """The listening socket for ``--admin-socket``, removed at the end; None if there is none.
 
     Raises ``UsageError`` if a given path cannot be used. With ``auto`` that is logged, and there is no socket.
@@ -64,7 +65,7 @@ def admin_socket(wanted: str, port: int, environment: Mapping[str, str]) -> Iter
                 opened.path.unlink()
 
 
-def _open(wanted: str, port: int, environment: Mapping[str, str]) -> AdminSocket | None:
+def _open(wanted: str, port: int | str, environment: Mapping[str, str]) -> AdminSocket | None:
     if wanted == NONE:
         return None
     if wanted != AUTO:

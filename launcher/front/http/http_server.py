@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import ssl
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -36,6 +37,25 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._exit = anyio.Event()
+        self.tls: ssl.SSLContext | None = None
+        self.handshake_seconds = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As in the base class, which has no limit of its own for the duration of TLS handshakes."""
+        if self.tls is None:
+            await super().startup(sockets)
+            return
+        loop, config = asyncio.get_running_loop(), self.config
+        make: Any = config.http_protocol_class
+        factory = partial(make, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        timeout = self.handshake_seconds
+        self.servers = [
+            await loop.create_server(
+                factory, sock=sock, ssl=self.tls, ssl_handshake_timeout=timeout, backlog=config.backlog
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
 
     def request_exit(self) -> None:
         self.should_exit = True
@@ -57,7 +77,8 @@ class HttpServer:
     """Serves ``app`` on ``sock``, a bound socket, which it owns from then on.
 
     A client that does not send the rest of a request within ``options.request_seconds`` is disconnected; this is
-    checked every ``sweep_seconds``. Connections over ``max_connections`` are refused.
+    checked every ``sweep_seconds``. Connections over ``max_connections`` are refused. With ``tls``, clients must
+    complete a TLS handshake within the same time.
     """
 
     def __init__(
@@ -68,6 +89,7 @@ class HttpServer:
         *,
         sweep_seconds: int = SWEEP_SECONDS,
         max_connections: float = math.inf,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.refused = 0
         self._max_connections = max_connections
@@ -90,6 +112,7 @@ class HttpServer:
             timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
+        self._server.tls, self._server.handshake_seconds = tls, options.request_seconds
         self._sock = sock
         self._stopped: anyio.Event | None = None
 

@@ -14,6 +14,7 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.memory_gate import MemoryGate
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.admin_access import Administration
+from launcher.front.http.authentication import ApiKeys
 from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
 from launcher.front.token_id_decoder import TokenIdDecoder
@@ -29,6 +30,7 @@ class Services:
     it did. ``id_decoder`` decodes token ids of clients, if
     ``options.token_ids`` is an encoding. ``bulk_lock`` is held by the one bulk request that may
     use a thread. ``administration`` is None if there is none. ``memory_gate`` refuses requests while memory is short.
+    With ``api_keys``, requests need one of them.
     """
 
     dispatcher: Dispatcher
@@ -44,3 +46,4 @@ class Services:
     administration: Administration | None = None
     bulk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     memory_gate: MemoryGate = field(default_factory=MemoryGate)
+    api_keys: ApiKeys | None = None

@@ -106,7 +106,7 @@ def _read_route(folder: Path, sentence: SentenceFiles, options: ModelOptions, na
         check(config, max_length, refuse)
     model_info = ModelInfo(
         name=name,
-        asked=options.model,
+        requested=options.model,
         task=task,
         folder=str(sentence.folder),
         shape=None,
@@ -160,7 +160,7 @@ def _static_model_info(chain: ModuleChain, sentence: SentenceFiles, options: Mod
     limit = f"the model has no limit of its own: texts can have at most {MAX_LENGTH} tokens"
     model_info = ModelInfo(
         name=name,
-        asked=options.model,
+        requested=options.model,
         task="embed",
         folder=str(chain.input),
         shape=None,

@@ -143,7 +143,7 @@ def _random_model_info(options: ModelOptions) -> ModelInfo:
     architecture, labels = RANDOM_HEADS[task]
     return ModelInfo(
         name=options.model,
-        asked=options.model,
+        requested=options.model,
         task=task,
         folder=str(folder),
         shape=name,

@@ -63,9 +63,10 @@ def create_backend(setup: Setup, threads: int) -> Backend:
         return _custom(setup, threads)
     if setup.backend == "fake":
         return _fake(setup, threads)
-    from launcher.worker.backends.eager import configure_torch
+    if BACKENDS[setup.backend] in (_eager, _compile) or setup.model_info.static:
+        from launcher.worker.backends.eager import configure_torch
 
-    configure_torch(threads)
+        configure_torch(threads)
     return with_routes(setup)
 
 

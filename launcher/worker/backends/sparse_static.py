@@ -39,7 +39,7 @@ class SparseStaticBackend:
         if set(found) != {WEIGHTS} or found[WEIGHTS].shape != (model_info.vocab_size,):
             shapes = {name: list(tensor.shape) for name, tensor in found.items()}
             raise ModelError(
-                f"{model_info.asked}: the weights in {model_info.folder} are {shapes}; they must be the tensor "
+                f"{model_info.requested}: the weights in {model_info.folder} are {shapes}; they must be the tensor "
                 f"{WEIGHTS!r} with {model_info.vocab_size} values, one for each token of its tokenizer"
             )
         self._weights = found[WEIGHTS].float()

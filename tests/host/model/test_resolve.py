@@ -98,7 +98,7 @@ def change_config(folder: Path, **changes: object) -> None:
 def test_the_demo_is_all_minilm_with_its_pooling_limit_and_size() -> None:
     model_info = resolve(ModelOptions())
 
-    assert (model_info.name, model_info.asked, model_info.task, model_info.shape) == ("demo", "demo", "embed", None)
+    assert (model_info.name, model_info.requested, model_info.task, model_info.shape) == ("demo", "demo", "embed", None)
     assert (model_info.hidden_size, model_info.layers, model_info.vocab_size, model_info.max_length) == (
         384,
         6,
@@ -175,7 +175,7 @@ def test_neither_torch_nor_transformers_is_imported_to_resolve_a_model() -> None
 def test_a_plain_encoder_uses_mean_pooling_with_a_note(folder) -> None:
     model_info = model_info_of(folder)
 
-    assert (model_info.name, model_info.asked, model_info.folder) == ("my-model", str(folder), str(folder))
+    assert (model_info.name, model_info.requested, model_info.folder) == ("my-model", str(folder), str(folder))
     assert (model_info.task, model_info.architecture, model_info.pooling, model_info.normalize) == (
         "embed",
         "BertModel",

@@ -145,7 +145,7 @@ class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
 
 def check_model(asked: str | None, model_info: ModelInfo) -> None:
     """Raise ``RequestError`` unless the request names the served model, or none."""
-    if asked is None or asked in (model_info.name, model_info.asked):
+    if asked is None or asked in (model_info.name, model_info.requested):
         return
     raise RequestError(
         f"the model {asked[:200]!r} is not served here; this server has {model_info.name!r}",
