@@ -180,29 +180,39 @@ def test_mode_34_sigterm_while_bindings_are_probed_ends_before_any_worker(tmp_pa
     assert gone([int(pid) for pid in (tmp_path / "probes").read_text().split()])
 
 
-def test_mode_35_clients_that_connect_during_the_whole_drain_are_never_reset(launch: Launch) -> None:
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_mode_35_clients_that_connect_during_the_whole_drain_are_never_reset(
+    launch: Launch, tmp_path: Path, transport: str
+) -> None:
     request = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 14\r\n\r\n"
-    body = b'{"input": "a"}'
-    with launch(*FAKE, "--fake-seconds-per-token", "0.0002") as server:
+    path = str(tmp_path / "socket")
+    with launch(*FAKE, *(("--uds", path) if transport == "unix" else ())) as server:
         server.wait_serving()
-        host, port = server.address.removeprefix("http://").split(":")
         answers: list[bytes] = []
-        failures: list[str] = []
+        failures: list[bytes] = []
+
+        def connect() -> socket.socket:
+            if transport == "tcp":
+                host, port = server.address.removeprefix("http://").split(":")
+                return socket.create_connection((host, int(port)), timeout=60)
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(60)
+            connection.connect(path)
+            return connection
 
         def client() -> None:
             while True:
                 try:
-                    connection = socket.create_connection((host, int(port)), timeout=60)
+                    connection = connect()
                 except OSError:
                     return  # refused: nothing was accepted, so nothing is lost
                 with connection:
                     try:
-                        connection.sendall(request + body)
-                        answer = connection.recv(4096)
+                        connection.sendall(request + b'{"input": "a"}')
+                        answer = connection.recv(4096)[:12]
                     except OSError as error:
-                        failures.append(repr(error))
-                        return
-                (answers if answer.startswith(b"HTTP/1.1 ") else failures).append(answer[:12])  # type: ignore[arg-type]
+                        answer = repr(error).encode()
+                (answers if answer.startswith(b"HTTP/1.1 ") else failures).append(answer)
 
         threads = [threading.Thread(target=client) for _ in range(24)]
         for thread in threads:

@@ -19,7 +19,7 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-from launcher.front.http.closing import is_readable, refuse_new_connections
+from launcher.front.http.closing import Entrance, is_readable
 from launcher.front.http.connection import LimitedHttpProtocol
 from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
@@ -114,6 +114,7 @@ class HttpServer:
         self._server = _Server(config)
         self._server.tls, self._server.handshake_seconds = tls, options.request_seconds
         self._sock = sock
+        self._entrance = Entrance(sock)
         self._stopped: anyio.Event | None = None
 
     @property
@@ -155,7 +156,7 @@ class HttpServer:
             self._sock.close()
             return
         if self.serving:
-            refuse_new_connections(self._sock)
+            self._entrance.close()
             with anyio.move_on_after(min(seconds, FIRST_REQUEST_SECONDS)):
                 await self._quiet()
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # typed as whole seconds
