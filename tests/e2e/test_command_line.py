@@ -207,6 +207,15 @@ def test_the_exported_shell_script_of_one_server_serves(tmp_path: Path) -> None:
         assert '"draining"' in process.communicate(timeout=60)[1]
 
 
+def test_a_unix_socket_is_exported_for_one_server_only() -> None:
+    server = launch("topology", "--export", "systemd", "--export-mode", "server", "--uds", "launch.sock")
+    assert f"--uds {Path('launch.sock').resolve()}" in server.stdout
+    instances = launch("topology", "--export", "systemd", "--uds", "launch.sock")
+    assert (instances.returncode, "--export-mode server" in instances.stderr) == (2, True)
+    compose = launch("topology", "--export", "compose", "--export-mode", "server", "--uds", "launch.sock")
+    assert (compose.returncode, "inside the container" in compose.stderr) == (2, True)
+
+
 def test_a_program_is_no_server() -> None:
     done = launch("topology", "--export", "shell", "--export-mode", "server", "--", "serve.py")
     assert done.returncode == 2
