@@ -350,15 +350,15 @@ def test_a_server_drains_when_its_terminal_is_closed_unless_under_nohup(launch: 
 
 def test_sighup_applies_what_can_change_and_names_what_cannot(launch: Launch, tmp_path: Path) -> None:
     config = tmp_path / "launch.toml"
-    config.write_text("drain-seconds = 20.0\nmax-queue-items = 100\nkeep-alive-seconds = 30.0\n")
+    config.write_text("drain-seconds = 900.0\nmax-queue-items = 100\nkeep-alive-seconds = 900.0\n")
     with launch(*FAKE, "--config", str(config)) as server:
         server.wait_serving()
         before = [one["pid"] for one in server.info()["instances"]]
         config.write_text("drain-seconds = 0.0\nmax-queue-items = 200\nkeep-alive-seconds = 0.1\n")
         server.signal(signal.SIGHUP)
         assert f"read {config} again" in server.wait_for("reloading")["message"]
-        assert server.wait_for("option_changed")["message"] == "changed: keep-alive-seconds: 30.0 -> 0.1"
-        assert server.wait_for("option_changed")["message"] == "changed: drain-seconds: 20.0 -> 0.0"
+        assert server.wait_for("option_changed")["message"] == "changed: keep-alive-seconds: 900.0 -> 0.1"
+        assert server.wait_for("option_changed")["message"] == "changed: drain-seconds: 900.0 -> 0.0"
         unchanged = server.wait_for("option_unchanged")
         assert (unchanged["option"], unchanged["level"]) == ("max-queue-items", "warning")
         for instance in (0, 1):
@@ -374,9 +374,7 @@ def test_sighup_applies_what_can_change_and_names_what_cannot(launch: Launch, tm
         thread = threading.Thread(target=lambda: server.embed("a request that is never answered"))
         thread.start()
         wait_in_flight(server, 1)
-        started = time.monotonic()
-        assert server.end(60) == 0
-        assert time.monotonic() - started < 18, "the old timeout was used"
+        assert server.end(120) == 0, "it waits with the old timeout"
         thread.join(60)
 
 
