@@ -19,7 +19,7 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-from launcher.front.http.closing import is_readable, refuse_new_connections
+from launcher.front.http.closing import Entrance, is_readable
 from launcher.front.http.connection import LimitedHttpProtocol
 from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
@@ -114,6 +114,7 @@ class HttpServer:
         self._server = _Server(config)
         self._server.tls, self._server.handshake_seconds = tls, options.request_seconds
         self._sock = sock
+        self._entrance = Entrance(sock)
         self._stopped: anyio.Event | None = None
 
     @property
@@ -143,8 +144,7 @@ class HttpServer:
 
     def reconfigure(self, options: FrontOptions) -> None:
         """Use these limits for connections that are accepted from now on."""
-        protocol: Any = partial(LimitedHttpProtocol, options=options)
-        self._server.config.http_protocol_class = protocol
+        self._make_connection = partial(LimitedHttpProtocol, options=options)
 
     async def stop(self, seconds: float) -> None:
         """Answer those who have connected, stop accepting connections, close idle ones, and wait until all requests are
@@ -156,7 +156,7 @@ class HttpServer:
             self._sock.close()
             return
         if self.serving:
-            refuse_new_connections(self._sock)
+            self._entrance.close()
             with anyio.move_on_after(min(seconds, FIRST_REQUEST_SECONDS)):
                 await self._quiet()
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # typed as whole seconds

@@ -301,7 +301,7 @@ class _Group:
         enter = "; ".join(f"echo $$ > {self.folder(one)}/cgroup.procs" for one in CONTROLLERS)
         script = f'set -e; {enter}; {prefix} "$0" -c "$1"'
         command = ["sh", "-c", script, sys.executable, code]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
