@@ -33,6 +33,7 @@ from launcher.core.machine.cpuset import MAX_ID, format_cpu_list, parse_cpu_list
 from launcher.core.planning.claims import Claim, Kind
 from launcher.errors import UsageError
 from launcher.options.env_prefixes import REGISTRY_VARIABLE
+from launcher.printable import printable
 
 log = logging.getLogger("launcher.registry")
 
@@ -259,7 +260,7 @@ def _read_folder(handle: int, folder: Path, problems: list[str]) -> Iterator[tup
                 continue
             yield _claim(msgspec.json.decode(os.read(file, MAX_FILE_BYTES), type=_Record), info.st_uid), info.st_uid
         except (OSError, ValueError) as error:
-            problems.append(f"The claim {str(folder / name)!r} cannot be read: {_shown(str(error))}")
+            problems.append(f"The claim {str(folder / name)!r} cannot be read: {printable(str(error))}")
         finally:
             os.close(file)
 
@@ -300,15 +301,10 @@ def _claim(record: _Record, uid: int) -> Claim:
     cpus = parse_cpu_list(record.cpus)
     if any(cpu > MAX_ID for cpu in cpus):
         raise ValueError(f"its cpus exceed {MAX_ID}")
-    address, model = (None if text is None else _shown(text) for text in (record.address, record.model))
-    user = _shown(user_name(uid))
-    return Claim(_shown(record.name), record.pid, user, record.kind, address, model, cpus, record.since)
+    address, model = (None if text is None else printable(text) for text in (record.address, record.model))
+    user = printable(user_name(uid))
+    return Claim(printable(record.name), record.pid, user, record.kind, address, model, cpus, record.since)
 
 
 def _unreadable(path: Path, error: OSError) -> str:
     return f"Launchers of other users may be unknown, because {str(path)!r} cannot be read: {error.strerror or error}"
-
-
-def _shown(text: str) -> str:
-    """The text with control characters escaped: it comes from a file that any user may have written."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -162,7 +162,9 @@ class AdminServer:
         self._path = None if opened is None else opened.path
         if opened is not None and services.administration is not None:
             trusted = replace(services.administration, access=AdminAccess(trusted=True))
-            app = create_app(replace(services, administration=trusted), (admin.family, operations.family))
+            # Without the API keys: only the user who runs the server can connect.
+            local = replace(services, administration=trusted, api_keys=None)
+            app = create_app(local, (admin.family, operations.family))
             self._http = HttpServer(app, opened.sock, services.options)
 
     async def run(self) -> None:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 SERVER = ("--model", "random:tiny", "--backend", "fake", "--instances", "1")
 FILE_KEY, OTHER_KEY, VARIABLE_KEY = "sk-of-alice-3f9a", "sk-without-name-77", "sk-in-variable-b2"
+ADMIN_KEY = "sk-of-administrator-5c"
 SECRETS = (FILE_KEY, OTHER_KEY, VARIABLE_KEY)
 BEARER = {"authorization": f"Bearer {FILE_KEY}"}
 
@@ -29,9 +30,8 @@ def server(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A server with keys in a file and in the environment."""
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text(f"alice {FILE_KEY}\n{OTHER_KEY}\n")
-    with launch(
-        *SERVER, "--api-key-file", str(file), "--log-level", "debug", env={"LAUNCH_API_KEY": VARIABLE_KEY}
-    ) as started:
+    keys = {"LAUNCH_API_KEY": VARIABLE_KEY, "LAUNCH_ADMIN_KEY": ADMIN_KEY}
+    with launch(*SERVER, "--api-key-file", str(file), "--log-level", "debug", env=keys) as started:
         yield started.wait_serving()
 
 
@@ -66,8 +66,19 @@ def test_mode_32_a_key_appears_nowhere(server: Running) -> None:
         "workers": repr([(child.cmdline(), child.environ()) for child in server.workers()]),
     }
     assert server.workers()
-    for secret in SECRETS:
+    for secret in (*SECRETS, ADMIN_KEY):
         assert [name for name, text in places.items() if secret in text] == []
+
+
+def test_mode_32_administration_needs_the_admin_key_and_no_api_key(server: Running) -> None:
+    for key, status in ((ADMIN_KEY, 200), (FILE_KEY, 401)):
+        answer = httpx.get(server.address + "/admin/change", headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == status
+    assert server.get("/admin/change").status_code == 401
+    assert httpx.get(server.address + "/info", headers={"authorization": f"Bearer {ADMIN_KEY}"}).status_code == 401
+    port = server.address.rpartition(":")[2]
+    done = command("ctl", "status", "--json", "--port", port)  # on the Unix socket, which needs no key
+    assert (done.returncode, json.loads(done.stdout)["ready"]) == (0, True), done.stderr
 
 
 def test_mode_32_reports_do_not_show_keys(tmp_path: Path) -> None:
