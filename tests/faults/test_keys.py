@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,16 @@ BEARER = {"authorization": f"Bearer {FILE_KEY}"}
 
 
 @pytest.fixture(scope="module")
-def server(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server with keys in a file and in the environment."""
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the server's keys."""
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text(f"alice {FILE_KEY}\n{OTHER_KEY}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def server(launch: Launch, file: Path) -> Iterator[Running]:
+    """A server with keys in a file and in the environment."""
     keys = {"LAUNCH_API_KEY": VARIABLE_KEY, "LAUNCH_ADMIN_KEY": ADMIN_KEY}
     with launch(*SERVER, "--api-key-file", str(file), "--log-level", "debug", env=keys) as started:
         yield started.wait_serving()
@@ -132,6 +139,21 @@ def test_mode_32_the_connection_of_a_refused_request_can_be_used_again(server: R
     with httpx.Client(base_url=server.address) as client:
         assert client.get("/info").status_code == 401
         assert client.get("/info", headers=BEARER).status_code == 200
+
+
+def test_mode_32_sighup_replaces_keys_and_a_broken_file_keeps_them(server: Running, file: Path) -> None:
+    def accepted(key: str) -> bool:
+        return httpx.get(server.address + "/info", headers={"api-key": key}).status_code == 200
+
+    file.write_text("two words more\n")
+    server.signal(signal.SIGHUP)
+    refused = server.wait_for("reload_refused")
+    assert "line 1: has 3 words" in refused["message"]
+    assert accepted(OTHER_KEY)
+    file.write_text(f"alice {FILE_KEY}\nbob sk-new\n")
+    server.signal(signal.SIGHUP)
+    server.wait_for("access_reloaded")
+    assert [accepted(key) for key in (FILE_KEY, "sk-new", VARIABLE_KEY, OTHER_KEY)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("content", [None, "", "a b c\n"])
