@@ -30,15 +30,14 @@ import msgspec
 import psutil
 
 from launcher.core.machine.cpuset import MAX_ID, format_cpu_list, parse_cpu_list
-from launcher.core.planning.claims import Claim, Kind
+from launcher.core.planning.claims import REGISTRY_FOLDERS, Claim, Kind
 from launcher.errors import UsageError
 from launcher.options.env_prefixes import REGISTRY_VARIABLE
 from launcher.printable import printable
 
 log = logging.getLogger("launcher.registry")
 
-# Only root can create the first; the others exist, and may be written to by all users, on most systems.
-FOLDERS = (Path("/run/launch"), Path("/run/lock/launch"), Path("/tmp/launch-registry"))
+FOLDERS = tuple(map(Path, REGISTRY_FOLDERS))
 OFF = "off"
 MAX_FILE_BYTES = 64 * 1024
 MAX_FILES = 4096
