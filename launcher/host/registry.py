@@ -139,11 +139,11 @@ class Registry:
         return Listing(tuple(sorted(claims, key=lambda claim: (claim.since, claim.pid))), tuple(problems), owners)
 
     def others(self, held: Held | None = None) -> tuple[Claim, ...]:
-        """The claims that concern this process: all except ``held`` and those of the launchers that have started this
-        process, such as ``launch run``.
+        """The claims that concern this process: all except those of the launcher that has ``held``, and of launchers
+        that have started this process, such as ``launch run``.
         """
         own = held.claim if held is not None else None
-        claims = [claim for claim in self.read().claims if claim != own]
+        claims = [one for one in self.read().claims if own is None or (one.pid, one.since) != (own.pid, own.since)]
         if not claims:
             return ()
         ancestors = {process.pid for process in psutil.Process().parents()}
