@@ -386,7 +386,6 @@ class InferenceEngine:
         self._check_settled()
 
     def _notify_ready(self) -> None:
-        # Not `is_ready`: the scheduler learns of the last instance only after this.
         if not self._draining and all(view.ready for view in self._views.values() if view.role == "serving"):
             self._observer.all_ready()
 

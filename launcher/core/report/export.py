@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.binding import Binding, command_prefix
+from launcher.core.planning.claims import REGISTRY_FOLDERS
 from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.core.report.topology_report import Command
 from launcher.options.choices import ExportTarget
@@ -31,6 +32,9 @@ HARDENING = (
     "NoNewPrivileges=yes",
     "CapabilityBoundingSet=",
     "ProtectSystem=strict",
+    # Claims of cores are stored there, for all launchers of the machine. "+": as root, outside of the sandbox.
+    f"ExecStartPre=+/usr/bin/install -d -m 1777 {REGISTRY_FOLDERS[0]}",
+    f"ReadWritePaths=-{REGISTRY_FOLDERS[0]}",
     "ProtectHome=read-only",
     "PrivateTmp=yes",
     "PrivateDevices=yes",

@@ -26,6 +26,8 @@ from launcher.options import FrontOptions
 
 # How often all connections are checked for slow clients, so that requests do not pay for a timer.
 SWEEP_SECONDS = 5
+# Connections are counted, and limited, from the end of the TLS handshake on, so a handshake must not take long.
+HANDSHAKE_SECONDS = 10.0
 # At the end: connections are served until none has arrived, and no request is expected, for this long.
 QUIET_SECONDS = 0.2
 # At the end: the time that a new connection has to send its request.
@@ -78,7 +80,7 @@ class HttpServer:
 
     A client that does not send the rest of a request within ``options.request_seconds`` is disconnected; this is
     checked every ``sweep_seconds``. Connections over ``max_connections`` are refused. With ``tls``, clients must
-    complete a TLS handshake within the same time.
+    complete a TLS handshake within the same time, and within ``HANDSHAKE_SECONDS``.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class HttpServer:
             timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
-        self._server.tls, self._server.handshake_seconds = tls, options.request_seconds
+        self._server.tls, self._server.handshake_seconds = tls, min(options.request_seconds, HANDSHAKE_SECONDS)
         self._sock = sock
         self._entrance = Entrance(sock)
         self._stopped: anyio.Event | None = None
