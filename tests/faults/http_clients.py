@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import struct
@@ -31,6 +32,15 @@ def reset(client: socket.socket) -> None:
     client.close()
 
 
+def finish(client: socket.socket) -> None:
+    """Send nothing more, but go on reading. The server may have reset the connection already."""
+    try:
+        client.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+
+
 def post(content: Any, *headers: str) -> bytes:
     body = json.dumps({"input": content}).encode()
     lines = ["POST /v1/embeddings HTTP/1.1", "host: x", "content-type: application/json", *headers]
@@ -55,7 +65,7 @@ def answers(server: Running, data: bytes) -> list[int]:
     with connected(server) as client:
         with contextlib.suppress(ConnectionError):
             client.sendall(data)
-            client.shutdown(socket.SHUT_WR)
+            finish(client)
         return statuses(read_all(client))
 
 

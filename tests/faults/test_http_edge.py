@@ -19,6 +19,7 @@ from tests.faults.http_clients import (
     Front,
     answers,
     connected,
+    finish,
     post,
     read_all,
     reset,
@@ -105,7 +106,7 @@ def test_mode_54_trailers_are_counted_as_headers_and_dropped(server: Running, fr
             client.sendall(CHUNKED + b"2\r\n{}\r\n0\r\nx: ")
             for _ in range(50 * MEBIBYTE // len(block)):
                 client.sendall(block)
-            client.shutdown(socket.SHUT_WR)
+            finish(client)
         assert statuses(read_all(client)) == [431]
 
 
@@ -134,7 +135,7 @@ def test_mode_56_all_pipelined_requests_of_one_packet_are_answered(server: Runni
     assert answers(server, HEALTH * 20_000) == [200] * 20_000
     with connected(server) as client:
         client.sendall(b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(2_000)))
-        client.shutdown(socket.SHUT_WR)
+        finish(client)
         received = read_all(client)
     paths = [part.split()[0] for part in received.split(b"there is no route ")[1:]]
     assert paths == [b"/%d;" % number for number in range(2_000)]
@@ -149,7 +150,7 @@ def test_mode_56_a_head_over_the_limit_is_refused_in_whatever_pieces(server: Run
         data = HEALTH + b"GET /health HTTP/1.1\r\nx: " + b"y" * 65_536 + b"\r\n\r\n" + HEALTH
         for at in range(0, len(data), piece):
             client.sendall(data[at : at + piece])
-        client.shutdown(socket.SHUT_WR)
+        finish(client)
         assert statuses(read_all(client)) == [200, 431]
 
 
@@ -169,7 +170,7 @@ def test_mode_67_a_half_closed_client_waits_as_long_as_others_and_a_closed_one_i
         closed.close()
         with connected(server) as client:
             client.sendall(post(texts))
-            client.shutdown(socket.SHUT_WR)
+            finish(client)
             received = read_all(client)
         assert statuses(received) == [100, 200]
         assert len(json.loads(received.rpartition(b"\r\n\r\n")[2])["data"]) == len(texts)
@@ -178,7 +179,7 @@ def test_mode_67_a_half_closed_client_waits_as_long_as_others_and_a_closed_one_i
 
 def test_mode_49_no_descriptors_are_left_over_reconnects(server: Running, front: Front) -> None:
     before = front.descriptors()
-    ends: tuple[Any, ...] = (reset, socket.socket.close, lambda client: client.shutdown(socket.SHUT_WR))
+    ends: tuple[Any, ...] = (reset, socket.socket.close, finish)
     sent = (b"", HEALTH, HEALTH[:-1], post("x"), post("x")[:-1], b"no HTTP\r\n\r\n", LARGE_HEAD * 2, HEALTH * 100)
     for number in range(1_500):
         client = connected(server)

@@ -386,7 +386,9 @@ async def test_invalid_data_after_a_request_does_not_precede_its_response(connec
 
 
 async def test_a_half_closed_client_gets_all_its_responses(connect: Any) -> None:
-    for data, count in ((GET % 1, 1), (GET % 1 * 3, 3), (GET % 1 + b"GET /", 1), (GET % 1 + b"no HTTP\r\n\r\n", 2)):
+    rest = (b"GET /", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nab", CHUNKED + b"1\r\na\r\n0\r\n")
+    cases = [(GET % 1, 1), (GET % 1 * 3, 3), (GET % 1 + b"no HTTP\r\n\r\n", 2), *((GET % 1 + one, 1) for one in rest)]
+    for data, count in cases:
         connection = connect()
         connection.blocked = asyncio.Event()
         await connection.receive(data)

@@ -309,6 +309,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _has_complete_request(self) -> bool:
+        return self._is_answering() and not self.cycle.more_body
+
     def _keep(self, data: bytes | bytearray, at: int) -> None:
         """Keep what was received from ``at`` on, to be parsed later."""
         self._pending, self._pending_at = data, at
@@ -333,7 +336,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._parse(data, self._pending_at)
         if not self._pending:
             self.flow.release()
-            if self._half_closed is not None and not self._is_answering():
+            if self._half_closed is not None and not self._has_complete_request():
                 self.transport.close()
 
     def _let_others_read(self) -> None:
@@ -351,7 +354,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         cast(CoalescingTransport, self.transport).flush()
         if self.scheme == "https" or self._discarding:  # TLS has no half-closed connections
             return False
-        if not self._pending and (not self._is_answering() or self.cycle.more_body):
+        if not self._pending and not self._has_complete_request():
             return False
         if self._half_closed is None:
             if not self._pending:
