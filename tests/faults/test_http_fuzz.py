@@ -1,6 +1,6 @@
 """Mutated and random requests, split at random places, against a real server.
 
-A failure prints the seed and the bytes. ``LAUNCH_FUZZ_SEED`` repeats a run, ``LAUNCH_FUZZ_SECONDS`` changes its length.
+A failure prints the seed and the bytes. ``FUZZ_SEED`` repeats a run, ``FUZZ_SECONDS`` changes its length.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tests.faults.http_clients import HEALTH, MEBIBYTE, Front, connected, finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("http_edge")]
 
-SECONDS = float(os.environ.get("LAUNCH_FUZZ_SECONDS", "15"))
-SEED = int(os.environ.get("LAUNCH_FUZZ_SEED", "0")) or random.SystemRandom().getrandbits(32)
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "15"))
+SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.SystemRandom().getrandbits(32)
 BURST = 40
 UNEXPECTED = {status for status in range(500, 600) if status != 503}
 CHUNKED = (

@@ -29,6 +29,9 @@ MAX_HEADER_FIELDS = 256
 # Reading pauses when more than this was received after a request that is not answered yet. Up to here a client that
 # disconnects is noticed at once.
 MAX_PENDING_BYTES = 64 * 1024
+# What all connections may hold together in heads and pipelined requests of more than LARGE_BYTES.
+MAX_HELD_BYTES = 32 * 1024 * 1024
+LARGE_BYTES = 4 * 1024
 # The trailers of a chunked body are counted in segments of this size.
 CHUNKED_SEGMENT_BYTES = 4 * 1024
 # Segments that are parsed before other connections get a turn.
@@ -63,8 +66,23 @@ class _Flow(FlowControl):
             self._transport.resume_reading()
 
 
+class HeldBytes:
+    """The bytes of large heads and of pipelined requests that all connections hold together: ``used`` now, and at most
+    ``limit``.
+
+    Without this limit many clients could each use the limits of one connection. Small requests are not counted, so they
+    are served whatever others hold.
+    """
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int = MAX_HELD_BYTES) -> None:
+        self.limit = limit
+        self.used = 0
+
+
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """One connection, with the limits of ``options``.
+    """One connection, with the limits of ``options``; what it holds counts in ``held_bytes``.
 
     ``header_bytes`` limits the request line, the headers and the trailers of each request. ``keep_alive_seconds`` is
     the idle timeout, ``request_seconds`` the time for a request to arrive.
@@ -82,6 +100,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _tail = b""  # the last bytes of an unfinished head or chunked body, in which its end may have begun
     _pending: bytes | bytearray = b""  # received and not parsed, from ``_pending_at`` on
     _pending_at = 0
+    _held_head = _held_pending = 0  # counted in ``_held_bytes``
     _discarding = False  # what the client sends, because it was refused
     _half_closed: HalfClosedWatch | None = None
     _closing_timer: asyncio.TimerHandle | None = None
@@ -89,13 +108,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _stalled_since: float | None = None
     _stalled_at = 0
 
-    def __init__(self, *args: Any, options: FrontOptions, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, options: FrontOptions, held_bytes: HeldBytes, **kwargs: Any) -> None:
         # The parser calls this for each chunk of a body, however short it is.
         self._body_parts: list[bytes] = []
         self.on_body = self._body_parts.append  # type: ignore[assignment, method-assign]
         super().__init__(*args, **kwargs)
         self._header_bytes = options.header_bytes
         self._request_seconds = options.request_seconds
+        self._held_bytes = held_bytes
         self.timeout_keep_alive = options.keep_alive_seconds  # type: ignore[assignment]  # typed as whole seconds
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -122,6 +142,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.flow.resume_writing()
         self._pending = b""
         self._forget_request()
+        self._hold(0, 0)
         self.parser = self._half_closed = self._closing_timer = None  # type: ignore[assignment]
 
     def _disconnect_request(self) -> None:
@@ -136,6 +157,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Release the request that was answered: an idle connection must not keep its headers."""
         self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
         self.url = b""
+        if self._held_head:
+            self._hold(0, self._held_pending)
+
+    def _hold(self, head: int, pending: int) -> bool:
+        """Count what is held now; returns whether this is within the limit."""
+        more = head + pending - self._held_head - self._held_pending
+        self._held_head, self._held_pending = head, pending
+        self._held_bytes.used += more
+        return more <= 0 or self._held_bytes.used <= self._held_bytes.limit
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -180,6 +210,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         stop = self._end_of_section(data, at, len(data))
         self._head_bytes += stop - at
         self._check_head()
+        if self._head_bytes > LARGE_BYTES and not self._hold(self._head_bytes, 0):
+            message = f"large requests that wait have more than {self._held_bytes.limit} bytes; retry later"
+            raise RequestError(message, status=429, code="too_much_inside", retry_after=1.0)
         self._feed(data, at, stop)
         return stop
 
@@ -317,6 +350,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._pending, self._pending_at = data, at
         if len(data) - at > MAX_PENDING_BYTES:
             self.flow.hold()
+        if len(data) > LARGE_BYTES and not self._hold(self._held_head, len(data)):
+            self.transport.abort()
 
     def _append(self, data: bytes) -> None:
         pending = self._pending
@@ -335,6 +370,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self._parse(data, self._pending_at)
         if not self._pending:
+            self._hold(self._held_head, 0)
             self.flow.release()
             if self._half_closed is not None and not self._has_complete_request():
                 self.transport.close()
@@ -372,6 +408,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         Closing a connection with unread data would reset it, and the client might never see the response.
         """
         self._pending = b""
+        self._hold(0, 0)
         if self.transport.is_closing():
             return
         responding = self.cycle is not None and self.cycle.response_started
@@ -444,9 +481,12 @@ def _invalid_http() -> RequestError:
 
 
 def _response(error: RequestError) -> bytes:
-    status, body, _ = DEFAULT_ERRORS.response(error)
-    head = (
-        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+    status, body, headers = DEFAULT_ERRORS.response(error)
+    lines = [
+        b"HTTP/1.1 %d %b" % (status, http.HTTPStatus(status).phrase.encode()),
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        b"connection: close",
+        *(b"%b: %b" % header for header in headers),
+    ]
+    return b"\r\n".join([*lines, b"", body])

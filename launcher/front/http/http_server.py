@@ -17,7 +17,7 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-from launcher.front.http.connection import LimitedHttpProtocol
+from launcher.front.http.connection import HeldBytes, LimitedHttpProtocol
 from launcher.options import FrontOptions
 
 # How often all connections are checked for slow clients, so that requests do not pay for a timer.
@@ -55,7 +55,7 @@ class HttpServer:
     def __init__(
         self, app: ASGIApp, sock: socket.socket, options: FrontOptions, *, sweep_seconds: int = SWEEP_SECONDS
     ) -> None:
-        protocol: Any = partial(LimitedHttpProtocol, options=options)
+        protocol: Any = partial(LimitedHttpProtocol, options=options, held_bytes=HeldBytes())
         config = uvicorn.Config(
             app,
             loop="none",
