@@ -24,8 +24,8 @@ from launcher.front.http.half_closed import HalfClosedWatch, is_reset
 from launcher.front.http.responses import LINGER_SECONDS
 from launcher.options import FrontOptions
 
-# Each header takes about 200 bytes, however short it is.
-MAX_HEADER_FIELDS = 256
+# As in Apache httpd. Each header takes about 150 bytes, however short it is.
+MAX_HEADER_FIELDS = 100
 # Reading pauses when more than this was received after a request that is not answered yet. Up to here a client that
 # disconnects is noticed at once.
 MAX_PENDING_BYTES = 64 * 1024
