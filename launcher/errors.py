@@ -19,6 +19,10 @@ class UsageError(LauncherError):
     exit_code = 2
 
 
+class ChangeInProgressError(UsageError):
+    """The instances are being replaced already; only one change runs at a time."""
+
+
 class ModelAbsentError(UsageError):
     """The model is not on this machine. A server cannot start without it; a report can be made."""
 
@@ -31,6 +35,10 @@ class MachineError(LauncherError):
 
 class InstanceError(LauncherError):
     """An instance could not be started, or was lost permanently."""
+
+
+class ResourceShortageError(InstanceError):
+    """The operating system lacks descriptors, memory or processes at the moment; the same start may succeed later."""
 
 
 class ModelRefusedError(UsageError, InstanceError):

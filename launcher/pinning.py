@@ -15,7 +15,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.core.machine.cpuset import format_cpu_list
+from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.errors import MachineError
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
@@ -54,6 +54,20 @@ def _prctl(name: str, option: int, value: int) -> None:
         raise MachineError(f"prctl({name}) was refused: {os.strerror(ctypes.get_errno())}")
 
 
+def allowed_cpus() -> tuple[int, ...]:
+    """The cpus that this thread may use; from ``/proc`` in a sandbox that refuses ``sched_getaffinity``."""
+    try:
+        return tuple(sorted(os.sched_getaffinity(0)))
+    except OSError:
+        pass
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/thread-self/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "Cpus_allowed_list":
+                return parse_cpu_list(value.strip())
+    return tuple(range(os.cpu_count() or 1))
+
+
 def bind_cpus(cpus: Sequence[int]) -> None:
     """Restrict this thread, and everything it starts, to exactly ``cpus``. Raises ``MachineError``.
 
@@ -64,7 +78,7 @@ def bind_cpus(cpus: Sequence[int]) -> None:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
         raise MachineError(f"cpus {wanted} were refused by sched_setaffinity: {error.strerror}") from error
-    missing = set(cpus) - os.sched_getaffinity(0)
+    missing = set(cpus) - set(allowed_cpus())
     if missing:
         raise MachineError(
             f"cpus {wanted} were requested, but {format_cpu_list(missing)} are offline or outside the cpuset"
@@ -77,11 +91,12 @@ def bind_process(cpus: Sequence[int]) -> tuple[int, ...]:
     Raises ``MachineError`` if that is not possible; the mask is then unchanged. Imported libraries may have started
     threads, and each thread has its own mask.
     """
-    before = tuple(sorted(os.sched_getaffinity(0)))
+    before = allowed_cpus()
     try:
         bind_cpus(cpus)
     except MachineError:
-        os.sched_setaffinity(0, before)
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, before)
         raise
     for thread in Path("/proc/self/task").iterdir():
         # The thread may have ended meanwhile.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
 from itertools import groupby
 
-from launcher.cli.commands import BENCH_COMMANDS, COMMANDS
+from launcher.cli.commands import BENCH_COMMANDS, COMMANDS, CTL_COMMANDS
 from launcher.cli.flags import Command
 from launcher.options import ServeOptions
 from launcher.options.bench import WORKLOAD, ThroughputCommandOptions
@@ -29,7 +29,8 @@ switch such as `--strict` also has the form `--no-strict`.
 
 def reference() -> str:
     """The whole document."""
-    commands = [*(("", each) for each in COMMANDS), *(("bench ", each) for each in BENCH_COMMANDS)]
+    groups = {"": COMMANDS, "ctl ": CTL_COMMANDS, "bench ": BENCH_COMMANDS}
+    commands = [(prefix, each) for prefix, members in groups.items() for each in members]
     return HEAD + "".join(_command(prefix, command) for prefix, command in commands)
 
 

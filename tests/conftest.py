@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a run judges the change and not the seed. HYPOTHESIS_PROFILE=explore searches
+# for new ones.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.register_profile("explore", print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+# Seconds until a test counts as hung, by its marker. Many times what the slowest test takes, because a machine can be
+# slow; a test that needs more has its own ``@pytest.mark.timeout``.
+QUICK_SECONDS, SLOW_SECONDS, VM_SECONDS = 120, 600, 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test a time limit, after which it fails with the stacks of its threads."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            slow = SLOW_SECONDS if item.get_closest_marker("slow") else QUICK_SECONDS
+            item.add_marker(pytest.mark.timeout(VM_SECONDS if item.get_closest_marker("vm") else slow))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +45,11 @@ def default_signals_in_children() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_registry() -> Iterator[None]:
+    """Servers of tests share cores: several run at a time on a small machine, next to those of other sessions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAUNCH_REGISTRY", "off")
+        yield

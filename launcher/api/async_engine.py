@@ -48,6 +48,7 @@ from launcher.front.tasks.label_scores import LabelScore
 from launcher.front.tasks.sparse_vectors import SparseVector
 from launcher.front.tasks.zero_shot import DEFAULT_TEMPLATE
 from launcher.front.tokenizer import Text
+from launcher.options.choices import Task
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Texts = Iterable[str] | AsyncIterable[str]
 TextsOrPairs = Iterable[Text] | AsyncIterable[Text]
+
+# The tasks whose results are texts, spans or JSON, and the values that are decoded on the loop: at most a few ms.
+SLOW_TO_DECODE: frozenset[Task] = frozenset({"fill-mask", "question-answering", "tag", "custom"})
+INLINE_VALUES = 5_000
 
 
 class AsyncEngine:
@@ -131,6 +136,7 @@ class AsyncEngine:
         self,
         texts: str | Texts,
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -139,7 +145,7 @@ class AsyncEngine:
         """See ``Engine.embed``."""
         model = self._started.model_info
         decode = vectors(model)
-        chosen = choose_prompt(model, prompt, prompt_name)
+        chosen = choose_route(model, route, prompt, prompt_name)
         if isinstance(texts, str):
             return await self._one(texts, decode, truncate, chosen)
         parts = [computed.results async for computed in self._computed(texts, truncate, progress, chosen)]
@@ -149,6 +155,7 @@ class AsyncEngine:
         self,
         texts: Texts,
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -156,7 +163,7 @@ class AsyncEngine:
     ) -> AsyncIterator[Vectors]:
         """See ``Engine.embed_stream``."""
         model = self._started.model_info
-        return self._stream(texts, vectors(model), truncate, progress, choose_prompt(model, prompt, prompt_name))
+        return self._stream(texts, vectors(model), truncate, progress, choose_route(model, route, prompt, prompt_name))
 
     @overload
     async def classify(self, texts: str, *, truncate: bool = False, progress: bool = False) -> list[LabelScore]: ...  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
@@ -476,7 +483,7 @@ class AsyncEngine:
         decode = custom_results(self._started.model_info)
         async with aclosing(self._computed(items, False, progress, json=True)) as parts:
             async for computed in parts:
-                for result in decode(computed):
+                for result in await self._decoded(computed, decode):
                     yield result
 
     # ------------------------------------------------------------------- inside
@@ -496,8 +503,14 @@ class AsyncEngine:
     async def _one(self, text: str, decode: Decode[Result], truncate: bool, prompt: Prompt | None = None) -> Result:
         chunk = Chunker(1, truncate=truncate, lone=True, prompt=prompt).add(text)
         assert chunk is not None, "one text is a chunk of one"
-        (result,) = decode(await self._open_session.compute(chunk))
+        (result,) = await self._decoded(await self._open_session.compute(chunk), decode)
         return result
+
+    async def _decoded(self, computed: Computed, decode: Decode[Result]) -> Iterable[Result]:
+        """The results of a chunk; in a thread if they may take so long that the caller's loop would wait."""
+        if computed.results.size > INLINE_VALUES and self._started.model_info.task in SLOW_TO_DECODE:
+            return await asyncio.to_thread(lambda: list(decode(computed)))
+        return decode(computed)
 
     async def _stream(
         self,
@@ -510,7 +523,7 @@ class AsyncEngine:
     ) -> AsyncIterator[Result]:
         async with aclosing(self._computed(texts, truncate, progress, prompt, pairs)) as parts:
             async for computed in parts:
-                for result in decode(computed):
+                for result in await self._decoded(computed, decode):
                     yield result
 
     async def _computed(

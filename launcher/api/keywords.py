@@ -33,6 +33,15 @@ class EngineKeywords(TypedDict, total=False):
     strict: bool
     """Fail if an instance cannot be bound exactly as planned. Default: False."""
 
+    shared_cores: bool
+    """Also use cores that other launchers have claimed. Default: False."""
+
+    name: str | None
+    """Name for launch ps and launch stop (default: from model and port). Default: None."""
+
+    isolated: Literal["auto", "use", "avoid"]
+    """Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others. Default: auto."""
+
     probe_seconds: float
     """Timeout of each binding probe. Default: 20.0."""
 
@@ -78,8 +87,11 @@ class EngineKeywords(TypedDict, total=False):
     max_text_characters: int
     """Maximum length of a text before it is tokenized. Default: 1000000."""
 
+    max_queue_seconds: float
+    """Maximum predicted time of the queued work of a client. Default: 300.0."""
+
     max_queue_items: int
-    """Maximum number of queued and running inputs. Default: 16384."""
+    """Maximum number of queued and running inputs of a client. Default: 16384."""
 
     batch_tokens: int
     """Token budget of a batch, padding included. Default: 2048."""
@@ -91,13 +103,19 @@ class EngineKeywords(TypedDict, total=False):
     """Predicted duration limit of a bulk batch. Default: 0.05."""
 
     hang_factor: float
-    """Replace a worker whose batch takes this many times longer than predicted. Default: 5.0."""
+    """A batch that takes this many times longer than predicted is overdue. Default: 5.0."""
 
     hang_seconds: float
-    """Minimum duration of a batch before its worker is replaced. Default: 30.0."""
+    """Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then. Default: 1.0."""
+
+    busy_hang_seconds: float
+    """Minimum duration of an overdue batch before a worker that uses CPU time is replaced. Default: 30.0."""
 
     max_attempts: int
     """Number of attempts to compute an input, each on another worker. Default: 2."""
+
+    quarantine_seconds: float
+    """Refuse an input this long after two workers were lost with it; 0 disables this. Default: 3600.0."""
 
     start_seconds: float
     """Time for a worker to become ready. Default: 600.0."""

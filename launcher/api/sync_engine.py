@@ -117,6 +117,7 @@ class Engine:
         self,
         texts: str | Iterable[str],
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -125,11 +126,13 @@ class Engine:
         """The vectors of ``texts``, in their order: float32 of shape (texts, width), or (width,) for a single ``str``.
 
         ``prompt`` is prepended to each text, or else the model's prompt with the name ``prompt_name``, or else its
-        default prompt, if it has one. A text with more tokens than the model accepts raises ``RequestError``; with
-        ``truncate`` it is cut off at the end. ``progress`` shows a progress bar on standard error.
+        default prompt, if it has one. ``route`` chooses the modules of a model that has some for queries and others
+        for documents, and its prompt of that name. A text with more tokens than the model accepts raises
+        ``RequestError``; with ``truncate`` it is cut off at the end. ``progress`` shows a progress bar on standard
+        error.
         """
         decode = vectors(self._setup.model_info)
-        chosen = choose_prompt(self._setup.model_info, prompt, prompt_name)
+        chosen = choose_route(self._setup.model_info, route, prompt, prompt_name)
         if isinstance(texts, str):
             return self._one(texts, decode, truncate, chosen)
         parts = [computed.results for computed in self._computed(texts, truncate, progress, chosen)]
@@ -139,6 +142,7 @@ class Engine:
         self,
         texts: Iterable[str],
         *,
+        route: str | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = False,
@@ -149,7 +153,7 @@ class Engine:
         """
         decode = vectors(self._setup.model_info)
         return self._stream(
-            texts, decode, truncate, progress, choose_prompt(self._setup.model_info, prompt, prompt_name)
+            texts, decode, truncate, progress, choose_route(self._setup.model_info, route, prompt, prompt_name)
         )
 
     @overload
@@ -331,8 +335,7 @@ class Engine:
         progress: bool = False,
     ) -> SparseVector | list[SparseVector]:
         """For each text, its sparse vector: the ids of the tokens that have a weight, and the weights; for a single
-        ``str``, that of this text. ``route`` chooses the modules of a model that has some for queries and others
-        for documents, and its prompt of that name. Otherwise as ``embed``.
+        ``str``, that of this text. Otherwise as ``embed``.
         """
         decode = sparse_vectors(self._setup.model_info)
         chosen = choose_route(self._setup.model_info, route, prompt, prompt_name)

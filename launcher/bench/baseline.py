@@ -13,6 +13,7 @@ from launcher.bench.workload import Workload
 from launcher.core.percentile import percentile
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.errors import UsageError
+from launcher.worker.temporary_folder import tolerate_absence
 
 
 def run_baseline(model_info: ModelInfo, workload: Workload, batch: int) -> dict[str, Any]:
@@ -21,8 +22,11 @@ def run_baseline(model_info: ModelInfo, workload: Workload, batch: int) -> dict[
     Raises ``UsageError`` for models that this script cannot run.
     """
     if model_info.shape is not None or model_info.task != "embed":
-        raise UsageError(f"--model {model_info.asked}: must be demo, or an embedding model in a folder or on the Hub")
+        raise UsageError(
+            f"--model {model_info.requested}: must be demo, or an embedding model in a folder or on the Hub"
+        )
 
+    tolerate_absence()
     import torch
     from transformers import AutoModel, AutoTokenizer
 

@@ -18,30 +18,40 @@ from launcher.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The address that requests are sent to."""
+    """The address that requests are sent to. ``socket`` is the path of a Unix socket, used instead of the port;
+    ``headers`` are lines that each request has."""
 
     host: str
     port: int
     path: str
+    socket: str | None = None
+    headers: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """The target of an ``http://host:port/path`` URL. Raises ``UsageError``."""
+        """The target of an ``http://host:port/path`` URL, or of ``unix:/run/launch.sock``. Raises ``UsageError``."""
+        if url.startswith("unix:") and len(url) > len("unix:"):
+            return cls("localhost", 80, "/", url.removeprefix("unix:"))
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
-            raise UsageError(f"{url!r}: must be an http:// URL, such as http://127.0.0.1:8000")
+            raise UsageError(
+                f"{url!r}: must be an http:// URL, such as http://127.0.0.1:8000, or a Unix socket, such as "
+                "unix:/run/launch.sock"
+            )
         return cls(parts.hostname, parts.port or 80, parts.path or "/")
 
-    def request(self, body: bytes, headers: tuple[str, ...] = ()) -> bytes:
+    def request(self, body: bytes) -> bytes:
         """A complete POST request with a JSON body."""
-        lines = [
-            f"POST {self.path} HTTP/1.1",
-            f"Host: {self.host}:{self.port}",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            *headers,
-        ]
-        return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+        lines = ("Content-Type: application/json", f"Content-Length: {len(body)}")
+        return self._head("POST", self.path, *lines) + body
+
+    def get(self, path: str) -> bytes:
+        """A complete GET request for another path."""
+        return self._head("GET", path)
+
+    def _head(self, method: str, path: str, *lines: str) -> bytes:
+        head = (f"{method} {path} HTTP/1.1", f"Host: {self.host}:{self.port}", *lines, *self.headers, "", "")
+        return "\r\n".join(head).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,11 @@ class Connection(asyncio.Protocol):
     @classmethod
     async def open(cls, target: Target) -> Connection:
         """Connect. Raises ``OSError``."""
-        _, connection = await asyncio.get_running_loop().create_connection(cls, target.host, target.port)
+        loop = asyncio.get_running_loop()
+        if target.socket is not None:
+            _, connection = await loop.create_unix_connection(cls, target.socket)
+        else:
+            _, connection = await loop.create_connection(cls, target.host, target.port)
         return connection
 
     @property

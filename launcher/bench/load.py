@@ -7,15 +7,15 @@ than embeddings are refused.
 
 from __future__ import annotations
 
+import os
 import random
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from launcher.bench.client import Connection, Reply, Target
@@ -25,7 +25,10 @@ from launcher.bench.workload import SPECIAL_TOKENS, Workload
 from launcher.errors import LauncherError, UsageError
 from launcher.options.bench import LoadOptions
 from launcher.options.choices import EmbeddingsApi
+from launcher.options.env_prefixes import API_KEY_VARIABLE
 
+# Time to read the name of the model.
+MODEL_SECONDS = 10.0
 PATHS: dict[EmbeddingsApi, str] = {"openai": "/v1/embeddings", "tei": "/embed"}
 
 
@@ -80,8 +83,7 @@ async def run_load(options: LoadOptions, workload: Workload) -> LoadStats:
     """Send all texts of the workload once. Raises ``LauncherError`` if the server cannot be reached."""
     if options.model is None and options.api == "openai":
         options = replace(options, model=await _first_model(options))
-    base = options.url.rstrip("/")
-    target = Target.parse(base if base.endswith(PATHS[options.api]) else base + PATHS[options.api])
+    target = replace(_server(options), path=_base_path(options) + PATHS[options.api])
     requests = _requests(options, target, workload)
     stats = LoadStats()
     cpu_before, before = time.process_time(), time.monotonic()
@@ -98,31 +100,49 @@ async def run_load(options: LoadOptions, workload: Workload) -> LoadStats:
     return stats
 
 
+def _server(options: LoadOptions) -> Target:
+    """The server, with the header of an API key if ``LAUNCH_API_KEY`` is set; with several keys, their first one."""
+    first = os.environ.get(API_KEY_VARIABLE, "").strip().partition("\n")[0].split()
+    headers = (f"Authorization: Bearer {first[-1]}",) if first else ()
+    return replace(Target.parse(options.url), headers=headers)
+
+
+def _base_path(options: LoadOptions) -> str:
+    """The path before the routes of the API; the URL may contain the route."""
+    return Target.parse(options.url).path.rstrip("/").removesuffix(PATHS[options.api])
+
+
 async def _first_model(options: LoadOptions) -> str:
     """The name of the first model that the server lists."""
-    base = options.url.rstrip("/").removesuffix(PATHS["openai"]).removesuffix("/v1")
+    server, base = _server(options), _base_path(options).removesuffix("/v1")
 
-    def fetch(path: str) -> Any:
-        Target.parse(base)  # http only, before urllib opens anything else
-        with urllib.request.urlopen(base + path, timeout=10) as reply:
-            return msgspec.json.decode(reply.read())
+    async def fetch(path: str) -> Any:
+        connection = await Connection.open(server)
+        try:
+            reply = await connection.send(server.get(base + path))
+        finally:
+            connection.close()
+        if reply.status != 200:
+            raise ValueError(f"HTTP {reply.status}: {reply.body[:500].decode(errors='replace')}")
+        return msgspec.json.decode(reply.body)
 
     try:
-        model = (await anyio.to_thread.run_sync(fetch, "/v1/models"))["data"][0]
-        if model.get("owned_by") == "launcher":
-            _check_task((await anyio.to_thread.run_sync(fetch, "/info"))["model"])
+        with anyio.fail_after(MODEL_SECONDS):
+            model = (await fetch("/v1/models"))["data"][0]
+            if model.get("owned_by") == "launcher":
+                _check_task((await fetch("/info"))["model"])
         return str(model["id"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, HTTPException) as error:
         raise LauncherError(
-            f"cannot read the name of a model from {base}/v1/models ({error}); check that a server is running there, "
-            "or set --model"
+            f"cannot read the name of a model from {base}/v1/models of {options.url} ({error}); check that a server is "
+            "running there, or set --model"
         ) from error
 
 
 def _check_task(model: Mapping[str, Any]) -> None:
     """Raise ``UsageError`` unless the served model, as in ``GET /info``, has embeddings."""
     if model["task"] != "embed":
-        without_http = f"launch bench throughput --model {model['asked']} --task {model['task']}"
+        without_http = f"launch bench throughput --model {model['requested']} --task {model['task']}"
         raise UsageError(
             f"the server has the model {model['name']!r} for the task {model['task']!r}, but this command sends "
             f"requests for embeddings only ({', '.join(PATHS.values())}); serve an embedder"

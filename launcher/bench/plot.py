@@ -46,7 +46,12 @@ def draw(file: Path, heading: str, stats: LoadStats, figures: dict[str, Any]) ->
 
     Raises ``UsageError`` if the file cannot be written.
     """
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except OSError as error:  # it needs a folder for its cache
+        raise UsageError(
+            f"--plot {file}: {error}; set MPLCONFIGDIR or TMPDIR to a folder that can be written"
+        ) from error
 
     figure = Figure(figsize=(11, 5.6), dpi=120, layout="constrained")
     figure.suptitle(f"{heading}\n{_title(figures)}", fontsize=10, x=0.01, ha="left")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from launcher.front.item_details import Tokens
 from launcher.host import log as logs
 from launcher.options import ServeOptions
 from launcher.options.bench import ThroughputOptions
+from launcher.prepare.claims import Holder, prepare_and_claim
 from launcher.prepare.machine import require_this_machine
 from launcher.prepare.model import setup_of
 from launcher.prepare.prepared_instances import Prepared
@@ -75,14 +77,18 @@ def run_throughput(serve: ServeOptions, options: ThroughputOptions, workload: Wo
     options = replace(options, warmup=warmup)
     require_this_machine(serve.machine)
     logs.set_up(serve.log)
-    prepared = prepare_workers(serve, model_needed=True)
+    holder = Holder("bench", f"bench-{os.getpid()}", model=serve.model.model)
+    prepared, claim = prepare_and_claim(
+        serve.machine, holder, lambda claims: prepare_workers(serve, model_needed=True, claims=claims)
+    )
     assert prepared.model_info is not None, "prepare_workers() raises if a required model is missing"
     for warning in prepared.warnings:
         log.warning("%s", warning, extra={"event": "warning"})
     mask = bind_front(prepared, strict=serve.machine.strict)
     serve = replace(serve, scheduling=replace(serve.scheduling, queue_items=len(workload.texts)))
     throughput = ThroughputRun(serve, options, prepared, mask)
-    measured = anyio.run(throughput.run, workload, backend_options={"use_uvloop": True})
+    with claim:
+        measured = anyio.run(throughput.run, workload, backend_options={"use_uvloop": True})
     setup = setup_of(serve, prepared.machine, prepared.model_info)
     count = len(prepared.instances)
     how = "all at once" if options.queued is None else f"{options.queued} queued"

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launcher.cli import bench, config, doctor, run, serve, topology
+from launcher.cli import bench, config, ctl, doctor, ps, run, serve, stop, topology
 from launcher.cli.flags import Command, add_command, keep_text, without_metavars
-from launcher.options.definitions import HTTP, LIMITS, SUPERVISION
+from launcher.options.definitions import ACCESS, ADMINISTRATION, CONNECTIONS, HTTP, LIMITS, SUPERVISION
 
 DEFAULT_COMMAND = "serve"
 
@@ -54,13 +54,19 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 COMMANDS = (
     Command(serve.serve, "launch --model demo --instances 4 --port 8000"),
-    Command(topology.topology, "launch topology --instances 4 --svg plan.svg", (HTTP, LIMITS, SUPERVISION)),
+    Command(
+        topology.topology,
+        "launch topology --instances 4 --svg plan.svg",
+        (HTTP, CONNECTIONS, ACCESS, ADMINISTRATION, LIMITS, SUPERVISION),
+    ),
     Command(
         run.run,
         "launch run --instances 4 -- python train.py --seed {instance}",
         settings={"allow_interspersed_args": False},
     ),
     Command(doctor.doctor, "launch doctor --json"),
+    Command(ps.ps, "launch ps --json"),
+    Command(stop.stop, "launch stop demo-8000"),
     Command(config.config, "launch config --instances 4 > launch.toml"),
 )
 BENCH_COMMANDS = (
@@ -69,7 +75,18 @@ BENCH_COMMANDS = (
     Command(bench.echo, "launch bench echo --port 8090"),
     Command(bench.throughput, "launch bench throughput --instances 4 --dtype fp32"),
 )
+CTL_COMMANDS = (
+    Command(ctl.restart, "launch ctl restart --port 8000"),
+    Command(ctl.plan, "launch ctl plan --instances 2"),
+    Command(ctl.status, "launch ctl status --json"),
+)
 
+control = typer.Typer(
+    cls=CommandGroup,
+    help="Change a running server without an interruption.\n\nExample: launch ctl restart --port 8000",
+    no_args_is_help=True,
+)
+app.add_typer(control, name="ctl")
 benchmarks = typer.Typer(
     cls=CommandGroup,
     help="Measure a server over HTTP, the workers alone, a plain script, or a server that does nothing.\n\n"
@@ -79,5 +96,7 @@ benchmarks = typer.Typer(
 app.add_typer(benchmarks, name="bench")
 for each in COMMANDS:
     add_command(app, each)
+for each in CTL_COMMANDS:
+    add_command(control, each)
 for each in BENCH_COMMANDS:
     add_command(benchmarks, each)

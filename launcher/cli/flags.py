@@ -7,7 +7,6 @@ that is derived from the definitions of its options; no flag is written by hand.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from functools import partial
@@ -22,12 +21,14 @@ from launcher.errors import UsageError
 from launcher.options import DoctorOptions, RunOptions, ServeOptions
 from launcher.options.definitions import OUTPUT
 from launcher.options.option import Option, option, options_of
-from launcher.options.sources import CONFIG_VARIABLE, ConfigFile, Resolved, Sources, resolve
+from launcher.options.sources import CONFIG_VARIABLE, ConfigFile, ConfigurationSources, Resolved, Sources, resolve
 from launcher.options.values import build
 
 # A configuration file and the environment may contain the options of all of these, whichever command reads them.
 ROOTS = (ServeOptions, RunOptions, DoctorOptions)
 NO = "no_"
+# Parameters of commands that are not options themselves.
+SOURCES = (Resolved, ConfigurationSources)
 
 EPILOG = "Each option is also an environment variable (LAUNCH_MAX_LENGTH) and a key of --config FILE (max-length)."
 
@@ -51,8 +52,8 @@ class Command:
     """A command of the command line.
 
     The parameters of ``function`` are option dataclasses; one of type ``Resolved`` receives all values with their
-    sources. Options of the groups ``unlisted`` are accepted but not listed in help. ``settings`` are passed to the
-    click context.
+    sources, one of type ``ConfigurationSources`` the means to read the sources again. Options of the groups
+    ``unlisted`` are accepted but not listed in help. ``settings`` are passed to the click context.
     """
 
     function: Callable[..., None]
@@ -68,7 +69,7 @@ class Command:
     @property
     def options(self) -> list[Option]:
         """Its options, including ``--config`` if a configuration file can set any of them."""
-        own = [each for root in self.roots.values() if root is not Resolved for each in options_of(root)]
+        own = [each for root in self.roots.values() if root not in SOURCES for each in options_of(root)]
         return [*own, CONFIG] if any(not each.command_line_only for each in own) else own
 
 
@@ -113,12 +114,18 @@ def add_command(app: typer.Typer, command: Command) -> None:
     options, roots = command.options, command.roots
 
     def run(ctx: typer.Context, **values: Any) -> None:
-        resolved = _resolve(options, _flags(ctx, options, values))
-        for warning in resolved.warnings:
-            print(f"launch: warning: {warning}", file=sys.stderr)
+        flags = _flags(ctx, options, values)
+        resolved = _resolve(options, flags)
+        if resolved.warnings:
+            from launcher.host.log import write_line  # rarely needed
+
+            for warning in resolved.warnings:
+                write_line(f"launch: warning: {warning}")
+        path = _config_path(flags)
+        again = ConfigurationSources(partial(_resolve, options, flags), str(path) if path else None)
         command.function(
             **{
-                name: resolved if root is Resolved else build(root, resolved.given(root))
+                name: {Resolved: resolved, ConfigurationSources: again}.get(root) or build(root, resolved.given(root))
                 for name, root in roots.items()
             }
         )
@@ -139,8 +146,12 @@ def add_command(app: typer.Typer, command: Command) -> None:
 def _resolve(options: Sequence[Option], flags: Mapping[str, Any]) -> Resolved:
     if CONFIG not in options:
         return resolve(options, Sources(flags, {}, None, ()))
-    path = flags.get(CONFIG.name) or os.environ.get(CONFIG_VARIABLE)
+    path = _config_path(flags)
     return resolve(options, Sources(flags, os.environ, _read(path) if path else None, ROOTS))
+
+
+def _config_path(flags: Mapping[str, Any]) -> str | None:
+    return flags.get(CONFIG.name) or os.environ.get(CONFIG_VARIABLE)
 
 
 def _read(path: str) -> ConfigFile:

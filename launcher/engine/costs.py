@@ -134,17 +134,18 @@ def _warn(sentence: str, *arguments: object) -> None:
     log.warning(sentence, *arguments, extra={"event": "costs"})
 
 
-def watch_costs(metrics: FrontMetrics, model: Callable[[int], CostModel]) -> None:
-    """Export the accuracy of cost predictions as metrics."""
+def watch_costs(metrics: FrontMetrics, model: Callable[[int], CostModel | None]) -> None:
+    """Export the accuracy of cost predictions as metrics. ``model`` returns None for an instance that does not serve
+    yet."""
     metrics.watch_instances(
         "launcher_cost_drift",
         "Duration of batches relative to the measurements made before the instance was ready.",
-        lambda instance: model(instance).correction,
+        lambda instance: None if (found := model(instance)) is None else found.correction,
     )
     metrics.watch_instances(
         "launcher_cost_error",
         "Relative error of the predicted duration of batches, as a running mean.",
-        lambda instance: model(instance).error,
+        lambda instance: None if (found := model(instance)) is None else found.error,
     )
 
 

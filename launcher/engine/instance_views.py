@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from launcher.core.cost.cost_model import CostModel
 from launcher.core.protocol.messages import Ready
+from launcher.engine.configuration import Configuration
 from launcher.engine.costs import cost_info
 from launcher.host.process.supervisor import InstanceState
 from launcher.host.process.verify_binding import Verification
 from launcher.options import Layout
 from launcher.prepare.prepared_instances import PreparedInstance
 
+Role = Literal["serving", "standby", "retiring"]
+
 
 @dataclass(slots=True)
 class InstanceView:
-    """One instance. ``ready`` is the message of a ready worker, ``stage`` the progress of one that is starting."""
+    """One instance. ``ready`` is the message of a ready worker, ``stage`` the progress of one that is starting.
+
+    ``role``: in a change, ``standby`` until it gets batches, ``retiring`` when it gets no more. ``outcome``, in a
+    change, is set when it is ready or has failed; ``failures`` are those so far. ``drift`` is the initial one of its
+    cost model.
+    """
 
     prepared: PreparedInstance
+    configuration: Configuration
+    role: Role = "serving"
+    outcome: asyncio.Future[str | None] | None = None
+    failures: int = 0
+    drift: float = 1.0
     pid: int | None = None
     ready: Ready | None = None
     stage: str | None = None
     verification: Verification | None = None
 
-    def info(self, state: InstanceState, cost: CostModel) -> dict[str, Any]:
-        """The entry of this instance in ``/info``."""
+    def settle(self, reason: str | None) -> None:
+        """Tell a change how the start has ended: with a ready worker (None), or why not."""
+        if self.outcome is not None and not self.outcome.done():
+            self.outcome.set_result(reason)
+
+    def info(self, state: InstanceState, cost: CostModel | None) -> dict[str, Any]:
+        """The entry of this instance in ``/info``; ``cost`` is None if the scheduler does not know it."""
         plan, binding, command, ready = self.prepared.plan, self.prepared.binding, self.prepared.command, self.ready
         length_class = plan.length_class
         return {
@@ -44,7 +63,7 @@ class InstanceView:
             "why": plan.why,
             "binding": {"level": binding.level, "tool": binding.tool, "reason": binding.reason},
             "verification": self.verification.to_json() if self.verification else None,
-            "cost": cost_info(ready, cost) if ready else None,
+            "cost": cost_info(ready, cost) if ready and cost else None,
             "worker": None if ready is None else _worker_info(ready),
         }  # fmt: skip
 

@@ -20,6 +20,7 @@ from launcher.front.input_names import InputNames
 from launcher.front.pairs import Pair, PairTruncation
 from launcher.front.request_results import Vectors, split_rows
 from launcher.front.tokenizer import Text, Tokenized
+from launcher.host.registry import Held
 from launcher.options import ServeOptions
 from launcher.prepare.prepared_instances import Prepared
 
@@ -117,7 +118,9 @@ class QueueCapacity:
 class Session:
     """See the module's docstring. Call all methods in the thread of one running loop, which starts the workers."""
 
-    def __init__(self, options: ServeOptions, prepared: Prepared) -> None:
+    def __init__(self, options: ServeOptions, prepared: Prepared, claim: Held | None = None) -> None:
+        """``claim`` is the claim of the cores, which is released when the workers have exited."""
+        self._claim = claim
         self.engine = InferenceEngine(options, prepared)
         self.chunk_items = min(256, options.scheduling.queue_items)
         self._queue_items = options.scheduling.queue_items
@@ -225,3 +228,5 @@ class Session:
         if self._running is not None:
             await asyncio.wait({self._running})
         self.engine.close()
+        if self._claim is not None:
+            self._claim.release()

@@ -115,11 +115,11 @@ def _without_normalizer(regular: Tokenizer) -> Tokenizer:
 def _load(model_info: ModelInfo) -> Tokenizer:
     path = Path(model_info.tokenizer_path)
     if not path.is_file():
-        raise UsageError(f"the model {model_info.asked!r} has no tokenizer.json (expected at {path})")
+        raise UsageError(f"the model {model_info.requested!r} has no tokenizer.json (expected at {path})")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises plain Exception for a file that it cannot read
-        raise UsageError(f"the tokenizer of {model_info.asked!r} cannot be read: {path}: {error}") from error
+        raise UsageError(f"the tokenizer of {model_info.requested!r} cannot be read: {path}: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -14,6 +14,8 @@ from typing import cast
 from launcher.core.protocol.frames import Buffer, FrameError, encode, to_front_decoder
 from launcher.core.protocol.messages import ToFront, ToWorker
 
+CLOSED = "the worker closed its connection"
+
 
 class Channel(asyncio.Protocol):
     """Calls ``on_message(message, body)`` for each message of the worker and finally ``on_lost(reason)``, once.
@@ -92,4 +94,4 @@ class Channel(asyncio.Protocol):
             return f"the connection to the worker failed: {exc}"
         if self._decoder.pending:
             return f"the worker closed its connection after {self._decoder.pending} bytes of a message"
-        return "the worker closed its connection"
+        return CLOSED

@@ -60,6 +60,10 @@ class CounterFamily(Collector):
         _check(values, self._label_names)
         return self._children.setdefault(values, CounterValue())
 
+    def remove(self, *values: str) -> None:
+        """Export the counter with these label values no longer."""
+        self._children.pop(values, None)
+
     def describe(self) -> Iterable[Metric]:
         """Called by the registry, so that no name is used twice."""
         return [CounterMetricFamily(self._name, self._description, labels=self._label_names)]
@@ -92,6 +96,10 @@ class HistogramFamily(Collector):
         """The histogram with these label values, in the order of the labels."""
         _check(values, self._label_names)
         return self._children.setdefault(values, HistogramValue(self._bounds))
+
+    def remove(self, *values: str) -> None:
+        """Export the histogram with these label values no longer."""
+        self._children.pop(values, None)
 
     def describe(self) -> Iterable[Metric]:
         """Called by the registry, so that no name is used twice."""

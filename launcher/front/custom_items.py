@@ -20,6 +20,11 @@ from launcher.front.tokenizer import Tokenized
 
 # Larger requests are read in a thread: ``size`` may take as long as it takes to decode the JSON.
 INLINE_BYTES = 8_000
+# Decoding an item holds the interpreter lock, so that all other requests wait: about 20 ms for this many numbers. An
+# image of 224 × 224 pixels as numbers has 150,528.
+MAX_VALUES = 200_000
+# Each value but the first of a list or an object follows one of these.
+_BEFORE_VALUES = (b",", b"[", b"{")
 _decode = msgspec.json.Decoder().decode
 
 
@@ -47,6 +52,14 @@ class CustomItems(InputReader):
         return Tokenized(arrays, sum(sizes), details=ItemDetails(sizes=sizes))
 
     def _size(self, item: bytes, names: InputNames, index: int) -> int:
+        if len(item) > MAX_VALUES and _may_have_more_values(item):
+            raise RequestError(
+                f"{names.of(index)} has more than {MAX_VALUES} commas and brackets; a class can take large data as a "
+                "string, such as base64",
+                status=413,
+                code="too_many_values",
+                param=names.field,
+            )
         try:
             size = self._task.size(_decode(item))
         except Exception as error:  # of the user's code, for data of a client
@@ -63,3 +76,10 @@ class CustomItems(InputReader):
         if size < 1:
             raise RequestError(f"{names.of(index)} is empty", code="empty_input", param=names.field)
         return size
+
+
+def _may_have_more_values(item: bytes) -> bool:
+    """Whether valid JSON has more than ``MAX_VALUES`` values or, within lists and objects, strings that look so.
+
+    Looking into strings would take longer than decoding."""
+    return not item.lstrip().startswith(b'"') and sum(map(item.count, _BEFORE_VALUES)) > MAX_VALUES

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from launcher.core.protocol.messages import Done, Failed, Loading, Ready, Run, Setup, Stop, ToFront, Unusable
+from launcher.core.protocol.messages import Done, Failed, Loading, Probe, Ready, Run, Setup, Stop, ToFront, Unusable
 from launcher.core.protocol.model_info import Rows
 from launcher.core.scheduling.batching import Item
 from launcher.core.scheduling.scheduler import (
@@ -29,22 +29,32 @@ from launcher.core.scheduling.scheduler import (
     BatchDone,
     BatchFailed,
     Cancelled,
+    ChangeEnded,
+    ChangeStarted,
     DrainStarted,
     Event,
     Finish,
+    InspectWorker,
+    InstanceAdded,
     InstanceLost,
     InstanceReady,
+    InstanceRemoved,
+    InstanceRetiring,
+    InstanceSpec,
     NoInstancesLeft,
     Priority,
+    ProbeRequested,
     Reject,
     ReplaceWorker,
     Scheduler,
     Send,
+    WorkerActivity,
 )
 from launcher.errors import RequestError
 from launcher.front.channel import Channel
 from launcher.front.item_details import ItemDetails, Tokens, with_details
 from launcher.front.metrics import FrontMetrics, InstanceMetrics
+from launcher.front.quarantine import Loss, Quarantine
 from launcher.front.request_results import DTYPES, RequestResults, Vectors, make_results
 
 # uvloop's timers have a resolution of 1 ms; a deadline this close counts as reached.
@@ -62,6 +72,10 @@ class Listener(Protocol):
 
     def unusable(self, instance: int, reason: str) -> None:
         """The worker reports that its model cannot be served and that a restart would not help."""
+
+    def overdue(self, instance: int, batch: int) -> None:
+        """The worker is far later with this batch than predicted: inspect its process, and report what it does with
+        ``Dispatcher.inspected``."""
 
     def lost(self, instance: int, reason: str) -> None:
         """The channel is closed. The process may still be alive (it hangs, or sent invalid data) and must be killed."""
@@ -100,19 +114,41 @@ class _Sent:
     batch: int
     items: tuple[Item, ...]
     tokens: int
+    contents: Sequence[Tokens]
+    computed: set[Item] | None = None  # by another worker since this one is late
 
 
 class _Worker:
-    """The state of one worker: its channel, and the batches that were sent to it and not answered yet."""
+    """The state of one worker: its channel, and the batches that were sent to it and not answered yet.
 
-    __slots__ = ("channel", "instance", "metrics", "ready", "sent", "stopping")
+    ``standby``: it gets no batches before ``Dispatcher.admit``; ``announced`` is then what it said when it was ready.
+    ``finished`` is set while its instance retires: a future of the end of its batches.
+    """
 
-    def __init__(self, instance: int, metrics: InstanceMetrics, dispatcher: Dispatcher) -> None:
+    __slots__ = (
+        "announced",
+        "channel",
+        "finished",
+        "instance",
+        "metrics",
+        "ready",
+        "sent",
+        "standby",
+        "stopping",
+        "waiters",
+    )
+
+    def __init__(self, instance: int, metrics: InstanceMetrics, dispatcher: Dispatcher, standby: bool) -> None:
         self.instance = instance
+        self.standby = standby
+        self.announced: InstanceReady | None = None
+        self.finished: asyncio.Future[None] | None = None
         self.metrics = metrics
         self.ready = False
         self.stopping = False
         self.sent: deque[_Sent] = deque()
+        # Resolved when it finishes a batch (True) or is lost (False).
+        self.waiters: list[asyncio.Future[bool]] = []
         self.channel = Channel(partial(dispatcher._received, self), partial(dispatcher._lost, self))
 
 
@@ -131,6 +167,7 @@ class Dispatcher:
         *,
         width: int,
         rows: Rows = "item",
+        quarantine: Quarantine | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
@@ -141,22 +178,28 @@ class Dispatcher:
         self._clock = clock
         self._now = clock()
         self.draining = False
+        self.quarantine = Quarantine("", 0.0) if quarantine is None else quarantine
         # The number of items of each length, including rejected ones; bounded by the model's limit.
         self.lengths: Counter[int] = Counter()
         self._workers: dict[int, _Worker] = {}
         self._requests: dict[int, _Request] = {}
         self._next_request = 1
+        # Instances whose batch is, or was, overdue since their worker started.
+        self._late: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._empty: list[asyncio.Future[None]] = []
 
     # ----------------------------------------------------------------- workers
 
-    async def attach(self, instance: int, sock: socket.socket, setup: Setup) -> None:
-        """Take ownership of ``sock``, a Unix stream socket connected to the worker of ``instance``; send ``setup``."""
+    async def attach(self, instance: int, sock: socket.socket, setup: Setup, *, standby: bool = False) -> None:
+        """Take ownership of ``sock``, a Unix stream socket connected to the worker of ``instance``; send ``setup``.
+
+        With ``standby`` it gets no batches before ``admit``; otherwise the scheduler must know the instance.
+        """
         if instance in self._workers:
             raise ValueError(f"instance {instance} has a worker already")
-        worker = self._workers[instance] = _Worker(instance, self._metrics.instances[instance], self)
+        worker = self._workers[instance] = _Worker(instance, self._metrics.instances[instance], self, standby)
         try:
             await worker.channel.connect(sock)
         except BaseException:
@@ -165,11 +208,73 @@ class Dispatcher:
         worker.metrics.attached()
         worker.channel.send(setup)
 
+    def admit(self, spec: InstanceSpec, drift: float) -> None:
+        """Add an instance whose worker is on standby. ``drift`` as in ``Scheduler.set_initial_drift``."""
+        self._feed(InstanceAdded(spec))
+        self._scheduler.set_initial_drift(spec.id, drift)
+        worker = self._workers.get(spec.id)
+        if worker is not None:
+            worker.standby = False
+            if worker.announced is not None:
+                self._feed(worker.announced)
+
+    async def retire(self, instance: int) -> None:
+        """Give no more batches to an instance, wait until it has finished those that it has, and tell its worker to
+        stop. An instance that hangs is lost after the usual time, and its batches are computed by another one."""
+        if self._scheduler.knows(instance):
+            self._feed(InstanceRetiring(instance))
+        worker = self._workers.get(instance)
+        if worker is None:
+            return
+        worker.finished = asyncio.get_running_loop().create_future()
+        if worker.sent:
+            await worker.finished
+        worker.stopping = True
+        worker.channel.send(Stop())
+
+    def remove(self, instance: int) -> None:
+        """Forget an instance whose worker has exited."""
+        worker = self._workers.pop(instance, None)
+        if worker is not None:
+            worker.channel.fail("the instance was removed")
+            worker.metrics.stopped()
+        if self._scheduler.knows(instance):
+            self._feed(InstanceRemoved(instance))
+
+    def change_started(self) -> None:
+        """From now on requests are admitted even if no instance is ready: instances are being replaced."""
+        self._feed(ChangeStarted())
+
+    def change_ended(self) -> None:
+        """No more instances are replaced."""
+        self._feed(ChangeEnded())
+
     def stop_workers(self) -> None:
         """Tell every worker to finish its batches and exit."""
         for worker in self._workers.values():
             worker.stopping = True
             worker.channel.send(Stop())
+
+    async def finishes_batch(self, instance: int, seconds: float) -> bool:
+        """Whether the worker of an instance finishes a batch within ``seconds``. If it is idle, it is sent a probe."""
+        worker = self._workers.get(instance)
+        if worker is None or not worker.ready:
+            return False
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        worker.waiters.append(waiter)
+        self._feed(ProbeRequested(instance))
+        try:
+            return await asyncio.wait_for(waiter, seconds)
+        except asyncio.TimeoutError:
+            return False
+        finally:
+            if waiter in worker.waiters:
+                worker.waiters.remove(waiter)
+
+    def inspected(self, activity: WorkerActivity) -> None:
+        """What the worker of an overdue batch does; ignored if the batch is finished."""
+        if activity.instance in self._workers:
+            self._feed(activity)
 
     def no_instances_left(self, reason: str) -> None:
         """No instance is left and none will be restarted: answer all waiting and all future requests with 503."""
@@ -179,8 +284,12 @@ class Dispatcher:
         match message:
             case Done():
                 self._done(worker, message, body)
+                if worker.waiters:
+                    _resolve(worker, worker.channel.open)
             case Failed():
                 self._failed(worker, message)
+                if worker.waiters:
+                    _resolve(worker, False)
             case _ if worker.ready:
                 worker.channel.fail(f"the worker sent {type(message).__name__} after it was ready")
             case Loading():
@@ -198,14 +307,19 @@ class Dispatcher:
             return
         worker.ready = True
         worker.metrics.ready()
+        worker.announced = InstanceReady(worker.instance, message.measured, message.packed)
         self._listener.ready(worker.instance, message)
-        self._feed(InstanceReady(worker.instance, message.measured, message.packed))
+        if not worker.standby:
+            self._feed(worker.announced)
 
     def _done(self, worker: _Worker, message: Done, body: bytes) -> None:
         sent = worker.sent.popleft() if worker.sent else None
         mismatch = _mismatch(sent, message, len(body), self._width, self._rows)
         if sent is None or mismatch:
             worker.channel.fail(f"the worker's results do not match the batch it was sent: {mismatch}")
+            return
+        if not sent.items:  # a probe
+            self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
             return
         rows = np.frombuffer(body, dtype=DTYPES[self._rows]).reshape(-1, message.width)
         if not np.isfinite(rows).all():
@@ -214,7 +328,47 @@ class Dispatcher:
             return
         worker.metrics.batch_done(message.items, sent.tokens, message.computed_tokens, message.seconds)
         self._store_results(worker.instance, sent.items, self._by_item(rows, sent, message), message.seconds)
+        if self.quarantine:
+            self.quarantine.clear_computed(sent.contents)
+        if self._late:
+            self._note_computed(worker.instance, sent)
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
+        if worker.finished is not None:
+            self._check_finished(worker)
+
+    def _check_finished(self, worker: _Worker) -> None:
+        """Tell a retiring worker's waiter if it has no batch left."""
+        if worker.finished is not None and not worker.sent and not worker.finished.done():
+            worker.finished.set_result(None)
+
+    def _note_computed(self, own: int, sent: _Sent) -> None:
+        """Note that items in the running batch of a late worker are computed: they are not to blame if it is lost."""
+        self._late.discard(own)
+        for instance in self._late:
+            worker = self._workers.get(instance)
+            if worker is not None and worker.sent:
+                late = worker.sent[0]
+                late.computed = (late.computed or set()).union(sent.items)
+
+    def _blame(self, worker: _Worker, reason: str) -> tuple[int, ...]:
+        """The running batch of a lost worker may be the cause. Returns the requests that fail because one of their
+        inputs is quarantined now."""
+        if not worker.sent or worker.stopping:
+            return ()
+        sent, now = worker.sent[0], self._clock()
+        computed = sent.computed or ()
+        items = [c for item, c in zip(sent.items, sent.contents, strict=True) if item not in computed]
+        if not self.quarantine.blame(items, Loss(worker.instance, reason, now)):
+            return ()
+        failed = []
+        for request_id, request in list(self._requests.items()):
+            refusal, _ = self.quarantine.check(request.items, now)
+            if refusal is not None:
+                failed.append(request_id)
+                self._close(request_id)
+                if not request.future.done():
+                    request.future.set_exception(RequestError(refusal, status=500, code="instance_failed"))
+        return tuple(failed)
 
     def _by_item(self, rows: Vectors, sent: _Sent, done: Done) -> Iterable[Vectors]:
         """The rows of each item of a batch."""
@@ -245,12 +399,23 @@ class Dispatcher:
             return
         worker.metrics.batch_failed()
         self._feed(BatchFailed(worker.instance, message.batch, message.reason))
+        self._check_finished(worker)
 
     def _lost(self, worker: _Worker, reason: str) -> None:
+        if self._workers.get(worker.instance) is not worker:  # removed
+            return
         del self._workers[worker.instance]
-        worker.metrics.lost()
-        if worker.ready:
-            self._feed(InstanceLost(worker.instance))
+        if worker.stopping:
+            worker.metrics.stopped()
+        else:
+            worker.metrics.lost()
+        _resolve(worker, False)
+        self._late.discard(worker.instance)
+        failed = self._blame(worker, reason)
+        if worker.ready and not worker.standby:
+            self._feed(InstanceLost(worker.instance, failed))
+        worker.sent.clear()
+        self._check_finished(worker)
         self._listener.lost(worker.instance, "stopped as requested" if worker.stopping else reason)
 
     # ---------------------------------------------------------------- requests
@@ -268,13 +433,15 @@ class Dispatcher:
         priority: Priority = "interactive",
         deadline: float | None = None,
         max_rows: int | None = None,
+        client: str = "",
     ) -> asyncio.Future[Outcome]:
         """Submit ``items`` (token ids, including special tokens); returns a future of the results or a
         ``RequestError``.
 
         ``deadline`` is a time on the dispatcher's clock: a request that cannot be finished by then, or is still queued
-        then, is rejected. If the results have more than ``max_rows`` rows and their number varies, only the numbers are
-        kept. Cancelling the future (or a task that awaits it) cancels the items not computed yet.
+        then, is rejected. ``client`` shares the instances with other clients. If the results have more than
+        ``max_rows`` rows and their number varies, only the numbers are kept. Cancelling the future (or a task that
+        awaits it) cancels the items not computed yet.
         """
         request_id = self._next_request
         self._next_request += 1
@@ -286,8 +453,15 @@ class Dispatcher:
         future.add_done_callback(lambda done: self._on_future_done(request_id, done))
         for length in lengths:
             self.lengths[length] += 1
+        suspects: tuple[int, ...] = ()
+        if self.quarantine:
+            refusal, suspects = self.quarantine.check(items, self._clock())
+            if refusal is not None:
+                self._close(request_id)
+                future.set_exception(RequestError(refusal, status=422, code="input_quarantined"))
+                return future
         try:
-            self._feed(Arrived(request_id, lengths, priority, deadline))
+            self._feed(Arrived(request_id, lengths, priority, deadline, client, suspects))
         except BaseException:
             self._close(request_id)
             raise
@@ -297,14 +471,21 @@ class Dispatcher:
         """The current time, on the clock of the deadlines."""
         return self._clock()
 
-    def check_admission(self, count: int, *, ahead: int = 0, priority: Priority = "interactive") -> None:
-        """Raise the ``RequestError`` with which a request of ``count`` items would be rejected now, if any.
-
-        ``ahead`` more items are about to be enqueued before it.
-        """
+    def check_admission(self, count: int, *, client: str = "", priority: Priority = "interactive") -> None:
+        """Raise the ``RequestError`` with which a request of ``count`` items would be rejected now, if any."""
         self._now = max(self._now, self._clock())
-        if rejection := self._scheduler.check_admission(count, self._now, ahead=ahead, priority=priority):
+        if rejection := self._scheduler.check_admission(count, self._now, client=client, priority=priority):
             raise _error(rejection)
+
+    def hold(self, count: int, *, client: str = "", priority: Priority = "interactive") -> None:
+        """Count ``count`` items of a client as queued, until ``release``. Raises ``RequestError`` as
+        ``check_admission`` does."""
+        self.check_admission(count, client=client, priority=priority)
+        self._scheduler.hold(count, client)
+
+    def release(self, count: int, *, client: str = "") -> None:
+        """The items counted by ``hold`` are enqueued next, or never will be."""
+        self._scheduler.release(count, client)
 
     def begin_drain(self) -> None:
         """Stop admitting requests."""
@@ -346,6 +527,9 @@ class Dispatcher:
                     self._finish(action.request)
                 case Reject():
                     self._reject(action)
+                case InspectWorker():
+                    self._late.add(action.instance)
+                    self._listener.overdue(action.instance, action.batch)
                 case ReplaceWorker():
                     self._workers[action.instance].channel.fail(action.reason)
         self._arm()
@@ -353,7 +537,10 @@ class Dispatcher:
     def _send(self, action: Send) -> None:
         worker = self._workers[action.instance]
         lengths = tuple([item.length for item in action.items])
-        worker.sent.append(_Sent(action.batch, action.items, sum(lengths)))
+        if not lengths:
+            worker.sent.append(_Sent(action.batch, (), 0, ()))
+            worker.channel.send(Probe(action.batch))
+            return
         # An array is a buffer, which `join` accepts; typeshed cannot express that before Python 3.12.
         parts: list[Any] = []
         detailed = False
@@ -361,8 +548,10 @@ class Dispatcher:
             request = self._requests[item.request]
             parts.append(request.items[item.index])
             detailed = detailed or request.details is not None
+        worker.sent.append(_Sent(action.batch, action.items, sum(lengths), parts))
         run = Run(action.batch, lengths)
         if detailed:
+            parts = parts.copy()  # token types are appended
             details = [(self._requests[item.request].details, item.index) for item in action.items]
             run = with_details(run, details, parts)
         worker.channel.send(run, b"".join(parts))
@@ -402,6 +591,13 @@ class Dispatcher:
         if deadline is not None and self._now < deadline <= self._now + TIMER_RESOLUTION:
             self._now = deadline
         self._carry_out(self._scheduler.tick(self._now))
+
+
+def _resolve(worker: _Worker, finished: bool) -> None:
+    for waiter in worker.waiters:
+        if not waiter.done():
+            waiter.set_result(finished)
+    worker.waiters.clear()
 
 
 def _error(rejection: Reject) -> RequestError:

@@ -6,15 +6,17 @@ once; gauges are the library's. Decisions based on these numbers do not belong h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
 from launcher.core.scheduling.events import PRIORITIES, Priority
 from launcher.front.counters import CounterFamily, CounterValue, HistogramFamily
+from launcher.front.quarantine import Quarantine
 
 Stage = Literal["parse", "tokenize", "queue", "compute", "reply"]
 STAGES: tuple[Stage, ...] = ("parse", "tokenize", "queue", "compute", "reply")
@@ -66,6 +68,10 @@ class InstanceMetrics:
         """The worker is warmed up."""
         self._ready.set(1)
 
+    def stopped(self) -> None:
+        """The worker has stopped as requested."""
+        self._ready.set(0)
+
     def lost(self) -> None:
         """The worker is gone."""
         self._ready.set(0)
@@ -98,6 +104,40 @@ class _InstanceFamilies:
             registry, "launcher_restarts", "Workers started again after the first start.", labels
         )
 
+    def remove(self, instance: str, class_name: str) -> None:
+        """Export the metrics of this instance no longer."""
+        labels = (instance, class_name)
+        for family in (self.items, self.tokens, self.seconds, self.ready, self.failed, self.lost, self.restarts):
+            family.remove(*labels)
+        for kind in ("real", "padding"):
+            self.computed.remove(*labels, kind)
+
+
+class _Gauges(Collector):
+    """A gauge whose labels and values are those that ``read`` returns on scrape."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        name: str,
+        description: str,
+        labels: Sequence[str],
+        read: Callable[[], Iterable[tuple[Sequence[str], float]]],
+    ) -> None:
+        self._name, self._description, self._labels, self._read = name, description, labels, read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """Called by the registry, so that no name is used twice."""
+        return [GaugeMetricFamily(self._name, self._description, labels=self._labels)]
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the registry."""
+        family = GaugeMetricFamily(self._name, self._description, labels=self._labels)
+        for values, value in self._read():
+            family.add_metric(values, value)
+        return [family]
+
 
 class FrontMetrics:
     """All metrics of one front, in their own registry. ``instances`` maps each id to the name of its length class."""
@@ -105,9 +145,11 @@ class FrontMetrics:
     def __init__(self, instances: Mapping[int, str]) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        families = _InstanceFamilies(registry)
-        self._class_names = dict(instances)
-        self.instances = {id: InstanceMetrics(families, str(id), name) for id, name in instances.items()}
+        self._families = _InstanceFamilies(registry)
+        self._class_names: dict[int, str] = {}
+        self.instances: dict[int, InstanceMetrics] = {}
+        for id, name in instances.items():
+            self.add_instance(id, name)
         self._requests = CounterFamily(registry, "launcher_requests", "Requests answered.", ("route", "status"))
         self._items = CounterFamily(registry, "launcher_items", "Items computed for clients.", ("route",))
         self._tokens = CounterFamily(registry, "launcher_tokens", "Tokens of these items, without padding.", ("route",))
@@ -121,6 +163,9 @@ class FrontMetrics:
             "Requests answered with 504: refused because the deadline was unreachable, or expired in the queue.",
             ("priority", "kind"),
         )
+        self.unauthorized = CounterFamily(
+            registry, "launcher_unauthorized_requests", "Requests refused with 401: without a valid API key.", ()
+        ).labels()
         self._missed = {(p, code): missed.labels(p, kind) for p in PRIORITIES for code, kind in MISSES.items()}
         stages = HistogramFamily(
             registry,
@@ -130,6 +175,20 @@ class FrontMetrics:
             SECONDS_BUCKETS,
         )
         self._stages = {stage: stages.labels(stage).add for stage in STAGES}
+
+    def add_instance(self, instance: int, class_name: str) -> None:
+        """Export the metrics of an instance. One with the same id and class continues those of its predecessor."""
+        if self._class_names.get(instance) == class_name:
+            return
+        self.remove_instance(instance)
+        self._class_names[instance] = class_name
+        self.instances[instance] = InstanceMetrics(self._families, str(instance), class_name)
+
+    def remove_instance(self, instance: int) -> None:
+        """Export the metrics of an instance no longer."""
+        if instance in self.instances:
+            self._families.remove(str(instance), self._class_names.pop(instance))
+            del self.instances[instance]
 
     def route(self, route: str) -> RouteMetrics:
         """The metrics of one route."""
@@ -147,31 +206,45 @@ class FrontMetrics:
         """The function that records the seconds a request spent in ``stage``."""
         return self._stages[stage]
 
-    def watch_queue(self, class_names: Sequence[str], queued: Callable[[], Mapping[str, int]]) -> None:
+    def watch_queue(self, queued: Callable[[], Mapping[str, int]]) -> None:
         """Export the number of queued items by class, read on scrape."""
-        gauge = Gauge("launcher_queue_items", "Queued items, by class.", ("class",), registry=self.registry)
-        for name in class_names:
-            gauge.labels(**{"class": name}).set_function(partial(_entry, queued, name))
+        _Gauges(
+            self.registry,
+            "launcher_queue_items",
+            "Queued items, by class.",
+            ("class",),
+            lambda: [((name,), count) for name, count in queued().items()],
+        )
 
-    def watch_instances(self, name: str, description: str, value: Callable[[int], float]) -> None:
-        """Export a value of each instance, given its id, read on scrape."""
-        gauge = Gauge(name, description, ("instance", "class"), registry=self.registry)
-        for instance, class_name in self._class_names.items():
-            labels = {"instance": str(instance), "class": class_name}
-            gauge.labels(**labels).set_function(partial(value, instance))
+    def watch_instances(self, name: str, description: str, value: Callable[[int], float | None]) -> None:
+        """Export a value of each instance, given its id, read on scrape; an instance without one is left out."""
+
+        def read() -> Iterable[tuple[Sequence[str], float]]:
+            for instance, class_name in self._class_names.items():
+                found = value(instance)
+                if found is not None:
+                    yield (str(instance), class_name), found
+
+        _Gauges(self.registry, name, description, ("instance", "class"), read)
+
+    def watch_quarantine(self, quarantine: Quarantine) -> None:
+        """Export the number of quarantined inputs, and of requests refused because of one, read on scrape."""
+        count = Gauge("launcher_quarantined_inputs", "Inputs that are refused.", registry=self.registry)
+        count.set_function(lambda: quarantine.count)
+        name, description = "launcher_quarantine_refusals", "Requests refused because of a quarantined input."
+        Gauge(name, description, registry=self.registry).set_function(lambda: quarantine.refused)
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Export the number of requests in flight, read on scrape."""
-        gauge = Gauge("launcher_requests_in_flight", "Requests admitted and not yet answered.", registry=self.registry)
-        gauge.set_function(count)
+        self.watch("launcher_requests_in_flight", "Requests admitted and not yet answered.", count)
+
+    def watch(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """Export one value of the process, read on scrape."""
+        Gauge(name, description, registry=self.registry).set_function(value)
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
-
-
-def _entry(entries: Callable[[], Mapping[str, int]], name: str) -> float:
-    return entries()[name]
 
 
 class RouteMetrics:

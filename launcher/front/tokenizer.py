@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tokenizers import Encoding
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.core.tasks.routes import Prompt, RoutedPrompt, static_route
+from launcher.core.tasks.routes import Prompt, RoutedPrompt
 from launcher.errors import RequestError
 from launcher.front.ascii_fast_path import Encoder
 from launcher.front.input_names import InputNames
@@ -106,9 +106,10 @@ class FrontTokenizer(InputReader):
         self._default_prompt = model_info.default_prompt
         self._pools_prompt = model_info.include_prompt
         self._prompt_length = lru_cache(KNOWN_PROMPTS)(self._count_prompt)
-        self._static_route: FrontTokenizer | None = None
+        self._second_route: FrontTokenizer | None = None
         if model_info.routes is not None:
-            self._static_route = FrontTokenizer(static_route(model_info), text_characters=text_characters, threads=1)
+            second = model_info.routes.model_info
+            self._second_route = FrontTokenizer(second, text_characters=text_characters, threads=1)
         added, pair = self._encoder.encode(["a", ("a", "a")])
         self._closing_tokens = _closing_tokens(added)
         self._pair_layout = PairLayout.of(pair)
@@ -123,8 +124,8 @@ class FrontTokenizer(InputReader):
     def close(self) -> None:
         """See the base class."""
         super().close()
-        if self._static_route is not None:
-            self._static_route.close()
+        if self._second_route is not None:
+            self._second_route.close()
 
     async def texts(
         self,
@@ -138,15 +139,15 @@ class FrontTokenizer(InputReader):
         """The token ids of ``texts``. Raises ``RequestError`` naming ``field`` for a text that cannot be used.
 
         ``prompt`` is prepended to each text; without one, the model's default prompt is. A ``RoutedPrompt`` chooses the
-        route; without one, texts take that of the encoder.
+        route; without one, texts take the first.
 
         A text of more tokens than the model accepts is rejected, or with ``truncate`` cut at its end, keeping the
         special tokens, and reported. ``wait`` awaits the work of a thread and may cancel it.
         """
         names = _names(field, len(texts))
         if isinstance(prompt, RoutedPrompt):
-            if prompt.static and self._static_route is not None:
-                return await self._static_texts(texts, truncate, names, prompt.text, wait)
+            if prompt.second and self._second_route is not None:
+                return await self._second_texts(texts, truncate, names, prompt.text, wait)
             prompt = prompt.text
         characters = self._check_texts(texts, names)
         prompt = self._default_prompt if prompt is None else prompt
@@ -167,17 +168,17 @@ class FrontTokenizer(InputReader):
         details = tokenized.details or ItemDetails()
         return replace(tokenized, details=replace(details, prompt_lengths=(length,) * len(texts)))
 
-    async def _static_texts(
+    async def _second_texts(
         self, texts: Sequence[str], truncate: bool, names: InputNames, prompt: str, wait: Wait
     ) -> Tokenized:
-        """The token ids of texts of the static route."""
-        assert self._static_route is not None, "only models with routes have a static one"
+        """The token ids of texts of the second route."""
+        assert self._second_route is not None, "only models with routes have a second one"
         self.pending += len(texts)
         try:
-            tokenized = await self._static_route.texts(texts, truncate=truncate, field=names, prompt=prompt, wait=wait)
+            tokenized = await self._second_route.texts(texts, truncate=truncate, field=names, prompt=prompt, wait=wait)
         finally:
             self.pending -= len(texts)
-        return replace(tokenized, details=ItemDetails(routes=(1,) * len(texts)))
+        return replace(tokenized, details=replace(tokenized.details or ItemDetails(), routes=(1,) * len(texts)))
 
     def _count_prompt(self, prompt: str) -> int:
         """The number of leading tokens that pooling ignores: as in sentence-transformers 6, those of the prompt alone,

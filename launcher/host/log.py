@@ -2,7 +2,8 @@
 
 Conventions: a logger is named after its component (``launcher.supervisor``), the message is a sentence, and fields for
 programs are in ``extra={"instance": 2, "event": "ready", …}``. uvicorn's loggers use the same handler. Only the
-composition root calls `set_up`.
+composition root calls `set_up`. Records are formatted by the caller and written by a thread (``host.log_writer``), so
+that a reader that does not read blocks nothing; strings in the arguments of a message are escaped.
 """
 
 from __future__ import annotations
@@ -10,11 +11,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
+import threading
 import time
+import traceback
+from functools import partial
+from types import TracebackType
 from typing import Any, TextIO
 
+from launcher.host.log_writer import LogWriter
 from launcher.options import LogOptions
+from launcher.printable import printable
 
 # The attributes that every record has; any other was passed with `extra`.
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -30,6 +38,9 @@ INSTANCE_COLOURS = tuple(f"\033[{code}m" for code in (36, 32, 35, 34, 96, 92, 95
 LEVEL_PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
 SOURCE_WIDTH = 11  # "instance 99"
 
+# At the end of the process: how long to wait for a log that is not read.
+FLUSH_SECONDS = 1.0
+
 # Verbose at level info: a line per request or connection.
 QUIET = ("uvicorn.access", "httpx", "httpcore", "asyncio", "urllib3", "filelock")
 REROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
@@ -44,11 +55,11 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line or lines of one record, without a trailing newline."""
-        text = record.getMessage()
+        text = _message(record)
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         prefix = f"{self._time(record)}  {self._source(record)}  {self._bar(record)}"
-        lines = [_printable(line) for line in text.splitlines()] or [""]
+        lines = [printable(line, keep="\t") for line in text.split("\n")]
         lines[0] = LEVEL_PREFIXES.get(record.levelno, "") + lines[0]
         return "\n".join(prefix + self._paint(COLOURS.get(record.levelno, ""), line) for line in lines)
 
@@ -85,20 +96,64 @@ class JsonFormatter(logging.Formatter):
         extra = {key: value for key, value in vars(record).items() if key not in STANDARD and key not in fields}
         if record.exc_info:
             extra["exception"] = self.formatException(record.exc_info)
-        return json.dumps({**fields, **extra}, default=str, ensure_ascii=False)
+        text = json.dumps({**fields, **extra}, default=str, ensure_ascii=False)
+        return text if text.isprintable() else _NOT_ASCII.sub(_json_escaped, text)
+
+
+class WriterHandler(logging.Handler):
+    """Passes formatted records to the thread that writes to ``stream``, which must have a descriptor."""
+
+    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.writer = LogWriter(stream.fileno(), self._describe_dropped)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See the base class."""
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+        else:
+            self.writer.put(line)
+
+    def flush(self) -> None:
+        """Wait for the lines to be written, but not for a reader that does not read."""
+        self.writer.flush(FLUSH_SECONDS)
+
+    def close(self) -> None:
+        """See the base class."""
+        self.writer.close(FLUSH_SECONDS)
+        super().close()
+
+    def _describe_dropped(self, count: int) -> str:
+        fields = {
+            "name": "launcher.log",
+            "levelno": logging.WARNING,
+            "levelname": "WARNING",
+            "msg": "%d lines of the log were dropped, because standard error did not accept them",
+            "args": (count,),
+            "event": "log_dropped",
+            "lines": count,
+        }
+        return self.format(logging.makeLogRecord(fields))
 
 
 def set_up(options: LogOptions, stream: TextIO | None = None) -> None:
     """Send the records of all loggers to ``stream`` (default: standard error), in the format that ``options`` select.
 
-    May be called again; the last call wins. Colour is used only on a terminal, and never if NO_COLOR is set.
+    May be called again; the last call wins. Colour is used only on a terminal, and never if NO_COLOR is set. Standard
+    error is written by a thread, and tracebacks of uncaught exceptions too; ``stream`` is written by the caller.
     """
     target = sys.stderr if stream is None else stream
-    handler = logging.StreamHandler(target)
-    handler.setFormatter(JsonFormatter() if options.json else TextFormatter(_wants_colour(target)))
+    formatter = JsonFormatter() if options.json else TextFormatter(_wants_colour(target))
+    handler = logging.StreamHandler(target) if stream is not None else WriterHandler(target, formatter)
+    handler.setFormatter(formatter)
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
+        if isinstance(old, WriterHandler):
+            old.close()
     root.addHandler(handler)
     level = logging.getLevelName(options.level.upper())
     root.setLevel(level)
@@ -110,12 +165,58 @@ def set_up(options: LogOptions, stream: TextIO | None = None) -> None:
     for name in QUIET:
         logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else logging.INFO)
     logging.captureWarnings(True)
+    if isinstance(handler, WriterHandler):
+        sys.excepthook = partial(_write_traceback, handler.writer)
+        threading.excepthook = lambda failed: _write_traceback(
+            handler.writer, failed.exc_type, failed.exc_value, failed.exc_traceback
+        )
+
+
+def write_line(text: str) -> None:
+    """Write one line to standard error, escaped; if the log has been set up, after its lines and without blocking."""
+    line, writer = printable(text), _writer()
+    if writer is None:
+        print(line, file=sys.stderr)
+    else:
+        writer.put(line)
+
+
+def dropped_lines() -> int:
+    """The number of lines of the log that were dropped because standard error did not accept them."""
+    writer = _writer()
+    return 0 if writer is None else writer.dropped
+
+
+def _writer() -> LogWriter | None:
+    return next((one.writer for one in logging.getLogger().handlers if isinstance(one, WriterHandler)), None)
+
+
+def _write_traceback(
+    writer: LogWriter,
+    kind: type[BaseException],
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
+    """Like ``sys.excepthook``, but in the order of the log, and without blocking."""
+    writer.put("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
 
 
 def _wants_colour(stream: TextIO) -> bool:
     return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
-def _printable(line: str) -> str:
-    """The line with control characters escaped: a worker's output must not control the terminal."""
-    return "".join(char if char.isprintable() or char == "\t" else f"\\x{ord(char):02x}" for char in line)
+_NOT_ASCII = re.compile(r"[^ -~]")
+
+
+def _json_escaped(match: re.Match[str]) -> str:
+    """The character as it is if it is printable, otherwise as an escape sequence of JSON."""
+    char = match[0]
+    return char if char.isprintable() else json.dumps(char)[1:-1]
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The message, with strings in its arguments escaped: only the message itself may contain line breaks."""
+    args = record.args
+    if not args or not isinstance(args, tuple):
+        return record.getMessage()
+    return str(record.msg) % tuple(printable(str(a), "\t") if isinstance(a, str | Exception) else a for a in args)

@@ -21,6 +21,7 @@ from launcher.options.definitions import (
     RuntimeOptions,
     SchedulingOptions,
     ServeOptions,
+    StopOptions,
     SuperviseOptions,
 )
 from launcher.options.values import from_flat, to_flat
@@ -46,6 +47,7 @@ __all__ = [
     "RuntimeOptions",
     "SchedulingOptions",
     "ServeOptions",
+    "StopOptions",
     "SuperviseOptions",
     "TaskChoice",
     "from_flat",

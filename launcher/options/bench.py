@@ -10,6 +10,8 @@ from typing import ClassVar
 
 from launcher.options.choices import EmbeddingsApi, VectorEncoding
 from launcher.options.definitions import (
+    ACCESS,
+    CONNECTIONS,
     HTTP,
     LIMITS,
     OUTPUT,
@@ -92,7 +94,10 @@ class LoadCommandOptions:
     command_line_only: ClassVar[bool] = True
 
     url: tuple[str, ...] = option(
-        (), f"Server address (default: {DEFAULT_URL}); repeat it to compare servers in turn.", group=LOAD, metavar="URL"
+        (),
+        f"Server address, or unix:PATH (default: {DEFAULT_URL}); repeat it to compare servers in turn.",
+        group=LOAD,
+        metavar="URL",
     )
     rounds: int = option(1, "Runs on each server; medians are printed.", group=LOAD, minimum=1, metavar="N")
     pause: float = option(
@@ -162,8 +167,11 @@ class ThroughputCommandOptions:
             "sysroot",
             "machine",
             HTTP,
+            ACCESS,
+            CONNECTIONS,
             LIMITS,
             "max_queue_items",
+            "max_queue_seconds",
             "interactive_share",
             "bulk_batch_seconds",
             "max_attempts",

@@ -19,12 +19,17 @@ Backend = Literal["eager", "compile", "fake"]
 Layout = Literal["auto", "sorted", "fifo"]
 Allocator = Literal["auto", "tcmalloc", "jemalloc", "system"]
 OpenMP = Literal["auto", "intel", "gnu"]
+# auto: isolated cpus are used only if the cpuset and the affinity mask leave no others.
+IsolatedPolicy = Literal["auto", "use", "avoid"]
 OnFailure = Literal["stop", "continue", "restart"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 ExportTarget = Literal["shell", "systemd", "compose", "slurm"]
+ExportMode = Literal["instances", "server"]
 EmbeddingsApi = Literal["openai", "tei"]
 TokenIdsPolicy = Literal[
     "refuse", "accept",
     "cl100k_base", "o200k_base", "p50k_base", "r50k_base", "gpt2",  # encodings of tiktoken
 ]  # fmt: skip
 VectorEncoding = Literal["float", "base64"]
+# How the instances of a change start: next to the old ones, or each in place of an old one.
+ChangeOrder = Literal["auto", "beside", "in_place"]

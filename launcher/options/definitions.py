@@ -13,7 +13,9 @@ from launcher.options.choices import (
     Allocator,
     Backend,
     Dtype,
+    ExportMode,
     ExportTarget,
+    IsolatedPolicy,
     Layout,
     LogLevel,
     OnFailure,
@@ -34,8 +36,12 @@ MACHINE = "Machine"
 MODEL = "Model"
 EXECUTION = "Execution"
 HTTP = "HTTP"
-LIMITS = "HTTP limits"
+ACCESS = "Access"
+LIMITS = "Request limits"
+CONNECTIONS = "Connections and memory"
+ADMINISTRATION = "Administration"
 SCHEDULING = "Scheduling"
+FAULTS = "Hangs and quarantine"
 SUPERVISION = "Supervision"
 PROGRAMS = "Programs"
 OUTPUT = "Configuration and output"
@@ -47,7 +53,7 @@ class MachineOptions:
 
     ``machine_file`` describes another machine; ``-`` is standard input. It cannot be combined with ``sysroot``.
     ``classes`` may be ``auto``. ``lengths`` is a histogram of lengths for ``auto`` and for predictions; None is the
-    built-in one.
+    built-in one. With ``shared_cores``, the plan ignores the claims of other launchers.
     """
 
     instances: int | None = option(None, "Number of instances.", group=PLAN, minimum=1, metavar="N|auto", none="auto")
@@ -70,12 +76,19 @@ class MachineOptions:
     oversubscribe: bool = option(False, "Allow more instances than cores.", group=PLAN)
     mix_kinds: bool = option(False, "Allow performance and efficiency cores in one instance.", group=PLAN)
     strict: bool = option(False, "Fail if an instance cannot be bound exactly as planned.", group=PLAN)
+    shared_cores: bool = option(False, "Also use cores that other launchers have claimed.", group=PLAN)
+    name: str | None = option(
+        None, "Name for launch ps and launch stop (default: from model and port).", group=PLAN, metavar="NAME"
+    )
     sysroot: Path = option(
         Path("/"), "Read the machine from this copy of /sys and /proc.", group=MACHINE, metavar="DIR"
     )
+    isolated: IsolatedPolicy = option(
+        "auto", "Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others.", group=MACHINE
+    )
     machine_file: Path | None = option(
         None,
-        "Plan for another machine: a FILE (--save, --json, lscpu -p; - is stdin) or a known NAME; 'list' lists them.",
+        "Plan for another machine: a FILE (--save, --json, lscpu; - is stdin) or a known NAME; 'list' lists them.",
         group=MACHINE,
         name="machine",
         metavar="FILE|NAME",
@@ -143,8 +156,12 @@ class FrontOptions:
     """HTTP and its limits.
 
     ``body_bytes`` limits one request body, ``total_body_bytes`` all bodies and responses held at a time.
+    A client must send ``min_upload_rate`` bytes of a body per second, on average over ``upload_window_seconds``.
     ``request_items`` is the number of texts in one request, ``text_characters`` the maximum length of a text before it
-    is tokenized, ``result_bytes`` the size of the results of a request that has one result per token.
+    is tokenized, ``result_bytes`` the size of the results of a request whose results vary in size.
+
+    With ``uds``, ``host`` and ``port`` are not used. ``uds_mode`` is in octal digits. API keys are read from
+    ``api_key_file`` and from the environment variable ``LAUNCH_API_KEY``, which is not an option.
     """
 
     host: str = option("127.0.0.1", "Address to listen on.", group=HTTP, metavar="ADDRESS")
@@ -155,17 +172,29 @@ class FrontOptions:
         2048, "Maximum number of connections waiting to be accepted.", group=HTTP, minimum=1, metavar="N"
     )
     keep_alive_seconds: float = option(
-        75.0, "Close a connection that is idle this long.", group=HTTP, minimum=0.0, metavar="SECONDS"
+        75.0, "Close a connection that is idle this long.", group=CONNECTIONS, minimum=0.0, metavar="SECONDS"
     )
     request_seconds: float = option(
         60.0,
         "Time for a client to send a request's headers, then its body.",
-        group=HTTP,
+        group=CONNECTIONS,
         minimum=0.1,
         metavar="SECONDS",
     )
     drain_seconds: float = option(
         30.0, "Graceful shutdown timeout for admitted requests.", group=HTTP, minimum=0.0, metavar="SECONDS"
+    )
+    admin_socket: str = option(
+        "auto",
+        "Unix socket for launch ctl; auto is admin-PORT.sock in $XDG_RUNTIME_DIR/launch or a private folder.",
+        group=ADMINISTRATION,
+        metavar="PATH|auto|none",
+    )
+    admin_key_file: Path | None = option(
+        None,
+        "Open /admin over HTTP: a file with the admin key (or set LAUNCH_ADMIN_KEY).",
+        group=ADMINISTRATION,
+        metavar="FILE",
     )
     token_ids: TokenIdsPolicy = option(
         "refuse",
@@ -173,6 +202,48 @@ class FrontOptions:
         group=HTTP,
     )
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
+    connections: int | None = option(
+        None,
+        "Maximum number of connections; auto leaves enough of the limit of open files to workers.",
+        group=CONNECTIONS,
+        name="max_connections",
+        minimum=1,
+        metavar="N|auto",
+        none="auto",
+    )
+    memory_reserve: int | None = option(
+        None,
+        "Refuse requests if less memory than this is left under the limit of the control group; auto is 5 % of it.",
+        group=CONNECTIONS,
+        minimum=0,
+        metavar="BYTES|auto",
+        none="auto",
+    )
+    uds: Path | None = option(
+        None, "Listen on this Unix socket instead of --host and --port.", group=ACCESS, metavar="PATH"
+    )
+    uds_mode: str = option("600", "Permissions of the Unix socket, in octal.", group=ACCESS, metavar="MODE")
+    api_key_file: Path | None = option(
+        None,
+        "Require an API key: a file with KEY or NAME KEY per line (LAUNCH_API_KEY holds keys, too).",
+        group=ACCESS,
+        metavar="FILE",
+    )
+    tls_cert: Path | None = option(
+        None, "Serve HTTPS with this certificate chain, in PEM format.", group=ACCESS, metavar="FILE"
+    )
+    tls_key: Path | None = option(
+        None, "Private key of --tls-cert, in PEM format; by default in the same file.", group=ACCESS, metavar="FILE"
+    )
+    tls_key_password_file: Path | None = option(
+        None, "File with the password of the private key.", group=ACCESS, metavar="FILE"
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "Let web pages of this origin call the API, e.g. https://app.example.com; * is any; may be repeated.",
+        group=ACCESS,
+        metavar="ORIGIN",
+    )
     header_bytes: int = option(
         64 * KIB,
         "Maximum size of the request line, headers and trailers.",
@@ -187,10 +258,16 @@ class FrontOptions:
     total_body_bytes: int = option(
         256 * MIB,
         "Maximum memory for all request bodies and responses held at a time.",
-        group=LIMITS,
+        group=CONNECTIONS,
         name="max_total_body_bytes",
         minimum=1,
         metavar="BYTES",
+    )
+    min_upload_rate: float = option(
+        4096.0, "Minimum rate at which a client sends a body.", group=CONNECTIONS, minimum=0.0, metavar="BYTES/S"
+    )
+    upload_window_seconds: float = option(
+        10.0, "Time over which the upload rate is measured.", group=CONNECTIONS, minimum=0.1, metavar="SECONDS"
     )
     request_items: int = option(
         2048, "Maximum number of inputs in a request.", group=LIMITS, name="max_request_items", minimum=1, metavar="N"
@@ -205,7 +282,7 @@ class FrontOptions:
     )
     result_bytes: int = option(
         16 * MIB,
-        "Maximum size of the per-token results of a request.",
+        "Maximum size of the results of a request that vary in size: per-token results, and those of a custom class.",
         group=LIMITS,
         name="max_result_bytes",
         minimum=1,
@@ -217,15 +294,26 @@ class FrontOptions:
 class SchedulingOptions:
     """The queue, the batches, how requests of different priorities share them, and when a batch counts as hung.
 
-    ``queue_items`` limits the queue, ``batch_tokens`` is the token budget of one batch, padding included.
+    ``queue_seconds`` and ``queue_items`` limit what one client may have in the queue, less half of what others have
+    there. ``batch_tokens`` is the token budget of one batch, padding included.
 
-    A batch counts as hung when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``.
-    Inputs of a lost instance are sent to another one, ``max_attempts`` times in all.
+    A batch is overdue when it has run ``hang_factor`` times longer than predicted, and at least ``hang_seconds``. Its
+    worker is replaced then if it uses no CPU time, and after ``busy_hang_seconds`` if it does.
+    Inputs of a lost instance are sent to another one, ``max_attempts`` times in all. Those with which two workers were
+    lost are refused for ``quarantine_seconds``.
     """
 
+    queue_seconds: float = option(
+        300.0,
+        "Maximum predicted time of the queued work of a client.",
+        group=SCHEDULING,
+        name="max_queue_seconds",
+        minimum=0.1,
+        metavar="SECONDS",
+    )
     queue_items: int = option(
         16_384,
-        "Maximum number of queued and running inputs.",
+        "Maximum number of queued and running inputs of a client.",
         group=SCHEDULING,
         name="max_queue_items",
         minimum=1,
@@ -247,20 +335,34 @@ class SchedulingOptions:
     )
     hang_factor: float = option(
         5.0,
-        "Replace a worker whose batch takes this many times longer than predicted.",
-        group=SCHEDULING,
+        "A batch that takes this many times longer than predicted is overdue.",
+        group=FAULTS,
         minimum=1.0,
         metavar="FACTOR",
     )
     hang_seconds: float = option(
+        1.0,
+        "Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then.",
+        group=FAULTS,
+        minimum=0.1,
+        metavar="SECONDS",
+    )
+    busy_hang_seconds: float = option(
         30.0,
-        "Minimum duration of a batch before its worker is replaced.",
-        group=SCHEDULING,
+        "Minimum duration of an overdue batch before a worker that uses CPU time is replaced.",
+        group=FAULTS,
         minimum=0.1,
         metavar="SECONDS",
     )
     max_attempts: int = option(
-        2, "Number of attempts to compute an input, each on another worker.", group=SCHEDULING, minimum=1, metavar="N"
+        2, "Number of attempts to compute an input, each on another worker.", group=FAULTS, minimum=1, metavar="N"
+    )
+    quarantine_seconds: float = option(
+        3600.0,
+        "Refuse an input this long after two workers were lost with it; 0 disables this.",
+        group=FAULTS,
+        minimum=0.0,
+        metavar="SECONDS",
     )
 
 
@@ -368,7 +470,7 @@ class ReportOptions:
     """The output of a report on a machine and its plan.
 
     ``save`` is the file for the machine, ``svg`` the file for the drawing; ``export`` prints the plan for another
-    supervisor that starts ``program`` once per instance.
+    supervisor that starts ``program`` once per instance, or one server with all instances (``export_mode``).
     """
 
     command_line_only: ClassVar[bool] = True
@@ -378,6 +480,11 @@ class ReportOptions:
     svg: Path | None = option(None, "Draw the machine and the plan to FILE, as SVG.", group=OUTPUT, metavar="FILE")
     export: ExportTarget | None = option(
         None, "Print the plan for another supervisor instead of the report.", group=OUTPUT
+    )
+    export_mode: ExportMode = option(
+        "instances",
+        "With --export: a service for each instance, or one server with its dispatcher.",
+        group=OUTPUT,
     )
     program: tuple[str, ...] = argument(
         (),
@@ -403,3 +510,15 @@ class FormatOptions:
     command_line_only: ClassVar[bool] = True
 
     json: bool = option(False, "Print JSON.", group=OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class StopOptions:
+    """The launchers to stop, by name or process id, and how long to wait for each."""
+
+    command_line_only: ClassVar[bool] = True
+
+    names: tuple[str, ...] = argument((), "Names or process IDs, as launch ps prints them.", metavar="[NAME|PID]...")
+    all: bool = option(False, "Stop all launchers of this user; as root, of all users.", group=OUTPUT)
+    seconds: float = option(60.0, "How long to wait for them to exit.", group=OUTPUT, minimum=0.0, metavar="SECONDS")
+    kill: bool = option(False, "Then kill those that have not exited.", group=OUTPUT)

@@ -70,6 +70,7 @@ class Declared:
 class _Part:
     without: frozenset[str]
     only: frozenset[str] | None
+    flags_only: bool
 
     def has(self, option: Option) -> bool:
         names = {option.name, option.declared.group}
@@ -90,13 +91,15 @@ def argument(default: Any, help: str, metavar: str | None = None) -> Any:
     return field(default=default, metadata={_KEY: Declared(help, metavar=metavar, positional=True)})
 
 
-def part(default: T, *, without: tuple[str, ...] = (), only: tuple[str, ...] | None = None) -> T:
+def part(
+    default: T, *, without: tuple[str, ...] = (), only: tuple[str, ...] | None = None, flags_only: bool = False
+) -> T:
     """Define a dataclass field that holds another dataclass of options.
 
     ``default`` is an instance of that dataclass with the defaults that apply here. ``without`` and ``only`` exclude or
-    select options by name or by group.
+    select options by name or by group. With ``flags_only`` they can only be set on the command line here.
     """
-    held = _Part(frozenset(without), None if only is None else frozenset(only))
+    held = _Part(frozenset(without), None if only is None else frozenset(only), flags_only)
     made: T = field(default=default, metadata={_KEY: held})
     return made
 
@@ -191,7 +194,8 @@ def _walk(cls: type, defaults: Any, path: tuple[str, ...]) -> Iterator[Option]:
         here, hint = (*path, each.name), hints[each.name]
         default = each.default if defaults is MISSING else getattr(defaults, each.name)
         if isinstance(held, _Part):
-            yield from filter(held.has, _walk(hint, default, here))
+            for found in filter(held.has, _walk(hint, default, here)):
+                yield dataclasses.replace(found, command_line_only=True) if held.flags_only else found
         elif isinstance(held, Declared):
             takes_class = ClassPath in get_args(hint)
             kind, many, optional, choices = _type(here, _without(ClassPath, hint) if takes_class else hint)

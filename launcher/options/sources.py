@@ -7,18 +7,26 @@ in; nothing is read here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from launcher.errors import UsageError
-from launcher.options.env_prefixes import OPTION_PREFIX, RUN_PREFIX
+from launcher.options.env_prefixes import (
+    ADMIN_KEY_VARIABLE,
+    API_KEY_VARIABLE,
+    OPTION_PREFIX,
+    REGISTRY_VARIABLE,
+    RUN_PREFIX,
+)
 from launcher.options.option import Option, options_of
-from launcher.options.values import convert, nearest, parse
+from launcher.options.values import build, convert, nearest, parse
 
+Root = TypeVar("Root")
 Source = Literal["flag", "environment", "file", "default"]
 
 CONFIG_VARIABLE = OPTION_PREFIX + "CONFIG"
+_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, REGISTRY_VARIABLE})
 
 # Variables that Kubernetes sets in every container for a Service whose name begins with "launch".
 _SERVICE_VARIABLE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
@@ -75,6 +83,22 @@ class Sources:
     known: Sequence[type]
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigurationSources:
+    """The sources of the options of this process, which can be read again.
+
+    ``resolve`` reads the configuration file again and raises ``UsageError`` if it cannot be used; flags and environment
+    variables are those of the start. ``path`` is that of the file, None without one.
+    """
+
+    resolve: Callable[[], Resolved]
+    path: str | None
+
+    def read(self, root: type[Root]) -> Root:
+        """The options of ``root`` as they are configured now. Raises ``UsageError``."""
+        return build(root, self.resolve().given(root))
+
+
 def resolve(options: Sequence[Option], sources: Sources) -> Resolved:
     """The values of ``options``. Raises ``UsageError`` for a bad value and for an unknown key of the file."""
     declared = [option for root in sources.known for option in options_of(root)]
@@ -122,7 +146,7 @@ def _from_file(file: ConfigFile, known: Mapping[str, Option]) -> Iterator[tuple[
 
 
 def _warnings(environment: Mapping[str, str], known: Mapping[str, Option]) -> Iterator[str]:
-    variables = {option.variable for option in known.values()} | {CONFIG_VARIABLE}
+    variables = {option.variable for option in known.values()} | _OTHER_VARIABLES
     for name, value in sorted(environment.items()):
         if not name.startswith(OPTION_PREFIX) or name in variables or name.startswith(RUN_PREFIX):
             continue

@@ -91,7 +91,10 @@ def convert(option: Option, value: object, where: str) -> Any:
 
 
 def parse(option: Option, text: str, where: str) -> Any:
-    """As ``convert``, for a value given as text: a flag or an environment variable."""
+    """As ``convert``, for a value given as text: a flag or an environment variable. Commas and spaces separate the
+    values of an option with several."""
+    if option.many:
+        return convert(option, [_read(option, one) for one in text.replace(",", " ").split()], where)
     return convert(option, _read(option, text), where)
 
 

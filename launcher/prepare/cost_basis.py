@@ -49,7 +49,7 @@ class CostKeyBase:
             threads=threads,
             nodes=nodes,
             kinds=kinds,
-            model=self.model_info.asked,
+            model=self.model_info.requested,
             weights=cost_tables.weights_fingerprint(self.model_info),
             task=self.model_info.task,
             max_length=self.model_info.max_length,

@@ -20,7 +20,7 @@ def load_machine(options: MachineOptions) -> Machine:
     _check(options)
     if options.machine_file is not None:
         return read_machine_file(options.machine_file)
-    return read_machine(options.sysroot)
+    return read_machine(options.sysroot, isolated=options.isolated)
 
 
 def is_this_machine(options: MachineOptions) -> bool:

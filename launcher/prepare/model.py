@@ -70,11 +70,13 @@ def limits_of(options: ServeOptions) -> SchedulerLimits:
     rules = options.scheduling
     return SchedulerLimits(
         queue_items=rules.queue_items,
+        queue_seconds=rules.queue_seconds,
         batch_tokens=rules.batch_tokens,
         interactive_share=rules.interactive_share,
         bulk_batch_seconds=rules.bulk_batch_seconds,
         hang_factor=rules.hang_factor,
         hang_seconds=rules.hang_seconds,
+        busy_hang_seconds=rules.busy_hang_seconds,
         max_attempts=rules.max_attempts,
         fifo_items=fifo_items,
     )

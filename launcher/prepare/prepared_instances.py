@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding
@@ -29,6 +29,14 @@ class PreparedInstance:
     plan: InstancePlan
     binding: Binding
     command: Command
+
+
+def renumbered(one: PreparedInstance, id: int) -> PreparedInstance:
+    """The same instance with another id, which its worker needs for messages."""
+    words = list(one.command.command)
+    if "--instance" in words:
+        words[words.index("--instance") + 1] = str(id)
+    return replace(one, plan=replace(one.plan, id=id), command=replace(one.command, command=tuple(words)))
 
 
 @dataclass(frozen=True, slots=True)

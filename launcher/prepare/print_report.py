@@ -5,25 +5,32 @@ Used by ``launch topology`` and ``launch … --dry-run``; nothing is started.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 
-from launcher.core.planning.program_placeholders import fill, values_of
-from launcher.core.report.export import export_plan
+from launcher.core.machine.topology import Machine
 from launcher.core.report.forecast import Forecast
 from launcher.core.report.svg_map import draw_svg
-from launcher.core.report.topology_report import Command, PlanReport, report_json, report_text
+from launcher.core.report.topology_report import (
+    PlanReport,
+    refused_json,
+    refused_text,
+    report_json,
+    report_text,
+)
 from launcher.core.tuning.choose_classes import classes_of, specs_of
 from launcher.core.tuning.simulation import Scenario, predict
-from launcher.errors import UsageError
+from launcher.errors import MachineError, UsageError
+from launcher.host.log import write_line
 from launcher.host.machine.machine_file import lists_catalogue, write_machine_file
 from launcher.options import ReportOptions, ServeOptions
+from launcher.prepare.claims import prepare_report
+from launcher.prepare.exported import export_text
 from launcher.prepare.machine import load_machine
-from launcher.prepare.prepared_instances import Prepared, PreparedInstance
-from launcher.prepare.workers import OWN_ENV, prepare_workers
+from launcher.prepare.prepared_instances import Prepared
+from launcher.prepare.workers import prepare_workers
 
 
 def show(options: ServeOptions, wanted: ReportOptions) -> None:
@@ -38,13 +45,18 @@ def show(options: ServeOptions, wanted: ReportOptions) -> None:
     if wanted.save is not None:  # before the plan: a machine can be saved even if the plan does not fit
         write_machine_file(wanted.save, machine)
         _say(f"wrote the machine ({len(machine.cores)} usable cores) to {wanted.save}")
-    prepared = prepare_workers(options, model_needed=False, machine=machine)
+    try:
+        prepared = prepare_report(
+            options.machine,
+            lambda claims: prepare_workers(options, model_needed=False, machine=machine, claims=claims),
+        )
+    except MachineError as error:  # the machine shows why
+        _print_machine(machine, str(error), as_json=wanted.json)
+        raise
     if wanted.svg is not None:
         _write_svg(wanted.svg, prepared)
     if wanted.export is not None:
-        count = len(prepared.instances)
-        commands = [_exported(options, wanted.program, instance, count) for instance in prepared.instances]
-        print(export_plan(prepared.plan, commands, wanted.export), end="")
+        print(export_text(options, wanted, prepared), end="")
         for warning in prepared.warnings:
             _say(f"warning: {warning}")
     elif wanted.json:
@@ -76,6 +88,8 @@ def _check(wanted: ReportOptions) -> None:
             f"{wanted.program[0]!r}: a program requires --export; to start it on this machine, use `launch run -- "
             "PROGRAM`"
         )
+    if wanted.export is None and wanted.export_mode != "instances":
+        raise UsageError(f"--export-mode {wanted.export_mode} requires --export; add it, or omit --export-mode")
     if wanted.export is not None and wanted.json:
         raise UsageError("--export and --json exclude each other; use one of them")
 
@@ -84,6 +98,15 @@ def print_json(prepared: Prepared, forecast: Forecast | None = None) -> None:
     """Print the JSON document of schema 1, and nothing else."""
     document = report_json(_report_of(prepared, forecast))
     print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def _print_machine(machine: Machine, refusal: str, *, as_json: bool) -> None:
+    """Print the machine alone, because no plan for it satisfies the request."""
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(refused_json(machine, refusal)), indent=2).decode())
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(refused_text(machine, console.width, unicode=console.encoding.lower().startswith("utf")))
 
 
 def print_report(prepared: Prepared, *, front: bool = True, forecast: Forecast | None = None) -> None:
@@ -105,17 +128,5 @@ def _write_svg(file: Path, prepared: Prepared) -> None:
     _say(f"wrote the plan as SVG to {file}")
 
 
-def _exported(options: ServeOptions, program: tuple[str, ...], instance: PreparedInstance, count: int) -> Command:
-    """The command that another supervisor starts for this instance: the program, or a server of one instance.
-
-    Each server uses the cores that its supervisor binds it to, and the next port.
-    """
-    if not program:
-        front, model = options.front, options.model
-        program = ("launch", "--instances", "1", "--model", model.model, "--port", str(front.port + instance.plan.id))
-    env = {name: value for name, value in instance.command.env.items() if name not in OWN_ENV}
-    return Command(fill(program, values_of(instance.plan, count)), env)
-
-
 def _say(sentence: str) -> None:
-    print(f"launch: {sentence}", file=sys.stderr)
+    write_line(f"launch: {sentence}")

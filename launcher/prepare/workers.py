@@ -5,12 +5,15 @@ Reports and starts share this module, so a report shows exactly what would be st
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.core.cost.length_histogram import Histogram
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.binding import Binding, worker_command
+from launcher.core.planning.claims import Claim, refused, without_claimed
 from launcher.core.planning.footprint import dtype_notes, instance_bytes
 from launcher.core.planning.length_classes import builtin_lengths, parse_classes
 from launcher.core.planning.plan import InstancePlan, PlanRequest, make_plan
@@ -19,10 +22,11 @@ from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.report.topology_report import Command
 from launcher.core.tuning.choose_classes import choose_classes
 from launcher.core.tuning.simulation import CostBasis, Traffic
-from launcher.errors import UsageError
+from launcher.errors import MachineError, UsageError
 from launcher.host.files.length_histogram import read_histogram
 from launcher.options import ServeOptions
 from launcher.prepare.cost_basis import basis_of, cost_key_base
+from launcher.prepare.exposure import exposure_warnings
 from launcher.prepare.machine import environment_of, is_this_machine, load_machine
 from launcher.prepare.model import check_backend, check_worker_packages, load_model_info
 from launcher.prepare.prepared_instances import (
@@ -39,8 +43,11 @@ AUTO = "auto"  # for --classes
 OWN_ENV = {"PYTHONSAFEPATH": "1"}
 
 
-def prepare_workers(options: ServeOptions, *, model_needed: bool, machine: Machine | None = None) -> Prepared:
-    """Read the machine unless it is given, resolve the model and make the plan. Raises any ``LauncherError``.
+def prepare_workers(
+    options: ServeOptions, *, model_needed: bool, machine: Machine | None = None, claims: Sequence[Claim] = ()
+) -> Prepared:
+    """Read the machine unless it is given, resolve the model and make the plan for cores without ``claims``. Raises any
+    ``LauncherError``.
 
     Without ``model_needed`` (reports), a missing model becomes a warning, and the limits and memory that depend on it
     stay unknown.
@@ -52,14 +59,19 @@ def prepare_workers(options: ServeOptions, *, model_needed: bool, machine: Machi
             "--dry-run, or omit it"
         )
     package_notes = check_worker_packages(options.model) if model_needed else ()
-    machine = machine or load_machine(options.machine)
+    whole = machine or load_machine(options.machine)
+    machine = without_claimed(whole, claims)
     model_info, model_notes = load_model_info(options.model, needed=model_needed)
-    forecast, request = _forecast_inputs(options, machine, model_info)
-    plan = make_plan(machine, request)
+    try:
+        forecast, request = _forecast_inputs(options, machine, model_info)
+        plan = make_plan(machine, request)
+    except MachineError as error:
+        raise refused(error, whole, claims) from error
     live = is_this_machine(options.machine)
     instances, notes = prepare_instances(plan, options.machine, options.runtime, _worker_command, live=live)
     limited = dtype_notes(options.model.dtype, machine.isa, environment_of(options.machine))
-    warnings = deduplicated(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *limited, *notes)
+    exposed = exposure_warnings(options.front, os.environ) if live else ()
+    warnings = deduplicated(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *limited, *notes, *exposed)
     return Prepared(machine, model_info, plan, instances, warnings, forecast)
 
 

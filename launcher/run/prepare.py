@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from functools import partial
 
 from launcher.core.planning.binding import Binding, program_command
+from launcher.core.planning.claims import Claim, refused, without_claimed
 from launcher.core.planning.plan import InstancePlan, Plan, PlanRequest, make_plan
 from launcher.core.planning.program_placeholders import fill, values_of
 from launcher.core.planning.worker_env import program_env
 from launcher.core.report.topology_report import Command
-from launcher.errors import UsageError
+from launcher.errors import MachineError, UsageError
 from launcher.host.process.spawn_program import BINDER
 from launcher.options import MachineOptions, RunOptions
 from launcher.prepare.machine import is_this_machine, load_machine, require_this_machine
@@ -24,14 +26,18 @@ from launcher.prepare.prepared_instances import CommandContext, Prepared, dedupl
 BINDER_ELSEWHERE = ("python3", "-m", "launcher.host.process.exec_bound")
 
 
-def prepare_run(options: RunOptions, *, live: bool) -> Prepared:
-    """Read the machine and make the plan. ``live``: the programs will be started, so another machine and programs that
-    cannot be started are rejected. Raises any ``LauncherError``.
+def prepare_run(options: RunOptions, *, live: bool, claims: Sequence[Claim] = ()) -> Prepared:
+    """Read the machine and make the plan for cores without ``claims``. ``live``: the programs will be started, so
+    another machine and programs that cannot be started are rejected. Raises any ``LauncherError``.
     """
     if live:
         require_this_machine(options.machine)
-    machine = load_machine(options.machine)
-    plan = make_plan(machine, _request(options.machine))
+    whole = load_machine(options.machine)
+    machine = without_claimed(whole, claims)
+    try:
+        plan = make_plan(machine, _request(options.machine))
+    except MachineError as error:
+        raise refused(error, whole, claims) from error
     make_command = partial(_program_command, options.program)
     here = is_this_machine(options.machine)
     instances, notes = prepare_instances(plan, options.machine, options.runtime, make_command, live=here)

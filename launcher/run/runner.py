@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 import anyio
@@ -36,7 +37,7 @@ from launcher.core.lifecycle.program import (
     exit_code,
 )
 from launcher.core.machine.cpuset import format_cpu_list
-from launcher.errors import InstanceError, UsageError
+from launcher.errors import InstanceError, ResourceShortageError, UsageError
 from launcher.host import log as logs
 from launcher.host.process import subreaper
 from launcher.host.process.exit_status import describe_status
@@ -46,6 +47,7 @@ from launcher.host.process.verify_binding import Verification, verify
 from launcher.options import RunOptions
 from launcher.options.env_prefixes import RUN_PREFIX
 from launcher.options.sources import without_options
+from launcher.prepare.claims import Holder, prepare_and_claim, prepare_report
 from launcher.prepare.prepared_instances import Prepared, PreparedInstance
 from launcher.prepare.print_report import print_json, print_report
 from launcher.run.prepare import prepare_run
@@ -61,7 +63,7 @@ KILL_SECONDS = 5.0
 
 def show(options: RunOptions, *, as_json: bool) -> None:
     """Print what would be started and where, without starting anything. Raises any ``LauncherError``."""
-    prepared = prepare_run(options, live=False)
+    prepared = prepare_report(options.machine, lambda claims: prepare_run(options, live=False, claims=claims))
     print_json(prepared) if as_json else print_report(prepared, front=False)
 
 
@@ -75,9 +77,14 @@ def run(options: RunOptions) -> NoReturn:
         raise UsageError("--quiet discards the output of the programs; add --log-dir DIR to keep it in files")
     lifeline = subreaper.fork_subreaper()
     logs.set_up(options.log)
-    runner = Runner(options, prepare_run(options, live=True), lifeline)
-    anyio.run(runner.run)
-    subreaper.kill_descendants()
+    holder = Holder("run", f"{Path(options.program[0]).name}-{os.getpid()}")
+    prepared, claim = prepare_and_claim(
+        options.machine, holder, lambda claims: prepare_run(options, live=True, claims=claims)
+    )
+    runner = Runner(options, prepared, lifeline)
+    with claim:
+        anyio.run(runner.run)
+        subreaper.kill_descendants()
     logging.shutdown()
     # Not a normal exit of the interpreter, which would wait for threads: one may be blocked writing to a full pipe.
     os._exit(runner.exit_status)
@@ -162,7 +169,8 @@ class Runner:
             program = start_program(self._launch_of(instance), relay)
         except InstanceError as error:
             self._log(logging.ERROR, instance, "%s", error)
-            return self._job.spawn_failed(instance, str(error), time.monotonic())
+            transient = isinstance(error, ResourceShortageError)
+            return self._job.spawn_failed(instance, str(error), time.monotonic(), transient=transient)
         self._programs[instance] = program
         self._log(logging.INFO, instance, "started as pid %d", program.pid)
         self._group.start_soon(self._watch, program)
@@ -205,8 +213,10 @@ class Runner:
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         stopping = subreaper.not_ignored(subreaper.STOP_SIGNALS)
+        own = subreaper.not_ignored(subreaper.OWN_STOP_SIGNALS)
         forwarded = subreaper.not_ignored(subreaper.USER_SIGNALS)
-        with anyio.open_signal_receiver(signal.SIGCHLD, *stopping, *forwarded) as received:
+        received_numbers = [signal.Signals(number) for number in {signal.SIGCHLD, *stopping, *own, *forwarded}]
+        with anyio.open_signal_receiver(*received_numbers) as received:
             task_status.started()
             async for number in received:
                 if number == signal.SIGCHLD:
@@ -214,6 +224,9 @@ class Runner:
                 elif number in forwarded:
                     for program in self._programs.values():
                         program.signal(number)
+                elif number in own:
+                    if not self._job.stopping:  # the kernel repeats SIGXCPU every second
+                        self._stop(signal.SIGTERM, f"{signal.Signals(number).name} received")
                 else:
                     self._stop(number, f"{signal.Signals(number).name} received")
 

@@ -5,23 +5,57 @@ Separate from the engine, which may run in the process of a user (Python API) an
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import resource
 
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.plan import front_cpus
 from launcher.errors import MachineError
+from launcher.front.http.connection_limit import maximum_connections
 from launcher.pinning import bind_process
 from launcher.prepare.prepared_instances import Prepared
 
 log = logging.getLogger("launcher.serve")
+
+UNLIMITED_DESCRIPTORS = 1 << 20
+USED_DESCRIPTORS = 32  # without /proc, more than a server has open when it starts
 
 
 def raise_descriptor_limit() -> None:
     """Raise the soft limit on descriptors, 1,024 on most systems, to the hard limit: each connection needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with contextlib.suppress(OSError, ValueError):  # refused in some sandboxes; fewer connections are accepted then
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def connections_of_process(asked: int | None, instances: int) -> int:
+    """The number of connections that this process may have, at most what was ``asked``. Raises ``MachineError``."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = UNLIMITED_DESCRIPTORS if limit == resource.RLIM_INFINITY else limit
+    try:
+        used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # names are enough
+    except OSError:
+        used = USED_DESCRIPTORS
+    found = maximum_connections(asked, limit, used, instances)
+    if asked is not None and found < asked:
+        message = "--max-connections %d: only %d are accepted, because at most %d files may be open (ulimit -n)"
+        log.warning(message, asked, found, limit, extra={"event": "warning"})
+    return found
+
+
+def rebind_front(prepared: Prepared, mask: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Bind this process to the front's cpus in another plan. ``mask`` is the one before it was first bound, or None if
+    it is not bound; returns that of now. A refusal is logged."""
+    if mask is not None:
+        try:
+            bind_process(mask)
+        except MachineError as error:
+            log.warning("The front keeps its cpus: %s", error, extra={"event": "warning"})
+            return mask
+    return bind_front(prepared, strict=False)
 
 
 def bind_front(prepared: Prepared, *, strict: bool) -> tuple[int, ...] | None:

@@ -2,7 +2,7 @@
 
 File descriptor 0 is the channel, a connected stream socket, as with inetd. The options in brackets are for machines
 without numactl, where the worker binds itself. Exit status: 0 after ``Stop`` or EOF on the channel, 2 for invalid
-arguments, 3 if the death signal cannot be set, 4 if the model cannot be served, 5 if the binding fails, 6 if the
+arguments, 4 if the model cannot be served, 5 if the binding fails, 6 if the
 channel carries anything but valid messages.
 
 The order of the first steps is the reason for this module: signals and binding are set up before anything is imported
@@ -90,14 +90,17 @@ def report_unusable(connection: socket.socket, reason: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker until ``Stop`` or EOF on its channel; returns the exit status."""
-    shutdown.ignore_termination_signals()
+    shutdown.ignore_signals()
     values = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
-        pinning.die_with_parent()
         connection = take_channel()
     except LauncherError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    try:
+        pinning.die_with_parent()
+    except MachineError as error:  # a sandbox; EOF on the channel ends this process nevertheless
+        print(f"warning: {error}", file=sys.stderr)
     if shutdown.has_hung_up(connection):
         return 0
     try:
@@ -108,7 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutdown.exit_on_hangup(connection)
 
     from launcher.worker.loop import work  # imports numpy and, later, torch
+    from launcher.worker.temporary_folder import tolerate_absence
 
+    tolerate_absence()
     return work(connection, values.instance, values.threads)
 
 

@@ -52,12 +52,12 @@ def check_tokenizer(model_info: ModelInfo, *, trust_remote_code: bool) -> None:
         )
     except Exception as error:  # of a config or of tokenizer files that it does not accept
         raise ModelError(
-            f"{model_info.asked}: transformers cannot load the tokenizer in {model_info.folder}, with its config.json: "
-            f"{one_line(error)}"
+            f"{model_info.requested}: transformers cannot load the tokenizer in {model_info.folder}, with its "
+            f"config.json: {one_line(error)}"
         ) from error
     found = difference(library, Path(model_info.tokenizer_path))
     if found is not None:
-        raise ModelError(f"{model_info.asked}: {found}")
+        raise ModelError(f"{model_info.requested}: {found}")
     with contextlib.suppress(OSError):  # without a cache, every start compares
         marker = Path(model_info.tokenizer_check)
         marker.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
 import os
 import sys
@@ -19,11 +21,14 @@ from typing import Any, cast
 
 import msgspec
 
-from launcher.core.protocol.built_tokenizer import FACTS_FILE, TOKENIZER_FILE, BuiltTokenizer
+from launcher.core.protocol.built_tokenizer import EXIT_NOT_WRITTEN, FACTS_FILE, TOKENIZER_FILE, BuiltTokenizer
 from launcher.worker.compare_tokenizers import difference
+from launcher.worker.temporary_folder import tolerate_absence
 
 # transformers states this number, or a larger one, for a tokenizer without a limit.
 NO_LIMIT = 10**20
+
+NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 # Files that any class reads if they are there and its own are not (PreTrainedTokenizerBase.from_pretrained).
 _COMMON_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
 
@@ -63,7 +68,8 @@ def convert(request: Request, out: Path) -> BuiltTokenizer:
         temporary.write_bytes(msgspec.json.encode(built))
         temporary.replace(out / FACTS_FILE)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # an error of writing says more
+            temporary.unlink(missing_ok=True)
     return built
 
 
@@ -113,6 +119,14 @@ def _facts(tokenizer: Any) -> BuiltTokenizer:
     )
 
 
+def _is_unwritable(error: Exception) -> bool:
+    """Whether the files could not be written. The tokenizers library raises a bare exception with the error's number
+    in its text."""
+    if isinstance(error, OSError):
+        return error.errno in NOT_WRITTEN
+    return any(f"(os error {number})" in str(error) for number in NOT_WRITTEN)
+
+
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; exits with status 2 and a usage message if it is invalid."""
     parser = argparse.ArgumentParser(prog="python -m launcher.worker.convert_tokenizer")
@@ -131,11 +145,17 @@ def main(arguments: Sequence[str]) -> int:
         # transformers then treats torch as not installed, which tokenizers do not need: 1.2 instead of 3.3 s.
         sys.modules["torch"] = None  # type: ignore[assignment]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tolerate_absence()
+    return run(values)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Convert, and print the reason to stderr if that fails; returns the exit status."""
     try:
         convert(Request(values.folder, values.arguments, values.lower_case, values.trust_remote_code), values.out)
     except Exception as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", file=sys.stderr)
-        return 1
+        return EXIT_NOT_WRITTEN if _is_unwritable(error) else 1
     return 0
 
 

@@ -71,7 +71,7 @@ def _from_files(setup: Setup, task: type[Task]) -> Any:
         )
     except Exception as error:  # of the checks of a config, of a class of the model, or of a file of weights
         raise ModelError(
-            f"{model_info.asked}: transformers cannot load {model_info.folder} (config.json and its weights): "
+            f"{model_info.requested}: transformers cannot load {model_info.folder} (config.json and its weights): "
             f"{one_line(error)}"
         ) from error
     _check_shapes(model_info, loading["mismatched_keys"])
@@ -131,7 +131,7 @@ def _check_weights(model_info: ModelInfo, unused_modules: Sequence[str], missing
     needed = sorted(key for key in missing if not key.startswith(unused))
     if needed:
         raise ModelError(
-            f"{model_info.asked}: the model files lack {len(needed)} of the tensors that {model_info.architecture} "
+            f"{model_info.requested}: the model files lack {len(needed)} of the tensors that {model_info.architecture} "
             f"needs for the task {model_info.task}; the first is {needed[0]}"
         )
 
@@ -142,8 +142,8 @@ def _check_shapes(model_info: ModelInfo, mismatched: Iterable[Sequence[Any]]) ->
     if wrong:
         name, found, wanted = wrong[0]
         raise ModelError(
-            f"{model_info.asked}: config.json and the weights in {model_info.folder} contradict each other: the tensor "
-            f"{name} has the shape {found}, but config.json requires {wanted}"
+            f"{model_info.requested}: config.json and the weights in {model_info.folder} contradict each other: the "
+            f"tensor {name} has the shape {found}, but config.json requires {wanted}"
             + (f"; {len(wrong) - 1} more tensors differ" if len(wrong) > 1 else "")
         )
 

@@ -18,7 +18,18 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from launcher.core.protocol.frames import FrameError
-from launcher.core.protocol.messages import Done, Failed, Loading, LoadStage, Ready, Run, Setup, Stop, Unusable
+from launcher.core.protocol.messages import (
+    Done,
+    Failed,
+    Loading,
+    LoadStage,
+    Probe,
+    Ready,
+    Run,
+    Setup,
+    Stop,
+    Unusable,
+)
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.worker.backends.create_backend import create_backend
 from launcher.worker.channel import Channel, ChannelClosed
@@ -79,7 +90,7 @@ def _start(channel: Channel, setup: Setup, threads: int) -> Backend | None:
         return None
     except Exception as error:
         traceback.print_exc()
-        channel.send(Unusable(f"{setup.model_info.asked} cannot be loaded: {one_line(error)}"))
+        channel.send(Unusable(f"{setup.model_info.requested} cannot be loaded: {one_line(error)}"))
         return None
     # The objects of the model live as long as the process. Freezing them keeps the garbage collector from traversing
     # hundreds of thousands of objects in the middle of a batch.
@@ -124,10 +135,25 @@ def run_batches(channel: Channel, backend: Backend, model_info: ModelInfo) -> in
         message, body = received
         if isinstance(message, Stop):
             return 0
-        if not isinstance(message, Run):
-            raise FrameError(f"expected Run or Stop after Ready, got {type(message).__name__}")
-        _run_batch(channel, backend, model_info, message, body)
+        if isinstance(message, Probe):
+            _run_probe(channel, backend, model_info, message)
+        elif isinstance(message, Run):
+            _run_batch(channel, backend, model_info, message, body)
+        else:
+            raise FrameError(f"expected Run, Probe or Stop after Ready, got {type(message).__name__}")
     return 0
+
+
+def _run_probe(channel: Channel, backend: Backend, model_info: ModelInfo, probe: Probe) -> None:
+    start = time.perf_counter()
+    try:
+        output = backend.run(backend.sample_batch((1,)))
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(Failed(probe.batch, one_line(error)))
+    else:
+        seconds = time.perf_counter() - start
+        channel.send(Done(probe.batch, 0, model_info.result_width, seconds, output.computed_tokens))
 
 
 def _run_batch(channel: Channel, backend: Backend, model_info: ModelInfo, run: Run, body: bytes) -> None:

@@ -46,12 +46,12 @@ class Reference:
             results = np.concatenate([run_items(runner, [item], model_info) for item in items])
         except Exception as error:  # of a setting in config.json that only the computation reads
             raise ModelError(
-                f"{model_info.asked}: the model in {model_info.folder} fails on a text, with the settings in its "
+                f"{model_info.requested}: the model in {model_info.folder} fails on a text, with the settings in its "
                 f"config.json: {one_line(error)}"
             ) from error
         if np.isnan(results).any():
             raise ModelError(
-                f"{model_info.asked}: the results of texts in fp32 contain NaN; the weights in "
+                f"{model_info.requested}: the results of texts in fp32 contain NaN; the weights in "
                 f"{model_info.folder} must be finite"
             )
         return cls(model_info, items, results)
@@ -138,9 +138,9 @@ def check_padding(reference: Reference, runner: BatchRunner) -> float:
     error = reference.compare_all_items(runner).relative_error()
     if not error <= MAX_RELATIVE_ERROR:
         raise ModelError(
-            f"{reference.model_info.asked}: the result of a text depends on the padding in its batch (relative error "
-            f"{error:.2g} on the check texts; at most {MAX_RELATIVE_ERROR:g} is allowed), so this model cannot be "
-            "served in batches"
+            f"{reference.model_info.requested}: the result of a text depends on the padding in its batch (relative "
+            f"error {error:.2g} on the check texts; at most {MAX_RELATIVE_ERROR:g} is allowed), so this model cannot "
+            "be served in batches"
         )
     return error
 
@@ -164,7 +164,7 @@ class Accuracy:
 def check_accuracy(reference: Reference, runner: BatchRunner, dtype: str) -> Accuracy:
     """How close results in a lower precision are to the reference in fp32. Raises ``ModelError`` if they are zero,
     not finite, or too far from it."""
-    asked = reference.model_info.asked
+    asked = reference.model_info.requested
     comparison = reference.compare_all_items(runner)
     cosine = comparison.cosine()
     if not np.isfinite(cosine):

@@ -56,8 +56,8 @@ def check_items(model_info: ModelInfo, windows: Sequence[int] = ()) -> list[Item
         encodings = tokenizer.encode_batch(texts, add_special_tokens=model_info.special_tokens)
     except Exception as error:  # the Rust library raises plain Exception for text that its model cannot encode
         raise ModelError(
-            f"{model_info.asked}: the tokenizer {model_info.tokenizer_path}, with the settings of transformers, cannot "
-            f"encode ordinary texts: {one_line(error)}"
+            f"{model_info.requested}: the tokenizer {model_info.tokenizer_path}, with the settings of transformers, "
+            f"cannot encode ordinary texts: {one_line(error)}"
         ) from error
     items = [_item(encoding, model_info) for encoding in encodings]
     items.append(Item(_with_special_tokens(items[2].ids, tokenizer, model_info)))

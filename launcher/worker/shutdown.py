@@ -1,6 +1,7 @@
-"""Ends a worker on EOF on its channel, and makes it ignore SIGINT and SIGTERM.
+"""Ends a worker on EOF on its channel, and makes it ignore signals.
 
-Separate because it must be in effect before torch is imported. Only the standard library may be imported here.
+Separate because it must be in effect before torch is imported. Only the standard library, and modules that need no
+more, may be imported here.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import signal
 import socket
 import threading
 
+from launcher.signal_sets import TERMINAL_STOPS, UNUSED_SIGNALS
 
-def ignore_termination_signals() -> None:
-    """Ignore SIGINT and SIGTERM. Ctrl-C goes to the whole process group and systemd signals the whole control group,
-    but the front decides in which order its workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+# Only the front ends a worker: it knows which requests must still be answered, and in which order its workers end.
+# Ctrl-C goes to the whole process group, and service managers signal the whole control group.
+TERMINATION = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGPWR)
+
+
+def ignore_signals() -> None:
+    """Ignore all signals whose default action ends or suspends a process, except those for faults of its own."""
+    for number in (*TERMINATION, *UNUSED_SIGNALS, *TERMINAL_STOPS):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def has_hung_up(channel: socket.socket) -> bool:

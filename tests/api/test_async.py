@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from launcher import AsyncEngine, Engine
+from launcher.api.results import entities
 from launcher.engine.streaming import chunk_limit
 from launcher.errors import InstanceError, RequestError, UsageError
 from tests.api.conftest import FAKE, children, kill_permanently, worker_pids
@@ -82,7 +85,7 @@ def test_cancelling_a_call_leaves_the_engine_usable() -> None:
                 os.kill(pid, signal.SIGCONT)
             for end in await asyncio.gather(*calls, return_exceptions=True):
                 assert isinstance(end, asyncio.CancelledError)
-            again = await asyncio.wait_for(engine.embed([f"text {n}" for n in range(60)]), 10)
+            again = await asyncio.wait_for(engine.embed([f"text {n}" for n in range(60)]), 60)
             assert again.shape[0] == 60
 
     asyncio.run(main())
@@ -167,3 +170,32 @@ def test_an_engine_that_is_closed_during_its_start_does_not_start() -> None:
 def test_a_bad_option_is_refused_by_the_constructor() -> None:
     with pytest.raises(UsageError, match="did you mean 'instances'"):
         AsyncEngine(instanzes=1)  # type: ignore[call-arg]
+
+
+def test_large_results_are_decoded_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def recording(*arguments: Any) -> Any:
+        decode = entities(*arguments)
+
+        def decode_(computed: Any) -> Any:
+            threads.append(threading.current_thread())
+            return decode(computed)
+
+        return decode_
+
+    monkeypatch.setattr("launcher.api.async_engine.entities", recording)
+    texts = [f"{'one two three ' * 30}{index}" for index in range(700)]
+
+    async def main() -> None:
+        async with AsyncEngine("random:tiny", **FAKE, task="tag") as engine:
+            alone = [await engine.tag(text[-6:], aggregation="none") for text in texts[:3]]
+            assert all(alone)
+            assert set(threads) == {threading.main_thread()}
+            threads.clear()
+            found = await engine.tag(texts, aggregation="none")
+            assert len(found) == len(texts)
+            assert any(thread is not threading.main_thread() for thread in threads)
+            assert found[:2] == [await engine.tag(text, aggregation="none") for text in texts[:2]]
+
+    asyncio.run(main())

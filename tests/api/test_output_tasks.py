@@ -13,7 +13,7 @@ import pytest
 from launcher import Engine, FilledMask
 from launcher.errors import RequestError, UsageError
 from tests.e2e.running import running
-from tests.models import families, references, vocabularies
+from tests.models import families, references, sentence_models, vocabularies
 
 pytestmark = pytest.mark.slow
 
@@ -230,6 +230,35 @@ def test_a_server_takes_the_route_of_the_request(routed: Path) -> None:
     assert [response.status_code for response in (missing, wrong, ids)] == [400] * 3
     assert all("'query' or 'document'" in response.text for response in (missing, wrong))
     assert "take texts" in ids.text
+
+
+def test_an_embedder_takes_the_route_of_the_request(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    sentence_models.save_routes(
+        folder,
+        query=lambda: [sentence_models.static(families.HIDDEN)],
+        document=lambda: [sentence_models.transformer("bert", vocabularies.bert), sentence_models.pooling("cls")],
+        prompts={"query": "what is: "},
+    )
+    texts = ["one", "two words", "three words here"]
+    expected = {route: np.concatenate(references.route(folder, texts, route)) for route in ("query", "document", None)}
+    assert not np.allclose(expected["query"], expected["document"], rtol=0.01)
+    with running("--model", str(folder), "--dtype", "fp32", "--instances", "1", "--token-ids", "accept") as started:
+        started.wait_serving()
+        for route, wanted in expected.items():
+            answers = started.post("/v1/embeddings", json={"input": texts, "route": route}).json()["data"]
+            predictions = started.post("/predict", json={"inputs": texts, "route": route}).json()["predictions"]
+            for found in ([answer["embedding"] for answer in answers], predictions):
+                assert np.linalg.norm(np.array(found) - wanted) <= 1e-5 * np.linalg.norm(wanted)
+        wrong = started.post("/v1/embeddings", json={"input": texts, "route": "passage"})
+        ids = started.post("/v1/embeddings", json={"input": [[5, 6]], "route": "query"})
+    assert [response.status_code for response in (wrong, ids)] == [400] * 2
+    assert "'query' or 'document'" in wrong.text
+    with Engine(folder, **OPTIONS) as engine:
+        for route, wanted in expected.items():
+            streamed = np.stack(list(engine.embed_stream(iter(texts), route=route)))
+            for found in (engine.embed(texts, route=route), streamed):
+                assert np.linalg.norm(found - wanted) <= 1e-5 * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("task", ["sparse-embed", "token-embed", "fill-mask", "question-answering"])

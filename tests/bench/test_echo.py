@@ -74,7 +74,7 @@ def test_both_processes_end_together(
         assert "the worker process exited" in said
     else:
         process.kill()
-        process.wait(10)
+        process.wait(60)
     for _ in range(100):
         if not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE:  # it may not have been reaped
             return

@@ -80,7 +80,7 @@ async def test_a_model_without_embeddings_is_refused_before_any_request(serving)
     def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         paths.append(path)
         if path == "/info":
-            return 200, {"model": {"name": "m", "asked": "folder/m", "task": "rerank"}}
+            return 200, {"model": {"name": "m", "requested": "folder/m", "task": "rerank"}}
         return 200, {"data": [{"id": "m", "owned_by": "launcher"}]}
 
     async with serving(answer) as url:

@@ -8,7 +8,8 @@ import sys
 
 
 def launch(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("LAUNCH_")}
+    kept = "LAUNCH_REGISTRY"  # not an option; see tests/conftest.py
+    own = {name: value for name, value in os.environ.items() if not name.startswith("LAUNCH_") or name == kept}
     return subprocess.run(
         [sys.executable, "-m", "launcher", *arguments],
         capture_output=True,

@@ -16,8 +16,8 @@ from launcher.cli.flags import ROOTS
 from launcher.options.option import options_of
 from tests.cli.running import launch
 
-COMMANDS = ("serve", "topology", "run", "doctor", "config", "bench load", "bench baseline", "bench echo",
-            "bench throughput")  # fmt: skip
+COMMANDS = ("serve", "topology", "run", "doctor", "config", "ctl restart", "ctl plan", "ctl status",
+            "bench load", "bench baseline", "bench echo", "bench throughput")  # fmt: skip
 HELP_LINES = 22  # of a terminal with 24 lines
 
 

@@ -113,7 +113,7 @@ def running(*arguments: str, env: dict[str, str] | None = None, prefix: Sequence
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        server.process.wait(10)
+        server.process.wait(60)
 
 
 Launch = Callable[..., contextlib.AbstractContextManager[Running]]
@@ -128,3 +128,10 @@ def gone(pids: list[int], seconds: float = 30.0) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def wait_in_flight(server: Running, count: int) -> None:
+    """Wait until this many requests are being computed or queued."""
+    deadline = time.monotonic() + 10
+    while f"launcher_requests_in_flight {count}" not in server.get("/metrics").text:
+        assert time.monotonic() < deadline, server.get("/metrics").text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -160,8 +161,57 @@ def test_a_plan_is_exported_for_another_supervisor(target: str, words: list[str]
 
 
 def test_without_a_program_a_server_of_one_instance_is_exported() -> None:
-    done = launch("topology", "--instances", "1", "--export", "shell", "--model", "random:tiny")
-    assert "launch --instances 1 --model random:tiny --port 8000" in done.stdout
+    options = ("--model", "random:tiny", "--dtype", "fp32", "--max-queue-items", "9", "--reserve-cores", "0")
+    done = launch("topology", "--instances", "1", "--export", "shell", *options)
+    assert "launch --instances 1 --model random:tiny --port 8000 --dtype fp32 --max-queue-items 9" in done.stdout
+    assert "--reserve-cores" not in done.stdout, "its supervisor has already chosen its cores"
+
+
+@pytest.mark.parametrize("target", ["shell", "systemd", "compose", "slurm"])
+def test_one_server_is_exported_with_the_options_of_the_call(target: str) -> None:
+    options = (
+        "--model",
+        "random:tiny",
+        "--reserve-cores",
+        "0",
+        "--dtype",
+        "fp32",
+        "--no-strict",
+        "--host",
+        "127.0.0.2",
+    )
+    done = launch(
+        "topology", "--export", target, "--export-mode", "server", "--instances", "2", "--oversubscribe", *options
+    )
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.replace('"', "").replace(",", "")
+    host = "0.0.0.0" if target == "compose" else "127.0.0.2"  # a port of a container is published from all interfaces
+    assert f"launch --model random:tiny --host {host} --port 8000 --instances 2 " in words
+    for flag in ("--reserve-cores 0", "--dtype fp32", "--oversubscribe"):
+        assert flag in words
+    assert "--strict" not in words
+
+
+@pytest.mark.slow
+def test_the_exported_shell_script_of_one_server_serves(tmp_path: Path) -> None:
+    fake = ("--model", "random:tiny", "--backend", "fake", "--port", "0", "--log-json")
+    done = launch("topology", "--export", "shell", "--export-mode", "server", "--instances", "1", *fake)
+    script = tmp_path / "serve.sh"
+    script.write_text(done.stdout)
+    with subprocess.Popen(["sh", script], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert any('"serving"' in line for line in process.stderr)
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert '"draining"' in process.communicate(timeout=60)[1]
+
+
+def test_a_program_is_no_server() -> None:
+    done = launch("topology", "--export", "shell", "--export-mode", "server", "--", "serve.py")
+    assert done.returncode == 2
+    assert "--export-mode instances" in done.stderr
+    assert "requires --export" in launch("topology", "--export-mode", "server").stderr
 
 
 def test_an_ascii_terminal_gets_an_ascii_report() -> None:

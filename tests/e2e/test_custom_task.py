@@ -89,3 +89,28 @@ def test_text_routes_are_refused(server: Running) -> None:
 def test_the_instance_is_bound_as_planned(server: Running) -> None:
     (instance, *_) = server.info()["instances"]
     assert instance["verification"]["ok"], instance["verification"]["misses"]
+
+
+REPEATER = """
+class Repeater:
+    max_size = 40
+    def size(self, item): return 1
+    def load(self, model, dtype): pass
+    def sample(self, size): return ["x", 1]
+    def run(self, items): return [item[0] * item[1] for item in items]
+"""
+
+
+def test_results_and_items_that_are_too_large_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "repeaters.py").write_text(REPEATER)
+    arguments = ("--task", "repeaters:Repeater", "--model", "none", "--dtype", "fp32", "--max-result-bytes", "1000")
+    with running(*arguments, "--instances", "1", env={"PYTHONPATH": str(tmp_path)}) as server:
+        server.wait_serving()
+        fits = server.post("/predict", json={"inputs": [["a", 498], ["b", 498]]})
+        result = server.post("/predict", json={"inputs": [["a", 498], ["b", 499]]})
+        item = server.post("/predict", json={"inputs": [["a", 1, *[0] * 200_000]]})
+        lone = server.post("/predict", json={"inputs": [["a", 2, "," * 150_000]]})
+    assert fits.json()["predictions"] == ["a" * 498, "b" * 498]
+    assert [response.status_code for response in (result, item, lone)] == [413, 413, 200]
+    assert [response.json()["error"]["code"] for response in (result, item)] == ["too_many_results", "too_many_values"]
+    assert "the results have 1001 bytes together, the limit is 1000" in result.text

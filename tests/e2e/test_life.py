@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.running import Launch, Running, gone
+from tests.e2e.running import Launch, Running, gone, wait_in_flight
 
 pytestmark = pytest.mark.slow
 
@@ -28,51 +27,7 @@ def test_ctrl_c_drains_and_leaves_no_process(launch: Launch) -> None:
         pids = [p.pid for p in server.workers()]
         assert len(pids) == 2
         server.signal(signal.SIGINT)
-        assert server.process.wait(10) == 0
-        assert gone(pids)
-
-
-def test_kill_9_of_the_front_leaves_no_worker(launch: Launch) -> None:
-    with launch(*FAKE) as server:
-        server.wait_serving()
-        pids = [p.pid for p in server.workers()]
-        server.signal(signal.SIGKILL)
-        server.process.wait(10)
-        assert gone(pids)
-
-
-def test_kill_9_of_the_front_while_models_load_leaves_no_worker(launch: Launch) -> None:
-    with launch("--model", "random:tiny", "--instances", "2") as server:
-        server.wait_for("loading")
-        pids = [p.pid for p in server.workers()]
-        assert len(pids) == 2
-        server.signal(signal.SIGKILL)
-        server.process.wait(10)
-        assert gone(pids)
-
-
-def test_sigterm_while_models_load_exits_at_once(launch: Launch) -> None:
-    with launch("--model", "random:tiny", "--instances", "2") as server:
-        server.wait_for("loading")
-        pids = [p.pid for p in server.workers()]
-        assert server.end() == 0
-        assert gone(pids)
-        assert "ready" not in server.events_until_end(), "it waited for the models"
-
-
-def test_a_second_signal_exits_at_once(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    with launch(*FAKE) as server:
-        server.wait_serving()
-        for worker in server.workers():
-            worker.suspend()
-        pids = [p.pid for p in server.workers()]
-        thread = threading.Thread(target=lambda: server.embed("a request that is never answered"), daemon=True)
-        thread.start()
-        wait_in_flight(server, 1)
-        server.signal(signal.SIGTERM)
-        server.wait_for("draining")
-        server.signal(signal.SIGTERM)
-        assert server.process.wait(3) is not None
+        assert server.process.wait(20) == 0
         assert gone(pids)
 
 
@@ -113,25 +68,6 @@ def test_a_request_whose_worker_is_killed_is_answered_by_another(launch: Launch)
             assert [d["index"] for d in reply.json()["data"]] == [0, 1, 2]
 
 
-def wait_in_flight(server: Running, count: int) -> None:
-    deadline = time.monotonic() + 10
-    while f"launcher_requests_in_flight {count}" not in server.get("/metrics").text:
-        assert time.monotonic() < deadline, server.get("/metrics").text
-
-
-def test_a_port_in_use_is_reported_before_anything_is_loaded() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "launcher", *FAKE, "--port", port]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    assert done.returncode == 2
-    assert port in done.stderr
-    assert "--port" in done.stderr
-    assert "started as pid" not in done.stderr
-
-
 def test_a_model_that_crashes_at_load_ends_the_server_with_its_reason(tmp_path, launch: Launch) -> None:  # type: ignore[no-untyped-def]
     from launcher.host.model.resolve import demo_folder
 
@@ -143,45 +79,6 @@ def test_a_model_that_crashes_at_load_ends_the_server_with_its_reason(tmp_path, 
     assert done.returncode in {1, 2}
     assert "Traceback" not in done.stderr
     assert "safetensors" in done.stderr
-
-
-def test_sigterm_under_load_loses_no_response(launch: Launch) -> None:
-    with launch("--model", "random:tiny", "--dtype", "fp32", "--instances", "2") as server:
-        server.wait_serving()
-        pids = [p.pid for p in server.workers()]
-        outcomes: list[int | str] = []
-        lock = threading.Lock()
-
-        def client(seed: int) -> None:
-            with httpx.Client(timeout=30) as session:
-                for number in range(1000):
-                    texts = [f"client {seed} sends text {number} " * (1 + (seed + number) % 9)] * (1 + number % 5)
-                    try:
-                        reply = session.post(server.address + "/v1/embeddings", json={"input": texts})
-                    except httpx.ConnectError:
-                        return  # refused before anything was sent: the listening socket is closed
-                    except httpx.HTTPError as error:
-                        with lock:
-                            outcomes.append(repr(error))
-                        return
-                    complete = reply.status_code == 200 and len(reply.json()["data"]) == len(texts)
-                    with lock:
-                        outcomes.append(200 if complete else reply.status_code)
-                    if reply.status_code != 200:
-                        return
-
-        threads = [threading.Thread(target=client, args=(n,)) for n in range(16)]
-        for thread in threads:
-            thread.start()
-        deadline = time.monotonic() + 20
-        while len(outcomes) < 100:
-            assert time.monotonic() < deadline
-        assert server.end(30) == 0
-        for thread in threads:
-            thread.join(10)
-        assert gone(pids)
-        assert set(outcomes) <= {200, 503}, outcomes[-20:]
-        assert outcomes.count(200) >= 100
 
 
 def test_an_idle_server_uses_almost_no_cpu_time(launch: Launch) -> None:
@@ -215,8 +112,8 @@ def test_a_drain_does_not_wait_for_a_killed_worker(launch: Launch) -> None:
         server.signal(signal.SIGTERM)
         server.wait_for("draining")
         os.kill(victim, signal.SIGKILL)
-        assert server.process.wait(5) == 0
-        thread.join(5)
+        assert server.process.wait(20) == 0
+        thread.join(20)
         assert [r.status_code for r in replies] == [503]
 
 

@@ -114,6 +114,7 @@ def test_options_of_the_environment_are_for_this_command_and_not_for_its_program
     assert done.returncode == 0, done.stderr
     seen = ast.literal_eval(done.stdout)
     assert seen.pop("LAUNCH_PORT") == "9000"
+    assert seen.pop("LAUNCH_REGISTRY") == "off", "a launcher among the programs uses the same registry"
     names = ("CPUS", "ID", "INSTANCE", "INSTANCES", "NODES", "THREADS")
     assert sorted(seen) == [f"LAUNCH_RUN_{name}" for name in names]
 

@@ -65,6 +65,9 @@ class RecordingObserver:
     def all_ready(self) -> None:
         self.ready += 1
 
+    def changed(self, prepared: Prepared) -> None:
+        """Not recorded."""
+
     def failed(self, error: InstanceError) -> None:
         self.failures.append(error)
 

@@ -69,7 +69,7 @@ def model_info(model_folder: Path) -> ModelInfo:
     """An embedder with vectors of 8 values and a limit of 16 tokens."""
     return ModelInfo(
         name="words",
-        asked="demo",
+        requested="demo",
         task="embed",
         folder=str(model_folder),
         shape=None,
@@ -105,6 +105,9 @@ class Recorder:
 
     def unusable(self, instance: int, reason: str) -> None:
         self._add("unusable", instance, reason)
+
+    def overdue(self, instance: int, batch: int) -> None:
+        self._add("overdue", instance, batch)
 
     def lost(self, instance: int, reason: str) -> None:
         self._add("lost", instance, reason)
@@ -218,7 +221,7 @@ class Front:
         names = {spec.id: spec.length_class.name if spec.length_class else "all" for spec in specs}
         self.metrics = FrontMetrics(names)
         self.scheduler = Scheduler(specs, limits)
-        self.metrics.watch_queue(sorted(set(names.values())), self.scheduler.queued_by_class)
+        self.metrics.watch_queue(self.scheduler.queued_by_class)
         self.listener = Recorder()
         self.dispatcher = Dispatcher(
             self.scheduler,
@@ -268,9 +271,13 @@ class Front:
             "info": lambda: {"model": model_info.name},
             "states": lambda: {0: {"state": "ready"}},
             "is_ready": lambda: True,
+            "probe": self._probe,
             "metrics": self.metrics,
         }
         return Services(**{**values, **changes})
+
+    async def _probe(self) -> dict[str, bool]:
+        return {str(instance): await self.dispatcher.finishes_batch(instance, DEADLINE) for instance in (0,)}
 
     async def end(self) -> None:
         for worker in self.workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from launcher.errors import RequestError
 from launcher.front.http.api import FAMILIES
 from launcher.front.http.app import create_app
+from launcher.front.http.body_reader import BodyMemoryFull
 from launcher.front.http.error_response import ErrorFormat
 from launcher.front.http.inference_route import INFERENCE_ERRORS, InferenceHandler, InferenceRoute
 from launcher.front.http.inputs import Inputs
@@ -181,10 +183,12 @@ async def test_errors_of_the_scheduler_have_its_shape(front: Any, client: Any, u
     assert error_type_of(answer, 503) == "unhealthy"
     assert answer.headers["retry-after"] == "1"
     await front.ready()
-    waiting = [front.dispatcher.enqueue([np.array([5], dtype=np.int32)]) for _ in range(2)]  # one runs, one is next
+    waiting = [
+        front.dispatcher.enqueue([np.array([5], dtype=np.int32)], client="127.0.0.1") for _ in range(2)
+    ]  # one runs, one is next
     answer = await client.post("/embed", json={"inputs": "w1"}, headers={"x-launcher-deadline-ms": "50"})
     assert error_type_of(answer, 504) == "deadline_exceeded"
-    waiting.append(front.dispatcher.enqueue([np.array([5], dtype=np.int32)] * 2))
+    waiting.append(front.dispatcher.enqueue([np.array([5], dtype=np.int32)] * 2, client="127.0.0.1"))
     answer = await client.post("/embed", json={"inputs": "w1"})
     assert error_type_of(answer, 429) == "overloaded"
     assert int(answer.headers["retry-after"]) >= 1
@@ -193,14 +197,19 @@ async def test_errors_of_the_scheduler_have_its_shape(front: Any, client: Any, u
     await until(lambda: front.dispatcher.in_flight == 0)
 
 
-async def test_bodies_of_all_families_share_one_memory(front: Any, client: Any, monkeypatch: Any) -> None:
+async def test_bodies_of_all_families_share_one_memory(client: Any) -> None:
     app = client._transport.app
     memories = {id(app._inference[path]._body_memory) for path in ("/embed", "/predict", "/v1/embeddings")}
     assert len(memories) == 1
     memory = app._inference["/embed"]._body_memory
-    monkeypatch.setattr(memory, "used", memory.limit)
+    with contextlib.suppress(BodyMemoryFull):
+        while True:
+            memory.hold("127.0.0.1", 10)
+    held = memory.used
+    assert held
     answer = await client.post("/embed", json={"inputs": "w1"})
     assert error_type_of(answer, 429) == "overloaded"
+    assert memory.used == held
 
 
 async def test_errors_of_routing_have_its_shape(client: Any) -> None:

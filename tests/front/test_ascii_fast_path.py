@@ -70,7 +70,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def card_in(model_info: ModelInfo, folder: Path) -> ModelInfo:
-    return msgspec.structs.replace(model_info, folder=str(folder), asked=str(folder))
+    return msgspec.structs.replace(model_info, folder=str(folder), requested=str(folder))
 
 
 @pytest.mark.parametrize("offsets", [False, True])

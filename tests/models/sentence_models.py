@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.models.families import HIDDEN, randomize, save_transformer
@@ -51,6 +52,42 @@ def save_static(folder: Path, *, modules: MakeModules = tuple, model2vec: bool =
         weights = torch.rand(len(tokenizer), generator=generator) + 0.1
         table = torch.randn(rows, STATIC_WIDTH, generator=generator)
         save_file({"embeddings": table, "mapping": mapping, "weights": weights}, folder / "model.safetensors")
+
+
+def save_routes(
+    folder: Path, *, query: MakeModules, document: MakeModules, before: MakeModules = tuple,
+    after: MakeModules = tuple, default_route: str | None = "document", **settings: Any,
+) -> None:  # fmt: skip
+    """A SentenceTransformer whose Router has these modules for queries and documents, among the modules that all texts
+    pass through; ``settings`` are its arguments."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Router
+
+    router = Router.for_query_document([*query()], [*document()], default_route=default_route)
+    model = SentenceTransformer(modules=[*before(), router, *after()], device="cpu", **settings)
+    model.save(str(folder), create_model_card=False)
+
+
+def transformer(family: str, tokenizer: Callable[[], Any], **settings: Any) -> Any:
+    """A Transformer module with random weights."""
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    with TemporaryDirectory() as encoder:
+        save_transformer(Path(encoder), auto="AutoModel", family=family, tokenizer=tokenizer, **settings)
+        return Transformer(encoder)
+
+
+def static(width: int = STATIC_WIDTH, *, limit: int | None = None) -> Any:
+    """A StaticEmbedding module with random weights, whose tokenizer truncates to ``limit`` tokens."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    tokenizer = bert()
+    tokenizer.backend_tokenizer.no_truncation()
+    if limit is not None:
+        tokenizer.backend_tokenizer.enable_truncation(limit)
+    module = StaticEmbedding(tokenizer, embedding_dim=width)
+    randomize(module)
+    return module
 
 
 def pooling(*modes: str, width: int = HIDDEN, include_prompt: bool = True) -> Any:

@@ -29,8 +29,9 @@ FACTOR, MARGIN = 3, 1e-3
 
 
 def marks_of(case: ModelCase) -> tuple[pytest.MarkDecorator, ...]:
-    """Cases that start a process of their own are slow."""
-    return (pytest.mark.slow,) if case.slow else ()
+    """Cases that are converted are slow. The tests of a case run in one process, which builds its model once."""
+    group = pytest.mark.xdist_group(case.name)
+    return (group, pytest.mark.slow) if case.slow else (group,)
 
 
 def error_of(case: ModelCase, expected: Results, actual: Results) -> float:
@@ -64,7 +65,7 @@ def test_results_are_those_of_the_library(case: ModelCase, folder_of: FolderOf, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks_of(case)) for case in CASES])
 def test_results_in_lower_precision_are_as_close_as_stated(
     case: ModelCase, folder_of: FolderOf, expected_of: ExpectedOf
 ) -> None:

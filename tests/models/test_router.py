@@ -21,8 +21,7 @@ from launcher.front.tokenizer import FrontTokenizer, Tokenized
 from launcher.host.model.resolve import resolve
 from launcher.options import ModelOptions, ServeOptions
 from launcher.prepare.model import setup_of
-from launcher.worker.backends.eager import EagerBackend
-from launcher.worker.backends.routed import RoutedBackend
+from launcher.worker.backends.create_backend import with_routes
 from launcher.worker.interfaces import Item, ItemBatch, ModelError
 from launcher.worker.numerics import comparable
 from tests.models import families, references, vocabularies
@@ -44,7 +43,7 @@ class Routed:
         setup = msgspec.structs.replace(
             setup_of(ServeOptions(model=model), MACHINE, self.model_info), warmup=(), mixed=()
         )
-        self._backend = RoutedBackend(setup, EagerBackend(setup))
+        self._backend = with_routes(setup)
         with torch.no_grad():
             self._backend.load(lambda stage, done, detail: None)
 
@@ -55,7 +54,10 @@ class Routed:
         tokenized: Tokenized = asyncio.run(tokenizer.texts(texts, truncate=True, prompt=prompt))
         tokenizer.close()
         routes = (tokenized.details or ItemDetails()).routes or [0] * len(texts)
-        return [Item(ids, route=static) for ids, static in zip(tokenized.items, routes, strict=True)]
+        details = tokenized.details or ItemDetails()
+        prompts = details.prompt_lengths or [0] * len(texts)
+        types = details.type_ids or [None] * len(texts)
+        return [Item(*item) for item in zip(tokenized.items, types, prompts, routes, strict=True)]
 
     def results(self, items: Sequence[Item]) -> list[np.ndarray]:
         """The vector of each item, all computed in one batch."""
@@ -204,7 +206,8 @@ QUERY, SPLADE = ["query_0_SparseStaticEmbedding"], ["document_0_Transformer", "d
         ("router_config.json", {"more": 1}, "sets more to 1"),
         ("query_0_SparseStaticEmbedding/config.json", {"path": "idf.json"}, "sets path to 'idf.json'"),
         ("query_0_SparseStaticEmbedding/tokenizer_config.json", {"model_max_length": 10**30}, "set --max-length"),
-        ("config_sentence_transformers.json", {"model_type": "SentenceTransformer"}, "only a SparseEncoder may have"),
+        ("config_sentence_transformers.json", {"model_type": "SentenceTransformer"}, "begins with the module Sparse"),
+        ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, "requests the module Router"),
     ],
     ids=lambda value: str(value)[:60],
 )

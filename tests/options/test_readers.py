@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.commands import BENCH_COMMANDS, COMMANDS
+from launcher.cli.commands import BENCH_COMMANDS, COMMANDS, CTL_COMMANDS
 from launcher.cli.flags import Command
 
 PACKAGE = Path(__file__).parents[2] / "launcher"
@@ -16,7 +16,9 @@ SOURCE = "\n".join(
 )
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *BENCH_COMMANDS], ids=lambda command: command.function.__name__)
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *CTL_COMMANDS, *BENCH_COMMANDS], ids=lambda command: command.function.__name__
+)
 def test_each_option_of_a_command_is_read(command: Command) -> None:
     unread = [
         option.flag

@@ -139,7 +139,8 @@ def test_every_option_is_declared_with_help_a_group_and_a_valid_default(root: ty
         if option.declared.positional:
             continue
         assert option.declared.group is not None, option.name
-        assert option.default is None or isinstance(option.default, option.kind), option.name
+        kind = tuple if option.many else option.kind
+        assert option.default is None or isinstance(option.default, kind), option.name
         assert option.default is not None or option.optional, option.name
         if option.choices:
             assert option.default in option.choices, option.name

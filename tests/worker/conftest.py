@@ -132,7 +132,7 @@ def make_model_info(**changes: object) -> ModelInfo:
     """A small model; it suits the fake backend without changes."""
     model_info = ModelInfo(
         name="fake",
-        asked="fake",
+        requested="fake",
         task="embed",
         folder="",
         shape=None,

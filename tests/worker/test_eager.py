@@ -227,7 +227,7 @@ def test_a_classifier_without_the_weights_of_its_head_is_refused(start, tmp_path
 
 
 def test_a_model_whose_files_are_gone_is_refused_in_one_sentence(start, tmp_path, demo_folder) -> None:
-    model_info = msgspec.structs.replace(resolve(ModelOptions()), folder=str(tmp_path / "gone"), asked="gone")
+    model_info = msgspec.structs.replace(resolve(ModelOptions()), folder=str(tmp_path / "gone"), requested="gone")
     worker = start()
     worker.send(Setup(model_info, "fp32", "eager", ()))
 
@@ -406,4 +406,4 @@ def test_it_exits_immediately_if_the_channel_is_closed_while_it_starts(start, st
     worker.wait_for_stage(stage)
     worker.socket.close()
 
-    assert worker.process.wait(10) == 0
+    assert worker.process.wait(60) == 0

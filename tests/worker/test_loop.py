@@ -107,7 +107,7 @@ def test_partial_frames_and_results_larger_than_the_socket_buffer_are_transferre
     decoder, received = to_front_decoder(), []
     while not received:
         received.extend(decoder.feed(ours.recv(1 << 16)))
-    worker.join(10)
+    worker.join(60)
 
     ((done, body),) = received
     assert isinstance(done, Done)

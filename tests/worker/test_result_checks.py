@@ -270,7 +270,7 @@ def serve(
     monkeypatch: pytest.MonkeyPatch, pack: Callable[[nn.Module], BatchRunner], dtype: str = "fp32"
 ) -> tuple[int, list[tuple[msgspec.Struct, bytes]]]:
     """The exit status of a worker with this backend, and its messages for one batch of ``ITEMS``."""
-    monkeypatch.setitem(BACKENDS, "eager", lambda setup, threads: TinyBackend(setup, pack))
+    monkeypatch.setitem(BACKENDS, "eager", lambda setup: TinyBackend(setup, pack))
     ours, theirs = socket.socketpair()
     setup = Setup(MODEL_INFO, dtype, "eager", ((2, 8),))  # type: ignore[arg-type]
     body = np.concatenate(ITEMS).astype(np.int32).tobytes()

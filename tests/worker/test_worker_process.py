@@ -82,10 +82,10 @@ def test_takes_the_configured_time_per_token(start, fake_setup) -> None:
     worker = start()
     worker.send(fake_setup(seconds=0.002))
     worker.ready()
-    for batch in range(3):
+    for batch in range(10):  # the fastest of several, on a machine that does other things, too
         worker.run(batch, [[1] * 30, [2] * 5])
 
-    seconds = [worker.results()[0].seconds for _ in range(3)]
+    seconds = [worker.results()[0].seconds for _ in range(10)]
 
     assert 0.07 <= min(seconds) < 0.7
 
@@ -125,7 +125,7 @@ def test_exits_immediately_when_the_channel_is_closed(start, fake_setup, when) -
         worker.run(1, [[1] * 100])
     worker.socket.close()
 
-    assert worker.process.wait(10) == 0
+    assert worker.process.wait(60) == 0
 
 
 STARTER = """

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from launcher.core.diagnosis.finding import RECORDED, SEVERITIES, Evidence, Finding, Severity, count
 from launcher.core.machine.topology import Machine
-from launcher.core.report.text_format import wrap, wrap_lines
+from launcher.core.report.text_format import without_controls, wrap, wrap_lines
 
 SCHEMA = 1
 WIDEST = 110  # columns; longer lines are hard to read
@@ -42,7 +42,7 @@ def findings_text(machine: Machine, findings: Sequence[Finding], width: int) -> 
         group = [finding for finding in findings if finding.severity == severity]
         if group:
             lines += [Text(""), Text(HEADS[severity], STYLES[severity]), *_group(severity, group, width)]
-    return Text("\n").join(lines)
+    return Text("\n").join(map(without_controls, lines))
 
 
 def _head(machine: Machine, findings: Sequence[Finding], width: int) -> Iterator[Text]:

@@ -27,9 +27,10 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """The operating system refused to start the process."""
+    """The operating system refused to start the process. ``transient``: it lacks a resource at the moment."""
 
     reason: str
+    transient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

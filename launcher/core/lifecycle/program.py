@@ -21,7 +21,7 @@ from launcher.core.lifecycle.process_events import (
     SpawnFailed,
     StartRequested,
 )
-from launcher.core.lifecycle.restart import RestartPolicy, count_failure, restart_delay
+from launcher.core.lifecycle.restart import RestartPolicy, count_failure, restart_delay, shortage_delay
 from launcher.core.lifecycle.transitions import TransitionTable
 from launcher.errors import InstanceError, MachineError
 
@@ -95,7 +95,10 @@ TRANSITIONS: TransitionTable[State] = TransitionTable(
     MappingProxyType(
         {
             "planned": {StartRequested: "starting", StopRequested: "stopped", KillRequested: "stopped"},
-            "starting": {Spawned: "running", SpawnFailed: "failed"},
+            "starting": {
+                Spawned: "running",
+                SpawnFailed: {"may restart": "backoff", "must not restart": "failed"},
+            },
             "running": {
                 Exited: {"exit status 0": "succeeded", "may restart": "backoff", "must not restart": "failed"},
                 FailedPermanently: "killing",
@@ -122,7 +125,8 @@ class ProgramStatus:
 
     ``pid`` is set while the process exists. ``failures`` counts consecutive failures, ``starts`` all starts so far.
     ``exit_status`` is that of its last exit, ``deadline`` is when `timeout_event` has an event. ``reason`` is why it
-    failed, if not by its exit status. ``permanent``: a restart would not help. ``shutting_down``: it was told to stop.
+    failed, if not by its exit status. ``shortages`` counts consecutive starts for which the system lacked a resource;
+    they are no failures. ``permanent``: a restart would not help. ``shutting_down``: it was told to stop.
     """
 
     instance: int
@@ -131,6 +135,7 @@ class ProgramStatus:
     pid: int | None = None
     starts: int = 0
     failures: int = 0
+    shortages: int = 0
     exit_status: int | None = None
     deadline: float | None = None
     reason: str | None = None
@@ -213,9 +218,10 @@ def _record(before: ProgramStatus, event: Event, now: float, policy: Policy) -> 
     if isinstance(event, StartRequested | BackoffElapsed):
         return replace(before, starts=before.starts + 1)
     if isinstance(event, Spawned):
-        return replace(before, pid=event.pid)
+        return replace(before, pid=event.pid, shortages=0)
     if isinstance(event, SpawnFailed):
-        return replace(before, reason=event.reason, exit_status=None)
+        shortages = before.shortages + 1 if event.transient and policy.restart is not None else 0
+        return replace(before, reason=event.reason, exit_status=None, shortages=shortages)
     if isinstance(event, FailedPermanently):
         return replace(before, reason=event.reason, permanent=True)
     if isinstance(event, Exited):
@@ -233,6 +239,8 @@ def _record(before: ProgramStatus, event: Event, now: float, policy: Policy) -> 
 def _guard(status: ProgramStatus, policy: Policy) -> Guard:
     if status.permanent:
         return "must not restart"
+    if status.state == "starting":  # no process could be created
+        return "may restart" if status.shortages else "must not restart"
     if status.shutting_down:
         return "shutting down"
     if status.exit_status == 0:
@@ -244,8 +252,14 @@ def _guard(status: ProgramStatus, policy: Policy) -> Guard:
 
 def _deadline(after: ProgramStatus, event: Event, policy: Policy) -> float | None:
     if after.state == "backoff" and policy.restart is not None:
-        return after.since + restart_delay(after.failures, policy.restart)
+        return after.since + _restart_delay(after, policy.restart)
     return after.since + event.grace if isinstance(event, StopRequested) and after.state == "stopping" else None
+
+
+def _restart_delay(status: ProgramStatus, policy: RestartPolicy) -> float:
+    if status.shortages:
+        return shortage_delay(status.shortages, policy)
+    return restart_delay(status.failures, policy)
 
 
 def _actions(after: ProgramStatus, event: Event, policy: Policy) -> tuple[Action, ...]:
@@ -257,7 +271,7 @@ def _actions(after: ProgramStatus, event: Event, policy: Policy) -> tuple[Action
     if after.state == "killing":
         return (Kill(after.instance),)
     if after.state == "backoff" and policy.restart is not None:
-        return (AnnounceRestart(after.instance, restart_delay(after.failures, policy.restart), after.failures),)
+        return (AnnounceRestart(after.instance, _restart_delay(after, policy.restart), after.failures),)
     return ()
 
 
@@ -317,9 +331,9 @@ class Job:
         """The process exists."""
         return self._handle([instance], Spawned(pid), now)
 
-    def spawn_failed(self, instance: int, reason: str, now: float) -> list[Action]:
-        """The process could not be started; a restart would not help."""
-        return self._handle([instance], SpawnFailed(reason), now)
+    def spawn_failed(self, instance: int, reason: str, now: float, *, transient: bool = False) -> list[Action]:
+        """The process could not be started. Only if that is ``transient``, a restart may help."""
+        return self._handle([instance], SpawnFailed(reason, transient), now)
 
     def exited(self, instance: int, exit_status: int, now: float) -> list[Action]:
         """The program has exited."""

@@ -25,6 +25,10 @@ class RestartPolicy(Protocol):
         """After a process was healthy for this long, earlier failures no longer count."""
 
 
+# The system may have what it lacked at any moment, and another attempt costs little.
+SHORTAGE_LIMIT_SECONDS = 5.0
+
+
 def count_failure(failures: int, healthy_seconds: float | None, policy: RestartPolicy) -> int:
     """The number of consecutive failures, after one more than ``failures``.
 
@@ -38,3 +42,8 @@ def restart_delay(failures: int, policy: RestartPolicy) -> float:
     """Seconds to wait after this many consecutive failures (1 = the first): exponential back-off with a limit."""
     # The exponent is bounded because a float overflows at 2**1024.
     return min(policy.backoff_limit_seconds, policy.backoff_seconds * 2.0 ** min(failures - 1, 64))
+
+
+def shortage_delay(attempts: int, policy: RestartPolicy) -> float:
+    """Seconds to wait after this many consecutive attempts for which the system lacked a resource."""
+    return min(SHORTAGE_LIMIT_SECONDS, restart_delay(attempts, policy))

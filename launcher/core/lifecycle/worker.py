@@ -20,7 +20,7 @@ from launcher.core.lifecycle.process_events import (
     SpawnFailed,
     StartRequested,
 )
-from launcher.core.lifecycle.restart import RestartPolicy, count_failure, restart_delay
+from launcher.core.lifecycle.restart import RestartPolicy, count_failure, restart_delay, shortage_delay
 from launcher.core.lifecycle.transitions import TransitionTable
 
 State = Literal["planned", "starting", "loading", "ready", "stopping", "killing", "backoff", "stopped", "failed"]
@@ -177,8 +177,9 @@ class WorkerStatus:
 
     ``pid`` is set while a worker process exists. ``failures`` counts consecutive failures, ``failed_starts``
     consecutive workers that never became ready, ``starts`` all workers so far. ``deadline`` is when `timeout_event` has
-    an event; ``reason`` is why the last worker failed. ``permanent``: a restart would not help. ``shutting_down``:
-    nothing is restarted.
+    an event; ``reason`` is why the last worker failed. ``shortages`` counts consecutive attempts to start a worker for
+    which the system lacked a resource; they are no failures. ``permanent``: a restart would not help.
+    ``shutting_down``: nothing is restarted.
     """
 
     instance: int
@@ -188,6 +189,7 @@ class WorkerStatus:
     starts: int = 0
     failures: int = 0
     failed_starts: int = 0
+    shortages: int = 0
     deadline: float | None = None
     reason: str | None = None
     permanent: bool = False
@@ -246,7 +248,10 @@ def _record(before: WorkerStatus, event: Event, now: float, policy: WorkerPolicy
     if isinstance(event, StartRequested | BackoffElapsed):
         return replace(before, starts=before.starts + 1, reason=None)
     if isinstance(event, Spawned):
-        return replace(before, pid=event.pid)
+        return replace(before, pid=event.pid, shortages=0)
+    # Where nothing is restarted (a maximum of one failure), the first shortage is final, too.
+    if isinstance(event, SpawnFailed) and event.transient and policy.max_failures > 1:
+        return replace(before, reason=event.reason, shortages=before.shortages + 1)
     if isinstance(event, SpawnFailed | BecameUnhealthy):
         return _count(replace(before, reason=event.reason), now, policy)
     if isinstance(event, FailedPermanently):
@@ -282,8 +287,14 @@ def _deadline(after: WorkerStatus, event: Event, policy: WorkerPolicy) -> float 
     if after.state == "loading":
         return after.deadline  # starting and loading share one time limit
     if after.state == "backoff":
-        return after.since + restart_delay(after.failures, policy)
+        return after.since + _restart_delay(after, policy)
     return after.since + event.grace if after.state == "stopping" and isinstance(event, StopRequested) else None
+
+
+def _restart_delay(status: WorkerStatus, policy: WorkerPolicy) -> float:
+    if status.shortages:
+        return shortage_delay(status.shortages, policy)
+    return restart_delay(status.failures, policy)
 
 
 def _actions(after: WorkerStatus, event: Event, policy: WorkerPolicy) -> tuple[Action, ...]:
@@ -293,7 +304,7 @@ def _actions(after: WorkerStatus, event: Event, policy: WorkerPolicy) -> tuple[A
     if after.state == "killing":
         return (Kill(_reason_to_kill(event)),)
     if after.state == "backoff":
-        return (AnnounceRestart(restart_delay(after.failures, policy), after.failures),)
+        return (AnnounceRestart(_restart_delay(after, policy), after.failures),)
     return (AnnounceFailure(_reason_of_failure(after)),) if after.state == "failed" else ()
 
 

@@ -16,6 +16,7 @@ from launcher.core.machine.anomalies import Anomalies
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Core, Limits, Machine, Node
 from launcher.errors import MachineError
+from launcher.options.choices import IsolatedPolicy
 
 Cpus = tuple[int, ...]
 
@@ -69,16 +70,16 @@ class RawMachine:
     microarchitecture: str | None = None
 
 
-def build_machine(raw: RawMachine, anomalies: Anomalies | None = None, *, include_isolated: bool = False) -> Machine:
+def build_machine(raw: RawMachine, anomalies: Anomalies | None = None, *, isolated: IsolatedPolicy = "auto") -> Machine:
     """The machine as this process may use it; ``anomalies`` has those already found.
 
     Raises ``MachineError`` when no cpu is usable.
     """
     anomalies = Anomalies() if anomalies is None else anomalies
-    allowed = _allowed(raw, include_isolated)
-    usable = frozenset(allowed if include_isolated else set(allowed) - set(raw.isolated))
+    allowed = _allowed(raw, isolated)
+    usable = _usable(allowed, raw, isolated)
     if not usable:
-        raise MachineError(_nothing_usable(raw, include_isolated))
+        raise MachineError(_nothing_usable(raw, allowed))
     groups = group_cores(raw.cpus, raw.online, anomalies)
     _check_cores(groups, raw, anomalies)
     _check_l3(raw, anomalies)
@@ -102,20 +103,29 @@ def build_machine(raw: RawMachine, anomalies: Anomalies | None = None, *, includ
     )
 
 
-def _allowed(raw: RawMachine, include_isolated: bool) -> Cpus:
+def _allowed(raw: RawMachine, isolated: IsolatedPolicy) -> Cpus:
     allowed = set(raw.online)
     if raw.cpuset is not None:
         allowed &= set(raw.cpuset)
     if raw.limits.affinity is not None:
         mask = set(raw.limits.affinity)
-        if include_isolated:
-            # The kernel starts every process with a mask that excludes isolated cpus; including them widens it.
+        if isolated == "use":
+            # The kernel starts every process with a mask that excludes isolated cpus; using them widens it.
             mask |= set(raw.isolated)
         allowed &= mask
     return tuple(sorted(allowed))
 
 
-def _nothing_usable(raw: RawMachine, include_isolated: bool) -> str:
+def _usable(allowed: Cpus, raw: RawMachine, isolated: IsolatedPolicy) -> frozenset[int]:
+    """The allowed cpus that instances may run on. A process whose cpuset or mask has nothing but isolated cpus was
+    given them on purpose: the kernel never puts isolated cpus in a mask by itself."""
+    if isolated == "use":
+        return frozenset(allowed)
+    shared = frozenset(allowed) - set(raw.isolated)
+    return frozenset(allowed) if isolated == "auto" and not shared else shared
+
+
+def _nothing_usable(raw: RawMachine, allowed: Cpus) -> str:
     found = [f"online {format_cpu_list(raw.online) or 'none'}"]
     if raw.cpuset is not None:
         found.append(f"cpuset {format_cpu_list(raw.cpuset) or 'empty'}")
@@ -124,8 +134,8 @@ def _nothing_usable(raw: RawMachine, include_isolated: bool) -> str:
     if raw.isolated:
         found.append(f"isolated {format_cpu_list(raw.isolated)}")
     advice = "Widen the cpuset or the affinity mask"
-    if raw.isolated and not include_isolated:
-        advice += ", or include the isolated cpus"
+    if allowed:
+        advice += ", or use the isolated cpus with --isolated use"
     return f"No cpu of this machine is usable: {'; '.join(found)}. {advice}."
 
 
@@ -237,9 +247,12 @@ def efficiency_cpus(kinds: KindHints, online: Cpus) -> frozenset[int]:
     if by_capacity:
         return by_capacity
     by_clock = _below_gap(kinds.max_khz, online, FREQUENCY_GAP)
+    by_base = _below_gap(kinds.base_khz, online, FREQUENCY_GAP)
     if by_clock and kinds.base_khz:
-        # Base clocks alone can differ within a kind (Speed Select), and so can turbo clocks: require both.
-        return by_clock & _below_gap(kinds.base_khz, online, FREQUENCY_GAP)
+        # Turbo clocks differ within a kind too, if favoured cores reach more: require both.
+        return by_clock & by_base
+    if by_base and len({kinds.max_khz.get(cpu) for cpu in online}) == 1:
+        return by_base
     return by_clock
 
 

@@ -6,7 +6,7 @@ either), and Linux restricts them separately (cpuset ``cpus`` and ``mems``). Thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from launcher.core.machine.topology import Machine
@@ -72,21 +72,37 @@ def free_bytes(machine: Machine) -> dict[int, int]:
     return {node: amount for node, amount in found.items() if amount is not None}
 
 
-def check_memory(machine: Machine, demand: MemoryDemand) -> None:
-    """Raise ``MachineError`` if the instances do not fit in a node, in the machine, or in the process's limit."""
+def check_memory(machine: Machine, demand: MemoryDemand, fewer_that_fit: Callable[[int], int | None]) -> None:
+    """Raise ``MachineError`` if the instances do not fit in a node, in the machine, or in the process's limit.
+
+    ``fewer_that_fit`` returns the largest number of instances, up to one, that fits, for the message; None if their
+    number cannot be changed.
+    """
+    shortage = _shortage(machine, demand)
+    if shortage is None:
+        return
     count = len(demand.nodes)
-    asked = f"{_instances(count)} of {gib(demand.each)} each"
+    raise MachineError(
+        f"{_instances(count)} of {gib(demand.each)} each {shortage}; {_remedy(fewer_that_fit(count - 1))}"
+    )
+
+
+def fits_memory(machine: Machine, demand: MemoryDemand) -> bool:
+    """Whether the instances fit in their nodes, in the machine, and in the process's limit."""
+    return _shortage(machine, demand) is None
+
+
+def _shortage(machine: Machine, demand: MemoryDemand) -> str | None:
+    """What is missing, as the end of a sentence; None if the instances fit."""
     free = free_bytes(machine)
     for node, wanted in sorted(_by_node(demand).items()):
         if node in free and wanted > free[node]:
-            raise MachineError(
-                f"{asked} need {gib(wanted)} from node {node}, which has {gib(free[node])} free; "
-                f"{_remedy(sum(there // demand.each for there in free.values()))}"
-            )
+            return f"need {gib(wanted)} from node {node}, which has {gib(free[node])} free"
+    needed = demand.each * len(demand.nodes)
     for what, there in _totals(machine):
-        if there is not None and demand.each * count > there:
-            needed = gib(demand.each * count)
-            raise MachineError(f"{asked} need {needed}, but {what.format(gib(there))}; {_remedy(there // demand.each)}")
+        if there is not None and needed > there:
+            return f"need {gib(needed)}, but {what.format(gib(there))}"
+    return None
 
 
 def _by_node(demand: MemoryDemand) -> dict[int, int]:
@@ -109,7 +125,9 @@ def _instances(count: int) -> str:
     return "1 instance" if count == 1 else f"{count} instances"
 
 
-def _remedy(count: int) -> str:
+def _remedy(count: int | None) -> str:
+    if count is None:
+        return "use fewer instances in --classes, or a smaller model"
     if count == 0:
         return "not even one fits; use a smaller model, use bf16 instead of fp32, or free memory"
     fits = f"at most {_instances(count)} of that size fit{'s' if count == 1 else ''}"

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.core.machine.topology import Core
-from launcher.core.planning.placement import KindCores, NodeCores, is_slow
+from launcher.core.planning.placement import KindCores, NodeCores, by_package, is_slow
 
-# Instances span nodes only if staying inside them would leave more than this fraction of the cores idle.
+# Instances span nodes, packages or parts of L3 groups only if avoiding it would leave more than this fraction of the
+# cores idle.
 IDLE_SHARE = 0.1
-# Approximate capacity of an efficiency core relative to a performance core, and of an instance that spans nodes
+# Approximate capacity of an efficiency core relative to a performance core, and of an instance that spans packages
 # relative to one that does not (27 to 33 % less was measured for up to 128 tokens). Used only to rank allocations.
 SLOW_WEIGHT = 0.5
 SPAN_WEIGHT = 0.7
@@ -40,6 +41,11 @@ class Part:
     def spans(self) -> bool:
         """Whether an instance may span nodes."""
         return len(self.nodes) > 1
+
+    @property
+    def spans_packages(self) -> bool:
+        """Whether an instance may span packages."""
+        return len(by_package(self.nodes)) > 1
 
 
 def largest_remainder(weights: Sequence[int], count: int) -> tuple[int, ...]:
@@ -71,6 +77,17 @@ def cut(lengths: Sequence[int], count: int, total: int) -> tuple[tuple[int, int]
             pieces.append((fewest, cores))
             count, start = count - fewest, end
     return (*pieces, (count, total - start))
+
+
+def aligned_size(kinds: Sequence[KindCores], count: int, cores: int) -> int | None:
+    """The largest size of ``count`` equal instances, on ``cores`` cores, that consists of whole L3 groups; None if the
+    groups differ in size, or if it leaves more than ``IDLE_SHARE`` of the cores idle."""
+    groups = {len(group) for kind in kinds for one in kind for group in one.groups}
+    if len(groups) != 1 or len(kinds) != 1:
+        return None
+    group = groups.pop()
+    size = cores // count // group * group
+    return size if size and count * size >= cores * (1 - IDLE_SHARE) else None
 
 
 def sizes_of(nodes: KindCores, count: int, smallest: int) -> tuple[int, ...]:
@@ -118,7 +135,7 @@ def capacity_of(parts: Sequence[Part]) -> float:
 
 def _capacity_of_part(part: Part) -> float:
     weight = SLOW_WEIGHT if is_slow(part.nodes[0].kind) else 1.0
-    return sum(part.sizes) * weight * (SPAN_WEIGHT if part.spans else 1.0)
+    return sum(part.sizes) * weight * (SPAN_WEIGHT if part.spans_packages else 1.0)
 
 
 def capacity_of_cores(cores: Sequence[Core]) -> float:
@@ -132,23 +149,43 @@ def _parts(kinds: Sequence[KindCores], shares: Sequence[int]) -> tuple[Part, ...
         if count:
             segments += _segments(kind, count)
     smallest = min(sum(one.size for one in nodes) // count for nodes, count in segments)
+    segments = [part for nodes, count in segments for part in _into_nodes(nodes, count, smallest)]
     return tuple(Part(nodes, sizes_of(nodes, count, smallest)) for nodes, count in segments)
 
 
+def _into_nodes(nodes: KindCores, count: int, size: int) -> list[tuple[KindCores, int]]:
+    """The nodes one by one if ``count`` instances of ``size`` cores fit inside them, which they may do although they
+    were sized for a package or for the machine."""
+    shares = largest_remainder([one.size for one in nodes], count)
+    if all(share * size <= one.size for one, share in zip(nodes, shares, strict=True)):
+        return [((one,), share) for one, share in zip(nodes, shares, strict=True) if share]
+    return [(nodes, count)]
+
+
 def _segments(kind: KindCores, count: int) -> list[tuple[KindCores, int]]:
-    """The nodes that instances are cut from: each node by itself if the instances fit, otherwise all nodes in one
-    segment."""
-    total = sum(one.size for one in kind)
-    inside = [
-        ((one,), share)
-        for one, share in zip(kind, largest_remainder([one.size for one in kind], count), strict=True)
-        if share
-    ]
-    if total // count <= max(one.size for one in kind):
-        return list(inside)
-    smallest = min(one.size // share for (one,), share in inside)
-    used = sum(min(one.size, share * (smallest + 1)) for (one,), share in inside)
-    return list(inside) if used >= total * (1 - IDLE_SHARE) else [(kind, count)]
+    """The nodes that instances are cut from: each node by itself if the instances fit, or else the nodes of each
+    package, or else all nodes in one segment."""
+    inside = _divided([(one,) for one in kind], count)
+    if inside:
+        return inside
+    packages = by_package(kind)
+    # Of instances that fit into the packages, those of one package may even fit into its nodes.
+    within = _divided(packages, count) if len(packages) < len(kind) else []
+    return [
+        part for nodes, share in within for part in (_divided([(one,) for one in nodes], share) or [(nodes, share)])
+    ] or [(kind, count)]
+
+
+def _divided(segments: Sequence[KindCores], count: int) -> list[tuple[KindCores, int]]:
+    """The instances of each segment, in proportion to its cores; empty if they do not fit and would leave too many
+    cores idle."""
+    rooms = [sum(one.size for one in nodes) for nodes in segments]
+    shares = largest_remainder(rooms, count)
+    smallest = min(room // share for room, share in zip(rooms, shares, strict=True) if share)
+    used = sum(min(room, share * (smallest + 1)) for room, share in zip(rooms, shares, strict=True))
+    if sum(rooms) // count > max(rooms) and used < sum(rooms) * (1 - IDLE_SHARE):
+        return []
+    return [(nodes, share) for nodes, share in zip(segments, shares, strict=True) if share]
 
 
 def default_counts(kinds: Sequence[KindCores], cores: int) -> tuple[float, tuple[int, ...]]:

@@ -34,8 +34,27 @@ class NodeCores:
         """The number of cores."""
         return sum(map(len, self.groups))
 
+    @property
+    def package(self) -> int | None:
+        """The package of the cores; None if it is unknown, or if they are in several."""
+        packages = {core.package for core in self.cores}
+        return packages.pop() if len(packages) == 1 else None
+
 
 KindCores = tuple[NodeCores, ...]
+
+
+def by_package(nodes: KindCores) -> tuple[KindCores, ...]:
+    """The nodes of each package, in order of their first node; nodes whose package is unknown stay alone."""
+    packages: dict[object, list[NodeCores]] = {}
+    for index, one in enumerate(nodes):
+        packages.setdefault(("node", index) if one.package is None else one.package, []).append(one)
+    return tuple(tuple(found) for found in packages.values())
+
+
+def count_packages(cores: Iterable[Core]) -> int:
+    """How many known packages these cores are in."""
+    return len({core.package for core in cores} - {None})
 
 
 class Distances:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from launcher.core.machine.cpuset import format_cpu_list
@@ -21,13 +22,14 @@ from launcher.core.planning.allocation import (
     default_candidates,
     equal,
     exact,
+    in_node_order,
     kind_text,
     max_count_of_size,
     oversubscribed,
 )
 from launcher.core.planning.length_classes import ClassSpec, LengthClass, resolve_classes
-from launcher.core.planning.memory_check import MemoryDemand, MemoryNodes, check_memory
-from launcher.core.planning.placement import Distances, KindCores, closest_cores, group_by_kind
+from launcher.core.planning.memory_check import MemoryDemand, MemoryNodes, check_memory, fits_memory
+from launcher.core.planning.placement import Distances, KindCores, closest_cores, count_packages, group_by_kind
 from launcher.errors import MachineError, UsageError
 
 MemoryPolicy = Literal["bind", "interleave", "local"]
@@ -313,7 +315,13 @@ class _Planner:
         room = self.total - (self.request.reserve_cores or 0)
         if sum(wanted) > room:
             raise MachineError(self.too_many_cores(wanted, room))
-        return exact(self.kinds, wanted, self.reserve(sum(wanted)), self.distances)
+        found = exact(self.kinds, wanted, self.reserve(sum(wanted)), self.distances, self.longest_first(wanted))
+        return in_node_order(found, self.request.classes or [None] * len(wanted))
+
+    def longest_first(self, wanted: Sequence[int]) -> list[int]:
+        """The order in which instances choose their kind of cores: long texts gain most from performance cores."""
+        limits = [spec.max_length or inf for spec in self.request.classes] or [inf] * len(wanted)
+        return sorted(range(len(wanted)), key=lambda index: (-limits[index], -wanted[index], index))
 
     def allocate_default(self) -> Allocation:
         """The best allocation that fits in memory; if none fits, the one that needs least, which the memory check then
@@ -330,18 +338,29 @@ class _Planner:
         return chosen
 
     def memory_fits(self, allocation: Allocation) -> bool:
-        try:
-            self.check_memory(allocation)
-        except MachineError:
-            return False
-        return True
+        return self.request.instance_bytes is None or fits_memory(self.machine, self.demand(allocation))
 
     # -- memory -------------------------------------------------------------------------------------------------
 
     def check_memory(self, allocation: Allocation) -> None:
         if self.request.instance_bytes is not None:
-            nodes = [self.memory.nodes_for(core.node for core in cores) for cores in allocation.instances]
-            check_memory(self.machine, MemoryDemand(nodes, self.request.instance_bytes))
+            check_memory(self.machine, self.demand(allocation), self.fewer_that_fit)
+
+    def demand(self, allocation: Allocation) -> MemoryDemand:
+        nodes = tuple(self.memory.nodes_for(core.node for core in cores) for cores in allocation.instances)
+        return MemoryDemand(nodes, self.request.instance_bytes or 0)
+
+    def fewer_that_fit(self, count: int) -> int | None:
+        """The largest number of instances up to ``count`` that fits in memory; None if the request has classes, whose
+        number follows from them. The nodes of the instances depend on their number, so each number is tried."""
+        if self.request.classes:
+            return None
+        size = self.request.cores_per_instance
+        for fewer in range(count, 0, -1):
+            allocation = self.allocate_exact([size] * fewer) if size else equal(self.kinds, fewer, self.reserve(fewer))
+            if fits_memory(self.machine, self.demand(allocation)):
+                return fewer
+        return 0
 
     def instance(
         self, index: int, share: Sequence[Core], reason: str, length_class: LengthClass | None
@@ -485,13 +504,15 @@ class _Planner:
 
     def warn_about_nodes(self, allocation: Allocation) -> None:
         owns = [{core.node for core in cores} for cores in allocation.instances]
-        spanning = [index for index, own in enumerate(owns) if len(own) > 1]
-        if spanning:
-            where = _nodes_text({node for index in spanning for node in owns[index]})
-            self.warnings.append(
-                f"No node has room for {_instances_text(spanning)}: cores and memory span {where}. In measurements, "
-                "spanning sockets was 27–33 % slower for up to 128 tokens and 7–11 % faster for 384 to 512 tokens."
-            )
+        across = [count_packages(cores) > 1 for cores in allocation.instances]
+        for sockets in (True, False):
+            spanning = [index for index, own in enumerate(owns) if len(own) > 1 and across[index] == sockets]
+            if spanning:
+                where = _nodes_text({node for index in spanning for node in owns[index]})
+                self.warnings.append(
+                    f"No node has room for {_instances_text(spanning)}: cores and memory span {where}"
+                    f"{_socket_penalty() if sockets else ', in one package.'}"
+                )
         foreign: dict[tuple[tuple[int, ...], bool], tuple[list[int], set[int]]] = {}
         for index, own in enumerate(owns):
             nodes = self.memory.nodes_for(own)
@@ -507,6 +528,13 @@ class _Planner:
                 f"The memory of {_instances_text(who)} comes from {_nodes_text(nodes)}, the nearest with memory, "
                 f"because {_nodes_text(lacking)} {reason}."
             )
+
+
+def _socket_penalty() -> str:
+    return (
+        ". In measurements, spanning sockets was 27–33 % slower for up to 128 tokens and 7–11 % faster for 384 to 512 "
+        "tokens."
+    )
 
 
 def _plural(things: Iterable[object], one: str, many: str) -> str:

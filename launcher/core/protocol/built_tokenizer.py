@@ -10,6 +10,8 @@ import msgspec
 # The files in the folder that the conversion writes. The second is written last.
 TOKENIZER_FILE = "tokenizer.json"
 FACTS_FILE = "facts.json"
+# The exit status if the files could not be written, although the tokenizer could be built.
+EXIT_NOT_WRITTEN = 3
 # The packages that build a tokenizer.
 BUILDERS = ("transformers", "tokenizers", "sentencepiece", "protobuf")
 

@@ -1,8 +1,9 @@
 """The messages between front and worker, as msgspec structs; ``frames`` puts them on the wire.
 
-The front sends ``Setup`` once, then ``Run`` for each batch and ``Stop`` at the end. The worker answers with
-``Loading`` while it starts, one ``Ready`` or ``Unusable``, then one ``Done`` or ``Failed`` for each ``Run``, in the
-order of arrival. Tensors are sent as raw bytes in the body of a frame, never inside a message.
+The front sends ``Setup`` once, then ``Run`` for each batch and ``Stop`` at the end. ``Probe`` is a ``Run`` that only
+shows that the worker computes. The worker answers with ``Loading`` while it starts, one ``Ready`` or ``Unusable``, then
+one ``Done`` or ``Failed`` for each ``Run``, in the order of arrival. Tensors are sent as raw bytes in the body of a
+frame, never inside a message.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Run(msgspec.Struct, tag="run", frozen=True, omit_defaults=True):
 
     ``lengths`` are the items' lengths in tokens, special tokens included, longest first. ``prompt_lengths`` is parallel
     to it: the number of leading tokens of each item that pooling ignores; empty if there are none.
-    ``routes`` is parallel, too: 1 for an item of the static route, 0 for one of the encoder; empty if all are 0.
+    ``routes`` is parallel, too: 1 for an item of the second route (see ``Routes``), 0 for one of the first; empty if
+    all are 0.
     """
 
     batch: int
@@ -53,6 +55,12 @@ class Run(msgspec.Struct, tag="run", frozen=True, omit_defaults=True):
     prompt_lengths: tuple[int, ...] = ()
     payload_bytes: tuple[int, ...] = ()
     routes: tuple[int, ...] = ()
+
+
+class Probe(msgspec.Struct, tag="probe", frozen=True):
+    """Front → worker: compute a sample of one token, and answer with ``Done`` without results."""
+
+    batch: int
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):
@@ -123,5 +131,5 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     reason: str
 
 
-ToWorker = Setup | Run | Stop
+ToWorker = Setup | Run | Probe | Stop
 ToFront = Loading | Ready | Unusable | Done | Failed

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from launcher.core.protocol.embedding_modules import Activation, EmbeddingModule, PoolingMode, output_width
-from launcher.core.protocol.task_settings import AnswerTokens, MaskTokens, SparsePooling, SparseRoutes, TokenVectors
+from launcher.core.protocol.task_settings import AnswerTokens, MaskTokens, SparsePooling, TokenVectors
 from launcher.options.choices import Task
 
 Pooling = PoolingMode | tuple[PoolingMode, ...]
@@ -27,7 +27,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     name: str
     """The name for clients."""
-    asked: str
+    requested: str
     """The value of ``--model``."""
     task: Task
     folder: str
@@ -97,8 +97,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     sparse: SparsePooling | None = None
     """Set for ``sparse-embed``."""
-    routes: SparseRoutes | None = None
-    """Set for ``sparse-embed`` if queries and documents have modules of their own."""
+    routes: Routes | None = None
+    """Set if queries and documents have modules of their own."""
     token_vectors: TokenVectors | None = None
     """Set for ``token-embed``."""
     masks: MaskTokens | None = None
@@ -138,7 +138,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     @property
     def unit_vectors(self) -> bool:
         """Whether embeddings have the length 1."""
-        return self.normalize and self.truncate_dim is None
+        own = self.normalize and self.truncate_dim is None
+        return own and (self.routes is None or self.routes.model_info.unit_vectors)
 
     @property
     def static(self) -> bool:
@@ -164,6 +165,20 @@ class ModelInfo(msgspec.Struct, frozen=True):
             "fill-mask": "varying",
         }
         return rows.get(self.task, "item")
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """The two routes of a model that computes queries and documents with modules of their own.
+
+    ``first`` and ``second`` are their names. The ``ModelInfo`` that has this describes the first route, which takes the
+    longer texts; ``model_info`` describes the second. ``default`` is the route of a text for which none is chosen, if
+    there is one.
+    """
+
+    first: str
+    second: str
+    default: str | None
+    model_info: ModelInfo
 
 
 class Shape(msgspec.Struct, frozen=True):

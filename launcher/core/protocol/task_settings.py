@@ -30,25 +30,6 @@ class SparsePooling(msgspec.Struct, frozen=True):
     excluded_ids: tuple[int, ...] = ()
 
 
-class SparseRoutes(msgspec.Struct, frozen=True):
-    """The routes of a sparse embedder that computes queries and documents with modules of their own.
-
-    A text of the route ``static`` has a fixed weight for each of its tokens, without special tokens; one of the route
-    ``encoder`` is computed by the model. ``default`` is the route of a text for which none is chosen, if there is one.
-    The other fields are those of the static route: the folder of its weights, their number, its limit in tokens, its
-    tokenizer.json, and the file in which a worker notes that it has compared it (see ``ModelInfo``).
-    """
-
-    static: str
-    encoder: str
-    default: str | None
-    folder: str
-    vocab_size: int
-    max_length: int
-    tokenizer_file: str
-    tokenizer_check: str = ""
-
-
 class TokenVectors(msgspec.Struct, frozen=True):
     """The vectors of single tokens: the hidden states or, with ``head``, their projection by a linear layer in this
     file, normalized, as BGE-M3. ``width`` is their size. ``skip_first``: the first token has no vector.

@@ -10,6 +10,13 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from launcher.printable import printable
+
+
+def without_controls(line: Text) -> Text:
+    """The line with characters escaped that are not printable; it then has no styles."""
+    return line if line.plain.isprintable() else Text(printable(line.plain))
+
 
 def wrap(text: str, width: int, indent: str = "", style: str = "", first: str | None = None) -> Iterator[Text]:
     """``text`` as ``wrap_lines`` breaks it, in one style."""

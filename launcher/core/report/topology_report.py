@@ -18,9 +18,9 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.machine.topology import Machine
 from launcher.core.planning.memory_check import gib
 from launcher.core.planning.plan import InstancePlan, Plan
-from launcher.core.report.ascii_map import RESERVED, Mark, draw_cores, legend, mark_of
+from launcher.core.report.ascii_map import RESERVED, UNUSED, Mark, draw_cores, legend, mark_of
 from launcher.core.report.forecast import Forecast, forecast_lines
-from launcher.core.report.text_format import shorten, table, wrap
+from launcher.core.report.text_format import shorten, table, without_controls, wrap
 
 SCHEMA = 1
 MIN_WIDTH = 72
@@ -67,6 +67,17 @@ def report_json(report: PlanReport) -> dict[str, Any]:
     }
 
 
+def refused_json(machine: Machine, reason: str) -> dict[str, Any]:
+    """The document of ``launch topology --json`` if the machine cannot satisfy the request: without a plan."""
+    return {
+        "schema": SCHEMA,
+        "machine": machine.to_json(),
+        "plan": None,
+        "warnings": list(machine.warnings),
+        "error": reason,
+    }
+
+
 def _with_command(entry: dict[str, Any], command: Command) -> dict[str, Any]:
     why = entry.pop("why")
     return {**entry, "command": list(command.command), "env": dict(command.env), "why": why}
@@ -88,9 +99,26 @@ def report_text(report: PlanReport, width: int, *, unicode: bool = True) -> Text
         _command_lines(plan, report.commands, width),
         _warning_lines(report.warnings, width),
     ]
+    return _joined(sections, unicode)
+
+
+def refused_text(machine: Machine, width: int, *, unicode: bool = True) -> Text:
+    """The machine as in the report, without a plan, because the machine cannot satisfy the request."""
+    width = max(width, MIN_WIDTH)
+    cores = tuple(core.cpus[0] for core in machine.cores)
+    drawn = draw_cores(machine, Plan((), (), cores), width)[:MAX_ROWS]
+    sections = [
+        _machine_lines(machine, width),
+        [*drawn, Text(""), Text(f"  {UNUSED} a usable core, without an instance", "dim")],
+        _warning_lines(machine.warnings, width),
+    ]
+    return _joined(sections, unicode)
+
+
+def _joined(sections: Sequence[Sequence[Text]], unicode: bool) -> Text:
     text = Text()
     for lines in sections:
-        for line in lines:
+        for line in map(without_controls, lines):
             line.rstrip()
             text.append_text(line if unicode else _to_ascii(line)).append("\n")
         text.append("\n")
@@ -136,11 +164,15 @@ def _fact(name: str, value: str, width: int) -> Iterator[Text]:
 
 
 def _memory_text(machine: Machine) -> str:
-    known = [node for node in machine.nodes if node.memory_bytes is not None]
+    # A node without cpus and memory is a place for memory that is not there, such as that of a GPU's partition.
+    known = [node for node in machine.nodes if node.memory_bytes or (node.cpus and node.memory_bytes is not None)]
     if not known:
         return gib(machine.memory_bytes) if machine.memory_bytes is not None else ""
-    runs = itertools.groupby(known, key=lambda node: gib(node.memory_bytes or 0))
-    return ", ".join(f"{amount} on {_node_names([node.id for node in nodes])}" for amount, nodes in runs)
+    runs = itertools.groupby(known, key=lambda node: (gib(node.memory_bytes or 0), not node.cpus))
+    return ", ".join(
+        f"{amount} on {_node_names([node.id for node in nodes])}{' (memory only)' if alone else ''}"
+        for (amount, alone), nodes in runs
+    )
 
 
 def _node_names(nodes: Sequence[int]) -> str:

@@ -16,19 +16,33 @@ from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item
 
 Priority = Literal["interactive", "bulk"]
+ActivityState = Literal["stopped", "inactive", "active"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """An instance as the scheduler sees it; ``length_class`` None serves every length."""
+
+    id: int
+    threads: int
+    length_class: LengthClass | None = None
 
 
 class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A request arrived; ``lengths`` are the lengths of its items in tokens, in the order of the request.
 
-    ``deadline`` is a time on the scheduler's clock after which the result is no longer needed.
+    ``deadline`` is a time on the scheduler's clock after which the result is no longer needed. ``client`` is who shares
+    the instances with others; the empty name is for a program that has the queue to itself. ``suspects`` are the
+    indices of items with which a worker was lost in an earlier request: they are sent alone, for a last attempt.
     """
 
     request: int
     lengths: tuple[int, ...]
     priority: Priority = "interactive"
     deadline: float | None = None
+    client: str = ""
+    suspects: tuple[int, ...] = ()
 
 
 class Cancelled(msgspec.Struct, frozen=True, gc=False):
@@ -48,9 +62,39 @@ class InstanceReady(msgspec.Struct, frozen=True, gc=False):
 
 
 class InstanceLost(msgspec.Struct, frozen=True, gc=False):
-    """The worker of this instance is gone, together with its running batch."""
+    """The worker of this instance is gone, together with its running batch.
+
+    ``dropped`` are requests that were answered because of that; nothing more is computed for them.
+    """
 
     instance: int
+    dropped: tuple[int, ...] = ()
+
+
+class InstanceAdded(msgspec.Struct, frozen=True, gc=False):
+    """A change has added this instance; it gets batches after ``InstanceReady``."""
+
+    spec: InstanceSpec
+
+
+class InstanceRetiring(msgspec.Struct, frozen=True, gc=False):
+    """A change will stop this instance: it finishes the batches that it has and gets no others."""
+
+    instance: int
+
+
+class InstanceRemoved(msgspec.Struct, frozen=True, gc=False):
+    """This instance is gone and will not return. A batch that it had is computed by another one."""
+
+    instance: int
+
+
+class ChangeStarted(msgspec.Struct, frozen=True, gc=False):
+    """Instances are about to be replaced: until ``ChangeEnded``, requests are admitted even if none is ready."""
+
+
+class ChangeEnded(msgspec.Struct, frozen=True, gc=False):
+    """No more instances are replaced."""
 
 
 class BatchDone(msgspec.Struct, frozen=True, gc=False):
@@ -69,6 +113,21 @@ class BatchFailed(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
+class WorkerActivity(msgspec.Struct, frozen=True, gc=False):
+    """What the worker with an overdue batch does, in response to ``InspectWorker``: it is ``stopped`` (by a signal or a
+    debugger), ``inactive`` (it waits, and uses no CPU time), or ``active`` (anything else)."""
+
+    instance: int
+    batch: int
+    state: ActivityState
+
+
+class ProbeRequested(msgspec.Struct, frozen=True, gc=False):
+    """An idle instance is to show that it computes: it gets a batch without items."""
+
+    instance: int
+
+
 class NoInstancesLeft(msgspec.Struct, frozen=True, gc=False):
     """No instance is left and none will be restarted: all waiting requests are rejected."""
 
@@ -80,7 +139,10 @@ class DrainStarted(msgspec.Struct, frozen=True, gc=False):
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """Send these items to this instance as one batch, longest first; ``predicted`` is its duration in seconds."""
+    """Send these items to this instance as one batch, longest first; ``predicted`` is its duration in seconds.
+
+    A batch without items is a probe: the worker computes a sample of its own.
+    """
 
     instance: int
     batch: int
@@ -111,38 +173,55 @@ class ReplaceWorker(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Event = Arrived | Cancelled | InstanceReady | InstanceLost | BatchDone | BatchFailed | NoInstancesLeft | DrainStarted
-Action = Send | Reject | Finish | ReplaceWorker
+InstanceChange = InstanceAdded | InstanceRetiring | InstanceRemoved | ChangeStarted | ChangeEnded
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceSpec:
-    """An instance as the scheduler sees it; ``length_class`` None serves every length."""
+class InspectWorker(msgspec.Struct, frozen=True, gc=False):
+    """The batch of this instance is overdue: report what its process does with ``WorkerActivity``."""
 
-    id: int
-    threads: int
-    length_class: LengthClass | None = None
+    instance: int
+    batch: int
+
+
+Event = (
+    Arrived
+    | Cancelled
+    | InstanceReady
+    | InstanceLost
+    | BatchDone
+    | BatchFailed
+    | WorkerActivity
+    | ProbeRequested
+    | NoInstancesLeft
+    | DrainStarted
+    | InstanceChange
+)
+Action = Send | Reject | Finish | ReplaceWorker | InspectWorker
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """``queue_items``: the maximum number of queued and running items. ``batch_tokens``: the token budget of a batch,
-    including padding. ``interactive_share``: the share of the queue that is reserved for interactive items, so that a
-    queue full of bulk cannot shut them out. ``bulk_batch_seconds``: the predicted duration of the longest bulk batch,
-    which is how long an interactive item may have to wait for it; short batches spend relatively more on their overhead
-    (about 2 ms).
+    """``queue_items``: the maximum number of queued and running items of a client, less half of those of others.
+    ``queue_seconds``: the same for the predicted seconds of its queued work. ``batch_tokens``: the token budget of a
+    batch, including padding. ``interactive_share``: the share of the queue that is reserved for interactive items, so
+    that a queue full of bulk cannot shut them out. ``bulk_batch_seconds``: the predicted duration of the longest bulk
+    batch, which is how long an interactive item may have to wait for it; short batches spend relatively more on their
+    overhead (about 2 ms).
 
-    A batch counts as a hang when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``.
+    A batch is overdue when it takes ``hang_factor`` times its prediction, and at least ``hang_seconds``. It counts as a
+    hang then if its worker uses no CPU time, and otherwise after ``busy_hang_seconds`` (``hang_detection``).
     ``max_attempts``: the number of workers that an item is sent to before it fails.
 
     ``fifo_items`` makes FIFO batches of that many items, whatever their lengths and without a budget: for comparison.
     """
 
     queue_items: int
+    queue_seconds: float
     batch_tokens: int
     interactive_share: float
     bulk_batch_seconds: float
     hang_factor: float
     hang_seconds: float
+    busy_hang_seconds: float
     max_attempts: int
     fifo_items: int | None = None

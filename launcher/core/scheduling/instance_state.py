@@ -14,7 +14,7 @@ from math import inf
 from launcher.core.cost.cost_model import CostModel, Work
 from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.batching import Item, LengthQueue
-from launcher.core.scheduling.events import InstanceSpec, Priority, SchedulerLimits
+from launcher.core.scheduling.events import InstanceSpec, Priority
 from launcher.core.scheduling.water_filling import Candidate
 
 # Lead time of the ready batch: it is cut this long before the running one should end (seconds, and fraction of the
@@ -38,13 +38,14 @@ WORK_UNIT = (1024, 1024 * 64)
 
 @dataclass(slots=True)
 class Batch:
-    """A batch that was sent, and its predicted duration in seconds."""
+    """A batch that was sent, and its predicted duration in seconds. ``overdue``: it takes far longer."""
 
     id: int
     items: tuple[Item, ...]
     work: Work
     predicted: float
     priority: Priority
+    overdue: bool = False
 
 
 @dataclass(slots=True)
@@ -84,6 +85,10 @@ class Group:
         longest = instance.cost.seconds(own.max_length, own.max_length**2)
         return seconds > FAR_LONGER_FACTOR * longest and now - self.arrived < QUIET_FACTOR * seconds
 
+    def responds(self) -> bool:
+        """Whether any of its instances is ready and not overdue."""
+        return any(instance.responds() for instance in self.ready.values())
+
     def candidates(self, now: float) -> list[Candidate]:
         """The instances that could take a share of the waiting work. Those not examined individually form one
         aggregate candidate, free when the last examined one is."""
@@ -102,7 +107,9 @@ class Group:
 @dataclass(slots=True)
 class Instance:
     """State of one instance. ``batches`` holds the running and the ready batch, and is the only record of
-    reservations. ``drift`` is the initial drift of its cost model when it becomes ready."""
+    reservations. ``drift`` is the initial drift of its cost model when it becomes ready, and ``measured`` says whether
+    that model was fitted to measurements. ``finished`` is when its worker last finished a batch, or became ready.
+    ``retiring``: it gets no more batches, and will be removed."""
 
     spec: InstanceSpec
     group: Group
@@ -111,9 +118,12 @@ class Instance:
     ready: bool = False
     batches: deque[Batch] = field(default_factory=deque)
     started: float = 0.0
+    finished: float = 0.0
     replaced: bool = False
+    retiring: bool = False
     speed: float = 0.0
     drift: float = 1.0
+    measured: bool = False
 
     def seconds_until_free(self, now: float) -> float:
         """Predicted seconds until its batches are done. An overdue batch is assumed to take as long again as it is
@@ -126,7 +136,7 @@ class Instance:
     def update_speed(self) -> None:
         """Recompute the speed after a change of the cost model or the loss of the worker."""
         before, self.speed = self.speed, 0.0
-        if self.ready:
+        if self.ready and not self.retiring:
             self.speed = 1 / max(1e-9, self.cost.seconds(*WORK_UNIT) - self.cost.overhead)
         self.group.speed = self.group.speed + self.speed - before if self.group.ready else 0.0
 
@@ -135,17 +145,17 @@ class Instance:
         return now > self.started + max(OVERDUE_FLOOR, OVERDUE_FACTOR * self.batches[0].predicted)
 
     def is_stuck(self, now: float) -> bool:
-        """Whether this busy instance cannot be expected to finish: it is being replaced, or overdue."""
-        return self.replaced or self.overdue(now)
+        """Whether this busy instance cannot be expected to take more: it is being replaced, retiring, or overdue."""
+        return self.replaced or self.retiring or self.overdue(now)
 
     def lead_time(self) -> float:
         """When the ready batch is to be cut."""
         predicted = self.batches[0].predicted
         return self.started + predicted - max(LEAD_SECONDS, LEAD_FRACTION * predicted)
 
-    def hang_time(self, limits: SchedulerLimits) -> float:
-        """When the running batch counts as hanging."""
-        return self.started + max(limits.hang_seconds, limits.hang_factor * self.batches[0].predicted)
+    def responds(self) -> bool:
+        """Whether it is ready, and its running batch is not so late that it may hang."""
+        return self.ready and not self.replaced and not (self.batches and self.batches[0].overdue)
 
 
 def group_for(groups: Sequence[Group], length: int) -> Group:

@@ -18,7 +18,8 @@ STALE_DEADLINES = 1000
 
 
 class Request(msgspec.Struct, gc=False):
-    """An admitted request. ``states`` and ``ranks`` (times) are by item; ``deadline`` is a time, or None."""
+    """An admitted request of a client. ``states`` and ``ranks`` (see ``client_queue``) are by item; ``deadline`` is a
+    time, or None."""
 
     lengths: tuple[int, ...]
     ranks: Sequence[float]
@@ -27,6 +28,7 @@ class Request(msgspec.Struct, gc=False):
     deadline: float | None
     states: bytearray
     remaining: int
+    client: str = ""
     attempts: dict[int, int] = {}  # msgspec copies it for each request
 
     @property

@@ -3,6 +3,8 @@
 The dispatcher feeds events and carries out the actions; there is no clock and no I/O here. ``batching`` cuts batches,
 ``admission`` accepts or rejects requests. The rules:
 
+* The clients that have items in a queue share its instances by predicted seconds of work, whatever they send; so do
+  the large requests of one client (``batching``, ``client_queue``).
 * Items wait in the queue of their length class, not at instances. Each instance has at most one running and one ready
   batch; the ready batch is cut as late as possible, so that it is as full as possible.
 * If several instances are idle, each takes a share of the waiting work by predicted seconds, unless a share would be
@@ -11,13 +13,17 @@ The dispatcher feeds events and carries out the actions; there is no clock and n
   items far longer than its own while its own keep arriving.
 * Bulk uses idle time only. An instance gets bulk when it is idle, or about to be, and no interactive item waits in its
   class, and only in short batches, since a sent batch cannot be recalled. Interactive items never wait for queued
-  bulk, and a quarter of the queue is closed to bulk. Bulk therefore waits as long as there is no idle time.
+  bulk, and a part of the queue is closed to bulk. Bulk therefore waits as long as there is no idle time.
 * A request with a deadline is rejected at once if its predicted finish, less the error of predictions, is after the
   deadline. A request whose deadline passes while any of its items waits is answered at that time, and none of its
   waiting items is sent.
 * The batch that an instance was running when it was lost is retried once, item by item, so that one bad input cannot
   fail the other inputs of its batch. An item that fails twice fails its request.
-* A batch that takes far longer than predicted counts as a hang, and its instance is replaced.
+* A batch that takes far longer than predicted is overdue: its items are offered to other instances, one by one, and the
+  first result counts. Its worker is replaced if it hangs (``hang_detection``).
+
+* Instances and classes can change: a retiring instance finishes its batches, and the items that wait move to the queues
+  of the classes that there are.
 
 Request ids come from the dispatcher, and batches are numbered here. Neither is reused, so that a late message about a
 finished batch is recognized and dropped.
@@ -27,12 +33,13 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
-from heapq import heappop, heappush
+from collections.abc import Iterable, MutableSequence, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import accumulate, islice
 from math import inf
 
-from launcher.core.cost.cost_model import CostModel, fit, work_of
+from launcher.core.cost.cost_model import CostModel, Work, fit, work_of
+from launcher.core.planning.length_classes import LengthClass
 from launcher.core.scheduling.admission import Admission
 from launcher.core.scheduling.batching import Item, LengthQueue
 from launcher.core.scheduling.events import (
@@ -42,19 +49,29 @@ from launcher.core.scheduling.events import (
     BatchDone,
     BatchFailed,
     Cancelled,
+    ChangeEnded,
+    ChangeStarted,
     DrainStarted,
     Event,
     Finish,
+    InspectWorker,
+    InstanceAdded,
+    InstanceChange,
     InstanceLost,
     InstanceReady,
+    InstanceRemoved,
+    InstanceRetiring,
     InstanceSpec,
     NoInstancesLeft,
     Priority,
+    ProbeRequested,
     Reject,
     ReplaceWorker,
     SchedulerLimits,
     Send,
+    WorkerActivity,
 )
+from launcher.core.scheduling.hang_detection import CopyCounts, describe_hang, hangs_after, overdue_after
 from launcher.core.scheduling.instance_state import SCAN_LIMIT, Batch, Group, Instance, group_for, serving_instance
 from launcher.core.scheduling.requests import COMPUTED, SENT, WAITING, Deadlines, Request
 from launcher.core.scheduling.water_filling import SHARE_OVER_OVERHEAD, common_finish
@@ -65,23 +82,33 @@ __all__ = [
     "BatchDone",
     "BatchFailed",
     "Cancelled",
+    "ChangeEnded",
+    "ChangeStarted",
     "DrainStarted",
     "Event",
     "Finish",
+    "InspectWorker",
+    "InstanceAdded",
     "InstanceLost",
     "InstanceReady",
+    "InstanceRemoved",
+    "InstanceRetiring",
     "InstanceSpec",
     "NoInstancesLeft",
     "Priority",
+    "ProbeRequested",
     "Reject",
     "ReplaceWorker",
     "Scheduler",
     "SchedulerLimits",
     "Send",
+    "WorkerActivity",
 ]
 
 # An instance slower than this fraction of the average leaves an item to a faster one that finishes it earlier.
 SLOW_FRACTION = 0.75
+# A worker that is probed computes a sample of one token.
+PROBE_WORK = Work(1, 1, 1)
 # Keeps a share that should include the last item from missing it by a rounding error.
 ROUNDING = 1 + 1e-9
 
@@ -94,15 +121,14 @@ class Scheduler:
         self._requests: dict[int, Request] = {}
         self._deadlines = Deadlines(self._requests)
         self._suspects: dict[Priority, deque[Item]] = {priority: deque() for priority in PRIORITIES}
-        classes = {spec.length_class for spec in instances}
-        ordered = sorted(classes, key=lambda c: (c is None, c.min_length if c else 0))
-        self._groups_by_class = {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
+        self._groups_by_class = self._make_groups({spec.length_class for spec in instances})
         self._groups = tuple(self._groups_by_class.values())
         self._instances = {s.id: Instance(s, self._groups_by_class[s.length_class]) for s in instances}
-        # When each running batch counts as a hang: a heap of (time, batch, instance), with stale entries as in leads.
+        # When each running batch is to be checked for a hang: a heap of (time, batch, instance), with stale entries as
+        # in leads.
         self._hangs: list[tuple[float, int, int]] = []
+        self._copies = CopyCounts()
         self._admission = Admission(limits, self._groups)
-        self._items = 0
         self._next_batch = 1
 
     # ------------------------------------------------------------------ events
@@ -118,30 +144,37 @@ class Scheduler:
             case Cancelled():
                 self._drop_request(event.request)
             case InstanceReady():
-                self._instance_ready(event)
+                self._instance_ready(event, now)
             case InstanceLost():
-                self._instance_lost(event.instance, now, actions)
+                self._instance_lost(event, actions)
             case BatchFailed():
                 self._batch_failed(event, now, actions)
             case DrainStarted():
                 self._admission.draining = True
+            case WorkerActivity() | ProbeRequested():
+                self._overdue_or_probed(event, now, actions)
             case NoInstancesLeft():
                 self._admission.no_instances = event.reason
                 for request in list(self._requests):
                     self._reject(request, 503, "no_instance", event.reason, actions)
+            case _:
+                self._change_instances(event, now, actions)
         self._expire(now, actions)
         self._dispatch(now, actions)
         return actions
+
+    def _overdue_or_probed(self, event: WorkerActivity | ProbeRequested, now: float, actions: list[Action]) -> None:
+        if isinstance(event, WorkerActivity):
+            self._worker_inspected(event, now, actions)
+        else:
+            self._probe(event.instance, now, actions)
 
     def tick(self, now: float) -> list[Action]:
         """Must be called at ``next_deadline()``."""
         actions: list[Action] = []
         while (hang := self._next_hang()) and now >= hang[0]:
-            instance = self._instances[hang[2]]
-            instance.replaced = True
-            running, expected = now - instance.started, instance.batches[0].predicted
-            reason = f"a batch has been running for {running:.1f} s; {expected:.3f} s were predicted"
-            actions.append(ReplaceWorker(instance.spec.id, reason))
+            heappop(self._hangs)
+            self._check_overdue(self._instances[hang[2]], now, actions)
         self._expire(now, actions)
         self._dispatch(now, actions)
         return actions
@@ -159,7 +192,7 @@ class Scheduler:
         return None if earliest == inf else earliest
 
     def _next_hang(self) -> tuple[float, int, int] | None:
-        """The earliest time at which a running batch counts as a hang."""
+        """The earliest time at which a running batch becomes overdue, or must be inspected again."""
         while self._hangs:
             _, batch, instance_id = self._hangs[0]
             instance = self._instances[instance_id]
@@ -174,7 +207,7 @@ class Scheduler:
             _, batch, instance_id = group.leads[0]
             instance = self._instances[instance_id]
             alone = len(instance.batches) == 1 and instance.batches[0].id == batch
-            if alone and instance.ready and not instance.replaced:
+            if alone and instance.ready and not instance.replaced and not instance.retiring:
                 return group.leads[0]
             heappop(group.leads)
         return None
@@ -193,58 +226,87 @@ class Scheduler:
     def _arrived(self, event: Arrived, now: float, actions: list[Action]) -> None:
         if event.request in self._requests:
             raise ValueError(f"request {event.request} arrived twice")
-        count = len(event.lengths)
-        rejection = self.check_admission(count, now, request=event.request, priority=event.priority)
-        rejection = rejection or self._admission.check_deadline(event, now)
+        rejection = self._admission.check(event, now)
         if rejection:
             actions.append(rejection)
             return
-        ranks = self._ranks(event.lengths, now)
+        count, client, priority = len(event.lengths), event.client, event.priority
+        ranks = self._offsets(event.lengths)
         states = bytearray(count)
-        request = Request(event.lengths, ranks, event.priority, now, event.deadline, states, count)
+        request = Request(event.lengths, ranks, priority, now, event.deadline, states, count, client)
         self._requests[event.request] = request
-        self._items += count
+        self._admission.hold(client, count)
         if not count:
             self._finish(event.request, actions)
             return
+        for index in event.suspects:
+            request.attempts[index] = self._limits.max_attempts - 1
+            self._suspects[event.priority].append(Item(event.request, index, event.lengths[index]))
+        clocks: dict[int, float] = {}
         for index, length in enumerate(event.lengths):
+            if index in request.attempts:
+                continue
             group = group_for(self._groups, length)
             group.arrived = now
-            group.queues[event.priority].push(Item(event.request, index, length), ranks[index])
+            queue = group.queues[priority]
+            clock = clocks.get(id(queue))
+            if clock is None:
+                clock = clocks[id(queue)] = queue.clock(client)
+            rank = ranks[index] = clock + ranks[index]
+            queue.push(client, Item(event.request, index, length), rank)
         self._deadlines.add(event.request)
 
-    def _ranks(self, lengths: tuple[int, ...], now: float) -> Sequence[float]:
-        """When each item would arrive if its client sent them one after another, each when the one before is done."""
+    def _offsets(self, lengths: tuple[int, ...]) -> MutableSequence[float]:
+        """The seconds of work before each item in its own request."""
         if len(lengths) == 1:
-            return (now,)
+            return [0.0]
         serving = serving_instance(self._groups)
         cost = serving.cost if serving else CostModel()
-        seconds = [cost.seconds(length, length * length) for length in lengths]
-        return array("d", accumulate(seconds[:-1], initial=now))
+        overhead = cost.overhead
+        seconds = [cost.seconds(length, length * length) - overhead for length in lengths]
+        return array("d", accumulate(seconds[:-1], initial=0.0))
 
     def check_admission(
-        self, count: int, now: float, *, ahead: int = 0, request: int = 0, priority: Priority = "interactive"
+        self, count: int, now: float, *, client: str = "", priority: Priority = "interactive"
     ) -> Reject | None:
-        """The rejection of a request of ``count`` items arriving after ``ahead`` other items; None: admitted."""
-        return self._admission.check(request, count, priority, self._items + ahead, now)
+        """The rejection of a request of ``count`` items, as far as it is known before their lengths; None: admitted."""
+        return self._admission.check_items(Arrived(0, (0,) * count, priority, client=client), now)
+
+    def hold(self, count: int, client: str) -> None:
+        """Count ``count`` items of a client as queued, until ``release``: inputs that are being tokenized."""
+        self._admission.hold(client, count)
+
+    def release(self, count: int, client: str) -> None:
+        """The items counted by ``hold`` arrived, or never will."""
+        self._admission.release(client, count)
 
     def set_initial_drift(self, instance: int, drift: float) -> None:
         """Set the initial drift of an instance's cost model (actual over measured time), from the next time it becomes
         ready."""
         self._instances[instance].drift = drift
 
-    def _instance_ready(self, event: InstanceReady) -> None:
+    def knows(self, instance: int) -> bool:
+        """Whether there is an instance with this id."""
+        return instance in self._instances
+
+    def _instance_ready(self, event: InstanceReady, now: float) -> None:
         instance = self._instances[event.instance]
         if instance.ready:
             raise ValueError(f"instance {event.instance} became ready twice")
         instance.ready, instance.replaced, instance.packed = True, False, event.packed
-        instance.group.ready[event.instance] = instance
-        instance.group.idle[event.instance] = instance
+        instance.finished = now
+        if not instance.retiring:
+            instance.group.ready[event.instance] = instance
+            instance.group.idle[event.instance] = instance
         if event.measured:
+            instance.measured = True
             instance.cost = CostModel(fit(event.measured), instance.drift)
         instance.update_speed()
 
-    def _instance_lost(self, instance_id: int, now: float, actions: list[Action]) -> None:
+    def _instance_lost(self, event: InstanceLost, actions: list[Action]) -> None:
+        for request in event.dropped:
+            self._drop_request(request)
+        instance_id = event.instance
         instance = self._instances[instance_id]
         instance.ready = False
         instance.group.ready.pop(instance_id, None)
@@ -263,16 +325,28 @@ class Scheduler:
         if batch is None:
             return
         instance = self._instances[event.instance]
-        instance.cost.observe(batch.work, event.seconds)
-        instance.update_speed()
+        if batch.items:  # a probe may compute more than its token, for the shapes that a backend has
+            instance.cost.observe(batch.work, event.seconds)
+            instance.update_speed()
+        if self._copies:
+            self._withdraw_copies(batch)
         for item in batch.items:
             request = self._requests.get(item.request)
-            if request is None:
+            if request is None or request.states[item.index] == COMPUTED:
                 continue
             request.states[item.index] = COMPUTED
             request.remaining -= 1
             if not request.remaining:
                 self._finish(item.request, actions)
+
+    def _withdraw_copies(self, batch: Batch) -> None:
+        """Remove the computed items from the queue if they wait there to be computed a second time."""
+        self._copies.ended(batch.items)
+        if batch.overdue:
+            for priority, suspects in self._suspects.items():
+                done = set(batch.items).intersection(suspects)
+                if done:
+                    self._suspects[priority] = deque(item for item in suspects if item not in done)
 
     def _batch_failed(self, event: BatchFailed, now: float, actions: list[Action]) -> None:
         batch = self._release_batch(event.instance, event.batch, now)
@@ -285,10 +359,11 @@ class Scheduler:
         if not instance.batches or instance.batches[0].id != batch_id:
             return None
         batch = instance.batches.popleft()
+        instance.finished = now
         del instance.group.busy[instance_id]
         if instance.batches:
             self._begin(instance, now)
-        elif not instance.replaced:
+        elif not instance.replaced and not instance.retiring:
             instance.group.idle[instance_id] = instance
         return batch
 
@@ -297,25 +372,32 @@ class Scheduler:
         instance.started = now
         instance.group.busy[instance.spec.id] = instance
         batch = instance.batches[0].id
-        heappush(self._hangs, (instance.hang_time(self._limits), batch, instance.spec.id))
+        overdue = now + overdue_after(instance.batches[0].predicted, self._limits)
+        heappush(self._hangs, (overdue, batch, instance.spec.id))
         heappush(instance.group.leads, (instance.lead_time(), batch, instance.spec.id))
 
     def _retry(self, batch: Batch, reason: str, actions: list[Action]) -> None:
+        self._copies.ended(batch.items)
         for item in batch.items:
             request = self._requests.get(item.request)
-            if request is None:
+            if request is None or request.states[item.index] == COMPUTED:
                 continue
             attempts = request.attempts[item.index] = request.attempts.get(item.index, 0) + 1
-            if attempts < self._limits.max_attempts:
-                self._requeue_item(item, request)
-            else:
+            if attempts >= self._limits.max_attempts:
                 what = f"input {item.index} failed {attempts} times"
                 self._reject(item.request, 500, "instance_failed", f"{what}; the last time: {reason}", actions)
+            elif request.states[item.index] == SENT and self._may_send_again(item, request):
+                self._requeue_item(item, request)
+
+    def _may_send_again(self, item: Item, request: Request) -> bool:
+        """Whether the attempts so far, and those that still run, leave another one."""
+        return request.attempts.get(item.index, 0) + self._copies.of(item) < self._limits.max_attempts
 
     def _requeue_batch(self, batch: Batch) -> None:
+        self._copies.ended(batch.items)
         for item in batch.items:
             request = self._requests.get(item.request)
-            if request is not None:
+            if request is not None and request.states[item.index] == SENT:
                 self._requeue_item(item, request)
 
     def _requeue_item(self, item: Item, request: Request) -> None:
@@ -326,7 +408,131 @@ class Scheduler:
         if item.index in request.attempts:
             self._suspects[request.priority].append(item)
         else:
-            group_for(self._groups, item.length).queues[request.priority].push(item, request.ranks[item.index])
+            queue = group_for(self._groups, item.length).queues[request.priority]
+            queue.push(request.client, item, request.ranks[item.index])
+
+    # ----------------------------------------------------------------- changes
+
+    def _change_instances(self, event: InstanceChange, now: float, actions: list[Action]) -> None:
+        match event:
+            case InstanceAdded():
+                self._instance_added(event.spec)
+            case InstanceRetiring():
+                self._instance_retiring(self._instances[event.instance])
+            case InstanceRemoved():
+                self._instance_lost(InstanceLost(event.instance), actions)
+                self._instance_removed(event.instance)
+            case ChangeStarted():
+                self._admission.changing = True
+            case ChangeEnded():
+                self._admission.changing = False
+
+    def _make_groups(self, classes: Iterable[LengthClass | None]) -> dict[LengthClass | None, Group]:
+        """A group for each class, in the order in which `group_for` searches them."""
+        ordered = sorted(set(classes), key=_order_of_class)
+        return {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
+
+    def _instance_added(self, spec: InstanceSpec) -> None:
+        if spec.id in self._instances:
+            raise ValueError(f"instance {spec.id} was added twice")
+        groups = self._groups_by_class
+        if spec.length_class not in groups:
+            self._set_groups({*groups, spec.length_class})
+        self._instances[spec.id] = Instance(spec, self._groups_by_class[spec.length_class])
+        # A class that only existed because there must be one.
+        self._drop_unused_groups()
+
+    def _instance_retiring(self, instance: Instance) -> None:
+        instance.retiring = True
+        instance.group.ready.pop(instance.spec.id, None)
+        instance.group.idle.pop(instance.spec.id, None)
+        instance.update_speed()
+
+    def _instance_removed(self, instance_id: int) -> None:
+        removed = self._instances.pop(instance_id)
+        self._hangs = [entry for entry in self._hangs if entry[2] != instance_id]
+        heapify(self._hangs)
+        removed.group.leads = [entry for entry in removed.group.leads if entry[2] != instance_id]
+        heapify(removed.group.leads)
+        self._drop_unused_groups()
+
+    def _drop_unused_groups(self) -> None:
+        """Classes without an instance are dropped, unless that would leave none: items must be able to wait."""
+        used = {instance.spec.length_class for instance in self._instances.values()}
+        if used and used != set(self._groups_by_class):
+            self._set_groups(used)
+
+    def _set_groups(self, classes: set[LengthClass | None]) -> None:
+        """Change the classes. Those that stay keep their instances; all waiting items are queued again, in order."""
+        before = self._groups_by_class
+        self._groups_by_class = self._make_groups(classes)
+        for kept in before.keys() & classes:
+            before[kept].queues = self._groups_by_class[kept].queues
+            self._groups_by_class[kept] = before[kept]
+        self._groups = self._admission.groups = tuple(self._groups_by_class.values())
+        for id, request in self._requests.items():
+            for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
+                if state == WAITING and index not in request.attempts:
+                    queues = group_for(self._groups, length).queues
+                    queues[request.priority].push(request.client, Item(id, index, length), request.ranks[index])
+
+    # ------------------------------------------------------------------- hangs
+
+    def _check_overdue(self, instance: Instance, now: float, actions: list[Action]) -> None:
+        """Inspect the worker of an overdue batch, or replace it if it had its time."""
+        batch, running = instance.batches[0], now - instance.started
+        if batch.overdue and running >= hangs_after(batch.predicted, self._limits):
+            self._replace(instance, describe_hang(running, batch.predicted), actions)
+            return
+        if not batch.overdue:
+            batch.overdue = True
+            self._offer_to_others(instance)
+        heappush(self._hangs, (now + overdue_after(batch.predicted, self._limits), batch.id, instance.spec.id))
+        actions.append(InspectWorker(instance.spec.id, batch.id))
+
+    def _offer_to_others(self, instance: Instance) -> None:
+        """Queue the items of an overdue batch a second time, and take back the ready batch, which has not started.
+
+        If the worker computes the ready batch nevertheless, its number is not known any more, and it is dropped.
+        """
+        if len(instance.batches) > 1:
+            self._requeue_batch(instance.batches.pop())
+        for item in instance.batches[0].items:
+            request = self._requests.get(item.request)
+            if request is None or request.states[item.index] != SENT:
+                continue
+            self._copies.offered(item)
+            if self._may_send_again(item, request):
+                request.attempts.setdefault(item.index, 0)  # it is sent alone, and counted among the suspects
+                self._requeue_item(item, request)
+
+    def _worker_inspected(self, event: WorkerActivity, now: float, actions: list[Action]) -> None:
+        instance = self._instances[event.instance]
+        running = bool(instance.batches) and instance.batches[0].id == event.batch
+        if running and event.state != "active" and not instance.replaced:
+            reason = describe_hang(now - instance.started, instance.batches[0].predicted, event)
+            self._replace(instance, reason, actions)
+
+    def _replace(self, instance: Instance, reason: str, actions: list[Action]) -> None:
+        instance.replaced = True
+        actions.append(ReplaceWorker(instance.spec.id, reason))
+
+    def _probe(self, instance_id: int, now: float, actions: list[Action]) -> None:
+        instance = self._instances[instance_id]
+        if instance.ready and not instance.batches and not instance.replaced:
+            predicted = instance.cost.seconds(PROBE_WORK.tokens, PROBE_WORK.pairs)
+            self._append(instance, Batch(self._next_batch, (), PROBE_WORK, predicted, "interactive"), now, actions)
+
+    def responds(self, instance: int) -> bool:
+        """Whether an instance is ready, and its running batch is not overdue."""
+        return self._instances[instance].responds()
+
+    def ages(self, instance: int, now: float) -> tuple[float | None, float | None]:
+        """Seconds since the worker of an instance last finished a batch (or became ready), and since its running batch
+        started; None if it is not ready, or runs none."""
+        state = self._instances[instance]
+        finished = now - state.finished if state.ready else None
+        return finished, now - state.started if state.batches else None
 
     # ---------------------------------------------------------------- requests
 
@@ -335,7 +541,8 @@ class Scheduler:
         return request is not None and request.states[item.index] == WAITING
 
     def _finish(self, request_id: int, actions: list[Action]) -> None:
-        self._items -= len(self._requests.pop(request_id).lengths)
+        request = self._requests.pop(request_id)
+        self._admission.release(request.client, len(request.lengths))
         actions.append(Finish(request_id))
 
     def _reject(self, request_id: int, status: int, code: str, reason: str, actions: list[Action]) -> None:
@@ -350,9 +557,10 @@ class Scheduler:
         for index, state in enumerate(request.states):
             if state == WAITING and index not in request.attempts:
                 item = Item(request_id, index, request.lengths[index])
-                group_for(self._groups, item.length).queues[request.priority].discard(item, request.ranks[index])
+                queue = group_for(self._groups, item.length).queues[request.priority]
+                queue.discard(request.client, item, request.ranks[index])
         del self._requests[request_id]
-        self._items -= len(request.lengths)
+        self._admission.release(request.client, len(request.lengths))
         if request.attempts:
             suspects = self._suspects[request.priority]
             self._suspects[request.priority] = deque(item for item in suspects if item.request != request_id)
@@ -390,7 +598,9 @@ class Scheduler:
             self._steal_across_classes(priority, now, actions)
 
     def _send_suspect(self, instance: Instance, suspects: deque[Item], now: float, actions: list[Action]) -> None:
-        self._send(instance, (suspects.popleft(),), now, actions)
+        item = suspects.popleft()
+        self._copies.sent(item)
+        self._send(instance, (item,), now, actions)
 
     def _distribute(self, group: Group, priority: Priority, now: float, actions: list[Action]) -> None:
         """Give each idle instance of a class its share of the waiting work, by predicted seconds."""
@@ -450,7 +660,7 @@ class Scheduler:
         own, gain = instance.cost.seconds(length, pairs), inf
         if priority == "interactive" or not behind.queues["interactive"].count:
             gain = self._earliest_finish(behind, length, pairs, now) - own
-        if gain <= 0 or (behind.ready and group.declines(length, own, instance, now)):
+        if gain <= 0 or (behind.responds() and group.declines(length, own, instance, now)):
             return False
         self._cut(instance, queue, priority, gain + own, now, actions)
         return True
@@ -458,7 +668,8 @@ class Scheduler:
     def _earliest_finish(self, group: Group, length: int, pairs: int, now: float) -> float:
         """Seconds until an item would be done by its own class: by one of the instances that are idle or started first,
         or the one whose ready batch is cut next; infinite if none is ready."""
-        owners = [*islice(group.idle.values(), SCAN_LIMIT), *islice(group.busy.values(), SCAN_LIMIT)]
+        busy = [instance for instance in islice(group.busy.values(), SCAN_LIMIT) if not instance.retiring]
+        owners = [*islice(group.idle.values(), SCAN_LIMIT), *busy]
         if lead := self._next_lead(group):
             owners.append(self._instances[lead[2]])
         return min([owner.seconds_until_free(now) + owner.cost.seconds(length, pairs) for owner in owners], default=inf)
@@ -521,12 +732,16 @@ class Scheduler:
         work = work_of([item.length for item in items], packed=instance.packed)
         predicted = instance.cost.seconds(work.tokens, work.pairs)
         priority = self._requests[items[0].request].priority
-        instance.batches.append(Batch(self._next_batch, items, work, predicted, priority))
+        self._append(instance, Batch(self._next_batch, items, work, predicted, priority), now, actions)
+
+    def _append(self, instance: Instance, batch: Batch, now: float, actions: list[Action]) -> None:
+        """Send a batch: it runs, or is ready to run."""
+        instance.batches.append(batch)
         if len(instance.batches) == 1:
             del instance.group.idle[instance.spec.id]
             self._begin(instance, now)
         instance.group.busy_until = max(instance.group.busy_until, now + instance.seconds_until_free(now))
-        actions.append(Send(instance.spec.id, self._next_batch, items, predicted))
+        actions.append(Send(instance.spec.id, batch.id, batch.items, batch.predicted))
         self._next_batch += 1
 
     # -------------------------------------------------------------- inspection
@@ -556,45 +771,58 @@ class Scheduler:
         for instance in self._instances.values():
             assert len(instance.batches) <= 2, f"{instance.spec} has more than a running and a ready batch"
             assert instance.ready or not instance.batches, f"{instance.spec} is not ready and has batches"
-            free = instance.ready and not instance.batches and not instance.replaced
+            serves = instance.ready and not instance.retiring
+            free = serves and not instance.batches and not instance.replaced
             assert free == (instance.spec.id in instance.group.idle), f"{instance.spec}: wrong idle state"
-            assert instance.ready == (instance.spec.id in instance.group.ready)
+            assert serves == (instance.spec.id in instance.group.ready)
             assert bool(instance.batches) == (instance.spec.id in instance.group.busy)
-            assert instance.ready == (instance.speed > 0)
+            assert serves == (instance.speed > 0)
+            assert any(instance.group is group for group in self._groups), f"{instance.spec}: its class has no queue"
             for batch in instance.batches:
-                assert batch.items, "an empty batch"
                 lengths = [item.length for item in batch.items]
                 assert lengths == sorted(lengths, reverse=True), "a batch is not sorted"
-                unbound = len(lengths) == 1 or self._limits.fifo_items
+                unbound = len(lengths) <= 1 or self._limits.fifo_items
                 assert unbound or batch.work.tokens <= self._limits.batch_tokens, "a batch exceeds its token budget"
                 sent += [(i.request, i.index) for i in batch.items]
                 requests = [self._requests[i.request] for i in batch.items if i.request in self._requests]
                 assert {request.priority for request in requests} <= {batch.priority}, "a batch mixes priorities"
-                short = len(lengths) == 1 or batch.predicted <= self._limits.bulk_batch_seconds
+                short = len(lengths) <= 1 or batch.predicted <= self._limits.bulk_batch_seconds
                 assert short or batch.priority == "interactive", "a bulk batch is long"
-        assert len(sent) == len(set(sent)), "an item is in two batches"
-        live_sent = {place for place in sent if place[0] in self._requests}
+        copied = self._copies.check(sent)
+        single = [place for place in sent if place not in copied]
+        assert len(single) == len(set(single)), "an item is in two batches"
+        live_sent = {place for place in single if place[0] in self._requests}
         for request_id, request in self._requests.items():
             assert request.remaining == sum(s != COMPUTED for s in request.states) > 0
             for index, state in enumerate(request.states):
-                assert (state == SENT) == ((request_id, index) in live_sent), "an item's state contradicts its batch"
+                if (request_id, index) not in copied:
+                    assert (state == SENT) == ((request_id, index) in live_sent), (
+                        "an item's state contradicts its batch"
+                    )
         self._check_waiting()
         for group in self._groups:
             speeds = sum(instance.speed for instance in group.ready.values())
             assert abs(group.speed - speeds) <= 1e-6 * speeds, "the speed of a class is not the sum over its instances"
         self._deadlines.check()
-        assert self._items == sum(len(r.lengths) for r in self._requests.values())
-        assert self._items <= self._limits.queue_items, "the queue exceeds its limit"
+        self._admission.check_held((r.client, len(r.lengths)) for r in self._requests.values())
 
     def _check_waiting(self) -> None:
         suspects = {(item.request, item.index) for items in self._suspects.values() for item in items}
-        waiting: dict[int, list[tuple[int, int]]] = {id(queue): [] for queue in self._queues()}
+        waiting: dict[int, dict[str, list[Item]]] = {id(queue): {} for queue in self._queues()}
         for id_, request in self._requests.items():
             for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
                 if state == WAITING and (id_, index) not in suspects:
                     queue = group_for(self._groups, length).queues[request.priority]
-                    waiting[id(queue)].append((index, length))
+                    waiting[id(queue)].setdefault(request.client, []).append(Item(id_, index, length))
         for queue in self._queues():
             queue.check(waiting[id(queue)])
         for id_, index in suspects:
             assert self._requests[id_].states[index] == WAITING, "a suspect item is not waiting"
+
+
+def _order_of_class(length_class: LengthClass | None) -> tuple[bool, int, float]:
+    """Shorter classes first; of classes with the same minimum (those of two plans) the narrower; then no class."""
+    if length_class is None:
+        return True, 0, 0.0
+    most = length_class.max_length
+    return False, length_class.min_length, inf if most is None else most

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.tasks.prompts import choose_prompt
 from launcher.errors import UsageError
@@ -17,10 +15,11 @@ from launcher.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class RoutedPrompt:
-    """The prompt of a call, ``text``, for a model with routes. ``static``: the call takes the static route."""
+    """The prompt of a call, ``text``, for a model with routes. ``second``: the call takes the second route (see
+    ``Routes``)."""
 
     text: str
-    static: bool
+    second: bool
 
     def __len__(self) -> int:
         """The number of characters."""
@@ -42,29 +41,11 @@ def choose_route(model_info: ModelInfo, route: str | None, prompt: str | None, p
         if route is not None:
             raise UsageError(f"'route' is {route[:200]!r}, but this model has no routes; omit 'route'")
         return choose_prompt(model_info, prompt, prompt_name)
-    known = f"{routes.static!r} or {routes.encoder!r}"
+    known = f"{' or '.join(map(repr, sorted((routes.first, routes.second), reverse=True)))}"
     if route is None and routes.default is None:
         raise UsageError(f"this model has no default route; 'route' must be {known}")
-    if route is not None and route not in (routes.static, routes.encoder):
+    if route is not None and route not in (routes.first, routes.second):
         raise UsageError(f"'route' is {route[:200]!r}; it must be {known}")
     chosen = routes.default if route is None else route
     text = choose_prompt(model_info, prompt, route if prompt_name is None else prompt_name)
-    return RoutedPrompt(text, static=chosen == routes.static)
-
-
-def static_route(model_info: ModelInfo) -> ModelInfo:
-    """The metadata of the static route of a model with routes: its folder, its tokenizer and its limit."""
-    routes = model_info.routes
-    assert routes is not None, "asked of a model with routes"
-    return msgspec.structs.replace(
-        model_info,
-        folder=routes.folder,
-        tokenizer_file=routes.tokenizer_file,
-        tokenizer_check=routes.tokenizer_check,
-        max_length=routes.max_length,
-        vocab_size=routes.vocab_size,
-        sends_token_types=False,
-        special_tokens=False,
-        tokens_without_rows={},
-        routes=None,
-    )
+    return RoutedPrompt(text, second=chosen == routes.second)

@@ -224,11 +224,13 @@ def simulate(
     # All items are interactive, and nothing hangs or fails in virtual time.
     limits = SchedulerLimits(
         queue_items=max(1, len(arrivals)),
+        queue_seconds=math.inf,
         batch_tokens=batch_tokens,
         interactive_share=0.0,
         bulk_batch_seconds=math.inf,
         hang_factor=1.0,
         hang_seconds=math.inf,
+        busy_hang_seconds=math.inf,
         max_attempts=1,
     )
     return _Simulation(Scheduler(instances, limits), instances, basis).run(arrivals)

@@ -22,7 +22,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Dispatcher
 from launcher.front.http.api import FAMILIES, FamilyFactory
+from launcher.front.http.authentication import RefusalContext, RequireApiKey
 from launcher.front.http.body_reader import BodyMemory
+from launcher.front.http.cors import with_cors
 from launcher.front.http.docs_page import docs_page
 from launcher.front.http.error_response import DEFAULT_ERRORS, ErrorFormat, internal_error
 from launcher.front.http.inference_route import InferenceContext, InferenceRoute
@@ -36,11 +38,12 @@ __all__ = ["Services", "create_app"]
 _encode = msgspec.json.Encoder().encode
 
 
-def create_app(services: Services, families: Sequence[FamilyFactory] = FAMILIES) -> Starlette:
-    """The application that serves ``families``. Raises ``ValueError`` if two of them have the same route."""
+def create_app(services: Services, families: Sequence[FamilyFactory] = FAMILIES) -> ASGIApp:
+    """The application that serves ``families``, with API keys and CORS if they are configured. Raises ``ValueError`` if
+    two families have the same route."""
     options = services.options
-    served = [family(services) for family in families]
-    memory = BodyMemory(max(options.total_body_bytes, options.body_bytes))
+    served = [one for family in families if (one := family(services)).routes]
+    memory = BodyMemory(max(options.total_body_bytes, options.body_bytes), options.body_bytes)
     inference: dict[str, ASGIApp] = {}
     routes: list[_FamilyRoute] = []
     for family in served:
@@ -52,9 +55,19 @@ def create_app(services: Services, families: Sequence[FamilyFactory] = FAMILIES)
             routes += [_FamilyRoute(path, handler, route.methods, family) for path in route.paths]
     _check_unique(routes)
     app = _Application(routes, inference, served, services.dispatcher)
-    document = openapi_document(served, services.model_info, options)
+    document = openapi_document(served, services.model_info, options, keys=services.api_keys is not None)
     app.state.openapi, app.state.docs_page = _encode(document), docs_page(document).encode()
-    return app
+    return _guarded(app, services)
+
+
+def _guarded(app: _Application, services: Services) -> ASGIApp:
+    """The application behind API keys and CORS: nothing is added, and costs anything, unless it is configured."""
+    guarded: ASGIApp = app
+    if services.api_keys is not None:
+        context = RefusalContext(app.errors_of, lambda: services.dispatcher.draining, services.metrics.unauthorized)
+        guarded = RequireApiKey(guarded, services.api_keys, context)
+    # Outside of the keys: browsers send no key with a preflight request, and pages may read why a key is refused.
+    return with_cors(guarded, services.options.cors_origin) if services.options.cors_origin else guarded
 
 
 class _FamilyRoute(routing.Route):
@@ -107,7 +120,7 @@ class _Application(Starlette):
             message = f"there is no route {path}; GET /docs lists all routes"
             return self._response(request, RequestError(message, status=404, code="not_found"))
         if status == 405:
-            allowed = sorted({"OPTIONS"}.union(*(route.allowed for route in self._matching(request))))
+            allowed = sorted({"OPTIONS"}.union(*(route.allowed for route in self._matching(request.scope["path"]))))
             headers = {"Allow": ", ".join(allowed)}
             if method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
@@ -124,23 +137,23 @@ class _Application(Starlette):
         return self._response(request, internal_error())
 
     def _response(self, request: Request, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
-        status, body, more = self._errors_of(request).response(error)
+        status, body, more = self.errors_of(request.scope).response(error)
         all_headers = {**(headers or {}), **{name.decode(): value.decode() for name, value in more}}
         return Response(body, status, all_headers, media_type="application/json")
 
-    def _errors_of(self, request: Request) -> ErrorFormat:
+    def errors_of(self, scope: Scope) -> ErrorFormat:
         """The error format of the family that has the requested route, or else its path, or else its prefix."""
-        matching = self._matching(request)
-        for route in [route for route in matching if request.method in route.allowed] or matching:
+        path: str = scope["path"]
+        matching = self._matching(path)
+        for route in [route for route in matching if scope["method"] in route.allowed] or matching:
             return route.family.errors
-        path: str = request.scope["path"]
         prefixes = [(prefix, family.errors) for family in self._families for prefix in family.prefixes]
         known = [(len(prefix), errors) for prefix, errors in prefixes if path.startswith(prefix)]
         return max(known, key=itemgetter(0))[1] if known else DEFAULT_ERRORS
 
-    def _matching(self, request: Request) -> list[_FamilyRoute]:
-        """The routes that have the requested path, with any method."""
-        return [route for route in self._table if route.path_regex.match(request.scope["path"])]
+    def _matching(self, path: str) -> list[_FamilyRoute]:
+        """The routes that have this path, with any method."""
+        return [route for route in self._table if route.path_regex.match(path)]
 
 
 def _check_unique(routes: Sequence[_FamilyRoute]) -> None:

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from launcher.errors import RequestError
+from launcher.front.http.closing import is_readable
 from launcher.front.http.coalescing_transport import CoalescingTransport
 from launcher.front.http.disconnect import EXTENSION, Client
 from launcher.front.http.error_response import DEFAULT_ERRORS
@@ -42,6 +43,8 @@ RECEIVE_BUFFER_BYTES = 256 * 1024
 
 # Clients offer to upgrade to another protocol with these: as options of the header Connection, and as headers.
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+# When the server stops: how often to look whether a request that has arrived was read.
+UNREAD_SECONDS = 0.01
 _EMPTY_LINES = re.compile(rb"[\r\n]*")
 
 
@@ -104,6 +107,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """
 
     flow: _Flow
+    _is_new = True  # no request has begun yet
     _in_head = True  # a head is expected or has begun; otherwise a body
     _head_bytes = 0
     _body_left: int | None = None  # of a body whose length is announced; 0 if it is chunked, None if not known yet
@@ -336,7 +340,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
-        self._in_head = True
+        self._in_head, self._is_new = True, False
         self.url = b""
         self.expect_100_continue = False
         headers: list[tuple[bytes, bytes]] = []
@@ -484,10 +488,28 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._closing_timer = self.loop.call_later(LINGER_SECONDS, transport.close)
         self.flow.release()
 
+    def is_expected(self) -> bool:
+        """Whether a request is expected: the client has connected and sent none yet, or one has arrived in part, or has
+        not been read."""
+        if self._discarding:
+            return False
+        return (
+            self._is_new or bool(self._pending) or (self._in_head and self._head_bytes > 0) or self._has_unread_data()
+        )
+
+    def _has_unread_data(self) -> bool:
+        sock = self.transport.get_extra_info("socket")
+        return not self.transport.is_closing() and sock is not None and is_readable(sock.fileno())
+
     def shutdown(self) -> None:
-        """Called by the server: close the connection, or let it close after the response."""
+        """Called by the server when it stops: close the connection, after the response to a request that has arrived.
+
+        A request that has not been read yet is read first: closing would reset the connection.
+        """
         if self._discarding:
             self.transport.close()
+        elif self._has_unread_data() and self._half_closed is None:
+            self.loop.call_later(UNREAD_SECONDS, self.shutdown)
         else:
             super().shutdown()
 

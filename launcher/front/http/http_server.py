@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
+import ssl
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -17,17 +19,43 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
+from launcher.front.http.closing import is_readable, refuse_new_connections
 from launcher.front.http.connection import HeldBytes, LimitedHttpProtocol
+from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
 
 # How often all connections are checked for slow clients, so that requests do not pay for a timer.
 SWEEP_SECONDS = 5
+# At the end: connections are served until none has arrived, and no request is expected, for this long.
+QUIET_SECONDS = 0.2
+# At the end: the time that a new connection has to send its request.
+FIRST_REQUEST_SECONDS = 1.0
+POLL_SECONDS = 0.01
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._exit = anyio.Event()
+        self.tls: ssl.SSLContext | None = None
+        self.handshake_seconds = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As in the base class, which has no limit of its own for the duration of TLS handshakes."""
+        if self.tls is None:
+            await super().startup(sockets)
+            return
+        loop, config = asyncio.get_running_loop(), self.config
+        make: Any = config.http_protocol_class
+        factory = partial(make, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        timeout = self.handshake_seconds
+        self.servers = [
+            await loop.create_server(
+                factory, sock=sock, ssl=self.tls, ssl_handshake_timeout=timeout, backlog=config.backlog
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
 
     def request_exit(self) -> None:
         self.should_exit = True
@@ -49,13 +77,26 @@ class HttpServer:
     """Serves ``app`` on ``sock``, a bound socket, which it owns from then on.
 
     A client that does not send the rest of a request within ``options.request_seconds`` is disconnected; this is
-    checked every ``sweep_seconds``.
+    checked every ``sweep_seconds``. Connections over ``max_connections`` are refused. With ``tls``, clients must
+    complete a TLS handshake within the same time.
     """
 
     def __init__(
-        self, app: ASGIApp, sock: socket.socket, options: FrontOptions, *, sweep_seconds: int = SWEEP_SECONDS
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        options: FrontOptions,
+        *,
+        sweep_seconds: int = SWEEP_SECONDS,
+        max_connections: float = math.inf,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        protocol: Any = partial(LimitedHttpProtocol, options=options, held_bytes=HeldBytes())
+        self.refused = 0
+        self._max_connections = max_connections
+        self._lingering: set[RefusedConnection] = set()
+        self._held_bytes = HeldBytes()
+        self._make_connection = partial(LimitedHttpProtocol, options=options, held_bytes=self._held_bytes)
+        protocol: Any = self._accepted
         config = uvicorn.Config(
             app,
             loop="none",
@@ -72,8 +113,21 @@ class HttpServer:
             timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
+        self._server.tls, self._server.handshake_seconds = tls, options.request_seconds
         self._sock = sock
         self._stopped: anyio.Event | None = None
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self._server.server_state.connections)
+
+    def _accepted(self, **arguments: Any) -> asyncio.Protocol:
+        """The protocol of a connection that was accepted."""
+        if self.connections < self._max_connections:
+            return self._make_connection(**arguments)
+        self.refused += 1
+        return RefusedConnection(self._lingering, int(self._max_connections))
 
     async def run(self) -> None:
         """Serve; returns after ``stop``."""
@@ -83,17 +137,41 @@ class HttpServer:
         finally:
             self._stopped.set()
 
+    @property
+    def serving(self) -> bool:
+        """Whether connections are accepted."""
+        return self._server.started and self._stopped is not None and not self._stopped.is_set()
+
+    def reconfigure(self, options: FrontOptions) -> None:
+        """Use these limits for connections that are accepted from now on."""
+        self._make_connection = partial(LimitedHttpProtocol, options=options, held_bytes=self._held_bytes)
+
     async def stop(self, seconds: float) -> None:
-        """Stop accepting connections, close idle ones, and wait until all requests are answered.
+        """Answer those who have connected, stop accepting connections, close idle ones, and wait until all requests are
+        answered.
 
         Requests that are not answered after ``seconds`` are aborted.
         """
         if self._stopped is None:
             self._sock.close()
             return
+        if self.serving:
+            refuse_new_connections(self._sock)
+            with anyio.move_on_after(min(seconds, FIRST_REQUEST_SECONDS)):
+                await self._quiet()
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # typed as whole seconds
         self._server.request_exit()
         await self._stopped.wait()
+
+    async def _quiet(self) -> None:
+        """Wait until no client has connected, or is expected to send a request, for ``QUIET_SECONDS``."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while loop.time() < since + QUIET_SECONDS:
+            await anyio.sleep(POLL_SECONDS)
+            connections = [one for one in self._server.server_state.connections if isinstance(one, LimitedHttpProtocol)]
+            if is_readable(self._sock.fileno()) or any(one.is_expected() for one in connections):
+                since = loop.time()
 
     async def sweep(self) -> None:
         """Disconnect clients that are too slow. The server does this itself every few seconds."""

@@ -2,13 +2,14 @@
 
 Separate because the JSON decoder holds the interpreter lock during each call: decoding 8 MiB of tiny entries would stop
 the event loop for more than a second, whichever thread does it. So the inputs are first taken as raw JSON (2 ns per
-byte) and counted, and decoded only if they are not too many, token ids in chunks. To be called in a thread. Nothing
+byte) and counted, and decoded only if they are not too many, token ids in chunks. Items of custom classes stay raw;
+those beyond the limit are skipped without an object for each. To be called in a thread. Nothing
 that only small bodies need belongs here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, get_args, get_origin
 
 import msgspec
@@ -51,7 +52,10 @@ class LargeBodyDecoder(Generic[Body]):
         self._ids = msgspec.json.Decoder(list[int]).decode
         of_field = next(f.type for f in msgspec.structs.fields(body_type) if f.name == field)
         self._any = msgspec.json.Decoder(of_field).decode
-        self._has_texts, self._has_token_ids = self._accepts(b'[""]'), self._accepts(b"[0]")
+        raw_items = of_field == list[msgspec.Raw] or list[msgspec.Raw] in get_args(of_field)  # plain or annotated
+        self._raw_items = _first_raw_items(limit + 1) if raw_items else None
+        typed = self._raw_items is None
+        self._has_texts, self._has_token_ids = typed and self._accepts(b'[""]'), typed and self._accepts(b"[0]")
         self._has_objects = _has_struct(of_field)
         self._text_objects = msgspec.json.Decoder(list[_TextObject]).decode
         self._id_objects = msgspec.json.Decoder(list[_IdObject]).decode
@@ -99,7 +103,9 @@ class LargeBodyDecoder(Generic[Body]):
             raise RequestError(f"'{name}' is invalid: {error}", code="invalid_type", param=name) from error
 
     def _inputs(self, raw: bytes) -> Any:
-        """A text, a list of texts, or arrays of token ids. ``raw`` is JSON whose syntax was checked."""
+        """A text, a list of texts, arrays of token ids, or raw items. ``raw`` is JSON whose syntax was checked."""
+        if self._raw_items is not None:
+            return self._list_of_raw(self._raw_items(raw))
         inside = raw[1:-1].strip(_WHITESPACE) if raw.startswith(b"[") else b""
         match inside[:1]:
             case b'"' if self._has_texts:
@@ -111,6 +117,13 @@ class LargeBodyDecoder(Generic[Body]):
             case first if self._has_token_ids and first and first in b"-0123456789":
                 return [self._array(inside)]
         return self._any(raw)  # one text, an empty list, or a type that is rejected at its first entry
+
+    def _list_of_raw(self, first: Any) -> list[msgspec.Raw]:
+        """The items in ``first``, which has one more than are allowed, if there are as many."""
+        items = [item for item in msgspec.structs.astuple(first) if item is not msgspec.UNSET]
+        if len(items) > self._limit:
+            raise too_many_inputs(self._field, f"more than {self._limit}", self._limit)
+        return items
 
     def _list_of_texts(self, raw: bytes) -> list[str]:
         # The quote that opens a text never follows a backslash, a quote inside a text always does, and the one that
@@ -166,6 +179,12 @@ class LargeBodyDecoder(Generic[Body]):
         """The token ids of one list, given the JSON between its brackets."""
         chunks = [np.array(self._ids(b"[%b]" % chunk), dtype=np.int64) for chunk in _chunks(inside)]
         return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
+
+
+def _first_raw_items(count: int) -> Callable[[bytes], Any]:
+    """Decodes the first ``count`` entries of a list as raw JSON, into a struct, and skips the others."""
+    fields = [(f"item{index}", msgspec.Raw, msgspec.UNSET) for index in range(count)]
+    return msgspec.json.Decoder(msgspec.defstruct("RawItems", fields, array_like=True, frozen=True)).decode
 
 
 def _may_be_list(hint: Any) -> bool:

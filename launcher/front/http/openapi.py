@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.protocol.model_info import ModelInfo
+from launcher.front.http.authentication import KEY_HEADERS, OPEN_PATHS
 from launcher.front.http.error_response import ErrorFormat
 from launcher.front.http.route import ApiFamily, ResponseSpec, Route
 from launcher.options import FrontOptions
@@ -22,10 +23,16 @@ Schemas = Mapping[Any, Json]
 
 _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 _JSON = "application/json"
+_SECURITY_SCHEMES: Json = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    **{name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS},
+}
 
 
-def openapi_document(families: Sequence[ApiFamily], model_info: ModelInfo, options: FrontOptions) -> Json:
-    """The document for the served families and model, as JSON values."""
+def openapi_document(
+    families: Sequence[ApiFamily], model_info: ModelInfo, options: FrontOptions, *, keys: bool = False
+) -> Json:
+    """The document for the served families and model, as JSON values. ``keys``: requests need an API key."""
     types = list(dict.fromkeys(_types(families)))
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(types, references, strict=True))
@@ -34,6 +41,9 @@ def openapi_document(families: Sequence[ApiFamily], model_info: ModelInfo, optio
         for route in family.routes:
             methods = paths.setdefault(_PARAMETER.sub(r"{\1}", route.path), {})
             methods[route.method.lower()] = _operation(route, family.errors, schemas)
+    if keys:
+        _require_keys(paths, families, schemas)
+    security = {"securitySchemes": _SECURITY_SCHEMES} if keys else {}
     limits = (
         f"The limits per request are {options.request_items} inputs and {options.body_bytes} bytes; the model accepts "
         f"{model_info.max_length} tokens per input. Paths may end with a slash."
@@ -46,8 +56,21 @@ def openapi_document(families: Sequence[ApiFamily], model_info: ModelInfo, optio
             "description": f"Serves {model_info.name}. {limits}",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, **security},
+        **({"security": [{name: []} for name in _SECURITY_SCHEMES]} if keys else {}),
     }
+
+
+def _require_keys(paths: Json, families: Sequence[ApiFamily], schemas: Schemas) -> None:
+    """Add the response 401 to the routes that need a key, and mark the others."""
+    for family in families:
+        for route in family.routes:
+            operation = paths[_PARAMETER.sub(r"{\1}", route.path)][route.method.lower()]
+            if route.path in OPEN_PATHS:
+                operation["security"] = []
+            else:
+                refused = ResponseSpec("The API key is missing or not valid.", family.errors.body_type)
+                operation["responses"]["401"] = _response(refused, schemas)
 
 
 def _types(families: Sequence[ApiFamily]) -> Iterator[Any]:

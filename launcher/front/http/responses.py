@@ -26,18 +26,20 @@ LINGER_SECONDS = 5.0
 CONNECTION_CLOSE = (b"connection", b"close")
 
 
-async def send_json(memory: BodyMemory, send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
-    """Send a JSON response. A large one counts as held in ``memory`` until the client has read most of it."""
+async def send_json(
+    memory: BodyMemory, client: str, send: Send, status: int, body: bytes, headers: Headers = ()
+) -> None:
+    """Send a JSON response. A large one counts as held in ``memory`` by ``client`` until it has read most of it."""
     await send({"type": "http.response.start", "status": status, "headers": _headers(body, headers)})
     if len(body) <= LARGE_RESPONSE_BYTES:
         await send({"type": "http.response.body", "body": body})
         return
-    memory.used += len(body)
+    memory.hold_response(client, len(body))
     try:
         await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})  # waits until the body is sent
     finally:
-        memory.used -= len(body)
+        memory.release_response(client, len(body))
 
 
 def with_connection_close(send: Send) -> Send:

@@ -79,7 +79,7 @@ def _read(path: Path) -> CostTable | None:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter without a home folder
         return None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error

@@ -8,7 +8,6 @@ group and its mount is read and the lowest limit applies. Formats: ``cgroups(7)`
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,11 +18,14 @@ from typing import TypeVar
 from launcher.core.machine.cpuset import format_cpu_list, parse_cpu_list
 from launcher.core.machine.topology import Limits
 from launcher.host.machine.file_tree import Tree, decimal
+from launcher.pinning import allowed_cpus
 
 Amount = TypeVar("Amount", int, float)
 
 # Without a limit, version 1 reports the largest page-aligned number; values near it are not limits.
 NO_MEMORY_LIMIT = 1 << 60
+CGROUPS = "sys/fs/cgroup"
+CONTROLLERS = frozenset({"cpu", "cpuset", "memory"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,17 @@ class _Group:
 
 def read_bounds(tree: Tree) -> Bounds:
     """The limits and the cpuset; unknown parts are None."""
+    if _memberships(tree) and not _mounts(tree):
+        tree.anomalies.add(
+            "cgroups of this process (proc/self/cgroup) without a mounted hierarchy, so its cpu quota, cpuset and "
+            "memory limit are unknown: {}",
+            ", ".join(sorted(set(_memberships(tree).values()))),
+        )
     mems = _cpuset(tree, "mems")
     status = _status(tree)
     affinity = _mask(status.get("Cpus_allowed_list"))
     if tree.live:
-        affinity = tuple(sorted(os.sched_getaffinity(0)))
+        affinity = allowed_cpus()
     allowed = _mask(status.get("Mems_allowed_list"))
     nodes = [set(part) for part in (mems, allowed) if part is not None]
     limits = Limits(
@@ -141,15 +149,19 @@ def _tightest(values: Iterator[Amount | None]) -> Amount | None:
 
 
 def _cpuset(tree: Tree, what: str) -> tuple[int, ...] | None:
-    """The intersection of all visible cpusets of the process; ``what`` is ``cpus`` or ``mems``."""
-    left: set[int] | None = None
+    """The cpuset of the process; ``what`` is ``cpus`` or ``mems``. With both versions mounted, their intersection.
+
+    The kernel applies the cpuset of the process's own group, which already accounts for its ancestors; an ancestor
+    counts only where the files of the groups below it are missing.
+    """
     groups = _groups(tree, "cpuset")
+    own: dict[bool, set[int]] = {}
     for group in groups:
         found = _unified_cpuset(tree, group, what) if group.unified else _old_cpuset(tree, group, what)
-        if found is not None:
-            left = set(found) if left is None else left & set(found)
+        if found is not None and group.unified not in own:
+            own[group.unified] = set(found)
     _check_effective(tree, groups, what)
-    return None if left is None else tuple(sorted(left))
+    return tuple(sorted(set.intersection(*own.values()))) if own else None
 
 
 def _unified_cpuset(tree: Tree, group: _Group, what: str) -> tuple[int, ...] | None:
@@ -287,9 +299,27 @@ def _mounts(tree: Tree) -> list[_Mount]:
     text = tree.text("proc/self/mountinfo")
     parse: Callable[[str], tuple[str, str, str, str] | None] = _mountinfo_line
     if text is None:
-        text, parse = tree.text("proc/self/mounts") or tree.text("proc/mounts") or "", _mounts_line
+        text, parse = tree.text("proc/self/mounts") or tree.text("proc/mounts"), _mounts_line
+    if text is None:
+        return _usual_mounts(tree)
     found = (_mount(*line) for line in map(parse, text.splitlines()) if line is not None)
     return [mount for mount in found if mount is not None]
+
+
+def _usual_mounts(tree: Tree) -> list[_Mount]:
+    """The hierarchies at their usual places, for a copy of a machine without a mount table (systemd's file-hierarchy:
+    version 2 at ``/sys/fs/cgroup``, or at ``unified`` below it; version 1 in a folder per set of controllers)."""
+    unified = [
+        _Mount(folder, "/", None, "cpuset.")
+        for folder in (CGROUPS, f"{CGROUPS}/unified")
+        if tree.text(f"{folder}/cgroup.controllers") is not None
+    ]
+    by_controllers = [
+        _Mount(f"{CGROUPS}/{name}", "/", frozenset(name.split(",")), "cpuset.")
+        for name in sorted(tree.names(CGROUPS))
+        if set(name.split(",")) & CONTROLLERS and tree.exists(f"{CGROUPS}/{name}")
+    ]
+    return unified + by_controllers
 
 
 def _mount(top: str, folder: str, kind: str, options: str) -> _Mount | None:

@@ -1,11 +1,12 @@
 """Finds the machine that ``--machine`` names: in a file, or in the catalogue; and writes such a file.
 
 Separate from the reading of `/sys`: it is another machine, and a file may contain anything. Its format is defined in
-``core.machine.topology``, ``core.machine.catalogue`` and ``host.machine.lscpu``.
+``core.machine.topology``, ``core.machine.catalogue`` and ``host.machine.lscpu_machine``.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -13,24 +14,27 @@ import msgspec
 
 from launcher.core.machine.topology import Machine, machine_from_json, machine_to_json
 from launcher.errors import UsageError
-from launcher.host.machine.lscpu import machine_from_lscpu_p
+from launcher.host.machine.lscpu_machine import machine_from_lscpu, machine_from_lscpu_json
+from launcher.host.machine.pasted_text import clean, decode
 
 STANDARD_INPUT = Path("-")
 LIST = Path("list")  # not a machine: with it, `launch topology` lists the catalogue
 LIST_COMMAND = "`launch topology --machine list`"
+_BARE_HYPHEN = re.compile(r'("[^"\n]*":\s*)-(?=\s*[,}\n])')
 MAX_BYTES = 64 * 1024 * 1024  # a report of 65,536 cpus has about 10 MB
 
 FORMATS = (
-    "expected a file written by `launch topology --save FILE`, a report of `launch topology --json`, "
-    f"the output of `lscpu -p`, or a name from {LIST_COMMAND}"
+    "expected a file written by `launch topology --save FILE`, a report of `launch topology --json`, the output of "
+    f"lscpu (`lscpu -p` tells most; `lscpu`, -e and -J are accepted), or a name from {LIST_COMMAND}"
 )
 
 
 def read_machine_file(path: Path) -> Machine:
     """The machine that a file describes, or the known machine of that name; ``-`` is standard input.
 
-    A file is what `launch topology --save` or `--json` wrote, or what `lscpu -p` prints, with any columns. A file is
-    preferred to a known machine of the same name. Raises ``UsageError`` when there is neither.
+    A file is what `launch topology --save` or `--json` wrote, or what `lscpu` prints, with or without `-p`, `-e` and
+    `-J`, also with the prompts, code fences or quotation marks that a copied text has. A file is preferred to a known
+    machine of the same name. Raises ``UsageError`` when there is neither.
     """
     if path != STANDARD_INPUT and not path.exists() and path.name == str(path):
         return _known_machine(path.name)
@@ -88,13 +92,7 @@ def _text(path: Path) -> str:
         raise UsageError("it is empty")
     if len(data) > MAX_BYTES:
         raise UsageError(f"it has more than {MAX_BYTES} bytes, too many for a machine file")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"it is not text: byte {error.start} is not valid UTF-8") from error
-    if "\0" in text:
-        raise UsageError("it is not text: it contains NUL bytes")
-    return text
+    return decode(data)
 
 
 def _read(path: Path) -> bytes:
@@ -110,10 +108,13 @@ def _read(path: Path) -> bytes:
 
 
 def _machine(text: str) -> Machine:
-    if text.lstrip()[0] not in "{[":
-        return machine_from_lscpu_p(text)
+    text = clean(text)
+    if not text.strip() or text.lstrip()[0] not in "{[":
+        return machine_from_lscpu(text)
     try:
-        data = msgspec.json.decode(text)
+        # `lscpu -e -J` prints a bare hyphen for an unknown number, which is not JSON.
+        data = msgspec.json.decode(_BARE_HYPHEN.sub(r"\1null", text))
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"it starts like JSON but is not valid JSON: {error}") from error
-    return machine_from_json(data)
+    found = machine_from_lscpu_json(data) if isinstance(data, dict) else None
+    return machine_from_json(data) if found is None else found

@@ -86,9 +86,16 @@ def read_processor(tree: Tree) -> Processor:
     arch = platform.machine() if tree.live else _arch(fields, flags, tree)
     if tree.live and model is None and not flags:
         vendor, model, flags = _ask_cpuinfo()
+    return processor_of(arch, vendor, model, flags, part=fields.get("CPU part", "").lower())
+
+
+def processor_of(
+    arch: str, vendor: str | None, model: str | None, flags: Iterable[str], *, part: str = ""
+) -> Processor:
+    """A processor with these names and with the flags of ``/proc/cpuinfo``; ``part`` is Arm's `CPU part`."""
     known = {flag.lower() for flag in flags}
     interest = X86_ISA if arch in X86 else ARM_ISA if arch in ARM else OTHER_ISA
-    name = microarchitecture(Identity(arch, vendor, frozenset(known), fields.get("CPU part", "").lower()))
+    name = microarchitecture(Identity(arch, vendor, frozenset(known), part))
     return Processor(arch, vendor, model, tuple(flag for flag in interest if flag in known), name)
 
 

@@ -7,7 +7,6 @@ with a root other than ``/``, no fact of the machine this runs on is used. Forma
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from launcher.host.machine import lscpu
 from launcher.host.machine.cgroup import read_bounds
 from launcher.host.machine.file_tree import Tree, decimal
 from launcher.host.machine.processor import meminfo, read_memory, read_processor
+from launcher.options.choices import IsolatedPolicy
+from launcher.pinning import allowed_cpus
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"
@@ -29,7 +30,7 @@ MEMORY_TOLERANCE = 0.1
 EFFICIENCY_PMUS = ("cpu_atom", "cpu_lowpower")
 
 
-def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -> Machine:
+def read_machine(sysroot: Path = Path("/"), *, isolated: IsolatedPolicy = "auto") -> Machine:
     """The machine under ``sysroot``.
 
     Raises ``UsageError`` when there is none, ``MachineError`` when none of its cpus is usable, or when this machine
@@ -50,14 +51,14 @@ def read_machine(sysroot: Path = Path("/"), *, include_isolated: bool = False) -
         raw = _read(tree)
         rows = second_opinion.rows()
     lscpu.compare(rows, raw, lambda cpu: tree.number(f"{CPU}/cpu{cpu}/topology/core_id"), tree.anomalies)
-    return build_machine(raw, tree.anomalies, include_isolated=include_isolated)
+    return build_machine(raw, tree.anomalies, isolated=isolated)
 
 
 def _read(tree: Tree) -> RawMachine:
     processor = read_processor(tree)
     memory_bytes, free_bytes = read_memory(tree)
-    present, online = _present_and_online(tree)
     bounds = read_bounds(tree)
+    present, online = _present_and_online(tree, bounds.limits.affinity)
     nodes = _with_all_memory(tree, _nodes(tree), memory_bytes, free_bytes)
     return RawMachine(
         arch=processor.arch,
@@ -78,20 +79,46 @@ def _read(tree: Tree) -> RawMachine:
     )
 
 
-def _present_and_online(tree: Tree) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _present_and_online(tree: Tree, mask: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     folders = tuple(tree.numbered(CPU, "cpu"))
     online = tree.cpu_list(f"{CPU}/online")
     if not online:
         online = tuple(cpu for cpu in folders if tree.text(f"{CPU}/cpu{cpu}/online") != "0")
     if not online and tree.live:
         # Some sandboxes have no /sys at all.
-        online = tuple(sorted(os.sched_getaffinity(0)))
+        online = allowed_cpus()
         tree.anomalies.add(
             "cpus known only from the affinity mask, because /sys has no data; each is treated as a core: {}",
             f"cpus {format_cpu_list(online)}",
         )
+    online = _with_masked(tree, online, mask or ())
     present = tree.cpu_list(f"{CPU}/present") or folders
     return tuple(sorted({*present, *online})), online
+
+
+def _with_masked(tree: Tree, online: tuple[int, ...], mask: tuple[int, ...]) -> tuple[int, ...]:
+    """The online cpus; where the affinity mask contradicts ``cpu/online``, which lxcfs makes up, the mask wins.
+
+    The live mask (``sched_getaffinity``) has online cpus only. A recorded one may also have cpus that are offline or do
+    not exist, so only those count that have a folder of an online cpu. Then every such folder counts.
+    """
+    missing = set(mask) - set(online)
+    if not tree.live:
+        missing = {cpu for cpu in missing if _looks_online(tree, cpu)}
+    if not missing:
+        return online
+    tree.anomalies.add(
+        "cpus that the affinity mask has and cpu/online lacks (lxcfs renumbers that file), so the mask is used: {}",
+        f"cpus {format_cpu_list(missing)}",
+    )
+    others = {cpu for cpu in tree.numbered(CPU, "cpu") if _looks_online(tree, cpu)}
+    return tuple(sorted({*online, *missing, *others}))
+
+
+def _looks_online(tree: Tree, cpu: int) -> bool:
+    """Whether the folder of a cpu is that of an online one: the kernel removes ``topology`` when a cpu goes offline."""
+    folder = f"{CPU}/cpu{cpu}"
+    return tree.exists(f"{folder}/topology") and tree.text(f"{folder}/online") != "0"
 
 
 def _cpu(tree: Tree, cpu: int) -> RawCpu:

@@ -28,7 +28,7 @@ def custom_model_info(place: ClassPath, options: ModelOptions) -> ModelInfo:
         notes = (f"{place} has no weight_bytes, so the plan does not account for the memory of its weights",)
     return ModelInfo(
         name=str(getattr(task, "name", place.partition(":")[2])),
-        asked=options.model,
+        requested=options.model,
         task="custom",
         folder=options.model,
         shape=None,

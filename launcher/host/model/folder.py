@@ -7,6 +7,7 @@ weights. Anything in these files that cannot be done exactly is refused, because
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from launcher.host.model.encoders import CHECKS, HIDDEN_SIZE, LAYERS, TEXT_TOWER
 from launcher.host.model.heads import LABEL_TASKS, entailment_of, labels_of, scores_of, task_of
 from launcher.host.model.json_files import Json, ModelErrors, read_object
 from launcher.host.model.output_heads import ModelFiles, task_settings
-from launcher.host.model.router import with_routes
+from launcher.host.model.router import with_second_route, with_sparse_route
 from launcher.host.model.sentence_files import INSTRUCTORS, SentenceFiles, read_sentence_files
 from launcher.host.model.sentence_modules import MODULES, ModuleChain, check_widths
 from launcher.host.model.sentence_settings import Settings
@@ -48,6 +49,29 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
     """The metadata of the model in ``folder``. Raises ``UsageError`` if it cannot be served."""
     refuse = ModelErrors(options.model)
     sentence = read_sentence_files(folder, refuse)
+    router, second = sentence.router, sentence.second
+    if router is None:
+        return _read_route(folder, sentence, options, name)
+    if isinstance(router.second, Path):
+        return with_sparse_route(_read_route(folder, sentence, options, name), router, router.second, options, refuse)
+    assert second is not None, "set for a second route with modules"
+    encoders = [route for route in (sentence, second) if not _is_static(route)]
+    # A static route stays in fp32 beside an encoder in int8.
+    static_options = replace(options, dtype="auto") if encoders and options.dtype == "int8" else options
+    infos = [
+        _read_route(folder, route, static_options if _is_static(route) else options, name)
+        for route in (sentence, second)
+    ]
+    return with_second_route(infos[0], infos[1], router, options, refuse)
+
+
+def _is_static(sentence: SentenceFiles) -> bool:
+    return sentence.chain is not None and sentence.chain.static
+
+
+def _read_route(folder: Path, sentence: SentenceFiles, options: ModelOptions, name: str) -> ModelInfo:
+    """The metadata of the model in ``folder``, or of one of its routes."""
+    refuse = ModelErrors(options.model)
     if sentence.chain is not None and sentence.chain.static:
         return _static_model_info(sentence.chain, sentence, options, name)
     config = read_object(sentence.folder / "config.json", refuse)
@@ -82,7 +106,7 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         check(config, max_length, refuse)
     model_info = ModelInfo(
         name=name,
-        asked=options.model,
+        requested=options.model,
         task=task,
         folder=str(sentence.folder),
         shape=None,
@@ -109,8 +133,6 @@ def read_model_info(folder: Path, options: ModelOptions, *, name: str) -> ModelI
         notes=(*_notes(task, sentence, config, tokenizer), *dtype_notes),
     )
     check_pairs(model_info, refuse)
-    if sentence.router is not None:
-        model_info = with_routes(model_info, sentence.router, options, refuse)
     if task == "embed":
         return _with_modules(model_info, sentence, options)
     files = ModelFiles(architecture, hidden_size, sentence, tokenizer.path, (sentence.folder, folder))
@@ -138,7 +160,7 @@ def _static_model_info(chain: ModuleChain, sentence: SentenceFiles, options: Mod
     limit = f"the model has no limit of its own: texts can have at most {MAX_LENGTH} tokens"
     model_info = ModelInfo(
         name=name,
-        asked=options.model,
+        requested=options.model,
         task="embed",
         folder=str(chain.input),
         shape=None,

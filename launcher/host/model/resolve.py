@@ -67,7 +67,13 @@ def resolve(options: ModelOptions, *, download: bool = True) -> ModelInfo:
         return read_model_info(demo_folder(verify=download), options, name=asked)
     if asked.startswith(RANDOM):
         return _random_model_info(options)
-    folder = Path(asked).expanduser()
+    try:
+        folder = Path(asked).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"--model {asked}: the home folder is unknown: HOME is not set, and the user has no entry in the password "
+            "database; give the absolute path of the folder"
+        ) from error
     if folder.is_dir():
         return read_model_info(folder.resolve(), options, name=folder.resolve().name)
     if folder.exists():
@@ -137,7 +143,7 @@ def _random_model_info(options: ModelOptions) -> ModelInfo:
     architecture, labels = RANDOM_HEADS[task]
     return ModelInfo(
         name=options.model,
-        asked=options.model,
+        requested=options.model,
         task=task,
         folder=str(folder),
         shape=name,

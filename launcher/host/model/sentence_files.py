@@ -9,7 +9,7 @@ approximation gives wrong vectors. The modules are read in ``sentence_modules``,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,15 @@ LIMIT_KEYS = frozenset(
         "backend",  # the library replaces it by that of its caller
     }
 )
+# Keys of LIMIT_FILES that are not supported, which the library takes if they are null or empty.
+UNSET_KEYS = frozenset(
+    {"processing_kwargs", "query_length", "document_length", "query_expansion", "tokenizer_name_or_path"}
+)
+FEATURE_EXTRACTION = "feature-extraction"  # the task of a Transformer that names none
 # Keys of LIMIT_FILES with their default values, by the kind of model.
 LIMIT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "SentenceTransformer": {
-        "transformer_task": "feature-extraction",
+        "transformer_task": FEATURE_EXTRACTION,
         "module_output_name": "token_embeddings",
         "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     },
@@ -59,7 +64,7 @@ LIMIT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 # The same for a SentenceTransformer whose first module makes text features: a CLIPModel, or a Transformer as versions
 # from 5.4 on save it. It may embed images, too.
 FEATURE_DEFAULTS: Mapping[str, Any] = {
-    "transformer_task": "feature-extraction",
+    "transformer_task": FEATURE_EXTRACTION,
     "module_output_name": "sentence_embedding",
 }
 FEATURE_METHOD = {"method": "get_text_features", "method_output_name": "pooler_output"}
@@ -103,7 +108,8 @@ class SentenceFiles:
     ``folder`` is that of the first module. ``chain`` has the modules, and is ``None`` without these files; then
     ``kind`` is an empty string, and otherwise the class that saved the model. ``lower_case``: lower-case each text
     before anything else. ``tokenizer_arguments`` are those with which the tokenizer is built. ``router`` is set if the
-    model has routes; then ``chain`` has the modules of the route with an encoder.
+    model has routes; then the other fields are those of the first route, and ``second`` has those of the second, unless
+    that is a SparseStaticEmbedding.
     """
 
     folder: Path
@@ -113,6 +119,7 @@ class SentenceFiles:
     tokenizer_arguments: Json = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     router: Router | None = None
+    second: SentenceFiles | None = None
 
     @property
     def kind(self) -> str:
@@ -138,8 +145,15 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
     if not path.is_file():
         return SentenceFiles(folder)
     settings = read_settings(folder / SETTINGS, refuse)
-    router = read_router(path, refuse) if settings.kind == SPARSE_ENCODER else None
-    chain = read_modules(path, refuse) if router is None else router.chain
+    sparse = settings.kind == SPARSE_ENCODER
+    router = read_router(path, refuse, sparse=sparse) if settings.kind != "CrossEncoder" else None
+    if router is None:
+        return _of_chain(folder, read_modules(path, refuse), settings, refuse)
+    second = None if isinstance(router.second, Path) else _of_chain(folder, router.second, settings, refuse)
+    return replace(_of_chain(folder, router.first, settings, refuse), router=router, second=second)
+
+
+def _of_chain(folder: Path, chain: ModuleChain, settings: Settings, refuse: ModelErrors) -> SentenceFiles:
     if settings.kind == "CrossEncoder":
         _check_cross_encoder(folder, chain, settings, refuse)
     if chain.static:
@@ -156,7 +170,6 @@ def read_sentence_files(folder: Path, refuse: ModelErrors) -> SentenceFiles:
             key: value for key, value in _tokenizer_arguments(limits).items() if key in BUILDING_ARGUMENTS
         },
         settings=settings,
-        router=router,
     )
 
 
@@ -203,9 +216,16 @@ def _check_limits(path: Path, limits: Json, defaults: Json, refuse: ModelErrors)
             _check_arguments(path, key, value, refuse)
         elif key == "modality_config" and defaults is FEATURE_DEFAULTS:
             _check_features(path, value, refuse)
-        elif key not in LIMIT_KEYS and value not in (None, {}, defaults.get(key)):
-            wanted = f"{defaults[key]!r} or absent" if key in defaults else "null or absent"
+        elif key in UNSET_KEYS:
+            if value not in (None, {}):
+                raise refuse(f"{path} sets {key} to {value!r}, which is not supported; it must be null or absent")
+        elif key not in LIMIT_KEYS and (key not in defaults or value != defaults[key]):
+            wanted = f"{defaults[key]!r} or absent" if key in defaults else "absent"
             raise refuse(f"{path} sets {key} to {value!r}, which is not supported; it must be {wanted}")
+    if "modality_config" in limits:  # then the library does not infer these
+        for key in ("module_output_name", "transformer_task"):
+            if key not in limits and defaults[key] != FEATURE_EXTRACTION:
+                raise refuse(f"{path} sets modality_config and has no {key}; it must be {defaults[key]!r}")
     _check_length(path, "max_seq_length", limits.get("max_seq_length"), refuse)
 
 

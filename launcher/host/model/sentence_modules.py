@@ -74,10 +74,7 @@ MODULE_KINDS: Mapping[str, str] = {
     full: name for name, (package, file) in _CLASSES.items() for full in _full_names(name, package, file)
 }
 
-_ROUTER = (
-    "its routes have modules of their own for queries and documents, which only a SparseEncoder may have, as its only "
-    "module; save one route as a model"
-)
+_ROUTER = "its routes have modules of their own for queries and documents; save one route as a model"
 # Why a known module is refused.
 REFUSED: Mapping[str, str] = {
     "Router": _ROUTER,
@@ -159,7 +156,7 @@ class Entry:
 
 def read_modules(path: Path, refuse: ModelErrors) -> ModuleChain:
     """The modules of the model, in order. Raises ``UsageError`` for one that cannot be applied exactly."""
-    return read_chain(path, _entries(path, refuse), refuse)
+    return read_chain(path, read_entries(path, read_value(path, refuse), refuse), refuse)
 
 
 def read_chain(path: Path, entries: Sequence[Entry], refuse: ModelErrors) -> ModuleChain:
@@ -193,7 +190,7 @@ def check_widths(chain: ModuleChain, hidden_size: int, refuse: ModelErrors) -> N
     values."""
     width = _checked_width(hidden_size, chain.token_modules[: chain.pooled_modules], refuse)
     if chain.pooling is not None:
-        if chain.pooling.dimension not in (None, width):
+        if chain.pooling.dimension != width:
             raise refuse(
                 f"{chain.pooling.path} sets the embedding dimension to {chain.pooling.dimension}, but the token "
                 f"embeddings have {width} values"
@@ -219,23 +216,30 @@ def _checked_width(width: int, modules: Sequence[EmbeddingModule], refuse: Model
     return width
 
 
-def _entries(path: Path, refuse: ModelErrors) -> list[Entry]:
-    listed = read_value(path, refuse)
+def read_entries(path: Path, listed: Any, refuse: ModelErrors, *, known: tuple[str, ...] = ()) -> list[Entry]:
+    """The modules in ``listed``, the contents of modules.json; ``known`` are kinds that the caller reads itself.
+    Raises ``UsageError`` for one that is not supported."""
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
         raise refuse(f"{path} must contain a list of modules")
-    names = [str(entry["name"]) for entry in listed if "name" in entry]
+    for entry in listed:
+        name = entry.get("name")
+        if not isinstance(name, str) or not name or "." in name:
+            raise refuse(f"{path} sets name of a module to {name!r}; it must be a text without '.'")
+        if not isinstance(entry.get("path"), str):
+            raise refuse(f"{path} sets path of the module {name!r} to {entry.get('path')!r}; it must be a text")
+    names = [entry["name"] for entry in listed]
     if len(set(names)) < len(names):
         raise refuse(f"{path} gives several modules the same name ({names}); sentence-transformers would drop one")
-    return [_entry(path, entry, refuse) for entry in listed]
+    return [_entry(path, entry, known, refuse) for entry in listed]
 
 
-def _entry(path: Path, entry: Json, refuse: ModelErrors) -> Entry:
+def _entry(path: Path, entry: Json, known: tuple[str, ...], refuse: ModelErrors) -> Entry:
     full = str(entry.get("type", "of no type"))
     unknown = next((key for key in entry if key not in ENTRY_KEYS), None)
     if unknown is not None:
         raise refuse(f"{path} sets {unknown} of a module to {entry[unknown]!r}, which is not supported")
     kind = MODULE_KINDS.get(full)
-    if kind is None or kind in REFUSED:
+    if kind is None or (kind in REFUSED and kind not in known):
         reason = REFUSED[kind] if kind else "it is not a module of sentence_transformers"
         raise refuse(
             f"{path} requests the module {full.rpartition('.')[2]} (type {full!r}), which is not supported: {reason}. "

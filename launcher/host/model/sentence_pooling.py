@@ -32,12 +32,12 @@ MODE_FLAGS: Mapping[str, PoolingMode] = {
 class PoolingFile:
     """The ``modes`` of the config at ``path``, in the order in which their vectors are concatenated.
 
-    ``dimension`` is the stated number of values of a token embedding, if the config has it."""
+    ``dimension`` is the stated number of values of a token embedding."""
 
     path: Path
     modes: tuple[PoolingMode, ...]
-    include_prompt: bool = True
-    dimension: int | None = None
+    include_prompt: bool
+    dimension: int
 
 
 def read_pooling(path: Path, refuse: ModelErrors) -> PoolingFile:
@@ -67,9 +67,13 @@ def _modes(path: Path, config: Json, refuse: ModelErrors) -> tuple[PoolingMode, 
     return tuple(modes)
 
 
-def _dimension(path: Path, config: Json, refuse: ModelErrors) -> int | None:
-    stated = {config[key] for key in DIMENSION_KEYS if config.get(key) is not None}
-    if len(stated) > 1:
+def _dimension(path: Path, config: Json, refuse: ModelErrors) -> int:
+    stated = [config[key] for key in DIMENSION_KEYS if config.get(key) is not None]
+    if not stated:
+        raise refuse(f"{path} has no {DIMENSION_KEYS[0]}; it must be the number of values of a token embedding")
+    dimension, *others = stated
+    if isinstance(dimension, bool) or not isinstance(dimension, int):
+        raise refuse(f"{path} sets the {DIMENSION_KEYS[0]} to {dimension!r}, but it must be a positive integer")
+    if others and others != [dimension]:
         raise refuse(f"{path} sets {' and '.join(DIMENSION_KEYS)} to different values; it must have one of them")
-    dimension: int | None = next(iter(stated), None)
     return dimension

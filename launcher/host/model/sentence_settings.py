@@ -6,6 +6,7 @@ is sentence-transformers 6.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from launcher.host.model.json_files import Json, ModelErrors, read_object
 SETTINGS = "config_sentence_transformers.json"
 MODEL_TYPES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder")
 
+# Of a Python package: numbers, and what PEP 440 allows after them.
+_SUFFIX = r"([-_.]?(a|b|c|rc|alpha|beta|pre|preview|post|rev|r|dev)[-_.]?\d*)*"
+VERSION = re.compile(rf"\s*v?\d+(\.\d+)*{_SUFFIX}(\+[\w.-]+)?\s*", re.IGNORECASE)
 # Keys with any value.
 KEYS = frozenset(
     {
@@ -54,6 +58,7 @@ def read_settings(path: Path, refuse: ModelErrors) -> Settings:
     for key, value in settings.items():
         if key not in KEYS and value is not None:
             raise refuse(f"{path} sets {key} to {value!r}, which is not supported; it must be null or absent")
+    _check_version(path, settings, refuse)
     kind = settings.get("model_type", "SentenceTransformer")
     if kind not in MODEL_TYPES:
         raise refuse(
@@ -68,6 +73,16 @@ def read_settings(path: Path, refuse: ModelErrors) -> Settings:
         activation=settings.get("activation_fn") if kind == "CrossEncoder" else None,
         max_active_dims=_dimensions(path, settings, "max_active_dims", refuse) if kind == "SparseEncoder" else None,
     )
+
+
+def _check_version(path: Path, settings: Json, refuse: ModelErrors) -> None:
+    """The library compares the version that saved the model with its own, and fails if it cannot."""
+    versions = settings.get("__version__", {})
+    if not isinstance(versions, dict):
+        raise refuse(f"{path} sets __version__ to {versions!r}, but it must be an object of packages and versions")
+    version = versions.get("sentence_transformers", "0")
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
+        raise refuse(f"{path} sets __version__.sentence_transformers to {version!r}, but it must be a version")
 
 
 def _prompts(path: Path, settings: Json, refuse: ModelErrors) -> dict[str, str]:

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ from typing import Any
 import msgspec
 
 from launcher.core.check_texts import check_texts
-from launcher.core.protocol.built_tokenizer import BUILDERS, FACTS_FILE, TOKENIZER_FILE, BuiltTokenizer
+from launcher.core.protocol.built_tokenizer import (
+    BUILDERS,
+    EXIT_NOT_WRITTEN,
+    FACTS_FILE,
+    TOKENIZER_FILE,
+    BuiltTokenizer,
+)
 from launcher.errors import UsageError
 from launcher.host.model.token_types import token_types_of
 from launcher.host.model.tokenizer_settings import (
@@ -249,23 +255,46 @@ def _check_segments(path: Path, parts: TokenizerParts, config: Json | None, refu
 
 def _converted(folder: Path, request: TokenizerRequest, refuse: Refuse) -> Path:
     """The folder with the converted tokenizer of ``folder``; converted now unless it is in the cache."""
-    target = _writable(_fingerprint(folder, request, _builder_versions()))
+    fingerprint = _fingerprint(folder, request, _builder_versions())
+    cached = _cached(fingerprint)
+    if _is_writable(cached) and _convert(folder, request, cached, refuse):
+        return cached
+    temporary = _temporary_folder(fingerprint, folder, refuse)
+    if _convert(folder, request, temporary, refuse):
+        return temporary
+    raise refuse(
+        f"the tokenizer in {folder} must be converted, but the result can be written neither to {cached} nor to "
+        f"{temporary}; set XDG_CACHE_HOME or TMPDIR to a folder with free space"
+    )
+
+
+def _convert(folder: Path, request: TokenizerRequest, target: Path, refuse: Refuse) -> bool:
+    """Convert to ``target``, unless that was done; returns False if it has no space or cannot be written."""
     if (target / FACTS_FILE).is_file():
-        return target
-    command = [sys.executable, "-m", "launcher.worker.convert_tokenizer", str(folder), str(target)]
-    command += ["--arguments", json.dumps(request.arguments)] if request.arguments else []
-    command += ["--lower-case"] if request.lower_case else []
-    command += ["--trust-remote-code"] if request.trust_remote_code else []
+        return True
+    arguments = [str(folder), str(target)]
+    arguments += ["--arguments", json.dumps(request.arguments)] if request.arguments else []
+    arguments += ["--lower-case"] if request.lower_case else []
+    arguments += ["--trust-remote-code"] if request.trust_remote_code else []
     try:
-        made = subprocess.run(
-            command, capture_output=True, text=True, timeout=CONVERT_SECONDS, check=False, stdin=subprocess.DEVNULL
-        )
+        status, output = convert_in_process(arguments)
     except subprocess.TimeoutExpired as error:
         raise refuse(f"the conversion of the tokenizer in {folder} took over {CONVERT_SECONDS:.0f} s") from error
-    if made.returncode != 0 or not (target / FACTS_FILE).is_file():
-        reason = (made.stderr.strip().splitlines() or [f"exit status {made.returncode}"])[-1]
+    if status == EXIT_NOT_WRITTEN:
+        return False
+    if status != 0 or not (target / FACTS_FILE).is_file():
+        reason = (output.strip().splitlines() or [f"exit status {status}"])[-1]
         raise refuse(f"the tokenizer in {folder} cannot be used as transformers builds it: {reason}")
-    return target
+    return True
+
+
+def convert_in_process(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run ``worker.convert_tokenizer`` in a process of its own; returns its exit status and its stderr."""
+    command = [sys.executable, "-m", "launcher.worker.convert_tokenizer", *arguments]
+    made = subprocess.run(
+        command, capture_output=True, text=True, timeout=CONVERT_SECONDS, check=False, stdin=subprocess.DEVNULL
+    )
+    return made.returncode, made.stderr
 
 
 def _fingerprint(folder: Path, request: TokenizerRequest, packages: str = "") -> str:
@@ -297,21 +326,28 @@ def _cached(fingerprint: str) -> Path:
 _temporary: dict[str, Path] = {}
 
 
-def _writable(fingerprint: str) -> Path:
-    """The folder for a converted tokenizer: in the cache if it is there or can be written, otherwise a temporary one
-    for the rest of this process."""
-    folder = _cached(fingerprint)
+def _is_writable(folder: Path) -> bool:
+    """Whether the folder in the cache has the converted tokenizer, or files can be written to it."""
     if (folder / FACTS_FILE).is_file():
-        return folder
+        return True
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
     except OSError:
-        writable = False
-    if writable:
-        return folder
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _temporary_folder(fingerprint: str, folder: Path, refuse: Refuse) -> Path:
+    """A folder for the converted tokenizer for the rest of this process."""
     if fingerprint not in _temporary:
-        _temporary[fingerprint] = Path(tempfile.mkdtemp(prefix="launcher-tokenizer-"))
+        try:
+            _temporary[fingerprint] = Path(tempfile.mkdtemp(prefix="launcher-tokenizer-"))
+        except OSError as error:
+            raise refuse(
+                f"the tokenizer in {folder} must be converted, but the result can be written neither to "
+                f"{_cached(fingerprint)} nor to a temporary folder ({error.strerror or error}); set XDG_CACHE_HOME or "
+                "TMPDIR to a folder with free space"
+            ) from error
         atexit.register(shutil.rmtree, _temporary[fingerprint], ignore_errors=True)
     return _temporary[fingerprint]
 

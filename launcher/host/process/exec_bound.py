@@ -18,8 +18,9 @@ from collections.abc import Sequence
 
 EXIT_USAGE, EXIT_MACHINE, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 2, 3, 126, 127
 
-# Python ignores these two, and exec keeps ignored signals ignored: `yes | head` would never end.
-IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+# Python ignores the first two, the launcher the others, and exec keeps ignored signals ignored: without SIGPIPE,
+# `yes | head` would never end.
+IGNORED_BY_LAUNCHER = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTIN, signal.SIGTTOU)
 
 
 def main(words: Sequence[str]) -> int:
@@ -37,7 +38,10 @@ def main(words: Sequence[str]) -> int:
         return _fail("no program after --", EXIT_USAGE)
     try:
         if "--parent" in options:
-            pinning.die_with_parent()
+            try:
+                pinning.die_with_parent()
+            except MachineError as error:  # a sandbox: the launcher kills the program, unless it is killed itself
+                print(f"launch run: warning: {error}", file=sys.stderr)
             if os.getppid() != int(options["--parent"]):
                 return _fail("the launcher has exited", EXIT_MACHINE)  # before the death signal was set
         if "--cpus" in options:
@@ -46,7 +50,7 @@ def main(words: Sequence[str]) -> int:
             pinning.bind_memory(options["--memory"], parse_cpu_list(options["--nodes"]))
     except MachineError as error:
         return _fail(str(error), EXIT_MACHINE)
-    for number in IGNORED_BY_PYTHON:
+    for number in IGNORED_BY_LAUNCHER:
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(program[0], program)

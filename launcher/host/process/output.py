@@ -7,6 +7,7 @@ reader blocks only the programs that write. The launcher's own log does not pass
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 from collections.abc import Callable
@@ -17,6 +18,12 @@ import anyio
 import anyio.to_thread
 
 from launcher.errors import UsageError
+
+log = logging.getLogger("launcher.run")
+
+STDERR = 2
+# The reader of a pipe or terminal is gone.
+CLOSED = frozenset({errno.EPIPE, errno.EIO})
 
 LINE_BYTES = 64 * 1024  # a longer line is split, so that a program cannot fill the launcher's memory
 
@@ -53,21 +60,26 @@ class Output:
         self._on_closed = on_closed
         self._lock = anyio.Lock()
         self._closed = False
+        self._full = False
 
     async def write(self, data: bytes) -> None:
-        """Write all of ``data``. When the output is closed, report that once and discard the data."""
+        """Write all of ``data``. When the output is closed, report that once and discard the data. What a full disk
+        does not accept is discarded, too, and logged once."""
         async with self._lock:
             if self._closed or not data:
                 return
             # The thread is abandoned on cancellation: a reader that does not read must not delay the exit.
-            written = await anyio.to_thread.run_sync(_write_all, self._descriptor, data, abandon_on_cancel=True)
-            if not written and not self._closed:
+            error = await anyio.to_thread.run_sync(_write_all, self._descriptor, data, abandon_on_cancel=True)
+            if error is not None and error.errno in CLOSED and not self._closed:
                 self._closed = True
                 self._on_closed()
+            elif error is not None and error.errno not in CLOSED and not self._full:
+                self._full = True
+                _warn_of_loss("standard error" if self._descriptor == STDERR else "standard output", error)
 
 
-def _write_all(descriptor: int, data: bytes) -> bool:
-    """Whether all was written; False when the other end is closed or the terminal is gone."""
+def _write_all(descriptor: int, data: bytes) -> OSError | None:
+    """Write all of the data; returns the error that prevented it, if any."""
     view = memoryview(data)
     while view:
         try:
@@ -75,10 +87,13 @@ def _write_all(descriptor: int, data: bytes) -> bool:
         except BlockingIOError:  # a terminal that another process has made non-blocking
             select.select([], [descriptor], [])
         except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EIO):
-                return False
-            raise
-    return True
+            return error
+    return None
+
+
+def _warn_of_loss(where: str, error: OSError) -> None:
+    message = "output of the programs is lost, because %s cannot be written: %s"
+    log.warning(message, where, error.strerror or error, extra={"event": "output_lost"})
 
 
 class Relay:
@@ -92,6 +107,7 @@ class Relay:
         self._prefix = prefix
         self._outputs = outputs
         self._file = file
+        self._file_full = False
         self._splitters = (LineSplitter(), LineSplitter())
 
     async def feed(self, stream: int, data: bytes) -> None:
@@ -103,8 +119,12 @@ class Relay:
         await self._relay(stream, self._splitters[stream].end(), b"")
 
     async def _relay(self, stream: int, lines: list[bytes], data: bytes) -> None:
-        if self._file is not None:
-            self._file.write(b"".join(lines))  # unbuffered whole lines, because both streams share the file
+        if self._file is not None and lines:
+            # Unbuffered whole lines, because both streams share the file.
+            error = _write_all(self._file.fileno(), b"".join(lines))
+            if error is not None and not self._file_full:
+                self._file_full = True
+                _warn_of_loss(str(self._file.name), error)
         if self._outputs is not None:
             prefix = self._prefix
             shown = data if prefix is None else b"".join(_prefixed(prefix, line) for line in lines)

@@ -139,10 +139,21 @@ def _try_all(tried: Sequence[tuple[InstancePlan, Candidate]], probe_seconds: flo
     for start in range(0, len(tried), PARALLEL_PROBES):
         window = tried[start : start + PARALLEL_PROBES]
         started = [_start(instance, candidate) for instance, candidate in window]
-        for (instance, candidate), probe in zip(window, started, strict=True):
-            error = probe if isinstance(probe, str) else _error_of(instance, candidate, *_finish(probe, probe_seconds))
-            errors.append(error)
+        try:
+            for (instance, candidate), probe in zip(window, started, strict=True):
+                done = probe if isinstance(probe, str) else _finish(probe, probe_seconds)
+                errors.append(done if isinstance(done, str) else _error_of(instance, candidate, *done))
+        finally:
+            _end(started)
     return errors
+
+
+def _end(probes: Sequence[subprocess.Popen[str] | str]) -> None:
+    """Kill the probes that still run: after an error, or after a signal to stop."""
+    for probe in probes:
+        if not isinstance(probe, str) and probe.returncode is None:
+            probe.kill()
+            probe.wait()
 
 
 def _start(instance: InstancePlan, candidate: Candidate) -> subprocess.Popen[str] | str:

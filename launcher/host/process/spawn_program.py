@@ -19,7 +19,6 @@ from typing import IO
 import anyio
 import psutil
 
-from launcher.errors import InstanceError
 from launcher.host.process import exec_bound
 from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import Relay
@@ -29,6 +28,9 @@ from launcher.host.process.spawn_worker import (
     open_reader,
     own_memory_cgroup,
     read_oom_count,
+    signal_group,
+    spawn,
+    start_error,
     wait_exit,
 )
 
@@ -77,8 +79,7 @@ class Program:
     def signal(self, number: int) -> None:
         """Send a signal to the program's process group; does nothing when the program has been reaped."""
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+            signal_group(self.pid, number)
 
     def kill(self) -> None:
         """Send SIGKILL to the program's process group, and do not wait any longer for slow readers of its output."""
@@ -145,16 +146,12 @@ def start_program(launch: ProgramLaunch, relay: Relay) -> Program:
     """
     oom = read_oom_count(own_memory_cgroup())
     try:
-        process = subprocess.Popen(
+        process = spawn(
             (*BINDER, "--parent", str(os.getpid()), "--", *launch.command),
             stdin=None if launch.stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            bufsize=0,
             env=dict(launch.env),
-            close_fds=True,
-            start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        raise InstanceError(f"instance {launch.instance} could not be started: {error}") from error
+        raise start_error(f"instance {launch.instance} could not be started", error) from error
     return Program(launch, process, relay, oom)

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 import anyio
 
-from launcher.errors import InstanceError
+from launcher.errors import InstanceError, ResourceShortageError
 from launcher.host.process.exit_status import describe_status
 from launcher.host.process.output import LineSplitter
+from launcher.pinning import allowed_cpus
 
 log = logging.getLogger("launcher.worker")
 
@@ -31,6 +34,11 @@ READ_BYTES = 65536
 LINE_BYTES = 16384  # a longer line is logged in pieces, so that a worker cannot fill the front's memory
 # After the exit: how long a grandchild that holds the pipe open may delay the report.
 OUTPUT_SECONDS = 0.5
+
+# Errors of a system that lacks something at the moment: descriptors, memory, processes.
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
+# What a sandbox answers to a system call that it does not allow.
+REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,33 +140,65 @@ def start(launch: Launch) -> Worker:
     Blocks for the few milliseconds that the kernel needs. Must be called in a thread that outlives the worker: the
     worker asks for a parent-death signal, and the kernel sends it when the thread that started the worker exits.
     """
-    front_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     oom = read_oom_count(own_memory_cgroup())
-    try:
-        with _masked(launch.mask):
-            process = subprocess.Popen(
-                launch.command,
-                stdin=worker_end.fileno(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                env=dict(launch.env),
-                close_fds=True,
-                start_new_session=True,
-            )
-    except (OSError, ValueError) as error:
-        front_end.close()
-        raise InstanceError(
-            f"instance {launch.instance} could not be started as {launch.command[0]!r}: {error}"
-        ) from error
-    finally:
+    with contextlib.ExitStack() as opened:
+        try:
+            front_end, worker_end = map(opened.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
+            with masked(launch.mask):
+                process = spawn(
+                    launch.command, stdin=worker_end.fileno(), stderr=subprocess.STDOUT, env=dict(launch.env)
+                )
+        except (OSError, ValueError) as error:
+            raise start_error(
+                f"instance {launch.instance} could not be started as {launch.command[0]!r}", error
+            ) from error
         worker_end.close()
+        opened.pop_all()
     front_end.setblocking(False)
     return Worker(launch, process, front_end, oom)
 
 
+def spawn(command: Sequence[str], *, stdin: int | None, stderr: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process in its own session, with standard output as a pipe. Raises ``OSError`` and ``ValueError``.
+
+    Some sandboxes refuse ``setsid``. The process then stays in this session, and `kill_group` kills only itself.
+    """
+
+    def start(*, session: bool) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            bufsize=0,
+            env=env,
+            close_fds=True,
+            start_new_session=session,
+        )
+
+    try:
+        return start(session=True)
+    except OSError as error:
+        # A failed exec names its file.
+        if error.filename is not None or error.errno not in REFUSED:
+            raise
+    _warn_of_shared_session()
+    return start(session=False)
+
+
+@cache
+def _warn_of_shared_session() -> None:
+    log.warning("The system call setsid is refused, so processes are started in the session of the launcher")
+
+
+def start_error(what: str, error: OSError | ValueError) -> InstanceError:
+    """The error of a process that could not be started."""
+    kind = ResourceShortageError if isinstance(error, OSError) and error.errno in SHORTAGES else InstanceError
+    return kind(f"{what}: {error}")
+
+
 @contextlib.contextmanager
-def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
+def masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
     """Give this thread that mask temporarily, because a process inherits the mask of the thread that starts it.
 
     If none of the cpus is allowed any longer, the mask is unchanged, and the command reports the missing cpus.
@@ -166,7 +206,7 @@ def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
     if cpus is None:
         yield
         return
-    own = os.sched_getaffinity(0)
+    own = allowed_cpus()
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, cpus)
     try:
@@ -177,10 +217,28 @@ def _masked(cpus: tuple[int, ...] | None) -> Iterator[None]:
 
 
 def kill_group(pid: int) -> None:
-    """Send SIGKILL to every process of this group; does nothing when there is none."""
-    # An empty group is the goal; a group of another user cannot be the worker's.
+    """Send SIGKILL to every process of the group of the process ``pid``; does nothing when there is none."""
+    signal_group(pid, signal.SIGKILL)
+
+
+def signal_group(pid: int, number: int) -> None:
+    """Send a signal to every process of the group that ``pid`` leads; if it leads none, to it and its descendants."""
+    # An empty group is the goal; a group of another user cannot be that of a child.
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        try:
+            os.killpg(pid, number)
+        except ProcessLookupError:
+            for each in (*_descendants(pid), pid):
+                os.kill(each, number)
+
+
+def _descendants(pid: int) -> list[int]:
+    import psutil  # only where setsid is refused
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 async def open_reader(pipe: IO[bytes]) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:

@@ -19,13 +19,22 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher.core.lifecycle.program import exit_code
+from launcher.errors import MachineError
+from launcher.host.log import write_line
 from launcher.pinning import adopt_orphans
+from launcher.signal_sets import TERMINAL_STOPS, UNUSED_SIGNALS
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# End the run, with a grace period; sent to the programs as they are.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# End the run as well, but mean the launcher or the machine; programs get SIGTERM.
+OWN_STOP_SIGNALS = (signal.SIGPWR, signal.SIGXCPU)
+# Only sent to the programs.
 USER_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+# Have no effect. Ctrl-Z suspends the launcher, as it does every program.
+IGNORED_SIGNALS = tuple(number for number in UNUSED_SIGNALS if number not in (*USER_SIGNALS, signal.SIGTSTP))
 
 
-def not_ignored(numbers: Sequence[signal.Signals]) -> set[signal.Signals]:
+def not_ignored(numbers: Sequence[int]) -> set[int]:
     """The signals that are not ignored; under nohup, SIGHUP is ignored and must remain so."""
     return {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
 
@@ -34,13 +43,21 @@ def fork_subreaper() -> int:
     """Returns only in the child: a descriptor that reads end-of-file when the subreaper is gone.
 
     The parent never returns; it exits with the child's status once the child has exited and no descendant is left. Must
-    be called before any thread exists. Raises ``MachineError`` if orphans cannot be adopted.
+    be called before any thread exists. In a sandbox in which orphans cannot be adopted, daemons of the programs may
+    survive; a warning says so.
     """
-    adopt_orphans()
+    try:
+        adopt_orphans()
+    except MachineError as error:
+        write_line(f"launch: warning: {error}, so what the programs start in the background may outlive them")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     lifeline, write_end = os.pipe()  # not inherited by programs
-    forwarded = not_ignored((*STOP_SIGNALS, *USER_SIGNALS))
+    forwarded = not_ignored((*STOP_SIGNALS, *OWN_STOP_SIGNALS, *USER_SIGNALS))
+    for number in not_ignored(IGNORED_SIGNALS):
+        signal.signal(number, _do_nothing)  # not SIG_IGN, which programs would inherit
+    for number in TERMINAL_STOPS:
+        signal.signal(number, signal.SIG_IGN)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*forwarded, signal.SIGCHLD})
     child = os.fork()
     if child:
@@ -52,14 +69,19 @@ def fork_subreaper() -> int:
         _reap_until_exit(child, forwarded)
     os.setpgid(0, 0)
     os.close(write_end)
-    adopt_orphans()
+    with contextlib.suppress(MachineError):  # reported above
+        adopt_orphans()
     if signal.SIGINT in forwarded:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop installs its handler: no traceback
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return lifeline
 
 
-def _reap_until_exit(child: int, forwarded: set[signal.Signals]) -> NoReturn:
+def _do_nothing(_number: int, _frame: object) -> None:
+    """The handler of signals without effect."""
+
+
+def _reap_until_exit(child: int, forwarded: set[int]) -> NoReturn:
     while True:
         number = signal.sigwait({*forwarded, signal.SIGCHLD})
         if number != signal.SIGCHLD:

@@ -44,7 +44,7 @@ from launcher.core.lifecycle.worker import (
     step,
     timeout_event,
 )
-from launcher.errors import InstanceError
+from launcher.errors import InstanceError, ResourceShortageError
 from launcher.host.process.spawn_worker import Launch, Worker, start
 from launcher.options import SuperviseOptions
 
@@ -91,6 +91,7 @@ class Supervisor:
         self._listener = listener
         self._statuses = {one.instance: WorkerStatus(one.instance, since=time.monotonic()) for one in launches}
         self._workers: dict[int, Worker] = {}
+        self._removing: dict[int, anyio.Event] = {}
         self._inbox: deque[tuple[int, Event, int | None]] = deque()
         self._handling = False
         self._changed = anyio.Event()
@@ -107,7 +108,7 @@ class Supervisor:
             async with anyio.create_task_group() as group:
                 self._group = group
                 try:
-                    for instance, status in self._statuses.items():
+                    for instance, status in list(self._statuses.items()):
                         if TRANSITIONS.accepts(status.state, StartRequested):  # else it was stopped before its start
                             self._post(instance, StartRequested())
                         await anyio.lowlevel.checkpoint()  # a start blocks for milliseconds; other tasks need a turn
@@ -116,6 +117,25 @@ class Supervisor:
                     self.stop_now()
         finally:
             self._group = None
+
+    def add(self, launch: Launch) -> None:
+        """Start another instance and keep it running. Raises ``InstanceError`` if all are being stopped."""
+        if self._stopping or self._group is None:
+            raise InstanceError("the server is shutting down")
+        if launch.instance in self._statuses:
+            raise ValueError(f"there is an instance {launch.instance} already")
+        self._launches[launch.instance] = launch
+        self._statuses[launch.instance] = WorkerStatus(launch.instance, since=time.monotonic())
+        self._post(launch.instance, StartRequested())
+
+    async def remove(self, instance: int, grace: float) -> None:
+        """Stop one instance as `stop` does, and forget it when its worker has exited."""
+        ended = self._removing.setdefault(instance, anyio.Event())
+        self._post(instance, StopRequested(grace))
+        await ended.wait()
+        self._removing.pop(instance, None)
+        self._statuses.pop(instance, None)
+        self._launches.pop(instance, None)
 
     def ready(self, instance: int, pid: int | None = None) -> None:
         """The worker has reported that it is ready. With ``pid``, reports of an earlier worker are ignored."""
@@ -128,6 +148,10 @@ class Supervisor:
     def kill(self, instance: int, reason: str, pid: int | None = None) -> None:
         """Kill a worker that hangs or whose channel is broken; the restart policy decides what follows."""
         self._post(instance, BecameUnhealthy(reason), pid)
+
+    def reconfigure(self, options: SuperviseOptions) -> None:
+        """Use these options for all that follows."""
+        self._options = options
 
     def begin_drain(self) -> None:
         """From now on no worker is started or restarted."""
@@ -177,7 +201,10 @@ class Supervisor:
     async def _watch(self, worker: Worker) -> None:
         # A worker that nobody waits for becomes a zombie, so this is shielded: `run` kills, then this returns.
         with anyio.CancelScope(shield=True):
-            description = await worker.wait()
+            try:
+                description = await worker.wait()
+            except OSError as error:  # its output or its exit cannot be watched; it has been killed and reaped
+                description = f"killed, because it could not be watched: {error}"
         del self._workers[worker.instance]
         self._post(worker.instance, Exited(description), worker.pid)
 
@@ -193,11 +220,17 @@ class Supervisor:
         finally:
             self._handling = False
         self._changed.set()
+        for instance, ended in self._removing.items():
+            if instance not in self._statuses or self._statuses[instance].state in FINAL:
+                ended.set()
         if self._stopping and all(status.state in FINAL for status in self._statuses.values()):
             self._all_stopped.set()
 
     def _handle(self, instance: int, event: Event, pid: int | None) -> None:
-        before = self._statuses[instance]
+        before = self._statuses.get(instance)
+        if before is None:
+            log.debug("ignored %s of an instance that was removed", event, extra={"instance": instance})
+            return
         if pid is not None and before.pid is not None and pid != before.pid:
             log.debug("ignored %s of an earlier worker, pid %d", event, pid, extra={"instance": instance})
             return
@@ -218,8 +251,13 @@ class Supervisor:
         elif isinstance(action, Kill):
             self._workers[instance].kill(action.reason)
         elif isinstance(action, AnnounceRestart):
-            message = "restarts on the same cores in %.1f s (consecutive failure %d)"
-            _log(logging.WARNING, status, "restarting", message, action.delay, action.failures)
+            if status.shortages:
+                _log(
+                    logging.WARNING, status, "restarting", "another attempt to start it follows in %.1f s", action.delay
+                )
+            else:
+                message = "restarts on the same cores in %.1f s (consecutive failure %d)"
+                _log(logging.WARNING, status, "restarting", message, action.delay, action.failures)
             self._listener.restarting(instance, action.delay)
         elif isinstance(action, AnnounceFailure):
             _log(logging.ERROR, status, "failed", "failed and will not be restarted: %s", action.reason)
@@ -230,7 +268,7 @@ class Supervisor:
         try:
             worker = start(self._launches[instance])
         except InstanceError as error:
-            self._inbox.appendleft((instance, SpawnFailed(str(error)), None))
+            self._inbox.appendleft((instance, SpawnFailed(str(error), isinstance(error, ResourceShortageError)), None))
             return
         self._workers[instance] = worker
         # First in the queue: events that arrived meanwhile refer to an instance with this process.
@@ -243,7 +281,8 @@ class Supervisor:
             _log(logging.INFO, after, "started", "started as pid %d", event.pid)
             self._listener.started(after.instance, event.pid, self._workers[after.instance].sock)
         elif isinstance(event, SpawnFailed):
-            _log(logging.ERROR, after, "spawn_failed", "%s", event.reason)
+            level = logging.WARNING if after.shortages else logging.ERROR
+            _log(level, after, "spawn_failed", "%s", event.reason)
         elif isinstance(event, BecameReady):
             _log(logging.INFO, after, "ready", "ready after %.1f s", now - before.since)
         elif isinstance(event, BecameUnhealthy | FailedPermanently) and before.pid is not None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec import structs
+
 from launcher.core.protocol.messages import Setup
 from launcher.options import choices
 from launcher.worker.interfaces import Backend
@@ -20,18 +22,15 @@ def _fake(setup: Setup, threads: int) -> Backend:
     return FakeBackend(setup, threads)
 
 
-def _eager(setup: Setup, threads: int) -> Backend:
-    from launcher.worker.backends.eager import EagerBackend, configure_torch
+def _eager(setup: Setup) -> Backend:
+    from launcher.worker.backends.eager import EagerBackend
 
-    configure_torch(threads)
     return EagerBackend(setup)
 
 
-def _compile(setup: Setup, threads: int) -> Backend:
+def _compile(setup: Setup) -> Backend:
     from launcher.worker.backends.compile import CompileBackend
-    from launcher.worker.backends.eager import configure_torch
 
-    configure_torch(threads)
     return CompileBackend(setup)
 
 
@@ -41,21 +40,17 @@ def _custom(setup: Setup, threads: int) -> Backend:
     return CustomBackend(setup, threads)
 
 
-def _static(setup: Setup, threads: int) -> Backend:
-    from launcher.worker.backends.eager import configure_torch
+def _static(setup: Setup) -> Backend:
+    if setup.model_info.task == "sparse-embed":
+        from launcher.worker.backends.sparse_static import SparseStaticBackend
+
+        return SparseStaticBackend(setup)
     from launcher.worker.backends.static import StaticBackend
 
-    configure_torch(threads)
     return StaticBackend(setup)
 
 
-def _routed(setup: Setup, encoder: Backend) -> Backend:
-    from launcher.worker.backends.routed import RoutedBackend
-
-    return RoutedBackend(setup, encoder)
-
-
-BACKENDS: dict[choices.Backend, Callable[[Setup, int], Backend]] = {"eager": _eager, "compile": _compile, "fake": _fake}
+BACKENDS: dict[choices.Backend, Callable[[Setup], Backend]] = {"eager": _eager, "compile": _compile}
 
 
 def create_backend(setup: Setup, threads: int) -> Backend:
@@ -66,7 +61,24 @@ def create_backend(setup: Setup, threads: int) -> Backend:
     """
     if setup.model_info.task == "custom":
         return _custom(setup, threads)
-    if setup.model_info.static and setup.backend != "fake":
-        return _static(setup, threads)
-    backend = BACKENDS[setup.backend](setup, threads)
-    return backend if setup.model_info.routes is None or setup.backend == "fake" else _routed(setup, backend)
+    if setup.backend == "fake":
+        return _fake(setup, threads)
+    if BACKENDS[setup.backend] in (_eager, _compile) or setup.model_info.static:
+        from launcher.worker.backends.eager import configure_torch
+
+        configure_torch(threads)
+    return with_routes(setup)
+
+
+def with_routes(setup: Setup) -> Backend:
+    """The backend of a model that torch computes, or one that computes both routes of a model with routes."""
+    routes = setup.model_info.routes
+    if routes is None:
+        return _static(setup) if setup.model_info.static else BACKENDS[setup.backend](setup)
+    from launcher.worker.backends.routed import RoutedBackend
+
+    first = structs.replace(setup, model_info=structs.replace(setup.model_info, routes=None))
+    # Static embeddings beside an encoder take no time worth a lower precision.
+    dtype = "fp32" if routes.model_info.static and not first.model_info.static else setup.dtype
+    second = structs.replace(setup, model_info=routes.model_info, dtype=dtype)
+    return RoutedBackend(setup, with_routes(first), with_routes(second))

@@ -39,7 +39,7 @@ class CustomBackend:
         torch.set_num_threads(self._threads)
         torch.set_grad_enabled(False)
         report("load", 0.0, self._place)
-        self._task.load(self._setup.model_info.asked, self._setup.dtype)
+        self._task.load(self._setup.model_info.requested, self._setup.dtype)
         report("load", 1.0, self._place)
         report("check", 0.0, "running two items")
         largest = self._setup.model_info.max_length

@@ -75,12 +75,12 @@ class EagerBackend:
         Raises ``ModelError``.
         """
         model_info, dtype = self._setup.model_info, self._setup.dtype
-        report("load", 0.0, model_info.asked)
+        report("load", 0.0, model_info.requested)
         check_tokenizer(model_info, trust_remote_code=self._setup.trust_remote_code)
         self._model = load_model(self._setup)
         if dtype != "bf16":  # the conversion to bf16 copies them anyway
             copy_from_file_cache(self._model)
-        report("load", 1.0, model_info.asked)
+        report("load", 1.0, model_info.requested)
         report("check", 0.0, "computing reference results in fp32")
         padded = PaddedLayout(self._model, model_info)
         padded.check_head()
@@ -151,7 +151,7 @@ class EagerBackend:
             run_items(self, items, self._setup.model_info)
         except RuntimeError as error:  # operations that torch does not have in bf16, such as Fourier transforms
             raise ModelError(
-                f"{self._setup.model_info.asked} cannot be computed in bf16 ({error}); use --dtype fp32"
+                f"{self._setup.model_info.requested} cannot be computed in bf16 ({error}); use --dtype fp32"
             ) from error
 
     def _quantize(self, items: Sequence[Item]) -> None:
@@ -163,7 +163,7 @@ class EagerBackend:
             reason = f"the model does not support replaced linear layers ({type(error).__name__})"
         if reason:
             raise ModelError(
-                f"{self._setup.model_info.asked} cannot be quantized to int8: {reason}; use --dtype bf16 or fp32"
+                f"{self._setup.model_info.requested} cannot be quantized to int8: {reason}; use --dtype bf16 or fp32"
             )
 
     def optimize(self, run: Callable[[], object], unchanged: Callable[[], bool]) -> tuple[str, ...]:
@@ -201,7 +201,7 @@ def _check_width(reference: Reference, model_info: ModelInfo) -> None:
     width = reference.results.shape[-1]
     if model_info.task == "embed" and width != model_info.result_width:
         raise ModelError(
-            f"{model_info.asked}: embeddings have {width} values, but {model_info.result_width} were expected from "
+            f"{model_info.requested}: embeddings have {width} values, but {model_info.result_width} were expected from "
             "the hidden size in config.json"
         )
 

@@ -34,11 +34,13 @@ class StaticBackend:
         """Load the table of vectors, convert it to the dtype, and check the results. Raises ``ModelError``."""
         model_info, dtype = self._setup.model_info, self._setup.dtype
         if dtype == "int8":
-            raise ModelError(f"{model_info.asked} has no linear layers to quantize to int8; use --dtype bf16 or fp32")
-        report("load", 0.0, model_info.asked)
+            raise ModelError(
+                f"{model_info.requested} has no linear layers to quantize to int8; use --dtype bf16 or fp32"
+            )
+        report("load", 0.0, model_info.requested)
         self._table = fold(read_weights(Path(model_info.folder)))
         self._finish = Finish(model_info)
-        report("load", 1.0, model_info.asked)
+        report("load", 1.0, model_info.requested)
         report("check", 0.0, "computing reference results in fp32")
         reference = Reference.one_by_one(self, model_info, check_items(model_info))
         check_padding(reference, self)

@@ -96,9 +96,31 @@ def test_usable_cpus_are_online_in_the_cpuset_in_the_mask_and_not_isolated() -> 
 
 def test_requested_isolated_cpus_must_be_in_the_cpuset_but_not_in_the_mask() -> None:
     reading = _reading(isolated=(2, 3, 6, 7), cpuset=(0, 1, 2, 4, 6), affinity=(0, 4))
-    machine = build_machine(reading, include_isolated=True)
+    machine = build_machine(reading, isolated="use")
     assert machine.allowed == (0, 2, 4, 6)
     assert [core.cpus for core in machine.cores] == [(0, 4), (2, 6)]
+
+
+def test_a_mask_or_cpuset_of_nothing_but_isolated_cpus_is_used_unless_they_are_to_be_avoided() -> None:
+    by_mask = _reading(isolated=(2, 3, 6, 7), affinity=(2, 3))
+    by_cpuset = _reading(isolated=(2, 3, 6, 7), cpuset=(2, 6))
+    assert [core.cpus for core in build_machine(by_mask).cores] == [(2,), (3,)]
+    assert [core.cpus for core in build_machine(by_cpuset).cores] == [(2, 6)]
+    for reading in (by_mask, by_cpuset):
+        with pytest.raises(MachineError, match="--isolated use"):
+            build_machine(reading, isolated="avoid")
+    mixed = _reading(isolated=(2, 3), affinity=(1, 2, 3))
+    assert [core.cpus for core in build_machine(mixed).cores] == [(1,)]
+
+
+def test_base_clocks_make_kinds_if_the_highest_clocks_are_equal() -> None:
+    base = {cpu: 2_800_000 if cpu < 4 else 2_100_000 for cpu in ALL}
+    equal, favoured = dict.fromkeys(ALL, 4_000_000), {cpu: 4_000_000 + 200_000 * (cpu == 0) for cpu in ALL}
+    slow = frozenset(range(4, 8))
+    assert efficiency_cpus(KindHints(max_khz=equal, base_khz=base), ALL) == slow
+    assert efficiency_cpus(KindHints(base_khz=base), ALL) == slow
+    assert efficiency_cpus(KindHints(max_khz=favoured, base_khz=base), ALL) == frozenset()
+    assert efficiency_cpus(KindHints(max_khz=equal, base_khz=dict.fromkeys(ALL, 2_800_000)), ALL) == frozenset()
 
 
 def test_a_core_keeps_its_allowed_cpus_in_ascending_order() -> None:

@@ -205,8 +205,9 @@ def test_instances_of_a_size_are_spread_over_the_nodes() -> None:
 
 def test_a_size_that_fits_in_no_remaining_node_spans_nodes() -> None:
     plan = plan_of(TWO_SOCKETS, instances=3, cores_per_instance=16)
-    assert cpus(plan) == ["0-15", "24-39", "16-23,40-47"]
-    assert plan.instances[2].memory == "interleave"
+    assert cpus(plan) == ["0-15", "16-23,40-47", "24-39"]
+    assert [one.memory for one in plan.instances] == ["bind", "interleave", "bind"]
+    assert any("spanning sockets" in warning for warning in plan.warnings)
 
 
 def test_the_reference_classes_fit_into_nodes() -> None:
@@ -279,7 +280,8 @@ def test_a_wrong_distance_table_moves_no_memory_off_its_own_node() -> None:
     [
         (Limits(), 40, ["4 instances of 40.0 GiB", "80.0 GiB", "node 0", "64.0 GiB free", "--instances 2"]),
         (Limits(memory_bytes=30 * GIB), 10, ["40.0 GiB", "limit", "30.0 GiB", "--instances 3"]),
-        (Limits(), 70, ["not even one fits", "bf16"]),
+        (Limits(), 70, ["70.0 GiB", "node 0", "--instances 1"]),  # one alone uses the memory of both nodes
+        (Limits(), 140, ["not even one fits", "bf16"]),
     ],
 )
 def test_models_that_cannot_fit_are_refused_with_the_numbers(limits: Limits, each: int, words: list[str]) -> None:
@@ -287,6 +289,61 @@ def test_models_that_cannot_fit_are_refused_with_the_numbers(limits: Limits, eac
     with pytest.raises(MachineError) as caught:
         make_plan(on, PlanRequest(instances=4, instance_bytes=each * GIB))
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def clustered(cores_per_node: int = 13) -> Machine:
+    """Two packages of two nodes each, as with sub-NUMA clustering."""
+    found = machine(((cores_per_node,),) * 4)
+    packages = {core.id: core.node // 2 for core in found.cores if core.node is not None}
+    return dataclasses.replace(
+        found, cores=tuple(dataclasses.replace(core, package=packages[core.id]) for core in found.cores)
+    )
+
+
+def packages_of(on: Machine, plan: Plan) -> list[int]:
+    return [len({on.cores[core].package for core in one.cores}) for one in plan.instances]
+
+
+def test_an_instance_that_fits_into_a_package_does_not_span_two_because_of_its_nodes() -> None:
+    on = clustered()
+    requests: tuple[dict[str, object], ...] = (
+        {"classes": parse_classes("32:8,128:16,max:24"), "length_limit": 512},
+        {"instances": 2, "cores_per_instance": 20},
+        {"instances": 3},
+        {"instances": 2},
+        {"cores_per_instance": 26, "reserve_cores": 0},
+    )
+    for options in requests:
+        plan = plan_of(on, **options)
+        assert packages_of(on, plan) == [1] * len(plan.instances), options
+        assert not any("spanning sockets" in warning for warning in plan.warnings)
+    assert packages_of(on, plan_of(on, instances=1)) == [2]
+
+
+def test_the_class_of_the_longest_texts_gets_the_performance_cores() -> None:
+    on = machine(((16,),), slow=range(8, 16))
+    plan = plan_of(on, classes=parse_classes("32:8,max:6"), length_limit=512, reserve_cores=0)
+    assert cpus(plan) == ["8-15", "0-5"]
+    plan = plan_of(on, classes=parse_classes("32:2,128:4,max:6"), length_limit=512, reserve_cores=0)
+    assert cpus(plan)[2] == "0-5"
+
+
+def test_sizes_are_whole_l3_groups_if_that_leaves_few_cores_idle() -> None:
+    on = machine(((8,) * 6, (8,) * 6))
+    plan = plan_of(on, instances=11, reserve_cores=0)
+    assert [one.threads for one in plan.instances] == [8] * 11
+    plan = plan_of(on, instances=10, reserve_cores=0)  # would leave 16 of 96 idle
+    assert sum(one.threads for one in plan.instances) > 90
+
+
+def test_the_advice_about_memory_counts_by_node_and_works() -> None:
+    on = machine(((2,), (2,), (2,)), memory=[30 * GIB, 10 * GIB, 4 * GIB])
+    with pytest.raises(MachineError, match=r"from node 2.*use --instances 2\b"):
+        make_plan(on, PlanRequest(instances=3, reserve_cores=0, instance_bytes=8 * GIB))
+    assert len(make_plan(on, PlanRequest(instances=2, reserve_cores=0, instance_bytes=8 * GIB)).instances) == 2
+    classes = parse_classes("32:2,64:2,max:2")
+    with pytest.raises(MachineError, match="use fewer instances in --classes"):
+        make_plan(on, PlanRequest(classes=classes, length_limit=512, reserve_cores=0, instance_bytes=8 * GIB))
 
 
 # -- quota ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 from launcher.core.machine.cpuset import parse_cpu_list
 from launcher.core.planning.length_classes import parse_classes
 from launcher.core.planning.plan import Plan, PlanRequest, make_plan
-from launcher.core.report.export import export_plan
+from launcher.core.report.export import ServerFacts, export_plan, export_server
 from launcher.core.report.topology_report import Command
 from launcher.host.machine.sysfs import read_machine
 from launcher.options.choices import ExportTarget
@@ -129,9 +129,72 @@ def test_units_bind_cpus_and_memory_themselves() -> None:
     assert "NUMAPolicy=interleave" in exported(ONE, "systemd")
 
 
+def exported_server(target: ExportTarget, words: tuple[str, ...] = ("/usr/bin/true", *ODD)) -> str:
+    return export_server(FOUR, Command(words, {}), ServerFacts(8000, 600, 35, "user"), target, name="embed")
+
+
+def exported_servers(target: ExportTarget) -> str:
+    commands = [Command(("/usr/bin/true", *ODD), {"OMP_NUM_THREADS": "12"}) for _ in FOUR.instances]
+    return export_plan(
+        FOUR, commands, target, name="embed", servers=[ServerFacts(8000 + one.id, 600, 35) for one in FOUR.instances]
+    )
+
+
+def test_a_unit_of_a_server_waits_for_readiness_and_stops_the_front_alone() -> None:
+    for text in (exported_server("systemd"), exported_servers("systemd")):
+        service = next(unit for name, unit in units(text).items() if name.endswith(".service")).splitlines()
+        for line in ("Type=notify", "WatchdogSec=30", "KillMode=mixed", "ExecReload=/bin/kill -HUP $MAINPID"):
+            assert line in service
+        assert "TimeoutStartSec=630" in service, "at least --start-seconds"
+        assert "TimeoutStopSec=65" in service, "at least --drain-seconds and --stop-seconds"
+        assert not any(line.startswith("MemoryDenyWriteExecute") for line in service), "torch generates code"
+    assert "Type=notify" not in exported(FOUR, "systemd"), "another program need not notify"
+
+
+def test_one_server_binds_its_instances_itself() -> None:
+    text = exported_server("systemd")
+    assert list(units(text)) == ["embed.service"]
+    assert "CPUAffinity" not in text
+    assert "NUMAPolicy" not in text
+    assert "User=user" in text
+    assert "numactl" not in exported_server("shell").replace("needs numactl", "")
+    assert "--cpu-bind=mask_cpu:0xffffffffffff" in exported_server("slurm")
+    assert "--mem-bind" not in exported_server("slurm")
+
+
+def test_compose_publishes_the_port_of_each_server() -> None:
+    yaml = pytest.importorskip("yaml")
+    document = yaml.safe_load(exported_server("compose"))
+    assert list(document) == ["services", "volumes"]
+    service = document["services"]["embed"]
+    assert service["cpuset"] == "0-47"
+    assert service["ports"] == ["8000:8000"]
+    assert service["command"] == ["/usr/bin/true", *(word.replace("$", "$$") for word in ODD)]
+    assert service["stop_grace_period"] == "65s"
+    assert set(service) <= COMPOSE_KEYS
+    assert "/ready" in service["healthcheck"]["test"][-1]
+    assert [name for volume in service["volumes"] for name in [volume.split(":")[0]]] == list(document["volumes"])
+    several = yaml.safe_load(exported_servers("compose"))["services"]
+    assert [service["ports"] for service in several.values()] == [[f"{port}:{port}"] for port in range(8000, 8004)]
+    assert all(set(service) <= COMPOSE_KEYS for service in several.values())
+
+
+# https://github.com/compose-spec/compose-spec/blob/main/schema/compose-spec.json, definitions/service
+COMPOSE_KEYS = {
+    "cap_add", "command", "cpuset", "environment", "healthcheck", "image", "init", "ports", "restart",
+    "stop_grace_period", "volumes",
+}  # fmt: skip
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-def test_systemd_verifies_the_units(tmp_path: Path) -> None:
-    files = units(exported(FOUR, "systemd", ("/bin/echo", *ODD)))
+@pytest.mark.parametrize("kind", ["programs", "servers", "server"])
+def test_systemd_verifies_the_units(kind: str, tmp_path: Path) -> None:
+    texts = {
+        "programs": exported(FOUR, "systemd", ("/bin/echo", *ODD)),
+        "servers": exported_servers("systemd"),
+        "server": exported_server("systemd").replace("User=user", "User=root"),
+    }
+    files = units(texts[kind])
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     done = subprocess.run(

@@ -20,10 +20,18 @@ from launcher.core.planning.binding import Binding, worker_command
 from launcher.core.planning.length_classes import parse_classes
 from launcher.core.planning.plan import Plan, PlanRequest, make_plan
 from launcher.core.planning.worker_env import worker_env
-from launcher.core.report.topology_report import MAX_INSTANCES, Command, PlanReport, report_json, report_text
+from launcher.core.report.topology_report import (
+    MAX_INSTANCES,
+    Command,
+    PlanReport,
+    refused_json,
+    refused_text,
+    report_json,
+    report_text,
+)
 from launcher.errors import MachineError
 from launcher.host.machine.sysfs import read_machine
-from tests.core.by_hand import machine, machines
+from tests.core.by_hand import GIB, machine, machines
 from tests.machines import each_recorded, recorded
 
 TWO_SOCKETS = machine(((24,), (24,)))
@@ -238,3 +246,14 @@ def test_the_report_shows_limits() -> None:
     limits = Limits(cpu_quota=5.5, memory_nodes=(1,), memory_bytes=3 << 30)
     text = text_of(machine(((24,), (24,)), limits=limits), 80).plain
     assert "cpu quota 5.5, memory nodes 1, memory 3.0 GiB" in text
+
+
+def test_the_machine_is_shown_without_a_plan() -> None:
+    on = machine(((2,), (2,)), memory_only=[GIB])
+    text = refused_text(on, 80).plain
+    assert "node 2 (memory only)" in text
+    assert ".." in text
+    assert "instance that uses" not in text
+    document = refused_json(on, "the reason")
+    assert (document["plan"], document["error"]) == (None, "the reason")
+    assert document["machine"] == on.to_json()

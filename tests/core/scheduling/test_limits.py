@@ -8,6 +8,7 @@ from launcher.core.scheduling.scheduler import (
     Action,
     Arrived,
     BatchFailed,
+    InspectWorker,
     InstanceReady,
     InstanceSpec,
     Reject,
@@ -15,6 +16,7 @@ from launcher.core.scheduling.scheduler import (
     Scheduler,
     SchedulerLimits,
     Send,
+    WorkerActivity,
 )
 from tests.scheduling import limits
 
@@ -40,7 +42,9 @@ def test_a_batch_counts_as_a_hang_after_the_factor_and_the_floor() -> None:
         due = max(bounds.hang_seconds, bounds.hang_factor * send.predicted)
         assert scheduler.next_deadline() == due
         assert scheduler.tick(due - 1e-3) == []
-        assert [type(action) for action in scheduler.tick(due)] == [ReplaceWorker]
+        assert [type(action) for action in scheduler.tick(due)] == [InspectWorker]
+        (replace_worker,) = scheduler.handle(WorkerActivity(0, send.batch, "inactive"), due + 1e-3)
+        assert isinstance(replace_worker, ReplaceWorker)
 
 
 def test_bulk_cannot_take_the_share_of_interactive_requests() -> None:

@@ -45,6 +45,48 @@ def _v2(own: str, files: dict[str, str], mounts: str = V2_MOUNT) -> dict[str, st
     }
 
 
+def test_the_cpuset_of_version_1_is_that_of_the_own_group(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "2:cpuset:/job/step",
+        "proc/self/mountinfo": _v1_mount("cpuset"),
+        "sys/fs/cgroup/cpuset/cpuset.cpus": "0-7",
+        "sys/fs/cgroup/cpuset/job/cpuset.cpus": "0",
+        "sys/fs/cgroup/cpuset/job/step/cpuset.cpus": "0-5",
+    }
+    assert read_bounds(_tree(tmp_path / "own", files)).cpuset == tuple(range(6))
+    del files["sys/fs/cgroup/cpuset/job/step/cpuset.cpus"]
+    assert read_bounds(_tree(tmp_path / "above", files)).cpuset == (0,)
+
+
+def test_a_copy_without_a_mount_table_keeps_the_limits_at_their_usual_places(tmp_path: Path) -> None:
+    unified = {
+        "proc/self/cgroup": "0::/pod/box",
+        "sys/fs/cgroup/cgroup.controllers": "cpuset cpu memory",
+        "sys/fs/cgroup/pod/box/cpu.max": "700000 100000",
+        "sys/fs/cgroup/pod/box/cpuset.cpus.effective": "0-23",
+        "sys/fs/cgroup/pod/memory.max": "1000000",
+    }
+    bounds = read_bounds(_tree(tmp_path / "v2", unified))
+    assert (bounds.limits.cpu_quota, bounds.cpuset) == (7.0, tuple(range(24)))
+    assert bounds.limits.memory_bytes == 1_000_000
+    old = {
+        "proc/self/cgroup": "4:memory:/box\n3:cpu,cpuacct:/box\n2:cpuset:/box",
+        "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us": "250000",
+        "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us": "100000",
+        "sys/fs/cgroup/cpuset/box/cpuset.cpus": "2-3",
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "2000000",
+    }
+    bounds = read_bounds(_tree(tmp_path / "v1", old))
+    assert (bounds.limits.cpu_quota, bounds.cpuset) == (2.5, (2, 3))
+    assert bounds.limits.memory_bytes == 2_000_000
+
+
+def test_a_group_without_any_hierarchy_is_reported(tmp_path: Path) -> None:
+    tree = _tree(tmp_path, {"proc/self/cgroup": "0::/pod/box"})
+    assert read_bounds(tree).limits == Limits()
+    assert any("memory limit are unknown: /pod/box" in sentence for sentence in tree.anomalies.sentences())
+
+
 def test_without_cgroup_files_no_limit_is_known(tmp_path: Path) -> None:
     assert read_bounds(Tree(tmp_path)).limits == Limits()
     assert read_throttling(tmp_path) is None

@@ -13,7 +13,8 @@ import pytest
 from launcher.core.machine.topology import Machine, machine_from_json, machine_to_json
 from launcher.errors import UsageError
 from launcher.host.machine import lscpu
-from launcher.host.machine.lscpu import Row, machine_from_lscpu_p, parse_rows
+from launcher.host.machine.lscpu_machine import machine_from_lscpu
+from launcher.host.machine.lscpu_rows import Row, parse_rows
 from launcher.host.machine.sysfs import read_machine
 from tests.machines import build, each_recorded, recorded, regular, truth
 
@@ -49,7 +50,7 @@ def _read(folder: Path) -> Machine:
 
 
 def test_a_plain_file_gives_cores_packages_nodes_and_caches() -> None:
-    machine = machine_from_lscpu_p(PLAIN)
+    machine = machine_from_lscpu(PLAIN)
     assert [(core.cpus, core.package, core.node, core.l3) for core in machine.cores] == [
         ((0, 4), 0, 0, 0),
         ((1, 5), 0, 0, 0),
@@ -65,12 +66,12 @@ def test_a_plain_file_gives_cores_packages_nodes_and_caches() -> None:
 
 
 def test_the_machine_of_a_file_survives_json() -> None:
-    machine = machine_from_lscpu_p(PLAIN)
+    machine = machine_from_lscpu(PLAIN)
     assert machine_from_json(json.loads(json.dumps(machine_to_json(machine)))) == machine
 
 
 def test_offline_cpus_are_present_and_not_used() -> None:
-    machine = machine_from_lscpu_p("# CPU,Core,Socket,Node,Online\n0,0,0,0,Y\n1,,,0,N\n2,1,0,0,Y\n")
+    machine = machine_from_lscpu("# CPU,Core,Socket,Node,Online\n0,0,0,0,Y\n1,,,0,N\n2,1,0,0,Y\n")
     assert machine.present == (0, 1, 2)
     assert machine.online == (0, 2)
     assert [core.cpus for core in machine.cores] == [(0,), (2,)]
@@ -78,7 +79,7 @@ def test_offline_cpus_are_present_and_not_used() -> None:
 
 def test_columns_in_any_order_and_caches_in_one_column_are_parsed() -> None:
     text = "# Socket,CPU,L1d:L1i:L2:L3\n0,0,0:0:0:0\n0,1,0:0:0:0\n0,2,1:1:1:0\n1,3,2:2:2:1\n"
-    machine = machine_from_lscpu_p(text)
+    machine = machine_from_lscpu(text)
     assert [(core.cpus, core.package, core.l3) for core in machine.cores] == [
         ((0, 1), 0, 0),
         ((2,), 0, 0),
@@ -89,11 +90,11 @@ def test_columns_in_any_order_and_caches_in_one_column_are_parsed() -> None:
 
 def test_cores_with_equal_numbers_in_a_package_are_distinguished_by_their_caches() -> None:
     text = "# CPU,Core,Socket,Node,,L1d,L1i,L2,L3\n0,0,0,0,,0,0,0,0\n1,0,0,0,,1,1,1,0\n"
-    assert [core.cpus for core in machine_from_lscpu_p(text).cores] == [(0,), (1,)]
+    assert [core.cpus for core in machine_from_lscpu(text).cores] == [(0,), (1,)]
 
 
 def test_cores_identified_by_number_alone_are_reported_as_uncertain() -> None:
-    machine = machine_from_lscpu_p("# CPU,Core,Socket\n0,0,0\n1,0,0\n2,1,0\n")
+    machine = machine_from_lscpu("# CPU,Core,Socket\n0,0,0\n1,0,0\n2,1,0\n")
     assert [core.cpus for core in machine.cores] == [(0, 1), (2,)]
     assert any("CORE alone" in warning and "cpus 0-1" in warning for warning in machine.warnings)
 
@@ -101,13 +102,13 @@ def test_cores_identified_by_number_alone_are_reported_as_uncertain() -> None:
 @pytest.mark.parametrize("text", ["", "# CPU,Core\n", "\n\n", "# CPU,Core,Socket,Node\n,,,\n"])
 def test_a_file_without_cpus_is_refused_with_the_command_that_makes_one(text: str) -> None:
     with pytest.raises(UsageError, match="lscpu -p > FILE"):
-        machine_from_lscpu_p(text)
+        machine_from_lscpu(text)
 
 
-@pytest.mark.parametrize("text", ['{"cpus": []}', "CPU(s): 8", "# CPU,Core\n0,one", "0,-1", "# CPU,Core\n99999999,0"])
+@pytest.mark.parametrize("text", ['{"cpus": []}', "Memory: 8", "# CPU,Core\n0,one", "0,-1", "# CPU,Core\n99999999,0"])
 def test_a_file_in_another_format_is_refused_with_the_line(text: str) -> None:
     with pytest.raises(UsageError, match="is not a row of `lscpu -p`"):
-        machine_from_lscpu_p(text)
+        machine_from_lscpu(text)
 
 
 def test_the_default_columns_are_assumed_if_no_comment_names_them() -> None:
@@ -126,7 +127,7 @@ def test_the_output_for_a_recorded_machine_gives_its_true_cores(name: str) -> No
     for core in known["kernel_cores"]:
         if len({rows[cpu].cache("l2") for cpu in core}) > 1:
             pytest.skip("lscpu prints different level-2 caches for siblings")
-    machine = machine_from_lscpu_p(result.stdout)
+    machine = machine_from_lscpu(result.stdout)
     if all(row.cache("l2") is not None for row in rows.values()):
         assert [list(core.cpus) for core in machine.cores] == sorted(known["kernel_cores"])
     else:

@@ -23,6 +23,7 @@ from launcher.core.machine.cpuset import parse_cpu_list
 from launcher.core.machine.topology import Core, Machine, machine_from_json, machine_to_json
 from launcher.errors import MachineError, UsageError
 from launcher.host.machine.sysfs import read_machine
+from launcher.options.choices import IsolatedPolicy
 from tests.machines import Described, DescribedCpu, build, each_recorded, recorded, regular, truth
 
 CPU = "sys/devices/system/cpu"
@@ -31,8 +32,8 @@ Groups = list[tuple[int, ...]]
 
 
 @functools.cache
-def _read(name: str, include_isolated: bool = False) -> Machine:
-    return read_machine(recorded(name), include_isolated=include_isolated)
+def _read(name: str, isolated: IsolatedPolicy = "auto") -> Machine:
+    return read_machine(recorded(name), isolated=isolated)
 
 
 def _groups(cores: tuple[Core, ...], what: str) -> dict[int, tuple[int, ...]]:
@@ -56,7 +57,7 @@ def _has_level_3(root: Path) -> bool:
 @each_recorded()
 def test_cores_are_the_usable_ones_reported_by_the_kernel(name: str) -> None:
     known = truth(name)
-    machine = _read(name, include_isolated=True)
+    machine = _read(name, isolated="use")
     allowed = set(known["cpus_allowed"])
     assert [core.cpus for core in machine.cores] == _limited(known["kernel_cores"], allowed)
     assert [core.id for core in machine.cores] == list(range(len(machine.cores)))
@@ -81,7 +82,7 @@ def test_online_allowed_and_isolated_cpus_match_the_ground_truth(name: str) -> N
 @each_recorded()
 def test_packages_and_nodes_are_those_reported_by_the_kernel(name: str) -> None:
     known = truth(name)
-    machine = _read(name, include_isolated=True)
+    machine = _read(name, isolated="use")
     allowed = set(known["cpus_allowed"])
     packages = {
         int(key): tuple(cpu for cpu in cpus if cpu in allowed) for key, cpus in known["kernel_packages"].items()
@@ -99,7 +100,7 @@ def test_packages_and_nodes_are_those_reported_by_the_kernel(name: str) -> None:
 def test_l3_groups_match_the_ground_truth_if_the_kernel_reports_l3_caches(name: str) -> None:
     known = truth(name)
     root = recorded(name)
-    machine = _read(name, include_isolated=True)
+    machine = _read(name, isolated="use")
     # If the kernel shows none, the ground truth may still have the memory-side caches of Xeon Phi.
     stated = [group["cpus"] for group in known["l3_groups"]] if _has_level_3(root) else []
     assert sorted(_groups(machine.cores, "l3").values()) == _limited(stated, set(known["cpus_allowed"]))
@@ -109,7 +110,7 @@ def test_l3_groups_match_the_ground_truth_if_the_kernel_reports_l3_caches(name: 
 def test_kinds_match_the_kernel_or_else_the_ground_truth(name: str) -> None:
     known = truth(name)
     root = recorded(name)
-    machine = _read(name, include_isolated=True)
+    machine = _read(name, isolated="use")
     slow = {core.cpus for core in machine.cores if core.kind == "efficiency"}
     counters = root / "sys/devices/cpu_atom/cpus"
     if counters.exists():
@@ -170,7 +171,7 @@ def test_a_sound_machine_has_no_warnings(name: str) -> None:
 
 def test_isolated_cpus_are_used_only_on_request() -> None:
     root = recorded("nri-server")
-    without, with_them = read_machine(root), read_machine(root, include_isolated=True)
+    without, with_them = read_machine(root), read_machine(root, isolated="use")
     isolated = set(without.isolated)
     assert isolated == {4, 5, 6, 7, 60, 61, 62, 63}
     assert not any(isolated & set(core.cpus) for core in without.cores)
@@ -251,11 +252,12 @@ def test_kinds_come_from_capacity_or_clock_if_the_gap_is_wide(
     assert [core.id for core in machine.cores if core.kind == "efficiency"] == slow
 
 
-def test_a_difference_in_base_clocks_alone_does_not_make_kinds(tmp_path: Path) -> None:
-    files = {f"{CPU}/cpu{cpu}/cpufreq/cpuinfo_max_freq": "3900000" for cpu in range(4)}
+@pytest.mark.parametrize(("favoured", "kinds"), [(3_900_000, "ppee"), (4_300_000, "pppp")])
+def test_base_clocks_make_kinds_only_if_the_highest_clocks_are_equal(tmp_path: Path, favoured: int, kinds: str) -> None:
+    files = {f"{CPU}/cpu{cpu}/cpufreq/cpuinfo_max_freq": str(favoured if cpu == 0 else 3_900_000) for cpu in range(4)}
     files |= {f"{CPU}/cpu{cpu}/cpufreq/base_frequency": str(2_800_000 - 700_000 * (cpu > 1)) for cpu in range(4)}
     machine = read_machine(build(tmp_path, regular(cores=4, threads=1, files=files)))
-    assert {core.kind for core in machine.cores} == {"performance"}
+    assert "".join(core.kind[0] for core in machine.cores) == kinds
 
 
 def test_siblings_of_which_only_one_lists_the_other_are_two_cores_and_reported(tmp_path: Path) -> None:
@@ -356,9 +358,40 @@ def test_a_root_without_a_machine_is_refused_with_the_missing_directory(tmp_path
 
 def test_a_machine_without_usable_cpus_is_refused_with_its_limits(tmp_path: Path) -> None:
     build(tmp_path, regular(cores=2, threads=1, isolated=(0, 1)))
-    with pytest.raises(MachineError, match=r"online 0-1.*isolated 0-1.*include the isolated"):
-        read_machine(tmp_path)
-    assert len(read_machine(tmp_path, include_isolated=True).cores) == 2
+    with pytest.raises(MachineError, match=r"online 0-1.*isolated 0-1.*use the isolated cpus with --isolated use"):
+        read_machine(tmp_path, isolated="avoid")
+    assert len(read_machine(tmp_path).cores) == 2
+    assert len(read_machine(tmp_path, isolated="use").cores) == 2
+
+
+@pytest.mark.parametrize(
+    ("online", "mask", "cores"),
+    [
+        ("0", "5", [(5,)]),  # lxcfs with one cpu
+        ("0-1", "4,6", [(4,), (6,)]),  # renumbered
+        ("0-3", "2-5", [(2,), (3,), (4,), (5,)]),  # overlapping
+        ("0-7", "0-63", [(0, 4), (1, 5), (2, 6), (3, 7)]),  # not contradicted: the mask has cpus that do not exist
+    ],
+)
+def test_the_affinity_mask_wins_over_a_virtual_list_of_online_cpus(
+    tmp_path: Path, online: str, mask: str, cores: list[tuple[int, ...]]
+) -> None:
+    build(tmp_path, regular(cores=4, threads=2))
+    (tmp_path / CPU / "online").write_text(online)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text(f"Cpus_allowed_list:\t{mask}\n")
+    machine = read_machine(tmp_path)
+    assert sorted(cpu for core in machine.cores for cpu in core.cpus) == sorted(cpu for core in cores for cpu in core)
+    assert any("lxcfs" in warning for warning in machine.warnings) == (online != "0-7")
+
+
+def test_an_offline_cpu_of_the_mask_stays_offline(tmp_path: Path) -> None:
+    build(tmp_path, regular(cores=4, threads=1))
+    (tmp_path / CPU / "online").write_text("0-2")
+    (tmp_path / CPU / "cpu3/online").write_text("0")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("Cpus_allowed_list:\t0-3\n")
+    assert read_machine(tmp_path).online == (0, 1, 2)
 
 
 def test_links_out_of_the_root_are_not_followed(tmp_path: Path) -> None:
@@ -415,7 +448,9 @@ def test_if_sys_is_hidden_each_cpu_of_the_mask_is_a_core() -> None:
     if result.returncode and "Traceback" not in result.stderr:
         pytest.skip(f"/sys cannot be hidden here: {result.stderr.strip()}")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"{len(os.sched_getaffinity(0))} () ('cpus known only from the affinity mask")
+    assert result.stdout.startswith(f"{len(os.sched_getaffinity(0))} () (")
+    assert "cpus known only from the affinity mask" in result.stdout
+    assert "so its cpu quota, cpuset and memory limit are unknown" in result.stdout
 
 
 def _read_in_child(before: str) -> Machine:

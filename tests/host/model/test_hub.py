@@ -40,11 +40,11 @@ FILES = {
     "model.safetensors": save({"a": np.zeros((50, 8), np.float32)}),
     "modules.json": json.dumps(
         [
-            {"path": "", "type": "sentence_transformers.models.Transformer"},
-            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
         ]
     ).encode(),
-    "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
+    "1_Pooling/config.json": b'{"word_embedding_dimension": 8, "pooling_mode_cls_token": true}',
     "pytorch_model.bin": b"not wanted",
     "onnx/model.onnx": b"not wanted",
     "README.md": b"not wanted",

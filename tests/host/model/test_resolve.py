@@ -98,7 +98,7 @@ def change_config(folder: Path, **changes: object) -> None:
 def test_the_demo_is_all_minilm_with_its_pooling_limit_and_size() -> None:
     model_info = resolve(ModelOptions())
 
-    assert (model_info.name, model_info.asked, model_info.task, model_info.shape) == ("demo", "demo", "embed", None)
+    assert (model_info.name, model_info.requested, model_info.task, model_info.shape) == ("demo", "demo", "embed", None)
     assert (model_info.hidden_size, model_info.layers, model_info.vocab_size, model_info.max_length) == (
         384,
         6,
@@ -175,7 +175,7 @@ def test_neither_torch_nor_transformers_is_imported_to_resolve_a_model() -> None
 def test_a_plain_encoder_uses_mean_pooling_with_a_note(folder) -> None:
     model_info = model_info_of(folder)
 
-    assert (model_info.name, model_info.asked, model_info.folder) == ("my-model", str(folder), str(folder))
+    assert (model_info.name, model_info.requested, model_info.folder) == ("my-model", str(folder), str(folder))
     assert (model_info.task, model_info.architecture, model_info.pooling, model_info.normalize) == (
         "embed",
         "BertModel",
@@ -200,7 +200,7 @@ def test_a_plain_encoder_uses_mean_pooling_with_a_note(folder) -> None:
 )
 def test_pooling_follows_the_sentence_transformers_files(folder, config, pooling) -> None:
     write_json(folder / "modules.json", [TRANSFORMER, POOLING])
-    write_json(folder / "1_Pooling/config.json", config)
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": 8, **config})
 
     model_info = model_info_of(folder)
 
@@ -209,7 +209,7 @@ def test_pooling_follows_the_sentence_transformers_files(folder, config, pooling
 
 def test_sentence_transformers_files_set_normalization_limit_and_prompts(folder) -> None:
     write_json(folder / "modules.json", [TRANSFORMER, POOLING, NORMALIZE])
-    write_json(folder / "1_Pooling/config.json", {"pooling_mode_cls_token": True})
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": 8, "pooling_mode_cls_token": True})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "document": ""}})
 
@@ -226,7 +226,7 @@ def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
         (folder / name).rename(inner / name)
     write_json(folder / "modules.json", [{**TRANSFORMER, "path": "0_Transformer"}, POOLING])
-    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean"})
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": 8, "pooling_mode": "mean"})
 
     model_info = model_info_of(folder)
 
@@ -244,14 +244,17 @@ def test_an_encoder_in_a_subfolder_is_found(folder) -> None:
 )
 def test_unsupported_sentence_transformers_modules_are_refused(folder, modules, pooling, words) -> None:
     write_json(folder / "modules.json", modules)
-    write_json(folder / "1_Pooling/config.json", pooling)
+    write_json(folder / "1_Pooling/config.json", pooling and {"word_embedding_dimension": 8, **pooling})
 
     assert words in refusal(folder)
 
 
 def test_pooling_that_leaves_prompts_out_is_known(folder) -> None:
     write_json(folder / "modules.json", [TRANSFORMER, POOLING])
-    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False})
+    write_json(
+        folder / "1_Pooling/config.json",
+        {"word_embedding_dimension": 8, "pooling_mode": "mean", "include_prompt": False},
+    )
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "find: "}})
 
     assert not model_info_of(folder).include_prompt
@@ -468,7 +471,7 @@ def test_a_model_with_another_head_becomes_an_embedder_only_on_request(folder, n
 def test_the_head_of_a_model_of_sentence_transformers_is_ignored_as_in_its_library(folder, name) -> None:
     change_config(folder, architectures=[name])
     write_json(folder / "modules.json", [TRANSFORMER, POOLING])
-    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "cls"})
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": 8, "pooling_mode": "cls"})
 
     model_info = model_info_of(folder)
 

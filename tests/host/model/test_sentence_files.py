@@ -119,8 +119,6 @@ def test_modules_that_the_library_cannot_run_are_refused(folder, modules, words)
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("Router", "modules of their own for queries and documents"),
-        ("Asym", "modules of their own for queries and documents"),
         ("WordEmbeddings", "its tokenizer is not supported"),
         ("BoW", "bags of words"),
         ("CNN", "convolutions"),
@@ -188,7 +186,7 @@ def test_a_dense_module_that_cannot_be_applied_is_refused(folder, changes, words
 
 def test_a_module_that_does_not_fit_the_vectors_before_it_is_refused(folder) -> None:
     add_dense(folder)
-    write_json(folder / "1_Pooling/config.json", {"pooling_mode": ["mean", "cls"]})
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": 8, "pooling_mode": ["mean", "cls"]})
 
     with pytest.raises(UsageError, match=r"2_Dense/config\.json sets in_features to 8, but its input has 16 values"):
         resolve(ModelOptions(model=str(folder)))
@@ -224,7 +222,7 @@ def test_embedding_without_a_pooling_module_is_refused_as_the_library_has_no_res
     ],
 )
 def test_other_pooling_configs_are_refused(folder, config, words) -> None:
-    write_json(folder / "1_Pooling/config.json", config)
+    write_json(folder / "1_Pooling/config.json", config and {"word_embedding_dimension": 8, **config})
 
     assert f"1_Pooling/config.json {words}" in refusal(folder)
 
@@ -246,7 +244,7 @@ def test_the_stated_dimension_must_be_that_of_the_encoder(folder, key) -> None:
     ],
 )
 def test_several_modes_are_in_the_order_of_the_library(folder, config, modes) -> None:
-    write_json(folder / "1_Pooling/config.json", config)
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": 8, **config})
 
     model_info = resolve(ModelOptions(model=str(folder)))
 
@@ -254,7 +252,7 @@ def test_several_modes_are_in_the_order_of_the_library(folder, config, modes) ->
 
 
 def test_an_unknown_key_of_the_pooling_is_refused(folder) -> None:
-    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "mean", "layers": 3})
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": 8, "pooling_mode": "mean", "layers": 3})
 
     assert "1_Pooling/config.json sets layers to 3" in refusal(folder)
 
@@ -266,7 +264,10 @@ def test_without_any_flag_the_pooling_is_the_mean(folder) -> None:
 
 
 def test_a_named_mode_replaces_the_flags(folder) -> None:
-    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "cls", "pooling_mode_mean_tokens": True})
+    write_json(
+        folder / "1_Pooling/config.json",
+        {"word_embedding_dimension": 8, "pooling_mode": "cls", "pooling_mode_mean_tokens": True},
+    )
 
     assert resolve(ModelOptions(model=str(folder))).pooling == "cls"
 
@@ -468,3 +469,67 @@ def test_static_embeddings_with_a_tokenizer_that_truncates_on_the_left_are_refus
     tokenizer.save(str(path))
 
     assert "truncates texts on the left" in static_refusal(static_folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("config_sentence_transformers.json", {"__version__": None}, "sets __version__ to None"),
+        ("config_sentence_transformers.json", {"__version__": 5}, "sets __version__ to 5"),
+        (
+            "config_sentence_transformers.json",
+            {"__version__": {"sentence_transformers": None}},
+            "sets __version__.sentence_transformers to None",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"__version__": {"sentence_transformers": "new"}},
+            "sets __version__.sentence_transformers to 'new'",
+        ),
+        ("sentence_bert_config.json", {"transformer_task": None}, "sets transformer_task to None"),
+        ("sentence_bert_config.json", {"modality_config": None}, "sets modality_config to None"),
+        ("sentence_bert_config.json", {"modality_config": {}}, "sets modality_config to {}"),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}},
+            "sets modality_config and has no module_output_name",
+        ),
+        ("sentence_bert_config.json", {"more": None}, "sets more to None"),
+        ("1_Pooling/config.json", {"pooling_mode": "mean"}, "has no embedding_dimension"),
+        ("1_Pooling/config.json", {"word_embedding_dimension": None, "pooling_mode": "mean"}, "has no embedding_dim"),
+        ("1_Pooling/config.json", {"embedding_dimension": "8", "pooling_mode": "mean"}, "sets the embedding_dimension"),
+    ],
+    ids=str,
+)
+def test_a_file_that_the_library_cannot_load_is_refused(folder, file: str, changes, words: str) -> None:
+    write_json(folder / file, changes)
+
+    assert f"{file} {words}" in refusal(folder)
+
+
+@pytest.mark.parametrize("version", ["2.2.2", "5.4.0.dev0", "4.0.0rc1", "3.1.0+cpu", "v3"])
+def test_the_versions_of_packages_are_accepted(folder, version: str) -> None:
+    write_json(folder / "config_sentence_transformers.json", {"__version__": {"sentence_transformers": version}})
+
+    assert resolve(ModelOptions(model=str(folder))).task == "embed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": None}, "sets name of a module to None"),
+        ({"name": 1}, "sets name of a module to 1"),
+        ({"name": "a.b"}, "sets name of a module to 'a.b'"),
+        ({"path": None}, "sets path of the module '1' to None"),
+        ({"path": 3}, "sets path of the module '1' to 3"),
+    ],
+    ids=str,
+)
+def test_a_module_without_a_name_or_a_path_is_refused(folder, changes, words: str) -> None:
+    write_json(folder / "modules.json", [MODULES[0], MODULES[1] | changes])
+    assert f"modules.json {words}" in refusal(folder)
+
+    write_json(
+        folder / "modules.json", [MODULES[0], {key: MODULES[1][key] for key in MODULES[1] if key not in changes}]
+    )
+    assert "must be a text" in refusal(folder)

@@ -70,14 +70,14 @@ class Front:
 
     async def until(self, *beginning: object, times: int = 1) -> tuple[object, ...]:
         """The last event with this beginning, once it has occurred ``times`` times."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while len(self.told(*beginning)) < times:
                 await self._news.wait()
         return self.told(*beginning)[-1]
 
     async def warm(self, instance: int = 0) -> int:
         """Wait until the current worker of the instance reports that it is ready; its pid."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while instance not in self.channels:
                 await self._news.wait()
             await anyio.wait_readable(self.channels[instance])
@@ -150,7 +150,7 @@ async def test_all_instances_start_and_stop_when_told_to() -> None:
         pids = [await front.warm(instance) for instance in range(3)]
         assert len(set(pids)) == 3
         front.tell_all_to_stop()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await front.supervisor.stop(grace=5)
         assert [front.state(instance) for instance in range(3)] == ["stopped"] * 3
         assert {event[2] for event in front.told("exited")} == {"exit status 0"}
@@ -329,7 +329,7 @@ async def test_while_draining_nothing_is_restarted_and_back_off_ends() -> None:
         os.kill(serving, signal.SIGKILL)
         await front.until("exited", 1)
         assert front.state(1) == "stopped"
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await front.supervisor.stop(grace=HOLD)
         assert len(front.told("started")) == 2
 
@@ -338,7 +338,7 @@ async def test_a_stop_before_the_start_starts_nothing() -> None:
     front = Front()
     front.supervisor = Supervisor([python(GOOD)], QUICK, front)
     front.supervisor.stop_now()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await front.supervisor.run()
         await front.supervisor.stop(grace=1)
     assert front.story == []

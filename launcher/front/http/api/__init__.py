@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from launcher.front.http.api import openai, operations, predict
+from launcher.front.http.api import admin, openai, operations, predict
 from launcher.front.http.route import ApiFamily
 from launcher.front.http.services import Services
 
 FamilyFactory = Callable[[Services], ApiFamily]
 
-FAMILIES: Sequence[FamilyFactory] = (openai.family, predict.family, operations.family)
+FAMILIES: Sequence[FamilyFactory] = (openai.family, predict.family, operations.family, admin.family)

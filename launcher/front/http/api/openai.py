@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from launcher.core.protocol.model_info import ModelInfo
+from launcher.core.tasks import routes
 from launcher.errors import RequestError
 from launcher.front.http.error_response import DEFAULT_ERRORS
 from launcher.front.http.inference_route import (
@@ -19,9 +20,10 @@ from launcher.front.http.inference_route import (
     InferenceContext,
     InferenceHandler,
     InferenceRoute,
-    chosen_prompt,
+    routed_prompt,
 )
 from launcher.front.http.inputs import Inputs, Prompt, PromptName, Truncate
+from launcher.front.http.inputs import Route as RouteName
 from launcher.front.http.json_results import Usage, truncate_dimensions, usage, vector_json
 from launcher.front.http.route import ApiFamily, ResponseSpec, Route
 from launcher.front.http.services import Services
@@ -34,7 +36,7 @@ _MODEL_NOT_FOUND = {404: "This model is not served here."}
 
 
 class EmbeddingsRequest(Struct, frozen=True):
-    """Body of ``POST /v1/embeddings``: OpenAI's, extended by ``truncate`` and the prompt."""
+    """Body of ``POST /v1/embeddings``: OpenAI's, extended by ``truncate``, the prompt and the route."""
 
     input: Inputs
     model: Annotated[str | None, Meta(description="The name of the served model; may be omitted.")] = None
@@ -50,6 +52,7 @@ class EmbeddingsRequest(Struct, frozen=True):
     truncate: Truncate = False
     prompt_name: PromptName = None
     prompt: Prompt = None
+    route: RouteName = None
 
 
 class Embedding(Struct, frozen=True):
@@ -115,9 +118,9 @@ class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
         """See the base class."""
         return body.input, body.truncate
 
-    def prompt(self, body: EmbeddingsRequest) -> str | None:
+    def prompt(self, body: EmbeddingsRequest) -> routes.Prompt | None:
         """See the base class."""
-        return chosen_prompt(self._model_info, body.prompt, body.prompt_name)
+        return routed_prompt(self._model_info, body.route, body.prompt, body.prompt_name)
 
     def postprocess(self, body: EmbeddingsRequest, results: Vectors) -> Vectors:
         """See the base class."""
@@ -142,7 +145,7 @@ class EmbeddingsHandler(InferenceHandler[EmbeddingsRequest]):
 
 def check_model(asked: str | None, model_info: ModelInfo) -> None:
     """Raise ``RequestError`` unless the request names the served model, or none."""
-    if asked is None or asked in (model_info.name, model_info.asked):
+    if asked is None or asked in (model_info.name, model_info.requested):
         return
     raise RequestError(
         f"the model {asked[:200]!r} is not served here; this server has {model_info.name!r}",

@@ -1,14 +1,15 @@
 """The routes for operators: health, readiness, metrics and documentation.
 
-None of them waits for a worker.
+Only ``/ready?deep=1`` waits for workers, for a bounded time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -26,13 +27,18 @@ class Health(Struct, frozen=True):
 
 
 class Readiness(Struct, frozen=True):
-    """Response of ``GET /ready``: whether requests are answered, and the state of each instance."""
+    """Response of ``GET /ready``: whether requests are answered, and the state of each instance.
+
+    ``computes`` tells for each instance whether it has just computed; only with ``deep=1``.
+    """
 
     ready: bool
     instances: dict[str, Any]
+    computes: Mapping[str, bool] | UnsetType = UNSET
 
 
 _HEALTH = _encode(Health())
+DEEP = ("1", "true")
 
 
 class Operations:
@@ -47,10 +53,13 @@ class Operations:
 
     async def ready(self, request: Request) -> Response:
         """Whether requests are answered, and the state of each instance."""
-        ready = self._services.is_ready()
+        computes: Mapping[str, bool] | UnsetType = UNSET
+        if request.query_params.get("deep") in DEEP:
+            computes = await self._services.probe()
+        ready = self._services.is_ready() and (not isinstance(computes, Mapping) or any(computes.values()))
         states = {str(id): state for id, state in self._services.states().items()}
         headers = {} if ready else {"retry-after": "1"}
-        return Response(_encode(Readiness(ready, states)), 200 if ready else 503, headers, "application/json")
+        return Response(_encode(Readiness(ready, states, computes)), 200 if ready else 503, headers, "application/json")
 
     async def info(self, request: Request) -> Response:
         """Plan, model and what was verified."""
@@ -92,7 +101,7 @@ def family(services: Services) -> ApiFamily:
             ),
             Route(
                 path="/ready",
-                summary="Whether requests are answered",
+                summary="Whether requests are answered; with the query deep=1, after a sample batch on each instance",
                 handler=operations.ready,
                 responses={200: ResponseSpec("They are.", Readiness), 503: not_ready},
             ),

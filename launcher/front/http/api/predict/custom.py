@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
 from launcher.front.custom_items import CustomItems
 from launcher.front.dispatcher import Outcome
 from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
-from launcher.front.http.disconnect import Client
-from launcher.front.http.inference_route import RESULTS_PER_TURN, Tokenize
+from launcher.front.http.inference_route import RESULTS_PER_TURN, InferenceContext, Tokenize
 from launcher.front.http.inputs import too_many_inputs
 from launcher.front.http.json_results import Usage
-from launcher.front.http.large_body_decoder import INLINE_BYTES
 from launcher.front.tokenizer import Tokenized
 
 
@@ -42,22 +38,15 @@ class CustomResponse(Struct, frozen=True):
 
 
 class CustomHandler(TaskHandler[CustomRequest]):
-    """Runs the class on the items."""
+    """Runs the class on the items, and limits the size of the results."""
+
+    def __init__(self, context: InferenceContext) -> None:
+        super().__init__(context)
+        self._max_rows = self._options.result_bytes  # a row is a byte
 
     def inputs(self, body: CustomRequest) -> tuple[Any, bool]:
         """See the base class; nothing is truncated."""
         return body.inputs, False
-
-    async def _decode(self, raw: bytes, client: Client, priority: Priority) -> tuple[CustomRequest, Sequence[str]]:
-        if len(raw) <= INLINE_BYTES:
-            return self._decoder.decode(raw)
-        self._dispatcher.check_admission(1, ahead=self._tokenizer.pending, priority=priority)
-
-        async def decode() -> tuple[CustomRequest, Sequence[str]]:
-            # The items stay raw, so this holds the interpreter lock for 2 ns per byte.
-            return await client.wait(self._tokenizer.in_thread(1, self._decoder.decode, raw))
-
-        return await (self._one_at_a_time(decode) if priority == "bulk" else decode())
 
     def prepare(self, body: CustomRequest) -> tuple[int, Tokenize]:
         """See the base class."""
@@ -71,6 +60,14 @@ class CustomHandler(TaskHandler[CustomRequest]):
 
     async def encode_outcome(self, body: CustomRequest, outcome: Outcome, tokenized: Tokenized) -> list[bytes]:
         """See the base class: the workers' JSON, as it is."""
+        if (size := sum(outcome.rows)) > self._options.result_bytes:
+            raise RequestError(
+                f"the results have {size} bytes together, the limit is {self._options.result_bytes} per request "
+                "(--max-result-bytes); send several requests, or have the class return less",
+                status=413,
+                code="too_many_results",
+                param="inputs",
+            )
         everything = outcome.results.tobytes()
         parts: list[bytes] = []
         for index, (start, end) in enumerate(pairwise(accumulate(outcome.rows, initial=0))):

@@ -6,9 +6,10 @@ from typing import Literal
 
 from msgspec import Struct
 
+from launcher.core.tasks import routes
 from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute
-from launcher.front.http.inference_route import chosen_prompt
-from launcher.front.http.inputs import Inputs, Prompt, PromptName, Truncate
+from launcher.front.http.inference_route import routed_prompt
+from launcher.front.http.inputs import Inputs, Prompt, PromptName, Route, Truncate
 from launcher.front.http.json_results import Usage, vector_json
 from launcher.front.request_results import Vectors
 
@@ -20,6 +21,7 @@ class EmbedRequest(Struct, frozen=True):
     truncate: Truncate = False
     prompt_name: PromptName = None
     prompt: Prompt = None
+    route: Route = None
 
 
 class EmbedResponse(Struct, frozen=True):
@@ -34,9 +36,9 @@ class EmbedResponse(Struct, frozen=True):
 class EmbedHandler(TaskHandler[EmbedRequest]):
     """Embeds the inputs."""
 
-    def prompt(self, body: EmbedRequest) -> str | None:
+    def prompt(self, body: EmbedRequest) -> routes.Prompt | None:
         """See the base class."""
-        return chosen_prompt(self._model_info, body.prompt, body.prompt_name)
+        return routed_prompt(self._model_info, body.route, body.prompt, body.prompt_name)
 
     def encode_results(self, body: EmbedRequest, results: Vectors, first: int) -> list[bytes]:
         """See the base class."""

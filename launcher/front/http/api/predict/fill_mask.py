@@ -7,12 +7,10 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from launcher.core.protocol.task_settings import MAX_TOP_K
-from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Outcome
 from launcher.front.http.api.predict.task_route import TaskHandler, TaskRoute, encode_json
-from launcher.front.http.disconnect import Client
-from launcher.front.http.inference_route import InferenceContext
+from launcher.front.http.inference_route import Caller, InferenceContext
 from launcher.front.http.inputs import Inputs, Truncate
 from launcher.front.http.json_results import Usage
 from launcher.front.input_names import InputNames
@@ -62,10 +60,8 @@ class FillMaskHandler(TaskHandler[FillMaskRequest]):
                 param="targets",
             )
 
-    async def _tokenize(
-        self, body: FillMaskRequest, client: Client, priority: Priority, deadline: float | None
-    ) -> Tokenized:
-        tokenized = await super()._tokenize(body, client, priority, deadline)
+    async def _tokenize(self, body: FillMaskRequest, caller: Caller) -> Tokenized:
+        tokenized = await super()._tokenize(body, caller)
         names = InputNames("inputs", lone=len(tokenized.items) == 1)
         masks = [self._filler.count(ids, names, index) for index, ids in enumerate(tokenized.items)]
         texts = sum(masks) * body.top_k

@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 
 from launcher.core.protocol.model_info import FLOAT32_BYTES
-from launcher.core.scheduling.events import Priority
 from launcher.errors import RequestError
 from launcher.front.dispatcher import Outcome
 from launcher.front.http.api.predict.task_route import TaskHandler
 from launcher.front.http.body_decoder import Body
-from launcher.front.http.disconnect import Client
-from launcher.front.http.inference_route import InferenceContext
+from launcher.front.http.inference_route import Caller, InferenceContext
 from launcher.front.request_results import Vectors, split_rows
 from launcher.front.tokenizer import Tokenized
 
@@ -38,8 +36,8 @@ class ItemRowsHandler(TaskHandler[Body]):
         """Some consecutive rows of one input as a JSON list."""
         raise NotImplementedError
 
-    async def _tokenize(self, body: Body, client: Client, priority: Priority, deadline: float | None) -> Tokenized:
-        tokenized = await super()._tokenize(body, client, priority, deadline)
+    async def _tokenize(self, body: Body, caller: Caller) -> Tokenized:
+        tokenized = await super()._tokenize(body, caller)
         if self._model_info.rows == "token" and tokenized.tokens > self._limit:
             raise self._too_many(f"{self.inputs_field!r} have {tokenized.tokens} tokens together", "too_many_tokens")
         return tokenized

@@ -6,10 +6,10 @@ from typing import Literal
 
 from msgspec import Struct
 
-from launcher.core.tasks.routes import RoutedPrompt
+from launcher.core.tasks import routes
 from launcher.front.http.api.predict.item_rows import ItemRowsHandler
 from launcher.front.http.api.predict.task_route import TaskRoute
-from launcher.front.http.inference_route import chosen_prompt, chosen_route
+from launcher.front.http.inference_route import routed_prompt
 from launcher.front.http.inputs import Inputs, Prompt, PromptName, Route, Truncate
 from launcher.front.http.json_results import Usage
 from launcher.front.request_results import Vectors
@@ -42,11 +42,9 @@ class SparseEmbedHandler(ItemRowsHandler[SparseEmbedRequest]):
     # About 3 ms: each row becomes an object.
     values_per_turn = 5_000
 
-    def prompt(self, body: SparseEmbedRequest) -> str | RoutedPrompt | None:
+    def prompt(self, body: SparseEmbedRequest) -> routes.Prompt | None:
         """See the base class."""
-        if body.route is not None or self._model_info.routes is not None:
-            return chosen_route(self._model_info, body.route, body.prompt, body.prompt_name)
-        return chosen_prompt(self._model_info, body.prompt, body.prompt_name)
+        return routed_prompt(self._model_info, body.route, body.prompt, body.prompt_name)
 
     def encode_rows(self, rows: Vectors) -> bytes:
         """See the base class."""
