@@ -394,6 +394,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self._in_head:
             self._forget_request()
+        if self._half_closed is not None:
+            self._half_closed.restart()
         if self._pending or self._half_closed is not None:
             self._parse_pending()
         else:
