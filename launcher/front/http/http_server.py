@@ -20,7 +20,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from launcher.front.http.closing import Entrance, is_readable
-from launcher.front.http.connection import LimitedHttpProtocol
+from launcher.front.http.connection import HeldBytes, LimitedHttpProtocol
 from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
 
@@ -96,7 +96,8 @@ class HttpServer:
         self.refused = 0
         self._max_connections = max_connections
         self._lingering: set[RefusedConnection] = set()
-        self._make_connection = partial(LimitedHttpProtocol, options=options)
+        self._held_bytes = HeldBytes()
+        self._make_connection = partial(LimitedHttpProtocol, options=options, held_bytes=self._held_bytes)
         protocol: Any = self._accepted
         config = uvicorn.Config(
             app,
@@ -146,7 +147,7 @@ class HttpServer:
 
     def reconfigure(self, options: FrontOptions) -> None:
         """Use these limits for connections that are accepted from now on."""
-        self._make_connection = partial(LimitedHttpProtocol, options=options)
+        self._make_connection = partial(LimitedHttpProtocol, options=options, held_bytes=self._held_bytes)
 
     async def stop(self, seconds: float) -> None:
         """Answer those who have connected, stop accepting connections, close idle ones, and wait until all requests are
