@@ -19,13 +19,8 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-<<<<<<< HEAD
 from launcher.front.http.closing import Entrance, is_readable
-from launcher.front.http.connection import LimitedHttpProtocol
-=======
-from launcher.front.http.closing import is_readable, refuse_new_connections
 from launcher.front.http.connection import HeldBytes, LimitedHttpProtocol
->>>>>>> edge
 from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
 
@@ -152,11 +147,7 @@ class HttpServer:
 
     def reconfigure(self, options: FrontOptions) -> None:
         """Use these limits for connections that are accepted from now on."""
-<<<<<<< HEAD
-        self._make_connection = partial(LimitedHttpProtocol, options=options)
-=======
         self._make_connection = partial(LimitedHttpProtocol, options=options, held_bytes=self._held_bytes)
->>>>>>> edge
 
     async def stop(self, seconds: float) -> None:
         """Answer those who have connected, stop accepting connections, close idle ones, and wait until all requests are
