@@ -34,7 +34,7 @@ from launcher.options.option import options_of
 from launcher.options.values import convert
 from launcher.prepare.claims import Holder, Prepare, prepare_and_claim
 from launcher.prepare.prepared_instances import Prepared
-from launcher.prepare.workers import prepare_workers
+from launcher.prepare.workers import AUTO, prepare_workers
 
 log = logging.getLogger("launcher.serve")
 
@@ -79,6 +79,8 @@ class EngineActions:
         # The machine as it is now, if it has changed since the plan was made; and why the plan is not as asked for.
         self.machine: Machine | None = None
         self.degraded: tuple[str, ...] = ()
+        # A plan without --classes auto drops them; another one with it needs them again.
+        self._lengths = engine.configuration.options.machine.lengths
         self._claim = claim or CoreClaim()
         self._running: asyncio.Task[ChangeResult] | None = None
 
@@ -112,6 +114,10 @@ class EngineActions:
         """The change in progress, or else the last one."""
         return self._report()
 
+    def clear_quarantine(self) -> int:
+        """Accept quarantined inputs again; returns their number."""
+        return self._engine.clear_quarantine()
+
     async def configuration(
         self, given: Mapping[str, object], base: MachineOptions | None = None
     ) -> tuple[Configuration, Held]:
@@ -120,7 +126,7 @@ class EngineActions:
 
         It is for ``machine``, by default the one that the present plan was made for."""
         now = self._engine.configuration
-        wanted = replace(now.options, machine=_changed(base or now.options.machine, given))
+        wanted = replace(now.options, machine=self._changed(base or now.options.machine, given))
         return await anyio.to_thread.run_sync(self._prepare, wanted, self.machine or now.prepared.machine)
 
     def _prepare(self, options: ServeOptions, machine: Machine) -> tuple[Configuration, Held]:
@@ -130,6 +136,14 @@ class EngineActions:
         with masked(self.mask):
             prepared, held = self._claim.prepare(options.machine, prepare)
         return configure(options, prepared), held
+
+    def _changed(self, now: MachineOptions, given: Mapping[str, object]) -> MachineOptions:
+        """The options with the given ones changed. Raises ``UsageError``."""
+        known = {option.name: option for option in options_of(MachineOptions)}
+        inherited: dict[str, Any] = dict.fromkeys(_INSTANCES) if any(name in given for name in _INSTANCES) else {}
+        values = {name: convert(known[name], value, name) for name, value in given.items()}
+        changed = replace(now, **{**inherited, **values})
+        return replace(changed, lengths=self._lengths if changed.classes == AUTO else None)
 
     async def _run(self, change: Coroutine[Any, Any, ChangeResult], wait: bool) -> Mapping[str, Any]:
         task = asyncio.create_task(change, name="launcher change")
@@ -151,14 +165,6 @@ class EngineActions:
         return {**change, "degraded": self.degraded}
 
 
-def _changed(now: MachineOptions, given: Mapping[str, object]) -> MachineOptions:
-    """The options with the given ones changed. Raises ``UsageError``."""
-    known = {option.name: option for option in options_of(MachineOptions)}
-    inherited = dict.fromkeys(_INSTANCES) if any(name in given for name in _INSTANCES) else {}
-    values = {name: convert(known[name], value, name) for name, value in given.items()}
-    return replace(now, **{**inherited, **values})
-
-
 @dataclass(frozen=True, slots=True)
 class AdminParts:
     """Who may use the administration over TCP, and its Unix socket, if there is one."""
@@ -175,8 +181,9 @@ class AdminServer:
         self._path = None if opened is None else opened.path
         if opened is not None and services.administration is not None:
             trusted = replace(services.administration, access=AdminAccess(trusted=True))
-            app = create_app(replace(services, administration=trusted), (admin.family, operations.family))
-            self._http = HttpServer(app, opened.sock, services.options)
+            options = replace(services.options, cors_origin=())
+            own = replace(services, administration=trusted, api_keys=None, options=options)
+            self._http = HttpServer(create_app(own, (admin.family, operations.family)), opened.sock, options)
 
     async def run(self) -> None:
         """Serve; returns after ``stop``."""
