@@ -618,6 +618,11 @@ class InferenceEngine:
         """The setup message of workers."""
         return self._configuration.setup
 
+    @property
+    def changing(self) -> bool:
+        """Whether a change is in progress."""
+        return self._changing
+
     def change_status(self) -> dict[str, Any] | None:
         """The change in progress, or else the last one; None if there was none."""
         if self._changing and self._change is None:

@@ -38,7 +38,10 @@ class InterferenceWatch:
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
-            await self._look()
+            try:
+                await self._look()
+            except Exception as error:  # such as a lack of threads: the server must go on
+                log.debug("the load of other programs could not be measured: %s", error)
             await anyio.sleep(STEP_SECONDS)
 
     async def _look(self) -> None:

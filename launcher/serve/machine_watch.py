@@ -23,6 +23,7 @@ from launcher.core.machine.changes import (
     Capacity,
     ChangeDetector,
     FrontMasks,
+    Seen,
     Usage,
     affinity_limit,
     capacity_of,
@@ -78,6 +79,7 @@ class MachineWatch:
         self._front_was: tuple[int, ...] | None = None
         self._first = True
         self._replanning = False
+        self._last_failure = ""
         self._last_change: dict[str, Any] | None = None
         # The options as the operator has set them, and those of the plan that was made instead.
         self._asked: MachineOptions | None = None
@@ -112,10 +114,18 @@ class MachineWatch:
         try:
             async with anyio.create_task_group() as group:
                 while not self._engine.draining:
-                    await self._look(group)
+                    try:
+                        await self._look(group)
+                    except Exception as error:  # such as a lack of threads: the server must go on
+                        self._log_failure(error)
                     await anyio.sleep(SECONDS)
         finally:
             self._thread.shutdown(wait=False)
+
+    def _log_failure(self, error: Exception) -> None:
+        level = logging.DEBUG if str(error) == self._last_failure else logging.WARNING
+        self._last_failure = str(error)
+        log.log(level, "The machine could not be watched for a moment: %s", error, extra={"event": "warning"})
 
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
@@ -131,14 +141,14 @@ class MachineWatch:
             self._report(now, reading)
         if self._refusal and self._engine.configuration.options.machine is not self._instead:
             self._refusal = self._actions.degraded = ()  # an administrator has asked for another plan
-        if seen.replan and self.options.on_machine_change == "replan":
-            if not self._replanning and not self._engine.draining:
+        if self.options.on_machine_change == "report":
+            await self._only_report(now, seen)
+        elif seen.replan:
+            if not (self._replanning or self._engine.changing or self._engine.draining):
                 self._replanning = True
                 group.start_soon(self._replan, now)
         elif seen.report and now == self._detector.planned:
             self._actions.degraded = self._refusal
-        if seen.report and self.options.on_machine_change == "report":
-            await self._only_report(now)
 
     def _update_limit(self, reading: Reading) -> bool:
         """Returns whether the front has been moved, though not to restrict it."""
@@ -201,20 +211,21 @@ class MachineWatch:
         self._actions.machine, self._actions.mask = machine, machine.allowed
         return machine
 
-    async def _only_report(self, now: Capacity) -> None:
+    async def _only_report(self, now: Capacity, seen: Seen) -> None:
         """Leave the plan as it is. Plans that an administrator asks for are for the machine as it is now."""
-        self._actions.degraded = shortfalls(self._usage(), now)
-        try:
+        if seen.report or seen.replan:
+            self._actions.degraded = shortfalls(self._usage(), now)
+        if seen.report:
             await self._read_machine(now)
-        except LauncherError as error:
-            self._actions.degraded += (str(error),)
 
     async def _replan(self, now: Capacity) -> None:
         try:
             problem = await self._try_replan(now)
         except ChangeInProgressError:
             return  # the next reading tries again
-        except LauncherError as error:
+        except Exception as error:  # of the plan, or a lack of threads or descriptors: the server must go on
+            if not isinstance(error, LauncherError):
+                log.exception("another plan could not be made", extra={"event": "warning"})
             problem = str(error)
         finally:
             self._replanning = False

@@ -57,7 +57,7 @@ def loaded(launch: Launch, *arguments: str, group: Group | None = None) -> Itera
     words = ("taskset", "-c", f"{FIRST},{SECOND}") if group is None else ()
     with launch(*PLAIN, *CHANGING, *arguments, prefix=(*prefix, *words)) as server:
         server.wait_serving()
-        with Load(server) as load:
+        with Load(server, 0.02) as load:
             load.wait_answers(CONNECTIONS)
             yield server, load
             load.wait_answers(2 * CONNECTIONS)
