@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -49,14 +49,17 @@ from launcher.serve.process_setup import FrontBinding
 
 log = logging.getLogger("launcher.serve")
 
-# Two readings must agree, so that a change is noticed within twice this time.
-SECONDS = 1.0
+# Between two readings; the second, which must agree with the first, follows soon after a difference.
+SECONDS = 2.0
+AGREE_SECONDS = 0.25
 # After an attempt that failed.
 RETRY_SECONDS = 60.0
 # Between two lines of the log about moved threads of the same process.
 REPEAT_SECONDS = 60.0
 
 Result = TypeVar("Result")
+# Id, process and planned cpus of instances.
+Bindings = Sequence[tuple[int, int, tuple[int, ...]]]
 
 
 class MachineWatch:
@@ -118,7 +121,7 @@ class MachineWatch:
                         await self._look(group)
                     except Exception as error:  # such as a lack of threads: the server must go on
                         self._log_failure(error)
-                    await anyio.sleep(SECONDS)
+                    await anyio.sleep(SECONDS if self._detector.settled else AGREE_SECONDS)
         finally:
             self._thread.shutdown(wait=False)
 
@@ -131,9 +134,9 @@ class MachineWatch:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     async def _look(self, group: TaskGroup) -> None:
-        reading = await self._in_thread(self._reader.read)
-        moved_front = self._update_limit(reading)
-        await self._bind_again(reading, moved_front)
+        bindings = self._engine.bindings()
+        reading, moved = await self._in_thread(lambda: self._read(bindings))
+        self._report_moved(moved)
         now = self._capacity(reading)
         at = time.monotonic()
         seen = self._detector.observe(now, at)
@@ -285,18 +288,19 @@ class MachineWatch:
 
     # ------------------------------------------------------------ moved threads
 
-    async def _bind_again(self, reading: Reading, moved_front: bool) -> None:
-        """Bind the threads of workers, and of the front, that are not where they were bound."""
-        targets = [(f"instance {id}", pid, cpus) for id, pid, cpus in self._engine.bindings()]
-        if moved_front and self._front.bound is not None:
+    def _read(self, bindings: Bindings) -> tuple[Reading, list[tuple[str, int, Moved]]]:
+        """Read, and bind the threads of workers, and of the front, that are not where they were bound. In the thread
+        of the watch, while its task waits."""
+        reading = self._reader.read()
+        targets = [(f"instance {id}", pid, cpus) for id, pid, cpus in bindings]
+        if self._update_limit(reading) and self._front.bound is not None:
             targets.append(("the front", os.getpid(), self._front.bound))
+        found = ((name, pid, bind_again(pid, cpus, reading.allowed)) for name, pid, cpus in targets)
+        return reading, [(name, pid, moved) for name, pid, moved in found if moved is not None]
 
-        def bind() -> list[tuple[str, int, Moved]]:
-            found = ((name, pid, bind_again(pid, cpus, reading.allowed)) for name, pid, cpus in targets)
-            return [(name, pid, moved) for name, pid, moved in found if moved is not None]
-
+    def _report_moved(self, found: Sequence[tuple[str, int, Moved]]) -> None:
         at = time.monotonic()
-        for name, pid, moved in await self._in_thread(bind):
+        for name, pid, moved in found:
             if moved.problem is None:
                 self._engine.metrics.rebound_threads.add(moved.threads)
             if at >= self._quiet_until.get(pid, 0.0):

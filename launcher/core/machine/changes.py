@@ -125,12 +125,14 @@ class ChangeDetector:
     def __init__(self, planned: Capacity) -> None:
         self.planned = planned
         self.reported = planned
+        # Whether the last two readings agree.
+        self.settled = True
         self._last: Capacity | None = None
         self._not_before = float("-inf")
 
     def observe(self, now: Capacity, at: float) -> Seen:
         """A reading at the time ``at``, in seconds of any clock that never goes back."""
-        settled = now == self._last
+        self.settled = settled = now == self._last
         self._last = now
         report = settled and now != self.reported
         if report:
