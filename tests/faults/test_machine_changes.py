@@ -91,52 +91,69 @@ def metric(server: Running, name: str) -> float:
     return float(found[1])
 
 
-@two_cpus
-def test_mode_41_42_68_cpuset_masks_quota_and_memory_limit_change_under_load(launch: Launch, group: Group) -> None:
+@pytest.fixture(scope="module")
+def two_instances(launch: Launch, group: Group) -> Iterator[tuple[Running, Load]]:
+    """One server for several changes, because each start takes seconds; each test may be the first."""
     with loaded(launch, "--instances", "2", group=group) as (server, load):
-        threads_are_bound_again(server)
+        yield server, load
 
-        group.set("cpuset.cpus", str(SECOND))
-        changed = server.wait_for("machine_changed")
-        assert f"cpus {FIRST}-{SECOND} -> {SECOND}" in changed["message"]
-        assert f"the plan uses cpus {FIRST}, which are no longer available" in changed["message"]
-        server.wait_for("machine_replanned")
-        assert cpus_of(server) == [[SECOND]]
-        machine = server.info()["machine"]
-        assert (machine["state"], machine["cpus"]) == ("degraded", str(SECOND))
-        assert "--instances 2" in machine["degraded"][0]
-        assert "degraded: the options do not fit" in ctl(server, "status").stdout
-        assert metric(server, "launcher_plan_degraded") == 1
-        assert metric(server, 'launcher_machine_changes_total{part="cpus"}') == 1
-        load.wait_answers(CONNECTIONS)
 
-        group.set("cpuset.cpus", f"{FIRST},{SECOND}")
-        os.sched_setaffinity(server.process.pid, {FIRST})  # the mask of the front is a limit of the server, too
-        server.wait_for("machine_replanned")
-        assert cpus_of(server) == [[FIRST]]
-        load.wait_answers(CONNECTIONS)
+@two_cpus
+def test_mode_41_the_cpuset_and_the_affinity_mask_change_under_load(
+    two_instances: tuple[Running, Load], group: Group
+) -> None:
+    server, load = two_instances
+    threads_are_bound_again(server)
 
-        os.sched_setaffinity(server.process.pid, {FIRST, SECOND})
-        server.wait_for("machine_replanned")
-        assert sorted(cpus_of(server)) == [[FIRST], [SECOND]]
-        assert server.info()["machine"]["state"] == "planned"
-        assert metric(server, "launcher_plan_degraded") == 0
-        are_bound(server)
+    group.set("cpuset.cpus", str(SECOND))
+    changed = server.wait_for("machine_changed")
+    assert f"cpus {FIRST}-{SECOND} -> {SECOND}" in changed["message"]
+    assert f"the plan uses cpus {FIRST}, which are no longer available" in changed["message"]
+    server.wait_for("machine_replanned")
+    assert cpus_of(server) == [[SECOND]]
+    machine = server.info()["machine"]
+    assert (machine["state"], machine["cpus"]) == ("degraded", str(SECOND))
+    assert "--instances 2" in machine["degraded"][0]
+    assert "degraded: the options do not fit" in ctl(server, "status").stdout
+    assert metric(server, "launcher_plan_degraded") == 1
+    assert metric(server, 'launcher_machine_changes_total{part="cpus"}') == 1
+    load.wait_answers(CONNECTIONS)
 
-        group.quota(1.5)  # one whole cpu
-        changed = server.wait_for("machine_changed")
-        assert "cpu quota none -> 1.5 cpus" in changed["message"]
-        assert "the plan uses 2 cpus, and the cpu quota allows 1.5" in changed["message"]
-        server.wait_for("machine_replanned")
-        assert len(cpus_of(server)) == 1
-        load.wait_answers(CONNECTIONS)
+    group.set("cpuset.cpus", f"{FIRST},{SECOND}")
+    os.sched_setaffinity(server.process.pid, {FIRST})  # the mask of the front is a limit of the server, too
+    server.wait_for("machine_replanned")
+    assert cpus_of(server) == [[FIRST]]
+    load.wait_answers(CONNECTIONS)
 
-        group.set("cpu.cfs_quota_us", "-1")
-        group.set("memory.limit_in_bytes", str(900 << 20))
-        assert "memory limit none -> 0.88 GiB" in server.wait_for("machine_changed")["message"]
-        server.wait_for("machine_replanned")  # cores for two instances, but memory for one
-        assert cpus_of(server) == [[FIRST, SECOND]]
-        assert server.info()["machine"]["state"] == "degraded"
+    os.sched_setaffinity(server.process.pid, {FIRST, SECOND})
+    server.wait_for("machine_replanned")
+    assert sorted(cpus_of(server)) == [[FIRST], [SECOND]]
+    assert server.info()["machine"]["state"] == "planned"
+    assert metric(server, "launcher_plan_degraded") == 0
+    are_bound(server)
+
+
+@two_cpus
+def test_mode_42_the_cpu_quota_changes_under_load(two_instances: tuple[Running, Load], group: Group) -> None:
+    server, load = two_instances
+    group.quota(1.5)  # one whole cpu
+    changed = server.wait_for("machine_changed")
+    assert "cpu quota none -> 1.5 cpus" in changed["message"]
+    assert "the plan uses 2 cpus, and the cpu quota allows 1.5" in changed["message"]
+    server.wait_for("machine_replanned")
+    assert len(cpus_of(server)) == 1
+    load.wait_answers(CONNECTIONS)
+
+
+@two_cpus
+def test_mode_68_the_memory_limit_changes_under_load(two_instances: tuple[Running, Load], group: Group) -> None:
+    server, _ = two_instances
+    group.set("cpu.cfs_quota_us", "-1")
+    group.set("memory.limit_in_bytes", str(900 << 20))
+    assert "memory limit none -> 0.88 GiB" in server.wait_for("machine_changed")["message"]
+    server.wait_for("machine_replanned")  # cores for two instances, but memory for one
+    assert cpus_of(server) == [[FIRST, SECOND]]
+    assert server.info()["machine"]["state"] == "degraded"
 
 
 def threads_are_bound_again(server: Running) -> None:
@@ -158,7 +175,7 @@ def are_bound(server: Running) -> None:
 
 
 @two_cpus
-def test_mode_46_68_a_server_that_only_reports_keeps_its_plan_and_names_others_on_its_cores(
+def test_mode_46_a_server_that_only_reports_keeps_its_plan_and_names_others_on_its_cores(
     launch: Launch, group: Group
 ) -> None:
     reporting = ("--instances", "2", "--on-machine-change", "report")

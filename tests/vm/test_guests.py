@@ -114,7 +114,7 @@ def test_an_inner_cgroup_is_limited_by_the_outer_one_and_the_lower_quota_applies
     assert len(report["plan"]["instances"]) == 2
 
 
-def test_mode_68_changes_under_a_running_process_are_read_whatever_it_is_bound_to(guests: Guests) -> None:
+def test_mode_43_an_offline_cpu_and_new_limits_are_read_by_a_running_process(guests: Guests) -> None:
     """Version 2: the limits of both groups, and a cpu that goes offline while a cpuset has it."""
     found = guests["two-sockets"].step("resized")
     assert found["code"] == 0
