@@ -27,6 +27,8 @@ from launcher.options.env_prefixes import API_KEY_VARIABLE
 ADMIN_PREFIX = "/admin/"
 # What load balancers and orchestrators call; they have no key.
 OPEN_PATHS = frozenset({"/health", "/health/", "/ready", "/ready/"})
+# These routes need a key of their own (`admin_access`).
+ADMIN_PREFIX = "/admin/"
 # The headers of a key besides ``Authorization``, and the APIs whose clients send them.
 KEY_HEADERS = {"x-api-key": "Anthropic and many gateways", "api-key": "Azure OpenAI"}
 MAX_FILE_BYTES = 1024 * 1024
@@ -155,7 +157,7 @@ class RefusalContext:
 class RequireApiKey:
     """An ASGI application that passes requests with a valid key to ``app`` and answers all others with 401.
 
-    ``/health`` and ``/ready`` need no key, and routes under ``/admin`` need the admin key instead. On success,
+    ``/health`` and ``/ready`` need no key, the routes under ``/admin/`` another one. On success,
     ``scope["state"]["client"]`` is ``key:NAME``.
     """
 

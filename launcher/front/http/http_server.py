@@ -19,8 +19,8 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-from launcher.front.http.closing import is_readable, refuse_new_connections
-from launcher.front.http.connection import LimitedHttpProtocol
+from launcher.front.http.closing import Entrance, is_readable
+from launcher.front.http.connection import HeldBytes, LimitedHttpProtocol
 from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
 
@@ -96,7 +96,8 @@ class HttpServer:
         self.refused = 0
         self._max_connections = max_connections
         self._lingering: set[RefusedConnection] = set()
-        self._make_connection = partial(LimitedHttpProtocol, options=options)
+        self._held_bytes = HeldBytes()
+        self._make_connection = partial(LimitedHttpProtocol, options=options, held_bytes=self._held_bytes)
         protocol: Any = self._accepted
         config = uvicorn.Config(
             app,
@@ -116,6 +117,7 @@ class HttpServer:
         self._server = _Server(config)
         self._server.tls, self._server.handshake_seconds = tls, min(options.request_seconds, HANDSHAKE_SECONDS)
         self._sock = sock
+        self._entrance = Entrance(sock)
         self._stopped: anyio.Event | None = None
 
     @property
@@ -145,7 +147,7 @@ class HttpServer:
 
     def reconfigure(self, options: FrontOptions) -> None:
         """Use these limits for connections that are accepted from now on."""
-        self._make_connection = partial(LimitedHttpProtocol, options=options)
+        self._make_connection = partial(LimitedHttpProtocol, options=options, held_bytes=self._held_bytes)
 
     async def stop(self, seconds: float) -> None:
         """Answer those who have connected, stop accepting connections, close idle ones, and wait until all requests are
@@ -157,7 +159,7 @@ class HttpServer:
             self._sock.close()
             return
         if self.serving:
-            refuse_new_connections(self._sock)
+            self._entrance.close()
             with anyio.move_on_after(min(seconds, FIRST_REQUEST_SECONDS)):
                 await self._quiet()
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # typed as whole seconds
