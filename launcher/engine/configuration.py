@@ -10,6 +10,8 @@ from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.core.scheduling.scheduler import InstanceSpec
 from launcher.engine.costs import Costs
+from launcher.engine.load_proofs import LoadProofs
+from launcher.engine.load_times import LoadTimes
 from launcher.host.process.spawn_worker import Launch
 from launcher.options import ServeOptions
 from launcher.prepare.cost_basis import cost_key_base
@@ -29,6 +31,8 @@ class Configuration:
     model_info: ModelInfo
     setup: Setup
     costs: Costs
+    proofs: LoadProofs
+    load_times: LoadTimes
     environment: Mapping[str, str]
 
     def launch(self, one: PreparedInstance, mask: tuple[int, ...] | None) -> Launch:
@@ -40,9 +44,11 @@ def configure(options: ServeOptions, prepared: Prepared) -> Configuration:
     """The configuration for a preparation with a model, with the environment of this process."""
     model_info = prepared.model_info
     assert model_info is not None, "an engine is prepared with its model"
-    costs = Costs(cost_key_base(options, prepared.machine, model_info), fresh=options.model.measure)
+    key_base = cost_key_base(options, prepared.machine, model_info)
+    costs = Costs(key_base, fresh=options.model.measure)
     setup = setup_of(options, prepared.machine, model_info)
-    return Configuration(options, prepared, model_info, setup, costs, dict(os.environ))
+    proofs, load_times = LoadProofs(key_base), LoadTimes(key_base)
+    return Configuration(options, prepared, model_info, setup, costs, proofs, load_times, dict(os.environ))
 
 
 def spec_of(one: PreparedInstance) -> InstanceSpec:

@@ -39,7 +39,7 @@ from launcher.front.input_reader import InputReader
 from launcher.front.metrics import FrontMetrics
 from launcher.front.quarantine import Quarantine
 from launcher.front.tokenizer import FrontTokenizer
-from launcher.host.process.activity import watch_activity
+from launcher.host.process.activity import Activity, watch_activity
 from launcher.host.process.supervisor import Supervisor
 from launcher.host.process.verify_binding import verify
 from launcher.options import ServeOptions, SuperviseOptions
@@ -271,6 +271,24 @@ class InferenceEngine:
         view = self._views[instance]
         view.pid, view.ready, view.stage, view.verification = pid, None, "starting", None
         self._start(self._attach, instance, sock)
+        self._start(self._watch_loading, instance, pid)
+
+    async def _watch_loading(self, instance: int, pid: int) -> None:
+        """Replace a worker that takes far longer to load the model than others did, if it does nothing."""
+        began, view = self.dispatcher.now(), self._views.get(instance)
+        if view is None:  # removed meanwhile
+            return
+        load_times = view.configuration.load_times
+        while (seconds := load_times.inspect_after()) is not None:
+            await anyio.sleep(seconds)
+            if view.pid != pid or view.ready is not None:
+                return
+            state = await _activity(pid)
+            if state in ("stopped", "inactive") and view.pid == pid and view.ready is None:
+                taken = self.dispatcher.now() - began
+                reason = f"not ready after {taken:.1f} s, which is far longer than usual, and the worker is {state}"
+                self._supervisor.kill(instance, reason, pid)
+                return
 
     async def _attach(self, instance: int, sock: socket.socket) -> None:
         view = self._views.get(instance)
@@ -278,7 +296,9 @@ class InferenceEngine:
             sock.close()
             return
         try:
-            setup = view.configuration.costs.with_measurements(view.configuration.setup, view.prepared.plan)
+            configuration, plan = view.configuration, view.prepared.plan
+            setup = configuration.costs.with_measurements(configuration.setup, plan)
+            setup = configuration.proofs.with_proof(setup, plan)
             await self.dispatcher.attach(instance, sock, setup, standby=view.role == "standby")
         except OSError as error:
             self._supervisor.kill(instance, f"its channel could not be opened: {error}")
@@ -286,6 +306,8 @@ class InferenceEngine:
     def exited(self, instance: int, pid: int, description: str) -> None:
         """The worker process has exited; its channel informs the dispatcher."""
         view = self._views[instance]
+        if view.stage is not None:  # it was not ready
+            view.configuration.proofs.forget(view.prepared.plan)
         view.pid, view.ready, view.stage = None, None, None
         view.failures += 1
         if view.role != "standby" or view.failures >= START_ATTEMPTS:
@@ -349,6 +371,8 @@ class InferenceEngine:
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
+        view.configuration.proofs.save(view.prepared.plan, message)
+        view.configuration.load_times.save(message)
         view.drift = view.configuration.costs.save_measurements(view.prepared.plan, message)
         if self.scheduler.knows(instance):
             self.scheduler.set_initial_drift(instance, view.drift)
@@ -362,7 +386,7 @@ class InferenceEngine:
         self._check_settled()
 
     def _notify_ready(self) -> None:
-        if self.is_ready() and all(view.ready for view in self._views.values() if view.role == "serving"):
+        if not self._draining and all(view.ready for view in self._views.values() if view.role == "serving"):
             self._observer.all_ready()
 
     async def _verify(self, instance: int, message: Ready) -> None:
@@ -410,11 +434,11 @@ class InferenceEngine:
 
     def overdue(self, instance: int, batch: int) -> None:
         """The worker is far later than predicted: look at its process."""
-        if (pid := self._views[instance].pid) is not None:
-            self._start(self._inspect, instance, pid, batch)
+        if (view := self._views.get(instance)) is not None and view.pid is not None:
+            self._start(self._inspect, instance, view.pid, batch)
 
     async def _inspect(self, instance: int, pid: int, batch: int) -> None:
-        state = await anyio.to_thread.run_sync(watch_activity, pid)
+        state = await _activity(pid)
         view = self._views.get(instance)
         if state is None or view is None or view.pid != pid:
             return
@@ -698,6 +722,13 @@ class InferenceEngine:
             "quarantine": self.dispatcher.quarantine.report(self.dispatcher.now()),
             "warnings": list(self.prepared.warnings),
         }
+
+
+async def _activity(pid: int) -> Activity | None:
+    try:
+        return await anyio.to_thread.run_sync(watch_activity, pid)
+    except (OSError, RuntimeError):  # no descriptor or no thread is left, which is not the worker's fault
+        return "active"
 
 
 def _places(prepared: Prepared) -> list[tuple[Any, ...]]:

@@ -14,7 +14,9 @@ from typing import cast
 from launcher.core.protocol.frames import Buffer, FrameError, encode, to_front_decoder
 from launcher.core.protocol.messages import ToFront, ToWorker
 
+# How the reason of a loss begins if the process has ended; how it ended says more.
 CLOSED = "the worker closed its connection"
+FAILED = "the connection to the worker failed"
 
 
 class Channel(asyncio.Protocol):
@@ -91,7 +93,7 @@ class Channel(asyncio.Protocol):
 
     def _describe_end(self, exc: Exception | None) -> str:
         if exc is not None:
-            return f"the connection to the worker failed: {exc}"
+            return f"{FAILED}: {exc}"
         if self._decoder.pending:
-            return f"the worker closed its connection after {self._decoder.pending} bytes of a message"
+            return f"{CLOSED} after {self._decoder.pending} bytes of a message"
         return CLOSED

@@ -371,7 +371,8 @@ class Dispatcher:
                 failed.append(request_id)
                 self._close(request_id)
                 if not request.future.done():
-                    request.future.set_exception(RequestError(refusal, status=500, code="instance_failed"))
+                    said = f"instance {worker.instance} was lost while computing an input; {refusal}"
+                    request.future.set_exception(RequestError(said, status=500, code="instance_failed"))
         return tuple(failed)
 
     def _by_item(self, rows: Vectors, sent: _Sent, done: Done) -> Iterable[Vectors]:

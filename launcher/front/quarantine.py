@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.front.channel import CLOSED
+from launcher.front.channel import CLOSED, FAILED
 from launcher.front.item_details import Tokens
 
 # Workers that an input may cost.
@@ -91,7 +91,7 @@ class Quarantine:
         """How the worker of an instance, which was lost with its batch at ``at`` or later, has ended; ignored if the
         reason of its loss is known."""
         for entry in self._entries.values():
-            if entry.instance == instance and entry.at >= at and entry.reason == CLOSED:
+            if entry.instance == instance and entry.at >= at and entry.reason.startswith((CLOSED, FAILED)):
                 entry.reason = reason
 
     def clear_computed(self, items: Sequence[Tokens]) -> None:

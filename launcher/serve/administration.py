@@ -107,6 +107,10 @@ class EngineActions:
         """The change in progress, or else the last one."""
         return self._engine.change_status()
 
+    def clear_quarantine(self) -> int:
+        """Accept quarantined inputs again; returns their number."""
+        return self._engine.clear_quarantine()
+
     async def configuration(
         self, given: Mapping[str, object], machine: Machine | None = None
     ) -> tuple[Configuration, Held]:

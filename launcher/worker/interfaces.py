@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from launcher.core.protocol.load_proof import LoadProof
 from launcher.core.protocol.messages import LoadStage
 
 ReportProgress = Callable[[LoadStage, float, str], None]
@@ -93,8 +94,8 @@ class ItemBatch:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """The facts known once the model is in memory. ``accuracy``, ``notes`` and ``packed`` are those of
-    ``messages.Ready``.
+    """The facts known once the model is in memory. ``accuracy``, ``notes``, ``packed`` and ``proof`` are
+    those of ``messages.Ready``.
     """
 
     torch_version: str
@@ -102,6 +103,7 @@ class LoadedModel:
     accuracy: float | None = None
     notes: tuple[str, ...] = ()
     packed: bool = False
+    proof: LoadProof | None = None
 
 
 @dataclass(frozen=True, slots=True)

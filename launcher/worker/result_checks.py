@@ -102,11 +102,12 @@ Runner = TypeVar("Runner", bound=BatchRunner)
 @dataclass(frozen=True, slots=True)
 class Selection(Generic[Runner]):
     """The runner to serve with. ``error`` is its largest relative error; ``not_packed`` is None if it packs items,
-    and otherwise the reason why it does not."""
+    and otherwise the reason why it does not. ``variant`` is its index among the packed candidates."""
 
     runner: Runner
     error: float
     not_packed: str | None
+    variant: int | None = None
 
 
 def select_runner(
@@ -119,11 +120,11 @@ def select_runner(
     """
     reason = "there is no packed variant"
     try:
-        for runner in packed:
+        for variant, runner in enumerate(packed):
             # Not the built-in max, which may skip NaN.
             error = float(np.max([comparison.relative_error() for comparison in reference.compare(runner)]))
             if error <= MAX_RELATIVE_ERROR:
-                return Selection(runner, error, None)
+                return Selection(runner, error, None, variant)
             reason = f"packed results differ from those of single items by {error:.2g}"
     except PackingUnsupportedError as unsupported:
         reason = str(unsupported)

@@ -149,28 +149,51 @@ def test_mode_03_the_only_worker_is_replaced_when_it_is_stopped(launch: Launch) 
         assert lost(server) == 1
 
 
-@pytest.mark.parametrize("token", [SEGFAULT, KILL, EXIT], ids=["mode_04_segfault", "mode_05_kill", "mode_06_exit_0"])
-def test_mode_08_a_bad_input_fails_alone_and_is_quarantined(misbehaving: Callable[..., Any], token: int) -> None:
+def test_mode_04_an_input_that_crashes_native_code_fails_alone(misbehaving: Callable[..., Any]) -> None:
     with misbehaving(*TWO) as server:
-        server.wait_serving()
-        replies, threads = in_background(server, [bad(token), *(good(n) for n in range(20))])
-        join(threads)
-        by_status: dict[int, list[httpx.Response]] = {}
-        for reply in replies:
-            by_status.setdefault(reply.status_code, []).append(reply)
-        (failed,) = by_status.pop(500)
-        assert failed.json()["error"]["code"] == "instance_failed"
-        assert "2 workers were lost" in failed.json()["error"]["message"]
-        assert set(by_status) <= {200, 503}, "503: no worker was ready when it arrived"
-        poll(lambda: all_ready(server))
-        assert lost(server) == 2
-        refused = server.embed([good(1), bad(token)])
-        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "input_quarantined")
-        assert "input 1 is quarantined" in refused.json()["error"]["message"]
-        assert server.embed([good(1)]).status_code == 200
-        (entry,) = server.info()["quarantine"]
-        assert any(reason in entry["reason"] for reason in ("SIGSEGV", "SIGKILL", "exit status 0"))
-        assert "launcher_quarantined_inputs 1.0" in server.get("/metrics").text
+        assert fails_alone(server, SEGFAULT) == "killed by SIGSEGV"
+
+
+def test_mode_05_an_input_with_which_workers_are_killed_for_memory_fails_alone(misbehaving: Callable[..., Any]) -> None:
+    with misbehaving(*TWO) as server:
+        assert fails_alone(server, KILL) == "killed by SIGKILL"
+
+
+def test_mode_08_a_bad_input_fails_alone_and_is_refused_until_it_is_cleared(
+    misbehaving: Callable[..., Any], tmp_path: Path
+) -> None:
+    with misbehaving(*TWO, XDG_RUNTIME_DIR=str(tmp_path)) as server:
+        assert fails_alone(server, EXIT) == "exit status 0"
+        socket = httpx.HTTPTransport(uds=str(next(tmp_path.glob("launch/admin-*.sock"))))
+        with httpx.Client(transport=socket, base_url="http://admin", timeout=60) as client:
+            assert client.post("/admin/quarantine/clear").json() == {"cleared": 1}
+        assert server.info()["quarantine"] == []
+        assert server.embed([bad(EXIT)]).status_code == 500
+        assert lost(server) == 4
+
+
+def fails_alone(server: Running, token: int) -> str:
+    """Check that an input with which workers exit costs two workers, and no other input fails; returns the reason."""
+    server.wait_serving()
+    replies, threads = in_background(server, [bad(token), *(good(n) for n in range(20))])
+    join(threads)
+    by_status: dict[int, list[httpx.Response]] = {}
+    for reply in replies:
+        by_status.setdefault(reply.status_code, []).append(reply)
+    (failed,) = by_status.pop(500)
+    assert failed.json()["error"]["code"] == "instance_failed"
+    assert "2 workers were lost" in failed.json()["error"]["message"]
+    assert set(by_status) <= {200, 503}, "503: no worker was ready when it arrived"
+    poll(lambda: all_ready(server))
+    assert lost(server) == 2
+    refused = server.embed([good(1), bad(token)])
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "input_quarantined")
+    assert "input 1 is quarantined" in refused.json()["error"]["message"]
+    assert server.embed([good(1)]).status_code == 200
+    (entry,) = server.info()["quarantine"]
+    assert "launcher_quarantined_inputs 1.0" in server.get("/metrics").text
+    reason: str = entry["reason"]
+    return reason
 
 
 def test_mode_09_garbage_or_half_a_frame_ends_the_worker_only(misbehaving: Callable[..., Any]) -> None:
@@ -314,3 +337,42 @@ def test_mode_63_a_client_that_gives_up_early_costs_two_workers(misbehaving: Cal
         poll(lambda: server.get("/ready").status_code == 200)
         assert server.embed([bad(WAIT)]).status_code == 422
         assert lost(server) == 2
+
+
+def test_mode_62_a_worker_that_stops_while_it_loads_is_replaced(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with launch(*FAKE, "--instances", "1") as server:
+        server.wait_serving()
+        os.kill(server.worker_of(0), signal.SIGKILL)
+        started = server.wait_for("started", instance=0)
+        pid = int(started["message"].split()[-1])
+        os.kill(pid, signal.SIGSTOP)
+        assert "far longer than usual" in server.wait_for("killing", instance=0)["message"]
+        server.wait_for("ready", instance=0)
+        assert server.embed([good(1)]).status_code == 200
+
+
+# --------------------------------------------------------------------- restart
+
+
+def test_mode_64_a_restarted_worker_repeats_neither_checks_nor_measurements(launch: Launch) -> None:
+    with launch("--model", "random:tiny", "--instances", "1") as server:
+        server.wait_serving()
+        text = "the twin computes the same"
+        expected = vectors(server.embed(text))
+        first = server.info()["instances"][0]["worker"]
+        os.kill(server.worker_of(0), signal.SIGKILL)
+        server.wait_for("exited", instance=0)
+        seen = len(server.records)
+        server.wait_for("ready", instance=0)
+        stages = {
+            record["stage"]: record["message"] for record in server.records[seen:] if record.get("event") == "loading"
+        }
+        assert "as in an earlier worker" in stages["check"]
+        assert "2 batches run once, cost from the cache" in stages["warmup"]
+        again = server.info()["instances"][0]["worker"]
+        for name in ("accuracy", "packed", "notes", "dtype"):
+            assert again[name] == first[name]
+        assert vectors(server.embed(text))[0] == pytest.approx(expected[0], rel=1e-5, abs=1e-6)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from launcher.core.protocol.load_proof import LoadProof
 from launcher.core.protocol.model_info import ModelInfo
 from launcher.options.choices import Backend, RunDtype
 
@@ -24,7 +25,8 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     ``warmup`` holds (rows, width) of batches of equal items, in tokens, in the order in which to run them; ``mixed``
     holds the lengths of mixed batches, longest first, which follow. ``known`` holds the times of all of them if they
     were measured earlier, packed or not as ``known_packed`` says (see ``Ready``). ``fake_seconds_per_token`` is the
-    time per token of the fake backend. ``pack`` False pads items even if the model can compute them packed.
+    time per token of the fake backend. ``pack`` False pads items even if the model can compute them packed. With
+    ``proof``, which another worker has sent, the model is not checked again.
     """
 
     model_info: ModelInfo
@@ -37,6 +39,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     mixed: tuple[tuple[int, ...], ...] = ()
     known: tuple[tuple[int, int, int, float], ...] = ()
     known_packed: bool = False
+    proof: LoadProof | None = None
 
 
 class Run(msgspec.Struct, tag="run", frozen=True, omit_defaults=True):
@@ -82,7 +85,8 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     of each batch of the warm-up, as in ``core.cost.cost_model``; ``cached`` means that it is ``Setup.known`` and that
     nothing was measured. ``accuracy`` is the lowest cosine similarity between the results in ``dtype`` and in fp32
     over the check texts, with all rows of an item as one vector (None for fp32). ``packed`` means that items are
-    computed concatenated; otherwise they are padded to the longest.
+    computed concatenated; otherwise they are padded to the longest. ``proof`` is what
+    other workers need not check; None if the backend checks nothing.
     """
 
     pid: int
@@ -99,6 +103,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     notes: tuple[str, ...] = ()
     packed: bool = False
     cached: bool = False
+    proof: LoadProof | None = None
 
 
 class Unusable(msgspec.Struct, tag="unusable", frozen=True):

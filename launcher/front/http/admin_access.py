@@ -34,6 +34,10 @@ class AdminActions(Protocol):
     def change(self) -> Mapping[str, Any] | None:
         """The change in progress, or else the last one."""
 
+    def clear_quarantine(self) -> int:
+        """Accept quarantined inputs again; returns their number."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class AdminAccess:

@@ -40,6 +40,8 @@ def watch_activity(pid: int, seconds: float = SECONDS) -> Activity | None:
         return "active" if used > INACTIVE_CPU_SECONDS or _is_held_up(process) else "inactive"
     except psutil.NoSuchProcess:
         return None
+    except psutil.Error:  # it cannot be inspected
+        return "active"
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

@@ -7,11 +7,12 @@ note says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from launcher.core.protocol.load_proof import Optimization
 from launcher.worker.backends.eager import EagerBackend
 
 # Graph breaks split a model into parts; each part may be compiled for this many kinds of shapes.
@@ -31,12 +32,21 @@ class CompileBackend(EagerBackend):
                 self.layout.wrap_module(_compile)
                 run()
                 if unchanged():
+                    self.kept.append("compiled")
                     return ("compiled",)
                 reason = "the results differ"
             except Exception as error:  # the compiler and the tools it calls may raise anything
                 reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             self.layout.wrap_module(None)
         return (f"not compiled, running eagerly: {reason[:REASON_CHARACTERS]}", *super().optimize(run, unchanged))
+
+    def repeat_optimizations(self, kept: Sequence[Optimization], run: Callable[[], object]) -> None:
+        """See ``EagerBackend.repeat_optimizations``."""
+        if "compiled" in kept:
+            self.layout.wrap_module(_compile)
+            run()
+        else:
+            super().repeat_optimizations(kept, run)
 
 
 def _compile(module: Any) -> Any:

@@ -8,11 +8,13 @@ second model in memory. The channel does not belong here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import torch
 import transformers
 
 from launcher.core.planning.footprint import mixed_batches
+from launcher.core.protocol.load_proof import LoadProof, Optimization
 from launcher.core.protocol.messages import Setup
 from launcher.core.protocol.model_info import Batching, ModelInfo
 from launcher.worker.compare_tokenizers import check_tokenizer
@@ -30,7 +32,7 @@ from launcher.worker.layouts.equal_lengths import EqualLengthLayout
 from launcher.worker.layouts.packed import PackedLayout, packed_layouts
 from launcher.worker.layouts.padded import PaddedLayout
 from launcher.worker.load_model import attention_windows, convert_model, copy_from_file_cache, load_model
-from launcher.worker.optimizations.prepack import prepack_if_faster
+from launcher.worker.optimizations.prepack import prepack, prepack_if_faster
 from launcher.worker.optimizations.quantize import quantize
 from launcher.worker.result_checks import (
     Accuracy,
@@ -67,6 +69,7 @@ class EagerBackend:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._model: torch.nn.Module
+        self.kept: list[Optimization] = []
         self.layout: Layout
 
     def load(self, report: ReportProgress) -> LoadedModel:
@@ -76,11 +79,14 @@ class EagerBackend:
         """
         model_info, dtype = self._setup.model_info, self._setup.dtype
         report("load", 0.0, model_info.requested)
-        check_tokenizer(model_info, trust_remote_code=self._setup.trust_remote_code)
+        if self._setup.proof is None:
+            check_tokenizer(model_info, trust_remote_code=self._setup.trust_remote_code)
         self._model = load_model(self._setup)
         if dtype != "bf16":  # the conversion to bf16 copies them anyway
             copy_from_file_cache(self._model)
         report("load", 1.0, model_info.requested)
+        if self._setup.proof is not None:
+            return self._load_proven(self._setup.proof, report)
         report("check", 0.0, "computing reference results in fp32")
         padded = PaddedLayout(self._model, model_info)
         padded.check_head()
@@ -99,13 +105,27 @@ class EagerBackend:
         accuracy = None if dtype == "fp32" else check_accuracy(reference, self, dtype)
         notes += accuracy.notes if accuracy else ()
         report("check", 1.0, _summary(selected, dtype, accuracy))
-        return LoadedModel(
-            torch_version=str(torch.__version__),
-            threads=torch.get_num_threads(),
-            accuracy=accuracy.cosine if accuracy else None,
-            notes=tuple(notes),
-            packed=selected.not_packed is None,
-        )
+        cosine = accuracy.cosine if accuracy else None
+        return _loaded(LoadProof(selected.variant, tuple(self.kept), cosine, tuple(notes)))
+
+    def _load_proven(self, proof: LoadProof, report: ReportProgress) -> LoadedModel:
+        """Make the model what it was in the worker that sent the proof, without checks and measurements."""
+        model_info = self._setup.model_info
+        report("check", 0.0, "as in an earlier worker")
+        padded = PaddedLayout(self._model, model_info)
+        if proof.packed_variant is None:
+            self.layout = EqualLengthLayout(padded) if model_info.batching == "equal" else padded
+        else:
+            self.layout = next(islice(packed_layouts(self._model, model_info), proof.packed_variant, None))
+        if self._setup.dtype == "bf16":
+            convert_model(self._model, torch.bfloat16)
+        elif self._setup.dtype == "int8":
+            self._quantize(check_items(model_info, attention_windows(self._model)))
+        batch = self._traced_batch()  # small: nothing is timed
+        self.run(batch)  # as before the first optimization of the earlier worker: the layout learns from it
+        self.repeat_optimizations(proof.optimizations, lambda: self.run(batch))
+        report("check", 1.0, "as in an earlier worker")
+        return _loaded(proof)
 
     def sample_batch(self, lengths: Sequence[int]) -> ItemBatch:
         """See ``Backend.sample_batch``."""
@@ -172,21 +192,38 @@ class EagerBackend:
         ``run`` runs a batch of ``TIMED_TOKENS`` tokens; ``unchanged`` compares results with those before.
         """
         notes: tuple[str, ...] = ()
-        if self._setup.dtype != "int8" and (reason := prepack_if_faster(self._model, TIMED_TOKENS, run, unchanged)):
-            notes += (f"weights are not prepacked: {reason}",)
+        if self._setup.dtype != "int8":
+            if reason := prepack_if_faster(self._model, TIMED_TOKENS, run, unchanged):
+                notes += (f"weights are not prepacked: {reason}",)
+            else:
+                self.kept.append("prepacked")
         if isinstance(self.layout, PackedLayout):
-            if self._setup.dtype == "bf16":  # otherwise attention is in fp32 already
-                keep_if_not_slower(run, self.layout.set_fp32_attention)  # not slower without AMX, and more exact
+            # Attention in fp32 is not slower without AMX, and more exact; except with bf16, it is in fp32 already.
+            if self._setup.dtype == "bf16" and keep_if_not_slower(run, self.layout.set_fp32_attention) is None:
+                self.kept.append("fp32 attention")
             if reason := self._trace(self.layout, unchanged):
                 notes += (f"not traced, Python runs each layer: {reason}",)
+            else:
+                self.kept.append("traced")
         return notes
+
+    def repeat_optimizations(self, kept: Sequence[Optimization], run: Callable[[], object]) -> None:
+        """Do what ``optimize`` has kept in an earlier worker; ``run`` runs a batch of any size."""
+        if "prepacked" in kept:
+            prepack(self._model, TIMED_TOKENS, run)
+        if isinstance(self.layout, PackedLayout):
+            if self._setup.dtype == "bf16":
+                self.layout.set_fp32_attention("fp32 attention" in kept)
+            if "traced" in kept:
+                self.layout.trace(self._traced_batch())
+
+    def _traced_batch(self) -> ItemBatch:
+        return self.sample_batch([min(TRACED_LENGTH, self._setup.model_info.max_length), 3, 3])
 
     def _trace(self, layout: PackedLayout, unchanged: Callable[[], bool]) -> str | None:
         """Run the model as a TorchScript graph. Returns None, or the reason why it is run by Python."""
-        model_info = self._setup.model_info
         try:
-            lengths = [min(TRACED_LENGTH, model_info.max_length), 3, 3]
-            layout.trace(self.sample_batch(lengths))
+            layout.trace(self._traced_batch())
             if unchanged():
                 return None
             reason = "the results differ"
@@ -210,6 +247,17 @@ def _attention_of(model: torch.nn.Module) -> str | None:
     """The name of the attention implementation in use; None if the model does not use transformers' interface."""
     name: str | None = getattr(model.config, "_attn_implementation", None)
     return name
+
+
+def _loaded(proof: LoadProof) -> LoadedModel:
+    return LoadedModel(
+        torch_version=str(torch.__version__),
+        threads=torch.get_num_threads(),
+        accuracy=proof.accuracy,
+        notes=proof.notes,
+        packed=proof.packed_variant is not None,
+        proof=proof,
+    )
 
 
 def _summary(selected: Selection[Layout], dtype: str, accuracy: Accuracy | None) -> str:

@@ -72,6 +72,12 @@ class ChangeReport(Struct, frozen=True):
     seconds: float = 0.0
 
 
+class Cleared(Struct, frozen=True):
+    """Response of ``POST /admin/quarantine/clear``: the number of inputs that were quarantined."""
+
+    cleared: int
+
+
 class Admin:
     """The handlers."""
 
@@ -97,6 +103,11 @@ class Admin:
     async def change(self, request: Request) -> Response:
         """The change in progress, or else the last one."""
         return _report(self._actions(request).change() or {"kind": None, "state": "none"})
+
+    async def clear_quarantine(self, request: Request) -> Response:
+        """Accept quarantined inputs again."""
+        cleared = self._actions(request).clear_quarantine()
+        return Response(_encode(Cleared(cleared)), media_type="application/json")
 
     def _actions(self, request: Request) -> AdminActions:
         """The actions, if the request may use them. Raises ``RequestError``."""
@@ -175,6 +186,15 @@ def family(services: Services) -> ApiFamily:
                 summary="The change of the instances in progress, or else the last one",
                 handler=admin.change,
                 responses={200: ResponseSpec("The change.", ChangeReport)},
+                errors=_DENIED,
+                headers=_HEADERS,
+            ),
+            Route(
+                path="/admin/quarantine/clear",
+                summary="Accept quarantined inputs again",
+                handler=admin.clear_quarantine,
+                method="POST",
+                responses={200: ResponseSpec("They are accepted.", Cleared)},
                 errors=_DENIED,
                 headers=_HEADERS,
             ),
