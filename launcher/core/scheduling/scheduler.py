@@ -244,7 +244,7 @@ class Scheduler:
             self._suspects[event.priority].append(Item(event.request, index, event.lengths[index]))
         clocks: dict[int, float] = {}
         for index, length in enumerate(event.lengths):
-            if index in request.attempts:
+            if event.suspects and index in event.suspects:
                 continue
             group = group_for(self._groups, length)
             group.arrived = now
@@ -507,9 +507,9 @@ class Scheduler:
                 self._requeue_item(item, request)
 
     def _worker_inspected(self, event: WorkerActivity, now: float, actions: list[Action]) -> None:
-        instance = self._instances[event.instance]
-        running = bool(instance.batches) and instance.batches[0].id == event.batch
-        if running and event.state != "active" and not instance.replaced:
+        instance = self._instances.get(event.instance)  # it may be removed meanwhile
+        running = instance is not None and bool(instance.batches) and instance.batches[0].id == event.batch
+        if instance is not None and running and event.state != "active" and not instance.replaced:
             reason = describe_hang(now - instance.started, instance.batches[0].predicted, event)
             self._replace(instance, reason, actions)
 
