@@ -20,12 +20,21 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 QUICK_SECONDS, SLOW_SECONDS, VM_SECONDS = 120, 600, 900
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test a time limit, after which it fails with the stacks of its threads."""
+    """Give every test a time limit, after which it fails with the stacks of its threads; and run the slow tests of a
+    module that share a fixture, such as a server, in one process, which starts it once."""
     for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group") and _shares_fixtures(item):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
         if item.get_closest_marker("timeout") is None:
             slow = SLOW_SECONDS if item.get_closest_marker("slow") else QUICK_SECONDS
             item.add_marker(pytest.mark.timeout(VM_SECONDS if item.get_closest_marker("vm") else slow))
+
+
+def _shares_fixtures(item: pytest.Item) -> bool:
+    definitions = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+    return any(one.scope == "module" for known in definitions for one in known)
 
 
 @pytest.fixture(scope="session", autouse=True)

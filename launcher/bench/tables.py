@@ -10,6 +10,8 @@ import msgspec
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from launcher.printable import printable
+
 WIDTH = 120
 # Column headings of figures with long names.
 SHORT = {
@@ -36,7 +38,7 @@ def show(figures: Mapping[str, Any], title: str = "", rows: Mapping[str, Mapping
     for name, value in figures.items():
         if name != "run":
             lines.add_row(name.replace("_", " "), _text(value))
-    print(figures["run"])
+    print(printable(figures["run"]))
     _print(lines)
     if rows:
         print()
@@ -57,14 +59,14 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for column in columns:
         table.add_column(SHORT.get(column, column.replace("_", " ")), justify="right", no_wrap=True)
     for name, row in rows.items():
-        table.add_row(name, *(_text(row[column]) for column in columns))
+        table.add_row(printable(name), *(_text(row[column]) for column in columns))
     return table
 
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "  ".join(f"{key} {inner}" for key, inner in value.items()) or "none"
-    return "–" if value is None else str(value)
+    return "–" if value is None else printable(str(value))
 
 
 def _print(what: RenderableType) -> None:

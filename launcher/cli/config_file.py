@@ -59,8 +59,10 @@ def _setting(each: Value) -> tuple[str | None, str, str]:
 
 
 def _toml(value: Any) -> str:
-    """A value in TOML, whose numbers, booleans and basic strings are written as in JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    """A value in TOML, whose numbers, booleans and basic strings are written as in JSON. Characters that are not
+    printable are escaped; TOML has no surrogate pairs."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
 
 
 def config_entries(resolved: Resolved) -> Iterator[dict[str, Any]]:

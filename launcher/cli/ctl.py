@@ -12,6 +12,7 @@ from launcher.errors import InstanceError, UsageError
 from launcher.options.ctl import ConnectOptions, CtlOptions, PlanChangeOptions
 from launcher.options.option import options_of
 from launcher.options.sources import Resolved
+from launcher.printable import printable
 
 if TYPE_CHECKING:
     from launcher.cli.admin_client import AdminClient
@@ -44,7 +45,7 @@ def status(options: CtlOptions) -> None:
         return
     print("ready" if ready["ready"] else "not ready")
     for id, state in ready["instances"].items():
-        reason = f": {state['reason']}" if state["reason"] else ""
+        reason = f": {printable(state['reason'])}" if state["reason"] else ""
         print(f"instance {id}: {state['state']} for {state['for_seconds']:.0f} s{reason}")
     print("no change so far" if change["state"] == "none" else _sentence(change))
 
@@ -89,7 +90,7 @@ def _sentence(change: Mapping[str, Any]) -> str:
     """The change in words."""
     ids = ", ".join(map(str, change["instances"])) or "none"
     state = {"new": "new state", "old": "old state"}.get(change["state"], change["state"])
-    reason = f": {change['reason']}" if change["reason"] else ""
+    reason = f": {printable(change['reason'])}" if change["reason"] else ""
     return f"{change['kind']}: {state} after {change['seconds']:.1f} s, instances {ids}{reason}"
 
 

@@ -8,14 +8,14 @@ from launcher.options import FormatOptions
 def ps(output: FormatOptions) -> None:
     """List the launchers that run on this machine, with the cores that they have claimed."""
     import os
-    import sys
 
     from launcher.core.report.claims_report import claims_json, claims_text
+    from launcher.host.log import write_line
     from launcher.host.registry import Registry
 
     listing = Registry.of(os.environ).read()
     for problem in listing.problems:
-        print(f"launch: warning: {problem}", file=sys.stderr)
+        write_line(f"launch: warning: {problem}")
     if output.json:
         import json
 

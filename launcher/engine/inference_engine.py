@@ -381,7 +381,8 @@ class InferenceEngine:
         if not (self._settings.verify and self._options.machine.strict):
             view.settle(None)
         if view.role == "serving":
-            self._notify_ready()
+            # The scheduler is told that the instance is ready only after this call.
+            asyncio.get_running_loop().call_soon(self._notify_ready)
         self._check_settled()
 
     def _notify_ready(self) -> None:
@@ -389,7 +390,9 @@ class InferenceEngine:
             self._observer.all_ready()
 
     async def _verify(self, instance: int, message: Ready) -> None:
-        view = self._views[instance]
+        view = self._views.get(instance)
+        if view is None:  # removed meanwhile
+            return
         plan, level = view.prepared.plan, view.prepared.binding.level
         # From the plan, not from the worker: the check is for OpenMP teams that are smaller than planned.
         threads = plan.threads if message.backend != "fake" else None
@@ -511,8 +514,8 @@ class InferenceEngine:
         old = {id: (view.prepared, view.configuration) for id, view in sorted(self._views.items())}
         change: RollingChange | None = None
         try:
-            steps = await self._steps(kind, configuration, order)
             same = configuration is self._configuration
+            steps = await self._steps(kind, configuration, order)
             change = self._change = RollingChange(self, old, Target(kind, configuration, steps, same))
             self.dispatcher.change_started()
             await change.run()
@@ -558,8 +561,9 @@ class InferenceEngine:
         instances = tuple(one for _, one in sorted(change.new.items()))
         plan = replace(configuration.prepared.plan, instances=tuple(one.plan for one in instances))
         prepared = replace(configuration.prepared, plan=plan, instances=instances)
-        self._configuration = replace(configuration, prepared=prepared)
-        self._options = configuration.options
+        # Those of the supervision may have been changed meanwhile.
+        self._options = replace(configuration.options, supervise=self._options.supervise)
+        self._configuration = replace(configuration, options=self._options, prepared=prepared)
         for view in self._views.values():
             view.configuration = self._configuration
         self._observer.changed(prepared)
@@ -672,7 +676,7 @@ class InferenceEngine:
     async def probe(self) -> dict[str, bool]:
         """Whether each instance, by its id, finishes a batch now; idle ones compute a sample of one token. An instance
         that is busy with a batch, and not overdue, counts as well. Takes ``hang_seconds`` and a second at most."""
-        known = [i for i in self._views if self.scheduler.knows(i)]
+        known = [i for i, view in self._views.items() if view.role == "serving"]
         busy = {i for i in known if self._responds(i) and self.scheduler.ages(i, 0.0)[1] is not None}
         seconds = min(self._options.scheduling.hang_seconds, MAX_PROBE_SECONDS) + 1.0
         found = await asyncio.gather(*(self.dispatcher.finishes_batch(i, seconds) for i in known))

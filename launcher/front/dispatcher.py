@@ -238,6 +238,8 @@ class Dispatcher:
         if worker is not None:
             worker.channel.fail("the instance was removed")
             worker.metrics.stopped()
+            _resolve(worker, False)
+            self._late.discard(instance)
         if self._scheduler.knows(instance):
             self._feed(InstanceRemoved(instance))
 
@@ -286,10 +288,14 @@ class Dispatcher:
                 self._done(worker, message, body)
                 if worker.waiters:
                     _resolve(worker, worker.channel.open)
+                if worker.finished is not None:
+                    self._check_finished(worker)
             case Failed():
                 self._failed(worker, message)
                 if worker.waiters:
                     _resolve(worker, False)
+                if worker.finished is not None:
+                    self._check_finished(worker)
             case _ if worker.ready:
                 worker.channel.fail(f"the worker sent {type(message).__name__} after it was ready")
             case Loading():
@@ -333,8 +339,6 @@ class Dispatcher:
         if self._late:
             self._note_computed(worker.instance, sent)
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
-        if worker.finished is not None:
-            self._check_finished(worker)
 
     def _check_finished(self, worker: _Worker) -> None:
         """Tell a retiring worker's waiter if it has no batch left."""
@@ -400,7 +404,6 @@ class Dispatcher:
             return
         worker.metrics.batch_failed()
         self._feed(BatchFailed(worker.instance, message.batch, message.reason))
-        self._check_finished(worker)
 
     def _lost(self, worker: _Worker, reason: str) -> None:
         if self._workers.get(worker.instance) is not worker:  # removed

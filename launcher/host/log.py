@@ -39,7 +39,7 @@ LEVEL_PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", loggin
 SOURCE_WIDTH = 11  # "instance 99"
 
 # At the end of the process: how long to wait for a log that is not read.
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS = 2.0
 
 # Verbose at level info: a line per request or connection.
 QUIET = ("uvicorn.access", "httpx", "httpcore", "asyncio", "urllib3", "filelock")
@@ -122,8 +122,8 @@ class WriterHandler(logging.Handler):
         self.writer.flush(FLUSH_SECONDS)
 
     def close(self) -> None:
-        """See the base class."""
-        self.writer.close(FLUSH_SECONDS)
+        """End the thread. Does not wait for lines: ``logging.shutdown`` has called ``flush``."""
+        self.writer.close(0)
         super().close()
 
     def _describe_dropped(self, count: int) -> str:
@@ -153,6 +153,7 @@ def set_up(options: LogOptions, stream: TextIO | None = None) -> None:
     for old in list(root.handlers):
         root.removeHandler(old)
         if isinstance(old, WriterHandler):
+            old.flush()
             old.close()
     root.addHandler(handler)
     level = logging.getLevelName(options.level.upper())

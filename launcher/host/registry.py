@@ -30,14 +30,14 @@ import msgspec
 import psutil
 
 from launcher.core.machine.cpuset import MAX_ID, format_cpu_list, parse_cpu_list
-from launcher.core.planning.claims import Claim, Kind
+from launcher.core.planning.claims import REGISTRY_FOLDERS, Claim, Kind
 from launcher.errors import UsageError
 from launcher.options.env_prefixes import REGISTRY_VARIABLE
+from launcher.printable import printable
 
 log = logging.getLogger("launcher.registry")
 
-# Only root can create the first; the others exist, and may be written to by all users, on most systems.
-FOLDERS = (Path("/run/launch"), Path("/run/lock/launch"), Path("/tmp/launch-registry"))
+FOLDERS = tuple(map(Path, REGISTRY_FOLDERS))
 OFF = "off"
 MAX_FILE_BYTES = 64 * 1024
 MAX_FILES = 4096
@@ -139,11 +139,11 @@ class Registry:
         return Listing(tuple(sorted(claims, key=lambda claim: (claim.since, claim.pid))), tuple(problems), owners)
 
     def others(self, held: Held | None = None) -> tuple[Claim, ...]:
-        """The claims that concern this process: all except ``held`` and those of the launchers that have started this
-        process, such as ``launch run``.
+        """The claims that concern this process: all except those of the launcher that has ``held``, and of launchers
+        that have started this process, such as ``launch run``.
         """
         own = held.claim if held is not None else None
-        claims = [claim for claim in self.read().claims if claim != own]
+        claims = [one for one in self.read().claims if own is None or (one.pid, one.since) != (own.pid, own.since)]
         if not claims:
             return ()
         ancestors = {process.pid for process in psutil.Process().parents()}
@@ -259,7 +259,7 @@ def _read_folder(handle: int, folder: Path, problems: list[str]) -> Iterator[tup
                 continue
             yield _claim(msgspec.json.decode(os.read(file, MAX_FILE_BYTES), type=_Record), info.st_uid), info.st_uid
         except (OSError, ValueError) as error:
-            problems.append(f"The claim {str(folder / name)!r} cannot be read: {_shown(str(error))}")
+            problems.append(f"The claim {str(folder / name)!r} cannot be read: {printable(str(error))}")
         finally:
             os.close(file)
 
@@ -300,15 +300,10 @@ def _claim(record: _Record, uid: int) -> Claim:
     cpus = parse_cpu_list(record.cpus)
     if any(cpu > MAX_ID for cpu in cpus):
         raise ValueError(f"its cpus exceed {MAX_ID}")
-    address, model = (None if text is None else _shown(text) for text in (record.address, record.model))
-    user = _shown(user_name(uid))
-    return Claim(_shown(record.name), record.pid, user, record.kind, address, model, cpus, record.since)
+    address, model = (None if text is None else printable(text) for text in (record.address, record.model))
+    user = printable(user_name(uid))
+    return Claim(printable(record.name), record.pid, user, record.kind, address, model, cpus, record.since)
 
 
 def _unreadable(path: Path, error: OSError) -> str:
     return f"Launchers of other users may be unknown, because {str(path)!r} cannot be read: {error.strerror or error}"
-
-
-def _shown(text: str) -> str:
-    """The text with control characters escaped: it comes from a file that any user may have written."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

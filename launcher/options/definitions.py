@@ -263,8 +263,8 @@ class FrontOptions:
         minimum=1,
         metavar="BYTES",
     )
-    min_upload_rate: float = option(
-        4096.0, "Minimum rate at which a client sends a body.", group=CONNECTIONS, minimum=0.0, metavar="BYTES/S"
+    min_upload_rate: int = option(
+        4096, "Minimum rate at which a client sends a body.", group=CONNECTIONS, minimum=0, metavar="BYTES/S"
     )
     upload_window_seconds: float = option(
         10.0, "Time over which the upload rate is measured.", group=CONNECTIONS, minimum=0.1, metavar="SECONDS"

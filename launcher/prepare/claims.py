@@ -47,6 +47,7 @@ def prepare_and_claim(
     ``LauncherError``.
     """
     name = _name(options.name) if options.name else _default_name(holder.default_name)
+    since = held.claim.since if held is not None and held.claim is not None else time.time()
     registry = Registry.of(os.environ)
     for _ in range(ATTEMPTS):
         prepared = prepare(() if options.shared_cores else registry.others(held))
@@ -61,7 +62,7 @@ def prepare_and_claim(
                     address=holder.address,
                     model=holder.model,
                     cpus=cpus,
-                    since=time.time(),
+                    since=since,
                 )
                 return prepared, registry.write(folder, claim)
     raise MachineError(f"other launchers claimed the planned cores {ATTEMPTS} times during the start; try again")

@@ -37,6 +37,8 @@ ANY_ADDRESS = "0.0.0.0"
 def export_text(options: ServeOptions, wanted: ReportOptions, prepared: Prepared) -> str:
     """The export that ``wanted`` asks for. Raises ``UsageError`` for a program that should be a server."""
     assert wanted.export is not None, "called for exports"
+    if options.front.uds is not None and not wanted.program:
+        _check_uds(options.front.uds, wanted)
     if wanted.export_mode == "server":
         if wanted.program:
             raise UsageError(
@@ -55,6 +57,14 @@ def export_text(options: ServeOptions, wanted: ReportOptions, prepared: Prepared
         for one, port in zip(prepared.instances, ports, strict=True)
     ]
     return export_plan(prepared.plan, commands, wanted.export, servers=servers)
+
+
+def _check_uds(uds: Path, wanted: ReportOptions) -> None:
+    """Raise ``UsageError`` if servers cannot listen on this Unix socket."""
+    if wanted.export_mode == "instances":
+        raise UsageError(f"--uds {str(uds)!r}: is one socket, but each instance is a server; add --export-mode server")
+    if wanted.export == "compose":
+        raise UsageError(f"--uds {str(uds)!r}: would be inside the container; omit it: the port is published")
 
 
 def _program(wanted: ReportOptions, one: PreparedInstance, prepared: Prepared, options: ServeOptions) -> Command:
@@ -129,7 +139,7 @@ def _facts(options: ServeOptions, port: int) -> ServerFacts:
     supervise = options.supervise
     stop_seconds = options.front.drain_seconds + supervise.stop_seconds
     user = _own_account() if is_this_machine(options.machine) and os.getuid() != 0 else None
-    return ServerFacts(port, supervise.start_seconds, stop_seconds, user)
+    return ServerFacts(port, supervise.start_seconds, stop_seconds, user, options.front.tls_cert is not None)
 
 
 def _own_account() -> str:

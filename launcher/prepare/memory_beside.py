@@ -1,4 +1,5 @@
-"""Whether new instances fit into memory next to those that run, so that a change can start them first.
+"""The memory of a machine on which instances run: whether new ones fit next to them, so that a change can start those
+first, and what is there for a plan that replaces them.
 
 Separate from planning, which looks at a machine on which no instance runs yet. An estimate: the need of an instance is
 that of the planner (`core.planning.footprint.instance_bytes`).
@@ -7,7 +8,9 @@ that of the planner (`core.planning.footprint.instance_bytes`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from launcher.core.machine.topology import Machine
 from launcher.core.planning.footprint import instance_bytes
 from launcher.core.planning.memory_check import MemoryDemand, fits_memory
 from launcher.core.protocol.model_info import ModelInfo
@@ -31,3 +34,25 @@ def fits_beside(
         return False
     total = machine.limits.memory_bytes
     return total is None or (running + max(map(len, groups), default=0)) * each <= total
+
+
+def without_instances(machine: Machine, model_info: ModelInfo, running: Sequence[PreparedInstance]) -> Machine:
+    """A machine that was read while these instances run, as it would be without them: what they need counts as free.
+    Another plan for it replaces them, so it may use their memory."""
+    each = instance_bytes(model_info)
+    held: dict[int, int] = {}
+    for one in running:
+        for node in one.plan.nodes:
+            held[node] = held.get(node, 0) + each // len(one.plan.nodes)
+    nodes = tuple(
+        replace(node, free_bytes=_freed(node.free_bytes, node.memory_bytes, held.get(node.id, 0)))
+        for node in machine.nodes
+    )
+    whole = _freed(machine.free_bytes, machine.memory_bytes, each * len(running))
+    return replace(machine, nodes=nodes, free_bytes=whole)
+
+
+def _freed(free: int | None, total: int | None, held: int) -> int | None:
+    if free is None:
+        return None
+    return free + held if total is None else min(total, free + held)

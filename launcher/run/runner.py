@@ -154,8 +154,12 @@ class Runner:
                 self._programs[action.instance].kill()
             elif isinstance(action, AnnounceRestart):
                 limit = self._options.supervise.max_failures
-                message = "restarts on the same cores in %.1f s (consecutive failure %d of %d)"
-                self._log(logging.WARNING, action.instance, message, action.delay, action.failures, limit)
+                if action.failures:
+                    message = "restarts on the same cores in %.1f s (consecutive failure %d of %d)"
+                    self._log(logging.WARNING, action.instance, message, action.delay, action.failures, limit)
+                else:
+                    message = "another attempt to start it follows in %.1f s"
+                    self._log(logging.WARNING, action.instance, message, action.delay)
             else:
                 self._log(logging.WARNING, action.instance, "failed; stopping the other instances")
         self._changed.set()

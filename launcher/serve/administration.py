@@ -34,7 +34,7 @@ from launcher.options.option import options_of
 from launcher.options.values import convert
 from launcher.prepare.claims import Holder, Prepare, prepare_and_claim
 from launcher.prepare.prepared_instances import Prepared
-from launcher.prepare.workers import prepare_workers
+from launcher.prepare.workers import AUTO, prepare_workers
 
 log = logging.getLogger("launcher.serve")
 
@@ -76,6 +76,8 @@ class EngineActions:
         """``mask`` is the affinity to probe bindings with if the front has bound itself."""
         self._engine = engine
         self.mask = mask
+        # A plan without --classes auto drops them; another one with it needs them again.
+        self._lengths = engine.configuration.options.machine.lengths
         self._claim = claim or CoreClaim()
         self._running: asyncio.Task[ChangeResult] | None = None
 
@@ -115,7 +117,7 @@ class EngineActions:
         """The configuration that follows from the present one with these options, for ``machine`` or, by default, for
         the one that the present plan was made for; and the claim of its cores. Raises ``LauncherError``."""
         now = self._engine.configuration
-        wanted = replace(now.options, machine=_changed(now.options.machine, given))
+        wanted = replace(now.options, machine=self._changed(now.options.machine, given))
         return await anyio.to_thread.run_sync(self._prepare, wanted, machine or now.prepared.machine)
 
     def _prepare(self, options: ServeOptions, machine: Machine) -> tuple[Configuration, Held]:
@@ -125,6 +127,14 @@ class EngineActions:
         with masked(self.mask):
             prepared, held = self._claim.prepare(options.machine, prepare)
         return configure(options, prepared), held
+
+    def _changed(self, now: MachineOptions, given: Mapping[str, object]) -> MachineOptions:
+        """The options with the given ones changed. Raises ``UsageError``."""
+        known = {option.name: option for option in options_of(MachineOptions)}
+        inherited: dict[str, Any] = dict.fromkeys(_INSTANCES) if any(name in given for name in _INSTANCES) else {}
+        values = {name: convert(known[name], value, name) for name, value in given.items()}
+        changed = replace(now, **{**inherited, **values})
+        return replace(changed, lengths=self._lengths if changed.classes == AUTO else None)
 
     async def _run(self, change: Coroutine[Any, Any, ChangeResult], wait: bool) -> Mapping[str, Any]:
         task = asyncio.create_task(change, name="launcher change")
@@ -140,14 +150,6 @@ class EngineActions:
             except LauncherError as error:
                 raise RequestError(str(error), status=503, code="draining") from error
         return self._engine.change_status() or {}
-
-
-def _changed(now: MachineOptions, given: Mapping[str, object]) -> MachineOptions:
-    """The options with the given ones changed. Raises ``UsageError``."""
-    known = {option.name: option for option in options_of(MachineOptions)}
-    inherited = dict.fromkeys(_INSTANCES) if any(name in given for name in _INSTANCES) else {}
-    values = {name: convert(known[name], value, name) for name, value in given.items()}
-    return replace(now, **{**inherited, **values})
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +168,9 @@ class AdminServer:
         self._path = None if opened is None else opened.path
         if opened is not None and services.administration is not None:
             trusted = replace(services.administration, access=AdminAccess(trusted=True))
-            app = create_app(replace(services, administration=trusted), (admin.family, operations.family))
-            self._http = HttpServer(app, opened.sock, services.options)
+            options = replace(services.options, cors_origin=())
+            own = replace(services, administration=trusted, api_keys=None, options=options)
+            self._http = HttpServer(create_app(own, (admin.family, operations.family)), opened.sock, options)
 
     async def run(self) -> None:
         """Serve; returns after ``stop``."""

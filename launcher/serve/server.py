@@ -191,12 +191,22 @@ class Server:
         """Why the server stopped without a signal, or None."""
         return self._engine.failure
 
-    def reload_access(self) -> None:
-        """Read the API keys and the certificate again. Raises ``UsageError``, and keeps those that cannot be read."""
-        if self._access.api_keys is not None:
-            self._access.api_keys.reload()
-        if self._access.tls is not None:
-            reload_certificate(self._access.tls, self._options.front)
+    def _reload_access(self) -> None:
+        """Read the API keys and the certificate again, for new requests and connections. Those that cannot be read stay
+        as they were."""
+        keys, tls, extra = self._access.api_keys, self._access.tls, {"event": "access_reloaded"}
+        if keys is not None:
+            try:
+                keys.reload()
+                log.info("SIGHUP: read the API keys again: %d", len(keys), extra=extra)
+            except LauncherError as error:
+                log.error("SIGHUP: the API keys stay as they were: %s", error, extra={"event": "reload_refused"})
+        if tls is not None:
+            try:
+                reload_certificate(tls, self._options.front)
+                log.info("SIGHUP: read the certificate again", extra=extra)
+            except LauncherError as error:
+                log.error("SIGHUP: the certificate stays as it was: %s", error, extra={"event": "reload_refused"})
 
     async def run(self) -> None:
         """Serve until a signal arrives, or until no instance is left."""
@@ -307,6 +317,7 @@ class Server:
         self._options = after_reload(old, new)
         self._engine.reconfigure(self._options.supervise)
         self._http.reconfigure(self._options.front)
+        self._reload_access()
         if self._options.log != old.log:
             logs.set_up(self._options.log)
         path = configuration.path if configuration else None

@@ -21,7 +21,7 @@ def test_the_examples_run_unchanged(example: str, tmp_path: Path) -> None:
     script.write_text(example)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False, env=environment
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=500, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
     for printed in re.findall(r"print\(.*\)  # (.*?)(?:\.\.\.)?$", example, re.MULTILINE):

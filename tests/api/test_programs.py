@@ -42,7 +42,7 @@ class Program:
 
     def end(self) -> tuple[int, str, str]:
         """Wait for the exit; returns exit status, further output and errors."""
-        output, errors = self.process.communicate(timeout=60)
+        output, errors = self.process.communicate(timeout=300)
         return self.process.returncode, output, errors
 
 

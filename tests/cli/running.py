@@ -14,7 +14,7 @@ def launch(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Com
         [sys.executable, "-m", "launcher", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
         env={**own, "COLUMNS": "80", "TERM": "dumb", **(env or {})},
     )

@@ -129,7 +129,7 @@ def imported(folder: Path, *arguments: str) -> set[str]:
         [sys.executable, "-c", IMPORTED, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
         env={**os.environ, "XDG_CACHE_HOME": str(folder)},
     )

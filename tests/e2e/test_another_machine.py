@@ -20,7 +20,7 @@ def launch(*arguments: str, stdin: str = "", env: dict[str, str] | None = None) 
     command = [sys.executable, "-m", "launcher", *arguments]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", **(env or {})}
     return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=60, check=False, env=environment
+        command, input=stdin, capture_output=True, text=True, timeout=100, check=False, env=environment
     )
 
 
@@ -75,7 +75,7 @@ def test_the_plan_for_another_machine_contains_no_fact_of_this_one(tree: str, tm
     (bare / "numactl").write_text("#!/bin/sh\necho refused >&2; exit 1\n")
     (bare / "numactl").chmod(0o755)
     environment["PATH"] = f"{bare}:{environment['PATH']}"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == plain
 

@@ -16,7 +16,7 @@ import pytest
 def launch(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launcher", *arguments]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
 
 
 def cores() -> int:
@@ -204,7 +204,16 @@ def test_the_exported_shell_script_of_one_server_serves(tmp_path: Path) -> None:
             assert any('"serving"' in line for line in process.stderr)
         finally:
             process.send_signal(signal.SIGTERM)
-        assert '"draining"' in process.communicate(timeout=60)[1]
+        assert '"draining"' in process.communicate(timeout=100)[1]
+
+
+def test_a_unix_socket_is_exported_for_one_server_only() -> None:
+    server = launch("topology", "--export", "systemd", "--export-mode", "server", "--uds", "launch.sock")
+    assert f"--uds {Path('launch.sock').resolve()}" in server.stdout
+    instances = launch("topology", "--export", "systemd", "--uds", "launch.sock")
+    assert (instances.returncode, "--export-mode server" in instances.stderr) == (2, True)
+    compose = launch("topology", "--export", "compose", "--export-mode", "server", "--uds", "launch.sock")
+    assert (compose.returncode, "inside the container" in compose.stderr) == (2, True)
 
 
 def test_a_program_is_no_server() -> None:

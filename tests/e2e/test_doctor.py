@@ -37,7 +37,7 @@ def doctor(
 ) -> subprocess.CompletedProcess[str]:
     command = [*before, sys.executable, "-m", "launcher", "doctor", *arguments]
     environment = {**os.environ, "COLUMNS": "80", "TERM": "dumb", **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
 
 
 def findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:

@@ -90,6 +90,8 @@ def test_an_idle_server_uses_almost_no_cpu_time(launch: Launch) -> None:
             before, started = _cpu_seconds(server), time.monotonic()
             time.sleep(3)  # the measured span, not a synchronisation
             used.append((_cpu_seconds(server) - before) / (time.monotonic() - started))
+            if used[-1] < 0.01:
+                break
         assert min(used) < 0.01
 
 

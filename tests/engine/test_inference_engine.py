@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
 
 from launcher.core.report.topology_report import Command
+from launcher.engine.configuration import configure
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
-from launcher.errors import InstanceError, ModelRefusedError, RequestError
+from launcher.errors import InstanceError, ModelRefusedError, RequestError, UsageError
 from launcher.options import MachineOptions, ModelOptions, ServeOptions, SuperviseOptions
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
@@ -264,3 +266,60 @@ async def test_a_cancelled_run_leaves_no_worker() -> None:
     engine.close()
     assert len(pids) == 2
     assert gone(pids)
+
+
+async def test_a_restart_revives_an_instance_that_has_failed_for_good() -> None:
+    async with running(InferenceEngine(OPTIONS, prepared_with(instance_1=ENDS_AT_ONCE))) as engine:
+        await engine.wait_ready()
+        assert engine.states()["1"]["state"] == "failed"
+        result = await engine.restart_instances(configure(OPTIONS, prepared_with()))
+        assert (result.state, result.instances) == ("new", (0, 1))
+        assert {state["state"] for state in engine.states().values()} == {"ready"}
+        assert engine.is_ready()
+
+
+async def test_a_plan_whose_worker_refuses_the_model_leaves_the_old_instances() -> None:
+    async with running(InferenceEngine(OPTIONS, prepared_with())) as engine:
+        await engine.wait_ready()
+        before = set(workers_of(engine))
+        result = await engine.apply_plan(prepared_with(instance_0=REFUSES_THE_MODEL), order="beside")
+        assert result.state == "old"
+        assert "config.json sets a key to a value" in (result.reason or "")
+        assert set(workers_of(engine)) == before
+        assert len((await engine.dispatcher.enqueue([tokens()])).results) == 1
+        assert engine.failure is None
+
+
+async def test_if_neither_new_nor_old_instances_start_the_engine_fails(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    script = f"import os, sys; os.path.exists({str(once)!r}) and sys.exit('gone'); open({str(once)!r}, 'x')"
+    prepared = prepared_with(replace(OPTIONS, machine=replace(OPTIONS.machine, instances=1)))
+    (one,) = prepared.instances
+    words = list(one.command.command)
+    start = words.index("-m", words.index(sys.executable))
+    run = "; import runpy; sys.argv = sys.argv[1:]; runpy.run_module('launcher.worker', run_name='__main__')"
+    words[start : start + 2] = ["-c", script + run, "launcher.worker"]
+    prepared = replace(prepared, instances=(replace(one, command=Command(tuple(words), one.command.env)),))
+    told = RecordingObserver()
+    async with running(InferenceEngine(OPTIONS, prepared, observer=told)) as engine:
+        await engine.wait_ready()
+        result = await engine.apply_plan(
+            prepared_with(instance_0=ENDS_AT_ONCE, instance_1=ENDS_AT_ONCE), order="in_place"
+        )
+        assert result.state == "old"
+        assert "did not become ready again either" in (result.reason or "")
+        await until(lambda: told.failures)
+        with pytest.raises(RequestError):
+            await engine.dispatcher.enqueue([tokens()])
+
+
+async def test_an_engine_that_has_ended_or_has_another_model_refuses_a_change() -> None:
+    engine = InferenceEngine(OPTIONS, prepared_with())
+    with pytest.raises(UsageError, match="while the server runs"):
+        await engine.restart_instances()
+    async with running(engine):
+        await engine.wait_ready()
+        other = configure(OPTIONS, prepared_with())
+        other = replace(other, model_info=msgspec.structs.replace(other.model_info, normalize=False))
+        with pytest.raises(UsageError, match="the model cannot be changed"):
+            await engine.restart_instances(other)

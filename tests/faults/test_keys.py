@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,18 +21,24 @@ pytestmark = pytest.mark.slow
 
 SERVER = ("--model", "random:tiny", "--backend", "fake", "--instances", "1")
 FILE_KEY, OTHER_KEY, VARIABLE_KEY = "sk-of-alice-3f9a", "sk-without-name-77", "sk-in-variable-b2"
+ADMIN_KEY = "sk-of-administrator-5c"
 SECRETS = (FILE_KEY, OTHER_KEY, VARIABLE_KEY)
 BEARER = {"authorization": f"Bearer {FILE_KEY}"}
 
 
 @pytest.fixture(scope="module")
-def server(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server with keys in a file and in the environment."""
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the server's keys."""
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text(f"alice {FILE_KEY}\n{OTHER_KEY}\n")
-    with launch(
-        *SERVER, "--api-key-file", str(file), "--log-level", "debug", env={"LAUNCH_API_KEY": VARIABLE_KEY}
-    ) as started:
+    return file
+
+
+@pytest.fixture(scope="module")
+def server(launch: Launch, file: Path) -> Iterator[Running]:
+    """A server with keys in a file and in the environment."""
+    keys = {"LAUNCH_API_KEY": VARIABLE_KEY, "LAUNCH_ADMIN_KEY": ADMIN_KEY}
+    with launch(*SERVER, "--api-key-file", str(file), "--log-level", "debug", env=keys) as started:
         yield started.wait_serving()
 
 
@@ -66,8 +73,19 @@ def test_mode_32_a_key_appears_nowhere(server: Running) -> None:
         "workers": repr([(child.cmdline(), child.environ()) for child in server.workers()]),
     }
     assert server.workers()
-    for secret in SECRETS:
+    for secret in (*SECRETS, ADMIN_KEY):
         assert [name for name, text in places.items() if secret in text] == []
+
+
+def test_mode_32_administration_needs_the_admin_key_and_no_api_key(server: Running) -> None:
+    for key, status in ((ADMIN_KEY, 200), (FILE_KEY, 401)):
+        answer = httpx.get(server.address + "/admin/change", headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == status
+    assert server.get("/admin/change").status_code == 401
+    assert httpx.get(server.address + "/info", headers={"authorization": f"Bearer {ADMIN_KEY}"}).status_code == 401
+    port = server.address.rpartition(":")[2]
+    done = command("ctl", "status", "--json", "--port", port)  # on the Unix socket, which needs no key
+    assert (done.returncode, json.loads(done.stdout)["ready"]) == (0, True), done.stderr
 
 
 def test_mode_32_reports_do_not_show_keys(tmp_path: Path) -> None:
@@ -121,6 +139,21 @@ def test_mode_32_the_connection_of_a_refused_request_can_be_used_again(server: R
     with httpx.Client(base_url=server.address) as client:
         assert client.get("/info").status_code == 401
         assert client.get("/info", headers=BEARER).status_code == 200
+
+
+def test_mode_32_sighup_replaces_keys_and_a_broken_file_keeps_them(server: Running, file: Path) -> None:
+    def accepted(key: str) -> bool:
+        return httpx.get(server.address + "/info", headers={"api-key": key}).status_code == 200
+
+    file.write_text("two words more\n")
+    server.signal(signal.SIGHUP)
+    refused = server.wait_for("reload_refused")
+    assert "line 1: has 3 words" in refused["message"]
+    assert accepted(OTHER_KEY)
+    file.write_text(f"alice {FILE_KEY}\nbob sk-new\n")
+    server.signal(signal.SIGHUP)
+    server.wait_for("access_reloaded")
+    assert [accepted(key) for key in (FILE_KEY, "sk-new", VARIABLE_KEY, OTHER_KEY)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("content", [None, "", "a b c\n"])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
+import logging
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +19,10 @@ from pathlib import Path
 import pytest
 
 from launcher.host import log_writer
+from launcher.host.log import JsonFormatter, TextFormatter
 from launcher.host.log_writer import LogWriter
+from launcher.host.model.resolve import demo_folder
+from tests.e2e.running import running
 from tests.faults.silent import silent
 
 SMALL_PIPE = 4096
@@ -171,7 +178,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["topology", "topology --json", "--help"])
+@pytest.mark.parametrize("command", ["topology", "--help"])
 def test_standard_output_that_cannot_be_written_is_an_error_without_a_traceback(command: str) -> None:
     full = shell(f"launch {command} > /dev/full")
     assert (full.returncode, full.stdout) == (1, "")
@@ -189,7 +196,92 @@ def test_a_reader_that_has_seen_enough_causes_no_message() -> None:
     assert [line for line in ended.stderr.splitlines() if not line.startswith("launch: warning")] == ["status 1"]
 
 
+@pytest.mark.slow
 def test_standard_error_that_cannot_be_written_keeps_the_exit_code() -> None:
     assert shell("launch topology --instances 100000 2> /dev/full").returncode == 3
     assert shell("launch topology --instances 100000 2>&-").returncode == 3
     assert shell("launch --no-such-option 2> /dev/full").returncode == 2
+
+
+EVIL = "a\nlaunch: all is well\x1b[2J\u202e"
+SHOWN = "a\\nlaunch: all is well\\x1b[2J\\u202e"
+
+
+def run_launch(*arguments: str | bytes, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "launcher", *arguments]
+    return subprocess.run(command, capture_output=True, check=False, timeout=120, env={**os.environ, **(env or {})})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serve", "--model", f"./{EVIL}"),
+        ("topology", "--machine", f"/x/{EVIL}"),
+        ("topology", "--svg", f"/nowhere/{EVIL}"),
+        ("run", "--dry-run", "--instances", "1", "--", "echo", EVIL),
+        ("config", "--model", EVIL),
+        ("topology", f"--{EVIL}"),
+        ("bench", "load", "--url", f"http://127.0.0.1:1/{EVIL}"),
+        ("serve", "--host", EVIL),
+    ],
+    ids=["model", "machine", "svg", "program", "config", "option", "url", "host"],
+)
+def test_mode_69_control_characters_in_arguments_are_escaped(arguments: tuple[str, ...]) -> None:
+    ended = run_launch(*arguments)
+    shown = (ended.stdout + ended.stderr).decode()
+    assert "Traceback" not in shown
+    assert "all is well" in shown
+    assert not any(line.startswith("launch: all is well") for line in shown.splitlines())
+    assert all(char.isprintable() or char == "\n" for char in shown)
+
+
+@pytest.mark.slow
+def test_mode_69_names_of_variables_and_bytes_that_are_not_utf8_are_escaped() -> None:
+    ended = run_launch("topology", "--model", b"./\xff\x1b", env={"LAUNCH_\x1b[2J": "1"})
+    shown = (ended.stdout + ended.stderr).decode()
+    assert ended.returncode == 0
+    assert "LAUNCH_\\x1b[2J" in shown
+    assert "./\\udcff\\x1b" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.slow
+def test_mode_69_a_path_of_a_model_is_escaped_in_the_log_and_in_responses(tmp_path: Path) -> None:
+    folder = tmp_path / EVIL
+    shutil.copytree(demo_folder(verify=False), folder)
+    with running("--backend", "fake", "--instances", "1", "--model", str(folder)) as server:
+        server.wait_serving()
+        unknown = server.post("/v1/embeddings", json={"input": "a", "model": EVIL + "?"}).json()["error"]["message"]
+        assert SHOWN in unknown
+        assert unknown.isprintable()
+        assert server.get("/v1/models").json()["data"][0]["id"] == EVIL
+        assert server.get("/metrics").status_code == server.get("/info").status_code == 200
+        assert server.end() == 0
+    assert server.other_lines == []
+
+
+def test_mode_69_output_of_a_worker_cannot_forge_lines_or_control_the_terminal() -> None:
+    record = {"msg": "%s", "args": (EVIL,), "levelno": logging.INFO, "event": "output", "instance": 0}
+    text = TextFormatter(colour=False).format(logging.makeLogRecord(record))
+    assert text.endswith(SHOWN)
+    json_line = JsonFormatter().format(logging.makeLogRecord(record))
+    assert json_line.isprintable()
+    assert json.loads(json_line)["message"] == EVIL
+
+
+@pytest.mark.slow
+def test_mode_61_programs_whose_output_is_not_read_can_be_stopped() -> None:
+    with pipe() as (read, write):
+        fill(write)
+        options = ("--instances", "2", "--grace-seconds", "300")
+        program = ("sh", "-c", "while :; do echo text; done")
+        process = subprocess.Popen([*LAUNCH, "run", *options, "--", *program], stdout=write, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        while b"started as pid" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 128 + signal.SIGTERM
+        process.stderr.close()
+        os.close(write)
+        assert os.read(read, 1) == b"x"

@@ -180,29 +180,39 @@ def test_mode_34_sigterm_while_bindings_are_probed_ends_before_any_worker(tmp_pa
     assert gone([int(pid) for pid in (tmp_path / "probes").read_text().split()])
 
 
-def test_mode_35_clients_that_connect_during_the_whole_drain_are_never_reset(launch: Launch) -> None:
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_mode_35_clients_that_connect_during_the_whole_drain_are_never_reset(
+    launch: Launch, tmp_path: Path, transport: str
+) -> None:
     request = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 14\r\n\r\n"
-    body = b'{"input": "a"}'
-    with launch(*FAKE, "--fake-seconds-per-token", "0.0002") as server:
+    path = str(tmp_path / "socket")
+    with launch(*FAKE, *(("--uds", path) if transport == "unix" else ())) as server:
         server.wait_serving()
-        host, port = server.address.removeprefix("http://").split(":")
         answers: list[bytes] = []
-        failures: list[str] = []
+        failures: list[bytes] = []
+
+        def connect() -> socket.socket:
+            if transport == "tcp":
+                host, port = server.address.removeprefix("http://").split(":")
+                return socket.create_connection((host, int(port)), timeout=60)
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(60)
+            connection.connect(path)
+            return connection
 
         def client() -> None:
             while True:
                 try:
-                    connection = socket.create_connection((host, int(port)), timeout=60)
+                    connection = connect()
                 except OSError:
                     return  # refused: nothing was accepted, so nothing is lost
                 with connection:
                     try:
-                        connection.sendall(request + body)
-                        answer = connection.recv(4096)
+                        connection.sendall(request + b'{"input": "a"}')
+                        answer = connection.recv(4096)[:12]
                     except OSError as error:
-                        failures.append(repr(error))
-                        return
-                (answers if answer.startswith(b"HTTP/1.1 ") else failures).append(answer[:12])  # type: ignore[arg-type]
+                        answer = repr(error).encode()
+                (answers if answer.startswith(b"HTTP/1.1 ") else failures).append(answer)
 
         threads = [threading.Thread(target=client) for _ in range(24)]
         for thread in threads:
@@ -340,15 +350,15 @@ def test_a_server_drains_when_its_terminal_is_closed_unless_under_nohup(launch: 
 
 def test_sighup_applies_what_can_change_and_names_what_cannot(launch: Launch, tmp_path: Path) -> None:
     config = tmp_path / "launch.toml"
-    config.write_text("drain-seconds = 20.0\nmax-queue-items = 100\nkeep-alive-seconds = 30.0\n")
+    config.write_text("drain-seconds = 900.0\nmax-queue-items = 100\nkeep-alive-seconds = 900.0\n")
     with launch(*FAKE, "--config", str(config)) as server:
         server.wait_serving()
         before = [one["pid"] for one in server.info()["instances"]]
         config.write_text("drain-seconds = 0.0\nmax-queue-items = 200\nkeep-alive-seconds = 0.1\n")
         server.signal(signal.SIGHUP)
         assert f"read {config} again" in server.wait_for("reloading")["message"]
-        assert server.wait_for("option_changed")["message"] == "changed: keep-alive-seconds: 30.0 -> 0.1"
-        assert server.wait_for("option_changed")["message"] == "changed: drain-seconds: 20.0 -> 0.0"
+        assert server.wait_for("option_changed")["message"] == "changed: keep-alive-seconds: 900.0 -> 0.1"
+        assert server.wait_for("option_changed")["message"] == "changed: drain-seconds: 900.0 -> 0.0"
         unchanged = server.wait_for("option_unchanged")
         assert (unchanged["option"], unchanged["level"]) == ("max-queue-items", "warning")
         for instance in (0, 1):
@@ -364,9 +374,7 @@ def test_sighup_applies_what_can_change_and_names_what_cannot(launch: Launch, tm
         thread = threading.Thread(target=lambda: server.embed("a request that is never answered"))
         thread.start()
         wait_in_flight(server, 1)
-        started = time.monotonic()
-        assert server.end(60) == 0
-        assert time.monotonic() - started < 18, "the old timeout was used"
+        assert server.end(120) == 0, "it waits with the old timeout"
         thread.join(60)
 
 

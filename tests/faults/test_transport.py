@@ -203,6 +203,21 @@ def test_tls_1_1_is_refused(server: Running, trusting: ssl.SSLContext) -> None:
         pass
 
 
+@pytest.mark.slow
+def test_sighup_replaces_the_certificate_of_new_connections(
+    server: Running, files: Files, trusting: ssl.SSLContext
+) -> None:
+    def certificate() -> bytes | None:
+        with connect(server) as client, trusting.wrap_socket(client, server_hostname="127.0.0.1") as secured:
+            return secured.getpeercert(binary_form=True)
+
+    before = certificate()
+    files.issue("server")
+    server.signal(signal.SIGHUP)
+    server.wait_for("access_reloaded")
+    assert certificate() != before
+
+
 # ------------------------------------------------------------------------------------- Unix socket
 
 

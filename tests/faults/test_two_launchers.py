@@ -117,6 +117,24 @@ def test_a_launcher_in_a_copy_of_launch_run_uses_the_cores_of_its_copy(env: dict
     assert len({line.split("] ")[1] for line in done.stdout.splitlines()}) == 2
 
 
+def test_mode_47_another_plan_of_a_running_server_claims_its_cores(launch: Launch, env: dict[str, str]) -> None:
+    one = (*FAKE, "--instances", "1", "--cores-per-instance", "1", "--reserve-cores", "0")
+    with launch(*one, "--name", "changing", env=env) as server:
+        server.wait_for("serving")
+        port = server.address.rpartition(":")[2]
+        (before,) = listed(env)
+        for cores in ("2", "1"):
+            done = command("ctl", "plan", "--instances", "1", "--cores-per-instance", cores, "--port", port, env=env)
+            assert done.returncode == 0, done.stderr
+            (entry,) = listed(env)
+            assert len(entry["cpus"].replace("-", ",").split(",")) == int(cores)
+            assert (entry["pid"], entry["since"]) == (before["pid"], before["since"])
+        program = ("--", "printenv", "LAUNCH_RUN_CPUS")
+        taken = command("run", "--instances", "1", "--cores-per-instance", "1", *program, env=env)
+        assert taken.returncode == 0, taken.stderr
+        assert taken.stdout.strip() != entry["cpus"]
+
+
 def test_stop_waits_for_the_drain_and_kill_ends_what_does_not_exit(launch: Launch, env: dict[str, str]) -> None:
     one = (*FAKE, "--instances", "1", "--cores-per-instance", "1", "--reserve-cores", "0")
     with launch(*one, "--name", "one", env=env) as first, launch(*one, "--name", "two", env=env) as second:

@@ -111,7 +111,7 @@ async def test_a_body_that_grows_beyond_a_small_one_leaves_their_part_of_the_mem
 
 async def test_a_body_that_arrives_too_slowly_is_refused_with_408_and_leaves_nothing() -> None:
     memory = BodyMemory(1000, 100)
-    reader = make_reader(memory, min_upload_rate=100.0, upload_window_seconds=0.1)
+    reader = make_reader(memory, min_upload_rate=100, upload_window_seconds=0.1)
     with pytest.raises(UploadTooSlow) as error:
         await reader.read(scope(content_length="90"), receiver(part(b"x" * 9), part(b"x" * 8)), "a")
     assert (error.value.status, error.value.code) == (408, "upload_too_slow")
@@ -121,7 +121,7 @@ async def test_a_body_that_arrives_too_slowly_is_refused_with_408_and_leaves_not
 
 @pytest.mark.parametrize(("size", "extended"), [(2, False), (3, True)])
 async def test_the_time_for_a_body_is_extended_when_enough_of_it_arrives(size: int, extended: bool) -> None:
-    reader = make_reader(BodyMemory(1000, 100), min_upload_rate=1.0, upload_window_seconds=3.0)
+    reader = make_reader(BodyMemory(1000, 100), min_upload_rate=1, upload_window_seconds=3.0)
     window = anyio.CancelScope()
     more = receiver(part(b"", more=False))
     await reader._read_parts(part(b"x" * size), more, "a", bytearray(), window)

@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from launcher.front.http import connection as connection_module
-from launcher.front.http.connection import CHUNKED_SEGMENT_BYTES, MAX_HEADER_FIELDS, MAX_PENDING_BYTES
+from launcher.front.http.connection import CHUNKED_SEGMENT_BYTES, MAX_HEADER_FIELDS, MAX_PENDING_BYTES, HeldBytes
 from launcher.front.http.connection import LimitedHttpProtocol as Protocol
 from launcher.options import FrontOptions
 
@@ -82,15 +82,17 @@ class MemoryTransport(asyncio.Transport):
 class Connection:
     """A connection to an application that answers each request with its path and notes what it got."""
 
-    def __init__(self, *, header_bytes: int = LIMIT) -> None:
+    def __init__(self, *, header_bytes: int = LIMIT, held_bytes: HeldBytes | None = None) -> None:
         self.requests: list[tuple[str, bytes]] = []
         self.headers: list[list[tuple[bytes, bytes]]] = []
         self.running = self.most_running = self.disconnects = 0
         self.blocked: asyncio.Event | None = None
         config = uvicorn.Config(self.app, interface="asgi3", log_config=None, access_log=False, proxy_headers=False)
         self.state = ServerState()
+        self.held_bytes = held_bytes or HeldBytes()
+        options = FrontOptions(header_bytes=header_bytes)
         self.protocol = Protocol(
-            config=config, server_state=self.state, app_state={}, options=FrontOptions(header_bytes=header_bytes)
+            config=config, server_state=self.state, app_state={}, options=options, held_bytes=self.held_bytes
         )
         self.transport = MemoryTransport()
         self.protocol.connection_made(self.transport)
@@ -360,6 +362,7 @@ async def test_nothing_of_a_connection_is_kept_after_it_ends(connect: Any, stage
         assert not connection.state.connections
         assert not connection.state.tasks
         assert connection.running == 0
+        assert connection.held_bytes.used == 0
     finally:
         gc.enable()
         connection.protocol = Connection().protocol
@@ -386,7 +389,9 @@ async def test_invalid_data_after_a_request_does_not_precede_its_response(connec
 
 
 async def test_a_half_closed_client_gets_all_its_responses(connect: Any) -> None:
-    for data, count in ((GET % 1, 1), (GET % 1 * 3, 3), (GET % 1 + b"GET /", 1), (GET % 1 + b"no HTTP\r\n\r\n", 2)):
+    rest = (b"GET /", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nab", CHUNKED + b"1\r\na\r\n0\r\n")
+    cases = [(GET % 1, 1), (GET % 1 * 3, 3), (GET % 1 + b"no HTTP\r\n\r\n", 2), *((GET % 1 + one, 1) for one in rest)]
+    for data, count in cases:
         connection = connect()
         connection.blocked = asyncio.Event()
         await connection.receive(data)
@@ -406,3 +411,55 @@ async def test_a_connection_ends_with_its_client_if_no_request_is_complete(conne
     connection = connect()
     await connection.receive(GET % 1)
     assert not connection.protocol.eof_received()
+
+
+LARGE_HEAD = head_of(10_000)
+
+
+@pytest.mark.parametrize(
+    "data", [LARGE_HEAD[:-1], LARGE_HEAD, CHUNKED.replace(b"Host", LARGE_HEAD[20:-4] + b"\r\nHost")]
+)
+async def test_large_heads_of_many_connections_are_refused_and_small_ones_are_not(connect: Any, data: bytes) -> None:
+    held = HeldBytes(limit=45_000)
+    connections = [connect(header_bytes=64 * 1024, held_bytes=held) for _ in range(8)]
+    for connection in connections:
+        connection.blocked = asyncio.Event()
+        await connection.receive(data)
+    assert 39_000 < held.used <= 45_000
+    assert [connection.statuses() for connection in connections] == [[]] * 4 + [[429]] * 4
+    assert error_code(connections[-1]) == (429, "too_much_inside")
+    assert b"retry-after: 1\r\n" in connections[-1].transport.written
+    small = connect(held_bytes=held)
+    await small.receive(GET % 1)
+    assert small.statuses() == [200]
+    for connection in connections:
+        connection.end()
+    assert held.used == 0
+
+
+async def test_large_heads_are_held_until_the_response(connect: Any) -> None:
+    connection = connect(header_bytes=64 * 1024)
+    connection.blocked = asyncio.Event()
+    await connection.receive(LARGE_HEAD)
+    assert connection.held_bytes.used == len(LARGE_HEAD)
+    connection.blocked.set()
+    await connection.settle()
+    assert connection.held_bytes.used == 0
+
+
+async def test_connections_with_many_pipelined_requests_are_closed_if_all_hold_too_much(connect: Any) -> None:
+    held = HeldBytes(limit=50_000)
+    connections = [connect(held_bytes=held) for _ in range(8)]
+    for connection in connections:
+        connection.blocked = asyncio.Event()
+        await connection.receive(GET % 1 + GET % 2 * 300)
+    assert [connection.transport.closed for connection in connections] == [False] * 5 + [True] * 3
+    for connection in connections[5:]:
+        connection.end()
+    assert 40_000 < held.used <= 50_000
+    for connection in connections[:5]:
+        connection.blocked.set()
+        connection.blocked = None
+        await connection.settle()
+        assert connection.statuses() == [200] * 301
+    assert held.used == 0

@@ -540,3 +540,19 @@ async def test_the_memory_for_all_bodies_is_that_of_the_options(start: Any, unti
 async def test_the_number_of_tokenizer_threads_is_that_of_the_options(start: Any) -> None:
     running = start(FrontOptions(tokenizer_threads=3))
     assert running.tokenizer._threads._max_workers == 3
+
+
+async def test_other_limits_of_connections_leave_their_number_limited(make_front: Any, model_info: Any) -> None:
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    app = create_app(make_front().services(model_info, FrontOptions()))
+    server = HttpServer(app, sock, FrontOptions(), max_connections=0)
+    running = asyncio.ensure_future(server.run())
+    for _ in range(2):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert (await answer_of(reader))[0] == 503
+        writer.close()
+        server.reconfigure(FrontOptions(request_seconds=5))
+    assert server.refused == 2
+    await asyncio.wait_for(server.stop(2), 60)
+    await asyncio.wait_for(running, 60)

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from launcher.core.planning.claims import Claim
-from launcher.errors import UsageError
+from launcher.errors import LauncherError, UsageError
+from launcher.host.process.stop_launchers import stop_launchers
 from launcher.host.registry import MAX_FILE_BYTES, Held, Registry, user_name
+from launcher.options import StopOptions
 
 CLAIM = Claim(
     "demo-8000", os.getpid(), user_name(os.geteuid()), "serve", "http://127.0.0.1:8000", "demo", (0, 1, 4), 5.0
@@ -226,3 +228,21 @@ def test_the_variable_selects_the_registry(folder: Path) -> None:
     with pytest.raises(UsageError, match="absolute path, or 'off'"):
         Registry.of({"LAUNCH_REGISTRY": "relative"})
     held.release()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for another user")
+def test_a_forged_claim_cannot_stop_a_process_of_another_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCH_REGISTRY", str(folder))
+    folder.mkdir(mode=0o700)
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        path = folder / f"{victim.pid}-x.json"
+        file = locked(path, json.dumps({**GOOD, "pid": victim.pid}).encode())
+        os.chown(path, 65534, 65534)
+        with pytest.raises(LauncherError, match="belongs to another user than the claim"):
+            stop_launchers(StopOptions(names=("x",), seconds=0))
+        stop_launchers(StopOptions(all=True, seconds=0))
+        assert victim.poll() is None
+        os.chown(path, 0, 0)
+        stop_launchers(StopOptions(all=True))
+        assert victim.wait(10) == -signal.SIGTERM
+        os.close(file)

@@ -64,13 +64,19 @@ def test_a_plan_that_does_not_fit_names_the_claims(registry: Registry) -> None:
     held.release()
 
 
-def test_a_new_plan_of_the_same_launcher_may_use_its_own_cores(registry: Registry) -> None:
-    _, held = start(3)
-    cpus, new = start(4, held)
-    assert cpus == (0, 1, 2, 3)
-    held.release()
-    (claim,) = registry.read().claims
-    assert claim.cpus == cpus
+def test_a_new_plan_of_the_same_launcher_may_use_its_own_cores_and_no_others(registry: Registry) -> None:
+    _, old = start(2)
+    _, rival = start(1)
+    cpus, new = start(3, old)
+    assert cpus == (0, 1, 3)
+    assert len(registry.read().claims) == 3, "the old cores are in use until the change has ended"
+    with pytest.raises(MachineError, match="this does not count"):
+        start(4, new)
+    since = registry.read().claims[0].since
+    for claim in (old, rival):
+        claim.release()
+    assert [(claim.cpus, claim.since) for claim in registry.read().claims] == [((0, 1, 3), since)]
+    assert start(4, new)[0] == (0, 1, 2, 3)
     new.release()
 
 

@@ -159,6 +159,11 @@ class CostModel:
         """The cost of one more token in seconds, without attention."""
         return self.correction * self.coefficients.per_token
 
+    @property
+    def per_pair(self) -> float:
+        """The cost of one more pair of tokens that attend to each other, in seconds."""
+        return self.correction * self.coefficients.per_pair
+
     def observe(self, work: Work, seconds: float) -> None:
         """Record the actual duration of a batch."""
         predicted = self.coefficients.seconds(work.tokens, work.pairs)

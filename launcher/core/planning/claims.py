@@ -17,6 +17,9 @@ from launcher.errors import MachineError, UsageError
 
 Kind = Literal["serve", "run", "bench", "engine"]
 
+# Where claims are stored. Only root can create the first; the others can be used by all users on most systems.
+REGISTRY_FOLDERS = ("/run/launch", "/run/lock/launch", "/tmp/launch-registry")
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:

@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.claims import Claim
+from launcher.printable import printable
 
 HEADINGS = ("NAME", "PID", "USER", "ADDRESS", "MODEL", "CPUS", "SINCE")
 
@@ -23,7 +24,7 @@ def claims_text(claims: Sequence[Claim]) -> str:
 def _row(claim: Claim) -> tuple[str, ...]:
     since = _since(claim).strftime("%Y-%m-%d %H:%M:%SZ")
     texts = (claim.user, claim.address or "-", claim.model or "-", format_cpu_list(claim.cpus), since)
-    return (claim.name, str(claim.pid), *texts)
+    return tuple(map(printable, (claim.name, str(claim.pid), *texts)))
 
 
 def claims_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.binding import Binding, command_prefix
+from launcher.core.planning.claims import REGISTRY_FOLDERS
 from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.core.report.topology_report import Command
 from launcher.options.choices import ExportTarget
@@ -31,6 +32,9 @@ HARDENING = (
     "NoNewPrivileges=yes",
     "CapabilityBoundingSet=",
     "ProtectSystem=strict",
+    # Claims of cores are stored there, for all launchers of the machine. "+": as root, outside of the sandbox.
+    f"ExecStartPre=+/usr/bin/install -d -m 1777 {REGISTRY_FOLDERS[0]}",
+    f"ReadWritePaths=-{REGISTRY_FOLDERS[0]}",
     "ProtectHome=read-only",
     "PrivateTmp=yes",
     "PrivateDevices=yes",
@@ -53,12 +57,13 @@ HARDENING = (
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
     """What a supervisor must know of a ``launch`` server: its port, the seconds that its start and its shutdown may
-    take, and the account that it runs as; None if that is for the operator to choose."""
+    take, the account that it runs as (None if that is for the operator to choose), and whether it serves HTTPS."""
 
     port: int
     start_seconds: float
     stop_seconds: float
     user: str | None = None
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +223,10 @@ def _unit_of_server(service: Service) -> Iterator[str]:
         yield f"User={_unit_word(server.user, command=False)}"
     else:
         yield "# Without User=, it runs as root without capabilities, so the model must belong to root or be public."
+    yield "# The registry of claimed cores, which all launchers of the machine share."
+    yield "RuntimeDirectory=launch"
+    yield "RuntimeDirectoryMode=1777"
+    yield "RuntimeDirectoryPreserve=yes"
     yield f"CacheDirectory={service.name}"
     yield f"Environment=XDG_CACHE_HOME=/var/cache/{service.name}"
     yield from HARDENING
@@ -247,7 +256,10 @@ def _compose(export: Export) -> Iterator[str]:
 
 def _compose_server(server: ServerFacts) -> Iterator[str]:
     port = server.port
-    ready = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/ready', timeout=5)"
+    # The certificate is for the name under which clients know the server.
+    unverified = ", context=ssl._create_unverified_context()" if server.tls else ""
+    url = f"{'https' if server.tls else 'http'}://127.0.0.1:{port}/ready"
+    ready = f"import ssl, urllib.request; urllib.request.urlopen('{url}', timeout=5{unverified})"
     yield f"    ports: [{json.dumps(f'{port}:{port}')}]"
     yield "    init: true"
     yield f"    stop_grace_period: {math.ceil(server.stop_seconds) + MARGIN_SECONDS}s"

@@ -78,9 +78,25 @@ class Admission:
     def check(self, event: Arrived, now: float) -> Reject | None:
         """The rejection of a request; None: admitted."""
         rejection = self.check_items(event, now)
-        if rejection is None and event.client:
-            rejection = self._check_seconds(event, now)
-        return rejection or self._check_deadline(event, now)
+        if rejection is None and event.client and not self._is_short(event):
+            rejection = self._check_seconds(event)
+        if rejection is None and event.deadline is not None:
+            rejection = self._check_deadline(event, event.deadline, now)
+        return rejection
+
+    def _is_short(self, event: Arrived) -> bool:
+        """Whether a single item meets a queue that is certainly shorter than the limit: the usual case."""
+        lengths = event.lengths
+        if len(lengths) != 1:
+            return False
+        length = lengths[0]
+        group = self.groups[0] if len(self.groups) == 1 else group_for(self.groups, length)
+        queue = group.queues["interactive"]
+        tokens = queue.tokens + length
+        if event.priority == "bulk" or not group.ready:
+            return False
+        served = next(iter(group.ready.values()))
+        return served.cost.seconds(tokens, queue.pairs + length * length) <= self._limits.queue_seconds
 
     def check_items(self, event: Arrived, now: float) -> Reject | None:
         """The rejection of a request because of the number of its items; None: admitted."""
@@ -126,10 +142,10 @@ class Admission:
         )
         return Reject(event.request, 429, "queue_full", reason, wait)
 
-    def _check_seconds(self, event: Arrived, now: float) -> Reject | None:
+    def _check_seconds(self, event: Arrived) -> Reject | None:
         """The rejection of a request because of the predicted seconds of its work; None: admitted."""
         limit = self._limits.queue_seconds
-        for group, lengths in self._by_group(event.lengths):
+        for group, lengths in self._by_group(event.lengths) if event.lengths else ():
             served = serving_instance(self.groups, group)
             if served is None or not _costs_are_known(served):
                 continue
@@ -163,7 +179,7 @@ class Admission:
         if request <= room:
             return None
         # Own work shrinks at the rate of the client's share, and what others leave at half the rate of theirs.
-        clients = max(1, *[queue.clients() for queue in queues])
+        clients = max(1, *[queue.waiting_clients() for queue in queues])
         rate = (clients + 1) / (2 * clients) if own else 0.5
         wait = max(1.0, (request - room) / rate)
         reason = (
@@ -172,7 +188,7 @@ class Admission:
         )
         return Reject(event.request, 429, "queue_full", reason, wait)
 
-    def _check_deadline(self, event: Arrived, now: float) -> Reject | None:
+    def _check_deadline(self, event: Arrived, deadline: float, now: float) -> Reject | None:
         """The rejection of a request that cannot be finished before its deadline; None: admitted.
 
         A request is rejected if its predicted finish, less the error of predictions (as observed by the cost model,
@@ -180,9 +196,9 @@ class Admission:
         class (for bulk, all interactive work too), divided over the instances that would share it, from when they are
         predicted to be free. Work is ahead if it is predicted to be taken before the request's last item.
         """
-        if event.deadline is None or not event.lengths:
+        if not event.lengths:
             return None
-        left = event.deadline - now
+        left = deadline - now
         if left <= 0:
             reason = f"the deadline passed {-left:.3f} s before the inputs could be queued"
             return Reject(event.request, 504, "deadline_exceeded", reason)
@@ -265,7 +281,7 @@ def _own_wait(groups: Sequence[Group], group: Group, client: str, priority: Prio
     if served is None or not served.group.speed:
         return 0.0
     everything = sum([_seconds(served, queue.tokens, queue.pairs) for queue in queues])
-    clients = max([queue.clients() for queue in queues])
+    clients = max([queue.waiting_clients() for queue in queues])
     return min(everything, clients * _seconds_of(served, queues, client))
 
 

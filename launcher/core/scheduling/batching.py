@@ -3,12 +3,13 @@
 Clients are served by start-time fair queueing (Goyal, Vin and Cheng 1996) over predicted seconds of work. Each client
 with waiting items has a virtual start time, which advances by the work taken from it, and the client with the lowest
 one is served next. A client that had nothing waiting starts at the virtual time of the queue, which is the start time
-of the client served last: it gets no credit for the past, and waits for nobody's backlog. Of equal clients the one with
-the shorter item is first. While two clients wait, the work that they get differs by at most their longest items and a
-batch. ``client_queue`` decides in which order the items of one client are taken.
+of the client served last: it gets no credit for the past, and waits for nobody's backlog. While two clients wait, the
+work that they get differs by at most their longest items and a batch. ``client_queue`` decides in which order the items
+of one client are taken.
 
-The virtual time also advances with all work taken, at a rate that promises each waiting client a part of it: otherwise
-an endless sequence of new clients, each of which starts at the virtual time, would starve the others.
+Start times count in rounds, in which each client may take about the work of the longest item. In a round, the client
+with the shorter item is first, so that a short request does not wait for one item of each of many clients. But an item
+waits for shorter ones only for a limited time, so that an endless sequence of new clients does not starve it.
 
 A packed batch takes items in this order, whatever their lengths. A padded batch starts with the first item and adds
 items that need little padding next to it: first from its own bucket, then from neighbouring buckets as long as the
@@ -23,131 +24,159 @@ from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
 
 from launcher.core.cost.cost_model import CostModel
-from launcher.core.scheduling.client_queue import AGEING, BOUNDS, ClientQueue, Head, Item
+from launcher.core.scheduling.client_queue import BOUNDS, ClientQueue, Head, Item
 
 __all__ = ["BOUNDS", "ClientQueue", "Item", "LengthQueue"]
 
-# The order of clients is purged of those without waiting items when it exceeds twice the others by this many, and so is
-# the record of clients that are ahead of the virtual time.
-STALE_CLIENTS = 1000
+# Clients without waiting items are forgotten when they outnumber the others by this many.
+IDLE_CLIENTS = 1000
 # At most this many clients, those to be served next, are examined for a padded batch.
-PADDED_CLIENTS = 256
+PADDED_CLIENTS = 64
+# In a round, a client waits for those with shorter items until this many tokens have been taken for each token of its
+# own item. Rounds of fewer clients than this are taken in order of length.
+PATIENCE = 512
 # An item costs at least this many seconds, so that the virtual time advances whatever the costs are.
 MIN_SECONDS = 1e-9
 
+# Round, place in the round, number, start, client.
+Entry = tuple[int, int, int, float, ClientQueue]
+
 
 class LengthQueue:
-    """Items waiting for one class of instances. ``is_waiting`` is false for items that were cancelled since."""
+    """Items waiting for one class of instances. ``is_waiting`` is false for items that were cancelled since; ``rank``
+    is where the clocks of clients begin."""
 
-    def __init__(self, is_waiting: Callable[[Item], bool]) -> None:
+    def __init__(self, is_waiting: Callable[[Item], bool], rank: float = 0.0) -> None:
         self._is_waiting = is_waiting
-        # The clients with waiting items, and a heap of them: start, length of the first item, number, client. A start
-        # may be out of date, that is, too early.
+        # All clients that are remembered, and how many of them have waiting items.
         self._clients: dict[str, ClientQueue] = {}
-        self._order: list[tuple[float, int, int, ClientQueue]] = []
+        self._waiting = 0
+        # A heap of the clients with waiting items, and of some that have had some. A start may be out of date, that is,
+        # too early. Each client is in it at most once.
+        self._order: list[Entry] = []
         self._number = 0
         self._time = 0.0  # the virtual time of the queue
-        # The starts of clients without waiting items that are ahead of the virtual time.
-        self._ahead: dict[str, float] = {}
-        self._rank = 0.0  # no rank of an item that was taken is later
+        self._taken = 0  # tokens
+        self._longest = 0  # tokens
+        self._round = MIN_SECONDS  # the work of a round: at least that of the longest item
+        # No item that was taken had a later rank, except for those of the clients that are remembered.
+        self._rank = rank
         self.count = 0
         self.tokens = 0
         self.pairs = 0
 
     # ----------------------------------------------------------------- clients
 
-    def clock(self, client: str) -> float:
-        """The virtual clock of a client: the rank of the first item of a request that arrives now."""
-        waiting = self._clients.get(client)
-        return self._rank if waiting is None else waiting.clock
+    def client(self, name: str) -> ClientQueue:
+        """The items of a client, which ``push`` adds to; the rank of the first item of a request is its clock."""
+        client = self._clients.get(name)
+        if client is None:
+            if len(self._clients) > 2 * self._waiting + IDLE_CLIENTS:
+                self._forget_idle()
+            client = self._clients[name] = ClientQueue(name, self._is_waiting, self._rank, self._time)
+        return client
 
-    def clients(self) -> int:
+    def latest_clock(self) -> float:
+        """The latest clock of any client so far: a queue that replaces this one begins there."""
+        return max(self._rank, *[client.clock for client in self._clients.values()], 0.0)
+
+    def waiting_clients(self) -> int:
         """The number of clients with waiting items."""
-        return len(self._clients)
+        return self._waiting
 
-    def backlog(self, client: str) -> tuple[int, int]:
+    def backlog(self, name: str) -> tuple[int, int]:
         """The waiting tokens and pairs of a client."""
-        waiting = self._clients.get(client)
-        return (0, 0) if waiting is None else (waiting.tokens, waiting.pairs)
+        client = self._clients.get(name)
+        return (0, 0) if client is None else (client.tokens, client.pairs)
 
-    def push(self, client: str, item: Item, rank: float) -> None:
+    def push(self, client: ClientQueue, item: Item, rank: float) -> None:
         """Add an item of a client; ``rank`` is a time on the clock of the client, and the lowest is served first."""
-        waiting = self._clients.get(client)
-        if waiting is None:
-            waiting = self._add_client(client, item.length)
-        waiting.push(item, rank)
         length = item.length
+        if not client.count:
+            self._waiting += 1
+            if client.start < self._time:
+                client.start = self._time
+            if not client.ordered:
+                self._insert(client, length)
+        client.push(item, rank)
+        if length > self._longest:
+            self._longest = length
         self.count += 1
         self.tokens += length
         self.pairs += length * length
 
-    def discard(self, client: str, item: Item, rank: float) -> None:
+    def discard(self, name: str, item: Item, rank: float) -> None:
         """Remove a cancelled item, pushed with ``rank``."""
-        waiting = self._clients[client]
-        waiting.discard(item, rank)
+        client = self._clients[name]
+        client.discard(item, rank)
+        if not client.count:
+            self._waiting -= 1
+            client.clear()
         self._removed(item.length)
-        if not waiting.count:
-            self._drop_client(waiting)
 
     def _removed(self, length: int) -> None:
+        self._taken += length
         self.count -= 1
         self.tokens -= length
         self.pairs -= length * length
 
-    def _add_client(self, client: str, length: int) -> ClientQueue:
-        start = self._time
-        if self._ahead:
-            start = max(start, self._ahead.pop(client, start))
-        if len(self._order) > 2 * len(self._clients) + STALE_CLIENTS:
-            self._order = [entry for entry in self._order if entry[3].count]
-            heapify(self._order)
-        waiting = self._clients[client] = ClientQueue(client, self._is_waiting, self._rank, start)
+    def _insert(self, client: ClientQueue, length: int) -> None:
+        """Add a client to the order; ``length`` is that of its first item."""
         self._number += 1
-        heappush(self._order, (start, length, self._number, waiting))
-        return waiting
+        client.ordered = True
+        place = self._taken + PATIENCE * length
+        heappush(self._order, (int(client.start / self._round), place, self._number, client.start, client))
 
-    def _drop_client(self, client: ClientQueue) -> None:
-        """Forget a client without waiting items, except how far it is ahead of others that wait."""
-        del self._clients[client.name]
-        self._rank = max(self._rank, client.clock)
-        if not self._clients:
-            self._order.clear()
-            self._ahead.clear()
-        elif client.start > self._time:
-            if len(self._ahead) > len(self._clients) + STALE_CLIENTS:
-                self._ahead = {name: start for name, start in self._ahead.items() if start > self._time}
-                if len(self._ahead) > len(self._clients) + STALE_CLIENTS:
-                    self._ahead.clear()  # each of them gets at most one batch too early
-            self._ahead[client.name] = client.start
+    def _forget_idle(self) -> None:
+        """Forget clients without waiting items. Those that were ahead of others get at most one batch too early."""
+        idle = [client for client in self._clients.values() if not client.count]
+        self._rank = max(self._rank, *[client.clock for client in idle])
+        self._clients = {name: client for name, client in self._clients.items() if client.count}
+        self._order = [entry for entry in self._order if entry[4].count]
+        heapify(self._order)
+
+    def _widen_rounds(self, cost: CostModel) -> None:
+        """Let a round have the work of the longest item, if it has less. It doubles, so that this is rare."""
+        longest = cost.per_token * self._longest + cost.per_pair * self._longest**2
+        if longest <= self._round:
+            return
+        while self._round < longest:
+            self._round *= 2
+        self._order = [(int(entry[3] / self._round), *entry[1:]) for entry in self._order]
+        heapify(self._order)
 
     def _next_client(self) -> ClientQueue | None:
         """The client to be served next, which is then the first of the order; None if no item waits."""
-        while self._order:
-            start, _, _, client = self._order[0]
+        order = self._order
+        while order:
+            client = order[0][4]
             if not client.count:
-                heappop(self._order)
-            elif start != client.start:
-                self._reorder(client)
+                heappop(order)
+                client.ordered = False
+            elif order[0][3] != client.start:
+                self._number += 1
+                place = self._taken + PATIENCE * client.peek().length
+                heapreplace(order, (int(client.start / self._round), place, self._number, client.start, client))
             else:
                 return client
         return None
 
-    def _reorder(self, client: ClientQueue) -> None:
-        """Move the first client of the order to the place that its start has now."""
-        self._number += 1
-        heapreplace(self._order, (client.start, client.peek().length, self._number, client))
-
     def _charge(self, client: ClientQueue, rank: float, seconds: float) -> None:
         """Record that work of ``seconds`` was taken from a client, up to an item of this rank."""
-        seconds = max(seconds, MIN_SECONDS)
-        served_from = client.start
-        client.start += seconds
+        if seconds < MIN_SECONDS:
+            seconds = MIN_SECONDS
+        waiting, start = self._waiting, client.start
+        client.start = end = start + seconds
         client.advance(rank, seconds)
-        # A client that is alone takes from nobody: one that comes later starts beside it.
-        waiting = len(self._clients)
-        self._time = client.start if waiting == 1 else max(served_from, self._time + AGEING * seconds / waiting)
+        if waiting == 1:  # it takes from nobody: a client that comes later starts beside it
+            self._time = end
+            if len(self._order) == 1:  # cheaper than to do it when it is served next
+                place = self._taken + PATIENCE * self._longest
+                self._order[0] = (int(end / self._round), place, 0, end, client)
+        elif start > self._time:
+            self._time = start
         if not client.count:
-            self._drop_client(client)
+            self._waiting = waiting - 1
 
     # ----------------------------------------------------------------- batches
 
@@ -159,6 +188,7 @@ class LengthQueue:
     def cut_fifo(self, max_items: int) -> tuple[Item, ...]:
         """Remove the first ``max_items`` items, whatever their lengths; longest first."""
         batch = _BatchBuilder(CostModel(), 0, inf, packed=True, max_seconds=inf, max_items=max_items)
+        self._widen_rounds(batch.cost)
         self._fill_in_order(batch)
         return tuple(sorted(batch.items, key=lambda item: -item.length))
 
@@ -171,6 +201,7 @@ class LengthQueue:
         If any item waits, at least one is taken, whatever its length.
         """
         batch = _BatchBuilder(cost, budget, share, packed, max_seconds)
+        self._widen_rounds(cost)
         if packed:
             self._fill_in_order(batch)
         elif self.count:
@@ -182,22 +213,34 @@ class LengthQueue:
         opened: dict[str, list[Head]] = {}
         full, before = False, 0.0
         while not full and (client := self._next_client()):
-            heads = opened.get(client.name)
+            alone = self._waiting == 1
+            if not alone and (only := client.only()):
+                if not batch.take(only[1]):
+                    return
+                client.remove_only(*only)
+                self._removed(only[1].length)
+                seconds = batch.seconds
+                self._charge(client, only[0], seconds - before)
+                before = seconds
+                continue
+            heads = None if alone else opened.get(client.name)
             if heads is None:
-                heads = opened[client.name] = client.heads()
-            alone = len(self._clients) == 1
-            taken, rank = len(batch.items), 0.0
+                heads = client.heads()
+                if not alone and client.count > 1:
+                    opened[client.name] = heads
+            rank = -1.0
             while heads:
-                item = heads[0][2]
+                head = heads[0]
+                item = head[2]
                 if not batch.take(item):
                     full = True
                     break
-                rank = heads[0][0]
+                rank = head[0]
                 client.take(heads)
                 self._removed(item.length)
                 if not alone:
                     break
-            if len(batch.items) > taken:
+            if rank >= 0:
                 seconds = batch.seconds
                 self._charge(client, rank, seconds - before)
                 before = seconds
@@ -208,7 +251,7 @@ class LengthQueue:
         Only the client of the first item gets more than ``window`` seconds ahead of it: which items need little padding
         must not decide how much work a client gets.
         """
-        clients = self._first_clients()
+        clients, entries = self._first_clients()
         first, end = clients[0].peek(), clients[0].start + window
         members: dict[int, list[ClientQueue]] = {}
         for client in clients:
@@ -219,6 +262,14 @@ class LengthQueue:
             if not batch.items or self._is_worth_padding(batch, key, members[key]):
                 for client in members[key]:
                     self._fill(batch, key, client, inf if client is clients[0] else end)
+        for entry in entries:
+            client = entry[4]
+            if entry[3] == client.start:
+                heappush(self._order, entry)
+            else:
+                client.ordered = False
+                if client.count:
+                    self._insert(client, client.peek().length)
 
     def _is_worth_padding(self, batch: _BatchBuilder, key: int, clients: Sequence[ClientQueue]) -> bool:
         """Whether padding for the items of a bucket costs less than another batch for them would."""
@@ -226,27 +277,29 @@ class LengthQueue:
         rows = sum([len(client.buckets.get(key, ())) for client in clients]) if bound <= width else len(batch.items)
         return rows * abs(width - bound) * batch.cost.per_token <= batch.cost.overhead
 
-    def _first_clients(self) -> Sequence[ClientQueue]:
-        """The clients to be served next, in order; at most ``PADDED_CLIENTS`` of them."""
-        if len(self._clients) == 1:
-            return tuple(self._clients.values())
-        entries: list[tuple[float, int, int, ClientQueue]] = []
+    def _first_clients(self) -> tuple[Sequence[ClientQueue], Sequence[Entry]]:
+        """The clients to be served next, in order, at most ``PADDED_CLIENTS`` of them; and their entries, which are
+        removed from the order."""
+        first = self._next_client()
+        if first is not None and self._waiting == 1:
+            return (first,), ()
+        entries: list[Entry] = []
         while len(entries) < PADDED_CLIENTS and self._next_client():
             entries.append(heappop(self._order))
-        for entry in entries:
-            heappush(self._order, entry)
-        return [entry[3] for entry in entries]
+        return [entry[4] for entry in entries], entries
 
     def _fill(self, batch: _BatchBuilder, key: int, client: ClientQueue, end: float) -> None:
         """Move items from a bucket to the batch in rank order, as long as they fit, and the client starts before
         ``end``."""
-        while client.start <= end and (head := client.head(key)):
-            before = batch.seconds
-            if not batch.take(head[2]):
-                return
+        before, rank, start = batch.seconds, -1.0, client.start
+        while start <= end and (head := client.head(key)) and batch.take(head[2]):
             client.take_from(key)
             self._removed(head[2].length)
-            self._charge(client, head[0], batch.seconds - before)
+            rank = head[0]
+            if end < inf:
+                start = client.start + batch.seconds - before
+        if rank >= 0:
+            self._charge(client, rank, batch.seconds - before)
 
     # ------------------------------------------------------------- predictions
 
@@ -254,14 +307,14 @@ class LengthQueue:
         """The approximate tokens and pairs that will be taken before the last item of a request of these tokens and
         pairs, which arrives now: the client's own waiting work, as far as its rank is not later, and as much of each
         other client."""
-        waiting = self._clients.get(client)
+        asking = self._clients.get(client)
         tokens = pairs = 0
-        if waiting is not None:
-            tokens, pairs = waiting.work_before(waiting.clock + cost.seconds(*work))
-        if waiting is None or len(self._clients) > 1:
+        if asking is not None and asking.count:
+            tokens, pairs = asking.work_before(asking.clock + cost.seconds(*work))
+        if tokens < self.tokens:
             own = cost.seconds(tokens + work[0], pairs + work[1])
             for other in self._clients.values():
-                if other is not waiting:
+                if other is not asking and other.count:
                     part = min(1.0, own / max(MIN_SECONDS, cost.seconds(other.tokens, other.pairs)))
                     tokens += int(part * other.tokens)
                     pairs += int(part * other.pairs)
@@ -273,12 +326,15 @@ class LengthQueue:
         assert self.count == len(everything), "waiting items are miscounted"
         assert self.tokens == sum(item.length for item in everything), "waiting tokens are miscounted"
         assert self.pairs == sum(item.length**2 for item in everything), "waiting pairs are miscounted"
-        assert set(self._clients) == set(waiting), "clients without waiting items are kept"
+        assert self._waiting == len(waiting), "waiting clients are miscounted"
+        assert len(self._clients) <= 2 * self._waiting + IDLE_CLIENTS + 1 + self.count, "clients are not forgotten"
         for name, client in self._clients.items():
-            client.check(waiting[name])
-        ordered = [entry[3] for entry in self._order if entry[3].count]
-        assert sorted(client.name for client in ordered) == sorted(waiting), "a client is not in the order exactly once"
-        assert all(entry[0] <= entry[3].start for entry in self._order), "a client is too late in the order"
+            client.check(waiting.get(name, ()))
+        ordered = [id(entry[4]) for entry in self._order]
+        assert len(ordered) == len(set(ordered)), "a client is in the order twice"
+        assert set(ordered) == {id(client) for client in self._clients.values() if client.ordered}
+        assert all(self._clients[name].ordered for name in waiting), "a waiting client is not in the order"
+        assert all(entry[3] <= entry[4].start for entry in self._order), "a client is too late in the order"
 
 
 class _BatchBuilder:
@@ -291,6 +347,7 @@ class _BatchBuilder:
         self.items: list[Item] = []
         self.width = 0
         self.cost = cost
+        self._per_token, self._per_pair = cost.per_token, cost.per_pair
         self._budget, self._share, self._packed, self._max_seconds = budget, share, packed, max_seconds
         self._max_items = max_items
         self._tokens = self._pairs = 0
@@ -298,7 +355,7 @@ class _BatchBuilder:
     @property
     def seconds(self) -> float:
         """The predicted seconds of its items, without padding and the overhead of a batch."""
-        return self.cost.seconds(self._tokens, self._pairs) - self.cost.overhead
+        return self._per_token * self._tokens + self._per_pair * self._pairs
 
     def take(self, item: Item) -> bool:
         """Add an item unless it exceeds a limit; the first is always taken. Returns whether it was taken."""

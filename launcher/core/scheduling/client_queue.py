@@ -58,20 +58,23 @@ BOUNDS = _bucket_bounds()
 class ClientQueue:
     """The waiting items of a client. ``is_waiting`` is false for items that were cancelled since.
 
-    ``clock`` is the client's virtual time, and ``start`` the virtual start time of its next item among all clients,
-    which ``batching`` keeps here.
+    ``clock`` is the client's virtual time. ``batching`` keeps two facts here: ``start``, the virtual start time of the
+    client's next item among all clients, and ``ordered``, whether the client is in their order.
     """
 
     __slots__ = (
+        "_aged",
         "_deferred",
         "_is_waiting",
         "_large",
         "_sequence",
+        "_slack",
         "_stale",
         "buckets",
         "clock",
         "count",
         "name",
+        "ordered",
         "pairs",
         "start",
         "tokens",
@@ -81,9 +84,14 @@ class ClientQueue:
         self.name = name
         self.clock = clock
         self.start = start
+        self.ordered = False
         self.count = self.tokens = self.pairs = 0
         # Each bucket is a heap of (rank, sequence number, item); the number keeps items of equal rank in order.
         self.buckets: dict[int, list[tuple[float, int, Item]]] = {}
+        # The second clock, and the most that the first may be ahead of it: the longest work taken at once, so that it
+        # does not overtake the items of other large requests that are due in the same round.
+        self._aged = clock
+        self._slack = 0.0
         self._is_waiting = is_waiting
         self._sequence = 0
         self._stale = 0  # entries of cancelled items
@@ -115,6 +123,11 @@ class ClientQueue:
         self._remove(item, rank)
         self._stale += 1
 
+    def clear(self) -> None:
+        """Drop the entries of cancelled items, when no item is waiting."""
+        self.buckets.clear()
+        self._stale = 0
+
     def _clean(self) -> None:
         """Purge cancelled items: bulk entries may not be reached for long, while clients come and go."""
         for key, bucket in list(self.buckets.items()):
@@ -142,8 +155,15 @@ class ClientQueue:
 
     def advance(self, rank: float, seconds: float) -> None:
         """Record that ``seconds`` of work were taken, and that the last item of them had this rank."""
-        aged = self.clock + AGEING * seconds / max(1, len(self._large))
-        self.clock = rank if rank > aged else aged
+        clock = self.clock if self.clock > rank else rank
+        if not self._large:
+            self.clock = clock
+            return
+        if seconds > self._slack:
+            self._slack = seconds
+        aged = max(self._aged, clock - self._slack) + AGEING * seconds / max(1, len(self._large))
+        self._aged = aged
+        self.clock = aged if aged > clock else clock
 
     def work_before(self, rank: float) -> tuple[int, int]:
         """The approximate tokens and pairs waiting at ranks up to ``rank``, which must not be before the clock."""
@@ -154,6 +174,10 @@ class ClientQueue:
 
     def heads(self) -> list[Head]:
         """A heap of the first items of all buckets, for ``take``."""
+        if len(self.buckets) == 1:
+            (key,) = self.buckets
+            first = self.head(key)
+            return [(*first, key)] if first else []
         heads = [(*head, key) for key in list(self.buckets) if (head := self.head(key))]
         heapify(heads)
         return heads
@@ -176,10 +200,34 @@ class ClientQueue:
     def take(self, heads: list[Head]) -> None:
         """Remove the item of the lowest rank; ``heads`` is the heap of all heads."""
         rank, _, item, key = heappop(heads)
-        heappop(self.buckets[key])
-        self._remove(item, rank)
-        if following := self.head(key):
+        bucket = self.buckets[key]
+        heappop(bucket)
+        length = item.length
+        self.count -= 1
+        self.tokens -= length
+        self.pairs -= length * length
+        if item.index:
+            self._defer(item, rank, -1)
+        if not bucket:
+            del self.buckets[key]
+        elif following := self.head(key):
             heappush(heads, (*following, key))
+
+    def only(self) -> tuple[float, Item] | None:
+        """Rank and item, if exactly one waits and nothing else is in the buckets; ``remove_only`` removes it."""
+        if self.count != 1 or self._stale:
+            return None
+        for bucket in self.buckets.values():
+            if bucket:
+                return bucket[0][0], bucket[0][2]
+        return None
+
+    def remove_only(self, rank: float, item: Item) -> None:
+        """Remove the item of ``only``."""
+        self.buckets.clear()
+        self.count = self.tokens = self.pairs = 0
+        if item.index:
+            self._defer(item, rank, -1)
 
     def take_from(self, key: int) -> None:
         """Remove the head of a bucket."""

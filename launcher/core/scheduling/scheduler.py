@@ -242,18 +242,17 @@ class Scheduler:
         for index in event.suspects:
             request.attempts[index] = self._limits.max_attempts - 1
             self._suspects[event.priority].append(Item(event.request, index, event.lengths[index]))
-        clocks: dict[int, float] = {}
+        last = None
         for index, length in enumerate(event.lengths):
             if event.suspects and index in event.suspects:
                 continue
             group = group_for(self._groups, length)
-            group.arrived = now
-            queue = group.queues[priority]
-            clock = clocks.get(id(queue))
-            if clock is None:
-                clock = clocks[id(queue)] = queue.clock(client)
-            rank = ranks[index] = clock + ranks[index]
-            queue.push(client, Item(event.request, index, length), rank)
+            if group is not last:
+                last, group.arrived = group, now
+                queue = group.queues[priority]
+                waiting = queue.client(client)
+            rank = ranks[index] = waiting.clock + ranks[index]
+            queue.push(waiting, Item(event.request, index, length), rank)
         self._deadlines.add(event.request)
 
     def _offsets(self, lengths: tuple[int, ...]) -> MutableSequence[float]:
@@ -409,7 +408,7 @@ class Scheduler:
             self._suspects[request.priority].append(item)
         else:
             queue = group_for(self._groups, item.length).queues[request.priority]
-            queue.push(request.client, item, request.ranks[item.index])
+            queue.push(queue.client(request.client), item, request.ranks[item.index])
 
     # ----------------------------------------------------------------- changes
 
@@ -427,10 +426,10 @@ class Scheduler:
             case ChangeEnded():
                 self._admission.changing = False
 
-    def _make_groups(self, classes: Iterable[LengthClass | None]) -> dict[LengthClass | None, Group]:
+    def _make_groups(self, classes: Iterable[LengthClass | None], rank: float = 0.0) -> dict[LengthClass | None, Group]:
         """A group for each class, in the order in which `group_for` searches them."""
         ordered = sorted(set(classes), key=_order_of_class)
-        return {c: Group(c, {p: LengthQueue(self._is_waiting) for p in PRIORITIES}) for c in ordered}
+        return {c: Group(c, {p: LengthQueue(self._is_waiting, rank) for p in PRIORITIES}) for c in ordered}
 
     def _instance_added(self, spec: InstanceSpec) -> None:
         if spec.id in self._instances:
@@ -465,7 +464,8 @@ class Scheduler:
     def _set_groups(self, classes: set[LengthClass | None]) -> None:
         """Change the classes. Those that stay keep their instances; all waiting items are queued again, in order."""
         before = self._groups_by_class
-        self._groups_by_class = self._make_groups(classes)
+        latest = max([queue.latest_clock() for queue in self._queues()])
+        self._groups_by_class = self._make_groups(classes, latest)
         for kept in before.keys() & classes:
             before[kept].queues = self._groups_by_class[kept].queues
             self._groups_by_class[kept] = before[kept]
@@ -473,8 +473,8 @@ class Scheduler:
         for id, request in self._requests.items():
             for index, (state, length) in enumerate(zip(request.states, request.lengths, strict=True)):
                 if state == WAITING and index not in request.attempts:
-                    queues = group_for(self._groups, length).queues
-                    queues[request.priority].push(request.client, Item(id, index, length), request.ranks[index])
+                    queue = group_for(self._groups, length).queues[request.priority]
+                    queue.push(queue.client(request.client), Item(id, index, length), request.ranks[index])
 
     # ------------------------------------------------------------------- hangs
 
@@ -507,8 +507,8 @@ class Scheduler:
                 self._requeue_item(item, request)
 
     def _worker_inspected(self, event: WorkerActivity, now: float, actions: list[Action]) -> None:
-        instance = self._instances.get(event.instance)  # it may be removed meanwhile
-        running = instance is not None and bool(instance.batches) and instance.batches[0].id == event.batch
+        instance = self._instances.get(event.instance)
+        running = instance is not None and instance.batches and instance.batches[0].id == event.batch
         if instance is not None and running and event.state != "active" and not instance.replaced:
             reason = describe_hang(now - instance.started, instance.batches[0].predicted, event)
             self._replace(instance, reason, actions)
@@ -519,7 +519,7 @@ class Scheduler:
 
     def _probe(self, instance_id: int, now: float, actions: list[Action]) -> None:
         instance = self._instances[instance_id]
-        if instance.ready and not instance.batches and not instance.replaced:
+        if instance.ready and not instance.batches and not instance.replaced and not instance.retiring:
             predicted = instance.cost.seconds(PROBE_WORK.tokens, PROBE_WORK.pairs)
             self._append(instance, Batch(self._next_batch, (), PROBE_WORK, predicted, "interactive"), now, actions)
 

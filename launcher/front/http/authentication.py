@@ -23,8 +23,12 @@ from launcher.front.http.error_response import ErrorFormat, ErrorResponse
 from launcher.front.http.responses import send_json_and_close, with_connection_close
 from launcher.options.env_prefixes import API_KEY_VARIABLE
 
+# These routes check the admin key themselves, which is sent in the same header.
+ADMIN_PREFIX = "/admin/"
 # What load balancers and orchestrators call; they have no key.
 OPEN_PATHS = frozenset({"/health", "/health/", "/ready", "/ready/"})
+# These routes need a key of their own (`admin_access`).
+ADMIN_PREFIX = "/admin/"
 # The headers of a key besides ``Authorization``, and the APIs whose clients send them.
 KEY_HEADERS = {"x-api-key": "Anthropic and many gateways", "api-key": "Azure OpenAI"}
 MAX_FILE_BYTES = 1024 * 1024
@@ -153,7 +157,8 @@ class RefusalContext:
 class RequireApiKey:
     """An ASGI application that passes requests with a valid key to ``app`` and answers all others with 401.
 
-    ``/health`` and ``/ready`` need no key. On success, ``scope["state"]["client"]`` is ``key:NAME``.
+    ``/health`` and ``/ready`` need no key, the routes under ``/admin/`` another one. On success,
+    ``scope["state"]["client"]`` is ``key:NAME``.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, context: RefusalContext) -> None:
@@ -163,7 +168,7 @@ class RequireApiKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or scope["path"].startswith(ADMIN_PREFIX):
             await self._app(scope, receive, send)
             return
         try:

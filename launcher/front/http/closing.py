@@ -7,10 +7,12 @@ here.
 from __future__ import annotations
 
 import ctypes
+import os
 import select
 import socket
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h; the same on all architectures of the kernel but alpha, parisc and sparc
 
@@ -26,19 +28,39 @@ _DROP_SYN = (
 )
 
 
-def refuse_new_connections(sock: socket.socket) -> None:
-    """Let no further connection enter the queue of a listening TCP socket; those in it are unaffected.
+class Entrance:
+    """The way into a listening socket, which can be closed while the connections in its queue are still accepted."""
 
-    Does nothing for other sockets, and where the kernel refuses filters: then connections keep arriving.
-    """
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        # Of a Unix socket; None if it has no path.
+        self._path = str(sock.getsockname()) if sock.family == socket.AF_UNIX else ""
+        self._file = _identity(self._path)
+
+    def close(self) -> None:
+        """Let no further connection enter the queue; those in it are unaffected.
+
+        Does nothing where the kernel refuses filters, or the path cannot be removed: then connections keep arriving.
+        """
+        with suppress(OSError):
+            if self._sock.family in (socket.AF_INET, socket.AF_INET6):
+                _drop_syn(self._sock)
+            elif self._file is not None and _identity(self._path) == self._file:  # not that of a successor
+                Path(self._path).unlink()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _drop_syn(sock: socket.socket) -> None:
     program = b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_SYN)
     buffer = ctypes.create_string_buffer(program)
-    with suppress(OSError):
-        sock.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(_DROP_SYN), ctypes.addressof(buffer))
-        )
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(_DROP_SYN), ctypes.addressof(buffer)))
 
 
 def is_readable(descriptor: int) -> bool:

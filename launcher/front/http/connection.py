@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import http
 import re
+from collections.abc import Iterable
 from typing import Any, cast
 
 import httptools
@@ -25,11 +26,14 @@ from launcher.front.http.half_closed import HalfClosedWatch, is_reset
 from launcher.front.http.responses import LINGER_SECONDS
 from launcher.options import FrontOptions
 
-# Each header takes about 200 bytes, however short it is.
-MAX_HEADER_FIELDS = 256
+# As in Apache httpd. Each header takes about 150 bytes, however short it is.
+MAX_HEADER_FIELDS = 100
 # Reading pauses when more than this was received after a request that is not answered yet. Up to here a client that
 # disconnects is noticed at once.
 MAX_PENDING_BYTES = 64 * 1024
+# What all connections may hold together in heads and pipelined requests of more than LARGE_BYTES.
+MAX_HELD_BYTES = 32 * 1024 * 1024
+LARGE_BYTES = 4 * 1024
 # The trailers of a chunked body are counted in segments of this size.
 CHUNKED_SEGMENT_BYTES = 4 * 1024
 # Segments that are parsed before other connections get a turn.
@@ -66,8 +70,34 @@ class _Flow(FlowControl):
             self._transport.resume_reading()
 
 
+class _Dropped(list[tuple[bytes, bytes]]):
+    """Stays empty."""
+
+    def append(self, field: tuple[bytes, bytes]) -> None:
+        """Drop ``field``."""
+
+
+# In place of the headers after a head is complete: uvicorn would append trailers to them.
+_TRAILERS = _Dropped()
+
+
+class HeldBytes:
+    """The bytes of large heads and of pipelined requests that all connections hold together: ``used`` now, and at most
+    ``limit``.
+
+    Without this limit many clients could each use the limits of one connection. Small requests are not counted, so they
+    are served whatever others hold.
+    """
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int = MAX_HELD_BYTES) -> None:
+        self.limit = limit
+        self.used = 0
+
+
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """One connection, with the limits of ``options``.
+    """One connection, with the limits of ``options``; what it holds counts in ``held_bytes``.
 
     ``header_bytes`` limits the request line, the headers and the trailers of each request. ``keep_alive_seconds`` is
     the idle timeout, ``request_seconds`` the time for a request to arrive.
@@ -80,12 +110,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _is_new = True  # no request has begun yet
     _in_head = True  # a head is expected or has begun; otherwise a body
     _head_bytes = 0
-    _body_left = 0  # of a body whose length is announced
-    _content_length: bytes | int = 0
+    _body_left: int | None = None  # of a body whose length is announced; 0 if it is chunked, None if not known yet
     _framing_bytes = 0  # of a chunked body, since its last data
     _tail = b""  # the last bytes of an unfinished head or chunked body, in which its end may have begun
     _pending: bytes | bytearray = b""  # received and not parsed, from ``_pending_at`` on
     _pending_at = 0
+    _held_head = _held_pending = 0  # counted in ``_held_bytes``
     _discarding = False  # what the client sends, because it was refused
     _half_closed: HalfClosedWatch | None = None
     _closing_timer: asyncio.TimerHandle | None = None
@@ -93,13 +123,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _stalled_since: float | None = None
     _stalled_at = 0
 
-    def __init__(self, *args: Any, options: FrontOptions, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, options: FrontOptions, held_bytes: HeldBytes, **kwargs: Any) -> None:
         # The parser calls this for each chunk of a body, however short it is.
         self._body_parts: list[bytes] = []
         self.on_body = self._body_parts.append  # type: ignore[assignment, method-assign]
         super().__init__(*args, **kwargs)
         self._header_bytes = options.header_bytes
         self._request_seconds = options.request_seconds
+        self._held_bytes = held_bytes
         self.timeout_keep_alive = options.keep_alive_seconds  # type: ignore[assignment]  # typed as whole seconds
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -126,6 +157,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.flow.resume_writing()
         self._pending = b""
         self._forget_request()
+        self._hold(0, 0)
         self.parser = self._half_closed = self._closing_timer = None  # type: ignore[assignment]
 
     def _disconnect_request(self) -> None:
@@ -140,13 +172,23 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Release the request that was answered: an idle connection must not keep its headers."""
         self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
         self.url = b""
+        if self._held_head:
+            self._hold(0, self._held_pending)
+
+    def _hold(self, head: int, pending: int) -> bool:
+        """Count what is held now; returns whether this is within the limit."""
+        more = head + pending - self._held_head - self._held_pending
+        self._held_head, self._held_pending = head, pending
+        self._held_bytes.used += more
+        return more <= 0 or self._held_bytes.used <= self._held_bytes.limit
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
         if self._pending:
             self._append(data)
         elif not self._discarding:
-            self._unset_keepalive_if_required()
+            if self.timeout_keep_alive_task is not None:
+                self._unset_keepalive_if_required()
             self._parse(data, 0)
         if len(data) >= RECEIVE_BUFFER_BYTES:
             self._let_others_read()
@@ -156,6 +198,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         end = len(data)
         last = MAX_SEGMENTS
         try:
+            if not at and end <= LARGE_BYTES and not self._head_bytes and not self._is_answering():
+                at = self._parse_plain(data)
             while at < end:
                 if not self._in_head:
                     at = self._parse_body(data, at)
@@ -175,20 +219,47 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             cause = error.__context__
             self._refuse(cause if isinstance(cause, RequestError) else _invalid_http())
 
+    def _parse_plain(self, data: bytes | bytearray) -> int:
+        """Parse a request that arrives in one piece; returns up to where.
+
+        The same as the general way, in fewer calls. It takes 2 µs less of about 100 for each request.
+        """
+        stop = data.find(b"\r\n\r\n") + 4
+        if stop < 4 or stop > self._header_bytes or data[0] in b"\r\n":
+            return 0
+        try:
+            self.parser.feed_data(data[:stop])
+        except httptools.HttpParserUpgrade:
+            self._ignore_upgrade()
+        if self._in_head:
+            return stop
+        self._head_bytes = stop
+        if stop + _announced_length(self.scope["headers"]) != len(data):
+            return stop
+        cycle = self.cycle
+        self.parser.feed_data(data[stop:])
+        cycle.body += self._body_parts.pop()
+        return len(data)
+
     def _parse_head(self, data: bytes | bytearray, at: int) -> int:
         """Parse the head that begins or continues at ``at``, to its end or to that of the data; returns where."""
-        if not self._head_bytes:
-            if data[at] in b"\r\n":  # empty lines before a request are allowed (RFC 9112, section 2.2)
-                return _after_empty_lines(data, at)
-            self._content_length = 0
+        if not self._head_bytes and data[at] in b"\r\n":  # empty lines are allowed here (RFC 9112, section 2.2)
+            return _after_empty_lines(data, at)
         stop = self._end_of_section(data, at, len(data))
         self._head_bytes += stop - at
         self._check_head()
+        if self._head_bytes > LARGE_BYTES and not self._hold(self._head_bytes, 0):
+            message = f"large requests that wait have more than {self._held_bytes.limit} bytes; retry later"
+            raise RequestError(message, status=429, code="too_much_inside", retry_after=1.0)
         self._feed(data, at, stop)
+        if self._in_head and self.headers:
+            self._check_fields()
         return stop
 
     def _parse_body(self, data: bytes | bytearray, at: int) -> int:
         """Parse the body that continues at ``at``, to its end or to that of the data at most; returns where."""
+        if self._body_left is None:
+            self._body_left = _announced_length(self.cycle.scope["headers"])
         if self._body_left:
             stop = min(len(data), at + self._body_left)
             self._body_left -= stop - at
@@ -224,20 +295,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             message = f"the request line, headers and trailers have more than {self._header_bytes} bytes"
             raise RequestError(message, status=431, code="head_too_large")
 
-    def _feed(self, data: bytes | bytearray, at: int, stop: int) -> bool:
-        """Feed a segment to the parser; returns whether it contained data of a body.
+    def _check_fields(self) -> None:
+        """Raise ``RequestError`` if there are too many headers."""
+        if len(self.headers) > MAX_HEADER_FIELDS:
+            message = f"the request has more than {MAX_HEADER_FIELDS} headers"
+            raise RequestError(message, status=431, code="head_too_large")
 
-        Clients may offer an upgrade to another protocol with any request (Java's offers HTTP/2), and a server may
-        ignore it. But the parser stops there and takes the rest of the stream, including the body, for the other
-        protocol. So a new parser continues: it gets the headers without the offer.
-        """
+    def _feed(self, data: bytes | bytearray, at: int, stop: int) -> bool:
+        """Feed a segment to the parser; returns whether it contained data of a body."""
         try:
-            self.parser.feed_data(memoryview(data)[at:stop])
+            self.parser.feed_data(data if stop - at == len(data) else memoryview(data)[at:stop])
         except httptools.HttpParserUpgrade:
-            head = self._headers_without_upgrade()
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self.parser.feed_data(head)
+            self._ignore_upgrade()
         parts = self._body_parts
         if not parts:
             return False
@@ -248,6 +317,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         parts.clear()
         return True
+
+    def _ignore_upgrade(self) -> None:
+        """Parse the head again without the offer to upgrade to another protocol.
+
+        Clients may offer an upgrade to another protocol with any request (Java's offers HTTP/2), and a server may
+        ignore it. But the parser stops there and takes the rest of the stream, including the body, for the other
+        protocol. So a new parser continues: it gets the headers without the offer.
+        """
+        head = self._headers_without_upgrade()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(head)
 
     def _headers_without_upgrade(self) -> bytes:
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
@@ -260,30 +341,33 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Called by the parser."""
         self._in_head, self._is_new = True, False
-        super().on_message_begin()
-        self.scope["extensions"] = self._extensions
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser, also for trailers, which are dropped: they must not pass for headers."""
-        if not self._in_head:
-            return
-        name = name.lower()
-        if name == b"content-length":
-            self._content_length = value
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
-        if len(self.headers) > MAX_HEADER_FIELDS:
-            message = f"the request has more than {MAX_HEADER_FIELDS} headers"
-            raise RequestError(message, status=431, code="head_too_large")
+        self.url = b""
+        self.expect_100_continue = False
+        headers: list[tuple[bytes, bytes]] = []
+        self.headers = headers
+        self.scope = {  # as uvicorn's method makes it, and with the client
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme or "http",
+            "root_path": self.root_path,
+            "headers": headers,
+            "state": self.app_state.copy(),
+            "extensions": self._extensions,
+        }  # type: ignore[typeddict-item]
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         self._in_head = False
         self._incomplete_since = None
         if not self.parser.should_upgrade():
-            self._body_left = int(self._content_length)  # the parser has checked that these are digits
+            if len(self.headers) > MAX_HEADER_FIELDS:
+                self._check_fields()
             super().on_headers_complete()
+            self._body_left = None
+            self.headers = _TRAILERS
         elif self.parser.get_method() == b"CONNECT":
             raise ValueError("this server is not a proxy")
 
@@ -303,21 +387,36 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
-        """Called when a response was written."""
-        super().on_response_complete()
+        """Called when a response was written. Unlike uvicorn's method, parses the next request only now."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
         if self._in_head:
             self._forget_request()
+        if self._half_closed is not None:
+            self._half_closed.restart()
         if self._pending or self._half_closed is not None:
             self._parse_pending()
+        else:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _has_complete_request(self) -> bool:
+        return self._is_answering() and not self.cycle.more_body
 
     def _keep(self, data: bytes | bytearray, at: int) -> None:
         """Keep what was received from ``at`` on, to be parsed later."""
         self._pending, self._pending_at = data, at
         if len(data) - at > MAX_PENDING_BYTES:
             self.flow.hold()
+        if len(data) > LARGE_BYTES and not self._hold(self._held_head, len(data)):
+            self.transport.abort()
 
     def _append(self, data: bytes) -> None:
         pending = self._pending
@@ -336,8 +435,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self._parse(data, self._pending_at)
         if not self._pending:
+            self._hold(self._held_head, 0)
             self.flow.release()
-            if self._half_closed is not None and not self._is_answering():
+            if self._half_closed is not None and not self._has_complete_request():
                 self.transport.close()
 
     def _let_others_read(self) -> None:
@@ -355,7 +455,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         cast(CoalescingTransport, self.transport).flush()
         if self.scheme == "https" or self._discarding:  # TLS has no half-closed connections
             return False
-        if not self._pending and (not self._is_answering() or self.cycle.more_body):
+        if not self._pending and not self._has_complete_request():
             return False
         if self._half_closed is None:
             if not self._pending:
@@ -373,6 +473,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         Closing a connection with unread data would reset it, and the client might never see the response.
         """
         self._pending = b""
+        self._hold(0, 0)
         if self.transport.is_closing():
             return
         responding = self.cycle is not None and self.cycle.response_started
@@ -452,6 +553,14 @@ def _without_upgrade(value: bytes) -> bytes:
     return b", ".join(option for option in options if option.lower() not in _UPGRADE_HEADERS)
 
 
+def _announced_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """The length of the body, or 0 if it is chunked; the parser has checked that there is one of the two."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+    return 0
+
+
 def _after_empty_lines(data: bytes | bytearray, at: int) -> int:
     match = _EMPTY_LINES.match(data, at)
     assert match is not None
@@ -463,9 +572,12 @@ def _invalid_http() -> RequestError:
 
 
 def _response(error: RequestError) -> bytes:
-    status, body, _ = DEFAULT_ERRORS.response(error)
-    head = (
-        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+    status, body, headers = DEFAULT_ERRORS.response(error)
+    lines = [
+        b"HTTP/1.1 %d %b" % (status, http.HTTPStatus(status).phrase.encode()),
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        b"connection: close",
+        *(b"%b: %b" % header for header in headers),
+    ]
+    return b"\r\n".join([*lines, b"", body])

@@ -31,6 +31,11 @@ class HalfClosedWatch:
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(PROBE_SECONDS, self._check)
 
+    def restart(self) -> None:
+        """A response was sent, which tells the clients apart as well as an interim response."""
+        self._timer.cancel()
+        self._timer = self._loop.call_later(PROBE_SECONDS, self._check)
+
     def cancel(self) -> None:
         """The connection has ended."""
         self._timer.cancel()

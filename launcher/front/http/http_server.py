@@ -19,13 +19,15 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-from launcher.front.http.closing import is_readable, refuse_new_connections
-from launcher.front.http.connection import LimitedHttpProtocol
+from launcher.front.http.closing import Entrance, is_readable
+from launcher.front.http.connection import HeldBytes, LimitedHttpProtocol
 from launcher.front.http.connection_limit import RefusedConnection
 from launcher.options import FrontOptions
 
 # How often all connections are checked for slow clients, so that requests do not pay for a timer.
 SWEEP_SECONDS = 5
+# Connections are counted, and limited, from the end of the TLS handshake on, so a handshake must not take long.
+HANDSHAKE_SECONDS = 10.0
 # At the end: connections are served until none has arrived, and no request is expected, for this long.
 QUIET_SECONDS = 0.2
 # At the end: the time that a new connection has to send its request.
@@ -78,7 +80,7 @@ class HttpServer:
 
     A client that does not send the rest of a request within ``options.request_seconds`` is disconnected; this is
     checked every ``sweep_seconds``. Connections over ``max_connections`` are refused. With ``tls``, clients must
-    complete a TLS handshake within the same time.
+    complete a TLS handshake within the same time, and within ``HANDSHAKE_SECONDS``.
     """
 
     def __init__(
@@ -94,7 +96,8 @@ class HttpServer:
         self.refused = 0
         self._max_connections = max_connections
         self._lingering: set[RefusedConnection] = set()
-        self._make_connection = partial(LimitedHttpProtocol, options=options)
+        self._held_bytes = HeldBytes()
+        self._make_connection = partial(LimitedHttpProtocol, options=options, held_bytes=self._held_bytes)
         protocol: Any = self._accepted
         config = uvicorn.Config(
             app,
@@ -112,8 +115,9 @@ class HttpServer:
             timeout_notify=sweep_seconds,
         )
         self._server = _Server(config)
-        self._server.tls, self._server.handshake_seconds = tls, options.request_seconds
+        self._server.tls, self._server.handshake_seconds = tls, min(options.request_seconds, HANDSHAKE_SECONDS)
         self._sock = sock
+        self._entrance = Entrance(sock)
         self._stopped: anyio.Event | None = None
 
     @property
@@ -143,8 +147,7 @@ class HttpServer:
 
     def reconfigure(self, options: FrontOptions) -> None:
         """Use these limits for connections that are accepted from now on."""
-        protocol: Any = partial(LimitedHttpProtocol, options=options)
-        self._server.config.http_protocol_class = protocol
+        self._make_connection = partial(LimitedHttpProtocol, options=options, held_bytes=self._held_bytes)
 
     async def stop(self, seconds: float) -> None:
         """Answer those who have connected, stop accepting connections, close idle ones, and wait until all requests are
@@ -156,7 +159,7 @@ class HttpServer:
             self._sock.close()
             return
         if self.serving:
-            refuse_new_connections(self._sock)
+            self._entrance.close()
             with anyio.move_on_after(min(seconds, FIRST_REQUEST_SECONDS)):
                 await self._quiet()
         self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # typed as whole seconds

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.options import FrontOptions
+from launcher.printable import printable
 
 # A live server accepts at once; one whose backlog is full does not, and is alive all the same.
 CONNECT_SECONDS = 1.0
@@ -160,4 +161,4 @@ def _listener_of(client: socket.socket) -> str:
         name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return f"process {pid}" if pid else "a process of another container"
-    return f"process {pid} ({ascii(name)[1:-1]})"
+    return f"process {pid} ({printable(name)})"

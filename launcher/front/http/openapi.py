@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.protocol.model_info import ModelInfo
-from launcher.front.http.authentication import KEY_HEADERS, OPEN_PATHS
+from launcher.front.http.authentication import ADMIN_PREFIX, KEY_HEADERS, OPEN_PATHS
 from launcher.front.http.error_response import ErrorFormat
 from launcher.front.http.route import ApiFamily, ResponseSpec, Route
 from launcher.options import FrontOptions
@@ -66,7 +66,7 @@ def _require_keys(paths: Json, families: Sequence[ApiFamily], schemas: Schemas) 
     for family in families:
         for route in family.routes:
             operation = paths[_PARAMETER.sub(r"{\1}", route.path)][route.method.lower()]
-            if route.path in OPEN_PATHS:
+            if route.path in OPEN_PATHS or route.path.startswith(ADMIN_PREFIX):
                 operation["security"] = []
             else:
                 refused = ResponseSpec("The API key is missing or not valid.", family.errors.body_type)

@@ -37,6 +37,9 @@ from launcher.host.process.spawn_worker import (
 READ_BYTES = 65536
 # After the exit: how long a silent process that holds a pipe open may delay the report.
 OUTPUT_SECONDS = 0.5
+# The same for a reader of the launcher's output that does not read, once the program was told to stop.
+STOPPED_OUTPUT_SECONDS = 3.0
+STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 # Replaces itself with the program; shown in reports if it applies the binding.
 BINDER = (sys.executable, "-I", "-S", exec_bound.__file__)
@@ -64,7 +67,7 @@ class Program:
         self._process = process
         self._relay = relay
         self._oom = oom
-        self._killed = False
+        self._killed = self._told_to_stop = False
         self._open_pipes, self._pieces, self._writing = 2, 0, 0
         self._all_relayed = anyio.Event()
 
@@ -79,6 +82,7 @@ class Program:
     def signal(self, number: int) -> None:
         """Send a signal to the program's process group; does nothing when the program has been reaped."""
         if self._process.returncode is None:
+            self._told_to_stop = self._told_to_stop or number in STOP_SIGNALS
             signal_group(self.pid, number)
 
     def kill(self) -> None:
@@ -113,12 +117,16 @@ class Program:
 
     async def _drain_output(self) -> None:
         """Wait for what is still in the pipes, and for slow readers of the launcher's output, but not for a silent
-        pipe."""
+        pipe, and not long for a reader that does not read when the program was told to stop."""
+        stalled = 0.0
         while self._open_pipes:
             before = self._pieces
             with anyio.move_on_after(OUTPUT_SECONDS):
                 await self._all_relayed.wait()
-            if self._killed or (self._pieces == before and not self._writing):
+            stalled = stalled + OUTPUT_SECONDS if self._pieces == before else 0.0
+            if self._killed or (stalled and not self._writing):
+                return
+            if self._told_to_stop and stalled >= STOPPED_OUTPUT_SECONDS:
                 return
 
     async def _pump(self, stream: int, pipe: IO[bytes]) -> None:

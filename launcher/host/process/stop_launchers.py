@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from launcher.core.planning.claims import Claim, chosen
 from launcher.errors import LauncherError, UsageError
+from launcher.host.log import write_line
 from launcher.host.registry import Listing, Registry
 from launcher.options import StopOptions
 
@@ -114,4 +114,4 @@ def _wait(targets: Sequence[_Target], seconds: float) -> list[_Target]:
 
 
 def _say(sentence: str) -> None:
-    print(f"launch: {sentence}", file=sys.stderr)
+    write_line(f"launch: {sentence}")

@@ -201,6 +201,17 @@ def test_a_permanent_failure_is_killed_and_gives_the_status_of_a_machine_error()
     assert run.exit_status == 3
 
 
+def test_a_program_for_which_the_system_lacks_a_resource_is_started_again_if_programs_are_restarted() -> None:
+    run = Job(range(1), policy_of("restart"))
+    run.start(0, 0.0)
+    (announced,) = run.spawn_failed(0, "no memory", 0.0, transient=True)
+    assert isinstance(announced, AnnounceRestart)
+    assert (announced.failures, states(run)) == (0, ["backoff"])
+    assert run.tick(announced.delay) == [Spawn(0)]
+    assert run.spawn_failed(0, "no such file", 1.0) == []
+    assert (states(run), run.exit_status) == (["failed"], 1)
+
+
 def test_a_program_that_cannot_be_started_stops_the_others() -> None:
     run = Job(range(3), policy_of("stop"))
     run.start(0, 0.0)

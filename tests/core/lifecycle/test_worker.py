@@ -151,6 +151,27 @@ def test_a_process_that_cannot_be_started_counts_as_a_failure() -> None:
     assert actions == [Spawn(), AnnounceRestart(0.5, 1)]
 
 
+def test_attempts_for_which_the_system_lacks_a_resource_are_no_failures() -> None:
+    policy = SuperviseOptions(max_failures=2, backoff_seconds=1.0, backoff_limit_seconds=30.0)
+    attempts: list[tuple[float, Event]] = [(0, StartRequested()), (0, SpawnFailed("too many open files", True))]
+    for now in range(1, 5):
+        attempts += [(now * 100, BackoffElapsed()), (now * 100, SpawnFailed("too many open files", True))]
+    status, actions = history(*attempts, policy=policy)
+    assert (status.state, status.failures, status.failed_starts) == ("backoff", 0, 0)
+    delays = [action.delay for action in actions if isinstance(action, AnnounceRestart)]
+    assert delays == [1.0, 2.0, 4.0, 5.0, 5.0]
+    status, _ = step(status, BackoffElapsed(), 500, policy)
+    status, _ = step(status, Spawned(100), 500, policy)
+    assert (status.state, status.shortages) == ("loading", 0)
+
+
+def test_where_nothing_is_restarted_a_lack_of_resources_is_final() -> None:
+    policy = SuperviseOptions(max_failures=1)
+    status, actions = history((0, StartRequested()), (0, SpawnFailed("too many open files", True)), policy=policy)
+    assert status.state == "failed"
+    assert actions == [Spawn(), AnnounceFailure("too many open files")]
+
+
 def test_the_back_off_doubles_up_to_its_limit() -> None:
     policy = SuperviseOptions(backoff_seconds=0.5, backoff_limit_seconds=30, max_failures=5000)
     assert [restart_delay(failures, policy) for failures in (1, 2, 3, 6, 7, 8, 5000)] == [0.5, 1, 2, 16, 30, 30, 30]

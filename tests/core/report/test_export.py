@@ -60,7 +60,7 @@ def test_the_shell_script_runs_each_program_on_its_own_cores(shell: str, tmp_pat
     # In one write: both write to one pipe.
     say = "import os; os.write(1, (' '.join(map(str, sorted(os.sched_getaffinity(0)))) + chr(10)).encode())"
     path = script(tmp_path, say, say)
-    done = subprocess.run([shell, path], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([shell, path], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     planned = [" ".join(map(str, parse_cpu_list(cpus))) for cpus in re.findall(r"numactl -C (\S+)", path.read_text())]
     assert sorted(done.stdout.splitlines()) == sorted(planned)
@@ -73,7 +73,7 @@ def test_the_shell_script_runs_each_program_on_its_own_cores(shell: str, tmp_pat
 def test_the_shell_script_returns_the_status_of_a_failure(shell: str, failing: int, tmp_path: Path) -> None:
     programs = ["", ""]
     programs[failing] = "raise SystemExit(7)"
-    done = subprocess.run([shell, script(tmp_path, *programs)], timeout=30, check=False)
+    done = subprocess.run([shell, script(tmp_path, *programs)], timeout=100, check=False)
     assert done.returncode == 7
 
 
@@ -85,7 +85,7 @@ def test_the_shell_script_stops_all_programs_when_it_is_terminated(shell: str, t
     try:
         pids = wait_for_pids(tmp_path, 2)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) != 0
+        assert process.wait(timeout=100) != 0
     finally:
         process.kill()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
@@ -105,7 +105,7 @@ def test_the_shell_script_quotes_special_characters() -> None:
     text = exported(FOUR, "shell", ("printf", "%s|", *ODD[1:]))
     line = next(line for line in text.splitlines() if line.startswith("env"))
     words = line.removesuffix(" &").replace("numactl -C 0-11 -m 0 ", "")
-    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout == "".join(f"{word}|" for word in ODD[1:])
 
 
@@ -201,7 +201,7 @@ def test_systemd_verifies_the_units(kind: str, tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, sorted(tmp_path.iterdir()))],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
         env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
     )

@@ -21,9 +21,11 @@ from launcher.core.scheduling.scheduler import (
     InstanceRemoved,
     InstanceRetiring,
     InstanceSpec,
+    ProbeRequested,
     Reject,
     Scheduler,
     Send,
+    WorkerActivity,
 )
 from tests.scheduling import limits
 
@@ -145,6 +147,15 @@ def test_waiting_items_move_to_the_queues_of_the_new_classes() -> None:
     assert sorted(world.finished) == list(range(300))
 
 
+def test_a_report_on_the_worker_of_an_instance_that_was_removed_is_ignored() -> None:
+    world = World(None, None)
+    world.feed(ChangeStarted())
+    world.retire(0)
+    world.remove(0)
+    world.feed(WorkerActivity(0, 1, "stopped"))
+    assert set(world.specs) == {1}
+
+
 def test_an_instance_cannot_be_added_twice() -> None:
     with pytest.raises(ValueError, match="added twice"):
         World(None).feed(InstanceAdded(InstanceSpec(0, 1)))
@@ -158,7 +169,7 @@ def test_any_order_of_changes_computes_every_item_once(seed: int) -> None:
     world.feed(ChangeStarted())
     requests, cancelled = 0, set()
     for _ in range(150):
-        kind = choose.randrange(8)
+        kind = choose.randrange(9)
         ids = sorted(world.specs)
         if kind < 3:
             lengths = tuple(choose.choice((4, 20, 40, 90, 150, 500)) for _ in range(choose.randrange(1, 6)))
@@ -178,6 +189,8 @@ def test_any_order_of_changes_computes_every_item_once(seed: int) -> None:
             while world.running[id]:
                 world.finish_batch(id)
             world.remove(id)
+        elif kind == 7 and ids:
+            world.feed(ProbeRequested(choose.choice(ids)))
         elif ids:
             world.finish_batch(choose.choice(ids))
     free = next(id for id in range(10) if id not in world.specs)

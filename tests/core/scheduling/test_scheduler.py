@@ -495,14 +495,15 @@ class Histories(RuleBasedStateMachine):
         lengths=st.lists(st.integers(1, 300), max_size=20),
         bulk=st.booleans(),
         patience=st.none() | st.floats(-0.1, 0.3) | st.floats(0.3, 100),
+        client=st.sampled_from(["", "one", "two", "three"]),
     )
-    def arrive(self, lengths: list[int], bulk: bool, patience: float | None) -> None:
+    def arrive(self, lengths: list[int], bulk: bool, patience: float | None, client: str) -> None:
         request, self.next_request = self.next_request, self.next_request + 1
         self.open[request] = len(lengths)
         deadline = None if patience is None else self.now + patience
         if deadline is not None:
             self.deadlines[request] = deadline
-        self.feed(Arrived(request, tuple(lengths), "bulk" if bulk else "interactive", deadline))
+        self.feed(Arrived(request, tuple(lengths), "bulk" if bulk else "interactive", deadline, client))
 
     @rule(data=st.data())
     def become_ready(self, data: st.DataObject) -> None:
@@ -555,6 +556,18 @@ class Histories(RuleBasedStateMachine):
             after = self.scheduler.next_deadline()
             assert after is None or after > self.now, "a tick that leaves its deadline in the past would spin"
             self.lose_hanging()
+
+    @invariant()
+    def fair(self) -> None:
+        """Clients that wait are apart by at most two rounds, a batch and an item: the start time of a client advances
+        by exactly the work that it gets."""
+        per_token = max(self.scheduler.cost(instance).per_token for instance in self.running)
+        self.per_token = max(per_token, getattr(self, "per_token", 0.0))
+        for queue in self.scheduler._queues():
+            starts = [client.start for client in queue._clients.values() if client.count]
+            most = 2 * queue._round + (256 + 300) * self.per_token
+            assert not starts or max(starts) - min(starts) <= most, "a client is far ahead of another"
+            assert not starts or queue._time <= min(starts) + most, "a new client starts behind the others"
 
     @invariant()
     def consistent(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.core.machine.topology import Limits
 from launcher.errors import MachineError
-from launcher.host.machine.cgroup import Throttling, read_bounds, read_throttling
+from launcher.host.machine.cgroup import MemoryUse, Throttling, read_bounds, read_memory_use, read_throttling
 from launcher.host.machine.file_tree import Tree
 from launcher.host.machine.sysfs import read_machine
 from tests.machines import build, recorded, regular
@@ -301,7 +301,7 @@ class _Group:
         enter = "; ".join(f"echo $$ > {self.folder(one)}/cgroup.procs" for one in CONTROLLERS)
         script = f'set -e; {enter}; {prefix} "$0" -c "$1"'
         command = ["sh", "-c", script, sys.executable, code]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
@@ -384,3 +384,37 @@ def test_in_a_real_cgroup_namespace_the_limit_of_the_namespace_root_is_found(gro
     output = group.run(code, prefix=f"exec unshare --cgroup --mount sh -c '{inside}'")
     assert group.name not in output
     assert output.split()[-1] == "0.7"
+
+
+def test_the_memory_use_of_version_2_is_that_of_the_ancestor_closest_to_its_limit(tmp_path: Path) -> None:
+    files = {
+        "pod/memory.max": "1000",
+        "pod/memory.current": "950",
+        "pod/memory.stat": "anon 100\ninactive_file 30\nactive_file 500",
+        "pod/box/memory.max": "700",
+        "pod/box/memory.current": "400",
+        "pod/box/memory.stat": "inactive_file 0",
+    }
+    assert read_memory_use(_tree(tmp_path / "pod", _v2("/pod/box", files))) == MemoryUse(
+        "/sys/fs/cgroup/pod", 1000, 920
+    )
+    files["pod/box/memory.high"] = "450"
+    assert read_memory_use(_tree(tmp_path / "box", _v2("/pod/box", files))) == MemoryUse(
+        "/sys/fs/cgroup/pod/box", 450, 400
+    )
+
+
+def test_the_memory_use_of_version_1_is_without_reclaimable_page_cache_of_all_descendants(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "4:memory:/box",
+        "proc/self/mountinfo": _v1_mount("memory"),
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "2000",
+        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "1900",
+        "sys/fs/cgroup/memory/box/memory.stat": "inactive_file 1\ntotal_inactive_file 600",
+    }
+    assert read_memory_use(_tree(tmp_path, files)) == MemoryUse("/sys/fs/cgroup/memory/box", 2000, 1300)
+
+
+def test_without_a_limit_there_is_no_memory_use(tmp_path: Path) -> None:
+    files = {"a/memory.max": "max", "a/memory.current": "400", "a/memory.stat": "inactive_file 0"}
+    assert read_memory_use(_tree(tmp_path, _v2("/a", files))) is None

@@ -256,7 +256,7 @@ def test_a_program_that_spins_is_seen_with_its_share_and_its_cpus() -> None:
 def test_an_idle_program_is_reported_only_if_it_is_pinned() -> None:
     """``_seen`` pretends that one more cpu is online, so that every program on this machine is pinned."""
     with _running("sleep", "60") as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (seen := _seen(process.pid, 0.0)) is None or seen.name != "sleep":
             assert time.monotonic() < deadline
         sample = take_sample(Tree(Path("/")), _online(), 0.05)
@@ -276,7 +276,7 @@ def test_a_worker_of_another_launcher_is_recognized_by_its_command() -> None:
     with ours, theirs, _running(
         sys.executable, "-m", "launcher.worker", "--instance", "0", "--threads", "1", stdin=theirs
     ) as process:  # fmt: skip
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (seen := _seen(process.pid, 0.0)) is None or seen.front is None:
             assert time.monotonic() < deadline
     assert seen.front == os.getpid()

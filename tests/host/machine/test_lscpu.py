@@ -120,7 +120,7 @@ def test_the_default_columns_are_assumed_if_no_comment_names_them() -> None:
 def test_the_output_for_a_recorded_machine_gives_its_true_cores(name: str) -> None:
     known = truth(name)
     command = ["lscpu", "-s", str(recorded(name)), "-p"]
-    result = subprocess.run(command, capture_output=True, text=True, env={"LC_ALL": "C"}, timeout=30, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env={"LC_ALL": "C"}, timeout=100, check=False)
     rows = {row.cpu: row for row in parse_rows(result.stdout)}
     if not rows:
         pytest.skip("lscpu prints nothing for this machine")

@@ -178,7 +178,7 @@ def test_every_format_of_a_recorded_machine_gives_the_cores_of_its_rows_or_is_re
     found: dict[str, Machine | None] = {}
     for key, options in {"p": ["-p"], "e": ["-e"], "eJ": ["-e", "-J"], "summary": [], "J": ["-J"]}.items():
         command = ["lscpu", "-s", str(recorded(name)), *options]
-        done = subprocess.run(command, capture_output=True, text=True, env={"LC_ALL": "C"}, timeout=30, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env={"LC_ALL": "C"}, timeout=100, check=False)
         try:
             found[key] = read(tmp_path, done.stdout)
         except UsageError:

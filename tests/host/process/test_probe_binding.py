@@ -178,7 +178,7 @@ def in_child(instances: list[InstancePlan], *, before: list[str], path: str | No
     wish = json.dumps([[one.id, one.cpus, one.nodes, one.memory] for one in instances])
     env = {**os.environ, **({} if path is None else {"PATH": path})}
     command = [*before, sys.executable, "-c", CHILD, wish]
-    ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=100, check=False)
     assert ran.returncode == 0, ran.stderr
     chosen: list[dict[str, str]] = json.loads(ran.stdout)
     return chosen
