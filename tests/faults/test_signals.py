@@ -161,14 +161,15 @@ def test_mode_35_sigterm_under_load_loses_no_response(launch: Launch) -> None:
 
 
 def test_mode_34_sigterm_while_bindings_are_probed_ends_before_any_worker(tmp_path: Path) -> None:
-    numactl = tmp_path / "numactl"
-    numactl.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/probes\nexec sleep 100\n")
+    numactl, probes = tmp_path / "numactl", tmp_path / "probes"
+    numactl.write_text(f"#!/bin/sh\necho $$ >> {probes}\nexec sleep 100\n")
     numactl.chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [sys.executable, "-m", "launcher", *FAKE, "--port", "0", "--probe-seconds", "100"]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "probes").exists():
+        probes.touch()
+        while len(probes.read_text().split()) < 2:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.01)
@@ -177,7 +178,7 @@ def test_mode_34_sigterm_while_bindings_are_probed_ends_before_any_worker(tmp_pa
     assert process.returncode == 0, log
     assert "stopped before an instance was started" in log
     assert "started as pid" not in log
-    assert gone([int(pid) for pid in (tmp_path / "probes").read_text().split()])
+    assert gone([int(pid) for pid in probes.read_text().split()])
 
 
 @pytest.mark.parametrize("transport", ["tcp", "unix"])

@@ -19,6 +19,7 @@ from launcher.core.planning.claims import REGISTRY_FOLDERS
 from launcher.core.planning.plan import InstancePlan, Plan
 from launcher.core.report.topology_report import Command
 from launcher.options.choices import ExportTarget
+from launcher.printable import printable
 
 BOUND = Binding("bind", "numactl", "exported")
 # The longest time without a sign of life from the event loop before systemd restarts a server.
@@ -303,7 +304,7 @@ def _escaped(text: str) -> str:
 def _unit_word(word: str, *, command: bool = True) -> str:
     """A word in the syntax of ``systemd.syntax(7)``: specifiers escaped, in commands variables too, quoted if
     necessary."""
-    text = _escaped(word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n"))
+    text = _escaped(printable(word.replace("\\", "\\\\").replace('"', '\\"')))
     if command:
         text = text.replace("$", "$$")
     plain = text and not set(text) & set(" \t\"'\\;")

@@ -138,8 +138,10 @@ def _try_all(tried: Sequence[tuple[InstancePlan, Candidate]], probe_seconds: flo
     errors: list[str | None] = []
     for start in range(0, len(tried), PARALLEL_PROBES):
         window = tried[start : start + PARALLEL_PROBES]
-        started = [_start(instance, candidate) for instance, candidate in window]
+        started: list[subprocess.Popen[str] | str] = []
         try:
+            for instance, candidate in window:
+                started.append(_start(instance, candidate))  # before the next: a signal may end the loop
             for (instance, candidate), probe in zip(window, started, strict=True):
                 done = probe if isinstance(probe, str) else _finish(probe, probe_seconds)
                 errors.append(done if isinstance(done, str) else _error_of(instance, candidate, *done))
