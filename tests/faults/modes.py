@@ -339,7 +339,7 @@ def _option(key: str) -> str:
     default = option.declared.none if option.default is None else option.default
     if default is None or default is False or default == ():
         return f"`{option.flag}`"
-    return f"`{option.flag}` ({default:,})" if isinstance(default, int | float) else f"`{option.flag}` ({default})"
+    return f"`{option.flag}` ({default:,.10g})" if isinstance(default, int | float) else f"`{option.flag}` ({default})"
 
 
 if __name__ == "__main__":
