@@ -175,6 +175,7 @@ class ThroughputCommandOptions:
             "interactive_share",
             "bulk_batch_seconds",
             "max_attempts",
+            "quarantine_seconds",
             "max_failures",
             "backoff_seconds",
             "backoff_limit_seconds",

@@ -7,6 +7,7 @@ if another launcher has claimed one of them by then.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -19,6 +20,8 @@ from launcher.host.registry import Held, Registry, user_name
 from launcher.options import MachineOptions
 from launcher.prepare.machine import is_this_machine
 from launcher.prepare.prepared_instances import Prepared
+
+log = logging.getLogger("launcher.registry")
 
 # Each attempt fails only if another launcher has started during it.
 ATTEMPTS = 5
@@ -49,6 +52,8 @@ def prepare_and_claim(
     name = _name(options.name) if options.name else _default_name(holder.default_name)
     since = held.claim.since if held is not None and held.claim is not None else time.time()
     registry = Registry.of(os.environ)
+    for problem in registry.read().problems:
+        log.warning("%s", problem, extra={"event": "warning"})
     for _ in range(ATTEMPTS):
         prepared = prepare(() if options.shared_cores else registry.others(held))
         cpus = claimed_cpus(prepared.machine, prepared.plan)
@@ -74,14 +79,16 @@ def prepare_report(options: MachineOptions, prepare: Prepare) -> Prepared:
     """
     if options.shared_cores or not is_this_machine(options):
         return prepare(())
-    claims = Registry.of(os.environ).others()
-    if not claims:
-        return prepare(())
+    registry = Registry.of(os.environ)
+    claims, problems = registry.others(), registry.read().problems
     try:
-        return prepare(claims)
+        prepared = prepare(claims)
     except MachineError as error:
+        if not claims:
+            raise
         prepared = prepare(())  # raises the same error if the claims are not the reason
-        return replace(prepared, warnings=(*prepared.warnings, f"A start would be refused now: {error}."))
+        problems = (*problems, f"A start would be refused now: {error}.")
+    return replace(prepared, warnings=(*prepared.warnings, *problems)) if problems else prepared
 
 
 def _name(name: str) -> str:

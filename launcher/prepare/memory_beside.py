@@ -23,13 +23,22 @@ from launcher.prepare.prepared_instances import PreparedInstance
 def fits_beside(
     options: ServeOptions, model_info: ModelInfo, groups: Sequence[Sequence[PreparedInstance]], *, running: int
 ) -> bool:
-    """Whether each of these groups of new instances fits next to ``running`` ones of the same model. Reads the machine
-    again, for the memory that is free now; if it cannot be read, the answer is no."""
-    each = instance_bytes(model_info)
+    """`has_room_beside` on the machine as it is now; False if it cannot be read."""
     try:
         machine = load_machine(options.machine)
     except MachineError:
         return False
+    return has_room_beside(machine, model_info, groups, running=running)
+
+
+def has_room_beside(
+    machine: Machine, model_info: ModelInfo, groups: Sequence[Sequence[PreparedInstance]], *, running: int
+) -> bool:
+    """Whether each of these groups of new instances, by itself, fits next to ``running`` ones of the same model.
+
+    ``machine`` was read while these run, so that its free memory is what they leave.
+    """
+    each = instance_bytes(model_info)
     if not all(fits_memory(machine, MemoryDemand([one.plan.nodes for one in group], each)) for group in groups):
         return False
     total = machine.limits.memory_bytes

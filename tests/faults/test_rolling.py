@@ -25,6 +25,7 @@ from tests.e2e.running import Launch, Running
 pytestmark = pytest.mark.slow
 
 CONNECTIONS = 32
+PATIENCE = 400  # seconds; only for "does not hang"
 TEXTS = tuple(" ".join(["word"] * count) for count in (1, 3, 9, 20, 45, 100))
 SERVER = (
     "--model", "random:tiny", "--backend", "fake", "--fake-seconds-per-token", "0.00005", "--oversubscribe",
@@ -53,7 +54,7 @@ class Load:
         self._threads = [threading.Thread(target=self._client, args=(number,)) for number in range(CONNECTIONS)]
 
     def _client(self, number: int) -> None:
-        with httpx.Client(base_url=self._address, timeout=120) as client:
+        with httpx.Client(base_url=self._address, timeout=PATIENCE) as client:
             while not self._stop.is_set():
                 number += 1
                 self._request(client, TEXTS[number % len(TEXTS)])
@@ -85,7 +86,7 @@ class Load:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(120)
+            thread.join(PATIENCE)
 
 
 def vectors_of(response: httpx.Response) -> Any:
@@ -99,7 +100,7 @@ def under_load(
 ) -> Iterator[tuple[Running, Load]]:
     """A serving server with load; afterwards no answer may be missing or wrong."""
     with launch(*server, *arguments, env=env) as running:
-        running.wait_serving()
+        running.wait_for("serving", seconds=PATIENCE)
         with Load(running, 2.0 if server is DEMO else 0.02) as load:
             load.wait_answers(2 * CONNECTIONS)
             yield running, load
@@ -111,7 +112,7 @@ def admin(server: Running) -> httpx.Client:
     """A client of the server's admin socket."""
     port = server.address.rpartition(":")[2]
     path = Path(os.environ["XDG_RUNTIME_DIR"]) / "launch" / f"admin-{port}.sock"
-    return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://admin", timeout=120)
+    return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://admin", timeout=PATIENCE)
 
 
 def change(server: Running, path: str, **body: Any) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def pids(server: Running) -> set[int]:
 def ctl(server: Running, *words: str) -> subprocess.CompletedProcess[str]:
     port = server.address.rpartition(":")[2]
     command = [sys.executable, "-m", "launcher", "ctl", *words, "--port", port]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -236,7 +237,7 @@ def test_mode_39_workers_that_are_killed_in_the_middle_of_a_change_lose_nothing(
         assert new not in before
         for pid in (new, min(before)):
             os.kill(pid, signal.SIGKILL)
-        assert server.wait_for("change", state="new")
+        assert server.wait_for("change", state="new", seconds=PATIENCE)
         assert not before & pids(server)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -337,20 +336,6 @@ def test_mode_63_a_client_that_repeats_a_bad_input_costs_two_workers(misbehaving
         assert statuses.count(422) >= 20
         assert lost(server) == 2
         assert server.embed([good(1)]).status_code == 200
-
-
-def test_mode_63_a_client_that_gives_up_early_costs_two_workers(misbehaving: Callable[..., Any]) -> None:
-    with misbehaving(*FAKE, "--instances", "1") as server:
-        server.wait_serving()
-        body = json.dumps({"input": [bad(WAIT)]})
-        for _ in range(2):
-            poll(lambda: server.get("/ready").status_code == 200)
-            with pytest.raises(httpx.ReadTimeout):
-                httpx.post(server.address + "/v1/embeddings", content=body, timeout=0.3)
-            server.wait_for("exited", instance=0)
-        poll(lambda: server.get("/ready").status_code == 200)
-        assert server.embed([bad(WAIT)]).status_code == 422
-        assert lost(server) == 2
 
 
 def test_mode_62_a_worker_that_stops_while_it_loads_is_replaced(

@@ -229,6 +229,14 @@ async def test_the_number_of_headers_is_limited(connect: Any) -> None:
     assert error_code(connection) == (431, "head_too_large")
 
 
+@pytest.mark.parametrize("first", [CHUNKED, CHUNKED + b"2\r\n", CHUNKED + b"2\r\na"])
+async def test_a_chunked_body_may_arrive_after_its_head(connect: Any, first: bytes) -> None:
+    connection = connect()
+    await connection.receive(first)
+    await connection.receive((CHUNKED + b"2\r\nab\r\n0\r\n\r\n" + GET % 1)[len(first) :])
+    assert connection.requests == [("/chunked", b"ab"), ("/1", b"")]
+
+
 async def test_trailers_are_dropped(connect: Any) -> None:
     connection = connect()
     await connection.receive(CHUNKED + b"2\r\nab\r\n0\r\n" + TRAILERS + b"\r\n" + GET % 1)

@@ -123,3 +123,11 @@ def test_a_report_shows_what_would_start_or_why_nothing_would(registry: Registry
     elsewhere = replace(MachineOptions(), machine_file=Path("c5.metal"))
     assert prepare_report(elsewhere, lambda claims: plan_of(4, claims)).warnings == FOUR.warnings
     held.release()
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "registry").symlink_to(tmp_path)
+    report = prepare_report(MachineOptions(), lambda claims: plan_of(1, claims))
+    assert [text for text in report.warnings if "Launchers of other users may be unknown" in text]
+    start(1)[1].release()
+    assert "Launchers of other users may be unknown" in caplog.text

@@ -244,7 +244,7 @@ class Scheduler:
             self._suspects[event.priority].append(Item(event.request, index, event.lengths[index]))
         last = None
         for index, length in enumerate(event.lengths):
-            if index in request.attempts:
+            if event.suspects and index in event.suspects:
                 continue
             group = group_for(self._groups, length)
             if group is not last:

@@ -234,7 +234,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._in_head:
             return stop
         self._head_bytes = stop
-        if stop + _announced_length(self.scope["headers"]) != len(data):
+        length = _announced_length(self.scope["headers"])
+        if not length or stop + length != len(data):  # chunked, or not all here
             return stop
         cycle = self.cycle
         self.parser.feed_data(data[stop:])
