@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-GENERATED_ROWS = ("machines.md", "models.md")
+GENERATED_ROWS = ("behaviour.md", "machines.md", "models.md")
 PACKAGE_FOLDERS = (
     "api",
     "bench",
@@ -31,7 +31,7 @@ PACKAGE_FOLDERS = (
     "worker",
 )
 PICTURE = "images/c5.metal.svg"
-GENERATED = ("cli.md", "models.md", "state-machines.md", PICTURE)
+GENERATED = ("behaviour.md", "cli.md", "models.md", "state-machines.md", PICTURE)
 TERMINAL = {"COLUMNS": "118", "NO_COLOR": "1"}
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -158,6 +158,20 @@ def test_mode_05_an_input_with_which_workers_are_killed_for_memory_fails_alone(m
         assert fails_alone(server, KILL) == "killed by SIGKILL"
 
 
+def test_mode_06_a_worker_that_exits_with_0_is_lost_and_started_again(misbehaving: Callable[..., Any]) -> None:
+    with misbehaving(*FAKE, "--instances", "1", "--max-attempts", "1", "--quarantine-seconds", "0") as server:
+        server.wait_serving()
+        expected = vectors(server.embed([good(1)]))
+        for count in (1, 2):
+            reply = server.embed([bad(EXIT)])
+            assert (reply.status_code, reply.json()["error"]["code"]) == (500, "instance_failed")
+            assert "exit status 0" in server.wait_for("exited", instance=0)["message"]
+            server.wait_for("ready", instance=0)
+            poll(lambda: all_ready(server))
+            assert lost(server) == count
+            assert vectors(server.embed([good(1)])) == expected
+
+
 def test_mode_08_a_bad_input_fails_alone_and_is_refused_until_it_is_cleared(
     misbehaving: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -1,5 +1,8 @@
 """Makes workers of the fake backend misbehave when a batch has one of these token ids after ``MARKER``.
 
+With ``LAUNCH_TEST_FAULTS``, workers of any backend misbehave instead, while files of their instance are in this folder:
+``garbage-0`` once, in place of the next result, and ``slow-0`` as long as it exists.
+
 Python imports this module at its start if its folder is in ``PYTHONPATH``. Only workers are changed.
 """
 
@@ -44,6 +47,33 @@ def misbehave() -> None:
     fake.FakeBackend.run = run  # type: ignore[method-assign]
 
 
+def misbehave_by_files(folder: Path) -> None:
+    """Replace the methods of the channel that receive batches and send results."""
+    from launcher.core.protocol.messages import Done
+    from launcher.worker.channel import Channel
+
+    receive, send = Channel.receive, Channel.send
+    received = 0.0
+
+    def timed_receive(self: Any) -> Any:
+        nonlocal received
+        message = receive(self)
+        received = time.monotonic()
+        return message
+
+    def disturbed_send(self: Any, message: Any, body: Any = b"") -> None:
+        if isinstance(message, Done):
+            if (folder / f"slow-{instance()}").exists():
+                spin(9 * (time.monotonic() - received))
+            garbage = folder / f"garbage-{instance()}"
+            if garbage.exists():
+                garbage.unlink()
+                self._socket.sendall(b"Segmentation fault (core dumped)\n")
+        send(self, message, body)
+
+    Channel.receive, Channel.send = timed_receive, disturbed_send  # type: ignore[method-assign]
+
+
 def instance() -> str:
     """The id of the instance of this worker."""
     return sys.orig_argv[sys.orig_argv.index("--instance") + 1]
@@ -81,4 +111,7 @@ ENDINGS = {
 }
 
 if "launcher.worker" in sys.orig_argv:
-    misbehave()
+    if "LAUNCH_TEST_FAULTS" in os.environ:
+        misbehave_by_files(Path(os.environ["LAUNCH_TEST_FAULTS"]))
+    else:
+        misbehave()
