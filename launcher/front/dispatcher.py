@@ -319,11 +319,12 @@ class Dispatcher:
             self._feed(worker.announced)
 
     def _done(self, worker: _Worker, message: Done, body: bytes) -> None:
-        sent = worker.sent.popleft() if worker.sent else None
+        sent = worker.sent[0] if worker.sent else None
         mismatch = _mismatch(sent, message, len(body), self._width, self._rows)
-        if sent is None or mismatch:
+        if sent is None or mismatch:  # the batch stays: it is the one that the worker is lost with
             worker.channel.fail(f"the worker's results do not match the batch it was sent: {mismatch}")
             return
+        worker.sent.popleft()
         if not sent.items:  # a probe
             self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
             return
@@ -352,7 +353,8 @@ class Dispatcher:
             worker = self._workers.get(instance)
             if worker is not None and worker.sent:
                 late = worker.sent[0]
-                late.computed = (late.computed or set()).union(sent.items)
+                # Only its own items: others may compute any number while it is late.
+                late.computed = (late.computed or set()).union(set(late.items).intersection(sent.items))
 
     def _blame(self, worker: _Worker, reason: str) -> tuple[int, ...]:
         """The running batch of a lost worker may be the cause. Returns the requests that fail because one of their
@@ -397,11 +399,12 @@ class Dispatcher:
                 request.instances += (instance,)
 
     def _failed(self, worker: _Worker, message: Failed) -> None:
-        sent = worker.sent.popleft() if worker.sent else None
+        sent = worker.sent[0] if worker.sent else None
         if sent is None or sent.batch != message.batch:
             expected = f"batch {sent.batch} was expected" if sent else "none was expected"
             worker.channel.fail(f"the worker reported that batch {message.batch} failed, but {expected}")
             return
+        worker.sent.popleft()
         worker.metrics.batch_failed()
         self._feed(BatchFailed(worker.instance, message.batch, message.reason))
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.core.protocol.messages import Run
+from launcher.core.protocol.messages import Done, Run
 from launcher.errors import RequestError
 from launcher.front.channel import CLOSED
 from launcher.front.quarantine import Loss, Quarantine
@@ -188,3 +188,34 @@ async def test_a_suspect_is_computed_alone(make_front: Any) -> None:
     await front.dispatcher.enqueue([item(9, 9), BAD, item(8, 8)])
     assert sorted(worker.batches) == [(2, 2), (3,)]
     assert front.dispatcher.quarantine.check([BAD, GOOD], front.dispatcher.now()) == (None, (1,)), "it is cleared"
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_answers_wrongly_is_lost_with_the_batch_that_it_answered(
+    make_front: Any, until: Any
+) -> None:
+    front = bad_front(make_front, 1)
+    worker = await front.ready(0)
+    bad, good = front.dispatcher.enqueue([BAD]), front.dispatcher.enqueue([GOOD])
+    run, _ = await worker.expect(Run)
+    await worker.expect(Run)  # the next batch, which has not begun
+    await worker.send(Done(run.batch, 2, 8, 0.001, 3))
+    await gone(front, 0, until)
+    assert front.dispatcher.quarantine.check([BAD, GOOD], front.dispatcher.now()) == (None, (0,))
+    bad.cancel()
+    good.cancel()
+
+
+@pytest.mark.anyio
+async def test_only_the_items_of_a_late_batch_are_noted_as_computed_by_others(make_front: Any) -> None:
+    front = bad_front(make_front, 2)
+    late = await front.ready(0)
+    future = front.dispatcher.enqueue([BAD])
+    await late.expect(Run)
+    front.dispatcher._late.add(0)
+    await front.serving(1)
+    for number in range(10):
+        await front.dispatcher.enqueue([item(number)])
+    (sent,) = front.dispatcher._workers[0].sent
+    assert not sent.computed
+    future.cancel()
