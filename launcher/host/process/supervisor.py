@@ -108,8 +108,10 @@ class Supervisor:
             async with anyio.create_task_group() as group:
                 self._group = group
                 try:
-                    for instance, status in list(self._statuses.items()):
-                        if TRANSITIONS.accepts(status.state, StartRequested):  # else it was stopped before its start
+                    for instance in list(self._statuses):
+                        status = self._statuses.get(instance)
+                        # Else it was stopped or removed before its start, perhaps while another one was started.
+                        if status is not None and TRANSITIONS.accepts(status.state, StartRequested):
                             self._post(instance, StartRequested())
                         await anyio.lowlevel.checkpoint()  # a start blocks for milliseconds; other tasks need a turn
                     await self._watch_deadlines()

@@ -345,6 +345,23 @@ async def test_a_stop_before_the_start_starts_nothing() -> None:
     assert front.state() == "stopped"
 
 
+async def test_a_drain_between_two_starts_starts_no_other_instance() -> None:
+    class Drains(Front):
+        def started(self, instance: int, pid: int, sock: socket.socket) -> None:
+            super().started(instance, pid, sock)
+            self.supervisor.begin_drain()
+
+    front = Drains()
+    front.supervisor = Supervisor([python(SLOW), python(SLOW, 1)], QUICK, front)
+    async with anyio.create_task_group() as group:
+        group.start_soon(front.supervisor.run)
+        await front.until("started", 0)
+        await anyio.wait_all_tasks_blocked()
+        assert (front.state(0), front.state(1)) == ("loading", "stopped")
+        front.supervisor.stop_now()
+    assert len(front.told("started")) == 1
+
+
 async def test_a_cancelled_supervisor_leaves_no_process() -> None:
     front = Front()
     front.supervisor = Supervisor([python(DEAF), python(SLOW, 1)], QUICK, front)
