@@ -31,7 +31,7 @@ from launcher.core.tuning.choose_classes import specs_of
 from launcher.engine.configuration import Configuration, class_name_of, configure, spec_of
 from launcher.engine.costs import watch_costs
 from launcher.engine.instance_views import InstanceView, Role, packing_info
-from launcher.engine.rolling_change import ChangeResult, Kind, Outcome, RollingChange, Target
+from launcher.engine.rolling_change import SHUTTING_DOWN, ChangeResult, Kind, Outcome, RollingChange, Target
 from launcher.errors import ChangeInProgressError, InstanceError, ModelRefusedError, UsageError
 from launcher.front.custom_items import CustomItems
 from launcher.front.dispatcher import Dispatcher
@@ -129,6 +129,7 @@ class InferenceEngine:
         self._draining = False
         self._was_ready = False
         self._was_complete = False
+        self._has_notified = False  # the observer, that every instance is ready
         self._refused_by: set[int] = set()
         self._settled = anyio.Event()
         self._to_start: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
@@ -197,6 +198,9 @@ class InferenceEngine:
         """
         self._draining = True
         self._supervisor.begin_drain()
+        for instance, state in self._supervisor.states().items():
+            if state["state"] == "stopped":  # it was not running, and is not started any more
+                self._views[instance].settle(SHUTTING_DOWN)
         self.dispatcher.begin_drain()
         self._fail_requests_without_workers()
         with anyio.move_on_after(seconds) as drain:
@@ -260,7 +264,8 @@ class InferenceEngine:
     def _check_settled(self) -> None:
         states = self._supervisor.states()
         serving = [(id, view) for id, view in self._views.items() if view.role == "serving"]
-        waiting = [id for id, view in serving if not view.ready and states[id]["state"] != "failed"]
+        # The supervisor has none that was to be started while it stopped.
+        waiting = [id for id, view in serving if not view.ready and id in states and states[id]["state"] != "failed"]
         if self._was_ready and not waiting:
             self._settled.set()
 
@@ -310,7 +315,7 @@ class InferenceEngine:
             view.configuration.proofs.forget(view.prepared.plan)
         view.pid, view.ready, view.stage = None, None, None
         view.failures += 1
-        if view.role != "standby" or view.failures >= START_ATTEMPTS:
+        if view.role != "standby" or view.failures >= START_ATTEMPTS or self._draining:
             view.settle(description)
         self._start(self._after_exit, instance, description)
         if not self._settings.restart and view.role == "serving":
@@ -365,9 +370,7 @@ class InferenceEngine:
         view = self._views[instance]
         view.ready, view.stage, view.failures = message, None, 0
         self._was_ready = True
-        serving = [one for one in self._views.values() if one.role == "serving"]
-        warm = {one.prepared.plan.length_class for one in serving if one.ready}
-        self._was_complete = self._was_complete or warm == {one.prepared.plan.length_class for one in serving}
+        self._note_complete()
         self._supervisor.ready(instance, message.pid)
         for note in message.notes:
             log.info("%s", note, extra={"instance": instance, "event": "note"})
@@ -385,8 +388,16 @@ class InferenceEngine:
             asyncio.get_running_loop().call_soon(self._notify_ready)
         self._check_settled()
 
+    def _note_complete(self) -> None:
+        """Record it if each length class has a ready instance."""
+        serving = [view for view in self._views.values() if view.role == "serving"]
+        warm = {view.prepared.plan.length_class for view in serving if view.ready}
+        if serving and warm == {view.prepared.plan.length_class for view in serving}:
+            self._was_complete = True
+
     def _notify_ready(self) -> None:
         if not self._draining and all(view.ready for view in self._views.values() if view.role == "serving"):
+            self._has_notified = True
             self._observer.all_ready()
 
     async def _verify(self, instance: int, message: Ready) -> None:
@@ -406,6 +417,7 @@ class InferenceEngine:
             log.warning(
                 "its binding could not be verified: %s", error, extra={"instance": instance, "event": "warning"}
             )
+            view.settle(None)
             return
         if view.pid != message.pid:
             return
@@ -524,9 +536,12 @@ class InferenceEngine:
             ended.set_exception(error)
         finally:
             self._end_change(change)
-            if not ended.done() and change is not None:
-                ended.set_result(change.result())
-            ended.cancel()
+            if not ended.done():
+                # Not cancelled, since that would also cancel the task that waits for it.
+                if change is None:
+                    ended.set_exception(UsageError(NOT_RUNNING))
+                else:
+                    ended.set_result(change.result())
 
     async def _steps(self, kind: Kind, configuration: Configuration, order: Order) -> tuple[Step, ...]:
         present = [(id, view.prepared.plan.length_class) for id, view in sorted(self._views.items())]
@@ -553,6 +568,9 @@ class InferenceEngine:
         self._fail_requests_without_workers()
         if self._all_failed():
             self._fail(InstanceError("no instance is left: neither the new nor the old ones became ready"))
+        self._note_complete()
+        if not self._has_notified:  # the old ones were not all ready, and new ones are not counted before they serve
+            self._notify_ready()
         self._check_settled()
 
     def _adopt(self, change: RollingChange) -> None:

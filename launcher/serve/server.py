@@ -351,7 +351,7 @@ class Server:
                 if result.state == "old" and not self._draining:
                     log.error("SIGHUP: not all instances were restarted: %s", result.reason)
                 return
-        except LauncherError as error:
+        except Exception as error:  # such as a lack of descriptors, which the engine has logged: the server must go on
             log.error("SIGHUP: the instances were not restarted: %s", error)
 
     def _begin_shutdown(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -17,12 +19,13 @@ import numpy.typing as npt
 import psutil
 import pytest
 
+from launcher.core.protocol.messages import Ready
 from launcher.core.report.topology_report import Command
 from launcher.engine.configuration import configure
 from launcher.engine.inference_engine import EngineSettings, InferenceEngine
 from launcher.errors import InstanceError, ModelRefusedError, RequestError, UsageError
 from launcher.options import MachineOptions, ModelOptions, ServeOptions, SuperviseOptions
-from launcher.prepare.prepared_instances import Prepared
+from launcher.prepare.prepared_instances import Prepared, renumbered
 from launcher.prepare.workers import prepare_workers
 from tests.e2e.running import gone
 
@@ -323,3 +326,83 @@ async def test_an_engine_that_has_ended_or_has_another_model_refuses_a_change() 
         other = replace(other, model_info=msgspec.structs.replace(other.model_info, normalize=False))
         with pytest.raises(UsageError, match="the model cannot be changed"):
             await engine.restart_instances(other)
+
+
+SLEEPS = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+async def test_a_plan_that_replaces_instances_which_never_were_ready_makes_the_engine_ready() -> None:
+    told = RecordingObserver()
+    prepared = prepared_with(instance_0=SLEEPS, instance_1=SLEEPS)
+    async with running(InferenceEngine(OPTIONS, prepared, observer=told)) as engine:
+        await until(lambda: len(workers_of(engine)) == 2)
+        assert not engine.is_ready()
+        result = await engine.apply_plan(prepared_with(), order="beside")
+        assert result.state == "new"
+        await engine.wait_ready()
+        assert (engine.is_ready(), told.ready) == (True, 1)
+
+
+@pytest.mark.parametrize("broken", [SLEEPS, ENDS_AT_ONCE], ids=["loading", "waits to be restarted"])
+async def test_a_drain_does_not_wait_for_a_new_instance_that_cannot_become_ready(broken: tuple[str, ...]) -> None:
+    one = replace(OPTIONS, machine=replace(OPTIONS.machine, instances=1))
+    supervise = SuperviseOptions(max_failures=5, backoff_seconds=3600.0, backoff_limit_seconds=3600.0)
+    async with running(InferenceEngine(replace(one, supervise=supervise), prepared_with(one))) as engine:
+        await engine.wait_ready()
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(engine.apply_plan, prepared_with(one, instance_0=broken), order="in_place"))
+            state = "loading" if broken is SLEEPS else "backoff"
+            await until(lambda: state in [one["state"] for one in engine.states().values()])
+            admitted = engine.dispatcher.enqueue([tokens()])
+            group.start_soon(engine.drain, 3600.0)
+            await until(lambda: engine.draining)
+            for pid in workers_of(engine):
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(RequestError, match="last instance exited"):
+                await admitted
+
+
+async def test_who_waits_for_a_change_is_not_cancelled_if_the_engine_ends_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = InferenceEngine(OPTIONS, prepared_with())
+    began = anyio.Event()
+
+    async def steps(*_: object) -> None:
+        began.set()
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(engine, "_steps", steps)
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.run)
+        await anyio.wait_all_tasks_blocked()
+        waiting = asyncio.ensure_future(engine.restart_instances())
+        await began.wait()
+        engine.stop_now()
+    engine.close()
+    with pytest.raises(UsageError, match="while the server runs"):
+        await waiting
+
+
+async def test_an_instance_that_is_restored_too_late_to_start_does_not_break_the_end_of_the_change() -> None:
+    engine = InferenceEngine(OPTIONS, prepared_with())
+    engine._was_ready = True
+    outcome = engine.begin_start(renumbered(engine.prepared.instances[0], 7), engine.configuration, standby=False)
+    assert "shutting down" in (await outcome or "")
+    engine._end_change(None)
+    engine.close()
+
+
+async def test_with_strict_a_change_goes_on_if_a_binding_cannot_be_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr("launcher.engine.inference_engine.verify", refused)
+    options = replace(OPTIONS, machine=replace(OPTIONS.machine, strict=True))
+    engine = InferenceEngine(options, prepared_with(options))
+    outcome = engine.begin_start(renumbered(engine.prepared.instances[0], 7), engine.configuration, standby=True)
+    engine._views[7].outcome = outcome = asyncio.get_running_loop().create_future()
+    await engine._verify(7, Ready(1, 1, "", "", 8, (), "", 0, 0, (), None))
+    assert outcome.done()
+    assert outcome.result() is None
+    engine.close()
