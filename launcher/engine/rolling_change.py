@@ -102,6 +102,8 @@ class RollingChange:
         steps = self.target.steps
         last: tuple[int, ...] = ()
         for step in steps:
+            if self._interrupted():  # while it was prepared: those that serve must serve on
+                return
             await self._retire((*last, *step.first))
             if self._interrupted():
                 return

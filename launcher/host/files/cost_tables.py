@@ -37,7 +37,8 @@ def package_version(name: str) -> str:
 
 
 def weights_fingerprint(model_info: ModelInfo) -> str:
-    """A fingerprint of the model's files: its configuration, and the names, sizes and times of its weights."""
+    """A fingerprint of the model's files: its configuration, and the names, sizes and times of its weights. Another one
+    if they cannot be read."""
     digest = hashlib.sha256(repr((model_info.folder, model_info.shape, model_info.custom_class)).encode())
     if model_info.custom_class:
         for path in (custom_task_file(model_info.custom_class), Path(model_info.folder)):
@@ -45,7 +46,7 @@ def weights_fingerprint(model_info: ModelInfo) -> str:
                 status = path.stat()
                 digest.update(repr((path.name, status.st_size, status.st_mtime_ns)).encode())
     elif model_info.shape is None:
-        for path in sorted(Path(model_info.folder).iterdir()):
+        for path in _files(Path(model_info.folder)):
             with contextlib.suppress(OSError):
                 if path.name == "config.json":
                     digest.update(path.read_bytes())
@@ -53,6 +54,14 @@ def weights_fingerprint(model_info: ModelInfo) -> str:
                     status = path.stat()
                     digest.update(repr((path.name, status.st_size, status.st_mtime_ns)).encode())
     return digest.hexdigest()[:16]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder; none if it cannot be read: a running server needs fingerprints whatever happens to it."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def read_table(folder: Path, key: CostKey) -> CostTable | None:

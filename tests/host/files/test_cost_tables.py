@@ -82,3 +82,12 @@ def test_the_fingerprint_of_a_model_changes_with_its_files(tmp_path: Path) -> No
     assert len({first, touched, weights_fingerprint(model_info)}) == 3
     (tmp_path / "README.md").write_text("words")
     assert weights_fingerprint(model_info) == weights_fingerprint(model_info)
+
+
+def test_the_fingerprint_of_a_model_whose_folder_is_gone_is_another_one(tmp_path: Path) -> None:
+    model_info = msgspec.structs.replace(resolve(ModelOptions(model="random:tiny")), shape=None, folder=str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    gone = msgspec.structs.replace(model_info, folder=str(tmp_path / "gone"))
+    assert weights_fingerprint(gone) not in ("", weights_fingerprint(model_info))
+    (tmp_path / "config.json").unlink()
+    assert weights_fingerprint(gone) != weights_fingerprint(model_info), "the folder counts as well"
