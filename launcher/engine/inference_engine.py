@@ -273,9 +273,10 @@ class InferenceEngine:
 
     def started(self, instance: int, pid: int, sock: socket.socket) -> None:
         """A worker process exists: pass its channel to the dispatcher."""
+        self.dispatcher.process_ended(instance)  # that of the previous worker
         view = self._views[instance]
         view.pid, view.ready, view.stage, view.verification = pid, None, "starting", None
-        self._start(self._attach, instance, sock)
+        self._start(self._attach, instance, pid, sock)
         self._start(self._watch_loading, instance, pid)
 
     async def _watch_loading(self, instance: int, pid: int) -> None:
@@ -295,9 +296,9 @@ class InferenceEngine:
                 self._supervisor.kill(instance, reason, pid)
                 return
 
-    async def _attach(self, instance: int, sock: socket.socket) -> None:
+    async def _attach(self, instance: int, pid: int, sock: socket.socket) -> None:
         view = self._views.get(instance)
-        if view is None:  # removed meanwhile
+        if view is None or view.pid != pid:  # removed, or replaced, meanwhile
             sock.close()
             return
         try:
@@ -324,6 +325,9 @@ class InferenceEngine:
     async def _after_exit(self, instance: int, description: str) -> None:
         exited = self.dispatcher.now()
         await anyio.sleep(EXIT_SECONDS)  # for the last results, which may still be in the channel
+        view = self._views.get(instance)
+        if view is not None and view.pid is None:
+            self.dispatcher.process_ended(instance)
         self.dispatcher.quarantine.explain(instance, exited - EXIT_SECONDS, description)
         self._fail_requests_without_workers()
 

@@ -51,7 +51,7 @@ from launcher.core.scheduling.scheduler import (
     WorkerActivity,
 )
 from launcher.errors import RequestError
-from launcher.front.channel import Channel
+from launcher.front.channel import CLOSED, Channel
 from launcher.front.item_details import ItemDetails, Tokens, with_details
 from launcher.front.metrics import FrontMetrics, InstanceMetrics
 from launcher.front.quarantine import Loss, Quarantine
@@ -231,6 +231,13 @@ class Dispatcher:
             await worker.finished
         worker.stopping = True
         worker.channel.send(Stop())
+
+    def process_ended(self, instance: int) -> None:
+        """The process of the worker is gone: its channel is lost, even if a child of that process keeps it open."""
+        worker = self._workers.get(instance)
+        if worker is not None:
+            worker.channel.fail(CLOSED)
+            self._lost(worker, CLOSED)
 
     def remove(self, instance: int) -> None:
         """Forget an instance whose worker has exited."""

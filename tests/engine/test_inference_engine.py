@@ -406,3 +406,30 @@ async def test_with_strict_a_change_goes_on_if_a_binding_cannot_be_verified(monk
     assert outcome.done()
     assert outcome.result() is None
     engine.close()
+
+
+async def test_a_worker_is_replaced_although_a_child_of_it_keeps_its_channel_open(tmp_path: Path) -> None:
+    folder = tmp_path / "children"
+    folder.mkdir()
+    child = "import os, time; open(sys.argv[1] + '/' + str(os.getpid()), 'x'); time.sleep(60)"
+    start = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import sys; ' + sys.argv[1], sys.argv[2]]"
+    run = ", start_new_session=True); del sys.argv[:2]; import runpy"
+    run += "; runpy.run_module('launcher.worker', run_name='__main__')"
+    prepared = prepared_with(replace(OPTIONS, machine=replace(OPTIONS.machine, instances=1)))
+    (one,) = prepared.instances
+    words = list(one.command.command)
+    at = words.index("-m", words.index(sys.executable))
+    words[at : at + 2] = ["-c", start + run, child, str(folder)]
+    prepared = replace(prepared, instances=(replace(one, command=Command(tuple(words), one.command.env)),))
+    try:
+        async with running(InferenceEngine(OPTIONS, prepared)) as engine:
+            await engine.wait_ready()
+            await until(lambda: list(folder.iterdir()))
+            (pid,) = workers_of(engine)
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: engine.is_ready() and pid not in workers_of(engine))
+            assert len((await engine.dispatcher.enqueue([tokens()])).results) == 1
+    finally:
+        for path in folder.iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.name), signal.SIGKILL)

@@ -380,6 +380,21 @@ async def test_an_instance_can_have_consecutive_workers_but_not_two_at_once(make
     assert b'launcher_restarts_total{class="all",instance="0"} 1.0' in front.metrics.render()
 
 
+async def test_a_channel_that_outlives_its_process_is_lost_once(make_front: Any, vector_of: Any) -> None:
+    front = make_front()
+    first = await front.ready()
+    future = front.dispatcher.enqueue([ids(4)])
+    await first.expect(Run)
+    front.dispatcher.process_ended(0)
+    assert "closed its connection" in await front.listener.wait("lost", 0)
+    second = await front.attach()
+    await second.become_ready()
+    second.serve_in_background()
+    np.testing.assert_array_equal((await future).results, [vector_of([4])])
+    assert [event[0] for event in front.listener.events].count("lost") == 1
+    front.scheduler.check()
+
+
 async def test_reconnecting_leaks_no_descriptor(make_front: Any) -> None:
     front = make_front()
     counts = []
