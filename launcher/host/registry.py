@@ -187,20 +187,22 @@ class Registry:
         except OSError as error:
             log.info("The cores are not registered for other launchers: %s", error, extra={"event": "unregistered"})
             return Held()
+        held = None
         try:
             # Locked and complete before others can see it: they consider a file without a lock as left behind.
             fcntl.flock(file, fcntl.LOCK_EX)
             os.fchmod(file, 0o644)  # readable by other users whatever the umask
             os.write(file, msgspec.json.encode(_record(claim)))
+            held = os.dup(handle)
             os.rename(token, token + SUFFIX, src_dir_fd=handle, dst_dir_fd=handle)
         except OSError as error:
             log.info("The cores are not registered for other launchers: %s", error, extra={"event": "unregistered"})
             with contextlib.suppress(OSError):
                 os.unlink(token, dir_fd=handle)
             os.close(file)
+            if held is not None:
+                os.close(held)
             return Held()
-        held = os.dup(handle)
-        os.set_inheritable(held, False)
         return Held(claim, partial(_release, os.getpid(), held, file, token + SUFFIX))
 
 

@@ -93,6 +93,19 @@ def test_the_claim_of_an_ended_process_is_void_and_removed_by_the_next_one(
         assert len(list(folder.iterdir())) == 1
 
 
+def test_a_claim_that_lacks_a_descriptor_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    registry = Registry([folder])
+    with registry.locked() as handle:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        monkeypatch.setattr(os, "dup", refused)
+        assert registry.write(handle, CLAIM).claim is None
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert list(folder.iterdir()) == []
+
+
 def test_a_fork_neither_removes_nor_keeps_a_claim(folder: Path) -> None:
     forking = LAUNCHER.replace("print(", "fork = os.fork()\nif not fork:\n    sys.exit()\nos.waitpid(fork, 0)\nprint(")
     process = start(folder, forking)
