@@ -46,9 +46,15 @@ class MemoryWatch:
 
     def became_ready(self) -> None:
         """The server is ready."""
+        self._gate.became_ready(*self._limit_and_use())
+
+    def instances_changed(self) -> None:
+        """The server has another number of instances."""
+        self._gate.instances_changed(*self._limit_and_use())
+
+    def _limit_and_use(self) -> tuple[int | None, int]:
         use = self._sample()
-        if use is not None:
-            self._gate.became_ready(use.limit, use.used)
+        return (None, 0) if use is None else (use.limit, use.used)
 
     async def run(self) -> None:
         """Sample until cancelled."""

@@ -375,7 +375,10 @@ class Server:
         log.info("ready: %s (API at /docs, plan at /info)", self._address, extra={"event": "serving"})
 
     def changed(self, prepared: Prepared) -> None:
-        """Bind the front to its cpus in the new plan."""
+        """Bind the front to its cpus in the new plan; other instances need other memory."""
+        if len(prepared.instances) != len(self._prepared.instances):
+            self._memory.instances_changed()
+        self._prepared = prepared
         self._front.follow(prepared)
         self._engine.set_mask(self._front.mask)
         self._actions.mask = self._front.mask

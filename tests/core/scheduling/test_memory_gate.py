@@ -47,3 +47,24 @@ def test_a_derived_reserve_does_not_close_a_server_that_fits_its_limit_barely() 
     assert not gate.update(1000 * MIB, 990 * MIB)
     assert gate.update(1000 * MIB, 991 * MIB)
     assert gate.update(1000 * MIB, 985 * MIB)
+
+
+def test_a_limit_that_changes_later_counts_with_what_the_server_needs() -> None:
+    gate = MemoryGate()
+    gate.became_ready(10_000 * MIB, 1000 * MIB)
+    assert not gate.update(1020 * MIB, 1010 * MIB), "a lower limit, which the server fits barely"
+    assert gate.update(1020 * MIB, 1011 * MIB)
+
+    gate = MemoryGate()
+    gate.became_ready(None, 0)
+    assert not gate.update(None, 0)
+    assert not gate.update(1000 * MIB, 500 * MIB)
+    assert gate.update(1000 * MIB, 951 * MIB), "a limit that was set later"
+
+
+def test_more_instances_that_fit_their_limit_barely_do_not_close_it() -> None:
+    gate = MemoryGate()
+    gate.became_ready(1000 * MIB, 200 * MIB)
+    gate.instances_changed(1000 * MIB, 980 * MIB)
+    assert not gate.update(1000 * MIB, 990 * MIB)
+    assert gate.update(1000 * MIB, 991 * MIB)
