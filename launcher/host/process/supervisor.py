@@ -166,6 +166,7 @@ class Supervisor:
         self._stopping = True
         for instance in self._statuses:
             self._post(instance, StopRequested(grace))
+        self._check_all_stopped()
         await self._all_stopped.wait()
 
     def stop_now(self) -> None:
@@ -173,6 +174,7 @@ class Supervisor:
         self._stopping = True
         for instance in self._statuses:
             self._post(instance, KillRequested())
+        self._check_all_stopped()
 
     def states(self) -> dict[int, InstanceState]:
         """Every instance as it is now."""
@@ -225,8 +227,13 @@ class Supervisor:
         for instance, ended in self._removing.items():
             if instance not in self._statuses or self._statuses[instance].state in FINAL:
                 ended.set()
+        self._check_all_stopped()
+
+    def _check_all_stopped(self) -> None:
+        """End `run` and `stop` if they wait for no worker: in a change there may be no instance for a moment."""
         if self._stopping and all(status.state in FINAL for status in self._statuses.values()):
             self._all_stopped.set()
+            self._changed.set()
 
     def _handle(self, instance: int, event: Event, pid: int | None) -> None:
         before = self._statuses.get(instance)

@@ -345,6 +345,14 @@ async def test_a_stop_before_the_start_starts_nothing() -> None:
     assert front.state() == "stopped"
 
 
+async def test_a_stop_ends_while_there_is_no_instance() -> None:
+    async with supervised(SLOW) as front:
+        await front.until("started", 0)
+        await front.supervisor.remove(0, grace=HOLD)
+        with anyio.fail_after(60):
+            await front.supervisor.stop(grace=HOLD)
+
+
 async def test_a_drain_between_two_starts_starts_no_other_instance() -> None:
     class Drains(Front):
         def started(self, instance: int, pid: int, sock: socket.socket) -> None:
