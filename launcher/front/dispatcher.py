@@ -227,8 +227,8 @@ class Dispatcher:
         if worker is None:
             return
         worker.finished = asyncio.get_running_loop().create_future()
-        if worker.sent:
-            await worker.finished
+        self._check_finished(worker)
+        await worker.finished
         worker.stopping = True
         worker.channel.send(Stop())
 
@@ -349,8 +349,12 @@ class Dispatcher:
         self._feed(BatchDone(worker.instance, sent.batch, message.seconds))
 
     def _check_finished(self, worker: _Worker) -> None:
-        """Tell a retiring worker's waiter if it has no batch left."""
-        if worker.finished is not None and not worker.sent and not worker.finished.done():
+        """Tell a retiring worker's waiter if it has no batch left whose results are wanted."""
+        if worker.finished is None or worker.finished.done():
+            return
+        # A ready batch that was withdrawn from a late worker is computed elsewhere, and nobody would notice a hang.
+        withdrawn = self._scheduler.knows(worker.instance) and self._scheduler.ages(worker.instance, 0.0)[1] is None
+        if withdrawn or not worker.sent:
             worker.finished.set_result(None)
 
     def _note_computed(self, own: int, sent: _Sent) -> None:

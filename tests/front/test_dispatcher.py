@@ -380,6 +380,23 @@ async def test_an_instance_can_have_consecutive_workers_but_not_two_at_once(make
     assert b'launcher_restarts_total{class="all",instance="0"} 1.0' in front.metrics.render()
 
 
+async def test_an_instance_retires_without_a_batch_that_was_withdrawn_from_it(make_front: Any) -> None:
+    front = make_front()
+    late = await front.ready()
+    futures = [front.dispatcher.enqueue([ids(4)]), front.dispatcher.enqueue([ids(5)])]
+    run, body = await late.expect(Run)
+    await late.expect(Run)  # the ready batch
+    front.dispatcher._carry_out(front.scheduler.tick(front.dispatcher.now() + 1000.0))
+    retiring = asyncio.ensure_future(front.dispatcher.retire(0))
+    await asyncio.sleep(0)
+    assert not retiring.done()
+    await late.answer(run, body)
+    await late.expect(Stop)
+    await retiring
+    for future in futures:
+        future.cancel()
+
+
 async def test_a_channel_that_outlives_its_process_is_lost_once(make_front: Any, vector_of: Any) -> None:
     front = make_front()
     first = await front.ready()
