@@ -16,6 +16,7 @@ from launcher.front.http.body_reader import (
     BodyReader,
     BodyTooLarge,
     UploadTooSlow,
+    content_length,
 )
 from launcher.front.http.disconnect import ClientDisconnected
 from launcher.front.http.responses import LARGE_RESPONSE_BYTES, send_json
@@ -195,3 +196,9 @@ async def test_a_large_response_counts_as_held_in_memory_until_it_is_sent(size: 
     ]
     assert b"".join(message["body"] for message in sent[1:]) == b"x" * size
     assert [message.get("more_body", False) for message in sent[1:]][-1] is False
+
+
+def test_lengths_have_64_bits_and_any_number_of_zeros() -> None:
+    assert content_length(b"0" * 5000 + b"17 \t") == 17
+    assert content_length(b"%d" % (2**64 - 1)) == 2**64 - 1
+    assert content_length(b"0" * 5000) == 0

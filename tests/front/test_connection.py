@@ -191,6 +191,16 @@ async def test_requests_are_the_same_if_cut_at_any_two_places(connect: Any) -> N
         assert connection.requests == BODIES, cuts
 
 
+@pytest.mark.parametrize("length", [b"0" * 5000 + b"2", b"2" + b" " * 5000])
+@pytest.mark.parametrize("size", [1000, 10_000])
+async def test_a_length_may_have_zeros_before_it_and_spaces_after_it(connect: Any, length: bytes, size: int) -> None:
+    connection = connect(header_bytes=8000)
+    await connection.receive(
+        *pieces_of(b"POST /1 HTTP/1.1\r\nContent-Length: " + length + b"\r\n\r\nab" + GET % 2, size)
+    )
+    assert connection.requests == [("/1", b"ab"), ("/2", b"")]
+
+
 def head_of(size: int) -> bytes:
     head = b"GET /long HTTP/1.1\r\nX-Padding: "
     return head + b"x" * (size - len(head) - 4) + b"\r\n\r\n"

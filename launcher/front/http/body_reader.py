@@ -16,6 +16,7 @@ from launcher.front.http.disconnect import ClientDisconnected
 from launcher.options import FrontOptions
 
 JSON = b"application/json"
+LENGTH_DIGITS = 20  # of the largest number of 64 bits
 
 
 class BodyNotRead(RequestError):
@@ -191,6 +192,12 @@ class BodyReader:
         self._memory.hold(client, size, received)
 
 
+def content_length(value: bytes) -> int:
+    """The number in a header Content-Length. The HTTP parser has checked that it fits into 64 bits, but there may be
+    thousands of zeros before it, which ``int`` refuses, and spaces after it."""
+    return int(value) if len(value) <= LENGTH_DIGITS else int(value.rstrip()[-LENGTH_DIGITS:])
+
+
 def _check_headers(scope: Scope, limit: int) -> None:
     """Raise ``RequestError`` if the headers announce a body that is too long, encoded, or not JSON."""
     content_type = JSON
@@ -198,7 +205,7 @@ def _check_headers(scope: Scope, limit: int) -> None:
         if name == b"content-type":
             content_type = value
         elif name == b"content-length":
-            announced = int(value)  # the HTTP parser has checked that these are digits
+            announced = content_length(value)
             if announced > limit:
                 raise _too_large(f"{announced} bytes", limit)
         elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from launcher.errors import RequestError
+from launcher.front.http.body_reader import content_length
 from launcher.front.http.closing import is_readable
 from launcher.front.http.coalescing_transport import CoalescingTransport
 from launcher.front.http.disconnect import EXTENSION, Client
@@ -558,7 +559,7 @@ def _announced_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
     """The length of the body, or 0 if it is chunked; the parser has checked that there is one of the two."""
     for name, value in headers:
         if name == b"content-length":
-            return int(value)
+            return content_length(value)
     return 0
 
 
