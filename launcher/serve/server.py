@@ -307,7 +307,7 @@ class Server:
         finally:
             self._reloading = False
             if not self._draining:
-                self._manager.ready()
+                self._manager.reloaded()
 
     def _reconfigure(self) -> bool:
         """Returns False if the configuration cannot be used; then nothing has changed."""

@@ -30,6 +30,7 @@ class ServiceManager:
         self._socket: socket.socket | None = None
         self._unsent: deque[bytes] = deque(maxlen=UNSENT_MESSAGES)
         self._status = ""
+        self._ready = False
         # sd_watchdog_enabled(3): a pid that is not ours means that the variables are those of a parent process.
         ours = pid in ("", str(os.getpid()))
         self.watchdog_seconds = int(microseconds) / 1e6 if microseconds.isdecimal() and ours and self._address else None
@@ -47,12 +48,19 @@ class ServiceManager:
         return self._socket is not None
 
     def ready(self) -> None:
-        """The server can answer requests; also ends a reload."""
+        """The server can answer requests."""
+        self._ready = True
         self._send("READY=1", f"MAINPID={os.getpid()}")
 
     def reloading(self) -> None:
-        """The configuration is being read again; ``ready`` must follow."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        """The configuration is being read again; ``reloaded`` must follow. Not sent before ``ready``."""
+        if self._ready:
+            self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def reloaded(self) -> None:
+        """The reload has ended. Not sent before ``ready``, since it would report that the start has ended."""
+        if self._ready:
+            self.ready()
 
     def stopping(self) -> None:
         """The shutdown has begun."""

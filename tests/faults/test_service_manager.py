@@ -106,6 +106,20 @@ def test_messages_are_kept_while_the_queue_is_full(manager: Manager, address: st
     sender.close()
 
 
+def test_a_reload_during_the_start_does_not_report_that_the_start_has_ended(manager: Manager, address: str) -> None:
+    sender = ServiceManager({"NOTIFY_SOCKET": address})
+    sender.reloading()
+    sender.reloaded()
+    sender.status("loading")
+    assert manager.wait_for("STATUS=") == ["STATUS=loading"]
+    sender.ready()
+    manager.wait_for("READY=1")
+    sender.reloading()
+    sender.reloaded()
+    assert any(one == "RELOADING=1" for one in manager.wait_for("READY=1"))
+    sender.close()
+
+
 def test_the_watchdog_of_another_process_is_not_ours() -> None:
     environment = {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
     assert ServiceManager(environment).watchdog_seconds is None
