@@ -304,6 +304,8 @@ class Server:
                 self._reload_again = False
                 if self._reconfigure():
                     await self._restart_instances()
+        except Exception:  # such as a lack of threads or descriptors: the server must go on
+            log.exception("SIGHUP: the reload failed", extra={"event": "reload_refused"})
         finally:
             self._reloading = False
             if not self._draining:
@@ -351,7 +353,7 @@ class Server:
                 if result.state == "old" and not self._draining:
                     log.error("SIGHUP: not all instances were restarted: %s", result.reason)
                 return
-        except Exception as error:  # such as a lack of descriptors, which the engine has logged: the server must go on
+        except LauncherError as error:
             log.error("SIGHUP: the instances were not restarted: %s", error)
 
     def _begin_shutdown(self) -> None:

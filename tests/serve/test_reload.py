@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
 from launcher.options import ServeOptions, from_flat, to_flat
 from launcher.serve.reload import LIVE, after_reload, changes
+from launcher.serve.server import Server
+from launcher.serve.service_manager import ServiceManager
 
 OLD = from_flat(ServeOptions, {"drain_seconds": 20.0, "port": 8001, "instances": 2})
 NEW = from_flat(ServeOptions, {"drain_seconds": 5.0, "port": 8002, "log_level": "debug", "max_failures": 9})
@@ -33,3 +39,18 @@ def test_the_same_configuration_changes_nothing() -> None:
 
 def test_every_live_option_exists() -> None:
     assert set(to_flat(ServeOptions())) >= LIVE
+
+
+def test_a_reload_that_fails_does_not_end_the_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server.__new__(Server)
+    server._manager, server._draining, server._reloading = ServiceManager({}), False, True
+
+    def fails() -> bool:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(server, "_reconfigure", fails)
+    asyncio.run(server._reload())
+    assert not server._reloading
+    assert "can't start new thread" in caplog.text
