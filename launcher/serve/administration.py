@@ -33,6 +33,7 @@ from launcher.options import MachineOptions, ServeOptions
 from launcher.options.option import options_of
 from launcher.options.values import convert
 from launcher.prepare.claims import Holder, Prepare, prepare_and_claim
+from launcher.prepare.exposure import exposure_warnings
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import AUTO, prepare_workers
 
@@ -82,6 +83,8 @@ class EngineActions:
         # A plan without --classes auto drops them; another one with it needs them again.
         self._lengths = engine.configuration.options.machine.lengths
         self._claim = claim or CoreClaim()
+        # Another plan cannot see that a key is required: it was removed from the environment when the server started.
+        self._untrue = set(exposure_warnings(engine.configuration.options.front, {})) - set(engine.prepared.warnings)
         self._running: asyncio.Task[ChangeResult] | None = None
 
     async def restart(self, *, wait: bool) -> Mapping[str, Any]:
@@ -131,7 +134,8 @@ class EngineActions:
 
     def _prepare(self, options: ServeOptions, machine: Machine) -> tuple[Configuration, Held]:
         def prepare(claims: Sequence[Claim]) -> Prepared:
-            return prepare_workers(options, model_needed=True, machine=machine, claims=claims)
+            prepared = prepare_workers(options, model_needed=True, machine=machine, claims=claims)
+            return replace(prepared, warnings=tuple(one for one in prepared.warnings if one not in self._untrue))
 
         with masked(self.mask):
             prepared, held = self._claim.prepare(options.machine, prepare)
