@@ -44,6 +44,7 @@ from launcher.host.process.spawn_worker import masked
 from launcher.host.registry import Held
 from launcher.options import MachineOptions, WatchOptions
 from launcher.prepare.machine import load_machine
+from launcher.prepare.memory_beside import without_instances
 from launcher.serve.administration import EngineActions
 from launcher.serve.process_setup import FrontBinding
 
@@ -208,6 +209,9 @@ class MachineWatch:
                 return load_machine(options)
 
         machine = await self._in_thread(read)
+        prepared = self._engine.prepared
+        if prepared.model_info is not None:
+            machine = without_instances(machine, prepared.model_info, prepared.instances)
         self._front.allow(machine.allowed)
         if self._front.mask is not None:
             self._engine.set_mask(self._front.mask)
