@@ -51,7 +51,8 @@ class ForecastInputs:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """All decisions. ``instances`` are those of ``plan``, in its order; ``model_info`` is None without a model,
-    ``forecast`` if no server is planned.
+    ``forecast`` if no server is planned. ``whole_machine`` is the machine with the cores that others have claimed; None
+    if it was not planned for claims.
     """
 
     machine: Machine
@@ -60,6 +61,7 @@ class Prepared:
     instances: tuple[PreparedInstance, ...]
     warnings: tuple[str, ...]
     forecast: ForecastInputs | None = None
+    whole_machine: Machine | None = None
 
     @property
     def commands(self) -> tuple[Command, ...]:

@@ -72,7 +72,7 @@ def prepare_workers(
     limited = dtype_notes(options.model.dtype, machine.isa, environment_of(options.machine))
     exposed = exposure_warnings(options.front, os.environ) if live else ()
     warnings = deduplicated(*machine.warnings, *plan.warnings, *model_notes, *package_notes, *limited, *notes, *exposed)
-    return Prepared(machine, model_info, plan, instances, warnings, forecast)
+    return Prepared(machine, model_info, plan, instances, warnings, forecast, whole)
 
 
 def _forecast_inputs(

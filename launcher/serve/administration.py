@@ -130,7 +130,9 @@ class EngineActions:
         It is for ``machine``, by default the one that the present plan was made for."""
         now = self._engine.configuration
         wanted = replace(now.options, machine=self._changed(base or now.options.machine, given))
-        return await anyio.to_thread.run_sync(self._prepare, wanted, self.machine or now.prepared.machine)
+        # With the cores that others had claimed: they may be free now.
+        machine = self.machine or now.prepared.whole_machine or now.prepared.machine
+        return await anyio.to_thread.run_sync(self._prepare, wanted, machine)
 
     def _prepare(self, options: ServeOptions, machine: Machine) -> tuple[Configuration, Held]:
         def prepare(claims: Sequence[Claim]) -> Prepared:

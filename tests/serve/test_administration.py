@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
 
+from launcher.core.planning.claims import Claim
 from launcher.engine.inference_engine import InferenceEngine
 from launcher.options import MachineOptions, ModelOptions, ServeOptions
 from launcher.options.env_prefixes import API_KEY_VARIABLE
@@ -36,3 +39,16 @@ def test_another_plan_warns_of_a_missing_key_only_if_none_is_required(
     assert len(configuration.prepared.instances) == 1
     warned = [one for one in configuration.prepared.warnings if "no API key is required" in one]
     assert len(warned) == (0 if key else 1)
+
+
+def test_another_plan_uses_the_cores_that_others_no_longer_claim() -> None:
+    options = ServeOptions(
+        machine=MachineOptions(machine_file=Path("c5.metal"), cores_per_instance=8, reserve_cores=0),
+        model=ModelOptions(model="random:tiny", backend="fake"),
+    )
+    other = Claim("other", 1, "", "serve", None, None, tuple(range(24)), 0.0)
+    prepared = prepare_workers(options, model_needed=True, claims=[other])
+    engine: Any = SimpleNamespace(prepared=prepared, configuration=SimpleNamespace(options=options, prepared=prepared))
+    configuration, _ = anyio.run(EngineActions(engine).configuration, {})
+    assert (len(prepared.instances), len(configuration.prepared.instances)) == (3, 6)
+    assert not [one for one in configuration.prepared.warnings if "claimed by" in one]
