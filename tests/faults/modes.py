@@ -20,9 +20,6 @@ from launcher.options.option import options_of
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"test_mode((?:_\d\d)+)_[a-z]")
 
-# Modes whose tests do not exist yet.
-PENDING: frozenset[int] = frozenset({41, 42, 43, 46, 68})
-
 
 @dataclass(frozen=True, slots=True)
 class Mode:
