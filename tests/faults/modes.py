@@ -74,8 +74,8 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         ),
         Mode(
             7,
-            "A model that cannot be loaded ends the start with the reason; the exit status is 2 if the model is refused, "
-            "otherwise 1.",
+            "A model that cannot be loaded ends the start with the reason; the exit status is 2 if the model is "
+            "refused, otherwise 1.",
             "consecutive failures of an instance",
             ("max-failures", "backoff-seconds"),
         ),
@@ -236,8 +236,8 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         ),
         Mode(
             56,
-            "All pipelined requests in one packet are answered; a head over the limit is refused with 431, however it is "
-            "split.",
+            "All pipelined requests in one packet are answered; a head over the limit is refused with 431, however it "
+            "is split.",
             "size of a head",
             ("max-header-bytes",),
         ),
