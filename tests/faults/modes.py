@@ -77,7 +77,7 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         ),
         Mode(
             7,
-            "A model that cannot be loaded ends the start with the reason and exit status 1.",
+            "A model that cannot be loaded ends the start with the reason and a non-zero exit status, without a loop.",
             "consecutive failures of an instance",
             ("max-failures", "backoff-seconds"),
         ),
