@@ -48,6 +48,8 @@ def status(options: CtlOptions) -> None:
         reason = f": {printable(state['reason'])}" if state["reason"] else ""
         print(f"instance {id}: {state['state']} for {state['for_seconds']:.0f} s{reason}")
     print("no change so far" if change["state"] == "none" else _sentence(change))
+    for reason in change["degraded"]:
+        print(f"degraded: {reason}")
 
 
 def _change(options: CtlOptions, path: str, body: Mapping[str, Any]) -> None:

@@ -473,7 +473,7 @@ class InferenceEngine:
         is in progress, if the engine is not running, or if the configuration has another model.
         """
         wanted = configuration or self._configuration
-        if _places(wanted.prepared) != _places(self.prepared):
+        if places(wanted.prepared) != places(self.prepared):
             return await self.apply(wanted)
         return await self._run_change("restart", wanted, "auto")
 
@@ -618,6 +618,11 @@ class InferenceEngine:
         """The setup message of workers."""
         return self._configuration.setup
 
+    @property
+    def changing(self) -> bool:
+        """Whether a change is in progress."""
+        return self._changing
+
     def change_status(self) -> dict[str, Any] | None:
         """The change in progress, or else the last one; None if there was none."""
         if self._changing and self._change is None:
@@ -626,6 +631,19 @@ class InferenceEngine:
         return None if change is None else change.status()
 
     # ------------------------------------------------------------------- views
+
+    def worker_pids(self) -> dict[int, int]:
+        """The process of each instance that has one, by its id."""
+        return {id: view.pid for id, view in self._views.items() if view.pid is not None}
+
+    def bindings(self) -> list[tuple[int, int, tuple[int, ...]]]:
+        """Id, process and planned cpus of each ready instance that is bound to cpus."""
+        ready = ((id, view) for id, view in self._views.items() if view.ready is not None)
+        return [
+            (id, view.pid, view.prepared.plan.cpus)
+            for id, view in ready
+            if view.pid is not None and view.prepared.binding.level != "none"
+        ]
 
     def clear_quarantine(self) -> int:
         """Accept quarantined inputs again; returns their number."""
@@ -731,6 +749,6 @@ async def _activity(pid: int) -> Activity | None:
         return "active"
 
 
-def _places(prepared: Prepared) -> list[tuple[Any, ...]]:
+def places(prepared: Prepared) -> list[tuple[Any, ...]]:
     """Where the instances run, and for which lengths."""
     return [(one.plan.cpus, one.plan.nodes, one.plan.length_class) for one in prepared.instances]

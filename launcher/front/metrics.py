@@ -166,6 +166,18 @@ class FrontMetrics:
         self.unauthorized = CounterFamily(
             registry, "launcher_unauthorized_requests", "Requests refused with 401: without a valid API key.", ()
         ).labels()
+        self.machine_changes = CounterFamily(
+            registry,
+            "launcher_machine_changes",
+            "Changes of the machine while the server runs, by what has changed.",
+            ("part",),
+        )
+        self.rebound_threads = CounterFamily(
+            registry, "launcher_rebound_threads", "Threads of the server that were moved, and bound again.", ()
+        ).labels()
+        self.foreign_cpu_seconds = CounterFamily(
+            registry, "launcher_foreign_cpu_seconds", "CPU time that others used on the planned cpus.", ()
+        ).labels()
         self._missed = {(p, code): missed.labels(p, kind) for p in PRIORITIES for code, kind in MISSES.items()}
         stages = HistogramFamily(
             registry,

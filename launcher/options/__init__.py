@@ -23,6 +23,7 @@ from launcher.options.definitions import (
     ServeOptions,
     StopOptions,
     SuperviseOptions,
+    WatchOptions,
 )
 from launcher.options.values import from_flat, to_flat
 
@@ -50,6 +51,7 @@ __all__ = [
     "StopOptions",
     "SuperviseOptions",
     "TaskChoice",
+    "WatchOptions",
     "from_flat",
     "to_flat",
 ]

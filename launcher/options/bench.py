@@ -170,6 +170,8 @@ class ThroughputCommandOptions:
             ACCESS,
             CONNECTIONS,
             LIMITS,
+            "on_machine_change",
+            "replan_seconds",
             "max_queue_items",
             "max_queue_seconds",
             "interactive_share",

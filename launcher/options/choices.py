@@ -31,5 +31,7 @@ TokenIdsPolicy = Literal[
     "cl100k_base", "o200k_base", "p50k_base", "r50k_base", "gpt2",  # encodings of tiktoken
 ]  # fmt: skip
 VectorEncoding = Literal["float", "base64"]
+# What a server does when the machine has changed: it makes another plan for it, or only says so.
+OnMachineChange = Literal["replan", "report"]
 # How the instances of a change start: next to the old ones, or each in place of an old one.
 ChangeOrder = Literal["auto", "beside", "in_place"]

@@ -19,6 +19,7 @@ from launcher.options.choices import (
     Layout,
     LogLevel,
     OnFailure,
+    OnMachineChange,
     OpenMP,
     TaskChoice,
     TokenIdsPolicy,
@@ -405,6 +406,25 @@ class SuperviseOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchOptions:
+    """What a server does when the machine changes while it runs: its cpus, quota or memory. ``replan_seconds`` is the
+    minimum time between two changes of the plan for this reason."""
+
+    on_machine_change: OnMachineChange = option(
+        "replan",
+        "When cpus, cpu quota or memory limit change: make another plan and apply it, or only report it.",
+        group=ADMINISTRATION,
+    )
+    replan_seconds: float = option(
+        10.0,
+        "Minimum time between two such changes of the plan.",
+        group=ADMINISTRATION,
+        minimum=0.0,
+        metavar="SECONDS",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LogOptions:
     """The log: level and format."""
 
@@ -422,6 +442,7 @@ class ServeOptions:
     front: FrontOptions = part(FrontOptions())
     scheduling: SchedulingOptions = part(SchedulingOptions())
     supervise: SuperviseOptions = part(SuperviseOptions())
+    watch: WatchOptions = part(WatchOptions())
     log: LogOptions = part(LogOptions())
 
 

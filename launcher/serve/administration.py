@@ -76,6 +76,9 @@ class EngineActions:
         """``mask`` is the affinity to probe bindings with if the front has bound itself."""
         self._engine = engine
         self.mask = mask
+        # The machine as it is now, if it has changed since the plan was made; and why the plan is not as asked for.
+        self.machine: Machine | None = None
+        self.degraded: tuple[str, ...] = ()
         # A plan without --classes auto drops them; another one with it needs them again.
         self._lengths = engine.configuration.options.machine.lengths
         self._claim = claim or CoreClaim()
@@ -86,7 +89,7 @@ class EngineActions:
         return await self._run(self._engine.restart_instances(), wait)
 
     async def plan(self, options: Mapping[str, object], order: Order, *, wait: bool) -> Mapping[str, Any]:
-        """Change to the plan for these options of the command line, for the machine that the server started on."""
+        """Change to the plan for these options of the command line."""
         try:
             configuration, held = await self.configuration(options)
         except LauncherError as error:
@@ -103,22 +106,28 @@ class EngineActions:
         finally:
             self._claim.settle(held, taken=taken)
 
-    def change(self) -> Mapping[str, Any] | None:
+    def discard(self, held: Held) -> None:
+        """Release the claim of a configuration that is not applied."""
+        self._claim.settle(held, taken=False)
+
+    def change(self) -> Mapping[str, Any]:
         """The change in progress, or else the last one."""
-        return self._engine.change_status()
+        return self._report()
 
     def clear_quarantine(self) -> int:
         """Accept quarantined inputs again; returns their number."""
         return self._engine.clear_quarantine()
 
     async def configuration(
-        self, given: Mapping[str, object], machine: Machine | None = None
+        self, given: Mapping[str, object], base: MachineOptions | None = None
     ) -> tuple[Configuration, Held]:
-        """The configuration that follows from the present one with these options, for ``machine`` or, by default, for
-        the one that the present plan was made for; and the claim of its cores. Raises ``LauncherError``."""
+        """The configuration that follows from the present one with these options in place of those in ``base`` (by
+        default, the present ones), and the claim of its cores. Raises ``LauncherError``.
+
+        It is for ``machine``, by default the one that the present plan was made for."""
         now = self._engine.configuration
-        wanted = replace(now.options, machine=self._changed(now.options.machine, given))
-        return await anyio.to_thread.run_sync(self._prepare, wanted, machine or now.prepared.machine)
+        wanted = replace(now.options, machine=self._changed(base or now.options.machine, given))
+        return await anyio.to_thread.run_sync(self._prepare, wanted, self.machine or now.prepared.machine)
 
     def _prepare(self, options: ServeOptions, machine: Machine) -> tuple[Configuration, Held]:
         def prepare(claims: Sequence[Claim]) -> Prepared:
@@ -149,7 +158,11 @@ class EngineActions:
                 raise RequestError(str(error), status=409, code="change_in_progress") from error
             except LauncherError as error:
                 raise RequestError(str(error), status=503, code="draining") from error
-        return self._engine.change_status() or {}
+        return self._report()
+
+    def _report(self) -> Mapping[str, Any]:
+        change = self._engine.change_status() or {"kind": None, "state": "none"}
+        return {**change, "degraded": self.degraded}
 
 
 @dataclass(frozen=True, slots=True)

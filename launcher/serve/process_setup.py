@@ -14,7 +14,7 @@ from launcher.core.machine.cpuset import format_cpu_list
 from launcher.core.planning.plan import front_cpus
 from launcher.errors import MachineError
 from launcher.front.http.connection_limit import maximum_connections
-from launcher.pinning import bind_process
+from launcher.pinning import allowed_cpus, bind_process
 from launcher.prepare.prepared_instances import Prepared
 
 log = logging.getLogger("launcher.serve")
@@ -46,16 +46,29 @@ def connections_of_process(asked: int | None, instances: int) -> int:
     return found
 
 
-def rebind_front(prepared: Prepared, mask: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Bind this process to the front's cpus in another plan. ``mask`` is the one before it was first bound, or None if
-    it is not bound; returns that of now. A refusal is logged."""
-    if mask is not None:
-        try:
-            bind_process(mask)
-        except MachineError as error:
-            log.warning("The front keeps its cpus: %s", error, extra={"event": "warning"})
-            return mask
-    return bind_front(prepared, strict=False)
+class FrontBinding:
+    """Where this process is bound. ``mask`` is its affinity without that, ``bound`` the one that it has given itself;
+    both are None if it has not bound itself."""
+
+    def __init__(self, mask: tuple[int, ...] | None) -> None:
+        self.mask = mask
+        self.bound = None if mask is None else allowed_cpus()
+
+    def allow(self, cpus: tuple[int, ...]) -> None:
+        """The affinity would be ``cpus`` now, because the machine has changed."""
+        if self.mask is not None:
+            self.mask = cpus
+
+    def follow(self, prepared: Prepared) -> None:
+        """Bind this process to the front's cpus in another plan. A refusal is logged."""
+        if self.mask is not None:
+            try:
+                bind_process(self.mask)
+            except MachineError as error:
+                log.warning("The front keeps its cpus: %s", error, extra={"event": "warning"})
+                return
+        self.mask = bind_front(prepared, strict=False)
+        self.bound = None if self.mask is None else allowed_cpus()
 
 
 def bind_front(prepared: Prepared, *, strict: bool) -> tuple[int, ...] | None:

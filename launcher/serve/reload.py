@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.options import LogOptions, ServeOptions, SuperviseOptions
+from launcher.options import LogOptions, ServeOptions, SuperviseOptions, WatchOptions
 from launcher.options.option import Option, options_of
 from launcher.options.values import build, to_flat
 
 # In effect for everything that begins after the reload: connections, restarts, the drain.
 _OF_THE_FRONT = ("drain_seconds", "keep_alive_seconds", "request_seconds", "max_header_bytes")
-LIVE = frozenset({*_OF_THE_FRONT, *(one.name for part in (LogOptions, SuperviseOptions) for one in options_of(part))})
+_PARTS = (LogOptions, SuperviseOptions, WatchOptions)
+LIVE = frozenset({*_OF_THE_FRONT, *(one.name for part in _PARTS for one in options_of(part))})
 
 
 @dataclass(frozen=True, slots=True)

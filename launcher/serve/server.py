@@ -42,12 +42,14 @@ from launcher.prepare.machine import require_this_machine
 from launcher.prepare.prepared_instances import Prepared
 from launcher.prepare.workers import prepare_workers
 from launcher.serve.administration import AdminParts, AdminServer, CoreClaim, EngineActions
+from launcher.serve.interference import InterferenceWatch
+from launcher.serve.machine_watch import MachineWatch
 from launcher.serve.memory_watch import MemoryWatch
 from launcher.serve.process_setup import (
+    FrontBinding,
     bind_front,
     connections_of_process,
     raise_descriptor_limit,
-    rebind_front,
 )
 from launcher.serve.reload import after_reload, changes
 from launcher.serve.service_manager import ServiceManager
@@ -156,8 +158,10 @@ class Server:
         self._manager = context.manager
         self._access, admin = context.parts.access, context.parts.admin
         self._engine = engine = InferenceEngine(options, prepared, EngineSettings(mask=context.mask), self)
-        self._mask = context.mask
+        self._front = FrontBinding(context.mask)
         self._actions = EngineActions(engine, context.mask, context.parts.claim)
+        self._machine = MachineWatch(engine, self._actions, self._front, options.watch)
+        self._interference = InterferenceWatch(engine, self._front)
         gate = MemoryGate(options.front.memory_reserve)
         self._memory = MemoryWatch(gate, engine.metrics)
         services = Services(
@@ -165,7 +169,7 @@ class Server:
             tokenizer=engine.tokenizer,
             model_info=engine.model_info,
             options=options.front,
-            info=engine.info,
+            info=lambda: {**engine.info(), "machine": self._machine.status()},
             states=engine.states,
             is_ready=engine.is_ready,
             probe=engine.probe,
@@ -222,6 +226,8 @@ class Server:
             group.start_soon(self._http.run)
             group.start_soon(self._admin.run)
             group.start_soon(self._memory.run)
+            group.start_soon(self._machine.run)
+            group.start_soon(self._interference.run)
             group.start_soon(self._engine.run)
             group.start_soon(report_state, self._manager, self._engine, self._is_healthy)
             await self._finished.wait()
@@ -317,6 +323,7 @@ class Server:
         self._options = after_reload(old, new)
         self._engine.reconfigure(self._options.supervise)
         self._http.reconfigure(self._options.front)
+        self._machine.options = self._options.watch
         self._reload_access()
         if self._options.log != old.log:
             logs.set_up(self._options.log)
@@ -369,9 +376,9 @@ class Server:
 
     def changed(self, prepared: Prepared) -> None:
         """Bind the front to its cpus in the new plan."""
-        self._mask = rebind_front(prepared, self._mask)
-        self._engine.set_mask(self._mask)
-        self._actions.mask = self._mask
+        self._front.follow(prepared)
+        self._engine.set_mask(self._front.mask)
+        self._actions.mask = self._front.mask
 
     def failed(self, error: InstanceError) -> None:
         """Shut down; the exit status says that the server failed."""

@@ -26,6 +26,16 @@ CGROUPS = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
 LAUNCH = [sys.executable, "-m", "launcher"]
 POLL_SECONDS = 0.5
+SETTLE_SECONDS = 1.0  # the kernel adapts cpusets to cpus that went offline in the background
+READER = """
+import dataclasses, json, os, sys
+from launcher.host.machine.capacity import CapacityReader
+from launcher.host.machine.sysfs import read_machine
+reader = CapacityReader(read_machine())
+os.sched_setaffinity(0, map(int, sys.argv[1:]))
+for _ in sys.stdin:
+    print(json.dumps(dataclasses.asdict(reader.read())), flush=True)
+"""
 # The process moves itself before it executes the program, so that all threads are inside from the start.
 ENTER = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
 
@@ -89,6 +99,31 @@ def serve(arguments: list[str], texts: list[str], port: int, seconds: float, ins
     found["left"] = [text for pid, text in _processes().items() if pid not in before]
     found["log"] = log.read_text()
     return found
+
+
+def resize(inside: str, bound: list[int], changes: list[Json]) -> Json:
+    """Change the machine under a process in a cgroup, and read its capacity before, and after each change.
+
+    The process has bound itself to the cpus ``bound``, as the front of a server does. Each change has the ``files`` of
+    the cgroup to write and the cpus to take ``offline``.
+    """
+    readings: list[Json] = []
+    command = [*_enter(inside), sys.executable, "-c", READER, *map(str, bound)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for change in [{}, *changes]:
+            for name, value in change.get("files", {}).items():
+                (CGROUPS / inside / name).write_text(value)
+            offline(change.get("offline", []))
+            time.sleep(SETTLE_SECONDS)
+            process.stdin.write("read\n")
+            process.stdin.flush()
+            reading = json.loads(process.stdout.readline())
+            effective = (CGROUPS / inside / "cpuset.cpus.effective").read_text().strip()
+            readings.append({**reading, "effective": effective, "online_file": (CPUS / "online").read_text().strip()})
+        process.stdin.close()
+    return {"readings": readings, "code": process.returncode}
 
 
 def _enter(inside: str | None) -> list[str]:
@@ -196,6 +231,7 @@ STEPS: dict[str, Callable[..., Json]] = {
     "cgroup": cgroup,
     "topology": topology,
     "serve": serve,
+    "resize": resize,
 }
 
 

@@ -47,6 +47,15 @@ def serve(name: str, *arguments: str, inside: str | None = None, port: int = 800
     return {"name": name, "do": "serve", "arguments": [*arguments, *MODEL], **options}
 
 
+# Changes under a running process: quota and memory limit, the cpuset, a cpu that goes offline, and back to more.
+CHANGES: list[Step] = [
+    {"files": {"cpu.max": "150000 100000", "memory.max": str(1 << 30)}},
+    {"files": {"cpuset.cpus": "9-10"}},
+    {"offline": [10]},
+    {"files": {"cpuset.cpus": "2-11", "cpu.max": "max", "memory.max": "max"}},
+]
+
+
 OUTER = {"cpuset.cpus": "1-13", "cpuset.mems": "0-1", "cpu.max": "450000 100000"}
 # The inner group requests cpus that the outer one does not have, and its quota is lower.
 INNER = {"cpuset.cpus": "2-11,15", "cpu.max": "320000 100000"}
@@ -60,6 +69,7 @@ STEPS: dict[str, list[Step]] = {
         {"name": "inner", "do": "cgroup", "path": "outer/inner", "files": INNER},
         topology("plan-limited", *TWO, inside="outer/inner"),
         serve("served-limited", *TWO, inside="outer/inner"),
+        {"name": "resized", "do": "resize", "inside": "outer/inner", "bound": [2, 3], "changes": CHANGES},
     ],
     "four-unequal-nodes": [
         topology("plan", "--instances", "4"),

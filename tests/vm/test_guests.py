@@ -114,6 +114,22 @@ def test_an_inner_cgroup_is_limited_by_the_outer_one_and_the_lower_quota_applies
     assert len(report["plan"]["instances"]) == 2
 
 
+def test_mode_43_an_offline_cpu_and_new_limits_are_read_by_a_running_process(guests: Guests) -> None:
+    """Version 2: the limits of both groups, and a cpu that goes offline while a cpuset has it."""
+    found = guests["two-sockets"].step("resized")
+    assert found["code"] == 0
+    readings = found["readings"]
+    inner = [2, 3, 4, 9, 10, 11]
+    assert [one["allowed"] for one in readings] == [inner, inner, [9, 10], [9], [2, 3, 4, 9, 11]]
+    assert [one["allowed"] for one in readings] == [list(parse_cpu_list(one["effective"])) for one in readings]
+    assert [one["online"] for one in readings] == [list(parse_cpu_list(one["online_file"])) for one in readings]
+    limits = [one["limits"] for one in readings]
+    assert [one["cpu_quota"] for one in limits] == [3.2, 1.5, 1.5, 1.5, 4.5]
+    assert [one["memory_bytes"] for one in limits] == [None, 1 << 30, 1 << 30, 1 << 30, None]
+    # The process keeps its mask while a cpu of it is left; then the kernel gives it the cpuset.
+    assert [one["front"] for one in readings[:4]] == [[2, 3], [2, 3], [9, 10], [9]]
+
+
 @pytest.mark.parametrize(("shape", "step"), EVERY_SERVED)
 def test_the_vectors_are_those_of_the_host(
     guests: Guests, host_vectors: list[list[float]], shape: str, step: str

@@ -77,7 +77,7 @@ def build_machine(raw: RawMachine, anomalies: Anomalies | None = None, *, isolat
     """
     anomalies = Anomalies() if anomalies is None else anomalies
     allowed = _allowed(raw, isolated)
-    usable = _usable(allowed, raw, isolated)
+    usable = usable_cpus(allowed, raw.isolated, isolated)
     if not usable:
         raise MachineError(_nothing_usable(raw, allowed))
     groups = group_cores(raw.cpus, raw.online, anomalies)
@@ -116,13 +116,12 @@ def _allowed(raw: RawMachine, isolated: IsolatedPolicy) -> Cpus:
     return tuple(sorted(allowed))
 
 
-def _usable(allowed: Cpus, raw: RawMachine, isolated: IsolatedPolicy) -> frozenset[int]:
+def usable_cpus(allowed: Iterable[int], isolated: Iterable[int], policy: IsolatedPolicy) -> frozenset[int]:
     """The allowed cpus that instances may run on. A process whose cpuset or mask has nothing but isolated cpus was
     given them on purpose: the kernel never puts isolated cpus in a mask by itself."""
-    if isolated == "use":
-        return frozenset(allowed)
-    shared = frozenset(allowed) - set(raw.isolated)
-    return frozenset(allowed) if isolated == "auto" and not shared else shared
+    every = frozenset(allowed)
+    shared = every - frozenset(isolated)
+    return every if policy == "use" or (policy == "auto" and not shared) else shared
 
 
 def _nothing_usable(raw: RawMachine, allowed: Cpus) -> str:

@@ -31,8 +31,8 @@ class AdminActions(Protocol):
     async def plan(self, options: Mapping[str, object], order: Order, *, wait: bool) -> Mapping[str, Any]:
         """Change to the plan for these options."""
 
-    def change(self) -> Mapping[str, Any] | None:
-        """The change in progress, or else the last one."""
+    def change(self) -> Mapping[str, Any]:
+        """The change in progress, or else the last one; its state is ``none`` if there was none."""
 
     def clear_quarantine(self) -> int:
         """Accept quarantined inputs again; returns their number."""

@@ -52,13 +52,13 @@ def take_sample(tree: Tree, online: Sequence[int], seconds: float) -> Sample:
 def _count(tree: Tree) -> _Counters:
     processes = {}
     for pid in tree.numbered("proc", ""):
-        process = _process(tree.text(f"proc/{pid}/stat"))
+        process = process_of(tree.text(f"proc/{pid}/stat"))
         if process is not None:
             processes[pid] = process
-    return _Counters(_cpu_ticks(tree.text("proc/stat") or ""), processes, _swapped(tree), time.monotonic())
+    return _Counters(cpu_ticks(tree.text("proc/stat") or ""), processes, _swapped(tree), time.monotonic())
 
 
-def _cpu_ticks(text: str) -> dict[int, Sequence[int]]:
+def cpu_ticks(text: str) -> dict[int, Sequence[int]]:
     """For each cpu: ticks of user, nice, system, idle, iowait, irq, softirq, steal."""
     found: dict[int, Sequence[int]] = {}
     for line in text.splitlines():
@@ -75,7 +75,7 @@ def _swapped(tree: Tree) -> int | None:
     return int(fields["pswpin"]) + int(fields["pswpout"])
 
 
-def _process(stat: str | None) -> _Process | None:
+def process_of(stat: str | None) -> _Process | None:
     """None for a process that has ended, and for kernel threads."""
     if not stat:
         return None

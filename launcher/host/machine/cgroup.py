@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -297,11 +298,14 @@ def _memberships(tree: Tree) -> dict[str, str]:
 def _mounts(tree: Tree) -> list[_Mount]:
     """All mounted cgroup hierarchies."""
     text = tree.text("proc/self/mountinfo")
-    parse: Callable[[str], tuple[str, str, str, str] | None] = _mountinfo_line
-    if text is None:
-        text, parse = tree.text("proc/self/mounts") or tree.text("proc/mounts"), _mounts_line
-    if text is None:
-        return _usual_mounts(tree)
+    if text is not None:
+        return _parsed_mounts(text, _mountinfo_line)
+    text = tree.text("proc/self/mounts") or tree.text("proc/mounts")
+    return _usual_mounts(tree) if text is None else _parsed_mounts(text, _mounts_line)
+
+
+@lru_cache(maxsize=2)  # a running server reads its limits again and again, and the table is the same
+def _parsed_mounts(text: str, parse: Callable[[str], tuple[str, str, str, str] | None]) -> list[_Mount]:
     found = (_mount(*line) for line in map(parse, text.splitlines()) if line is not None)
     return [mount for mount in found if mount is not None]
 

@@ -59,7 +59,8 @@ class ChangeReport(Struct, frozen=True):
     """A change of the instances. ``state``: ``new`` or ``old`` if it has ended, with the ``reason`` for ``old``;
     ``preparing``, ``retiring``, ``starting`` or ``restoring`` while it is in progress; ``none`` if there was none.
 
-    ``instances`` are the ids of those in place, ``started`` is a Unix time.
+    ``instances`` are the ids of those in place, ``started`` is a Unix time. ``degraded`` are the reasons why the plan
+    in effect is not the one that was asked for, or does not fit the machine as it is now.
     """
 
     kind: Literal["restart", "plan"] | None
@@ -70,6 +71,7 @@ class ChangeReport(Struct, frozen=True):
     instances: tuple[int, ...] = ()
     started: float | None = None
     seconds: float = 0.0
+    degraded: tuple[str, ...] = ()
 
 
 class Cleared(Struct, frozen=True):
@@ -102,7 +104,7 @@ class Admin:
 
     async def change(self, request: Request) -> Response:
         """The change in progress, or else the last one."""
-        return _report(self._actions(request).change() or {"kind": None, "state": "none"})
+        return _report(self._actions(request).change())
 
     async def clear_quarantine(self, request: Request) -> Response:
         """Accept quarantined inputs again."""
