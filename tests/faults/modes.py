@@ -20,9 +20,6 @@ from launcher.options.option import options_of
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"test_mode((?:_\d\d)+)_[a-z]")
 
-# Modes whose tests do not exist yet.
-PENDING: frozenset[int] = frozenset({41, 42, 43, 46, 68})
-
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -190,9 +187,25 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         Mode(40, "`/ready` is 200 only when each length class can compute; `/health` never waits for workers."),
     ),
     "Machine": (
-        Mode(41, "A cpuset or affinity mask that changes while the server runs leads to a plan that fits it."),
-        Mode(42, "A CPU quota below the cores leads to a plan that fits it, also while the server runs."),
-        Mode(43, "Cpus that go offline while the server runs are not planned; those that come back are used again."),
+        Mode(
+            41,
+            "A cpuset or affinity mask that changes under load leads to a plan that fits it; threads that were moved "
+            "are bound again.",
+            "reported within 5 s; plans are this far apart",
+            ("replan-seconds", "on-machine-change"),
+        ),
+        Mode(
+            42,
+            "A CPU quota that falls below the cores leads to a plan that fits it, under load.",
+            "reported within 5 s; plans are this far apart",
+            ("replan-seconds", "on-machine-change"),
+        ),
+        Mode(
+            43,
+            "A cpu that goes offline, and new limits of an inner and an outer control group (version 2), are read "
+            "while the process runs.",
+            "every 2 s",
+        ),
         Mode(
             44,
             "Where system calls for binding are refused, the server runs unbound, with a warning.",
@@ -200,7 +213,11 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
             ("strict",),
         ),
         Mode(45, "A machine of one core is served."),
-        Mode(46, "Other programs on the planned cores are named in the log.", "load over 10 s"),
+        Mode(
+            46,
+            "Other programs on the planned cores are named in the log, with process ID and affinity.",
+            "CPU time over 10 s; each program at most once a minute",
+        ),
         Mode(
             47,
             "A second launcher on a machine plans for the free cores, or refuses and names the first.",
@@ -286,7 +303,13 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         Mode(65, "Home folder, user name and temporary folder are not needed."),
         Mode(66, "Signals without a meaning end neither a server nor a worker; those that ask to end drain first."),
         Mode(67, "A client that has closed its sending side gets its response."),
-        Mode(68, "Changes of the cpuset, the CPU quota and the memory limit are noticed, reported and applied."),
+        Mode(
+            68,
+            "A memory limit that is lowered while the server runs is reported and leads to fewer instances, and the "
+            "server is degraded until the options fit again.",
+            "reported within 5 s; plans are this far apart",
+            ("replan-seconds", "on-machine-change"),
+        ),
         Mode(69, "Control characters in names, paths and output of workers are escaped in messages."),
     ),
 }

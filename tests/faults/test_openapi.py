@@ -24,6 +24,10 @@ CHECKS: list[Any] = [
     checks.content_type_conformance,
     checks.response_headers_conformance,
     checks.response_schema_conformance,
+    checks.allow_header_conformance,
+    checks.unsupported_method,
+    checks.negative_data_rejection,
+    checks.missing_required_header,
 ]
 VALID, INVALID = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 
