@@ -74,8 +74,8 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         ),
         Mode(
             7,
-            "A model that cannot be loaded ends the start with the reason; the exit status is 2 if the model is "
-            "refused, otherwise 1.",
+            "A model that cannot be loaded ends the start with the reason and a non-zero exit status, after a limited "
+            "number of attempts.",
             "consecutive failures of an instance",
             ("max-failures", "backoff-seconds"),
         ),
@@ -192,9 +192,25 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         ),
     ),
     "Machine": (
-        Mode(41, "A cpuset or affinity mask that changes while the server runs leads to a plan that fits it."),
-        Mode(42, "A CPU quota below the cores leads to a plan that fits it, also while the server runs."),
-        Mode(43, "Cpus that go offline while the server runs are not planned; those that come back are used again."),
+        Mode(
+            41,
+            "A cpuset or affinity mask that changes under load leads to a plan that fits it; threads that were moved "
+            "are bound again.",
+            "time to the report: 5 s; minimum time between plans",
+            ("replan-seconds", "on-machine-change"),
+        ),
+        Mode(
+            42,
+            "A CPU quota that falls below the cores leads to a plan that fits it, under load.",
+            "time to the report: 5 s; minimum time between plans",
+            ("replan-seconds", "on-machine-change"),
+        ),
+        Mode(
+            43,
+            "A cpu that goes offline, and new limits of an inner and an outer control group (version 2), are read "
+            "while the process runs.",
+            "every 2 s",
+        ),
         Mode(
             44,
             "Where system calls for binding are refused, the server runs unbound, with a warning.",
@@ -202,7 +218,11 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
             ("strict",),
         ),
         Mode(45, "A machine of one core is served."),
-        Mode(46, "Other programs on the planned cores are named in the log.", "load over 10 s"),
+        Mode(
+            46,
+            "Other programs on the planned cores are named in the log, with process ID and affinity.",
+            "CPU time over 10 s; each program at most once a minute",
+        ),
         Mode(
             47,
             "A second launcher on a machine plans for the free cores, or refuses and names the first.",
@@ -288,7 +308,13 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         Mode(65, "Home folder, user name and temporary folder are not needed."),
         Mode(66, "Signals that mean nothing here end neither server nor workers; those that ask to end drain first."),
         Mode(67, "A client that has closed its sending side gets its response."),
-        Mode(68, "Changes of the cpuset, the CPU quota and the memory limit are noticed, reported and applied."),
+        Mode(
+            68,
+            "A memory limit that is lowered while the server runs is reported and leads to fewer instances, and the "
+            "server is degraded until the options fit again.",
+            "time to the report: 5 s; minimum time between plans",
+            ("replan-seconds", "on-machine-change"),
+        ),
         Mode(69, "Control characters in names, paths and output of workers are escaped in messages."),
     ),
 }
