@@ -334,7 +334,7 @@ and sockets. `./scripts/docs` generates this page from the list in `tests/faults
 
 
 @cache
-def tests_by_mode() -> dict[int, list[str]]:
+def names_by_mode() -> dict[int, list[str]]:
     """The tests of each number as ``path::name``, in the order of the files."""
     found: dict[int, list[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
@@ -351,7 +351,7 @@ def document() -> str:
 
 
 def _sections() -> Iterator[str]:
-    tests = tests_by_mode()
+    tests = names_by_mode()
     for title, modes in GROUPS.items():
         rows = [_row(mode, tests.get(mode.number, [])) for mode in modes]
         yield "\n".join([f"\n## {title}", "", "| | promise | limit | tests |", "|---|---|---|---|", *rows, ""])
