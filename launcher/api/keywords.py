@@ -40,7 +40,7 @@ class EngineKeywords(TypedDict, total=False):
     """Name for launch ps and launch stop (default: from model and port). Default: None."""
 
     isolated: Literal["auto", "use", "avoid"]
-    """Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others. Default: auto."""
+    """Whether to use isolated cpus (isolcpus); auto uses them if no others are allowed. Default: auto."""
 
     probe_seconds: float
     """Timeout of each binding probe. Default: 20.0."""
@@ -106,16 +106,16 @@ class EngineKeywords(TypedDict, total=False):
     """A batch that takes this many times longer than predicted is overdue. Default: 5.0."""
 
     hang_seconds: float
-    """Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then. Default: 1.0."""
+    """Minimum duration before a batch is overdue; a worker that uses no CPU time is then replaced. Default: 1.0."""
 
     busy_hang_seconds: float
-    """Minimum duration of an overdue batch before a worker that uses CPU time is replaced. Default: 30.0."""
+    """Minimum duration of a batch before a worker that uses CPU time is replaced. Default: 30.0."""
 
     max_attempts: int
     """Number of attempts to compute an input, each on another worker. Default: 2."""
 
     quarantine_seconds: float
-    """Refuse an input this long after two workers were lost with it; 0 disables this. Default: 3600.0."""
+    """How long to refuse an input with which two workers were lost; 0 disables this. Default: 3600.0."""
 
     start_seconds: float
     """Time for a worker to become ready. Default: 600.0."""

@@ -83,7 +83,7 @@ CTL_COMMANDS = (
 
 control = typer.Typer(
     cls=CommandGroup,
-    help="Change a running server without an interruption.\n\nExample: launch ctl restart --port 8000",
+    help="Change a running server without interruption.\n\nExample: launch ctl restart --port 8000",
     no_args_is_help=True,
 )
 app.add_typer(control, name="ctl")

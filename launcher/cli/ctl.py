@@ -34,7 +34,7 @@ def plan(options: CtlOptions, wanted: PlanChangeOptions, given: Resolved) -> Non
 
 
 def status(options: CtlOptions) -> None:
-    """Show the instances of a running server, and the last change of them."""
+    """Show the instances of a running server, and their last change."""
     server = _connect(options.connect)
     _, ready = server.request("GET", "/ready")
     code, change = server.request("GET", "/admin/change")

@@ -85,7 +85,7 @@ class MachineOptions:
         Path("/"), "Read the machine from this copy of /sys and /proc.", group=MACHINE, metavar="DIR"
     )
     isolated: IsolatedPolicy = option(
-        "auto", "Isolated cpus (isolcpus); auto uses them if the cpuset or mask has no others.", group=MACHINE
+        "auto", "Whether to use isolated cpus (isolcpus); auto uses them if no others are allowed.", group=MACHINE
     )
     machine_file: Path | None = option(
         None,
@@ -193,7 +193,7 @@ class FrontOptions:
     )
     admin_key_file: Path | None = option(
         None,
-        "Open /admin over HTTP: a file with the admin key (or set LAUNCH_ADMIN_KEY).",
+        "Allow /admin over HTTP with the key in this file (or set LAUNCH_ADMIN_KEY).",
         group=ADMINISTRATION,
         metavar="FILE",
     )
@@ -205,7 +205,7 @@ class FrontOptions:
     tokenizer_threads: int = option(2, "Threads that tokenize long texts.", group=HTTP, minimum=1, metavar="N")
     connections: int | None = option(
         None,
-        "Maximum number of connections; auto leaves enough of the limit of open files to workers.",
+        "Maximum number of connections; auto leaves enough of the limit on open files for workers.",
         group=CONNECTIONS,
         name="max_connections",
         minimum=1,
@@ -214,7 +214,7 @@ class FrontOptions:
     )
     memory_reserve: int | None = option(
         None,
-        "Refuse requests if less memory than this is left under the limit of the control group; auto is 5 % of it.",
+        "Refuse requests while the control group has less memory left than this; auto is 5 % of its limit.",
         group=CONNECTIONS,
         minimum=0,
         metavar="BYTES|auto",
@@ -226,7 +226,7 @@ class FrontOptions:
     uds_mode: str = option("600", "Permissions of the Unix socket, in octal.", group=ACCESS, metavar="MODE")
     api_key_file: Path | None = option(
         None,
-        "Require an API key: a file with KEY or NAME KEY per line (LAUNCH_API_KEY holds keys, too).",
+        "Require an API key: a file with KEY or NAME KEY per line (or set LAUNCH_API_KEY).",
         group=ACCESS,
         metavar="FILE",
     )
@@ -241,7 +241,7 @@ class FrontOptions:
     )
     cors_origin: tuple[str, ...] = option(
         (),
-        "Let web pages of this origin call the API, e.g. https://app.example.com; * is any; may be repeated.",
+        "Let web pages of this origin call the API, e.g. https://app.example.com; * allows any; may be repeated.",
         group=ACCESS,
         metavar="ORIGIN",
     )
@@ -265,7 +265,7 @@ class FrontOptions:
         metavar="BYTES",
     )
     min_upload_rate: int = option(
-        4096, "Minimum rate at which a client sends a body.", group=CONNECTIONS, minimum=0, metavar="BYTES/S"
+        4096, "Minimum rate at which a client must send a body.", group=CONNECTIONS, minimum=0, metavar="BYTES/S"
     )
     upload_window_seconds: float = option(
         10.0, "Time over which the upload rate is measured.", group=CONNECTIONS, minimum=0.1, metavar="SECONDS"
@@ -283,7 +283,7 @@ class FrontOptions:
     )
     result_bytes: int = option(
         16 * MIB,
-        "Maximum size of the results of a request that vary in size: per-token results, and those of a custom class.",
+        "Maximum size of the results of a request, if they are per token or of a custom class.",
         group=LIMITS,
         name="max_result_bytes",
         minimum=1,
@@ -343,14 +343,14 @@ class SchedulingOptions:
     )
     hang_seconds: float = option(
         1.0,
-        "Minimum duration of an overdue batch; a worker that uses no CPU time is replaced then.",
+        "Minimum duration before a batch is overdue; a worker that uses no CPU time is then replaced.",
         group=FAULTS,
         minimum=0.1,
         metavar="SECONDS",
     )
     busy_hang_seconds: float = option(
         30.0,
-        "Minimum duration of an overdue batch before a worker that uses CPU time is replaced.",
+        "Minimum duration of a batch before a worker that uses CPU time is replaced.",
         group=FAULTS,
         minimum=0.1,
         metavar="SECONDS",
@@ -360,7 +360,7 @@ class SchedulingOptions:
     )
     quarantine_seconds: float = option(
         3600.0,
-        "Refuse an input this long after two workers were lost with it; 0 disables this.",
+        "How long to refuse an input with which two workers were lost; 0 disables this.",
         group=FAULTS,
         minimum=0.0,
         metavar="SECONDS",
@@ -417,7 +417,7 @@ class WatchOptions:
     )
     replan_seconds: float = option(
         10.0,
-        "Minimum time between two such changes of the plan.",
+        "Minimum time between two plans for a changed machine.",
         group=ADMINISTRATION,
         minimum=0.0,
         metavar="SECONDS",
@@ -535,11 +535,11 @@ class FormatOptions:
 
 @dataclass(frozen=True, slots=True)
 class StopOptions:
-    """The launchers to stop, by name or process id, and how long to wait for each."""
+    """The launchers to stop, by name or process id, and how long to wait for all."""
 
     command_line_only: ClassVar[bool] = True
 
     names: tuple[str, ...] = argument((), "Names or process IDs, as launch ps prints them.", metavar="[NAME|PID]...")
     all: bool = option(False, "Stop all launchers of this user; as root, of all users.", group=OUTPUT)
     seconds: float = option(60.0, "How long to wait for them to exit.", group=OUTPUT, minimum=0.0, metavar="SECONDS")
-    kill: bool = option(False, "Then kill those that have not exited.", group=OUTPUT)
+    kill: bool = option(False, "Kill those that have not exited by then.", group=OUTPUT)

@@ -158,7 +158,7 @@ class Runner:
                     message = "restarts on the same cores in %.1f s (consecutive failure %d of %d)"
                     self._log(logging.WARNING, action.instance, message, action.delay, action.failures, limit)
                 else:
-                    message = "another attempt to start it follows in %.1f s"
+                    message = "the start is retried in %.1f s"
                     self._log(logging.WARNING, action.instance, message, action.delay)
             else:
                 self._log(logging.WARNING, action.instance, "failed; stopping the other instances")

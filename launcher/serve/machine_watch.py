@@ -129,7 +129,8 @@ class MachineWatch:
     def _log_failure(self, error: Exception) -> None:
         level = logging.DEBUG if str(error) == self._last_failure else logging.WARNING
         self._last_failure = str(error)
-        log.log(level, "The machine could not be watched for a moment: %s", error, extra={"event": "warning"})
+        message = "The limits of the machine could not be read; trying again: %s"
+        log.log(level, message, error, extra={"event": "warning"})
 
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

@@ -275,7 +275,9 @@ class Server:
                 # Once: a timer of another program may send it again and again.
                 level = logging.DEBUG if number in self._ignored else logging.INFO
                 self._ignored.add(number)
-                log.log(level, "%s has no effect; SIGTERM drains, SIGHUP reloads", name, extra={"event": "signal"})
+                closed = "the terminal was closed, and the server runs under nohup"
+                hint = closed if name == "SIGHUP" else "SIGTERM drains, SIGHUP reloads"
+                log.log(level, "%s has no effect; %s", name, hint, extra={"event": "signal"})
             elif meaning == "reload":
                 self._request_reload()
             elif not self._draining:

@@ -40,5 +40,5 @@ def _status_of(engine: InferenceEngine) -> str:
         return f"draining: {engine.dispatcher.in_flight} requests are not answered yet"
     if engine.failure is not None:
         return f"failed: {engine.failure}"
-    prefix = "" if ready == count else "degraded: " if engine.is_ready() else "not ready: "
+    prefix = "" if engine.is_ready() else "not ready: "
     return f"{prefix}{ready} of {count} instances are ready"

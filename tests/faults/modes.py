@@ -20,9 +20,6 @@ from launcher.options.option import options_of
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"test_mode((?:_\d\d)+)_[a-z]")
 
-# Modes whose tests do not exist yet.
-PENDING: frozenset[int] = frozenset({41, 42, 43, 46, 68})
-
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -77,7 +74,8 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         ),
         Mode(
             7,
-            "A model that cannot be loaded ends the start with the reason and exit status 1.",
+            "A model that cannot be loaded ends the start with the reason and a non-zero exit status, after a limited "
+            "number of attempts.",
             "consecutive failures of an instance",
             ("max-failures", "backoff-seconds"),
         ),
@@ -85,12 +83,12 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
             8,
             "An input with which workers are lost is tried once more, alone, and is then answered with 500 and refused "
             "with 422 from then on; the other inputs of its batch are answered.",
-            "two workers lost, then this long",
+            "two workers lost; duration of the refusal",
             ("quarantine-seconds",),
         ),
         Mode(
             9,
-            "Garbage or an incomplete frame from a worker ends this worker only; other responses stay correct.",
+            "Garbage or an incomplete frame from a worker ends only this worker; other responses stay correct.",
             "attempts for each input",
             ("max-attempts",),
         ),
@@ -98,11 +96,11 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         Mode(
             11,
             "A worker that is slow gets less work and is not killed.",
-            "overdue and using CPU time for this long",
+            "duration of a batch that uses CPU time",
             ("busy-hang-seconds",),
         ),
         Mode(12, "If no instance of a length class is ready, instances of other classes serve its inputs."),
-        Mode(13, "If the front is killed, the kernel ends its workers, also those that still load the model."),
+        Mode(13, "If the front is killed, the kernel kills its workers, including those that are loading."),
         Mode(14, "Lost workers are reaped: no zombie is left."),
         Mode(15, "Workers are executed as new programs; only processes without threads are forked."),
     ),
@@ -131,7 +129,7 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
             "tokens of a batch",
             ("batch-tokens",),
         ),
-        Mode(21, "A large request is answered during endless short ones."),
+        Mode(21, "A large request is answered even under a constant stream of short ones."),
         Mode(
             22,
             "Bulk requests of one client do not delay interactive requests of others.",
@@ -187,12 +185,32 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
             "the old one.",
             "two failed starts of a new instance",
         ),
-        Mode(40, "`/ready` is 200 only when each length class can compute; `/health` never waits for workers."),
+        Mode(
+            40,
+            "`/ready` is 503 until each length class has had a ready instance, and whenever no instance responds; "
+            "`/health` never waits for workers.",
+        ),
     ),
     "Machine": (
-        Mode(41, "A cpuset or affinity mask that changes while the server runs leads to a plan that fits it."),
-        Mode(42, "A CPU quota below the cores leads to a plan that fits it, also while the server runs."),
-        Mode(43, "Cpus that go offline while the server runs are not planned; those that come back are used again."),
+        Mode(
+            41,
+            "A cpuset or affinity mask that changes under load leads to a plan that fits it; threads that were moved "
+            "are bound again.",
+            "time to the report: 5 s; minimum time between plans",
+            ("replan-seconds", "on-machine-change"),
+        ),
+        Mode(
+            42,
+            "A CPU quota that falls below the cores leads to a plan that fits it, under load.",
+            "time to the report: 5 s; minimum time between plans",
+            ("replan-seconds", "on-machine-change"),
+        ),
+        Mode(
+            43,
+            "A cpu that goes offline, and new limits of an inner and an outer control group (version 2), are read "
+            "while the process runs.",
+            "every 2 s",
+        ),
         Mode(
             44,
             "Where system calls for binding are refused, the server runs unbound, with a warning.",
@@ -200,7 +218,11 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
             ("strict",),
         ),
         Mode(45, "A machine of one core is served."),
-        Mode(46, "Other programs on the planned cores are named in the log.", "load over 10 s"),
+        Mode(
+            46,
+            "Other programs on the planned cores are named in the log, with process ID and affinity.",
+            "CPU time over 10 s; each program at most once a minute",
+        ),
         Mode(
             47,
             "A second launcher on a machine plans for the free cores, or refuses and names the first.",
@@ -229,13 +251,13 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         ),
         Mode(
             55,
-            "A client that sends pipelined requests and reads no response is not read from either.",
+            "The server stops reading from a client that sends pipelined requests and does not read the responses.",
             "64 KiB of pipelined requests",
         ),
         Mode(
             56,
-            "All pipelined requests of a packet are answered; a head over the limit is refused with 431 in whatever "
-            "pieces it arrives.",
+            "All pipelined requests in one packet are answered; a head over the limit is refused with 431, however it "
+            "is split.",
             "size of a head",
             ("max-header-bytes",),
         ),
@@ -253,14 +275,14 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         ),
         Mode(
             59,
-            "Unfinished uploads lock nobody out, and end.",
-            "least rate, over a time; memory for bodies",
+            "Unfinished uploads do not lock out other clients, and are ended.",
+            "minimum rate, and the time over which it is measured; memory for bodies",
             ("min-upload-rate", "upload-window-seconds", "max-total-body-bytes"),
         ),
         Mode(
             60,
-            "Connections leave descriptors for workers; a worker that cannot be started for lack of them is tried "
-            "again until it can.",
+            "Connections leave descriptors for workers; if a worker cannot be started for lack of them, the start is "
+            "retried until it succeeds.",
             "number of connections",
             ("max-connections",),
         ),
@@ -272,21 +294,27 @@ GROUPS: dict[str, tuple[Mode, ...]] = {
         ),
         Mode(
             62,
-            "Hangs are found in work, in loading and, by `/ready?deep=1`, in idle workers; `/ready` shows them.",
-            "time of a batch; of a batch that uses CPU time; of a start",
+            "Hangs are detected in batches, in loading and, by `/ready?deep=1`, in idle workers; `/ready` shows them.",
+            "duration of a batch; of a batch that uses CPU time; of a start",
             ("hang-seconds", "busy-hang-seconds", "start-seconds"),
         ),
         Mode(
             63,
-            "A client that repeats a bad input, or gives up early and repeats it, costs two workers.",
-            "this long",
+            "A client that repeats a bad input, or gives up early and repeats it, costs at most two workers.",
+            "duration of the refusal",
             ("quarantine-seconds",),
         ),
         Mode(64, "A restarted worker repeats neither the checks nor the measurements of an earlier one."),
         Mode(65, "Home folder, user name and temporary folder are not needed."),
-        Mode(66, "Signals without a meaning end neither a server nor a worker; those that ask to end drain first."),
+        Mode(66, "Signals that mean nothing here end neither server nor workers; those that ask to end drain first."),
         Mode(67, "A client that has closed its sending side gets its response."),
-        Mode(68, "Changes of the cpuset, the CPU quota and the memory limit are noticed, reported and applied."),
+        Mode(
+            68,
+            "A memory limit that is lowered while the server runs is reported and leads to fewer instances, and the "
+            "server is degraded until the options fit again.",
+            "time to the report: 5 s; minimum time between plans",
+            ("replan-seconds", "on-machine-change"),
+        ),
         Mode(69, "Control characters in names, paths and output of workers are escaped in messages."),
     ),
 }
@@ -301,12 +329,12 @@ and sockets. `./scripts/docs` generates this page from the list in `tests/faults
 **Limit**: what bounds the promise. An option in this column changes it; its default is in parentheses. Details are in
 [http.md](http.md), [resources.md](resources.md), [service.md](service.md) and [changes.md](changes.md).
 
-`./scripts/test PATH -k test_mode_NN` runs the tests of a number.
+`./scripts/test FILE -k test_mode_NN` runs the tests of a number.
 """
 
 
 @cache
-def tests_by_mode() -> dict[int, list[str]]:
+def names_by_mode() -> dict[int, list[str]]:
     """The tests of each number as ``path::name``, in the order of the files."""
     found: dict[int, list[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
@@ -323,7 +351,7 @@ def document() -> str:
 
 
 def _sections() -> Iterator[str]:
-    tests = tests_by_mode()
+    tests = names_by_mode()
     for title, modes in GROUPS.items():
         rows = [_row(mode, tests.get(mode.number, [])) for mode in modes]
         yield "\n".join([f"\n## {title}", "", "| | promise | limit | tests |", "|---|---|---|---|", *rows, ""])

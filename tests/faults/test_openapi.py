@@ -17,13 +17,16 @@ from tests.e2e.running import Launch, Running
 
 pytestmark = pytest.mark.slow
 
-WITH_BODY, WITHOUT_BODY = 60, 5  # requests for a route; those without a body have little to vary
+WITH_BODY, WITHOUT_BODY = 150, 5  # requests for a route; those without a body have little to vary
 CHECKS: list[Any] = [
-    schemathesis.checks.not_a_server_error,
     checks.status_code_conformance,
     checks.content_type_conformance,
     checks.response_headers_conformance,
     checks.response_schema_conformance,
+    checks.allow_header_conformance,
+    checks.unsupported_method,
+    checks.negative_data_rejection,
+    checks.missing_required_header,
 ]
 VALID, INVALID = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 
@@ -56,6 +59,8 @@ def statuses(operation: Any, mode: schemathesis.GenerationMode) -> set[int]:
     @given(case=operation.as_strategy(generation_mode=mode))
     def send(case: Any) -> None:
         response = case.call()
+        # Generated deadlines can pass at once.
+        assert response.status_code < 500 or (response.status_code, '"code":"deadline_' in response.text) == (504, True)
         case.validate_response(response, checks=CHECKS)
         seen.add(response.status_code)
 

@@ -59,7 +59,7 @@ def test_each_start_takes_what_is_left(registry: Registry) -> None:
 
 def test_a_plan_that_does_not_fit_names_the_claims(registry: Registry) -> None:
     _, held = start(2)
-    with pytest.raises(MachineError, match="this does not count cores claimed by 'org-model-8000'"):
+    with pytest.raises(MachineError, match="not counted are the cores claimed by 'org-model-8000'"):
         start(3)
     held.release()
 
@@ -70,7 +70,7 @@ def test_a_new_plan_of_the_same_launcher_may_use_its_own_cores_and_no_others(reg
     cpus, new = start(3, old)
     assert cpus == (0, 1, 3)
     assert len(registry.read().claims) == 3, "the old cores are in use until the change has ended"
-    with pytest.raises(MachineError, match="this does not count"):
+    with pytest.raises(MachineError, match="not counted are the cores"):
         start(4, new)
     since = registry.read().claims[0].since
     for claim in (old, rival):

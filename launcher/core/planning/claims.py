@@ -81,7 +81,7 @@ def refused(error: MachineError, machine: Machine, claims: Sequence[Claim]) -> M
     concerned = overlapping(claims, (cpu for core in machine.cores for cpu in core.cpus))
     if not concerned:
         return error
-    return MachineError(f"{error}; this does not count cores {_claimed_by(concerned)}; {_remedy()}")
+    return MachineError(f"{error}; not counted are the cores {_claimed_by(concerned)}; {_remedy()}")
 
 
 def _claimed_by(claims: Sequence[Claim]) -> str:

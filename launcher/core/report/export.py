@@ -224,10 +224,6 @@ def _unit_of_server(service: Service) -> Iterator[str]:
         yield f"User={_unit_word(server.user, command=False)}"
     else:
         yield "# Without User=, it runs as root without capabilities, so the model must belong to root or be public."
-    yield "# The registry of claimed cores, which all launchers of the machine share."
-    yield "RuntimeDirectory=launch"
-    yield "RuntimeDirectoryMode=1777"
-    yield "RuntimeDirectoryPreserve=yes"
     yield f"CacheDirectory={service.name}"
     yield f"Environment=XDG_CACHE_HOME=/var/cache/{service.name}"
     yield from HARDENING

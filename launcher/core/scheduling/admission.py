@@ -135,10 +135,10 @@ class Admission:
         if not own:
             seconds = self.seconds_until_empty(priority, now)
         wait = max(1.0, seconds * min(1.0, (count - room) / max(1, own)))
-        of = "" if priority == "interactive" else " for bulk requests"
+        more = "more" if priority == "interactive" else "more bulk inputs"
         reason = (
             f"{own} inputs of this client and {others} of others are queued or running, which leaves room for "
-            f"{max(0, room)} of its{of}; retry in about {wait:.0f} s"
+            f"{max(0, room)} {more}, but the request has {count}; retry in about {wait:.0f} s"
         )
         return Reject(event.request, 429, "queue_full", reason, wait)
 
@@ -170,7 +170,7 @@ class Admission:
         if request > limit and not small:
             reason = (
                 f"the request is predicted to take {request:.0f} s, but the queue accepts at most {limit:g} s of work "
-                "of a client; send fewer inputs per request"
+                "for each client; send fewer inputs per request"
             )
             return Reject(event.request, 413, "too_much_work", reason)
         own = _seconds_of(served, queues, event.client)

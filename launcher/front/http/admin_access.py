@@ -52,7 +52,7 @@ class AdminAccess:
             return
         if self.digest is None:
             raise RequestError(
-                "the administration is not open here; use the Unix socket of --admin-socket (launch ctl finds it), or "
+                "administration over HTTP is disabled; use the Unix socket of --admin-socket (launch ctl finds it), or "
                 f"set --admin-key-file or {ADMIN_KEY_VARIABLE} on the server",
                 status=403,
                 code="administration_closed",

@@ -23,10 +23,10 @@ from launcher.front.http.error_response import ErrorFormat, ErrorResponse
 from launcher.front.http.responses import send_json_and_close, with_connection_close
 from launcher.options.env_prefixes import API_KEY_VARIABLE
 
+# These routes check the admin key (`admin_access`), which is sent in the same header.
+ADMIN_PREFIX = "/admin/"
 # What load balancers and orchestrators call; they have no key.
 OPEN_PATHS = frozenset({"/health", "/health/", "/ready", "/ready/"})
-# These routes check a key of their own, which is sent in the same header (`admin_access`).
-ADMIN_PREFIX = "/admin/"
 # The headers of a key besides ``Authorization``, and the APIs whose clients send them.
 KEY_HEADERS = {"x-api-key": "Anthropic and many gateways", "api-key": "Azure OpenAI"}
 MAX_FILE_BYTES = 1024 * 1024

@@ -73,7 +73,7 @@ class _SharedMemory:
         if own + size > allowed:
             return (
                 f"request bodies and responses of this client in memory have {own} bytes, the limit is {allowed} "
-                "while others have the rest"
+                "because others use the rest"
             )
         return None
 

@@ -251,7 +251,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._head_bytes += stop - at
         self._check_head()
         if self._head_bytes > LARGE_BYTES and not self._hold(self._head_bytes, 0):
-            message = f"large requests that wait have more than {self._held_bytes.limit} bytes; retry later"
+            message = f"large heads and pipelined requests have more than {self._held_bytes.limit} bytes; retry later"
             raise RequestError(message, status=429, code="too_much_inside", retry_after=1.0)
         self._feed(data, at, stop)
         if self._in_head and self.headers:

@@ -50,7 +50,7 @@ RESULTS_PER_TURN = 256
 INFERENCE_ERRORS: Mapping[int, str] = {
     400: "The body is invalid: not JSON, a wrong type, token ids that are refused, an empty or too long input.",
     408: "The body is sent too slowly.",
-    413: "The body or the number of inputs exceeds a limit, or their predicted time does; do not retry.",
+    413: "The body, the number of inputs or their predicted time exceeds a hard limit; do not retry.",
     415: "The body is not plain application/json.",
     422: "Two workers were lost while they computed an input; it is quarantined.",
     429: "The client has too much queued, or the server is overloaded; retry after the time in Retry-After.",

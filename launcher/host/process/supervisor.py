@@ -261,9 +261,7 @@ class Supervisor:
             self._workers[instance].kill(action.reason)
         elif isinstance(action, AnnounceRestart):
             if status.shortages:
-                _log(
-                    logging.WARNING, status, "restarting", "another attempt to start it follows in %.1f s", action.delay
-                )
+                _log(logging.WARNING, status, "restarting", "the start is retried in %.1f s", action.delay)
             else:
                 message = "restarts on the same cores in %.1f s (consecutive failure %d)"
                 _log(logging.WARNING, status, "restarting", message, action.delay, action.failures)

@@ -141,7 +141,7 @@ _HEADERS = (
 )
 _DENIED = {
     401: "The admin key is missing or wrong.",
-    403: "The administration is not open here: no admin key is configured.",
+    403: "Administration over HTTP is disabled: no admin key is configured.",
 }
 _ERRORS = {
     **_DENIED,
