@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -68,7 +68,8 @@ def started(*words: str, **more: object) -> Iterator[subprocess.Popen[str]]:
         below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
         for child in below:
-            child.kill()
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         process.communicate()
 
 

@@ -209,7 +209,7 @@ def without_folders() -> tuple[str, ...]:
         pytest.skip(str(error))
     if tried.returncode:
         pytest.skip(f"an environment without folders cannot be made here: {tried.stderr.decode()}")
-    return (*prefix, "env", f"PYTHONPATH={Path(__file__).parents[2]}")
+    return (*prefix, "env", f"PYTHONPATH={Path(__file__).parents[2]}", "LAUNCH_REGISTRY=off")
 
 
 @pytest.mark.slow

@@ -162,7 +162,8 @@ def test_mode_35_sigterm_under_load_loses_no_response(launch: Launch) -> None:
 
 def test_mode_34_sigterm_while_bindings_are_probed_ends_before_any_worker(tmp_path: Path) -> None:
     numactl, probes = tmp_path / "numactl", tmp_path / "probes"
-    numactl.write_text(f"#!/bin/sh\necho $$ >> {probes}\nexec sleep 100\n")
+    sleep = f"exec {sys.executable} -c 'import time; time.sleep(100)' \"$@\""
+    numactl.write_text(f"#!/bin/sh\necho $$ >> {probes}\n{sleep}\n")
     numactl.chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [sys.executable, "-m", "launcher", *FAKE, "--port", "0", "--probe-seconds", "100"]

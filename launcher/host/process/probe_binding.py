@@ -8,6 +8,7 @@ How a binding is written as a command is decided in `core.planning.binding`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -145,9 +146,23 @@ def _try_all(tried: Sequence[tuple[InstancePlan, Candidate]], probe_seconds: flo
             for (instance, candidate), probe in zip(window, started, strict=True):
                 done = probe if isinstance(probe, str) else _finish(probe, probe_seconds)
                 errors.append(done if isinstance(done, str) else _error_of(instance, candidate, *done))
+        except BaseException:
+            _kill_probes()
+            raise
         finally:
             _end(started)
     return errors
+
+
+def _kill_probes() -> None:
+    """Kill the probes among the child processes. A signal may end `subprocess.Popen` between the start of the process
+    and its return, and then nothing else knows of that process."""
+    import psutil  # only here: a start rarely ends this way, and a report needs nothing else of it
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any(word.endswith(REPORT) for word in child.cmdline()):
+                child.kill()
 
 
 def _end(probes: Sequence[subprocess.Popen[str] | str]) -> None:
