@@ -209,7 +209,7 @@ def test_the_documentation_names_the_limits_and_their_options() -> None:
     for flag, limit in documented.items():
         if flags[flag].default is None:  # chosen at the start
             continue
-        assert limit.startswith(shown(flags[flag].name, flags[flag].default)), flag
+        assert limit.lstrip("[").startswith(shown(flags[flag].name, flags[flag].default)), flag
 
 
 def shown(name: str, default: float) -> str:
