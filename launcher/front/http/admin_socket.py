@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import UsageError
+from launcher.front.http.unix_socket import listen_on_path, removed_at_end
 
 log = logging.getLogger("launcher.serve")
 
 AUTO, NONE = "auto", "none"
-# A live server accepts at once; one that is stopped does not, and is alive all the same.
-CONNECT_SECONDS = 1.0
 BACKLOG = 16
 
 
@@ -54,15 +53,8 @@ def admin_socket(wanted: str, port: int | str, environment: Mapping[str, str]) -
     if opened is None:
         yield None
         return
-    own = opened.path.lstat()
-    try:
-        with opened.sock:
-            yield opened
-    finally:
-        with contextlib.suppress(OSError):
-            found = opened.path.lstat()
-            if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):  # not that of a successor
-                opened.path.unlink()
+    with removed_at_end(opened.path), opened.sock:
+        yield opened
 
 
 def _open(wanted: str, port: int | str, environment: Mapping[str, str]) -> AdminSocket | None:
@@ -71,14 +63,14 @@ def _open(wanted: str, port: int | str, environment: Mapping[str, str]) -> Admin
     if wanted != AUTO:
         path = Path(wanted)
         try:
-            return AdminSocket(_listen(path), path)
+            return AdminSocket(listen_on_path(path, 0o600, BACKLOG), path)
         except OSError as error:
             reason = error.strerror or error
             raise UsageError(f"--admin-socket {wanted!r}: cannot listen there: {reason}; use another path") from error
     try:
         path = default_path(port, environment)
         _make_private(path.parent)
-        return AdminSocket(_listen(path), path)
+        return AdminSocket(listen_on_path(path, 0o600, BACKLOG), path)
     except OSError as error:
         reason = error.strerror or error
         log.warning("No admin socket: %s; --admin-socket sets its path", reason, extra={"event": "warning"})
@@ -92,38 +84,3 @@ def _make_private(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise PermissionError(0, f"{folder} is not a folder that only this user can write to")
-
-
-def _listen(path: Path) -> socket.socket:
-    """A listening socket at ``path``, in place of one that no process listens on any more. Raises ``OSError``."""
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        sock.bind(str(path))
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    finally:
-        os.umask(before)
-    sock.setblocking(False)
-    return sock
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(0, f"{path} exists and is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(CONNECT_SECONDS)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-        except TimeoutError as error:
-            raise OSError(0, f"another server uses {path}") from error
-        else:
-            raise OSError(0, f"another server uses {path}")

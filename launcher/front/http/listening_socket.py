@@ -7,25 +7,13 @@ is in use must be reported before anything slow begins.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
 import socket
-import stat
-import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.errors import UsageError
+from launcher.front.http.unix_socket import PathTakenError, listen_on_path, removed_at_end
 from launcher.options import FrontOptions
-from launcher.printable import printable
-
-# A live server accepts at once; one whose backlog is full does not, and is alive all the same.
-CONNECT_SECONDS = 1.0
-# How long another launcher may take to replace a stale socket in the same folder.
-LOCK_SECONDS = 5.0
-MAX_PATH_BYTES = 107  # sizeof(sockaddr_un.sun_path) less the terminating NUL, see unix(7)
 
 
 @contextlib.contextmanager
@@ -38,14 +26,8 @@ def listening(front: FrontOptions) -> Iterator[socket.socket]:
         if front.uds is None:
             yield sock
             return
-        own = front.uds.lstat()
-        try:
+        with removed_at_end(front.uds):
             yield sock
-        finally:
-            with contextlib.suppress(OSError):
-                found = front.uds.lstat()
-                if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):  # not that of a successor
-                    front.uds.unlink()
 
 
 def listen(front: FrontOptions) -> socket.socket:
@@ -84,81 +66,13 @@ def _mode(text: str) -> int:
 
 
 def _listen_on_path(path: Path, mode: int, backlog: int) -> socket.socket:
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise UsageError(f"--uds {str(path)!r}: has more than {MAX_PATH_BYTES} bytes; use a shorter path")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _folder_locked(path.parent):
-            _remove_stale(path)
-            # The socket must not be open to others before its mode is set.
-            umask = os.umask(0o177)
-            try:
-                sock.bind(str(path))
-            finally:
-                os.umask(umask)
-            path.chmod(mode)
-            sock.listen(backlog)
+        return listen_on_path(path, mode, backlog)
+    except PathTakenError as error:
+        raise UsageError(f"--uds {str(path)!r}: {error.strerror}") from error
     except (OSError, ValueError) as error:
-        sock.close()
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else "the path is invalid"
         raise UsageError(
             f"cannot listen on the Unix socket {str(path)!r}: {reason}; use a path in an existing folder that this "
             "user may write to"
         ) from error
-    except BaseException:
-        sock.close()
-        raise
-    sock.setblocking(False)
-    return sock
-
-
-@contextlib.contextmanager
-def _folder_locked(folder: Path) -> Iterator[None]:
-    """Only one launcher at a time replaces sockets in a folder; otherwise two could replace that of each other."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise OSError(errno.EBUSY, "another process has locked its folder") from None
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket of a server that has crashed. Raises ``UsageError`` for one in use, and for other files."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise UsageError(f"--uds {str(path)!r}: exists and is not a socket; remove it, or use another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(CONNECT_SECONDS)
-        try:
-            client.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except (BlockingIOError, TimeoutError):  # its backlog is full
-            user = "another process"
-        else:
-            user = _listener_of(client)
-    raise UsageError(f"--uds {str(path)!r}: {user} listens on this socket; stop it, or use another path")
-
-
-def _listener_of(client: socket.socket) -> str:
-    """The process that listens on the other side of a Unix socket; see SO_PEERCRED in unix(7)."""
-    size = struct.calcsize("3i")
-    pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return f"process {pid}" if pid else "a process of another container"
-    return f"process {pid} ({printable(name)})"
